@@ -1,0 +1,45 @@
+# make quickstart | test | slow | style | quality | bench
+#
+# Every target first makes sure of an environment in .venv (a few minutes once, instant afterwards).
+#   make test PYTHON=python3.12        another Python
+#   make test ARGS="-k position"       more arguments for the command behind the target
+#   make test VENV=path/to/venv        another place for the environment
+
+PYTHON ?= python3
+VENV ?= .venv
+ARGS ?=
+RUN := $(VENV)/bin/python
+READY := $(VENV)/.ready
+
+.PHONY: help environment quickstart test slow style quality bench
+.DEFAULT_GOAL := help
+
+help:
+	@sed -n '1,7s/^# \{0,1\}//p' Makefile
+
+environment: $(READY)
+
+$(READY): pyproject.toml constraints.txt .ci/environment
+	@bash .ci/environment "$(PYTHON)" "$(VENV)"
+	@touch $@
+
+quickstart: $(READY)
+	@$(RUN) -m training.quickstart $(ARGS)
+
+test: $(READY)
+	@$(RUN) -m pytest -q -m "not slow and not gpu" $(ARGS)
+
+slow: $(READY)
+	@$(RUN) -m pytest -q $(ARGS)
+
+style: $(READY)
+	@$(RUN) -m ruff check --fix .
+	@$(RUN) -m ruff format .
+
+quality: $(READY)
+	@$(RUN) -m ruff format --check .
+	@$(RUN) -m ruff check .
+	@$(RUN) -m mypy hf_vit
+
+bench: $(READY)
+	@$(RUN) -m benchmarks.run $(ARGS)

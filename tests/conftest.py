@@ -1,0 +1,69 @@
+"""What every test stands on: the network is off, seeds are fixed, and where the golden files are."""
+
+import os
+
+
+# Read by huggingface_hub, datasets and evaluate when they are imported: before any of them is.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_DATASETS_OFFLINE"] = "1"
+os.environ["HF_EVALUATE_OFFLINE"] = "1"
+os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import random
+import socket
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+
+ROOT = Path(__file__).resolve().parent.parent
+LOOPBACK = ("127.", "::1", "localhost")
+
+
+def pytest_configure(config):
+    torch.set_num_threads(1)  # tiny tensors: one thread is faster, and sums are in one order
+
+
+def pytest_collection_modifyitems(items):
+    if not torch.cuda.is_available():
+        for item in items:
+            if "gpu" in item.keywords:
+                item.add_marker(pytest.mark.skip(reason="needs a GPU"))
+
+
+@pytest.fixture(autouse=True)
+def _fixed_seeds():
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _no_network(monkeypatch):
+    """A connection to anything but this machine is an error of the test that makes it."""
+    connect = socket.socket.connect
+
+    def guarded(self, address):
+        if isinstance(address, tuple) and not str(address[0]).startswith(LOOPBACK):
+            raise OSError(f"tests do not use the network (tried {address[0]})")
+        return connect(self, address)
+
+    monkeypatch.setattr(socket.socket, "connect", guarded)
+
+
+@pytest.fixture(scope="session")
+def goldens() -> Path:
+    """Folder with the checkpoints, inputs and outputs that Google's own code computed."""
+    return ROOT / "tests" / "fixtures" / "goldens"
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """Folder beside the clone with photographs and further goldens; tests that need it are skipped without it."""
+    folder = ROOT.parent / "shared"
+    if not folder.is_dir():
+        pytest.skip("needs the folder ../shared beside the clone")
+    return folder
