@@ -172,16 +172,18 @@ class HFViTConfig(PreTrainedConfig):
     initializer: Literal["jax", "truncated_normal", "normal_tokens"] = "jax"
 
     def __post_init__(self, **kwargs):
+        for key in ("model_type", "auto_map"):  # class facts, not the folder's: another model's folder must not rename ours
+            kwargs.pop(key, None)
+        fields = [name for name in self.__dataclass_fields__ if name not in PreTrainedConfig.__dataclass_fields__]
         for key in kwargs:
-            close = difflib.get_close_matches(key, self.__dataclass_fields__, n=1, cutoff=0.86)
+            close = difflib.get_close_matches(key, fields, n=1, cutoff=0.86)
             if close and not key.startswith("_"):
                 raise ValueError(f"{type(self).__name__} has no field '{key}'; did you mean '{close[0]}'?")
-        kwargs.pop("model_type", None)  # a folder of another model type must not rename ours
         if self.use_class_token is None:
             self.use_class_token = self.pooling == "token"
         self.auto_map = dict(AUTO_MAP)
-        kwargs.pop("auto_map", None)
         super().__post_init__(**kwargs)
+        self.check_architecture()
 
     # -- derived sizes -------------------------------------------------------------------------------------------
 
@@ -244,7 +246,7 @@ class HFViTConfig(PreTrainedConfig):
 
     # -- validation ----------------------------------------------------------------------------------------------
 
-    def validate_architecture(self):
+    def check_architecture(self) -> None:
         """Raise ValueError, with the way out, for sizes that make no network."""
         for name in ("hidden_size", "num_attention_heads", "intermediate_size", "num_channels"):
             if getattr(self, name) < 1:
@@ -300,8 +302,8 @@ class HFViTConfig(PreTrainedConfig):
         key = {row[0]: preset for preset, row in PRESETS.items()}.get(key, key)
         if key not in PRESETS:
             close = difflib.get_close_matches(key, PRESETS, n=1, cutoff=0.3)
-            hint = f"; did you mean '{close[0]}-{resolution or 224}'?" if close else ""
-            raise ValueError(f"unknown preset '{name}'{hint} The presets are: {', '.join(PRESETS)}")
+            hint = f", did you mean '{close[0]}-{resolution or 224}'?" if close else ";"
+            raise ValueError(f"unknown preset '{name}'{hint} the presets are: {', '.join(PRESETS)}")
         for field in overrides:
             if field not in cls.__dataclass_fields__ and field not in ("num_labels", "attn_implementation"):
                 close = difflib.get_close_matches(field, cls.__dataclass_fields__, n=1)

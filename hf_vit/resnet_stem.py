@@ -1,0 +1,122 @@
+"""The hybrid's ResNet (paper section 3.1): an image in, a feature map out that takes the place of the image.
+
+Post-activation bottlenecks (ResNet v1.5) with GroupNorm and weight-standardised convolutions, padded as XLA's SAME.
+This file travels to the Hub beside the weights: it imports only torch.
+
+Source: google-research/vision_transformer `vit_jax/models_resnet.py` and `models_vit.py` lines 230-259 at c6de1e5.
+Parameter names are Google's, stages and units counted from 0.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+
+GROUPS = 32
+
+
+def same_padding(x: torch.Tensor, kernel: int, stride: int, value: float = 0.0) -> torch.Tensor:
+    """Pad height and width as XLA's SAME does: the odd pixel goes to the bottom and the right.
+
+    `(B, C, H, W)` -> padded so that a VALID window of this kernel and stride gives ceil(H / stride) rows.
+    """
+    height, width = x.shape[-2:]
+    down = max((-(-height // stride) - 1) * stride + kernel - height, 0)
+    right = max((-(-width // stride) - 1) * stride + kernel - width, 0)
+    return F.pad(x, (right // 2, right - right // 2, down // 2, down - down // 2), value=value)
+
+
+class StdConv2d(nn.Conv2d):
+    """Convolution without bias whose kernel is standardised per output channel (arXiv:1903.10520), SAME padding."""
+
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int, stride: int, eps: float, variant: str):
+        super().__init__(in_channels, out_channels, kernel_size, stride=stride, bias=False)
+        self.eps = eps
+        self.variant = variant
+
+    def standardized_weight(self) -> torch.Tensor:
+        """Zero mean and unit population deviation over (in, height, width); eps outside or inside the root."""
+        mean = self.weight.mean(dim=(1, 2, 3), keepdim=True)
+        centred = self.weight - mean
+        variance = centred.square().mean(dim=(1, 2, 3), keepdim=True)
+        if self.variant == "std_plus_eps":
+            return centred / (variance.sqrt() + self.eps)
+        return centred * torch.rsqrt(variance + self.eps)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        kernel, stride = self.kernel_size[0], self.stride[0]
+        if kernel > 1:
+            x = same_padding(x, kernel, stride)
+        return F.conv2d(x, self.standardized_weight(), stride=self.stride)
+
+
+class ResidualUnit(nn.Module):
+    """Bottleneck of width f: 1x1, 3x3 (carries the stride), 1x1 to 4f; the sum is activated."""
+
+    def __init__(self, config, in_channels: int, features: int, stride: int):
+        super().__init__()
+
+        def conv(inputs: int, outputs: int, kernel: int, step: int = 1) -> StdConv2d:
+            return StdConv2d(
+                inputs, outputs, kernel, step, config.weight_standardization_eps, config.weight_standardization
+            )
+
+        def norm(channels: int) -> nn.GroupNorm:
+            return nn.GroupNorm(GROUPS, channels, eps=config.group_norm_eps)
+
+        self.conv1, self.gn1 = conv(in_channels, features, 1), norm(features)
+        self.conv2, self.gn2 = conv(features, features, 3, stride), norm(features)
+        self.conv3, self.gn3 = conv(features, 4 * features, 1), norm(4 * features)
+        self.has_projection = in_channels != 4 * features or stride != 1
+        if self.has_projection:
+            self.conv_proj, self.gn_proj = conv(in_channels, 4 * features, 1, stride), norm(4 * features)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        residual = self.gn_proj(self.conv_proj(x)) if self.has_projection else x
+        y = F.relu(self.gn1(self.conv1(x)))
+        y = F.relu(self.gn2(self.conv2(y)))
+        y = self.gn3(self.conv3(y))
+        return F.relu(residual + y)
+
+
+class ResNetStage(nn.Module):
+    """Units of one width; the first halves the map in every stage but the first."""
+
+    def __init__(self, config, in_channels: int, features: int, depth: int, stride: int):
+        super().__init__()
+        self.units = nn.ModuleList(
+            ResidualUnit(config, in_channels if unit == 0 else 4 * features, features, stride if unit == 0 else 1)
+            for unit in range(depth)
+        )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for unit in self.units:
+            x = unit(x)
+        return x
+
+
+class ResNetStem(nn.Module):
+    """Root (stride 4) and the stages of `config.resnet_depths`; no norm after the last stage.
+
+    `(B, C, H, W)` -> `(B, config.stem_channels, H', W')`, H' = H / 4 / 2^(stages - 1), rounded up at each halving.
+    """
+
+    def __init__(self, config):
+        super().__init__()
+        width = int(64 * config.resnet_width_factor)
+        self.conv_root = StdConv2d(
+            config.num_channels, width, 7, 2, config.weight_standardization_eps, config.weight_standardization
+        )
+        self.gn_root = nn.GroupNorm(GROUPS, width, eps=config.group_norm_eps)
+        in_channels, stages = width, []
+        for index, depth in enumerate(config.resnet_depths):
+            stages.append(ResNetStage(config, in_channels, width * 2**index, depth, stride=1 if index == 0 else 2))
+            in_channels = 4 * width * 2**index
+        self.stages = nn.ModuleList(stages)
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        x = F.relu(self.gn_root(self.conv_root(pixel_values)))  # (B, width, H/2, W/2)
+        x = F.max_pool2d(same_padding(x, 3, 2, value=float("-inf")), 3, stride=2)  # (B, width, H/4, W/4)
+        for stage in self.stages:
+            x = stage(x)
+        return x
