@@ -1,0 +1,301 @@
+"""A small Hugging Face Hub on this machine, standard library only, that huggingface_hub talks to through HF_ENDPOINT.
+
+    with HubServer(users={"hf_alice": "alice"}) as hub:
+        environment = hub.environment(token="hf_alice", home=tmp_path)   # for a subprocess
+
+It knows what an upload and a download need: whoami, create, validate-yaml, preupload, LFS, commit, branches, pull
+requests, info, tree, resolve, and the errors the Hub answers with. Uploads take the LFS path (HF_HUB_DISABLE_XET=1).
+Model repositories only; everything is kept in memory.
+"""
+
+import base64
+import hashlib
+import json
+import os
+import re
+import threading
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from urllib.parse import parse_qs, unquote, urlsplit
+
+
+LFS_SUFFIXES = (".safetensors", ".png", ".npz")
+
+
+@dataclass
+class Repository:
+    private: bool = False
+    commits: dict[str, dict[str, bytes]] = field(default_factory=lambda: {"0" * 40: {}})  # id: {path: content}
+    refs: dict[str, str] = field(default_factory=lambda: {"main": "0" * 40})
+    messages: list[str] = field(default_factory=list)
+    pull_requests: int = 0
+
+    def files(self, revision: str) -> tuple[str, dict[str, bytes]] | None:
+        """(commit id, {path: content}) of a branch, a pull request or a commit."""
+        commit = self.refs.get(revision, revision)
+        return (commit, self.commits[commit]) if commit in self.commits else None
+
+
+class HubServer:
+    """Serves on a free port of the loopback interface while the `with` block lasts.
+
+    Args:
+        users: {token: user name}.
+        read_only: tokens without write permission.
+    """
+
+    def __init__(self, users: dict[str, str], read_only: tuple[str, ...] = ()):
+        self.users, self.read_only = users, read_only
+        self.repositories: dict[str, Repository] = {}
+        self.lfs: dict[str, bytes] = {}
+        self.requests: list[str] = []
+        self.failures: list[int] = []  # statuses that the next requests are answered with
+        self.httpd = ThreadingHTTPServer(("127.0.0.1", 0), type("BoundHandler", (Handler,), {"hub": self}))
+        self.port = self.httpd.server_port
+        self.endpoint = f"http://localhost:{self.port}"  # LFS lives on 127.0.0.1, as on the Hub on another host
+
+    def __enter__(self) -> "HubServer":
+        threading.Thread(target=self.httpd.serve_forever, daemon=True).start()
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.httpd.shutdown()
+        self.httpd.server_close()
+
+    def environment(self, home: Path, token: str | None = None) -> dict[str, str]:
+        """Variables for a subprocess that talks to this server, with caches of its own under `home`."""
+        kept = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "HUGGING"))}
+        ours = {"HF_ENDPOINT": self.endpoint, "HF_HUB_DISABLE_XET": "1", "HF_HOME": str(home)}
+        ours |= {
+            "HF_HUB_DISABLE_TELEMETRY": "1",
+            "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+            "NO_PROXY": "localhost,127.0.0.1",
+        }
+        return kept | ours | ({"HF_TOKEN": token} if token else {})
+
+
+class Handler(BaseHTTPRequestHandler):
+    hub: HubServer
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, *_):
+        """Silence: the tests read `hub.requests`."""
+
+    def answer(self, status: int, body: object = b"", **headers: str) -> None:
+        content = body if isinstance(body, bytes) else json.dumps(body).encode()
+        self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name.replace("_", "-"), value)
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(content)
+
+    def refuse(self, status: int, code: str, message: str) -> None:
+        self.answer(status, {"error": message}, X_Error_Code=code, X_Error_Message=message)
+
+    def handle_request(self) -> None:
+        self.body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        address = urlsplit(self.path)
+        self.query = {key: values[0] for key, values in parse_qs(address.query).items()}
+        path = unquote(address.path)
+        self.hub.requests.append(f"{self.command} {path}")
+        if self.hub.failures:
+            return self.refuse(self.hub.failures.pop(0), "", "a failure on purpose")
+        self.token = (self.headers.get("Authorization") or "").removeprefix("Bearer ")
+        self.user = self.hub.users.get(self.token)
+        if self.token and not self.user and not path.startswith("/lfs/"):
+            return self.refuse(401, "", "Invalid credentials in Authorization header")
+        for method, pattern, name in ROUTES:
+            found = re.fullmatch(pattern, path)
+            if found and self.command in method:
+                return getattr(self, name)(*found.groups())
+        return self.refuse(404, "", f"no such endpoint: {path}")
+
+    do_GET = do_HEAD = do_POST = do_PUT = handle_request
+
+    def repository(self, name: str, write: bool = False) -> Repository | None:
+        """The repository, or None after an error was answered."""
+        found = self.hub.repositories.get(name)
+        if found is None or (found.private and self.user != name.split("/")[0]):
+            self.refuse(404 if self.user else 401, "RepoNotFound", "Repository not found")
+            return None
+        if write and (self.user != name.split("/")[0] or self.token in self.hub.read_only):
+            self.refuse(403, "", "You don't have the rights to write here")
+            return None
+        return found
+
+    # -- accounts and repositories -------------------------------------------------------------------------------
+
+    def whoami(self) -> None:
+        if not self.user:
+            return self.refuse(401, "", "Unauthorized")
+        self.answer(200, {"type": "user", "name": self.user, "orgs": []})
+
+    def create(self) -> None:
+        wanted = json.loads(self.body)
+        name = f"{wanted.get('organization') or self.user}/{wanted['name']}"
+        if self.token in self.hub.read_only or name.split("/")[0] != self.user:
+            return self.refuse(403, "", f"You don't have the rights to create a model under {name.split('/')[0]}")
+        reply = {"url": f"{self.hub.endpoint}/{name}", "name": name, "id": name}
+        if name in self.hub.repositories:
+            return self.answer(409, reply | {"error": "You already created this model repo"})
+        private = wanted.get("visibility") == "private" or bool(wanted.get("private"))
+        self.hub.repositories[name] = Repository(private=private)
+        self.answer(200, reply)
+
+    def validate_yaml(self) -> None:
+        content = json.loads(self.body)["content"]
+        errors = [] if re.match(r"---\n.*?\n---\n", content, re.DOTALL) else [{"message": "no metadata block"}]
+        self.answer(400 if errors else 200, {"errors": errors, "warnings": []})
+
+    def branch(self, name: str, branch: str) -> None:
+        repository = self.repository(name, write=True)
+        if repository is None:
+            return
+        if branch in repository.refs:
+            return self.refuse(409, "", "Reference already exists")
+        repository.refs[branch] = repository.refs["main"]
+        self.answer(200, {})
+
+    # -- upload --------------------------------------------------------------------------------------------------
+
+    def preupload(self, name: str, revision: str) -> None:
+        repository = self.repository(name, write=True)
+        if repository is None:
+            return
+        if repository.files(revision) is None:
+            return self.refuse(404, "RevisionNotFound", f"Invalid rev id: {revision}")
+        modes = [
+            {
+                "path": file["path"],
+                "uploadMode": "lfs" if file["path"].endswith(LFS_SUFFIXES) else "regular",
+                "shouldIgnore": False,
+                "oid": None,
+            }
+            for file in json.loads(self.body)["files"]
+        ]
+        self.answer(200, {"files": modes})
+
+    def lfs_batch(self, name: str) -> None:
+        if self.repository(name, write=True) is None:
+            return
+        base = f"http://127.0.0.1:{self.hub.port}/lfs"
+        objects = []
+        for item in json.loads(self.body)["objects"]:
+            actions = {"upload": {"href": f"{base}/{item['oid']}"}, "verify": {"href": f"{base}/verify"}}
+            objects.append(item if item["oid"] in self.hub.lfs else item | {"actions": actions})
+        self.answer(200, {"transfer": "basic", "objects": objects})
+
+    def lfs_object(self, oid: str) -> None:
+        if self.command == "PUT":
+            if hashlib.sha256(self.body).hexdigest() != oid:
+                return self.refuse(400, "", "content does not match its hash")
+            self.hub.lfs[oid] = self.body
+            return self.answer(200)
+        self.answer(200, self.hub.lfs[oid])
+
+    def lfs_verify(self) -> None:
+        wanted = json.loads(self.body)
+        complete = len(self.hub.lfs.get(wanted["oid"], b"")) == wanted["size"]
+        self.answer(200 if complete else 404, {})
+
+    def commit(self, name: str, revision: str) -> None:
+        repository = self.repository(name, write=True)
+        if repository is None:
+            return
+        parent = repository.files(revision)
+        if parent is None:
+            return self.refuse(404, "RevisionNotFound", f"Invalid rev id: {revision}")
+        files, message = dict(parent[1]), ""
+        for line in self.body.decode().splitlines():
+            entry = json.loads(line)
+            value = entry["value"]
+            if entry["key"] == "header":
+                message = value["summary"]
+            elif entry["key"] == "file":
+                files[value["path"]] = base64.b64decode(value["content"])
+            elif entry["key"] == "lfsFile":
+                files[value["path"]] = self.hub.lfs[value["oid"]]
+            else:
+                files.pop(value["path"], None)
+        new = hashlib.sha1(f"{parent[0]}{len(repository.commits)}".encode()).hexdigest()
+        repository.commits[new] = files
+        repository.messages.append(message)
+        reply = {"commitUrl": f"{self.hub.endpoint}/{name}/commit/{new}", "commitOid": new, "success": True}
+        if self.query.get("create_pr"):
+            repository.pull_requests += 1
+            revision = f"refs/pr/{repository.pull_requests}"
+            reply["pullRequestUrl"] = f"{self.hub.endpoint}/{name}/discussions/{repository.pull_requests}"
+        repository.refs[revision] = new
+        self.answer(200, reply)
+
+    # -- download ------------------------------------------------------------------------------------------------
+
+    def found(self, name: str, revision: str) -> tuple[str, dict[str, bytes]] | None:
+        repository = self.repository(name)
+        files = repository.files(revision) if repository else None
+        if repository and files is None:
+            self.refuse(404, "RevisionNotFound", f"Invalid rev id: {revision}")
+        return files
+
+    def info(self, name: str, revision: str | None) -> None:
+        files = self.found(name, revision or "main")
+        if files:
+            siblings = [{"rfilename": path} for path in sorted(files[1])]
+            private = self.hub.repositories[name].private
+            self.answer(200, {"id": name, "modelId": name, "sha": files[0], "private": private, "siblings": siblings})
+
+    def tree(self, name: str, revision: str, folder: str | None) -> None:
+        files = self.found(name, revision)
+        if files:
+            entries = [
+                {"type": "file", "path": path, "size": len(content), "oid": etag(path, content)}
+                for path, content in sorted(files[1].items())
+                if path.startswith(folder or "")
+            ]
+            self.answer(200, entries)
+
+    def resolve(self, name: str, revision: str, path: str) -> None:
+        files = self.found(name, revision)
+        if not files:
+            return
+        commit, content = files[0], files[1].get(path)
+        if content is None:
+            message = "Entry not found"
+            return self.answer(404, b"", X_Error_Code="EntryNotFound", X_Error_Message=message, X_Repo_Commit=commit)
+        tag = etag(path, content)
+        if path.endswith(LFS_SUFFIXES):
+            return self.answer(
+                302,
+                Location=f"http://127.0.0.1:{self.hub.port}/lfs/{tag}",
+                X_Repo_Commit=commit,
+                X_Linked_Etag=f'"{tag}"',
+                X_Linked_Size=str(len(content)),
+            )
+        self.answer(200, content, ETag=f'"{tag}"', X_Repo_Commit=commit)
+
+
+def etag(path: str, content: bytes) -> str:
+    """sha256 of an LFS file, git's blob hash of another, as the Hub names them."""
+    if path.endswith(LFS_SUFFIXES):
+        return hashlib.sha256(content).hexdigest()
+    return hashlib.sha1(f"blob {len(content)}\0".encode() + content).hexdigest()
+
+
+MODEL = r"/api/models/([^/]+/[^/]+)"
+ROUTES = (
+    (("GET",), r"/api/whoami-v2", "whoami"),
+    (("POST",), r"/api/repos/create", "create"),
+    (("POST",), r"/api/validate-yaml", "validate_yaml"),
+    (("POST",), rf"{MODEL}/branch/(.+)", "branch"),
+    (("POST",), rf"{MODEL}/preupload/(.+)", "preupload"),
+    (("POST",), r"/([^/]+/[^/]+)\.git/info/lfs/objects/batch", "lfs_batch"),
+    (("POST",), r"/lfs/verify", "lfs_verify"),
+    (("GET", "HEAD", "PUT"), r"/lfs/([0-9a-f]{64})", "lfs_object"),
+    (("POST",), rf"{MODEL}/commit/(.+)", "commit"),
+    (("GET",), rf"{MODEL}(?:/revision/(.+))?", "info"),
+    (("GET",), rf"{MODEL}/tree/([^/]+|refs/pr/\d+)(?:/(.+))?", "tree"),
+    (("GET", "HEAD"), r"/([^/]+/[^/]+)/resolve/(refs/pr/\d+|[^/]+)/(.+)", "resolve"),
+)

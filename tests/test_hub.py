@@ -1,0 +1,215 @@
+"""A folder pushed to a local Hub loads from there in a process that cannot import hf_vit; errors are one line.
+
+python -m pytest tests/test_hub.py
+"""
+
+import json
+import shutil
+import subprocess
+import sys
+import textwrap
+
+import pytest
+import torch
+from hub_server import HubServer
+from PIL import Image
+from transformers import ViTImageProcessor
+
+from hf_vit import HFViTConfig, HFViTError, HFViTForImageClassification
+from hf_vit.hub import check_folder, files_to_upload, push_folder
+from hf_vit.model_card import write_card
+
+
+WRITER, READER, STRANGER = "hf_writer_secret", "hf_reader_secret", "hf_unknown_secret"
+LABELS = {0: "circle", 1: "square", 2: "star"}
+BLOCK_HF_VIT = """
+import sys
+class Blocked:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ("hf_vit", "training"):
+            raise ModuleNotFoundError(f"{name} is hidden from this process")
+sys.meta_path.insert(0, Blocked())
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A tiny trained-looking folder: weights, code, processor, facts, card, figure, and leftovers of training."""
+    path = tmp_path_factory.mktemp("saved") / "shapes"
+    torch.manual_seed(0)
+    config = HFViTConfig(
+        image_size=16,
+        patch_size=8,
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=32,
+        num_labels=3,
+        id2label=LABELS,
+    )
+    model = HFViTForImageClassification(config).eval()
+    torch.nn.init.normal_(model.classifier.weight)
+    model.save_pretrained(path)
+    ViTImageProcessor(size={"height": 16, "width": 16}).save_pretrained(path)
+    facts = {
+        "model": {
+            "name": "shapes",
+            "architecture": {"patch_size": 8},
+            "parameters": 1,
+            "image_size": [16, 16],
+            "num_labels": 3,
+        },
+        "figures": ["training_curve.png"],
+    }
+    (path / "facts.json").write_text(json.dumps(facts))
+    (path / "training_curve.png").write_bytes(b"\x89PNG not really")
+    (path / "checkpoint-1").mkdir()
+    (path / "checkpoint-1" / "optimizer.json").write_text("{}")
+    (path / "optimizer.bin").write_bytes(b"0")
+    write_card(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def hub():
+    with HubServer(users={WRITER: "alice", READER: "alice"}, read_only=(READER,)) as server:
+        yield server
+
+
+def run(hub, home, code, *arguments, token=None):
+    """Run Python against the server, with fresh caches; the last line it prints, read as JSON."""
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code), *map(str, arguments)],
+        env=hub.environment(home=home, token=token),
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "secret" not in done.stdout + done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+# name: (token, arguments of push_folder after the folder)
+PUSHES = {
+    "public": (WRITER, {"repo_id": "shapes"}),
+    "branch": (WRITER, {"repo_id": "alice/hidden", "private": True, "revision": "trial"}),
+    "pull request": (WRITER, {"repo_id": "alice/hidden", "create_pr": True}),
+    "edited card": (WRITER, {"repo_id": "alice/edited"}),
+    "no token": (None, {"repo_id": "alice/x"}),
+    "unknown token": (STRANGER, {"repo_id": "alice/x"}),
+    "read-only token": (READER, {"repo_id": "alice/x"}),
+    "not mine": (WRITER, {"repo_id": "bob/x"}),
+    "no name": (WRITER, {"repo_id": "not a name"}),
+    "no network": (WRITER, {"repo_id": "alice/x"}),
+}
+
+
+@pytest.fixture(scope="module")
+def answers(hub, folder, tmp_path_factory):
+    """What each of PUSHES returned or raised, all of them made by one process."""
+    home = tmp_path_factory.mktemp("home")
+    edited = home / "edited"
+    shutil.copytree(folder, edited)
+    with (edited / "README.md").open("a") as card:
+        card.write("\nA sentence of mine.\n")
+    code = """
+    import json, sys
+    from huggingface_hub import constants
+    from hf_vit.hub import push_folder
+    answers = {}
+    for name, (token, arguments) in json.loads(sys.argv[1]).items():
+        if name == "no network":
+            constants.ENDPOINT = "http://127.0.0.1:9"
+        try:
+            answers[name] = push_folder(sys.argv[3 if name == "edited card" else 2], token=token, **arguments)
+        except ValueError as error:
+            answers[name] = f"{type(error).__name__}: {error}"
+    print(json.dumps(answers))
+    """
+    return run(hub, home, code, json.dumps(PUSHES), folder, edited)
+
+
+def test_pushed_model_loads_where_hf_vit_cannot_be_imported(hub, folder, answers, tmp_path):
+    assert answers["public"] == f"{hub.endpoint}/alice/shapes"
+    _, files = hub.repositories["alice/shapes"].files("main")
+    wanted = "model.safetensors config.json modeling_hf_vit.py preprocessor_config.json README.md facts.json"
+    assert {*wanted.split(), "training_curve.png"} <= set(files)
+    assert not [name for name in files if name.startswith(("checkpoint", "optimizer"))]
+    assert 'model="alice/shapes"' in files["README.md"].decode()
+
+    code = BLOCK_HF_VIT + textwrap.dedent("""
+    import json, torch
+    from PIL import Image
+    from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForImageClassification, pipeline
+    name = "alice/shapes"
+    model = AutoModelForImageClassification.from_pretrained(name, trust_remote_code=True)
+    AutoConfig.from_pretrained(name, trust_remote_code=True)
+    AutoModel.from_pretrained(name, trust_remote_code=True)
+    picture = Image.new("RGB", (20, 30), (200, 30, 90))
+    pixels = AutoImageProcessor.from_pretrained(name)(picture, return_tensors="pt")
+    label = pipeline("image-classification", model=name, trust_remote_code=True)(picture)[0]["label"]
+    print(json.dumps([model(**pixels).logits.tolist(), label]))
+    """)
+    logits, label = run(hub, tmp_path, code)
+    pixels = ViTImageProcessor.from_pretrained(folder)(Image.new("RGB", (20, 30), (200, 30, 90)), return_tensors="pt")
+    with torch.no_grad():
+        expected = HFViTForImageClassification.from_pretrained(folder).eval()(**pixels).logits
+    assert logits == expected.tolist()
+    assert label == LABELS[int(expected.argmax())]
+
+
+def test_branch_pull_request_and_private(hub, answers):
+    repository = hub.repositories["alice/hidden"]
+    assert repository.private
+    assert not repository.files("main")[1] and "model.safetensors" in repository.files("trial")[1]
+    assert answers["pull request"] == f"{hub.endpoint}/alice/hidden/discussions/1"
+    assert "model.safetensors" in repository.files("refs/pr/1")[1]
+
+
+def test_a_card_written_by_hand_is_kept(hub, answers):
+    card = hub.repositories["alice/edited"].files("main")[1]["README.md"].decode()
+    assert card.endswith("A sentence of mine.\n") and 'model="alice/edited"' not in card
+
+
+@pytest.mark.parametrize(
+    ("case", "said"),
+    [
+        ("no token", "no Hugging Face token"),
+        ("unknown token", "does not accept this token"),
+        ("read-only token", "may not write to alice/x"),
+        ("not mine", "may not write to bob/x"),
+        ("no name", "'not a name' is not the name of a repository"),
+        ("no network", "cannot upload to http://127.0.0.1:9"),
+    ],
+)
+def test_refusals_are_one_line(hub, answers, case, said):
+    assert answers[case].startswith("HFViTError: ") and said in answers[case]
+    assert len(answers[case].splitlines()) == 1
+    assert "alice/x" not in hub.repositories and "bob/x" not in hub.repositories
+
+
+def test_incomplete_folders_are_named_before_anything_is_sent(hub, folder, tmp_path):
+    before = len(hub.requests)
+    with pytest.raises(HFViTError, match="no folder"):
+        push_folder(tmp_path / "nowhere", "alice/x", token=WRITER)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(HFViTError, match=r"no config\.json"):
+        push_folder(tmp_path / "empty", "alice/x", token=WRITER)
+    for name in ("model.safetensors", "resnet_stem.py", "preprocessor_config.json"):
+        copy = tmp_path / f"without-{name}"
+        shutil.copytree(folder, copy)
+        (copy / name).unlink()
+        with pytest.raises(HFViTError, match=f"lacks {name}"):
+            check_folder(copy)
+    assert len(hub.requests) == before
+
+
+def test_a_token_inside_the_folder_stops_the_upload(folder, tmp_path):
+    copy = tmp_path / "leaky"
+    shutil.copytree(folder, copy)
+    (copy / "history.jsonl").write_text(json.dumps({"hub_token": WRITER}))
+    assert "history.jsonl" in files_to_upload(copy)
+    with pytest.raises(HFViTError, match="contains your access token") as caught:
+        push_folder(copy, "alice/x", token=WRITER)
+    assert WRITER not in str(caught.value)
