@@ -1,6 +1,7 @@
 """Every architectural number of a ViT or hybrid ViT, and the table of published sizes.
 
-This file travels to the Hub beside the weights: it imports only the standard library, transformers and huggingface_hub.
+This file travels to the Hub beside the weights: it imports only the standard library, transformers and
+huggingface_hub.
 
 Sources: Dosovitskiy et al. 2020 (arXiv:2010.11929), Table 1 and section 4.1; Steiner et al. 2021 (AugReg,
 arXiv:2106.10270); google-research/vision_transformer `vit_jax/configs/models.py` at c6de1e5.
@@ -99,9 +100,9 @@ class HFViTConfig(PreTrainedConfig):
         attention_probs_dropout_prob: on attention weights.
         drop_path_rate: stochastic depth of the last block; it grows linearly from 0 at the first.
         patch_dropout_rate: share of patch tokens left out while training (FLIP, arXiv:2212.00794).
-        pooling: what the head reads: `"token"` the class token (Eq. 4), `"gap"` the mean over the tokens (without class
-            and register tokens where there are any), `"map"` attention pooling with a learned probe (arXiv:2106.04560), `"first"`
-            the first token whatever it is (big_vision's "0").
+        pooling: what the head reads: `"token"` the class token (Eq. 4); `"gap"` the mean over the patch tokens;
+            `"map"` attention pooling with a learned probe (arXiv:2106.04560); `"first"` the first token, whatever it
+            is (big_vision's "0").
         use_class_token: whether a class token is put in front; None means only for `pooling="token"`.
         class_token_has_position: whether the class token has a row in the position table (Google's
             vision_transformer: yes; big_vision: no).
@@ -160,7 +161,9 @@ class HFViTConfig(PreTrainedConfig):
     num_register_tokens: int = 0
     representation_size: int | None = None
     position_embedding_type: Literal["learned", "sincos2d", "none", "learned1d"] = "learned"
-    position_interpolation: Literal["bilinear_align_corners", "bicubic", "bicubic_antialias"] = "bilinear_align_corners"
+    position_interpolation: Literal["bilinear_align_corners", "bicubic", "bicubic_antialias"] = (
+        "bilinear_align_corners"
+    )
     layer_scale_init: float | int | None = None
     qk_norm: bool = False
     resnet_depths: list[int] | tuple[int, ...] | None = None
@@ -172,7 +175,10 @@ class HFViTConfig(PreTrainedConfig):
     initializer: Literal["jax", "truncated_normal", "normal_tokens"] = "jax"
 
     def __post_init__(self, **kwargs):
-        for key in ("model_type", "auto_map"):  # class facts, not the folder's: another model's folder must not rename ours
+        for key in (
+            "model_type",
+            "auto_map",
+        ):  # class facts, not the folder's: another model's folder must not rename ours
             kwargs.pop(key, None)
         fields = [name for name in self.__dataclass_fields__ if name not in PreTrainedConfig.__dataclass_fields__]
         for key in kwargs:
@@ -280,7 +286,7 @@ class HFViTConfig(PreTrainedConfig):
         if min(self.grid_size) < 1:
             height, width = self.total_stride
             raise ValueError(
-                f"image_size={self.image_size} is smaller than one patch: it must be at least {height} x {width} pixels"
+                f"image_size={self.image_size} is smaller than one patch: it must be at least {height} x {width} px"
             )
 
     # -- where configs come from ---------------------------------------------------------------------------------
@@ -307,7 +313,9 @@ class HFViTConfig(PreTrainedConfig):
         for field in overrides:
             if field not in cls.__dataclass_fields__ and field not in ("num_labels", "attn_implementation"):
                 close = difflib.get_close_matches(field, cls.__dataclass_fields__, n=1)
-                raise ValueError(f"HFViTConfig has no field '{field}'" + (f"; did you mean '{close[0]}'?" if close else ""))
+                raise ValueError(
+                    f"HFViTConfig has no field '{field}'" + (f"; did you mean '{close[0]}'?" if close else "")
+                )
         _, hidden, layers, mlp, heads, patch, pooling, dropout, depths = PRESETS[key]
         fields = {
             "image_size": int(resolution or 224),
@@ -338,7 +346,9 @@ class HFViTConfig(PreTrainedConfig):
 
 def _translate_upstream(config_dict: dict[str, Any], family: str) -> dict[str, Any]:
     """The fields of a transformers config.json in our words, its unsaid numerics spelt out."""
-    ours = {key: value for key, value in config_dict.items() if key not in (*_UPSTREAM_UNUSED, "model_type", "auto_map")}
+    ours = {
+        key: value for key, value in config_dict.items() if key not in (*_UPSTREAM_UNUSED, "model_type", "auto_map")
+    }
     ours = _UPSTREAM_NUMERICS[family] | ours
     if family == "vit-hybrid":
         backbone = config_dict.get("backbone_config") or {}

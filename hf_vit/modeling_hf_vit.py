@@ -1,8 +1,8 @@
 """The Vision Transformer and its hybrid, in the order of the paper's equations (arXiv:2010.11929, section 3.1).
 
 This file travels to the Hub beside the weights: it imports only torch, safetensors, transformers and its sibling
-files. Parameter names are those of transformers' `models/vit`; numerics are those of google-research/vision_transformer
-`vit_jax/models_vit.py` at c6de1e5 and google-research/big_vision `models/vit.py` at 0127fb6.
+files. Parameter names are those of transformers' `models/vit`; numerics are those of `vit_jax/models_vit.py` in
+google-research/vision_transformer at c6de1e5 and of `models/vit.py` in google-research/big_vision at 0127fb6.
 
     B batch   C image channels   H, W image size   P patch size   N tokens   D hidden size   k heads   d = D / k
 """
@@ -12,6 +12,7 @@ import math
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypeAlias, cast
 
 import torch
 import torch.nn.functional as F
@@ -31,10 +32,12 @@ from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from .configuration_hf_vit import HFViTConfig, as_pair
 from .position_embedding import resize_patch_kernel, resize_position_grid, resize_position_sequence, sincos2d
-from .resnet_stem import ResNetStem
+from .resnet_stem import ResNetStem, with_role
 
 
 logger = logging.get_logger(__name__)
+
+Size: TypeAlias = int | list[int] | tuple[int, int]  # pixels: one number, or (height, width)
 
 TRAVELLING_FILES = ("configuration_hf_vit.py", "position_embedding.py", "resnet_stem.py", "modeling_hf_vit.py")
 HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
@@ -62,7 +65,7 @@ register_checkpoint_conversion_mapping(
 )
 
 
-# -- Eq. 1: an image becomes tokens ------------------------------------------------------------------------------------
+# -- Eq. 1: an image becomes tokens ----------------------------------------------------------------
 
 
 class HFViTPatchEmbeddings(nn.Module):
@@ -156,11 +159,11 @@ class HFViTEmbeddings(nn.Module):
         `mask` (B, N) bool and `mask_fill` (B, N, D) replace projected patches before positions are added.
         """
         x = self.patch_embeddings(pixel_values)  # (B, D, rows, columns)
-        batch, dim, *grid = x.shape
+        batch, grid = x.shape[0], (x.shape[2], x.shape[3])
         x = x.flatten(2).transpose(1, 2)  # (B, N, D)
         if mask is not None:
             x = torch.where(mask[..., None], mask_fill, x)  # (B, N, D)
-        positions = self.patch_positions((grid[0], grid[1]))
+        positions = self.patch_positions(grid)
         if positions is not None:
             x = x + positions
         x = self._drop_patches(x)
@@ -185,7 +188,7 @@ class HFViTEmbeddings(nn.Module):
         return x.gather(1, chosen.expand(-1, -1, dim))  # (B, kept, D)
 
 
-# -- Eqs. 5-8 (appendix A): multi-head self-attention ------------------------------------------------------------------
+# -- Eqs. 5-8 (appendix A): multi-head self-attention ----------------------------------------------
 
 
 def eager_attention_forward(
@@ -227,7 +230,9 @@ class HFViTAttention(nn.Module):
         self.q_norm = nn.LayerNorm(self.head_dim, eps=config.layer_norm_eps) if config.qk_norm else nn.Identity()
         self.k_norm = nn.LayerNorm(self.head_dim, eps=config.layer_norm_eps) if config.qk_norm else nn.Identity()
 
-    def queries_and_keys(self, hidden_states: torch.Tensor, queries_from: torch.Tensor | None = None):
+    def queries_and_keys(
+        self, hidden_states: torch.Tensor, queries_from: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """q and k of Eq. 5, `(B, N, D)` -> `(B, k, N, d)` each."""
         source = hidden_states if queries_from is None else queries_from
         return self.q_norm(self._heads(self.q_proj(source))), self.k_norm(self._heads(self.k_proj(hidden_states)))
@@ -254,7 +259,7 @@ class HFViTAttention(nn.Module):
         return self.o_proj(x.flatten(2)), weights  # Eq. 8: (B, N, D)
 
 
-# -- Eqs. 2 and 3: the encoder block -----------------------------------------------------------------------------------
+# -- Eqs. 2 and 3: the encoder block ---------------------------------------------------------------
 
 
 class HFViTMLP(nn.Module):
@@ -262,10 +267,10 @@ class HFViTMLP(nn.Module):
 
     def __init__(self, config: HFViTConfig):
         super().__init__()
-        self.fc1 = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.fc1 = with_role(nn.Linear(config.hidden_size, config.intermediate_size), "mlp")
         self.activation_fn = ACT2FN[config.hidden_act]
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
-        self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size)
+        self.fc2 = with_role(nn.Linear(config.intermediate_size, config.hidden_size), "mlp")
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         return self.fc2(self.dropout(self.activation_fn(self.fc1(hidden_states))))
@@ -323,7 +328,7 @@ class HFViTLayer(GradientCheckpointingLayer):
         return hidden_states + self.drop_path(self.layer_scale2(self.dropout(branch)))  # Eq. 3
 
 
-# -- Eq. 4: the image representation -----------------------------------------------------------------------------------
+# -- Eq. 4: the image representation ---------------------------------------------------------------
 
 
 class HFViTMapHead(nn.Module):
@@ -348,13 +353,13 @@ class HFViTPooler(nn.Module):
 
     def __init__(self, config: HFViTConfig):
         super().__init__()
-        self.dense = nn.Linear(config.hidden_size, config.representation_size)
+        self.dense = with_role(nn.Linear(config.hidden_size, config.representation_size), "representation")
 
     def forward(self, pooled: torch.Tensor) -> torch.Tensor:
         return torch.tanh(self.dense(pooled))
 
 
-# -- The models --------------------------------------------------------------------------------------------------------
+# -- The models ------------------------------------------------------------------------------------
 
 
 class HFViTPreTrainedModel(PreTrainedModel):
@@ -378,6 +383,11 @@ class HFViTPreTrainedModel(PreTrainedModel):
     }
     _input_embed_layer = "patch_embeddings"
 
+    @property
+    def encoder(self) -> "HFViTModel":
+        """The encoder inside a model with a head; the encoder itself otherwise."""
+        return cast(HFViTModel, self.base_model)
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         """Every tensor and its distribution under `initializer="jax"` (Flax modules of vit_jax and big_vision).
@@ -397,39 +407,32 @@ class HFViTPreTrainedModel(PreTrainedModel):
         `"truncated_normal"`: every weight and token from a normal of deviation 0.02 cut at two deviations, biases zero
         except the classifier's. `"normal_tokens"`: as `"jax"`, class token and positions from N(0, 1).
         """
-        scheme = self.config.initializer
+        scheme, role = self.config.initializer, getattr(module, "role", None)
         if isinstance(module, (nn.LayerNorm, nn.GroupNorm)):
-            init.ones_(module.weight)
+            (init.zeros_ if role == "end_of_branch" else init.ones_)(module.weight)
             init.zeros_(module.bias)
         elif isinstance(module, (nn.Linear, nn.Conv2d)):
             if scheme == "truncated_normal":
                 init.trunc_normal_(module.weight, std=0.02, a=-0.04, b=0.04)
-            elif isinstance(module, nn.Conv2d):
+            elif role == "classifier":
+                init.zeros_(module.weight)
+            elif isinstance(module, nn.Conv2d) or role == "representation":
                 _lecun_normal(module.weight)
             else:
                 init.xavier_uniform_(module.weight)
-            if module.bias is not None:
+            if role == "classifier":
+                init.constant_(module.bias, self.config.head_bias_init)
+            elif role == "mlp" and scheme != "truncated_normal":
+                init.normal_(module.bias, std=1e-6)
+            elif module.bias is not None:
                 init.zeros_(module.bias)
-        elif isinstance(module, HFViTMLP) and scheme != "truncated_normal":
-            init.normal_(module.fc1.bias, std=1e-6)
-            init.normal_(module.fc2.bias, std=1e-6)
         elif isinstance(module, HFViTLayerScale):
             init.constant_(module.lambda1, self.config.layer_scale_init)
         elif isinstance(module, HFViTMapHead):
             limit = math.sqrt(6 / (1 + self.config.hidden_size))
             init.uniform_(module.probe, -limit, limit)
-        elif isinstance(module, HFViTPooler) and scheme != "truncated_normal":
-            _lecun_normal(module.dense.weight)
         elif isinstance(module, HFViTEmbeddings):
             self._init_tokens(module, scheme)
-        elif isinstance(module, HFViTForImageClassification) and isinstance(module.classifier, nn.Linear):
-            if scheme != "truncated_normal":
-                init.zeros_(module.classifier.weight)
-            init.constant_(module.classifier.bias, self.config.head_bias_init)
-        elif isinstance(module, ResNetStem):
-            for stage in module.stages:
-                for unit in stage.units:
-                    init.zeros_(unit.gn3.weight)
 
     def _init_tokens(self, embeddings: HFViTEmbeddings, scheme: str) -> None:
         def draw(token: nn.Parameter) -> None:
@@ -451,13 +454,14 @@ class HFViTPreTrainedModel(PreTrainedModel):
     def from_pretrained(
         cls, pretrained_model_name_or_path, *model_args, config=None, keep_representation=False, **kwargs
     ):
-        """As transformers' own; where the wanted config differs from the folder's, the exact model is loaded, then changed.
+        """As transformers' own; a config that differs from the folder's is met after an exact load.
 
         Args:
             pretrained_model_name_or_path: folder or Hub id, ours or in the layouts of transformers' `vit`, `deit` and
                 removed `vit-hybrid`.
             config: a configuration; or give its fields by name: `image_size` refits the position table, `patch_size`
-                and `num_channels` the patch kernel, `num_labels` or an `id2label` of another length put a zero head in place.
+                and `num_channels` the patch kernel, `num_labels` or an `id2label` of another length put a zero head in
+                place.
             keep_representation: keep the dense + tanh layer under a new head.
 
         Raises:
@@ -503,11 +507,15 @@ class HFViTPreTrainedModel(PreTrainedModel):
         if isinstance(self, HFViTForImageClassification):
             self.replace_head(wanted.num_labels, wanted.id2label, keep_representation=keep_representation)
         else:
-            self.pooler, config.representation_size = None, None
+            self.encoder.pooler, config.representation_size = None, None
 
-    def save_pretrained(self, save_directory, *, save_original_format=False, push_to_hub=False, **kwargs):
-        """As transformers' own, and lays the travelling code beside the weights: the folder loads on any machine with
-        `trust_remote_code=True`. Keys are transformers v5's; `save_original_format=True` writes those the model came with.
+    def save_pretrained(  # type: ignore[override]
+        self, save_directory, *, save_original_format=False, push_to_hub=False, **kwargs
+    ):
+        """As transformers' own, and lays the travelling code beside the weights.
+
+        The folder loads on any machine with `trust_remote_code=True`. Keys are those of transformers v5;
+        `save_original_format=True` writes those that the model came with.
         """
         hub = {name: kwargs.pop(name) for name in ("repo_id", "commit_message", "private") if name in kwargs}
         super().save_pretrained(save_directory, save_original_format=save_original_format, **kwargs)
@@ -523,34 +531,39 @@ class HFViTPreTrainedModel(PreTrainedModel):
     # -- resolution
 
     @torch.no_grad()
-    def resize_position_embeddings(self, image_size: int | Sequence[int]) -> None:
-        """Refit the position table to the grid of another image size, pixels, one number or (height, width) (section 3.2).
+    def resize_position_embeddings(self, image_size: Size) -> None:
+        """Refit the position table to the grid of another image size (section 3.2).
 
-        Class and register tokens are left as they are. Raises ValueError for an image smaller than one patch.
+        `image_size` is in pixels, one number or (height, width). Class and register tokens are left as they are.
+        Raises ValueError for an image smaller than one patch.
         """
-        embeddings = self.base_model.embeddings
+        embeddings = self.encoder.embeddings
         grid = self.config.grid_for(image_size)
         if min(grid) < 1:
             down, across = self.config.total_stride
             raise ValueError(f"image_size={image_size} is smaller than one patch, {down} x {across} pixels")
         table = embeddings.position_embeddings
-        if table is not None and grid != embeddings.grid_size:
+        patches = embeddings.patch_positions(grid)
+        if table is not None and patches is not None and grid != embeddings.grid_size:
             prefix = table[:, : int(self.config.has_class_position)]
-            rows = torch.cat([prefix, embeddings.patch_positions(grid)], dim=1)  # (1, [1 +] rows * columns, D)
+            rows = torch.cat([prefix, patches], dim=1)  # (1, [1 +] rows * columns, D)
             embeddings.position_embeddings = nn.Parameter(rows.clone(), requires_grad=table.requires_grad)
         embeddings.grid_size = grid
-        self.config.image_size = image_size if isinstance(image_size, int) else tuple(image_size)
+        self.config.image_size = image_size if isinstance(image_size, int) else as_pair(image_size)
 
     @torch.no_grad()
     def resize_patch_embeddings(
-        self, patch_size: int | Sequence[int], num_channels: int | None = None, image_size: int | Sequence[int] | None = None
+        self,
+        patch_size: Size,
+        num_channels: int | None = None,
+        image_size: Size | None = None,
     ) -> None:
         """Refit the patch kernel to another patch size (FlexiViT's pseudo-inverse) or number of channels.
 
         The position table follows to the grid of `image_size` (default: the present one) under the new patch.
         Channels are repeated in turn and scaled so that a grey picture given in every channel answers the same.
         """
-        config, embeddings = self.config, self.base_model.embeddings
+        config, embeddings = self.config, self.encoder.embeddings
         patches = embeddings.patch_embeddings
         first = patches.projection if patches.backbone is None else patches.backbone.conv_root
         if num_channels is not None and num_channels != config.num_channels:
@@ -562,13 +575,13 @@ class HFViTPreTrainedModel(PreTrainedModel):
                 weight = old.sum(dim=1, keepdim=True).expand(-1, num_channels, -1, -1) / num_channels
             first.weight = nn.Parameter(weight.clone(), requires_grad=old.requires_grad)
             first.in_channels = config.num_channels = num_channels
-        new, old_size = as_pair(patch_size), config.patch_size_hw
-        if new != old_size:
+        new = as_pair(patch_size)
+        if new != config.patch_size_hw:
             kernel = patches.projection.weight
             resized = resize_patch_kernel(kernel, new)
             patches.projection.weight = nn.Parameter(resized, requires_grad=kernel.requires_grad)
             patches.projection.kernel_size = patches.projection.stride = new
-            config.patch_size = patch_size if isinstance(patch_size, int) else tuple(patch_size)
+            config.patch_size = patch_size if isinstance(patch_size, int) else new
         self.resize_position_embeddings(config.image_size if image_size is None else image_size)
 
     # -- looking inside
@@ -587,20 +600,22 @@ class HFViTPreTrainedModel(PreTrainedModel):
         Raises:
             ValueError: an index out of range.
         """
-        blocks, maps = self.base_model.layers, {}
+        blocks: nn.ModuleList = self.encoder.layers
+        maps: dict[int, torch.Tensor] = {}
         for index in layers:
             if not -len(blocks) <= index < len(blocks):
                 raise ValueError(f"layer {index} does not exist: the model has {len(blocks)}, 0 to {len(blocks) - 1}")
 
         def keep(index: int) -> Callable:
             def hook(attention: HFViTAttention, args: tuple, output: tuple) -> None:
-                maps[index] = attention_weights(*attention.queries_and_keys(args[0]), attention.scaling)
+                query, key = attention.queries_and_keys(args[0])
+                maps[index] = attention_weights(query, key, attention.scaling)
 
             return hook
 
-        hooks = [blocks[index].attention.register_forward_hook(keep(index)) for index in layers]
+        hooks = [blocks[index].get_submodule("attention").register_forward_hook(keep(index)) for index in layers]
         try:
-            self.base_model(pixel_values)
+            self.encoder(pixel_values)
         finally:
             for hook in hooks:
                 hook.remove()
@@ -614,12 +629,12 @@ def _lecun_normal(weight: torch.Tensor) -> None:
 
 
 def _stored_pooler_width(path, hub: dict) -> int | None:
-    """Width of the `pooler.dense` of a safetensors checkpoint of transformers, whose config does not tell; None without."""
+    """Width of `pooler.dense` in a safetensors checkpoint of transformers, whose config does not tell, or None."""
     stored = cached_file(path, "model.safetensors", _raise_exceptions_for_missing_entries=False, **hub)
     if stored is None:
         return None
     with safe_open(stored, framework="pt") as tensors:
-        for name in tensors.keys():
+        for name in tensors.keys():  # noqa: SIM118
             if name.endswith("pooler.dense.weight"):
                 return tensors.get_slice(name).get_shape()[0]
     return None
@@ -687,7 +702,9 @@ class HFViTForImageClassification(HFViTPreTrainedModel):
         super().__init__(config)
         self.vit = HFViTModel(config)
         width = config.representation_size or config.hidden_size
-        self.classifier = nn.Linear(width, config.num_labels) if config.num_labels > 0 else nn.Identity()
+        self.classifier = (
+            with_role(nn.Linear(width, config.num_labels), "classifier") if config.num_labels else nn.Identity()
+        )
         self.post_init()
 
     @can_return_tuple
@@ -718,7 +735,7 @@ class HFViTForImageClassification(HFViTPreTrainedModel):
     def replace_head(
         self, num_labels: int, id2label: dict[int, str] | None = None, keep_representation: bool = False
     ) -> None:
-        """Put a zero-initialised linear layer in the head's place, on the old one's device and in its dtype (section 3.2).
+        """Put a zero-initialised linear layer in the head's place, of the same device and dtype (section 3.2).
 
         Args:
             num_labels: classes; 0 leaves no classifier.
@@ -730,16 +747,19 @@ class HFViTForImageClassification(HFViTPreTrainedModel):
         """
         names = {index: f"LABEL_{index}" for index in range(num_labels)} if id2label is None else dict(id2label)
         if sorted(map(int, names)) != list(range(num_labels)):
-            raise ValueError(f"id2label names {len(names)} classes, num_labels is {num_labels}: name each of 0 to {num_labels - 1}")
+            raise ValueError(
+                f"id2label names {len(names)} classes, num_labels is {num_labels}: name each of 0 to {num_labels - 1}"
+            )
         if not keep_representation:
             self.vit.pooler, self.config.representation_size = None, None
         like = self.vit.layernorm.weight
         width = self.config.representation_size or self.config.hidden_size
         self.classifier = nn.Identity()
         if num_labels:
-            self.classifier = nn.Linear(width, num_labels, device=like.device, dtype=like.dtype)
-            self.classifier.weight.zero_()
-            self.classifier.bias.fill_(self.config.head_bias_init)
+            head = nn.Linear(width, num_labels, device=like.device, dtype=like.dtype)
+            head.weight.zero_()
+            head.bias.fill_(self.config.head_bias_init)
+            self.classifier = with_role(head, "classifier")
         self.config.id2label = {int(index): name for index, name in names.items()}
         self.config.label2id = {name: index for index, name in self.config.id2label.items()}
 
@@ -749,4 +769,4 @@ class HFViTForImageClassification(HFViTPreTrainedModel):
         self.classifier.requires_grad_(True)
 
 
-__all__ = ["HFViTForImageClassification", "HFViTModel", "HFViTPreTrainedModel", "TRAVELLING_FILES"]
+__all__ = ["TRAVELLING_FILES", "HFViTForImageClassification", "HFViTModel", "HFViTPreTrainedModel"]

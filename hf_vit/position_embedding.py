@@ -1,4 +1,4 @@
-"""What belongs to a grid moved to another: position tables (paper section 3.2), the fixed sine-cosine table, patch kernels.
+"""What belongs to one grid moved to another: position tables (paper section 3.2) and patch kernels.
 
 This file travels to the Hub beside the weights: it imports only torch.
 
@@ -43,10 +43,12 @@ def resize_position_grid(
 
 
 def resize_position_sequence(table: torch.Tensor, length: int) -> torch.Tensor:
-    """Refit a table over the raster sequence to another length, linearly with aligned ends; `(1, N, D)` -> `(1, length, D)`."""
+    """Refit a table over the raster sequence, linearly with aligned ends; `(1, N, D)` -> `(1, length, D)`."""
     if table.shape[1] == length:
         return table
-    resized = F.interpolate(table.float().transpose(1, 2), size=length, mode="linear", align_corners=True)  # (1, D, N')
+    resized = F.interpolate(
+        table.float().transpose(1, 2), size=length, mode="linear", align_corners=True
+    )  # (1, D, N')
     return resized.transpose(1, 2).to(table.dtype)  # (1, N', D)
 
 
@@ -73,7 +75,7 @@ def sincos2d(
 def resize_patch_kernel(kernel: torch.Tensor, new_size: tuple[int, int]) -> torch.Tensor:
     """FlexiViT's resize of a patch projection (arXiv:2212.08013, section 3.4; big_vision `models/proj/flexi/vit.py`).
 
-    With R the bilinear resize of a patch, the new kernel is pinv(R^T) w: tokens of enlarged patches stay what they were.
+    With R the bilinear resize of a patch, the new kernel is pinv(R^T) w: tokens of enlarged patches stay the same.
 
     Args:
         kernel: `(D, C, P, P')`. new_size: (height, width) of the new patch.

@@ -26,6 +26,12 @@ def same_padding(x: torch.Tensor, kernel: int, stride: int, value: float = 0.0) 
     return F.pad(x, (right // 2, right - right // 2, down // 2, down - down // 2), value=value)
 
 
+def with_role(module: nn.Module, role: str):
+    """The module, marked with its part in the network where its initialisation depends on it."""
+    module.role = role  # type: ignore[assignment]
+    return module
+
+
 class StdConv2d(nn.Conv2d):
     """Convolution without bias whose kernel is standardised per output channel (arXiv:1903.10520), SAME padding."""
 
@@ -66,7 +72,7 @@ class ResidualUnit(nn.Module):
 
         self.conv1, self.gn1 = conv(in_channels, features, 1), norm(features)
         self.conv2, self.gn2 = conv(features, features, 3, stride), norm(features)
-        self.conv3, self.gn3 = conv(features, 4 * features, 1), norm(4 * features)
+        self.conv3, self.gn3 = conv(features, 4 * features, 1), with_role(norm(4 * features), "end_of_branch")
         self.has_projection = in_channels != 4 * features or stride != 1
         if self.has_projection:
             self.conv_proj, self.gn_proj = conv(in_channels, 4 * features, 1, stride), norm(4 * features)
