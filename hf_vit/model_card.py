@@ -87,6 +87,7 @@ def render_card(facts: Facts, folder: str | Path | None = None, repo_id: str | N
     body = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
         title=plain(title_of(facts)),
         model_id=repo_id or title_of(facts),
+        larger=2 * max(model["image_size"]),
         summary=summary(facts),
         overview=overview(facts),
         intended=intended_use(facts),
@@ -147,8 +148,8 @@ def eval_result(row: dict[str, Any], data: dict[str, Any]) -> EvalResult:
 
 
 def title_of(facts: Facts) -> str:
-    """The model's name without the folders above it."""
-    return short(facts["model"]["name"])
+    """The model's name without what stands before the last slash."""
+    return Path(facts["model"]["name"]).name
 
 
 def kind(architecture: dict[str, Any]) -> str:
@@ -291,7 +292,7 @@ def training_rows(facts: Facts) -> Rows:
 def argument_rows(arguments: dict[str, Any]) -> Rows:
     """Settings as table rows, without places on a disk and without anything called a token."""
     shown = {key: value for key, value in arguments.items() if not UNSAID_ARGUMENTS.match(key)}
-    return [(plain(key), code(setting(value))) for key, value in sorted(shown.items())]
+    return [(code(key), code(setting(value))) for key, value in sorted(shown.items())]
 
 
 def compute_rows(facts: Facts) -> Rows:
@@ -307,9 +308,19 @@ def compute_rows(facts: Facts) -> Rows:
 
 
 def environment_rows(facts: Facts) -> Rows:
-    names = {"hf_vit": "hf_vit", "cores": "CPU cores", "num_processes": "Processes"}
+    names = {
+        "hardware": "Hardware",
+        "device": "Device",
+        "cores": "CPU cores",
+        "threads": "CPU threads",
+        "num_processes": "Processes",
+        "precision": "Precision",
+        "python": "Python",
+        "commit": "Commit of hf_vit",
+        "date": "Date",
+    }
     environment = facts.get("environment") or {}
-    return rows(*((names.get(key, key.capitalize()), value) for key, value in environment.items()))
+    return rows(*((names.get(key, key), value) for key, value in environment.items()))
 
 
 # -- words -------------------------------------------------------------------------------------------------------
