@@ -1,0 +1,517 @@
+"""Every number of a training run: name, default, unit and source; read from a recipe, then from the command line.
+
+For pretrain, finetune and the Trainer. Names are those of transformers' TrainingArguments where they mean the same.
+A recipe (YAML) and the flags have the same keys; an unknown one is an error that gives the nearest known name.
+
+Sources: Dosovitskiy et al. 2020 (arXiv:2010.11929), Tables 3 and 4 and appendix B.1; google-research/vision_transformer
+`vit_jax/configs`; Steiner et al. 2021 (AugReg, arXiv:2106.10270); transformers TrainingArguments.
+"""
+
+import argparse
+import dataclasses
+import difflib
+import re
+import types
+import typing
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from hf_vit.errors import HFViTError
+
+
+RECIPES = Path(__file__).parent / "recipes"
+RESOLVED_NAME = "config_resolved.yaml"
+SECRET_OR_LAUNCH = ("resume_from_checkpoint",)  # said anew at each launch, so not part of a resolved config
+
+
+def option(default: Any, text: str, unit: str = "", source: str = "", choices: tuple = (), nargs: str | None = None):
+    """One field: its default, and what `--help` says of it (text, unit, source)."""
+    metadata = {"help": text, "unit": unit, "source": source, "choices": choices, "nargs": nargs}
+    if isinstance(default, list | dict):
+        return dataclasses.field(default_factory=lambda: type(default)(default), metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+@dataclasses.dataclass
+class ModelArguments:
+    """What is trained: a published checkpoint, or a size from scratch."""
+
+    model: str | None = option(None, "folder or Hub id of pre-trained weights", "", "any format that hf_vit loads")
+    preset: str | None = option(None, "size to train from scratch, such as vit-base-patch16-224", "", "Table 1")
+    set: dict[str, Any] = option({}, "fields of HFViTConfig, as field=value", "", "HFViTConfig", nargs="+")
+    image_size: list[int] | None = option(
+        None,
+        "N, or H W; default: the model's own; position embeddings are resized",
+        "pixels",
+        "section 3.2",
+        nargs="+",
+    )
+    keep_representation: bool = option(
+        False, "keep the tanh layer before the head when the head is replaced", "", "section 3.2 drops it"
+    )
+    freeze_backbone: bool = option(False, "train the head only", "", "linear probe")
+
+
+@dataclasses.dataclass
+class DataArguments:
+    """Which pictures, and how they are cut for training and evaluation."""
+
+    dataset: str | None = option(
+        None, "Hub id, image folder, parquet file or folder, shards, `digits`, or `synthetic:NAME[@classes,instances]`"
+    )
+    dataset_config_name: str | None = option(None, "configuration of a Hub dataset")
+    train_split: str = option("train", "split to train on, such as train[:98%]", "", "datasets")
+    eval_split: str | None = option(
+        None, "split to evaluate on; default: the first of validation, val, dev, test; else carved from train"
+    )
+    image_column: str | None = option(None, "column with the pictures; default: found by type and name")
+    label_column: str | None = option(None, "column with the labels; default: found by type and name")
+    streaming: bool = option(False, "read in order through a shuffle window, without a local copy", "", "datasets")
+    train_fraction: float = option(1.0, "share of the training pictures; 0.01 lies inside 0.1", "0 to 1", "Figure 4")
+    samples_per_class: int | None = option(None, "training pictures of each class, for few labels", "pictures")
+    dev_fraction: float | None = option(
+        None,
+        "share of train carved out for evaluation, stratified; 0.1 where no evaluation split exists",
+        "0 to 1",
+        "B.1.1: 10 % Pets, Flowers; 2 % CIFAR; 1 % ImageNet",
+    )
+    deduplicate_against: str | None = option(
+        None,
+        "data set whose pictures are removed from train, by perceptual hash; `eval`: the evaluation split",
+        "",
+        "section 4.1",
+    )
+    on_unreadable: str = option("skip", "what a picture that cannot be read does", "", "", ("skip", "stop"))
+    cache_dir: str | None = option(None, "where `datasets` keeps its copies", "folder", "datasets")
+    crop: str = option(
+        "inception",
+        "training crop",
+        "",
+        "vit_jax/input_pipeline.py: inception; big_vision transfer.py: resize_small_random",
+        ("inception", "resize_small_random", "squash", "none"),
+    )
+    crop_area: list[float] = option(
+        [0.05, 1.0], "inception crop: range of the area", "share", "sample_distorted_bounding_box", nargs=2
+    )
+    crop_ratio: list[float] = option(
+        [0.75, 4 / 3], "inception crop: range of width / height", "ratio", "sample_distorted_bounding_box", nargs=2
+    )
+    flip: bool = option(True, "mirror half of the training pictures", "", "vit_jax/input_pipeline.py")
+    resize_small: float = option(
+        448 / 384, "resize_small_random: resized side over window side", "ratio", "big_vision transfer.py"
+    )
+    degrees: float = option(0.0, "random rotation, to either side", "degrees")
+    translate: float = option(0.0, "random shift, to either side", "share of the side")
+    scale: list[float] = option([1.0, 1.0], "random magnification, smallest and largest", "factor", nargs=2)
+    shear: float = option(0.0, "random horizontal shear, to either side", "degrees")
+    resample: str = option(
+        "bilinear",
+        "filter of every resize",
+        "",
+        "vit_jax/input_pipeline.py",
+        ("nearest", "bilinear", "bicubic", "lanczos"),
+    )
+    crop_pct: float | None = option(
+        None,
+        "evaluation: resize the short side to size / crop_pct, centre crop; default: squash",
+        "share",
+        "timm; squash: vit_jax/input_pipeline.py",
+    )
+
+
+@dataclasses.dataclass
+class TrainArguments:
+    """How it is trained, measured, shown and kept."""
+
+    output_dir: str | None = option(None, "where weights, processor, card, facts and checkpoints go", "folder")
+    max_steps: int = option(-1, "updates; -1: from num_train_epochs", "updates", "Table 4: 500 to 20,000")
+    num_train_epochs: float = option(10.0, "passes over the training pictures", "epochs", "Table 3: 7 to 300")
+    per_device_train_batch_size: int = option(64, "pictures of one forward pass on one device", "pictures")
+    per_device_eval_batch_size: int = option(128, "the same for evaluation", "pictures")
+    gradient_accumulation_steps: int = option(1, "forward passes for one update", "passes", "vit_jax accum_steps")
+    optim: str = option(
+        "adamw_torch_fused",
+        "optimizer",
+        "",
+        "Table 3: Adam; Table 4: SGD",
+        ("adamw_torch_fused", "adamw_torch", "sgd"),
+    )
+    learning_rate: float = option(
+        1e-4, "peak of the schedule", "", "Table 3: 2e-4 to 3e-3; Table 4: 0.001 to 0.06 (sgd)"
+    )
+    weight_decay: float = option(
+        0.0,
+        "decay of kernels, relative to the learning rate (never norms, biases, positions, tokens)",
+        "",
+        "Table 3: 0.03 to 0.3; Table 4: 0",
+    )
+    adam_beta1: float = option(0.9, "AdamW", "", "Table 3")
+    adam_beta2: float = option(0.999, "AdamW", "", "Table 3")
+    adam_epsilon: float = option(1e-8, "AdamW", "", "optax.scale_by_adam")
+    momentum: float = option(0.9, "SGD", "", "Table 4")
+    lr_scheduler_type: str = option(
+        "cosine", "shape after the warm-up", "", "Table 4: cosine; Table 3: linear", ("cosine", "linear", "constant")
+    )
+    lr_end: float = option(0.0, "rate that the schedule ends at", "", "vit_jax/utils.py linear_end: 1e-5")
+    warmup_steps: float = option(
+        0.05, "linear warm-up from 0; below 1: share of all updates", "updates", "Table 3: 10,000; vit_jax: 500"
+    )
+    max_grad_norm: float = option(1.0, "clip the global norm of the gradient; 0: off", "", "Table 4")
+    loss: str = option(
+        "softmax",
+        "cross-entropy over classes, or one sigmoid each",
+        "",
+        "Table 3 pre-trains with sigmoid (vision_transformer issue 34)",
+        ("softmax", "sigmoid"),
+    )
+    label_smoothing_factor: float = option(0.0, "label smoothing", "0 to 1", "transformers")
+    mixup_alpha: float = option(0.0, "Beta parameter of mixup; 0: off", "", "arXiv:1710.09412; AugReg: 0.2 to 0.8")
+    cutmix_alpha: float = option(0.0, "Beta parameter of cutmix; 0: off", "", "arXiv:1905.04899")
+    ema_decay: float = option(
+        0.0, "average of the weights, which is what is evaluated and saved; 0: off", "per update", "Table 2: 0.9999"
+    )
+    seed: int = option(42, "of every random draw", "", "transformers")
+    bf16: bool = option(False, "bfloat16 autocast", "", "transformers")
+    fp16: bool = option(False, "float16 autocast with loss scaling", "", "transformers")
+    fp8: bool = option(False, "float8 matrix products through torchao", "", "accelerate")
+    torch_compile: bool = option(False, "compile network and loss as one graph", "", "torch.compile")
+    torch_compile_backend: str = option("inductor", "backend of torch.compile", "", "torch.compile")
+    torch_compile_mode: str | None = option(None, "mode of torch.compile, such as max-autotune", "", "torch.compile")
+    activation_checkpointing: bool = option(
+        False, "recompute activations: less memory, a third more work", "", "arXiv:1604.06174"
+    )
+    use_cpu: bool = option(False, "train on the CPU although there is an accelerator", "", "transformers")
+    dataloader_num_workers: int = option(
+        0, "processes that read pictures, per device; results do not depend on it", "processes"
+    )
+    dataloader_prefetch_factor: int = option(2, "batches that each such process reads ahead", "batches", "torch")
+    logging_steps: int = option(50, "a line of history every so many updates", "updates", "transformers")
+    logging_strategy: str = option("steps", "when to log", "", "transformers", ("steps", "epoch", "no"))
+    logging_first_step: bool = option(False, "also log the first update", "", "transformers")
+    eval_strategy: str | None = option(
+        None,
+        "when to evaluate; default: steps if eval_steps is given, else only at the end",
+        "",
+        "transformers",
+        ("steps", "epoch", "no"),
+    )
+    eval_steps: int | None = option(None, "evaluate every so many updates", "updates", "vit_jax eval_every: 100")
+    eval_delay: float = option(0, "no evaluation before", "updates or epochs", "transformers")
+    save_strategy: str = option(
+        "steps", "when to write a checkpoint", "", "transformers", ("steps", "epoch", "best", "no")
+    )
+    save_steps: int = option(500, "checkpoint every so many updates, and after the last", "updates", "transformers")
+    save_total_limit: int | None = option(2, "checkpoints kept, besides the best", "checkpoints", "transformers")
+    load_best_model_at_end: bool = option(False, "end with the best evaluated weights", "", "transformers")
+    metric_for_best_model: str | None = option(None, "what `best` means; default accuracy", "", "transformers")
+    greater_is_better: bool | None = option(None, "default: unless the metric is a loss", "", "transformers")
+    resume_from_checkpoint: str | bool | None = option(
+        None,
+        "true: the newest complete checkpoint of output_dir, from the start if there is none; or its path",
+        "",
+        "transformers",
+        nargs="?",
+    )
+    report_to: list[str] = option(
+        ["none"], "trackers: tensorboard, wandb, trackio, csv, ...", "", "accelerate", nargs="+"
+    )
+    run_name: str | None = option(None, "name in the trackers", "", "transformers")
+    disable_tqdm: bool = option(False, "no progress bar", "", "transformers")
+    push_to_hub: bool = option(False, "upload the finished folder", "", "transformers")
+    hub_model_id: str | None = option(None, "repository to upload to; default: name of output_dir", "", "transformers")
+    hub_strategy: str = option(
+        "end", "when to upload: end, or with every checkpoint", "", "transformers", ("end", "every_save")
+    )
+    hub_private_repo: bool = option(False, "create the repository as private", "", "transformers")
+
+    def __post_init__(self):
+        if self.eval_strategy is None:
+            self.eval_strategy = "steps" if self.eval_steps else "no"
+        if self.eval_steps is None:
+            self.eval_steps = self.logging_steps
+        if self.metric_for_best_model is None:
+            self.metric_for_best_model = "accuracy"
+        if self.greater_is_better is None:
+            self.greater_is_better = not self.metric_for_best_model.endswith("loss")
+        self.check()
+
+    def check(self) -> None:
+        """Raise HFViTError for numbers that cannot be meant."""
+        at_least_one = (
+            "per_device_train_batch_size",
+            "per_device_eval_batch_size",
+            "gradient_accumulation_steps",
+            "logging_steps",
+            "eval_steps",
+            "dataloader_prefetch_factor",
+        )
+        for name in at_least_one:
+            if getattr(self, name) < 1:
+                raise HFViTError(f"--{name} {getattr(self, name)}: give 1 or more")
+        for name in ("label_smoothing_factor", "ema_decay"):
+            if not 0 <= getattr(self, name) < 1:
+                raise HFViTError(f"--{name} {getattr(self, name)}: give a number from 0 up to, not including, 1")
+        for name in (
+            "learning_rate",
+            "weight_decay",
+            "warmup_steps",
+            "max_grad_norm",
+            "mixup_alpha",
+            "cutmix_alpha",
+            "lr_end",
+            "save_steps",
+            "dataloader_num_workers",
+        ):
+            if getattr(self, name) < 0:
+                raise HFViTError(f"--{name} {getattr(self, name)}: give 0 or more")
+        if self.max_steps <= 0 and self.num_train_epochs <= 0:
+            raise HFViTError("nothing to train: give --max_steps or --num_train_epochs above 0")
+        if self.bf16 + self.fp16 + self.fp8 > 1:
+            raise HFViTError("give one of --bf16, --fp16 and --fp8")
+        if self.save_total_limit is not None and self.save_total_limit < 1:
+            raise HFViTError("--save_total_limit: give 1 or more, or null to keep every checkpoint")
+        if self.load_best_model_at_end and self.eval_strategy == "no":
+            raise HFViTError(
+                "--load_best_model_at_end needs evaluations to choose from: give --eval_steps or --eval_strategy epoch"
+            )
+        if self.save_strategy == "best" and self.eval_strategy == "no":
+            raise HFViTError("--save_strategy best needs evaluations: give --eval_steps or --eval_strategy epoch")
+
+
+@dataclasses.dataclass
+class Arguments:
+    """One run: the three groups, and the recipe they came from."""
+
+    model: ModelArguments
+    data: DataArguments
+    train: TrainArguments
+    recipe: str | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """Every field by its flat name, resolved."""
+        flat: dict[str, Any] = {}
+        for group in (self.model, self.data, self.train):
+            flat |= dataclasses.asdict(group)
+        return flat
+
+    def non_default(self) -> dict[str, Any]:
+        """The fields that differ from their defaults, by flat name."""
+        defaults = Arguments(ModelArguments(), DataArguments(), TrainArguments()).as_dict()
+        return {name: value for name, value in self.as_dict().items() if value != defaults[name]}
+
+    def to_yaml(self) -> str:
+        """The resolved config: given back as `--config`, it is the same run."""
+        lines = ["# Every argument of this run, resolved. Give it back with --config; flags override it.\n"]
+        for title, group in (("Model", self.model), ("Data", self.data), ("Training", self.train)):
+            values = {k: v for k, v in dataclasses.asdict(group).items() if k not in SECRET_OR_LAUNCH}
+            lines.append(f"\n# {title}\n" + yaml.safe_dump(values, sort_keys=False, default_flow_style=None))
+        return "".join(lines)
+
+
+GROUPS: dict[str, type] = {"model": ModelArguments, "data": DataArguments, "train": TrainArguments}
+FIELDS: dict[str, dataclasses.Field] = {f.name: f for group in GROUPS.values() for f in dataclasses.fields(group)}
+TYPES: dict[str, Any] = {
+    name: hint for group in GROUPS.values() for name, hint in typing.get_type_hints(group).items()
+}
+
+# What differs between the two scripts' defaults: from scratch, the paper's Table 3 for small data sets.
+STAGE_DEFAULTS: dict[str, dict[str, Any]] = {
+    "pretrain": {"learning_rate": 1e-3, "weight_decay": 0.1},
+    "finetune": {},
+}
+
+
+def parse(argv: list[str] | None, stage: str) -> Arguments:
+    """Read the arguments of one run.
+
+    Args:
+        argv: the command line without the program's name; None reads sys.argv.
+        stage: "pretrain" or "finetune"; chooses defaults and the text of `--help`.
+
+    Raises:
+        HFViTError: an unknown key or flag, a value of the wrong type, a missing recipe.
+    """
+    flags, unknown = _parser(stage).parse_known_args(argv)
+    for word in unknown:
+        if word.startswith("-"):
+            raise HFViTError(_unknown(f"option {word.split('=')[0]}", word.lstrip("-").split("=")[0], prefix="--"))
+    if unknown:
+        raise HFViTError(f"what is {unknown[0]!r}? Every value follows its --option")
+    given = {name: value for name, value in vars(flags).items() if value is not argparse.SUPPRESS}
+    recipe = given.pop("config", None)
+    values = dict(STAGE_DEFAULTS[stage])
+    if recipe is not None:
+        values |= _read_recipe(recipe)
+    chosen_fields = given.pop("set", None)
+    values |= {name: coerce(name, value) for name, value in given.items()}
+    if chosen_fields is not None:
+        pairs = coerce("set", [pair for group in chosen_fields for pair in group])
+        values["set"] = values.get("set", {}) | pairs
+    if "model" in given:
+        values.pop("preset", None) if "preset" not in given else None
+    groups = {
+        key: group(**{f.name: values[f.name] for f in dataclasses.fields(group) if f.name in values})
+        for key, group in GROUPS.items()
+    }
+    return Arguments(**groups, recipe=None if recipe is None else Path(recipe).stem)
+
+
+def coerce(name: str, value: Any) -> Any:
+    """Bring a word of the command line or a value of a recipe to the type of the field `name`."""
+    hint, choices = TYPES[name], FIELDS[name].metadata["choices"]
+    if hint == dict[str, Any]:
+        return _config_fields(value)
+    try:
+        result = _as_type(hint, value)
+    except (TypeError, ValueError):
+        kind = getattr(hint, "__name__", str(hint)) if isinstance(hint, type) else str(hint)
+        raise HFViTError(f"--{name} {value!r}: give {kind.replace(' | None', '')}") from None
+    if choices and result is not None and result not in choices:
+        near = difflib.get_close_matches(str(result), choices, 1)
+        raise HFViTError(
+            f"--{name} {result!r}: choose from {', '.join(choices)}" + (f"; did you mean {near[0]}?" if near else "")
+        )
+    return result
+
+
+def _as_type(hint: Any, value: Any) -> Any:
+    """Convert, or raise ValueError; None is allowed where the hint says so."""
+    options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    if value is None or (isinstance(value, str) and value.lower() in ("none", "null") and type(None) in options):
+        if type(None) not in options:
+            raise ValueError(value)
+        return None
+    for kind in sorted((o for o in options if o is not type(None)), key=lambda o: o is str):
+        try:
+            return _as_kind(kind, value)
+        except (TypeError, ValueError):
+            continue
+    raise ValueError(value)
+
+
+def _as_kind(kind: Any, value: Any) -> Any:
+    if typing.get_origin(kind) is list:
+        items = value if isinstance(value, list | tuple) else [value]
+        return [_as_kind(typing.get_args(kind)[0], item) for item in items]
+    if isinstance(value, list | tuple | dict):
+        raise ValueError(value)
+    if kind is bool:
+        words = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+        return words[value.lower()] if isinstance(value, str) and value.lower() in words else _only(bool, value)
+    if kind is int:
+        if isinstance(value, bool) or float(value) != int(float(value)):
+            raise ValueError(value)
+        return int(float(value))
+    if kind is float:
+        return float(_only((int, float, str), value))
+    return str(_only((str, int, float), value))
+
+
+def _only(kinds, value: Any) -> Any:
+    if not isinstance(value, kinds) or (isinstance(value, bool) and kinds is not bool):
+        raise ValueError(value)
+    return value
+
+
+def _config_fields(value: Any) -> dict[str, Any]:
+    """`["pooling=gap", "layer_norm_eps=1e-6"]`, or a mapping, as fields of the model's config with YAML's types."""
+    if isinstance(value, dict):
+        pairs = value
+    else:
+        pairs = {}
+        for pair in value:
+            field, equals, text = pair.partition("=")
+            if not equals:
+                raise HFViTError(f"--set {pair!r}: give field=value, such as --set hidden_size=128")
+            pairs[field] = yaml.safe_load(text)
+    return {field: _number(item) for field, item in pairs.items()}
+
+
+def _number(value: Any) -> Any:
+    """YAML 1.1 reads 1e-6 as a word: numbers are what Python reads as one."""
+    if isinstance(value, str) and re.fullmatch(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?", value):
+        return float(value)
+    return value
+
+
+def _read_recipe(name: str) -> dict[str, Any]:
+    """Read a YAML file by path, or by its name in training/recipes."""
+    path = next((p for p in (Path(name), RECIPES / name, RECIPES / f"{name}.yaml") if p.is_file()), None)
+    if path is None:
+        known = ", ".join(sorted(p.stem for p in RECIPES.glob("*.yaml")))
+        raise HFViTError(f"no recipe {name!r}: give the path of a YAML file, or one of {known}")
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except yaml.YAMLError as error:
+        raise HFViTError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise HFViTError(f"{path}: a recipe is lines of `name: value`")
+    for key in values:
+        if key not in FIELDS:
+            raise HFViTError(_unknown(f"key {key!r} in {path}", str(key)))
+    return {key: coerce(key, value) for key, value in values.items()}
+
+
+def _unknown(what: str, name: str, prefix: str = "") -> str:
+    near = difflib.get_close_matches(name, [*FIELDS, "config"], 1, cutoff=0.5)
+    return f"unknown {what}" + (f"; did you mean {prefix}{near[0]}?" if near else "; --help lists what there is")
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse whose errors are ours: one line, raised, not printed with the usage."""
+
+    def error(self, message: str):
+        raise HFViTError(message)
+
+
+def _parser(stage: str) -> argparse.ArgumentParser:
+    """Flags from the dataclasses; every value stays a word here and is given its type by `coerce`."""
+    parser = _Parser(
+        prog=f"python -m training.{stage}",
+        description=f"{stage.capitalize()} a Vision Transformer. Flags override --config; both override the defaults.",
+        argument_default=argparse.SUPPRESS,
+        allow_abbrev=False,
+        formatter_class=argparse.RawTextHelpFormatter,
+    )
+    parser.add_argument(
+        "--config", metavar="RECIPE", help=f"YAML file, a name in training/recipes, or a run's {RESOLVED_NAME}"
+    )
+    for group in GROUPS.values():
+        section = parser.add_argument_group((group.__doc__ or "").strip())
+        for field in dataclasses.fields(group):
+            _add_flag(section, field, STAGE_DEFAULTS[stage])
+    return parser
+
+
+def _add_flag(section, field: dataclasses.Field, stage_defaults: dict[str, Any]) -> None:
+    meta = field.metadata
+    default = stage_defaults.get(field.name, field.default)
+    if default is dataclasses.MISSING:
+        default = field.default_factory()
+    notes = [
+        meta["unit"] and f"unit: {meta['unit']}",
+        meta["source"] and f"source: {meta['source']}",
+        meta["choices"] and f"one of: {', '.join(meta['choices'])}",
+        f"default: {default}",
+    ]
+    text = meta["help"].replace("%", "%%") + "\n    " + "; ".join(n for n in notes if n).replace("%", "%%")
+    keywords: dict[str, Any] = {"help": text, "metavar": field.name.upper()}
+    if TYPES[field.name] is bool:
+        keywords |= {"nargs": "?", "const": "true", "metavar": "true|false"}
+    elif meta["nargs"] == "?":
+        keywords |= {"nargs": "?", "const": "true"}
+    elif meta["nargs"] is not None:
+        keywords["nargs"] = meta["nargs"]
+    if field.name == "set":
+        keywords |= {"action": "append", "metavar": "FIELD=VALUE"}
+    section.add_argument(f"--{field.name}", **keywords)
+    if TYPES[field.name] is bool and default is True:
+        section.add_argument(
+            f"--no_{field.name}",
+            dest=field.name,
+            action="store_const",
+            const="false",
+            help=f"the same as --{field.name} false",
+        )

@@ -1,0 +1,45 @@
+"""Exponential moving average of the weights (Polyak; Table 2 of arXiv:2010.11929 evaluates with decay 0.9999).
+
+For the Trainer: updated after every optimizer step, evaluated and saved in place of the raw weights.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+
+
+class WeightAverage:
+    """Average of a model's trainable parameters, on their device, in float32."""
+
+    def __init__(self, model: nn.Module, decay: float):
+        self.decay = decay
+        self.names = [name for name, p in model.named_parameters() if p.requires_grad]
+        self.weights = [p for p in model.parameters() if p.requires_grad]
+        self.average = [p.detach().clone().float() for p in self.weights]
+
+    @torch.no_grad()
+    def update(self, step: int) -> None:
+        """Move towards the weights; early on by more, so that the initialisation is soon forgotten.
+
+        Args:
+            step: updates done, from 1; the decay used is min(decay, (1 + step) / (10 + step)), as in TensorFlow.
+        """
+        decay = min(self.decay, (1 + step) / (10 + step))
+        torch._foreach_lerp_(self.average, [p.detach().float() for p in self.weights], 1 - decay)
+
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        """Within it, the model holds the average."""
+        kept = [p.detach().clone() for p in self.weights]
+        self._write(self.average)
+        try:
+            yield
+        finally:
+            self._write(kept)
+
+    @torch.no_grad()
+    def _write(self, values: list[torch.Tensor]) -> None:
+        for parameter, value in zip(self.weights, values):
+            parameter.copy_(value)

@@ -1,0 +1,108 @@
+"""Exact evaluation: every picture counted once, on any number of processes, with the plain loss.
+
+For the Trainer. Sums are kept on the device in double precision and read once, at the end.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch.utils.data import DataLoader
+
+from .sampling import EvalOrder
+
+
+@dataclass
+class Evaluated:
+    """What an evaluation found; outputs are there only where they were asked for, in the data's order."""
+
+    loss: float
+    accuracy: float
+    top5_accuracy: float | None
+    count: int
+    unreadable: list[str]
+    logits: np.ndarray | None = None
+    labels: np.ndarray | None = None
+
+    def metrics(self, prefix: str = "eval") -> dict[str, float]:
+        """The scores under transformers' names."""
+        scores = {"loss": self.loss, "accuracy": self.accuracy, "top5_accuracy": self.top5_accuracy}
+        return {f"{prefix}_{name}": value for name, value in scores.items() if value is not None}
+
+
+def score(losses: torch.Tensor, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Sums of one batch: loss, top-1 hits, top-5 hits, pictures; float64 (4,)."""
+    k = min(5, logits.shape[-1])
+    hits = logits.topk(k, dim=-1).indices == labels[:, None]  # (B, k)
+    sums = [losses.sum(), hits[:, 0].sum(), hits.sum(), torch.tensor(len(labels), device=losses.device)]
+    wide = torch.float32 if losses.device.type == "mps" else torch.float64
+    return torch.stack([value.to(wide) for value in sums])
+
+
+@torch.no_grad()
+def evaluate(
+    objective,
+    loader: DataLoader,
+    order: EvalOrder,
+    accelerator: Accelerator,
+    prepare,
+    keep_outputs: bool = False,
+    on_batch=None,
+) -> Evaluated:
+    """Run `objective` over a loader of `order` and add up.
+
+    Args:
+        objective: prepared network and loss, called as `objective(pixel_values, labels)`.
+        prepare: brings a batch to the device: `prepare(batch) -> (pixel_values, labels)`.
+        keep_outputs: also gather all logits and labels, for metrics that need them.
+        on_batch: called after every batch.
+    """
+    objective.eval()
+    wide = torch.float32 if accelerator.device.type == "mps" else torch.float64
+    sums = torch.zeros(4, dtype=wide, device=accelerator.device)
+    kept: list[tuple[torch.Tensor, ...]] = []
+    unreadable: list[str] = []
+    labels_seen = 0
+    for batch in loader:
+        pixel_values, labels = prepare(batch)
+        losses, logits = objective(pixel_values, labels)
+        own = _own(batch["index"], order.filler)
+        labels_seen = logits.shape[-1]
+        losses, logits, labels = losses[: len(own)], logits[: len(own)], labels[: len(own)]
+        sums += score(losses, logits, labels)
+        unreadable += batch["unreadable"]
+        if keep_outputs:
+            kept.append((logits.float(), labels, own.to(accelerator.device)))
+        if on_batch is not None:
+            on_batch()
+    total, top1, top5, count = accelerator.reduce(sums, "sum").tolist()
+    result = Evaluated(
+        loss=total / max(count, 1),
+        accuracy=top1 / max(count, 1),
+        top5_accuracy=top5 / max(count, 1) if labels_seen > 5 else None,
+        count=int(count),
+        unreadable=unreadable,
+    )
+    if keep_outputs:
+        result.logits, result.labels = _gather(kept, accelerator, labels_seen)
+    return result
+
+
+def _own(index: torch.Tensor, filler: int | None) -> torch.Tensor:
+    """The batch's indices without the filler, which can only stand last."""
+    return index[:-1] if filler is not None and len(index) and int(index[-1]) == filler else index
+
+
+def _gather(kept: list[tuple], accelerator: Accelerator, classes: int) -> tuple[np.ndarray, np.ndarray]:
+    """All processes' outputs, in the order of the data."""
+    if kept:
+        logits, labels, index = (torch.cat(part) for part in zip(*kept))
+    else:
+        logits = torch.zeros(0, classes, device=accelerator.device)
+        labels = index = torch.zeros(0, dtype=torch.int64, device=accelerator.device)
+    padded = [accelerator.pad_across_processes(part, dim=0, pad_index=-1) for part in (logits, labels, index)]
+    logits, labels, index = (accelerator.gather_for_metrics(part).cpu().numpy() for part in padded)
+    order = np.argsort(index, kind="stable")
+    order = order[index[order] >= 0]  # without padding
+    return logits[order], labels[order]

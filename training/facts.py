@@ -1,0 +1,120 @@
+"""The facts of a run, measured and nothing else: facts.json, from which model cards are rendered.
+
+For the Trainer and the scripts. An entry whose value was not measured is absent.
+"""
+
+import datetime
+import os
+import platform
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import accelerate
+import torch
+import transformers
+
+import hf_vit
+from hf_vit import HFViTConfig
+
+from .checkpointing import write_json
+
+
+FACTS_NAME = "facts.json"
+BASE_FIELDS = set(transformers.PreTrainedConfig().to_dict()) | {"auto_map"}
+
+
+def architecture_of(config: transformers.PreTrainedConfig) -> dict[str, Any]:
+    """The fields that define the network: those that its class adds to transformers' own."""
+    fields = {name: value for name, value in config.to_dict().items() if name not in BASE_FIELDS}
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in sorted(fields.items())}
+
+
+def model_facts(model: torch.nn.Module, name: str, base_model: str | None) -> dict[str, Any]:
+    config = model.config
+    size = config.image_size
+    return {
+        "name": name,
+        "model_type": config.model_type,
+        "architecture": architecture_of(config),
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "base_model": base_model,
+        "image_size": [size, size] if isinstance(size, int) else list(size),
+        "num_labels": config.num_labels,
+    }
+
+
+def environment_facts(accelerator: accelerate.Accelerator, precision: str) -> dict[str, Any]:
+    """Hardware, versions and commit."""
+    device = accelerator.device
+    gpu = device.type == "cuda"
+    return {
+        "hardware": torch.cuda.get_device_name(device) if gpu else processor_name(),
+        "device": str(device),
+        **({} if gpu else {"cores": os.cpu_count(), "threads": torch.get_num_threads()}),
+        "num_processes": accelerator.num_processes,
+        "precision": precision,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "accelerate": accelerate.__version__,
+        "hf_vit": hf_vit.__version__,
+        "commit": commit(),
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    }
+
+
+def processor_name() -> str:
+    """The CPU's model name, or its architecture."""
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        for line in info.read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def commit() -> str | None:
+    """The commit of the clone this file lies in, with a + if files differ from it; None outside of one."""
+    here = Path(__file__).parent
+    try:
+        head, status = (
+            subprocess.run(["git", *words], cwd=here, capture_output=True, text=True, timeout=10)
+            for words in (["rev-parse", "--short=12", "HEAD"], ["status", "--porcelain", "--untracked-files=no"])
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    tracked = subprocess.run(
+        ["git", "ls-files", "--error-unmatch", __file__], cwd=here, capture_output=True, timeout=10
+    )
+    if head.returncode or tracked.returncode:
+        return None
+    return head.stdout.strip() + ("+" if status.stdout.strip() else "")
+
+
+def result_rows(metrics: dict[str, float], dataset: str, split: str, count: int, seed: int) -> list[dict[str, Any]]:
+    """One row for each score, as cards want them."""
+    return [
+        {
+            "dataset": dataset,
+            "split": split,
+            "metric": name.removeprefix("eval_"),
+            "value": value,
+            "n": count,
+            "seed": seed,
+        }
+        for name, value in metrics.items()
+    ]
+
+
+def write_facts(folder: Path, facts: dict[str, Any]) -> Path:
+    """Write facts.json in one step."""
+    aside, path = folder / f".{FACTS_NAME}", folder / FACTS_NAME
+    write_json(aside, facts)
+    os.replace(aside, path)
+    return path
+
+
+def is_hf_vit(model: torch.nn.Module) -> bool:
+    """Whether the compute account knows this network."""
+    return isinstance(model.config, HFViTConfig)

@@ -1,0 +1,114 @@
+"""The compute account: exact floating-point operations of a ViT or hybrid, forward and in training.
+
+For the facts file and the utilisation that the progress line shows. Counted are matrix products and convolutions, two
+operations for each multiply-add, as in Table 6 of arXiv:2010.11929 (ViT-B/16, 7 epochs of JFT's 303 million pictures:
+224 exaFLOPs). Norms, activations and softmax are not. Backward costs twice the forward pass, once where no gradient of
+the input is needed. Patch dropout shortens the row of tokens and is counted as executed; drop path computes the
+branches it zeroes, and activation checkpointing repeats forward passes: neither changes the account.
+"""
+
+import time
+
+import torch
+
+from hf_vit import HFViTConfig
+
+
+# Dense bf16 tensor-core peaks in FLOP/s, from NVIDIA's data sheets; matched as part of the device's name, in this order.
+PEAKS = {"H200": 989e12, "H100 PCIe": 756e12, "H100": 989e12, "GH200": 989e12, "B200": 2250e12, "A100": 312e12, "L40S": 362e12,
+         "L4": 121e12, "A10": 125e12, "RTX 4090": 165e12, "RTX 3090": 71e12}  # fmt: skip
+
+
+def stem_flops(config: HFViTConfig, image_size: tuple[int, int]) -> tuple[int, int]:
+    """Operations of the ResNet before the patches, and of its first convolution alone, for one image."""
+    if config.resnet_depths is None:
+        return 0, 0
+    width = int(64 * config.resnet_width_factor)
+    height, across = (-(-side // 2) for side in image_size)
+    root = 2 * height * across * 49 * config.num_channels * width
+    height, across = -(-height // 2), -(-across // 2)  # max pool
+    total, channels = root, width
+    for stage, depth in enumerate(config.resnet_depths):
+        features = width * 2**stage
+        for unit in range(depth):
+            before = height * across
+            if unit == 0 and stage > 0:
+                height, across = -(-height // 2), -(-across // 2)
+            after = height * across
+            total += 2 * before * channels * features  # conv1, 1x1, before the stride
+            total += 2 * after * 9 * features * features  # conv2, 3x3, carries the stride
+            total += 2 * after * features * 4 * features  # conv3, 1x1
+            if channels != 4 * features or after != before:
+                total += 2 * after * channels * 4 * features
+            channels = 4 * features
+    return total, root
+
+
+def forward_flops(config: HFViTConfig, image_size: tuple[int, int] | None = None, training: bool = False) -> int:
+    """Operations of one image's forward pass.
+
+    Args:
+        config: of the model. image_size: (height, width) in pixels; default: the config's.
+        training: count the tokens that patch dropout keeps, instead of all.
+    """
+    first, rest, head = _parts(config, image_size, training)
+    return first + rest + head
+
+
+def train_flops(config: HFViTConfig, image_size: tuple[int, int] | None = None, frozen: bool = False) -> int:
+    """Operations of one image's forward and backward pass.
+
+    Args:
+        frozen: only the classifier is trained.
+    """
+    first, rest, head = _parts(config, image_size, training=True)
+    if frozen:
+        return first + rest + 2 * head
+    return 2 * first + 3 * rest + 3 * head
+
+
+def _parts(config: HFViTConfig, image_size: tuple[int, int] | None, training: bool) -> tuple[int, int, int]:
+    """Forward operations: of the first convolution, of the rest, of the classifier."""
+    size = image_size or config.image_size_hw
+    dim, mlp, labels = config.hidden_size, config.intermediate_size, config.num_labels
+    rows, columns = config.grid_for(size)
+    patches = rows * columns
+    stem, root = stem_flops(config, size)
+    projection = 2 * patches * config.patch_size_hw[0] * config.patch_size_hw[1] * config.stem_channels * dim
+    first, rest = (projection, 0) if config.resnet_depths is None else (root, stem - root + projection)
+    kept = (
+        max(1, round(patches * (1 - config.patch_dropout_rate))) if training and config.patch_dropout_rate else patches
+    )
+    tokens = kept + config.num_prefix_tokens
+    layer = 8 * tokens * dim * dim + 4 * tokens * tokens * dim + 4 * tokens * dim * mlp
+    rest += config.num_hidden_layers * layer
+    if config.pooling == "map":  # one query over all tokens, then an MLP
+        rest += 4 * tokens * dim * dim + 4 * dim * dim + 4 * tokens * dim + 4 * dim * mlp
+    width = config.representation_size or dim
+    if config.representation_size:
+        rest += 2 * dim * width
+    return first, rest, 2 * width * labels
+
+
+def measured_peak(device: torch.device, precision: str) -> float | None:
+    """FLOP/s that the device can reach: a table for known GPUs in bf16 or fp16, a measured matrix product on the CPU.
+
+    None where it is not known. Takes about 0.2 s on the CPU, with as many threads as torch uses.
+    """
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+        return (
+            next((peak for part, peak in PEAKS.items() if part in name), None)
+            if precision in ("bf16", "fp16")
+            else None
+        )
+    if device.type != "cpu" or precision != "fp32":
+        return None
+    side = 768
+    a, b = torch.ones(side, side), torch.ones(side, side)
+    best, deadline = float("inf"), time.perf_counter() + 0.2
+    while time.perf_counter() < deadline:
+        start = time.perf_counter()
+        torch.mm(a, b)
+        best = min(best, time.perf_counter() - start)
+    return 2 * side**3 / best

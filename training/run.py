@@ -1,0 +1,306 @@
+"""One run, from arguments to a finished folder: open the data, build the model, train, evaluate, report.
+
+For pretrain and finetune, which differ in their defaults and in what they may start from.
+"""
+
+import logging
+import math
+import sys
+from pathlib import Path
+from typing import Any
+
+import accelerate
+import transformers
+from transformers import AutoImageProcessor
+from transformers.models.vit import ViTImageProcessorPil
+
+from hf_vit import HFViTConfig, HFViTForImageClassification
+from hf_vit.errors import HFViTError
+
+from . import progress
+from .arguments import RESOLVED_NAME, Arguments, DataArguments, parse
+from .augmentation import RESAMPLING, EvalTransform, TrainTransform
+from .data import ImageDataset, carve_dev_split, open_dataset, take_fraction
+from .sources import Columns, open_door
+from .trainer import Trainer
+
+
+EVAL_SPLITS = ("validation", "val", "valid", "dev", "test")
+TRANSFORM_FIELDS = (
+    "crop",
+    "crop_area",
+    "crop_ratio",
+    "flip",
+    "resize_small",
+    "degrees",
+    "translate",
+    "scale",
+    "shear",
+)
+
+
+def command(stage: str, argv: list[str] | None = None) -> dict[str, Any]:
+    """Parse, build, train, report; bad input is one line on stderr and exit status 2."""
+    try:
+        return run(parse(argv, stage), stage)
+    except (HFViTError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+def run(arguments: Arguments, stage: str) -> dict[str, Any]:
+    """Train and evaluate as the arguments say, and return the facts (empty if a signal ended the run early)."""
+    if arguments.train.output_dir is None:
+        raise HFViTError("where should the result go? Give --output_dir FOLDER")
+    quiet = logging.WARNING if accelerate.PartialState().is_main_process else logging.ERROR
+    transformers.logging.set_verbosity(quiet)
+    transformers.logging.disable_progress_bar()
+    say = print if accelerate.PartialState().is_main_process else _silent
+    train, evaluation = open_splits(arguments.data, arguments.train.seed, say)
+    model, processor, base = build_model(arguments, train.label_names, stage)
+    train_transform, eval_transform = transforms(arguments.data, model.config, processor)
+    about = {
+        "stage": stage,
+        "recipe": arguments.recipe,
+        "base_model": base,
+        "arguments": arguments.non_default(),
+        "augmentation": train_transform.describe(),
+        "data": {"config_name": arguments.data.dataset_config_name, "train_fraction": arguments.data.train_fraction},
+    }
+    trainer = Trainer(
+        model,
+        arguments.train,
+        train.with_transform(train_transform, arguments.train.seed),
+        evaluation.with_transform(eval_transform, arguments.train.seed),
+        processor,
+        about=about,
+        callbacks=[KeepConfig(arguments)],
+    )
+    say(describe(trainer, train, evaluation))
+    trainer.train()
+    return finish(trainer, say)
+
+
+class KeepConfig(transformers.TrainerCallback):
+    """Lays the resolved config into the output folder once training begins."""
+
+    def __init__(self, arguments: Arguments):
+        self.arguments = arguments
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        if state.is_world_process_zero:
+            (Path(args.output_dir) / RESOLVED_NAME).write_text(self.arguments.to_yaml(), encoding="utf-8")
+
+
+def _silent(*words) -> None:
+    """Only the first process speaks."""
+
+
+# -- data ----------------------------------------------------------------------------------------------------------
+
+
+def open_splits(data: DataArguments, seed: int, say=print) -> tuple[ImageDataset, ImageDataset]:
+    """Open training and evaluation pictures; without an evaluation split, a stratified tenth of train becomes one."""
+    if data.dataset is None:
+        raise HFViTError("which pictures? Give --dataset (a folder, a Hub id, digits, or synthetic:NAME)")
+    common = {
+        "config_name": data.dataset_config_name, "image_column": data.image_column, "label_column": data.label_column,
+        "on_unreadable": data.on_unreadable, "cache_dir": data.cache_dir,
+    }  # fmt: skip
+    train = open_dataset(data.dataset, split=data.train_split, **common)
+    split = data.eval_split
+    if split is None and data.dev_fraction is None:
+        door = open_door(
+            data.dataset, data.dataset_config_name, Columns(data.image_column, data.label_column, None), data.cache_dir
+        )
+        used = data.train_split.split("[")[0]
+        split = next((name for name in EVAL_SPLITS if name in door.splits and name != used), None)
+    if split is not None:
+        evaluation = open_dataset(data.dataset, split=split, label_names=train.label_names, **common)
+    else:
+        share = data.dev_fraction or 0.1
+        train, evaluation = carve_dev_split(train, share)
+        say(
+            f"no evaluation split: {len(evaluation):,} of the training pictures ({share:.0%}, stratified) are kept for it"
+        )
+    if data.train_fraction < 1:
+        train = take_fraction(train, data.train_fraction)
+    if data.samples_per_class is not None:
+        train = train.per_class(data.samples_per_class, seed)
+    return train, evaluation
+
+
+def transforms(data: DataArguments, config, processor) -> tuple[TrainTransform, EvalTransform]:
+    """The random view for training, and the one for evaluation that the image processor repeats."""
+    size, common = config.image_size_hw, {"num_channels": config.num_channels, "resample": data.resample}
+    chosen = {name: getattr(data, name) for name in TRANSFORM_FIELDS}
+    chosen = {name: tuple(value) if isinstance(value, list) else value for name, value in chosen.items()}
+    return TrainTransform(size, **common, **chosen), EvalTransform(size, data.crop_pct, **common)
+
+
+def describe(trainer: Trainer, train: ImageDataset, evaluation: ImageDataset) -> str:
+    """What is about to happen."""
+    parameters = sum(p.numel() for p in trainer.model.parameters())
+    trainable = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
+    height, width = trainer.model.config.image_size_hw
+    rows = [
+        (
+            "model",
+            f"{parameters:,} parameters"
+            + (f" ({trainable:,} trained)" if trainable < parameters else "")
+            + f", {height} x {width} px",
+        ),
+        ("training", f"{len(train):,} pictures of {len(train.label_names)} classes ({train.name}, {train.split})"),
+        ("evaluation", f"{len(evaluation):,} pictures ({evaluation.split})"),
+        (
+            "updates",
+            f"{trainer.max_steps:,} of {trainer.global_batch_size} pictures, {trainer.precision}, "
+            f"{trainer.world_size} x {trainer.accelerator.device}",
+        ),
+    ]
+    return progress.table(rows)
+
+
+# -- model ---------------------------------------------------------------------------------------------------------
+
+
+def build_model(arguments: Arguments, label_names: list[str], stage: str):
+    """Load or initialise the model for these classes and this image size.
+
+    Returns:
+        (model, image processor, name of the base model or None).
+    """
+    wish, data = arguments.model, arguments.data
+    transformers.set_seed(arguments.train.seed)
+    labels = dict(enumerate(label_names))
+    if wish.model is not None and wish.preset is not None:
+        raise HFViTError("give --model (pre-trained) or --preset (from scratch), not both")
+    if wish.model is None and wish.preset is None and not wish.set:
+        raise HFViTError(
+            "which model? Give --model PATH_OR_HUB_ID, or --preset NAME / --set field=value to train from scratch"
+        )
+    try:
+        if wish.model is not None:
+            model = load_pretrained(wish, labels)
+        else:
+            model = HFViTForImageClassification(scratch_config(wish, labels))
+    except HFViTError:
+        raise
+    except ValueError as error:
+        raise HFViTError(" ".join(str(error).split())) from None
+    if min(model.config.grid_size) < 1:
+        raise HFViTError(
+            f"an image of {model.config.image_size_hw} px is smaller than the patch of {model.config.total_stride} px: raise --image_size"
+        )
+    if wish.freeze_backbone:
+        model.freeze_backbone()
+    return model, image_processor_for(model.config, data, wish.model), wish.model
+
+
+def scratch_config(wish, labels: dict[int, str]) -> HFViTConfig:
+    fields = dict(wish.set)
+    if wish.image_size is not None:
+        fields["image_size"] = pixels(wish.image_size)
+    fields |= {"id2label": labels, "label2id": {name: index for index, name in labels.items()}}
+    return HFViTConfig.from_preset(wish.preset, **fields) if wish.preset is not None else HFViTConfig(**fields)
+
+
+def load_pretrained(wish, labels: dict[int, str]) -> HFViTForImageClassification:
+    """The pre-trained model at the wanted size; a new head unless its labels are the data's."""
+    fields = dict(wish.set)
+    if wish.image_size is not None:
+        fields["image_size"] = pixels(wish.image_size)
+    try:
+        model = HFViTForImageClassification.from_pretrained(wish.model, **fields)
+    except OSError as error:
+        local = Path(wish.model)
+        cause = (
+            "that folder has no config.json with weights"
+            if local.is_dir()
+            else "no such folder, and the Hub gives nothing"
+        )
+        raise HFViTError(f"cannot load --model {wish.model}: {cause} ({str(error).splitlines()[0]})") from None
+    own = model.config.id2label if model.config.num_labels else {}
+    if [own.get(index) for index in range(len(own))] != list(labels.values()):
+        model.replace_head(len(labels), labels, keep_representation=wish.keep_representation)
+    return model
+
+
+def pixels(size: list[int]) -> int | list[int]:
+    """One number, or height and width."""
+    if len(size) not in (1, 2) or min(size) < 1:
+        raise HFViTError(f"--image_size {' '.join(map(str, size))}: give one number, or height and width")
+    return size[0] if len(size) == 1 else list(size)
+
+
+def image_processor_for(config, data: DataArguments, base: str | None) -> ViTImageProcessorPil:
+    """transformers' ViT processor for this size: the base model's mean and std, or Google's 0.5."""
+    height, width = config.image_size_hw
+    settings: dict[str, Any] = {"image_mean": [0.5] * config.num_channels, "image_std": [0.5] * config.num_channels}
+    if base is not None:
+        try:
+            own = AutoImageProcessor.from_pretrained(base, backend="pil")
+            settings = {"image_mean": list(own.image_mean), "image_std": list(own.image_std)}
+        except (OSError, ValueError):  # weights without a processor: Google's numbers
+            pass
+    if data.crop_pct is None:
+        settings["size"] = {"height": height, "width": width}
+    else:
+        if height != width:
+            raise HFViTError("--crop_pct needs a square --image_size")
+        settings |= {"size": {"shortest_edge": math.floor(height / data.crop_pct)}, "do_center_crop": True,
+                     "crop_size": {"height": height, "width": width}}  # fmt: skip
+    return ViTImageProcessorPil(resample=int(RESAMPLING[data.resample]), **settings)
+
+
+# -- report --------------------------------------------------------------------------------------------------------
+
+
+def finish(trainer: Trainer, say=print) -> dict[str, Any]:
+    """Evaluate, save and report; after a signal only say how to go on."""
+    if trainer.interrupted:
+        say(
+            f"stopped by a signal after update {trainer.state.global_step}; its checkpoint is in {trainer.output_dir}: "
+            "go on with --resume_from_checkpoint true"
+        )
+        return {}
+    if trainer.last_evaluation is None or trainer.last_evaluation[0] != trainer.state.global_step:
+        trainer.evaluate()
+    trainer.save_model()
+    facts = trainer.create_model_card()
+    say(summary(facts, trainer.output_dir))
+    if trainer.args.push_to_hub:
+        say(f"uploaded to {trainer.push_to_hub()}")
+    return facts
+
+
+def summary(facts: dict[str, Any], folder: Path) -> str:
+    """The run in a table."""
+    training, compute = facts["training"], facts["compute"]
+    rows = []
+    for row in facts["results"]:
+        value = f"{row['value']:.2%}" if "accuracy" in row["metric"] else f"{row['value']:.4f}"
+        rows.append(
+            (row["metric"].replace("_", " "), f"{value} on {row['n']:,} pictures ({row['dataset']}, {row['split']})")
+        )
+    rows += [
+        (
+            "training loss",
+            f"{training['final_loss']:.4f} after {training['steps']:,} updates ({training['epochs']:.1f} epochs)",
+        ),
+        (
+            "time",
+            f"{progress.clock(training['seconds'])}, {training['images_per_second']:,.0f} images/s, waiting for data {training['data_wait']:.0%}",
+        ),
+        ("memory peak", f"{compute['memory_peak_bytes'] / 2**30:.2f} GiB"),
+    ]
+    if "train_exaflops" in compute:
+        rows.append(
+            (
+                "compute",
+                f"{compute['train_exaflops']:.3g} exaFLOPs"
+                + (f", {compute['mfu']:.0%} of the peak" if "mfu" in compute else ""),
+            )
+        )
+    rows.append(("folder", str(folder)))
+    return "\n" + progress.table(rows)
