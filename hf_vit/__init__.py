@@ -4,13 +4,20 @@ Importing it registers the classes with transformers' Auto classes: a folder of 
 `trust_remote_code`.
 """
 
-from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForImageClassification
+from transformers import (
+    AutoBackbone,
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModel,
+    AutoModelForImageClassification,
+    AutoModelForMaskedImageModeling,
+)
 from transformers.models.vit import ViTImageProcessorPil
 from transformers.utils import is_torchvision_available
 
 from .configuration_hf_vit import HFViTConfig
 from .errors import HFViTError
-from .modeling_hf_vit import HFViTForImageClassification, HFViTModel
+from .modeling_hf_vit import HFViTBackbone, HFViTForImageClassification, HFViTForMaskedPatchPrediction, HFViTModel
 
 
 __version__ = "0.1.0"
@@ -18,6 +25,8 @@ __version__ = "0.1.0"
 AutoConfig.register(HFViTConfig.model_type, HFViTConfig)
 AutoModel.register(HFViTConfig, HFViTModel)
 AutoModelForImageClassification.register(HFViTConfig, HFViTForImageClassification)
+AutoModelForMaskedImageModeling.register(HFViTConfig, HFViTForMaskedPatchPrediction)
+AutoBackbone.register(HFViTConfig, HFViTBackbone)
 processors: dict = {"pil": ViTImageProcessorPil}
 if is_torchvision_available():
     from transformers.models.vit import ViTImageProcessor
@@ -25,4 +34,12 @@ if is_torchvision_available():
     processors["torchvision"] = ViTImageProcessor
 AutoImageProcessor.register(HFViTConfig, image_processor_classes=processors)
 
-__all__ = ["HFViTConfig", "HFViTError", "HFViTForImageClassification", "HFViTModel", "__version__"]
+__all__ = [
+    "HFViTBackbone",
+    "HFViTConfig",
+    "HFViTError",
+    "HFViTForImageClassification",
+    "HFViTForMaskedPatchPrediction",
+    "HFViTModel",
+    "__version__",
+]

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
+from transformers.backbone_utils import BackboneConfigMixin
 
 
 # name: (Google's name, hidden, layers, mlp, heads, patch, pooling, dropout, ResNet depths). `patch` is the kernel that
@@ -43,6 +44,8 @@ AUTO_MAP = {
     "AutoConfig": "configuration_hf_vit.HFViTConfig",
     "AutoModel": "modeling_hf_vit.HFViTModel",
     "AutoModelForImageClassification": "modeling_hf_vit.HFViTForImageClassification",
+    "AutoBackbone": "modeling_hf_vit.HFViTBackbone",
+    "AutoModelForMaskedImageModeling": "modeling_hf_vit.HFViTForMaskedPatchPrediction",
 }
 
 # What a config.json of transformers leaves unsaid because it is that class's default or its fixed behaviour.
@@ -80,7 +83,7 @@ def as_pair(size: int | list[int] | tuple[int, int]) -> tuple[int, int]:
 
 
 @strict
-class HFViTConfig(PreTrainedConfig):
+class HFViTConfig(BackboneConfigMixin, PreTrainedConfig):
     """Configuration of `HFViTModel` and its heads; the defaults are ViT-B/16 at 224 px with Google's numerics.
 
     Symbols in brackets are the paper's.
@@ -125,7 +128,8 @@ class HFViTConfig(PreTrainedConfig):
         initializer: `"jax"` Google's; `"truncated_normal"` std 0.02 for every weight and token; `"normal_tokens"`
             Google's but class and position tokens from N(0, 1), as many ViT tutorials teach.
 
-    `num_labels`, `id2label`, `label2id` come from the base class.
+    `num_labels`, `id2label`, `label2id` come from the base class; `out_features` and `out_indices`, the maps that a
+    backbone returns, from `BackboneConfigMixin`.
 
     Raises:
         ValueError: a field of the wrong type or range, or a misspelt one.
@@ -173,6 +177,8 @@ class HFViTConfig(PreTrainedConfig):
     weight_standardization_eps: float = 1e-5
     head_bias_init: float | int = 0.0
     initializer: Literal["jax", "truncated_normal", "normal_tokens"] = "jax"
+    _out_features: list[str] | None = None
+    _out_indices: list[int] | None = None
 
     def __post_init__(self, **kwargs):
         for key in (
@@ -180,6 +186,9 @@ class HFViTConfig(PreTrainedConfig):
             "auto_map",
         ):  # class facts, not the folder's: another model's folder must not rename ours
             kwargs.pop(key, None)
+        self.set_output_features_output_indices(
+            out_features=kwargs.pop("out_features", None), out_indices=kwargs.pop("out_indices", None)
+        )
         fields = [name for name in self.__dataclass_fields__ if name not in PreTrainedConfig.__dataclass_fields__]
         for key in kwargs:
             close = difflib.get_close_matches(key, fields, n=1, cutoff=0.86)
@@ -192,6 +201,11 @@ class HFViTConfig(PreTrainedConfig):
         self.check_architecture()
 
     # -- derived sizes -------------------------------------------------------------------------------------------
+
+    @property
+    def stage_names(self) -> list[str]:
+        """Names of the feature maps: the embeddings and each block."""
+        return ["stem", *(f"stage{block}" for block in range(1, self.num_hidden_layers + 1))]
 
     @property
     def image_size_hw(self) -> tuple[int, int]:

@@ -1,69 +1,38 @@
 """The Vision Transformer and its hybrid, in the order of the paper's equations (arXiv:2010.11929, section 3.1).
 
-This file travels to the Hub beside the weights: it imports only torch, safetensors, transformers and its sibling
-files. Parameter names are those of transformers' `models/vit`; numerics are those of `vit_jax/models_vit.py` in
+This file travels to the Hub beside the weights: it imports only torch, transformers and its sibling files. Parameter
+names are those of transformers' `models/vit`; numerics are those of `vit_jax/models_vit.py` in
 google-research/vision_transformer at c6de1e5 and of `models/vit.py` in google-research/big_vision at 0127fb6.
 
     B batch   C image channels   H, W image size   P patch size   N tokens   D hidden size   k heads   d = D / k
 """
 
-import copy
-import math
-import shutil
-from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import TypeAlias, cast
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
-from safetensors import safe_open
 from torch import nn
-from transformers import PreTrainedModel
-from transformers import initialization as init
 from transformers.activations import ACT2FN
-from transformers.conversion_mapping import register_checkpoint_conversion_mapping
-from transformers.core_model_loading import WeightRenaming
+from transformers.backbone_utils import BackboneMixin, filter_output_hidden_states
 from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.modeling_outputs import BaseModelOutputWithPooling, ImageClassifierOutput
+from transformers.modeling_outputs import (
+    BackboneOutput,
+    BaseModelOutputWithPooling,
+    ImageClassifierOutput,
+    MaskedLMOutput,
+)
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-from transformers.utils import cached_file, logging
+from transformers.utils import logging
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
-from .configuration_hf_vit import HFViTConfig, as_pair
-from .position_embedding import resize_patch_kernel, resize_position_grid, resize_position_sequence, sincos2d
+from .configuration_hf_vit import HFViTConfig
+from .position_embedding import resize_position_grid, resize_position_sequence, sincos2d
+from .pretrained_hf_vit import HFViTPreTrainedModel
 from .resnet_stem import ResNetStem, with_role
 
 
 logger = logging.get_logger(__name__)
-
-Size: TypeAlias = int | list[int] | tuple[int, int]  # pixels: one number, or (height, width)
-
-TRAVELLING_FILES = ("configuration_hf_vit.py", "position_embedding.py", "resnet_stem.py", "modeling_hf_vit.py")
-HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
-
-# The key layouts that transformers has written over the years, read by every `from_pretrained` below: ViT before v5,
-# and the removed vit-hybrid.
-register_checkpoint_conversion_mapping(
-    "HFViTModel",
-    [
-        WeightRenaming(r"encoder\.layer\.", r"(?<!\d\.)layers."),
-        WeightRenaming("attention.query", "q_proj"),
-        WeightRenaming("attention.key", "k_proj"),
-        WeightRenaming("attention.value", "v_proj"),
-        WeightRenaming("attention.output.dense", "attention.o_proj"),
-        WeightRenaming("intermediate.dense", "mlp.fc1"),
-        WeightRenaming("output.dense", "mlp.fc2"),
-        WeightRenaming(r"backbone\.bit\.embedder\.convolution\.", "backbone.conv_root."),
-        WeightRenaming(r"backbone\.bit\.embedder\.norm\.", "backbone.gn_root."),
-        WeightRenaming(r"backbone\.bit\.encoder\.stages\.(\d+)\.layers\.", r"backbone.stages.\1.units."),
-        WeightRenaming(r"units\.(\d+)\.norm(\d)\.", r"units.\1.gn\2."),
-        WeightRenaming(r"units\.(\d+)\.downsample\.conv\.", r"units.\1.conv_proj."),
-        WeightRenaming(r"units\.(\d+)\.downsample\.norm\.", r"units.\1.gn_proj."),
-    ],
-    overwrite=True,
-)
-
 
 # -- Eq. 1: an image becomes tokens ----------------------------------------------------------------
 
@@ -114,6 +83,7 @@ class HFViTEmbeddings(nn.Module):
 
     def __init__(self, config: HFViTConfig):
         super().__init__()
+        with_role(self, "tokens")
         self.config = config
         self.grid_size = config.grid_size
         self.patch_embeddings = HFViTPatchEmbeddings(config)
@@ -153,16 +123,18 @@ class HFViTEmbeddings(nn.Module):
             return resize_position_sequence(rows, grid[0] * grid[1])
         return resize_position_grid(rows, self.grid_size, grid, self.config.position_interpolation)
 
-    def forward(self, pixel_values: torch.Tensor, mask: torch.Tensor | None = None, mask_fill=None) -> torch.Tensor:
+    def forward(
+        self, pixel_values: torch.Tensor, corrupt: Callable[[torch.Tensor], torch.Tensor] | None = None
+    ) -> torch.Tensor:
         """`(B, C, H, W)` -> `(B, prefix + rows * columns, D)`, order: class, registers, patches.
 
-        `mask` (B, N) bool and `mask_fill` (B, N, D) replace projected patches before positions are added.
+        `corrupt` changes the projected patches `(B, N, D)` before positions are added (masked patch prediction).
         """
         x = self.patch_embeddings(pixel_values)  # (B, D, rows, columns)
         batch, grid = x.shape[0], (x.shape[2], x.shape[3])
         x = x.flatten(2).transpose(1, 2)  # (B, N, D)
-        if mask is not None:
-            x = torch.where(mask[..., None], mask_fill, x)  # (B, N, D)
+        if corrupt is not None:
+            x = corrupt(x)
         positions = self.patch_positions(grid)
         if positions is not None:
             x = x + positions
@@ -237,6 +209,10 @@ class HFViTAttention(nn.Module):
         source = hidden_states if queries_from is None else queries_from
         return self.q_norm(self._heads(self.q_proj(source))), self.k_norm(self._heads(self.k_proj(hidden_states)))
 
+    def weights(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """A of Eq. 6, whatever the backend; `(B, N, D)` -> `(B, k, N, N)`."""
+        return attention_weights(*self.queries_and_keys(hidden_states), self.scaling)
+
     def _heads(self, x: torch.Tensor) -> torch.Tensor:
         return x.view(*x.shape[:-1], -1, self.head_dim).transpose(1, 2)  # (B, k, N, d)
 
@@ -282,6 +258,7 @@ class HFViTLayerScale(nn.Module):
     def __init__(self, config: HFViTConfig):
         super().__init__()
         self.lambda1 = nn.Parameter(torch.empty(config.hidden_size))
+        with_role(self, "layer_scale")
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         return hidden_states * self.lambda1
@@ -336,6 +313,7 @@ class HFViTMapHead(nn.Module):
 
     def __init__(self, config: HFViTConfig):
         super().__init__()
+        with_role(self, "probe")
         self.probe = nn.Parameter(torch.empty(1, 1, config.hidden_size))
         self.attention = HFViTAttention(config)
         self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
@@ -362,288 +340,14 @@ class HFViTPooler(nn.Module):
 # -- The models ------------------------------------------------------------------------------------
 
 
-class HFViTPreTrainedModel(PreTrainedModel):
-    """Initialisation, loading at any resolution, saving with code, and attention maps, for every class below."""
-
-    config: HFViTConfig
-    base_model_prefix = "vit"
-    main_input_name = "pixel_values"
-    input_modalities = ("image",)
-    supports_gradient_checkpointing = True
-    accepts_loss_kwargs = False
-    _no_split_modules = ["HFViTEmbeddings", "HFViTLayer"]
-    _supports_sdpa = True
-    _supports_flash_attn = True
-    _supports_flex_attn = True
-    _supports_attention_backend = True
-    _can_compile_fullgraph = True
-    _can_record_outputs = {
-        "hidden_states": HFViTLayer,
-        "attentions": OutputRecorder(HFViTAttention, index=1, layer_name="layers"),
-    }
-    _input_embed_layer = "patch_embeddings"
-
-    @property
-    def encoder(self) -> "HFViTModel":
-        """The encoder inside a model with a head; the encoder itself otherwise."""
-        return cast(HFViTModel, self.base_model)
-
-    @torch.no_grad()
-    def _init_weights(self, module: nn.Module) -> None:
-        """Every tensor and its distribution under `initializer="jax"` (Flax modules of vit_jax and big_vision).
-
-        LayerNorm, GroupNorm        ones, zeros; the last norm of a residual unit (`gn3`) has scale zero
-        patch projection            LeCun normal (truncated, variance 1 / fan_in), bias zeros
-        ResNet convolutions         LeCun normal
-        class token                 zeros
-        positions, registers        normal 0.02
-        q, k, v, o                  Xavier uniform, bias zeros
-        MLP                         Xavier uniform, bias normal 1e-6
-        LayerScale                  `layer_scale_init`
-        MAP probe                   Xavier uniform
-        representation layer        LeCun normal, bias zeros
-        classifier                  zeros, bias `head_bias_init`
-
-        `"truncated_normal"`: every weight and token from a normal of deviation 0.02 cut at two deviations, biases zero
-        except the classifier's. `"normal_tokens"`: as `"jax"`, class token and positions from N(0, 1).
-        """
-        scheme, role = self.config.initializer, getattr(module, "role", None)
-        if isinstance(module, (nn.LayerNorm, nn.GroupNorm)):
-            (init.zeros_ if role == "end_of_branch" else init.ones_)(module.weight)
-            init.zeros_(module.bias)
-        elif isinstance(module, (nn.Linear, nn.Conv2d)):
-            if scheme == "truncated_normal":
-                init.trunc_normal_(module.weight, std=0.02, a=-0.04, b=0.04)
-            elif role == "classifier":
-                init.zeros_(module.weight)
-            elif isinstance(module, nn.Conv2d) or role == "representation":
-                _lecun_normal(module.weight)
-            else:
-                init.xavier_uniform_(module.weight)
-            if role == "classifier":
-                init.constant_(module.bias, self.config.head_bias_init)
-            elif role == "mlp" and scheme != "truncated_normal":
-                init.normal_(module.bias, std=1e-6)
-            elif module.bias is not None:
-                init.zeros_(module.bias)
-        elif isinstance(module, HFViTLayerScale):
-            init.constant_(module.lambda1, self.config.layer_scale_init)
-        elif isinstance(module, HFViTMapHead):
-            limit = math.sqrt(6 / (1 + self.config.hidden_size))
-            init.uniform_(module.probe, -limit, limit)
-        elif isinstance(module, HFViTEmbeddings):
-            self._init_tokens(module, scheme)
-
-    def _init_tokens(self, embeddings: HFViTEmbeddings, scheme: str) -> None:
-        def draw(token: nn.Parameter) -> None:
-            if scheme == "truncated_normal":
-                init.trunc_normal_(token, std=0.02, a=-0.04, b=0.04)
-            else:
-                init.normal_(token, std=1.0 if scheme == "normal_tokens" else 0.02)
-
-        if embeddings.cls_token is not None:
-            init.zeros_(embeddings.cls_token) if scheme == "jax" else draw(embeddings.cls_token)
-        if embeddings.position_embeddings is not None:
-            draw(embeddings.position_embeddings)
-        if embeddings.register_tokens is not None:
-            init.normal_(embeddings.register_tokens, std=0.02)
-
-    # -- loading and saving
-
-    @classmethod
-    def from_pretrained(
-        cls, pretrained_model_name_or_path, *model_args, config=None, keep_representation=False, **kwargs
-    ):
-        """As transformers' own; a config that differs from the folder's is met after an exact load.
-
-        Args:
-            pretrained_model_name_or_path: folder or Hub id, ours or in the layouts of transformers' `vit`, `deit` and
-                removed `vit-hybrid`.
-            config: a configuration; or give its fields by name: `image_size` refits the position table, `patch_size`
-                and `num_channels` the patch kernel, `num_labels` or an `id2label` of another length put a zero head in
-                place.
-            keep_representation: keep the dense + tanh layer under a new head.
-
-        Raises:
-            OSError: nothing at that path or id. ValueError: another architecture, or fields that make no network.
-        """
-        path = pretrained_model_name_or_path
-        if path is None:
-            return super().from_pretrained(None, *model_args, config=config, **kwargs)
-        hub = {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
-        source = cls.config_class.from_pretrained(path, **hub)
-        if config is None or isinstance(config, (str, Path)):
-            config, kwargs = cls.config_class.from_pretrained(config or path, return_unused_kwargs=True, **kwargs)
-            kwargs |= hub
-        load = copy.deepcopy(config)
-        for name in ("image_size", "patch_size", "num_channels", "representation_size", "id2label", "label2id"):
-            setattr(load, name, getattr(source, name))
-        if cls._reads_upstream_pooler and source.representation_size is None and config.representation_size is None:
-            load.representation_size = config.representation_size = _stored_pooler_width(path, hub)
-        loaded = super().from_pretrained(path, *model_args, config=load, **kwargs)
-        model = loaded[0] if isinstance(loaded, tuple) else loaded
-        model._change_to(config, keep_representation)
-        return loaded
-
-    _reads_upstream_pooler = False
-
-    def _change_to(self, wanted: HFViTConfig, keep_representation: bool) -> None:
-        """Bring a loaded model to the resolution, patch, channels and labels of another configuration."""
-        config = self.config
-        if wanted.patch_size_hw != config.patch_size_hw or wanted.num_channels != config.num_channels:
-            self.resize_patch_embeddings(wanted.patch_size, wanted.num_channels, image_size=wanted.image_size)
-        if wanted.image_size_hw != config.image_size_hw:
-            self.resize_position_embeddings(wanted.image_size)
-        if wanted.representation_size not in (None, config.representation_size):
-            raise ValueError(
-                f"representation_size={wanted.representation_size} asks for a layer that the checkpoint does not have "
-                f"(it has {config.representation_size}): load it as it is, or from scratch"
-            )
-        if wanted.representation_size is None and config.representation_size is not None:
-            keep_representation = False
-        elif wanted.num_labels == config.num_labels or not isinstance(self, HFViTForImageClassification):
-            config.id2label, config.label2id = wanted.id2label, wanted.label2id
-            return
-        if isinstance(self, HFViTForImageClassification):
-            self.replace_head(wanted.num_labels, wanted.id2label, keep_representation=keep_representation)
-        else:
-            self.encoder.pooler, config.representation_size = None, None
-
-    def save_pretrained(  # type: ignore[override]
-        self, save_directory, *, save_original_format=False, push_to_hub=False, **kwargs
-    ):
-        """As transformers' own, and lays the travelling code beside the weights.
-
-        The folder loads on any machine with `trust_remote_code=True`. Keys are those of transformers v5;
-        `save_original_format=True` writes those that the model came with.
-        """
-        hub = {name: kwargs.pop(name) for name in ("repo_id", "commit_message", "private") if name in kwargs}
-        super().save_pretrained(save_directory, save_original_format=save_original_format, **kwargs)
-        if kwargs.get("is_main_process", True):
-            for name in TRAVELLING_FILES:
-                here, there = Path(__file__).parent / name, Path(save_directory) / name
-                if here.resolve() != there.resolve():
-                    shutil.copyfile(here, there)
-        if push_to_hub:
-            hub.setdefault("repo_id", Path(save_directory).name)
-            self.push_to_hub(**hub, token=kwargs.get("token"))
-
-    # -- resolution
-
-    @torch.no_grad()
-    def resize_position_embeddings(self, image_size: Size) -> None:
-        """Refit the position table to the grid of another image size (section 3.2).
-
-        `image_size` is in pixels, one number or (height, width). Class and register tokens are left as they are.
-        Raises ValueError for an image smaller than one patch.
-        """
-        embeddings = self.encoder.embeddings
-        grid = self.config.grid_for(image_size)
-        if min(grid) < 1:
-            down, across = self.config.total_stride
-            raise ValueError(f"image_size={image_size} is smaller than one patch, {down} x {across} pixels")
-        table = embeddings.position_embeddings
-        patches = embeddings.patch_positions(grid)
-        if table is not None and patches is not None and grid != embeddings.grid_size:
-            prefix = table[:, : int(self.config.has_class_position)]
-            rows = torch.cat([prefix, patches], dim=1)  # (1, [1 +] rows * columns, D)
-            embeddings.position_embeddings = nn.Parameter(rows.clone(), requires_grad=table.requires_grad)
-        embeddings.grid_size = grid
-        self.config.image_size = image_size if isinstance(image_size, int) else as_pair(image_size)
-
-    @torch.no_grad()
-    def resize_patch_embeddings(
-        self,
-        patch_size: Size,
-        num_channels: int | None = None,
-        image_size: Size | None = None,
-    ) -> None:
-        """Refit the patch kernel to another patch size (FlexiViT's pseudo-inverse) or number of channels.
-
-        The position table follows to the grid of `image_size` (default: the present one) under the new patch.
-        Channels are repeated in turn and scaled so that a grey picture given in every channel answers the same.
-        """
-        config, embeddings = self.config, self.encoder.embeddings
-        patches = embeddings.patch_embeddings
-        first = patches.projection if patches.backbone is None else patches.backbone.conv_root
-        if num_channels is not None and num_channels != config.num_channels:
-            old = first.weight
-            order = torch.arange(num_channels) % config.num_channels
-            counts = torch.bincount(order, minlength=config.num_channels)[order].to(old)
-            weight = old[:, order] / counts[:, None, None]  # (D, C', P, P)
-            if num_channels < config.num_channels:
-                weight = old.sum(dim=1, keepdim=True).expand(-1, num_channels, -1, -1) / num_channels
-            first.weight = nn.Parameter(weight.clone(), requires_grad=old.requires_grad)
-            first.in_channels = config.num_channels = num_channels
-        new = as_pair(patch_size)
-        if new != config.patch_size_hw:
-            kernel = patches.projection.weight
-            resized = resize_patch_kernel(kernel, new)
-            patches.projection.weight = nn.Parameter(resized, requires_grad=kernel.requires_grad)
-            patches.projection.kernel_size = patches.projection.stride = new
-            config.patch_size = patch_size if isinstance(patch_size, int) else new
-        self.resize_position_embeddings(config.image_size if image_size is None else image_size)
-
-    # -- looking inside
-
-    @torch.no_grad()
-    def attention_maps(self, pixel_values: torch.Tensor, layers: Sequence[int] = (-1,)) -> dict[int, torch.Tensor]:
-        """Attention weights of chosen blocks, whatever the attention backend, without keeping those of the others.
-
-        Args:
-            pixel_values: `(B, C, H, W)`.
-            layers: indices of blocks; negative ones count from the last.
-
-        Returns:
-            for each index as given, `(B, heads, queries, keys)`; rows sum to one.
-
-        Raises:
-            ValueError: an index out of range.
-        """
-        blocks: nn.ModuleList = self.encoder.layers
-        maps: dict[int, torch.Tensor] = {}
-        for index in layers:
-            if not -len(blocks) <= index < len(blocks):
-                raise ValueError(f"layer {index} does not exist: the model has {len(blocks)}, 0 to {len(blocks) - 1}")
-
-        def keep(index: int) -> Callable:
-            def hook(attention: HFViTAttention, args: tuple, output: tuple) -> None:
-                query, key = attention.queries_and_keys(args[0])
-                maps[index] = attention_weights(query, key, attention.scaling)
-
-            return hook
-
-        hooks = [blocks[index].get_submodule("attention").register_forward_hook(keep(index)) for index in layers]
-        try:
-            self.encoder(pixel_values)
-        finally:
-            for hook in hooks:
-                hook.remove()
-        return {index: maps[index] for index in layers}
-
-
-def _lecun_normal(weight: torch.Tensor) -> None:
-    """Flax's default: a normal cut at two deviations whose variance after the cut is 1 / fan_in."""
-    std = math.sqrt(1 / weight[0].numel()) / 0.87962566103423978
-    init.trunc_normal_(weight, std=std, a=-2 * std, b=2 * std)
-
-
-def _stored_pooler_width(path, hub: dict) -> int | None:
-    """Width of `pooler.dense` in a safetensors checkpoint of transformers, whose config does not tell, or None."""
-    stored = cached_file(path, "model.safetensors", _raise_exceptions_for_missing_entries=False, **hub)
-    if stored is None:
-        return None
-    with safe_open(stored, framework="pt") as tensors:
-        for name in tensors.keys():  # noqa: SIM118
-            if name.endswith("pooler.dense.weight"):
-                return tensors.get_slice(name).get_shape()[0]
-    return None
-
-
 class HFViTModel(HFViTPreTrainedModel):
     """The encoder: Eqs. 1-4 and, where the config has it, the representation layer. No classifier."""
 
     _reads_upstream_pooler = True
+    _can_record_outputs = {
+        "hidden_states": HFViTLayer,
+        "attentions": OutputRecorder(HFViTAttention, index=1, layer_name="layers"),
+    }
 
     def __init__(self, config: HFViTConfig):
         super().__init__(config)
@@ -661,21 +365,20 @@ class HFViTModel(HFViTPreTrainedModel):
     def forward(
         self,
         pixel_values: torch.Tensor,
-        mask: torch.Tensor | None = None,
-        mask_fill: torch.Tensor | None = None,
+        corrupt: Callable[[torch.Tensor], torch.Tensor] | None = None,
         **kwargs,
     ) -> BaseModelOutputWithPooling:
         """Encode a batch of normalised images `(B, C, H, W)` of any size.
 
         Args:
-            mask: `(B, N)` bool, patches whose projection is replaced. mask_fill: `(B, N, D)`, by what.
+            corrupt: changes the projected patches `(B, N, D)` before positions are added.
             output_hidden_states, output_attentions, return_dict: as everywhere in transformers.
 
         Returns:
             `last_hidden_state` `(B, prefix + N, D)` after the final LayerNorm, and `pooler_output`, what a classifier
             reads: `(B, D)`, or `(B, R)` with a representation layer.
         """
-        x = self.embeddings(pixel_values, mask, mask_fill)  # z_0, Eq. 1
+        x = self.embeddings(pixel_values, corrupt)  # z_0, Eq. 1
         for layer in self.layers:
             x = layer(x, **kwargs)  # z_l, Eqs. 2 and 3
         x = self.layernorm(x)
@@ -731,6 +434,12 @@ class HFViTForImageClassification(HFViTPreTrainedModel):
             loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
         )
 
+    def _change_head(self, wanted: HFViTConfig, keep_representation: bool) -> None:
+        drops = wanted.representation_size is None and self.config.representation_size is not None
+        if drops or wanted.num_labels != self.config.num_labels:
+            self.replace_head(wanted.num_labels, wanted.id2label, keep_representation and not drops)
+        self.config.id2label, self.config.label2id = wanted.id2label, wanted.label2id
+
     @torch.no_grad()
     def replace_head(
         self, num_labels: int, id2label: dict[int, str] | None = None, keep_representation: bool = False
@@ -769,4 +478,116 @@ class HFViTForImageClassification(HFViTPreTrainedModel):
         self.classifier.requires_grad_(True)
 
 
-__all__ = ["TRAVELLING_FILES", "HFViTForImageClassification", "HFViTModel", "HFViTPreTrainedModel"]
+class HFViTBackbone(BackboneMixin, HFViTPreTrainedModel):
+    """Feature maps of chosen blocks, as `AutoBackbone` gives them to detection and segmentation models.
+
+    `config.out_features` or `out_indices` choose among "stem" (the embeddings) and "stage1" ... "stageL"; each map is
+    the block's patch tokens after the final LayerNorm.
+    """
+
+    _keys_to_ignore_on_load_unexpected = [r"pooler\.dense\.", r"classifier\.", r"map_head\."]
+
+    def __init__(self, config: HFViTConfig):
+        super().__init__(config)
+        self.num_features = [config.hidden_size] * (config.num_hidden_layers + 1)
+        self.vit = HFViTModel(config)
+        self.vit.pooler = self.vit.map_head = None
+        self.post_init()
+
+    @can_return_tuple
+    @filter_output_hidden_states
+    def forward(self, pixel_values: torch.Tensor, **kwargs) -> BackboneOutput:
+        """`(B, C, H, W)` -> `feature_maps`, a tuple of `(B, D, rows, columns)`."""
+        outputs = self.vit(pixel_values, **kwargs)
+        rows, columns = self.config.grid_for(tuple(pixel_values.shape[-2:]))
+        maps = []
+        for stage, tokens in zip(self.stage_names, outputs.hidden_states):
+            if stage in self.out_features:
+                patches = self.vit.layernorm(tokens)[:, self.config.num_prefix_tokens :]  # (B, N, D)
+                maps.append(
+                    patches.transpose(1, 2).reshape(tokens.shape[0], -1, rows, columns)
+                )  # (B, D, rows, columns)
+        return BackboneOutput(
+            feature_maps=tuple(maps), hidden_states=outputs.hidden_states, attentions=outputs.attentions
+        )
+
+
+class HFViTForMaskedPatchPrediction(HFViTPreTrainedModel):
+    """The paper's self-supervision (section 4.6, appendix B.1.2): mean colours of corrupted patches, 3 bits a channel.
+
+    Half of the patches are corrupted: of these 80 % become a learned [mask] embedding, 10 % the embedding of another
+    patch of the batch, 10 % stay. Each answers with one of 8^C colours.
+    """
+
+    corrupted, masked, swapped = 0.5, 0.8, 0.1
+    levels = 8
+
+    def __init__(self, config: HFViTConfig):
+        super().__init__(config)
+        if config.patch_dropout_rate:
+            raise ValueError("masked patch prediction answers for every patch: set patch_dropout_rate=0")
+        self.vit = HFViTModel(config)
+        self.mask_token = nn.Parameter(torch.empty(1, 1, config.hidden_size))
+        with_role(self, "tokens")
+        self.colours = nn.Linear(config.hidden_size, self.levels**config.num_channels)
+        self.post_init()
+
+    def patch_colours(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """Classes of the patches' mean colours, `(B, C, H, W)` in [-1, 1] -> `(B, N)`; channel 0 counts most."""
+        rows, columns = self.config.grid_for(tuple(pixel_values.shape[-2:]))
+        down, across = self.config.total_stride
+        pixels = pixel_values[..., : rows * down, : columns * across].float()  # what the patches see
+        mean = F.adaptive_avg_pool2d(pixels, (rows, columns))  # (B, C, rows, columns)
+        level = ((mean + 1) / 2 * self.levels).long().clamp(0, self.levels - 1)
+        weights = self.levels ** torch.arange(pixels.shape[1] - 1, -1, -1, device=pixels.device)
+        return (level * weights[:, None, None]).sum(1).flatten(1)  # (B, N)
+
+    def draw_corruption(self, batch: int, patches: int, device: torch.device) -> torch.Tensor:
+        """`(B, N)` of 0 (left alone), 1 (masked), 2 (swapped), 3 (kept, but asked for), from torch's generator."""
+        count = round(patches * self.corrupted)
+        chosen = torch.rand(batch, patches, device=device).argsort(dim=1).argsort(dim=1) < count  # exactly half
+        kind = torch.rand(batch, patches, device=device)
+        kinds = 1 + (kind >= self.masked).long() + (kind >= self.masked + self.swapped).long()
+        return kinds * chosen
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        corruption: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        **kwargs,
+    ) -> MaskedLMOutput:
+        """Predict the colours of corrupted patches.
+
+        Args:
+            pixel_values: `(B, C, H, W)`, normalised to [-1, 1] (mean and standard deviation 0.5).
+            corruption: `(B, N)` as from `draw_corruption`, which draws it where it is left out.
+            labels: `(B, N)` colour classes; computed from the pixels where left out.
+
+        Returns:
+            `loss` over the corrupted patches and `logits` `(B, N, 8^C)`.
+        """
+        batch = pixel_values.shape[0]
+        rows, columns = self.config.grid_for(tuple(pixel_values.shape[-2:]))
+        if corruption is None:
+            corruption = self.draw_corruption(batch, rows * columns, pixel_values.device)
+        if labels is None:
+            labels = self.patch_colours(pixel_values)
+
+        def corrupt(x: torch.Tensor) -> torch.Tensor:
+            flat = x.flatten(0, 1)  # (B * N, D)
+            others = flat[torch.randint(len(flat), (len(flat),), device=x.device)].view_as(x)
+            x = torch.where((corruption == 1)[..., None], self.mask_token.to(x.dtype), x)
+            return torch.where((corruption == 2)[..., None], others, x)  # (B, N, D)
+
+        outputs = self.vit(pixel_values, corrupt=corrupt, **kwargs)
+        logits = self.colours(outputs.last_hidden_state[:, self.config.num_prefix_tokens :])  # (B, N, 8^C)
+        asked = corruption > 0
+        loss = F.cross_entropy(logits[asked].float(), labels[asked])
+        return MaskedLMOutput(
+            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
+        )
+
+
+__all__ = ["HFViTBackbone", "HFViTForImageClassification", "HFViTForMaskedPatchPrediction", "HFViTModel"]

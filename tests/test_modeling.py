@@ -20,7 +20,8 @@ from transformers import (
 )
 
 from hf_vit import HFViTConfig, HFViTForImageClassification, HFViTModel
-from hf_vit.modeling_hf_vit import TRAVELLING_FILES, HFViTDropPath
+from hf_vit.modeling_hf_vit import HFViTDropPath
+from hf_vit.pretrained_hf_vit import TRAVELLING_FILES
 
 
 TINY = {

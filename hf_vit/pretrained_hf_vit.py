@@ -1,0 +1,325 @@
+"""What every class of the model shares: initialisation, loading at any resolution, saving with code, attention maps.
+
+This file travels to the Hub beside the weights: it imports only torch, safetensors, transformers and its sibling
+files. Layers name their part in the network (`role`) where their initialisation depends on it.
+
+Sources: the Flax modules of google-research/vision_transformer `vit_jax/models_vit.py`, `models_resnet.py` at c6de1e5
+and google-research/big_vision `models/vit.py` at 0127fb6.
+"""
+
+import copy
+import math
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TypeAlias
+
+import torch
+from safetensors import safe_open
+from torch import nn
+from transformers import PreTrainedModel
+from transformers import initialization as init
+from transformers.conversion_mapping import register_checkpoint_conversion_mapping
+from transformers.core_model_loading import WeightRenaming
+from transformers.utils import cached_file
+
+from .configuration_hf_vit import HFViTConfig, as_pair
+from .position_embedding import resize_patch_kernel
+
+
+TRAVELLING_FILES = (
+    "configuration_hf_vit.py",
+    "position_embedding.py",
+    "resnet_stem.py",
+    "pretrained_hf_vit.py",
+    "modeling_hf_vit.py",
+)
+HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
+Size: TypeAlias = int | list[int] | tuple[int, int]  # pixels: one number, or (height, width)
+
+# The key layouts that transformers has written over the years, read by every `from_pretrained` below: ViT before v5,
+# and the removed vit-hybrid.
+register_checkpoint_conversion_mapping(
+    "HFViTModel",
+    [
+        WeightRenaming(r"encoder\.layer\.", r"(?<!\d\.)layers."),
+        WeightRenaming("attention.query", "q_proj"),
+        WeightRenaming("attention.key", "k_proj"),
+        WeightRenaming("attention.value", "v_proj"),
+        WeightRenaming("attention.output.dense", "attention.o_proj"),
+        WeightRenaming("intermediate.dense", "mlp.fc1"),
+        WeightRenaming("output.dense", "mlp.fc2"),
+        WeightRenaming(r"backbone\.bit\.embedder\.convolution\.", "backbone.conv_root."),
+        WeightRenaming(r"backbone\.bit\.embedder\.norm\.", "backbone.gn_root."),
+        WeightRenaming(r"backbone\.bit\.encoder\.stages\.(\d+)\.layers\.", r"backbone.stages.\1.units."),
+        WeightRenaming(r"units\.(\d+)\.norm(\d)\.", r"units.\1.gn\2."),
+        WeightRenaming(r"units\.(\d+)\.downsample\.conv\.", r"units.\1.conv_proj."),
+        WeightRenaming(r"units\.(\d+)\.downsample\.norm\.", r"units.\1.gn_proj."),
+    ],
+    overwrite=True,
+)
+
+
+class HFViTPreTrainedModel(PreTrainedModel):
+    """Initialisation, loading at any resolution, saving with code, and attention maps, for every class below."""
+
+    config: HFViTConfig
+    config_class = HFViTConfig
+    base_model_prefix = "vit"
+    main_input_name = "pixel_values"
+    input_modalities = ["image"]
+    supports_gradient_checkpointing = True
+    accepts_loss_kwargs = False
+    _no_split_modules = ["HFViTEmbeddings", "HFViTLayer"]
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _can_compile_fullgraph = True
+    _input_embed_layer = "patch_embeddings"
+
+    @property
+    def encoder(self):
+        """The encoder inside a model with a head; the encoder itself otherwise."""
+        return self.base_model
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        """Every tensor and its distribution under `initializer="jax"` (Flax modules of vit_jax and big_vision).
+
+        LayerNorm, GroupNorm        ones, zeros; the last norm of a residual unit (`gn3`) has scale zero
+        patch projection            LeCun normal (truncated, variance 1 / fan_in), bias zeros
+        ResNet convolutions         LeCun normal
+        class token                 zeros
+        positions, registers        normal 0.02
+        q, k, v, o                  Xavier uniform, bias zeros
+        MLP                         Xavier uniform, bias normal 1e-6
+        LayerScale                  `layer_scale_init`
+        MAP probe                   Xavier uniform
+        representation layer        LeCun normal, bias zeros
+        classifier                  zeros, bias `head_bias_init`
+
+        `"truncated_normal"`: every weight and token from a normal of deviation 0.02 cut at two deviations, biases zero
+        except the classifier's. `"normal_tokens"`: as `"jax"`, class token and positions from N(0, 1).
+        """
+        scheme, role = self.config.initializer, getattr(module, "role", None)
+        if isinstance(module, (nn.LayerNorm, nn.GroupNorm)):
+            (init.zeros_ if role == "end_of_branch" else init.ones_)(module.weight)
+            init.zeros_(module.bias)
+        elif isinstance(module, (nn.Linear, nn.Conv2d)):
+            if scheme == "truncated_normal":
+                init.trunc_normal_(module.weight, std=0.02, a=-0.04, b=0.04)
+            elif role == "classifier":
+                init.zeros_(module.weight)
+            elif isinstance(module, nn.Conv2d) or role == "representation":
+                _lecun_normal(module.weight)
+            else:
+                init.xavier_uniform_(module.weight)
+            if module.bias is not None and role == "mlp" and scheme != "truncated_normal":
+                init.normal_(module.bias, std=1e-6)
+            elif module.bias is not None:
+                init.constant_(module.bias, self.config.head_bias_init if role == "classifier" else 0.0)
+        elif role == "layer_scale":
+            init.constant_(module.get_parameter("lambda1"), float(self.config.layer_scale_init or 0.0))
+        elif role == "probe":
+            limit = math.sqrt(6 / (1 + self.config.hidden_size))
+            init.uniform_(module.get_parameter("probe"), -limit, limit)
+        elif role == "tokens":
+            self._init_tokens(dict(module.named_parameters(recurse=False)), scheme)
+
+    def _init_tokens(self, tokens: dict[str, nn.Parameter], scheme: str) -> None:
+        for name, token in tokens.items():
+            if name == "cls_token" and scheme == "jax":
+                init.zeros_(token)
+            elif scheme == "truncated_normal":
+                init.trunc_normal_(token, std=0.02, a=-0.04, b=0.04)
+            else:
+                init.normal_(token, std=1.0 if scheme == "normal_tokens" and name != "register_tokens" else 0.02)
+
+    # -- loading and saving
+
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_model_name_or_path, *model_args, config=None, keep_representation=False, **kwargs
+    ):
+        """As transformers' own; a config that differs from the folder's is met after an exact load.
+
+        Args:
+            pretrained_model_name_or_path: folder or Hub id, ours or in the layouts of transformers' `vit`, `deit` and
+                removed `vit-hybrid`.
+            config: a configuration; or give its fields by name: `image_size` refits the position table, `patch_size`
+                and `num_channels` the patch kernel, `num_labels` or an `id2label` of another length put a zero head in
+                place.
+            keep_representation: keep the dense + tanh layer under a new head.
+
+        Raises:
+            OSError: nothing at that path or id. ValueError: another architecture, or fields that make no network.
+        """
+        path = pretrained_model_name_or_path
+        if path is None:
+            return super().from_pretrained(None, *model_args, config=config, **kwargs)
+        hub = {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
+        source = cls.config_class.from_pretrained(path, **hub)
+        if config is None or isinstance(config, (str, Path)):
+            config, kwargs = cls.config_class.from_pretrained(config or path, return_unused_kwargs=True, **kwargs)
+            kwargs |= hub
+        load = copy.deepcopy(config)
+        for name in ("image_size", "patch_size", "num_channels", "representation_size", "id2label", "label2id"):
+            setattr(load, name, getattr(source, name))
+        if cls._reads_upstream_pooler and source.representation_size is None and config.representation_size is None:
+            load.representation_size = config.representation_size = _stored_pooler_width(path, hub)
+        loaded = super().from_pretrained(path, *model_args, config=load, **kwargs)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        model._change_to(config, keep_representation)
+        return loaded
+
+    _reads_upstream_pooler = False
+
+    def _change_to(self, wanted: HFViTConfig, keep_representation: bool) -> None:
+        """Bring a loaded model to the resolution, patch, channels and labels of another configuration."""
+        config = self.config
+        if wanted.patch_size_hw != config.patch_size_hw or wanted.num_channels != config.num_channels:
+            self.resize_patch_embeddings(wanted.patch_size, wanted.num_channels, image_size=wanted.image_size)
+        if wanted.image_size_hw != config.image_size_hw:
+            self.resize_position_embeddings(wanted.image_size)
+        if wanted.representation_size not in (None, config.representation_size):
+            raise ValueError(
+                f"representation_size={wanted.representation_size} asks for a layer that the checkpoint does not have "
+                f"(it has {config.representation_size}): load it as it is, or from scratch"
+            )
+        self._change_head(wanted, keep_representation)
+
+    def _change_head(self, wanted: HFViTConfig, keep_representation: bool) -> None:
+        """What a model without classifier does with another number of labels: it keeps the names."""
+        if wanted.representation_size is None:
+            self.encoder.pooler, self.config.representation_size = None, None
+        self.config.id2label, self.config.label2id = wanted.id2label, wanted.label2id
+
+    def save_pretrained(  # type: ignore[override]
+        self, save_directory, *, save_original_format=False, push_to_hub=False, **kwargs
+    ):
+        """As transformers' own, and lays the travelling code beside the weights.
+
+        The folder loads on any machine with `trust_remote_code=True`. Keys are those of transformers v5;
+        `save_original_format=True` writes those that the model came with.
+        """
+        hub = {name: kwargs.pop(name) for name in ("repo_id", "commit_message", "private") if name in kwargs}
+        super().save_pretrained(save_directory, save_original_format=save_original_format, **kwargs)
+        if kwargs.get("is_main_process", True):
+            for name in TRAVELLING_FILES:
+                here, there = Path(__file__).parent / name, Path(save_directory) / name
+                if here.resolve() != there.resolve():
+                    shutil.copyfile(here, there)
+        if push_to_hub:
+            hub.setdefault("repo_id", Path(save_directory).name)
+            self.push_to_hub(**hub, token=kwargs.get("token"))
+
+    # -- resolution
+
+    @torch.no_grad()
+    def resize_position_embeddings(self, image_size: Size) -> None:
+        """Refit the position table to the grid of another image size (section 3.2).
+
+        `image_size` is in pixels, one number or (height, width). Class and register tokens are left as they are.
+        Raises ValueError for an image smaller than one patch.
+        """
+        embeddings = self.encoder.embeddings
+        grid = self.config.grid_for(image_size)
+        if min(grid) < 1:
+            down, across = self.config.total_stride
+            raise ValueError(f"image_size={image_size} is smaller than one patch, {down} x {across} pixels")
+        table = embeddings.position_embeddings
+        patches = embeddings.patch_positions(grid)
+        if table is not None and patches is not None and grid != embeddings.grid_size:
+            prefix = table[:, : int(self.config.has_class_position)]
+            rows = torch.cat([prefix, patches], dim=1)  # (1, [1 +] rows * columns, D)
+            embeddings.position_embeddings = nn.Parameter(rows.clone(), requires_grad=table.requires_grad)
+        embeddings.grid_size = grid
+        self.config.image_size = image_size if isinstance(image_size, int) else as_pair(image_size)
+
+    @torch.no_grad()
+    def resize_patch_embeddings(
+        self,
+        patch_size: Size,
+        num_channels: int | None = None,
+        image_size: Size | None = None,
+    ) -> None:
+        """Refit the patch kernel to another patch size (FlexiViT's pseudo-inverse) or number of channels.
+
+        The position table follows to the grid of `image_size` (default: the present one) under the new patch.
+        Channels are repeated in turn and scaled so that a grey picture given in every channel answers the same.
+        """
+        config, embeddings = self.config, self.encoder.embeddings
+        patches = embeddings.patch_embeddings
+        first = patches.projection if patches.backbone is None else patches.backbone.conv_root
+        if num_channels is not None and num_channels != config.num_channels:
+            old = first.weight
+            order = torch.arange(num_channels) % config.num_channels
+            counts = torch.bincount(order, minlength=config.num_channels)[order].to(old)
+            weight = old[:, order] / counts[:, None, None]  # (D, C', P, P)
+            if num_channels < config.num_channels:
+                weight = old.sum(dim=1, keepdim=True).expand(-1, num_channels, -1, -1) / num_channels
+            first.weight = nn.Parameter(weight.clone(), requires_grad=old.requires_grad)
+            first.in_channels = config.num_channels = num_channels
+        new = as_pair(patch_size)
+        if new != config.patch_size_hw:
+            kernel = patches.projection.weight
+            resized = resize_patch_kernel(kernel, new)
+            patches.projection.weight = nn.Parameter(resized, requires_grad=kernel.requires_grad)
+            patches.projection.kernel_size = patches.projection.stride = new
+            config.patch_size = patch_size if isinstance(patch_size, int) else new
+        self.resize_position_embeddings(config.image_size if image_size is None else image_size)
+
+    # -- looking inside
+
+    @torch.no_grad()
+    def attention_maps(self, pixel_values: torch.Tensor, layers: Sequence[int] = (-1,)) -> dict[int, torch.Tensor]:
+        """Attention weights of chosen blocks, whatever the attention backend, without keeping those of the others.
+
+        Args:
+            pixel_values: `(B, C, H, W)`.
+            layers: indices of blocks; negative ones count from the last.
+
+        Returns:
+            for each index as given, `(B, heads, queries, keys)`; rows sum to one.
+
+        Raises:
+            ValueError: an index out of range.
+        """
+        blocks = self.encoder.layers
+        maps: dict[int, torch.Tensor] = {}
+        for index in layers:
+            if not -len(blocks) <= index < len(blocks):
+                raise ValueError(f"layer {index} does not exist: the model has {len(blocks)}, 0 to {len(blocks) - 1}")
+
+        def keep(index: int) -> Callable:
+            def hook(attention, args: tuple, output: tuple) -> None:
+                maps[index] = attention.weights(args[0])
+
+            return hook
+
+        hooks = [blocks[index].attention.register_forward_hook(keep(index)) for index in layers]
+        try:
+            self.encoder(pixel_values)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return {index: maps[index] for index in layers}
+
+
+def _lecun_normal(weight: torch.Tensor) -> None:
+    """Flax's default: a normal cut at two deviations whose variance after the cut is 1 / fan_in."""
+    std = math.sqrt(1 / weight[0].numel()) / 0.87962566103423978
+    init.trunc_normal_(weight, std=std, a=-2 * std, b=2 * std)
+
+
+def _stored_pooler_width(path, hub: dict) -> int | None:
+    """Width of `pooler.dense` in a safetensors checkpoint of transformers, whose config does not tell, or None."""
+    stored = cached_file(path, "model.safetensors", _raise_exceptions_for_missing_entries=False, **hub)
+    if stored is None:
+        return None
+    with safe_open(stored, framework="pt") as tensors:
+        for name in tensors.keys():  # noqa: SIM118
+            if name.endswith("pooler.dense.weight"):
+                return tensors.get_slice(name).get_shape()[0]
+    return None
