@@ -5,6 +5,7 @@ travels to the Hub; nothing that travels imports it.
 """
 
 from .loading import Loaded, load_checkpoint, read_checkpoint
+from .saving import FORMATS, save_checkpoint
 
 
-__all__ = ["Loaded", "load_checkpoint", "read_checkpoint"]
+__all__ = ["FORMATS", "Loaded", "load_checkpoint", "read_checkpoint", "save_checkpoint"]

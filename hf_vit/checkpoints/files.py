@@ -108,7 +108,7 @@ def _is_npz(path: Path) -> bool:
         return any(name.endswith(".npy") for name in archive.namelist())
 
 
-# -- npz -----------------------------------------------------------------------------------------------------------------
+# -- npz --------------------------------------------------------------------------------------------------------------
 
 
 def _open_npz(path: Path) -> TensorFile:
@@ -151,7 +151,7 @@ def _read_npy(archive: zipfile.ZipFile, name: str) -> torch.Tensor:
     raise ValueError(f"arrays of type {array.dtype} hold no weights")
 
 
-# -- safetensors ---------------------------------------------------------------------------------------------------------
+# -- safetensors ------------------------------------------------------------------------------------------------------
 
 
 def _open_safetensors(path: Path) -> TensorFile:
@@ -163,7 +163,7 @@ def _open_safetensors(path: Path) -> TensorFile:
         raise HFViTError(f"{path}: truncated or corrupt safetensors file ({error})") from error
 
 
-# -- PyTorch -------------------------------------------------------------------------------------------------------------
+# -- PyTorch ----------------------------------------------------------------------------------------------------------
 
 
 def _open_torch(path: Path) -> TensorFile:
@@ -203,7 +203,7 @@ def _open_shards(path: Path) -> TensorFile:
     return TensorFile(path, kind, shapes, lambda name: files[where[name]].read(name))
 
 
-# -- folders -------------------------------------------------------------------------------------------------------------
+# -- folders ----------------------------------------------------------------------------------------------------------
 
 
 def find_weights(folder: Path) -> Path:

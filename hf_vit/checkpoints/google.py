@@ -5,6 +5,7 @@ The published vision_transformer files number their modules as Flax did before L
 """
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -156,7 +157,7 @@ def _embedding_rules(config: HFViTConfig, layout: Layout) -> list[Rule]:
     return rules
 
 
-# -- reading -------------------------------------------------------------------------------------------------------------
+# -- reading ----------------------------------------------------------------------------------------------------------
 
 
 def matches(file: TensorFile) -> bool:
@@ -166,7 +167,7 @@ def matches(file: TensorFile) -> bool:
     )
 
 
-def read(file: TensorFile, asked: dict[str, Any]) -> Reading:
+def read(file: TensorFile, asked: dict[str, Any], beside: dict[str, dict]) -> Reading:
     """Infer architecture and layout from names and shapes.
 
     Args:
@@ -311,3 +312,45 @@ def _tokens(shapes: dict, layout: Layout) -> dict[str, Any]:
         "position_embedding_type": "learned" if layout.position in shapes else "sincos2d",
         "pooling": pooling,
     }
+
+
+# -- writing ----------------------------------------------------------------------------------------------------------
+
+_CANNOT: tuple[tuple[str, Callable[[HFViTConfig], bool]], ...] = (
+    ("register tokens", lambda c: c.num_register_tokens > 0),
+    ("LayerScale", lambda c: c.layer_scale_init is not None),
+    ("QK-norm", lambda c: c.qk_norm),
+    ("positions along the sequence", lambda c: c.position_embedding_type == "learned1d"),
+    ("no positions at all", lambda c: c.position_embedding_type == "none"),
+)
+CANNOT_VISION_TRANSFORMER = (
+    *_CANNOT,
+    (
+        'pooling other than "token", or "gap" without a class token',
+        lambda c: _pools(c) not in ("token True", "gap False"),
+    ),
+    ("sine-cosine positions", lambda c: c.position_embedding_type == "sincos2d"),
+)
+CANNOT_BIG_VISION = (
+    *_CANNOT,
+    ("a ResNet stem (hybrid)", lambda c: c.resnet_depths is not None),
+    (
+        'pooling other than "token", or "gap", "map", "first" without a class token',
+        lambda c: _pools(c) not in ("token True", "gap False", "map False", "first False"),
+    ),
+)
+
+
+def _pools(config: HFViTConfig) -> str:
+    return f"{config.pooling} {bool(config.use_class_token)}"
+
+
+def numerics(config: HFViTConfig) -> dict[str, Any]:
+    """What Google's code computes for this architecture, field by field."""
+    plain = {"hidden_act": "gelu_pytorch_tanh", "layer_norm_eps": 1e-6}
+    stem = {
+        "group_norm_eps": 1e-6,
+        "weight_standardization": "std_plus_eps",
+        "weight_standardization_eps": 1e-5,
+    }
+    return plain if config.resnet_depths is None else plain | stem

@@ -1,6 +1,7 @@
 """What a dialect found out about a file, and the two questions whose answer a file may not hold: its grid and its heads."""
 
 import math
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 
 from ..configuration_hf_vit import PRESETS, HFViTConfig
 from ..errors import HFViTError
+from .files import TensorFile
 from .rules import Rule
 
 
@@ -92,6 +94,17 @@ def image_size_of_table(path: Path, rows: int, fields: dict[str, Any], asked: di
         f"{path}: its position table has {rows} cells, which is no square grid{wrong}: say for what image size (height, "
         f"width) the file was made with checkpoint_image_size=, or image_size= to keep it; possible are {pairs}"
     )
+
+
+def grid_of_table(rows: int, fields: dict[str, Any], size: Any) -> bool:
+    """Whether an image of that size has as many cells as the table has rows."""
+    config = HFViTConfig(**{k: v for k, v in fields.items() if k != "num_labels"}, image_size=2**14)
+    return math.prod(config.grid_for(size)) == rows
+
+
+def layers_of(file: TensorFile, pattern: str) -> int:
+    """Number of blocks: one more than the highest index that `pattern` captures."""
+    return 1 + max(int(m[1]) for name in file if (m := re.match(pattern, name)))
 
 
 def _divisors(n: int) -> Iterable[int]:

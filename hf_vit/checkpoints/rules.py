@@ -48,6 +48,11 @@ def rule(theirs: str, ours: str, form: Form = SAME) -> Rule:
     return Rule((theirs,), (ours,), form)
 
 
+def both(theirs: str, ours: str) -> list[Rule]:
+    """Weight and bias of one module."""
+    return [rule(f"{theirs}.{kind}", f"{ours}.{kind}") for kind in ("weight", "bias")]
+
+
 def split(parts: int) -> Form:
     """One fused tensor on their side is `parts` equal ones on ours, along the first axis (timm's qkv)."""
 
