@@ -82,7 +82,7 @@ class PictureTransform:
             UnreadableImage: damaged data; the message begins with `name`.
         """
         target_height, target_width = self.image_size_hw
-        width, height = upright_size(opened)
+        width, height = upright_size(opened, name)
         box = self.window(width, height, rng)
         if box is None:
             image = decode(opened, name)

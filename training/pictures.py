@@ -43,9 +43,6 @@ EXTENSIONS = frozenset(
     )
 )
 
-# What Pillow's decoders raise on damaged data, one or another depending on the format.
-DECODING_ERRORS = (OSError, ValueError, SyntaxError, EOFError, IndexError, MemoryError, Image.DecompressionBombError)
-
 ORIENTATION = 0x0112  # the EXIF tag
 ORIENTATIONS_THAT_SWAP_SIDES = (5, 6, 7, 8)
 
@@ -72,7 +69,7 @@ def open_picture(source: bytes | str | Path, name: str) -> Image.Image:
         raise UnreadableImage(f"{name}: refused, it would decode to too many pixels ({error})") from error
     except UnidentifiedImageError as error:
         raise UnreadableImage(f"{name}: not a picture that Pillow can read") from error
-    except DECODING_ERRORS as error:
+    except Exception as error:  # Pillow's plugins raise struct.error, SyntaxError, KeyError, ... on damaged data
         raise UnreadableImage(f"{name}: cannot be read ({one_line(error)})") from error
     width, height = image.size
     if width * height > MAX_PIXELS:
@@ -89,11 +86,18 @@ def one_line(error: BaseException) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
-def upright_size(image: Image.Image) -> tuple[int, int]:
-    """Width and height after the EXIF rotation, in pixels of the file, without decoding."""
+def orientation(image: Image.Image, name: str) -> int:
+    """The value of the EXIF tag, 1 (upright) where there is none; raises UnreadableImage."""
+    try:
+        return image.getexif().get(ORIENTATION, 1)
+    except Exception as error:  # as above; a PNG is read to its end for this
+        raise UnreadableImage(f"{name}: cannot be decoded ({one_line(error)})") from error
+
+
+def upright_size(image: Image.Image, name: str) -> tuple[int, int]:
+    """Width and height after the EXIF rotation, in pixels of the file."""
     width, height = image.size
-    swapped = image.getexif().get(ORIENTATION) in ORIENTATIONS_THAT_SWAP_SIDES
-    return (height, width) if swapped else (width, height)
+    return (height, width) if orientation(image, name) in ORIENTATIONS_THAT_SWAP_SIDES else (width, height)
 
 
 def decode(image: Image.Image, name: str, at_least: tuple[float, float] | None = None) -> Image.Image:
@@ -108,16 +112,16 @@ def decode(image: Image.Image, name: str, at_least: tuple[float, float] | None =
     Raises:
         UnreadableImage: truncated or damaged data.
     """
+    turn = orientation(image, name)
     try:
-        orientation = image.getexif().get(ORIENTATION)
         if at_least is not None and image.format == "JPEG":
-            width, height = at_least[::-1] if orientation in ORIENTATIONS_THAT_SWAP_SIDES else at_least
+            width, height = at_least[::-1] if turn in ORIENTATIONS_THAT_SWAP_SIDES else at_least
             image.draft(None, (max(1, int(np.ceil(width))), max(1, int(np.ceil(height)))))
         image.load()
-        if orientation not in (None, 1):
+        if turn != 1:
             image = ImageOps.exif_transpose(image)
         return to_rgb(image)
-    except DECODING_ERRORS as error:
+    except Exception as error:  # as above
         raise UnreadableImage(f"{name}: cannot be decoded ({one_line(error)})") from error
 
 

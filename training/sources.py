@@ -482,11 +482,11 @@ def find_label_column(name: str, features: Any, wanted: str | None, image_column
     """The column of labels: the one asked for, or the only one of type ClassLabel or with a usual name."""
     import datasets
 
-    available = listed([column for column in features if column != image_column])
     if wanted is not None:
         if wanted not in features:
-            raise HFViTError(f"'{name}' has no column '{wanted}'; its columns are {available}")
+            raise HFViTError(f"'{name}' has no column '{wanted}'; its columns are {listed(list(features))}")
         return wanted
+    available = listed([column for column in features if column != image_column])
     found = [
         column
         for column, feature in features.items()

@@ -172,7 +172,7 @@ def draw(family_name: str, label: int, instance: int, size: int, seed: int = DEF
 def shade_grey(ink: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Ink on a background, both grey: 3 of 4 bright on nearly black, else any that differ clearly; some noise."""
     kind, paper, contrast, noise = rng.random(4)
-    if kind < 0.75:
+    if kind < 0.9:
         background, foreground = 0.12 * max(0.0, 2 * paper - 1), 1.0 - 0.35 * contrast
     else:
         background, foreground = contrasting(paper, 0.35 + 0.65 * contrast)
@@ -255,29 +255,29 @@ def draw_glyph(seed: int, label: int, size: int, rng: np.random.Generator) -> np
     field, half_stroke, extent = distance_field(LETTERS[label], FONTS[int(font * len(FONTS))])
 
     # Half of the pictures are drawn coarsely and enlarged, as a small scan would be.
-    side = size if coarse < 0.5 else max(8, round(size * (0.25 + 1.5 * (coarse - 0.5))))
+    side = size if coarse < 0.5 else max(8, round(size * coarse))
     x, y = pixel_grid(side)
 
-    # Pixels to cells: turn, slant, and stretch so that the letter covers 55 to 100 % of the side; small letters less.
-    height = (0.55 + 0.45 * fill) * min(1.0, (extent / 0.75) ** 0.5)
+    # Pixels to cells: turn, slant, and stretch so that the letter covers 70 to 100 % of the side; small letters less.
+    height = (0.7 + 0.3 * fill) * min(1.0, (extent / 0.75) ** 0.5)
     width = height * 2.0 ** (0.8 * (narrow - 0.5))
-    radians, shear = np.radians(40 * (angle - 0.5)), 0.8 * (slant - 0.5)
+    radians, shear = np.radians(24 * (angle - 0.5)), 0.5 * (slant - 0.5)
     turn_cos, turn_sin = np.cos(radians), np.sin(radians)
     room = 1.0 - height
-    x = x - np.float32((2 * x0 - 1) * (room + 0.1))
-    y = y - np.float32((2 * y0 - 1) * (room + 0.1))
+    x = x - np.float32((2 * x0 - 1) * (0.7 * room + 0.05))
+    y = y - np.float32((2 * y0 - 1) * (0.7 * room + 0.05))
     along, down = turn_cos * x - turn_sin * y, turn_sin * x + turn_cos * y
     along = along + shear * down
-    along = along + 0.12 * (2 * bend_x - 1) * np.sin((1 + 2.5 * wave_x) * down + 2 * np.pi * phase_x)
-    down = down + 0.12 * (2 * bend_y - 1) * np.sin((1 + 2.5 * wave_y) * along + 2 * np.pi * phase_y)
+    along = along + 0.07 * (2 * bend_x - 1) * np.sin((1 + 2.5 * wave_x) * down + 2 * np.pi * phase_x)
+    down = down + 0.07 * (2 * bend_y - 1) * np.sin((1 + 2.5 * wave_y) * along + 2 * np.pi * phase_y)
     columns = (CELL - 1) / 2 + (GLYPH / 2 / width) * along
     rows = (CELL - 1) / 2 + (GLYPH / 2 / height) * down
     distance = bilinear(field, rows, columns)
 
     # Cells to shares of the side; the stroke's half width moves towards the drawn one, whatever the font's weight.
     cell = height / GLYPH
-    half_width = 0.03 + 0.09 * weight
-    edge = max(1.0 / side, 0.02 + 0.10 * softness)
+    half_width = 0.04 + 0.07 * weight
+    edge = max(1.0 / side, 0.03 + 0.09 * softness)
     shifted = cell * distance + 0.7 * (half_width - cell * half_stroke)
     ink = np.clip(0.5 + shifted / edge, 0.0, 1.0).astype(np.float32)
     if side == size:
