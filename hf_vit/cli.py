@@ -1,0 +1,412 @@
+"""The command line: hf-vit info | predict | card | push.
+
+Each command is one pair of functions, `add_NAME` for its options and `run_NAME` for its work, which returns the exit
+status. Results go to stdout (a table, or JSON with `--json`), everything else to stderr. Bad input is one line there,
+`error: ...`, and exit status 2.
+"""
+
+import argparse
+import glob
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from itertools import islice
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+import transformers
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import AutoImageProcessor
+from transformers.models.vit import ViTImageProcessorPil
+
+from hf_vit import HFViTConfig, HFViTError, HFViTForImageClassification, __version__
+from hf_vit.checkpoints import read_checkpoint
+from hf_vit.configuration_hf_vit import PRESETS
+from hf_vit.hub import push_folder
+from hf_vit.model_card import is_hub_id, write_card
+
+
+PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; `argv` is what follows `hf-vit`. Returns the exit status."""
+    parser = build_parser()
+    arguments = parser.parse_args(argv)
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    try:
+        return arguments.run(arguments)
+    except (ValueError, OSError) as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse with errors of one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"error: {message} (options and examples: {self.prog} --help)\n")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = Parser(prog="hf-vit", description="Vision Transformers and hybrids: look, predict, share.")
+    parser.add_argument("--version", action="version", version=f"hf_vit {__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    for add in (add_info, add_predict, add_card, add_push):
+        add(commands)
+    return parser
+
+
+def command(commands: Any, name: str, run: Any, about: str, examples: str) -> argparse.ArgumentParser:
+    """A sub-command with its examples under the options and the `--json` that all have."""
+    parser = commands.add_parser(
+        name,
+        help=about,
+        description=about[0].upper() + about[1:] + ".",
+        epilog=f"examples:\n{examples}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON instead of text")
+    parser.set_defaults(run=run)
+    return parser
+
+
+# -- info --------------------------------------------------------------------------------------------------------
+
+
+def add_info(commands: Any) -> None:
+    parser = command(
+        commands,
+        "info",
+        run_info,
+        "show a model's parts with their output, parameters and multiply-adds",
+        "  hf-vit info vit-base-patch16-224\n"
+        "  hf-vit info r50-vit-base-patch16-384\n"
+        "  hf-vit info path/to/model --image-size 384 512\n"
+        "  hf-vit info R26_S_32.npz --json",
+    )
+    parser.add_argument(
+        "model", help=f"preset ({', '.join(list(PRESETS)[:3])}, ...), folder, Hub id or checkpoint file"
+    )
+    parser.add_argument("--image-size", type=int, nargs="+", metavar="PX", help="one number, or height and width")
+
+
+def run_info(arguments: argparse.Namespace) -> int:
+    config = config_of(arguments.model)
+    if size := image_size(arguments):
+        config.image_size = size
+        config.check_architecture()
+    facts = describe(config)
+    if arguments.json:
+        print(json.dumps({"model": arguments.model, **facts}, indent=2))
+        return 0
+    height, width = facts["image_size"]
+    print(f"{arguments.model}: {height} x {width} px, {facts['tokens']} tokens, {facts['num_labels']} labels\n")
+    table = [("part", "output", "parameters", "MACs")]
+    table += [
+        (part["name"], part["output"], f"{part['parameters']:,}", f"{part['macs']:,}") for part in facts["parts"]
+    ]
+    table.append(("total", "", f"{facts['parameters']:,}", f"{facts['macs']:,}"))
+    print_table(table)
+    megabytes = facts["weight_bytes"]
+    print(f"\n{facts['macs'] / 1e9:.2f} GMACs for one image; weights {megabytes['float32'] / 1e6:,.1f} MB in float32, "
+          f"{megabytes['bfloat16'] / 1e6:,.1f} MB in bfloat16")  # fmt: skip
+    return 0
+
+
+def config_of(model: str) -> HFViTConfig:
+    """The configuration of a preset (with ImageNet's 1000 labels), a checkpoint file, a folder or a Hub repository."""
+    if Path(model).is_file():
+        return read_checkpoint(model).model.config
+    if not Path(model).is_dir() and model.count("/") != 1:
+        return HFViTConfig.from_preset(model, num_labels=1000)
+    with opening(model):
+        return HFViTConfig.from_pretrained(model)
+
+
+@contextmanager
+def opening(name: str) -> Iterator[None]:
+    """Says in one line why a folder or Hub repository cannot be opened."""
+    if Path(name).is_dir():
+        if not (Path(name) / "config.json").is_file():
+            raise HFViTError(f"{name} is not a model: it has no config.json")
+        yield
+        return
+    if not is_hub_id(name):
+        raise HFViTError(f"no file or folder '{name}' (a Hub repository is written owner/name)")
+    try:
+        yield
+    except OSError as error:
+        reason = " ".join(str(error).split())
+        raise HFViTError(f"no folder '{name}' here, and not to be had from the Hub: {reason}") from error
+
+
+def describe(config: HFViTConfig) -> dict[str, Any]:
+    """Parts of the network in the order in which a picture passes them.
+
+    Multiply-adds are counted by running the network without data (PyTorch's FlopCounterMode on the meta device):
+    matrix products and convolutions of one image, not norms and activations.
+    """
+    with torch.device("meta"):
+        model = HFViTForImageClassification._from_config(config, attn_implementation="eager").eval()
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            model(torch.zeros(1, config.num_channels, *config.image_size_hw))
+    flops = {name: sum(kinds.values()) for name, kinds in counter.get_flop_counts().items()}
+
+    def count(prefix: str, parameters: int | None = None) -> dict[str, int]:
+        module = model.get_submodule(prefix)
+        own = sum(parameter.numel() for parameter in module.parameters()) if parameters is None else parameters
+        return {"parameters": own, "macs": flops.get(f"{type(model).__name__}.{prefix}", 0) // 2}
+
+    rows, columns = config.grid_size
+    tokens, width = rows * columns + config.num_prefix_tokens, config.hidden_size
+    embeddings, stem = "vit.embeddings", "vit.embeddings.patch_embeddings"
+    parts = []
+    if config.resnet_depths is not None:
+        units = "-".join(map(str, config.resnet_depths)) or "root only"
+        parts.append({"name": f"ResNet ({units})", "output": "feature map", **count(f"{stem}.backbone")})
+    parts.append(
+        {"name": "patch projection", "output": f"{rows} x {columns} x {width}", **count(f"{stem}.projection")}
+    )
+    loose = sum(parameter.numel() for parameter in model.get_submodule(embeddings).parameters(recurse=False))
+    if loose:
+        parts.append({"name": "tokens and positions", "output": f"{tokens} x {width}", "parameters": loose, "macs": 0})
+    block, depth = count("vit.layers.0"), config.num_hidden_layers
+    parts.append(
+        {
+            "name": f"{depth} blocks of {block['parameters']:,}",
+            "output": f"{tokens} x {width}",
+            "parameters": depth * block["parameters"],
+            "macs": depth * block["macs"],
+        }
+    )
+    parts.append({"name": "final norm", "output": f"{tokens} x {width}", **count("vit.layernorm")})
+    if config.pooling == "map":
+        parts.append({"name": "attention pooling", "output": f"{width}", **count("vit.map_head")})
+    if config.representation_size is not None:
+        parts.append({"name": "representation", "output": f"{config.representation_size}", **count("vit.pooler")})
+    if config.num_labels:
+        parts.append({"name": "classifier", "output": f"{config.num_labels}", **count("classifier")})
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    return {
+        "image_size": list(config.image_size_hw),
+        "tokens": tokens,
+        "num_labels": config.num_labels,
+        "parameters": parameters,
+        "macs": counter.get_total_flops() // 2,
+        "weight_bytes": {"float32": 4 * parameters, "bfloat16": 2 * parameters},
+        "parts": parts,
+    }
+
+
+# -- predict -----------------------------------------------------------------------------------------------------
+
+
+def add_predict(commands: Any) -> None:
+    parser = command(
+        commands,
+        "predict",
+        run_predict,
+        "classify pictures",
+        "  hf-vit predict cat.jpg --model path/to/model\n"
+        "  hf-vit predict pictures/ 'more/*.png' --model owner/name --top-k 3\n"
+        "  hf-vit predict pictures/ --model path/to/model --json > predictions.json",
+    )
+    parser.add_argument("images", nargs="+", help="files, folders (searched through) and glob patterns")
+    parser.add_argument("--model", required=True, help="folder, Hub id or checkpoint file")
+    parser.add_argument("--top-k", type=positive, default=5, metavar="K", help="labels for each picture (default 5)")
+    parser.add_argument("--batch-size", type=positive, default=16, metavar="N", help="pictures at a time (default 16)")
+    parser.add_argument("--image-size", type=int, nargs="+", metavar="PX", help="one number, or height and width")
+    parser.add_argument("--device", help="cpu, cuda, cuda:1, mps (default: a GPU where there is one)")
+
+
+def run_predict(arguments: argparse.Namespace) -> int:
+    paths = find_pictures(arguments.images)
+    device = pick_device(arguments.device)
+    model, processor = load_model(arguments.model, image_size(arguments))
+    model.to(device)  # type: ignore[arg-type]  # transformers' wrapper hides that `to` takes a device
+    names: dict[Any, str] = model.config.id2label or {}
+    predictions: list[dict[str, Any]] = []
+    unreadable: list[dict[str, str]] = []
+    readable = read_pictures(paths, "L" if model.config.num_channels == 1 else "RGB", unreadable)
+    while batch := list(islice(readable, arguments.batch_size)):
+        pixels = processor([picture for _, picture in batch], return_tensors="pt")["pixel_values"]
+        with torch.inference_mode():
+            scores = model(pixels.to(device, model.dtype)).logits.float().softmax(dim=-1)
+        best = scores.topk(min(arguments.top_k, scores.shape[-1]))
+        for (path, _), values, classes in zip(batch, best.values.tolist(), best.indices.tolist()):
+            labels = [{"label": names[number], "score": value} for number, value in zip(classes, values)]
+            predictions.append({"image": str(path), "labels": labels})
+    if arguments.json:
+        print(json.dumps({"model": arguments.model, "predictions": predictions, "unreadable": unreadable}, indent=2))
+    else:
+        print_table(
+            [(row["image"], *(f"{hit['label']} {hit['score']:.1%}" for hit in row["labels"])) for row in predictions]
+        )
+    if unreadable:
+        print(f"{len(unreadable)} of {len(paths)} pictures could not be read:", file=sys.stderr)
+        for row in unreadable:
+            print(f"  {row['image']}: {row['reason']}", file=sys.stderr)
+    return 1 if unreadable else 0
+
+
+def find_pictures(patterns: Sequence[str]) -> list[Path]:
+    """The files that names, folders and glob patterns mean, in order, each once.
+
+    Raises:
+        HFViTError: a name that is nothing, a folder or pattern without a picture.
+    """
+    found: dict[Path, None] = {}
+    for pattern in patterns:
+        path = Path(pattern)
+        if path.is_file():
+            matches = [path]
+        elif path.is_dir():
+            matches = sorted(file for file in path.rglob("*") if file.suffix.lower() in PICTURES)
+        else:
+            matches = sorted(Path(name) for name in glob.glob(pattern, recursive=True) if Path(name).is_file())
+        if not matches:
+            kinds = f"; pictures are {', '.join(PICTURES)}" if path.is_dir() else ""
+            raise HFViTError(f"no picture at '{pattern}'{kinds}")
+        found |= dict.fromkeys(matches)
+    return list(found)
+
+
+def read_pictures(
+    paths: Sequence[Path], mode: str, unreadable: list[dict[str, str]]
+) -> Iterator[tuple[Path, Image.Image]]:
+    """Each picture upright and in the given mode; those that cannot be read go into `unreadable` with the reason."""
+    for path in paths:
+        try:
+            with Image.open(path) as file:
+                picture = ImageOps.exif_transpose(file).convert(mode)
+        except UnidentifiedImageError:
+            unreadable.append({"image": str(path), "reason": "not a picture, or of an unknown format"})
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+            unreadable.append({"image": str(path), "reason": " ".join(str(error).split())})
+        else:
+            yield path, picture
+
+
+def load_model(name: str, size: int | tuple[int, int] | None) -> tuple[HFViTForImageClassification, Any]:
+    """A model in eval mode and the image processor that goes with it, both for one image size."""
+    changes: dict[str, Any] = {} if size is None else {"image_size": size}
+    if Path(name).is_file():
+        loaded = read_checkpoint(name, **changes)
+        return loaded.model.eval(), ViTImageProcessorPil(**loaded.processor)
+    with opening(name):
+        model = HFViTForImageClassification.from_pretrained(name, **changes).eval()
+    height, width = model.config.image_size_hw
+    try:
+        processor = AutoImageProcessor.from_pretrained(name)
+    except OSError:
+        middle = [0.5] * model.config.num_channels
+        print(f"note: {name} has no preprocessor_config.json: pixels are scaled to [-1, 1]", file=sys.stderr)
+        processor = ViTImageProcessorPil(image_mean=middle, image_std=middle)
+        processor.size = {"height": height, "width": width}
+    if size is not None:
+        processor.size, processor.do_center_crop = {"height": height, "width": width}, False
+    return model, processor
+
+
+def pick_device(name: str | None) -> torch.device:
+    """The device asked for, or the best there is."""
+    if name is None:
+        return torch.accelerator.current_accelerator() or torch.device("cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise HFViTError(f"no device '{name}' here ({str(error).splitlines()[0]}): leave --device out") from error
+    return device
+
+
+# -- card and push -----------------------------------------------------------------------------------------------
+
+
+def add_card(commands: Any) -> None:
+    parser = command(
+        commands,
+        "card",
+        run_card,
+        "render the model card of a folder from its facts.json",
+        "  hf-vit card out\n  hf-vit card out --repo-id owner/name",
+    )
+    parser.add_argument("folder", help="what training wrote")
+    parser.add_argument("--repo-id", metavar="OWNER/NAME", help="repository that the card's code block loads")
+
+
+def run_card(arguments: argparse.Namespace) -> int:
+    path = write_card(arguments.folder, arguments.repo_id)
+    print(json.dumps({"card": str(path)}) if arguments.json else path)
+    return 0
+
+
+def add_push(commands: Any) -> None:
+    parser = command(
+        commands,
+        "push",
+        run_push,
+        "upload a folder to the Hub: weights, code, processor, card, facts and figures",
+        "  hf-vit push out owner/name\n"
+        "  hf-vit push out name --private\n"
+        "  hf-vit push out owner/name --create-pr\n"
+        "The access token is the one of `hf auth login`, or HF_TOKEN.",
+    )
+    parser.add_argument("folder", help="what training or save_pretrained wrote")
+    parser.add_argument("repo", help="owner/name, or name for one of your own; made where it does not exist")
+    parser.add_argument("--private", action="store_true", help="make a new repository private")
+    parser.add_argument("--revision", metavar="BRANCH", help="branch to upload to")
+    parser.add_argument("--create-pr", action="store_true", help="open a pull request instead")
+
+
+def run_push(arguments: argparse.Namespace) -> int:
+    url = push_folder(
+        arguments.folder,
+        arguments.repo,
+        private=arguments.private,
+        revision=arguments.revision,
+        create_pr=arguments.create_pr,
+    )
+    print(json.dumps({"url": url}) if arguments.json else url)
+    return 0
+
+
+# -- small things ------------------------------------------------------------------------------------------------
+
+
+def image_size(arguments: argparse.Namespace) -> int | tuple[int, int] | None:
+    """`--image-size 384` or `--image-size 384 512`, in pixels."""
+    given = arguments.image_size
+    if given is None:
+        return None
+    if len(given) > 2:
+        raise HFViTError(f"--image-size is one number, or height and width; got {len(given)} numbers")
+    return given[0] if len(given) == 1 else tuple(given)
+
+
+def positive(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a whole number above 0")
+    return int(text)
+
+
+def print_table(table: Sequence[Sequence[str]]) -> None:
+    """Columns padded to their longest entry; numbers to the right."""
+    columns = max(map(len, table), default=0)
+    widths = [max(len(row[at]) for row in table if at < len(row)) for at in range(columns)]
+    right = [all(row[at].replace(",", "").isdigit() for row in table[1:] if at < len(row)) for at in range(columns)]
+    for row in table:
+        cells = [
+            cell.rjust(width) if flush and len(table) > 1 else cell.ljust(width)
+            for cell, width, flush in zip(row, widths, right)
+        ]
+        print("  ".join(cells).rstrip())
+
+
+if __name__ == "__main__":
+    sys.exit(main())
