@@ -23,7 +23,7 @@ from hf_vit.errors import HFViTError
 
 RECIPES = Path(__file__).parent / "recipes"
 RESOLVED_NAME = "config_resolved.yaml"
-SECRET_OR_LAUNCH = ("resume_from_checkpoint",)  # said anew at each launch, so not part of a resolved config
+OF_THE_LAUNCH = ("resume_from_checkpoint",)  # said anew at each launch, so not part of a resolved config
 
 
 def option(default: Any, text: str, unit: str = "", source: str = "", choices: tuple = (), nargs: str | None = None):
@@ -305,7 +305,7 @@ class Arguments:
         """The resolved config: given back as `--config`, it is the same run."""
         lines = ["# Every argument of this run, resolved. Give it back with --config; flags override it.\n"]
         for title, group in (("Model", self.model), ("Data", self.data), ("Training", self.train)):
-            values = {k: v for k, v in dataclasses.asdict(group).items() if k not in SECRET_OR_LAUNCH}
+            values = {k: v for k, v in dataclasses.asdict(group).items() if k not in OF_THE_LAUNCH}
             lines.append(f"\n# {title}\n" + yaml.safe_dump(values, sort_keys=False, default_flow_style=None))
         return "".join(lines)
 

@@ -143,11 +143,14 @@ def find_checkpoint(output_dir: Path, wish: str | bool | None) -> Path | None:
     return path
 
 
-def whole(tensor: torch.Tensor) -> torch.Tensor:
-    """The full tensor on the CPU; collects the pieces of a sharded one from all processes."""
-    if isinstance(tensor, DTensor):
-        tensor = tensor.full_tensor()
-    return tensor.detach().cpu().contiguous()
+def whole(tensor: torch.Tensor, keep: bool = True) -> torch.Tensor:
+    """The full tensor on the CPU; collects the pieces of a sharded one from all processes.
+
+    Args:
+        keep: False on processes that only take part in the collecting.
+    """
+    full = local(tensor.detach())
+    return full.cpu().contiguous() if keep else full.new_empty(0)
 
 
 def local(value: torch.Tensor) -> torch.Tensor:
@@ -163,9 +166,9 @@ def like(value: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
     return value
 
 
-def weights_of(model: nn.Module) -> dict[str, torch.Tensor]:
+def weights_of(model: nn.Module, keep: bool = True) -> dict[str, torch.Tensor]:
     """Full weights by name, on the CPU. Every process has to call it."""
-    return {name: whole(value) for name, value in model.state_dict().items()}
+    return {name: whole(value, keep) for name, value in model.state_dict().items()}
 
 
 @torch.no_grad()
@@ -185,7 +188,7 @@ def set_weights(model: nn.Module, weights: dict[str, torch.Tensor], source: Path
         value.copy_(like(weights[name], value))
 
 
-def optimizer_state(optimizer: torch.optim.Optimizer, names: dict[torch.Tensor, str]) -> tuple[dict, dict]:
+def optimizer_state(optimizer: torch.optim.Optimizer, names: dict, keep: bool = True) -> tuple[dict, dict]:
     """The optimizer's tensors by `parameter name/slot`, and the rest as JSON. Every process has to call it."""
     tensors, numbers = {}, {}
     for group in optimizer.param_groups:
@@ -193,7 +196,7 @@ def optimizer_state(optimizer: torch.optim.Optimizer, names: dict[torch.Tensor, 
             for slot, value in optimizer.state.get(parameter, {}).items():
                 key = f"{names[parameter]}/{slot}"
                 if isinstance(value, torch.Tensor):
-                    tensors[key] = whole(value)
+                    tensors[key] = whole(value, keep)
                 elif value is not None:
                     numbers[key] = value
     groups = [{k: v for k, v in g.items() if k != "params"} for g in optimizer.param_groups]

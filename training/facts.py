@@ -17,7 +17,10 @@ import transformers
 import hf_vit
 from hf_vit import HFViTConfig
 
+from . import progress
 from .checkpointing import write_json
+from .data import ImageDataset
+from .flops import forward_flops
 
 
 FACTS_NAME = "facts.json"
@@ -105,6 +108,72 @@ def result_rows(metrics: dict[str, float], dataset: str, split: str, count: int,
         }
         for name, value in metrics.items()
     ]
+
+
+def run_facts(trainer, unreadable: int = 0) -> dict[str, Any]:
+    """Everything measured about a run.
+
+    Args:
+        trainer: after `train`. unreadable: pictures left out, over all processes.
+    """
+    about, data = trainer.about, trainer.train_dataset
+    facts = {
+        "model": model_facts(trainer.model, trainer.name, about.get("base_model")),
+        "task": "image-classification",
+        "data": {**about.get("data", {}), "train_images": len(data), "unreadable_images": unreadable},
+        "training": training_facts(trainer),
+        "compute": compute_facts(trainer),
+        "results": [],
+        "environment": environment_facts(trainer.accelerator, trainer.precision),
+        "history": progress.HISTORY_NAME,
+        "figures": [],
+    }
+    if isinstance(data, ImageDataset):
+        facts["data"] |= {"name": data.name, "train_split": data.split, "label_names": data.label_names}
+        facts["data"]["fingerprint"] = data.fingerprint
+    if trainer.last_evaluation is not None:
+        _, metrics, count = trainer.last_evaluation
+        held_out = trainer.eval_dataset
+        where, split = (held_out.name, held_out.split) if isinstance(held_out, ImageDataset) else ("evaluation", "evaluation")
+        facts["data"] |= {"eval_split": split, "eval_images": len(held_out)}
+        facts["results"] = result_rows(metrics, where, split, count, trainer.args.seed)
+    return facts
+
+
+def training_facts(trainer) -> dict[str, Any]:
+    """How it went: updates, epochs, seconds, loss."""
+    about, watch, state = trainer.about, trainer.watch, trainer.state
+    losses = [line["loss"] for line in state.log_history if "loss" in line]
+    facts = {
+        **{name: about[name] for name in ("stage", "recipe", "arguments", "augmentation") if name in about},
+        "seed": trainer.args.seed,
+        "steps": state.global_step,
+        "epochs": trainer.position / len(trainer.train_dataset),
+        "global_batch_size": trainer.global_batch_size,
+        "seconds": trainer.seconds,
+        "images_per_second": watch.images / max(watch.seconds, 1e-9),
+        "data_wait": watch.waiting / max(watch.seconds, 1e-9),
+    }
+    if losses:
+        facts["final_loss"] = losses[-1]
+    if trainer.args.load_best_model_at_end:
+        facts["best_step"] = state.best_global_step
+    return facts
+
+
+def compute_facts(trainer) -> dict[str, Any]:
+    """The compute account."""
+    facts = {
+        "device_hours": trainer.seconds * trainer.world_size / 3600,
+        "memory_peak_bytes": progress.memory_peak(trainer.accelerator.device),
+    }
+    if is_hf_vit(trainer.model):
+        facts["forward_flops_per_image"] = forward_flops(trainer.model.config)
+        facts["train_exaflops"] = trainer.state.total_flos / 1e18
+    if trainer.peak is not None:
+        rate = trainer.watch.images / max(trainer.watch.seconds, 1e-9)
+        facts |= {"peak_flops": trainer.peak, "mfu": rate * trainer.train_flops / (trainer.peak * trainer.world_size)}
+    return facts
 
 
 def write_facts(folder: Path, facts: dict[str, Any]) -> Path:

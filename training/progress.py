@@ -77,12 +77,17 @@ class Stopwatch:
         """So long, of the time counted, went by in waiting for data."""
         self.waiting += seconds
 
-    def interval(self) -> tuple[float, float]:
-        """Pictures per second and share of waiting since the last call."""
+    def recall(self, seconds: float, waiting: float, images: int) -> None:
+        """Go on from what an earlier process had measured."""
+        self.seconds, self.waiting, self.images = seconds, waiting, images
+        self._interval = (seconds, waiting, images)
+
+    def interval(self) -> tuple[float, float, float]:
+        """Seconds, pictures per second and share of waiting since the last call."""
         seconds, waiting, images = self._interval
         self._interval = (self.seconds, self.waiting, self.images)
         spent = max(self.seconds - seconds, 1e-9)
-        return (self.images - images) / spent, (self.waiting - waiting) / spent
+        return spent, (self.images - images) / spent, (self.waiting - waiting) / spent
 
 
 def memory_peak(device: torch.device) -> int:
@@ -166,13 +171,13 @@ def clock(seconds: float) -> str:
 def write_history(folder: Path, lines: list[dict[str, Any]]) -> None:
     """Replace history.jsonl: on a resume, what the checkpoint knows is what counts."""
     aside = folder / f".{HISTORY_NAME}"
-    aside.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    aside.write_text("".join(json.dumps(line, sort_keys=True) + "\n" for line in lines), encoding="utf-8")
     os.replace(aside, folder / HISTORY_NAME)
 
 
 def append_line(path: Path, line: dict[str, Any]) -> None:
     with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(line) + "\n")
+        file.write(json.dumps(line, sort_keys=True) + "\n")
 
 
 def draw_curve(history: list[dict[str, Any]], path: Path) -> bool:

@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import accelerate
+import torch
 import transformers
 from transformers import AutoImageProcessor
 from transformers.models.vit import ViTImageProcessorPil
 
 from hf_vit import HFViTConfig, HFViTForImageClassification
+from hf_vit.checkpoints import load_checkpoint
 from hf_vit.errors import HFViTError
 
 from . import progress
@@ -211,7 +213,10 @@ def load_pretrained(wish, labels: dict[int, str]) -> HFViTForImageClassification
     if wish.image_size is not None:
         fields["image_size"] = pixels(wish.image_size)
     try:
-        model = HFViTForImageClassification.from_pretrained(wish.model, **fields)
+        if Path(wish.model).is_file():
+            model = load_checkpoint(wish.model, **fields)
+        else:
+            model = HFViTForImageClassification.from_pretrained(wish.model, dtype=torch.float32, **fields)
     except OSError as error:
         local = Path(wish.model)
         cause = (

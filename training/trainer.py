@@ -22,15 +22,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator, DistributedDataParallelKwargs
-from accelerate.state import AcceleratorState
-from accelerate.utils import GradientAccumulationPlugin, TorchDynamoPlugin, gather_object
+from accelerate.utils import gather_object
 from torch.utils.data import DataLoader, Dataset
 from transformers import PreTrainedModel
 from transformers.trainer_callback import (
     CallbackHandler,
     DefaultFlowCallback,
-    ExportableState,
     TrainerCallback,
     TrainerControl,
     TrainerState,
@@ -43,20 +40,21 @@ from hf_vit.model_card import write_card
 
 from . import checkpointing as disk
 from . import facts as report
-from . import progress
+from . import progress, resuming
 from .arguments import TrainArguments
 from .augmentation import Mixing
 from .averaging import WeightAverage
 from .data import ImageDataset, collate
+from .device import create_accelerator, memory_advice
 from .evaluation import Evaluated, evaluate
-from .flops import forward_flops, measured_peak, train_flops
+from .flops import measured_peak, train_flops
 from .objective import Normalise, Objective
 from .optimization import create_optimizer, create_scheduler
 from .sampling import EvalOrder, KeyedDataset, TrainOrder, seed_draw, stack
-from .trackers import chosen_trackers
 
 
 AGREE_EVERY = 10  # updates between the processes' agreeing whether one of them was asked to stop
+NEVER = 1 << 62
 
 
 class Trainer:
@@ -93,12 +91,12 @@ class Trainer:
         self.rank, self.world_size = self.accelerator.process_index, self.accelerator.num_processes
         if args.activation_checkpointing:
             model.activation_checkpointing_enable()
-        objective = Objective(model, args.loss, args.label_smoothing_factor)
-        given_optimizer, given_scheduler = optimizers
-        optimizer = given_optimizer or create_optimizer(model, args)
-        self.objective, self.optimizer = self.accelerator.prepare(objective, optimizer)
+        optimizer, scheduler = optimizers
+        self.objective, self.optimizer = self.accelerator.prepare(
+            Objective(model, args.loss, args.label_smoothing_factor), optimizer or create_optimizer(model, args)
+        )
         self.max_steps = self._count_steps()
-        self.lr_scheduler = given_scheduler or create_scheduler(self.optimizer.optimizer, args, self.max_steps)
+        self.lr_scheduler = scheduler or create_scheduler(self.optimizer.optimizer, args, self.max_steps)
         self.average = WeightAverage(model, args.ema_decay) if args.ema_decay else None
         self.normalise = _normaliser(image_processor, model.config.num_channels)
         self.mixing = None
@@ -106,25 +104,35 @@ class Trainer:
             self.mixing = Mixing(args.mixup_alpha, args.cutmix_alpha, model.config.num_labels, args.seed)
         self.meter, self.watch = progress.Meter(self.accelerator.device), progress.Stopwatch()
         self.display = progress.Display(self.accelerator.is_main_process, not args.disable_tqdm)
-        self.unreadable: dict[str, None] = {}  # names in the order met; a picture met again counts once
-        self.last_evaluation: tuple[int, Evaluated] | None = None
-        self.last_metrics: dict[str, float] = {}
-        self.position, self.interrupted, self._asked_to_stop = 0, False, False
+        self.position = 0  # pictures of the endless row of epochs that are behind us
+        self.interrupted = False
+        self.last_evaluation: tuple[int, dict[str, float], int] | None = None  # update, scores, pictures
+        self.unreadable: dict[str, None] = {}  # names in the order met; one met again counts once
+        self.began, self.seconds = time.time(), 0.0
+        self.train_flops, self.peak = 0, None
+        self._asked_to_stop = self._keeping_history = self._best_is_loaded = False
         self._places: dict[int, int] = {}  # update -> position, since the loss was last looked at
         self._grad_norm: torch.Tensor | None = None
         self._done: torch.cuda.Event | None = None  # end of the last update on the GPU
-        self._keeping_history = False
-        self._began, self._seconds, self._logged_at, self._rate = time.time(), 0.0, 0.0, 0.0
-        self._train_flops, self._peak = 0, None
-        self._begin_state(callbacks or [])
+        self._begin_callbacks(callbacks or [])
 
-    # -- what a run is -------------------------------------------------------------------------------------------
+    # -- what a run is -----------------------------------------------------------------------------------------------
 
     @property
     def output_dir(self) -> Path:
         if self.args.output_dir is None:
             raise HFViTError("where should the result go? Give --output_dir FOLDER")
         return Path(self.args.output_dir)
+
+    @property
+    def name(self) -> str:
+        """What the model is called: its repository, or its folder."""
+        return self.args.hub_model_id or self.output_dir.resolve().name
+
+    @property
+    def precision(self) -> str:
+        chosen = str(self.accelerator.mixed_precision)
+        return "fp32" if chosen == "no" else chosen
 
     @property
     def global_batch_size(self) -> int:
@@ -137,7 +145,7 @@ class Trainer:
             return self.args.max_steps
         return max(1, math.ceil(self.args.num_train_epochs * len(self.train_dataset) / self.global_batch_size))
 
-    def _begin_state(self, callbacks: list[TrainerCallback]) -> None:
+    def _begin_callbacks(self, callbacks: list) -> None:
         self.control = TrainerControl()
         self.callback_handler = CallbackHandler(
             [DefaultFlowCallback, *callbacks], self.model, self.image_processor, self.optimizer, self.lr_scheduler
@@ -145,12 +153,9 @@ class Trainer:
         self.state = TrainerState(
             is_local_process_zero=self.accelerator.is_local_main_process,
             is_world_process_zero=self.accelerator.is_main_process,
-            stateful_callbacks=self._stateful(),
+            stateful_callbacks=resuming.stateful(self),
         )
         self.control = self._event("on_init_end")
-
-    def _stateful(self) -> list:
-        return [c for c in [*self.callback_handler.callbacks, self.control] if isinstance(c, ExportableState)]
 
     def _event(self, name: str, **kwargs) -> TrainerControl:
         return getattr(self.callback_handler, name)(self.args, self.state, self.control, **kwargs)
@@ -159,7 +164,7 @@ class Trainer:
         """Add one of transformers' callbacks, or one in their manner."""
         self.callback_handler.add_callback(callback)
 
-    # -- training ------------------------------------------------------------------------------------------------
+    # -- training ----------------------------------------------------------------------------------------------------
 
     def train(self, resume_from_checkpoint: str | bool | None = None) -> TrainOutput:
         """Train from the beginning, or from a checkpoint as if there had been no interruption.
@@ -172,8 +177,8 @@ class Trainer:
             HFViTError: bad input; a loss that is not finite; no memory; no space on the disk.
         """
         self._begin(self.args.resume_from_checkpoint if resume_from_checkpoint is None else resume_from_checkpoint)
-        with self._listening_for_sigterm(), self._memory_advice():
-            while not self.control.should_training_stop and self.state.global_step < self.max_steps:
+        with self._listening_for_sigterm(), memory_advice(self.args):
+            while self.state.global_step < self.max_steps and not self.control.should_training_stop:
                 self.control = self._event("on_epoch_begin")
                 for batches in self._updates():
                     self.control = self._event("on_step_begin")
@@ -187,12 +192,13 @@ class Trainer:
                     if self.control.should_training_stop:
                         break
                     if self.control.should_epoch_stop:
-                        self.position = (self.position // len(self.train_dataset) + 1) * len(self.train_dataset)
+                        size = len(self.train_dataset)
+                        self.position = -(-self.position // size) * size
                         break
                     if epoch_ended:
                         self.control = self._event("on_epoch_begin")
                     self.watch.start()
-        return self._finish()
+        return self._end()
 
     def _update(self, batches: list[dict]) -> None:
         """One optimizer step over `gradient_accumulation_steps` batches, equal to one large batch."""
@@ -222,23 +228,22 @@ class Trainer:
 
     def _clip(self, step: int) -> None:
         if self.args.max_grad_norm > 0:
-            self._grad_norm = self.accelerator.clip_grad_norm_(self.objective.parameters(), self.args.max_grad_norm)
+            norm = self.accelerator.clip_grad_norm_(self.objective.parameters(), self.args.max_grad_norm)
+            self._grad_norm = disk.local(norm)
             if self.accelerator.scaler is None:  # a scaled loss overflows now and then, and its step is left out
-                self.meter.mark(disk.local(self._grad_norm), step)
+                self.meter.mark(self._grad_norm, step)
         self.control = self._event("on_pre_optimizer_step")
 
     def _count(self, batches: list[dict]) -> int | torch.Tensor:
         """Pictures of this update over all processes: what the sum of the losses is divided by."""
         count = sum(len(batch["labels"]) for batch in batches)
-        if self.world_size == 1:
-            if not count:
-                names = [name for batch in batches for name in batch["unreadable"]]
-                raise HFViTError(
-                    f"no picture of update {self.state.global_step + 1} can be read: {', '.join(names[:3])}"
-                )
-            return count
-        total = self.accelerator.reduce(torch.tensor(float(count), device=self.accelerator.device), "sum")
-        return total.clamp(min=1)
+        if self.world_size > 1:
+            total = self.accelerator.reduce(torch.tensor(float(count), device=self.accelerator.device), "sum")
+            return total.clamp(min=1)
+        if not count:
+            names = [name for batch in batches for name in batch["unreadable"]]
+            raise HFViTError(f"no picture of update {self.state.global_step + 1} can be read: {', '.join(names[:3])}")
+        return count
 
     def _to_device(self, batch: dict, draw: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
         """Normalised pictures and labels on the device; mixed if `draw` numbers a training batch."""
@@ -258,17 +263,32 @@ class Trainer:
             pixel_values, labels = self.mixing(pixel_values, labels, draw)
         return pixel_values, labels
 
+    def _advance(self) -> bool:
+        """Count an update; True if an epoch ended with it."""
+        size, before = len(self.train_dataset), self.position
+        self._places[self.state.global_step] = before
+        self.position += self.global_batch_size
+        self.state.global_step += 1
+        self.state.epoch = self.position / size
+        self.state.total_flos += self.train_flops * self.global_batch_size
+        self.watch.lap(self.global_batch_size)
+        self.display.advance()
+        if self.accelerator.device.type == "cuda":
+            self._done = torch.cuda.Event()
+            self._done.record()
+        return self.position // size > before // size
+
+    # -- batches -----------------------------------------------------------------------------------------------------
+
     def _updates(self) -> Iterator[list[dict]]:
         """The batches of one update after another, from `position` to the end of the run."""
         stop = self.position + (self.max_steps - self.state.global_step) * self.global_batch_size
-        order = self._order(self.position, stop)
-        loader = self._loader(self.train_dataset, order)
+        loader = self._loader(self.train_dataset, self._order(self.position, stop))
         self.callback_handler.train_dataloader = loader
         batches = iter(loader)
         self.watch.start()
         while True:
-            began = time.perf_counter()
-            busy = self._device_is_busy()
+            began, busy = time.perf_counter(), self._device_is_busy()
             update = list(itertools.islice(batches, self.args.gradient_accumulation_steps))
             if not (busy and self._device_is_busy()):
                 self.watch.wait(time.perf_counter() - began)
@@ -282,9 +302,14 @@ class Trainer:
 
     def _order(self, position: int, stop: int) -> TrainOrder:
         return TrainOrder(
-            len(self.train_dataset), self.args.per_device_train_batch_size, seed=self.args.seed, position=position,
-            stop=stop, rank=self.rank, world_size=self.world_size,
-        )  # fmt: skip
+            len(self.train_dataset),
+            self.args.per_device_train_batch_size,
+            seed=self.args.seed,
+            position=position,
+            stop=stop,
+            rank=self.rank,
+            world_size=self.world_size,
+        )
 
     def _loader(self, dataset: Dataset, order: TrainOrder | EvalOrder) -> DataLoader:
         workers = self.args.dataloader_num_workers
@@ -295,111 +320,92 @@ class Trainer:
             num_workers=workers,
             prefetch_factor=self.args.dataloader_prefetch_factor if workers else None,
             pin_memory=self.accelerator.device.type == "cuda",
-            worker_init_fn=_ignore_signals,
+            worker_init_fn=_leave_signals_to_the_loop,
         )
 
-    def _advance(self) -> bool:
-        """Count an update; True if an epoch ended with it."""
-        size = len(self.train_dataset)
-        before = self.position // size
-        self._places[self.state.global_step] = self.position
-        self.position += self.global_batch_size
-        self.state.global_step += 1
-        self.state.epoch = self.position / size
-        self.state.total_flos += self._train_flops * self.global_batch_size
-        self.watch.lap(self.global_batch_size)
-        self.display.advance()
-        if self.accelerator.device.type == "cuda":
-            self._done = torch.cuda.Event()
-            self._done.record()
-        return self.position // size > before
-
-    # -- logging, evaluating, saving -----------------------------------------------------------------------------
+    # -- logging, evaluating, saving ---------------------------------------------------------------------------------
 
     def _log_evaluate_save(self) -> None:
         """What the callbacks asked for after an update. The loss is looked at before anything is kept."""
-        if self.state.global_step >= self.max_steps or self.interrupted:
-            self.control.should_log |= not self.interrupted
-        if self.control.should_log or self.control.should_evaluate or self.control.should_save:
+        self.control.should_log |= self.state.global_step >= self.max_steps
+        save = self.control.should_save and self.args.save_strategy != "no"
+        if self.control.should_log or self.control.should_evaluate or save or self.interrupted:
             self.watch.pause()
             self._check_finite()
         if self.control.should_log:
             self._log_training()
         if self.control.should_evaluate:
-            metrics = self.evaluate()
-            self.control.should_save |= self._note_best(metrics)
-        if self.control.should_save and self.args.save_strategy != "no" or self.interrupted:
+            save |= self._note_best(self.evaluate())
+        if save or self.interrupted:
             self.save_checkpoint()
             self.control = self._event("on_save")
 
     def _check_finite(self) -> None:
         """Raise HFViTError naming the update and its files if a loss or gradient was not finite."""
         bad = int(self.meter.bad_step)
-        first = torch.tensor([bad if bad >= 0 else 1 << 62], device=self.accelerator.device)
-        step = int(self.accelerator.gather(first).min()) if self.world_size > 1 else int(first)
-        if step == 1 << 62:
+        first = torch.tensor([bad if bad >= 0 else NEVER], device=self.accelerator.device)
+        step = int(self.accelerator.gather(first).min())
+        if step == NEVER:
             self._places.clear()
             return
         names = self._names_of(step) if bad == step else []
-        names = gather_object(names) if self.world_size > 1 else names
+        names = names if self.world_size == 1 else gather_object(names)
         kept = disk.checkpoints(self.output_dir)
-        way_out = f"the last good checkpoint is {kept[-1]}" if kept else "there is no checkpoint yet"
+        good = f"the last good checkpoint is {kept[-1]}" if kept else "there is no checkpoint yet"
         raise HFViTError(
-            f"the loss is not finite at update {step + 1} (batch: {', '.join(names[:8])}{', ...' if len(names) > 8 else ''}); "
-            f"{way_out}. Lower --learning_rate, raise --warmup_steps or set --max_grad_norm 1"
+            f"the loss is not finite at update {step + 1} (batch: {', '.join(names[:8])}"
+            f"{', ...' if len(names) > 8 else ''}); {good}. "
+            "Lower --learning_rate, raise --warmup_steps, or set --max_grad_norm 1"
         )
 
     def _names_of(self, step: int) -> list[str]:
         """The files that this process read for an update."""
-        position, size = self._places[step], self.args.per_device_train_batch_size
-        order = self._order(position, position + self.global_batch_size)
-        names = []
-        for number in range(self.args.gradient_accumulation_steps):
-            first = position + (number * self.world_size + self.rank) * size
-            for key in order.keys(first, size):
-                item = self.train_dataset[key]
-                names.append(str(item.get("name", item.get("unreadable"))))
-        return names
+        size, start = self.args.per_device_train_batch_size, self._places[step]
+        order = self._order(start, start + self.global_batch_size)
+        keys = [key for number in range(self.args.gradient_accumulation_steps)
+                for key in order.keys(start + (number * self.world_size + self.rank) * size, size)]  # fmt: skip
+        items = [self.train_dataset[key] for key in keys]
+        return [str(item["name"] if "name" in item else item["unreadable"]) for item in items]
 
     def _log_training(self) -> None:
-        sums = self.meter.sums if self.world_size == 1 else self.accelerator.reduce(self.meter.sums, "sum")
-        loss, hits, count = sums.tolist()
+        loss, hits, count = self.accelerator.reduce(self.meter.sums, "sum").tolist()
         self.meter.reset()
         logs = {"loss": loss / max(count, 1), "accuracy": hits / max(count, 1), "learning_rate": self._rate}
         if self._grad_norm is not None:
-            logs["grad_norm"] = float(disk.local(self._grad_norm))
+            logs["grad_norm"] = float(self._grad_norm)
         self.log(logs, self._speed())
 
     def _speed(self) -> dict[str, float]:
         """What the clock says since the last log."""
-        before = self.watch.seconds
-        rate, waiting = self.watch.interval()
+        seconds, rate, waiting = self.watch.interval()
         left = (self.max_steps - self.state.global_step) * self.global_batch_size
         speed = {
+            "seconds": self.watch.seconds,
+            "interval_seconds": seconds,
             "images_per_second": rate,
             "data_wait": waiting,
             "memory_peak_bytes": progress.memory_peak(self.accelerator.device),
             "eta_seconds": left / max(rate, 1e-9),
-            "interval_seconds": before - self._logged_at,
         }
-        self._logged_at = before
-        if self._peak is not None and self._train_flops:
-            speed["mfu"] = rate * self._train_flops / (self._peak * self.world_size)
+        if self.peak is not None:
+            speed["mfu"] = rate * self.train_flops / (self.peak * self.world_size)
         return speed
 
     def log(self, logs: dict[str, float], speed: dict[str, float] | None = None) -> None:
-        """Add a line to the history, the display, the trackers and the callbacks."""
+        """Add a line to the history, the display, the trackers and the callbacks.
+
+        Args:
+            logs: what is a function of arguments and data. speed: what the clock said.
+        """
         speed = speed or {}
-        logs = {"epoch": self.state.epoch or 0.0, **logs}
-        line = {"step": self.state.global_step, **logs}
+        line = {"step": self.state.global_step, "epoch": self.state.epoch or 0.0, **logs}
         self.state.log_history.append(line)
         self.display.show(self.state.global_step, logs, speed)
         if self.accelerator.is_main_process and self._keeping_history:
             with disk.space_needed(self.output_dir):
                 progress.append_line(self.output_dir / progress.HISTORY_NAME, line)
                 if speed:
-                    spent = {"step": self.state.global_step, "seconds": self.watch.seconds, **speed}
-                    progress.append_line(self.output_dir / progress.SPEED_NAME, spent)
+                    progress.append_line(self.output_dir / progress.SPEED_NAME, {"step": line["step"], **speed})
         self.accelerator.log({**logs, **speed}, step=self.state.global_step)
         self.control = self._event("on_log", logs=dict(logs))
 
@@ -416,13 +422,12 @@ class Trainer:
         metrics = found.metrics(metric_key_prefix)
         if self.compute_metrics is not None:
             extra = self.compute_metrics(EvalPrediction(predictions=found.logits, label_ids=found.labels))
-            metrics |= {
-                f"{metric_key_prefix}_{name.removeprefix(metric_key_prefix + '_')}": v for name, v in extra.items()
-            }
+            head = f"{metric_key_prefix}_"
+            metrics |= {head + name.removeprefix(head): value for name, value in extra.items()}
         if eval_dataset is None:
-            self.last_evaluation = (self.state.global_step, found)
-            self.last_metrics = metrics
-        self.log(metrics)
+            self.last_evaluation = (self.state.global_step, metrics, found.count)
+        if not self._best_is_loaded:  # those weights belong to an earlier update, which has its line
+            self.log(metrics)
         self.control = self._event("on_evaluate", metrics=metrics)
         return metrics
 
@@ -434,149 +439,47 @@ class Trainer:
         return PredictionOutput(found.logits, found.labels, metrics)
 
     def _evaluate(self, dataset: Dataset, keep_outputs: bool) -> Evaluated:
-        order = EvalOrder(
-            len(dataset), self.args.per_device_eval_batch_size, rank=self.rank, world_size=self.world_size
-        )
+        size = self.args.per_device_eval_batch_size
+        order = EvalOrder(len(dataset), size, rank=self.rank, world_size=self.world_size)
         loader = self._loader(dataset, order)
         self.callback_handler.eval_dataloader = loader
 
         def on_batch() -> None:
             self.control = self._event("on_prediction_step")
 
-        with self.average.applied() if self.average is not None else nullcontext():
-            return evaluate(
-                self.objective, loader, order, self.accelerator, self._to_device, keep_outputs, on_batch=on_batch
-            )
+        with self._averaged():
+            return evaluate(self.objective, loader, order, self.accelerator, self._to_device, keep_outputs, on_batch)
+
+    def _averaged(self):
+        """Within it, the model holds the average of its weights, if one is kept."""
+        return nullcontext() if self.average is None else self.average.applied()
 
     def _note_best(self, metrics: dict[str, float]) -> bool:
-        """Remember the best score; True if it has to be saved."""
-        name = self.args.metric_for_best_model
-        name = name if name.startswith("eval_") else f"eval_{name}"
+        """Remember the best score; True if its weights have to be kept."""
+        name = "eval_" + self.args.metric_for_best_model.removeprefix("eval_")
         if name not in metrics:
             raise HFViTError(f"--metric_for_best_model {name}: evaluation gives {', '.join(metrics)}")
         value, best = metrics[name], self.state.best_metric
         if best is not None and not (value > best if self.args.greater_is_better else value < best):
             return False
-        wanted = self.args.load_best_model_at_end or self.args.save_strategy == "best"
         self.state.best_metric, self.state.best_global_step = value, self.state.global_step
-        if wanted:
+        if self.args.load_best_model_at_end or self.args.save_strategy == "best":
             self.state.best_model_checkpoint = str(self.output_dir / f"checkpoint-{self.state.global_step}")
-        return wanted
-
-    # -- checkpoints ---------------------------------------------------------------------------------------------
+            return True
+        return False
 
     def save_checkpoint(self) -> Path:
-        """Write `checkpoint-N` aside and rename it; older ones beyond `save_total_limit` go afterwards."""
+        """Write `checkpoint-N`, whole or not at all; then older ones beyond `save_total_limit` go."""
         folder = self.output_dir / f"checkpoint-{self.state.global_step}"
-        names = {parameter: name for name, parameter in self.model.named_parameters()}
-        weights = disk.weights_of(self.model)
-        tensors, rest = disk.optimizer_state(self.optimizer.optimizer, names)
-        average = None
-        if self.average is not None:
-            average = {name: disk.whole(value) for name, value in zip(self.average.names, self.average.average)}
-        sums = self.accelerator.gather(self.meter.sums[None]).tolist()
-        unreadable = list(self.unreadable) if self.world_size == 1 else gather_object(list(self.unreadable))
-        self.state.stateful_callbacks = TrainerState(stateful_callbacks=self._stateful()).stateful_callbacks
+        resuming.save(self, folder)
         if self.accelerator.is_main_process:
-            with disk.written_aside(folder) as aside:
-                self.model.save_pretrained(aside, state_dict=weights)
-                if self.image_processor is not None:
-                    self.image_processor.save_pretrained(aside)
-                disk.write_tensors(aside / "optimizer.safetensors", tensors)
-                if average is not None:
-                    disk.write_tensors(aside / "ema.safetensors", average)
-                self.state.save_to_json(str(aside / "trainer_state.json"))
-                disk.write_json(aside / disk.RESUME_NAME, self._resume_facts(rest, sums, unreadable))
             disk.rotate(self.output_dir, self.args.save_total_limit, self.state.best_model_checkpoint)
             if self.args.push_to_hub and self.args.hub_strategy == "every_save":
                 self._push(folder)
         self.accelerator.wait_for_everyone()
         return folder
 
-    def _resume_facts(self, optimizer: dict, sums: list, unreadable: list[str]) -> dict[str, Any]:
-        scaler = self.accelerator.scaler
-        return {
-            "position": self.position,
-            "global_batch_size": self.global_batch_size,
-            "sums": sums,
-            "clock": {"seconds": self.watch.seconds, "waiting": self.watch.waiting, "images": self.watch.images},
-            "wall_seconds": time.time() - self._began,
-            "data": self._data_identity(),
-            "architecture": report.architecture_of(self.model.config),
-            "arguments": {
-                k: v for k, v in dataclasses.asdict(self.args).items() if k not in ("resume_from_checkpoint",)
-            },
-            "unreadable": sorted(set(unreadable)),
-            "optimizer": optimizer,
-            "scheduler": self.lr_scheduler.state_dict(),
-            "scaler": None if scaler is None else scaler.state_dict(),
-        }
-
-    def _data_identity(self) -> dict[str, Any]:
-        """What a resumed run has to find again."""
-        data = self.train_dataset
-        if not isinstance(data, ImageDataset):
-            return {"images": len(data)}
-        return {"name": data.name, "split": data.split, "images": len(data), "fingerprint": data.fingerprint,
-                "label_names": data.label_names}  # fmt: skip
-
-    def _load_checkpoint(self, folder: Path) -> None:
-        """Become what wrote `folder`; refuses other data and another architecture, saying what differs."""
-        saved = disk.read_json(folder / disk.RESUME_NAME)
-        for what, now in (
-            ("architecture", report.architecture_of(self.model.config)),
-            ("data", self._data_identity()),
-        ):
-            changed = disk.differences(saved[what], now)
-            if changed:
-                raise HFViTError(
-                    f"{folder} cannot be resumed, the {what} changed ({changed}); restore it, or start anew in another "
-                    "--output_dir"
-                )
-        disk.set_weights(self.model, disk.read_tensors(folder / "model.safetensors"), folder)
-        names = {parameter: name for name, parameter in self.model.named_parameters()}
-        tensors = disk.read_tensors(folder / "optimizer.safetensors")
-        disk.set_optimizer_state(self.optimizer.optimizer, names, tensors, saved["optimizer"])
-        self.lr_scheduler.load_state_dict(saved["scheduler"])
-        if saved["scaler"] is not None and self.accelerator.scaler is not None:
-            self.accelerator.scaler.load_state_dict(saved["scaler"])
-        if self.average is not None:
-            average = disk.read_tensors(folder / "ema.safetensors")
-            self.average.average = [
-                disk.like(average[name], p) for name, p in zip(self.average.names, self.average.weights)
-            ]
-        self._load_state(folder, saved)
-
-    def _load_state(self, folder: Path, saved: dict[str, Any]) -> None:
-        state = TrainerState.load_from_json(str(folder / "trainer_state.json"))
-        state.is_local_process_zero = self.accelerator.is_local_main_process
-        state.is_world_process_zero = self.accelerator.is_main_process
-        if state.best_model_checkpoint is not None:  # the folder may have moved
-            state.best_model_checkpoint = str(self.output_dir / Path(state.best_model_checkpoint).name)
-        self.state = state
-        self.position = saved["position"]
-        rows = torch.tensor(saved["sums"], dtype=self.meter.wide, device=self.accelerator.device)
-        same = len(rows) == self.world_size
-        mine = rows[self.rank] if same else rows.sum(0) if self.rank == 0 else torch.zeros_like(rows[0])
-        self.meter.sums.copy_(mine)
-        clock = saved["clock"]
-        self.watch.seconds, self.watch.waiting, self.watch.images = clock["seconds"], clock["waiting"], clock["images"]
-        self.watch.interval()
-        self._logged_at = self.watch.seconds
-        self._began -= saved["wall_seconds"]
-        self.unreadable = dict.fromkeys(saved["unreadable"]) if self.rank == 0 else {}
-        for callback in self._stateful():
-            entry = state.stateful_callbacks.get(type(callback).__name__)
-            for entry in entry if isinstance(entry, list) else [entry] if entry else []:
-                for name, value in {**entry["args"], **entry["attributes"]}.items():
-                    setattr(callback, name, value)
-        self.control.should_training_stop = False
-        arguments = {k: v for k, v in dataclasses.asdict(self.args).items() if k not in ("resume_from_checkpoint",)}
-        changed = disk.differences(saved["arguments"], arguments)
-        if changed:
-            self.display.say(f"resuming with other arguments than the checkpoint's: {changed}")
-
-    # -- beginning and end ---------------------------------------------------------------------------------------
+    # -- beginning and end -------------------------------------------------------------------------------------------
 
     def _begin(self, resume: str | bool | None) -> None:
         """Check everything that can be checked, then make the output folder."""
@@ -584,74 +487,58 @@ class Trainer:
         folder = disk.find_checkpoint(self.output_dir, resume)
         if not resume and self.output_dir.is_dir() and any(self.output_dir.iterdir()):
             raise HFViTError(
-                f"{self.output_dir} is not empty: give another --output_dir, or --resume_from_checkpoint true to go on "
-                "from its newest checkpoint"
+                f"{self.output_dir} is not empty: give another --output_dir, or --resume_from_checkpoint true to go "
+                "on from its newest checkpoint"
             )
-        self._began, self._keeping_history = time.time(), True
-        known = report.is_hf_vit(self.model)
-        frozen = not any(p.requires_grad for p in self.model.base_model.parameters()) if known else False
-        self._train_flops = train_flops(self.model.config, frozen=frozen) if known else 0
-        self._peak = measured_peak(self.accelerator.device, self.precision) if known else None
+        self.began, self._keeping_history = time.time(), True
+        if report.is_hf_vit(self.model):
+            frozen = not any(p.requires_grad for p in self.model.base_model.parameters())
+            self.train_flops = train_flops(self.model.config, frozen=frozen)
+            self.peak = measured_peak(self.accelerator.device, self.precision)
         if folder is not None:
-            self._load_checkpoint(folder)
+            resuming.load(self, folder)
             self.display.say(f"resuming from {folder}, after update {self.state.global_step} of {self.max_steps}")
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
             self.output_dir.mkdir(parents=True, exist_ok=True)
             progress.write_history(self.output_dir, self.state.log_history)
         self.state.max_steps = self.max_steps
-        self.state.num_train_epochs = -(-self.max_steps * self.global_batch_size // len(self.train_dataset))
+        self.state.num_train_epochs = math.ceil(self.max_steps * self.global_batch_size / len(self.train_dataset))
         self.state.train_batch_size = self.args.per_device_train_batch_size
         self.state.compute_steps(self.args, self.max_steps)
-        self.accelerator.init_trackers(
-            self.args.run_name or self.output_dir.name, _flat(dataclasses.asdict(self.args))
-        )
+        self.accelerator.init_trackers(self.args.run_name or self.name, _flat(dataclasses.asdict(self.args)))
         self.display.begin(self.state.global_step, self.max_steps)
         self.control = self._event("on_train_begin")
 
     def _check_data(self) -> None:
         if self.train_dataset is None:
             raise HFViTError("nothing to train on: give a train_dataset")
-        size = len(self.train_dataset)
+        size, per_device, passes = len(self.train_dataset), self.args.per_device_train_batch_size, self.args.gradient_accumulation_steps
         if self.global_batch_size > size:
-            passes = self.args.gradient_accumulation_steps
             raise HFViTError(
-                f"a batch of {self.global_batch_size} pictures ({self.args.per_device_train_batch_size} x {passes} passes x "
-                f"{self.world_size} processes) is larger than the {size} training pictures; lower "
-                f"--per_device_train_batch_size to {max(1, size // (passes * self.world_size))} or less"
+                f"a batch of {self.global_batch_size} pictures ({per_device} x {passes} passes x {self.world_size} processes) "
+                f"is larger than the {size} training pictures: lower --per_device_train_batch_size to "
+                f"{max(1, size // (passes * self.world_size))} or less"
             )
 
-    def _finish(self) -> TrainOutput:
-        self.watch.pause()
+    def _end(self) -> TrainOutput:
         best = self.state.best_model_checkpoint
         if self.args.load_best_model_at_end and best is not None and not self.interrupted:
-            self._load_best(Path(best))
+            resuming.load_weights(self, Path(best))
+            self._best_is_loaded, self.last_evaluation = True, None
+            self.display.say(f"best evaluated weights: those of update {self.state.best_global_step}")
         self.control = self._event("on_train_end")
         self.display.end()
-        self._seconds = time.time() - self._began
+        self.seconds = time.time() - self.began
         self.accelerator.end_training()
         losses = [line["loss"] for line in self.state.log_history if "loss" in line]
-        metrics = {
-            "train_runtime": self._seconds,
-            "train_samples_per_second": self.watch.images / max(self.watch.seconds, 1e-9),
-            "total_flos": self.state.total_flos,
-        }
-        return TrainOutput(self.state.global_step, losses[-1] if losses else float("nan"), metrics)
-
-    def _load_best(self, folder: Path) -> None:
-        disk.set_weights(self.model, disk.read_tensors(folder / "model.safetensors"), folder)
-        if self.average is not None:
-            average = disk.read_tensors(folder / "ema.safetensors")
-            self.average.average = [
-                disk.like(average[name], p) for name, p in zip(self.average.names, self.average.weights)
-            ]
-        if self.state.best_global_step != self.state.global_step:
-            self.last_evaluation = None
-        self.display.say(f"best evaluated weights: update {self.state.best_global_step}")
+        rate = self.watch.images / max(self.watch.seconds, 1e-9)
+        metrics = {"train_runtime": self.seconds, "train_samples_per_second": rate, "total_flos": self.state.total_flos}
+        return TrainOutput(self.state.global_step, losses[-1] if losses else math.nan, metrics)
 
     @contextmanager
     def _listening_for_sigterm(self) -> Iterator[None]:
-        """SIGTERM ends the run after the current update, with a checkpoint."""
+        """Within it, SIGTERM ends the run after the current update, with a checkpoint."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
@@ -677,29 +564,15 @@ class Trainer:
         if asked:
             self.interrupted = self.control.should_training_stop = True
 
-    @contextmanager
-    def _memory_advice(self) -> Iterator[None]:
-        """Turn running out of memory into the setting that helps."""
-        try:
-            yield
-        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-            text = str(error)
-            if isinstance(error, RuntimeError) and "out of memory" not in text and "can't allocate memory" not in text:
-                raise
-            raise HFViTError(memory_message(self.args)) from error
-
-    # -- what stays ----------------------------------------------------------------------------------------------
-
-    @property
-    def precision(self) -> str:
-        return {"no": "fp32"}.get(str(self.accelerator.mixed_precision), str(self.accelerator.mixed_precision))
+    # -- what stays --------------------------------------------------------------------------------------------------
 
     def save_model(self, output_dir: str | Path | None = None) -> None:
-        """Write weights (the average, if there is one), config, code and processor; each file appears whole."""
+        """Write weights (their average, if one is kept), config, code and processor; each file appears whole."""
         folder = self.output_dir if output_dir is None else Path(output_dir)
-        with self.average.applied() if self.average is not None else nullcontext():
-            weights = disk.weights_of(self.model)
-        if self.accelerator.is_main_process:
+        main = self.accelerator.is_main_process
+        with self._averaged():
+            weights = disk.weights_of(self.model, keep=main)
+        if main:
             with disk.written_aside(folder / ".finished") as aside:
                 self.model.save_pretrained(aside, state_dict=weights)
                 if self.image_processor is not None:
@@ -707,14 +580,15 @@ class Trainer:
             disk.publish(folder / ".finished", folder)
         self.accelerator.wait_for_everyone()
 
-    def create_model_card(self, **kwargs) -> dict[str, Any]:
+    def create_model_card(self, **entries) -> dict[str, Any]:
         """Write facts.json, the training curve and the card rendered from them; returns the facts.
 
         Args:
-            kwargs: entries that replace or extend top-level facts.
+            entries: top-level facts to add or replace.
         """
-        unreadable = set(self.unreadable if self.world_size == 1 else gather_object(list(self.unreadable)))
-        facts = self.facts(len(unreadable)) | kwargs
+        names = list(self.unreadable)
+        unreadable = len(set(names if self.world_size == 1 else gather_object(names)))
+        facts = report.run_facts(self, unreadable) | entries
         if self.accelerator.is_main_process:
             self.output_dir.mkdir(parents=True, exist_ok=True)
             if progress.draw_curve(self.state.log_history, self.output_dir / progress.CURVE_NAME):
@@ -724,116 +598,15 @@ class Trainer:
         self.accelerator.wait_for_everyone()
         return facts
 
-    def facts(self, unreadable: int = 0) -> dict[str, Any]:
-        """Everything measured about this run; what was not measured is absent."""
-        about, data = self.about, self.train_dataset
-        name = self.args.hub_model_id or self.output_dir.resolve().name
-        facts: dict[str, Any] = {
-            "model": report.model_facts(self.model, name, about.get("base_model")),
-            "task": "image-classification",
-            "data": {**about.get("data", {}), "train_images": len(data), "unreadable_images": unreadable},
-            "training": {
-                **{k: about[k] for k in ("stage", "recipe", "arguments", "augmentation") if k in about},
-                "seed": self.args.seed,
-                "steps": self.state.global_step,
-                "epochs": self.position / len(data),
-                "global_batch_size": self.global_batch_size,
-                "seconds": self._seconds,
-                "images_per_second": self.watch.images / max(self.watch.seconds, 1e-9),
-                "final_loss": next((h["loss"] for h in reversed(self.state.log_history) if "loss" in h), None),
-                "data_wait": self.watch.waiting / max(self.watch.seconds, 1e-9),
-            },
-            "compute": {
-                "device_hours": self._seconds * self.world_size / 3600,
-                "memory_peak_bytes": progress.memory_peak(self.accelerator.device),
-            },
-            "results": [],
-            "environment": report.environment_facts(self.accelerator, self.precision),
-            "history": progress.HISTORY_NAME,
-            "figures": [],
-        }
-        if isinstance(data, ImageDataset):
-            facts["data"] |= {"name": data.name, "train_split": data.split, "label_names": data.label_names,
-                              "fingerprint": data.fingerprint}  # fmt: skip
-        if report.is_hf_vit(self.model):
-            facts["compute"]["forward_flops_per_image"] = forward_flops(self.model.config)
-            facts["compute"]["train_exaflops"] = self.state.total_flos / 1e18
-        if self._peak is not None and self._train_flops:
-            rate = facts["training"]["images_per_second"]
-            facts["compute"] |= {
-                "peak_flops": self._peak,
-                "mfu": rate * self._train_flops / (self._peak * self.world_size),
-            }
-        if self.last_evaluation is not None:
-            split = self.eval_dataset.split if isinstance(self.eval_dataset, ImageDataset) else "evaluation"
-            where = self.eval_dataset.name if isinstance(self.eval_dataset, ImageDataset) else "evaluation"
-            found = self.last_evaluation[1]
-            facts["data"] |= {"eval_split": split, "eval_images": len(self.eval_dataset)}
-            facts["results"] = report.result_rows(self.last_metrics, where, split, found.count, self.args.seed)
-        return facts
-
-    def push_to_hub(self, commit_message: str | None = None) -> str | None:
-        """Upload `output_dir` (weights, code, processor, card, facts) and return the address, on the main process."""
-        address = None
-        if self.accelerator.is_main_process:
-            address = self._push(self.output_dir)
+    def push_to_hub(self) -> str | None:
+        """Upload `output_dir` (weights, code, processor, card, facts); its address, on the main process."""
+        address = self._push(self.output_dir) if self.accelerator.is_main_process else None
         self.accelerator.wait_for_everyone()
         return address
 
     def _push(self, folder: Path) -> str:
         self.control = self._event("on_push_begin")
-        return push_folder(
-            folder, self.args.hub_model_id or self.output_dir.resolve().name, private=self.args.hub_private_repo
-        )
-
-
-def create_accelerator(args: TrainArguments) -> Accelerator:
-    """The Accelerator of one run.
-
-    Raises:
-        HFViTError: a precision that this hardware does not have.
-    """
-    AcceleratorState._reset_state()  # a second run in one process may use another precision
-    precision = "bf16" if args.bf16 else "fp16" if args.fp16 else "fp8" if args.fp8 else None
-    _check_precision(precision, args)
-    backend = args.torch_compile_backend if args.torch_compile else "no"
-    options = {"mode": args.torch_compile_mode} if args.torch_compile and args.torch_compile_mode else {}
-    return Accelerator(
-        cpu=args.use_cpu,
-        mixed_precision=precision,
-        gradient_accumulation_plugin=GradientAccumulationPlugin(
-            num_steps=args.gradient_accumulation_steps, adjust_scheduler=False, sync_with_dataloader=False
-        ),
-        dynamo_plugin=TorchDynamoPlugin(backend=backend, **options),
-        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)],
-        log_with=chosen_trackers(args.report_to, args.run_name or "", args.output_dir or "") or None,
-        project_dir=args.output_dir,
-    )
-
-
-def _check_precision(precision: str | None, args: TrainArguments) -> None:
-    gpu = torch.cuda.is_available() and not args.use_cpu
-    if precision == "fp16" and not gpu and not torch.backends.mps.is_available():
-        raise HFViTError("--fp16 needs a GPU; on this CPU use --bf16, or leave the precision at 32 bits")
-    if precision == "bf16" and gpu and not torch.cuda.is_bf16_supported(including_emulation=False):
-        raise HFViTError(
-            f"{torch.cuda.get_device_name()} has no bfloat16; use --fp16, or leave the precision at 32 bits"
-        )
-    if precision == "fp8" and not (gpu and torch.cuda.get_device_capability() >= (8, 9)):
-        raise HFViTError("--fp8 needs a GPU of compute capability 8.9 or more (Ada, Hopper); use --bf16")
-
-
-def memory_message(args: TrainArguments) -> str:
-    """Which setting to lower, in the order that costs least."""
-    batch, passes = args.per_device_train_batch_size, args.gradient_accumulation_steps
-    if batch > 1:
-        return (
-            f"out of memory with {batch} pictures in one pass: --per_device_train_batch_size {batch // 2} "
-            f"--gradient_accumulation_steps {passes * 2} gives the same training in less memory"
-        )
-    if not args.activation_checkpointing:
-        return "out of memory with one picture in a pass: add --activation_checkpointing"
-    return "out of memory with one picture in a pass: lower --image_size, use --bf16, or shard the model with FSDP2 (training/accelerate)"
+        return push_folder(folder, self.name, private=self.args.hub_private_repo)
 
 
 def _keyed(dataset: Dataset | None) -> Dataset | None:
@@ -850,12 +623,12 @@ def _normaliser(image_processor, channels: int) -> Normalise:
     return Normalise(list(image_processor.image_mean), list(image_processor.image_std), scale)
 
 
-def _ignore_signals(worker: int) -> None:
-    """A signal to the process group is for the loop, which ends the workers itself."""
+def _leave_signals_to_the_loop(worker: int) -> None:
+    """A signal to the whole process group is for the loop, which ends the workers itself."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _flat(values: dict[str, Any]) -> dict[str, Any]:
     """What trackers accept as configuration."""
-    return {k: v if isinstance(v, int | float | str | bool) else str(v) for k, v in values.items()}
+    return {name: value if isinstance(value, int | float | str | bool) else str(value) for name, value in values.items()}

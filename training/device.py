@@ -1,0 +1,78 @@
+"""The machine of a run: its Accelerator, the precisions it has, and what to do when its memory is full.
+
+For the Trainer.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate.state import AcceleratorState
+from accelerate.utils import GradientAccumulationPlugin, TorchDynamoPlugin
+
+from hf_vit.errors import HFViTError
+
+from .arguments import TrainArguments
+from .trackers import chosen_trackers
+
+
+def create_accelerator(args: TrainArguments) -> Accelerator:
+    """The Accelerator of one run; processes, sharding and machines come from its launcher.
+
+    Raises:
+        HFViTError: a precision that this hardware does not have.
+    """
+    AcceleratorState._reset_state()  # a second run in one process may use another precision
+    precision = "bf16" if args.bf16 else "fp16" if args.fp16 else "fp8" if args.fp8 else None
+    check_precision(precision, args.use_cpu)
+    backend = args.torch_compile_backend if args.torch_compile else "no"
+    mode = {"mode": args.torch_compile_mode} if args.torch_compile and args.torch_compile_mode else {}
+    return Accelerator(
+        cpu=args.use_cpu,
+        mixed_precision=precision,
+        gradient_accumulation_plugin=GradientAccumulationPlugin(
+            num_steps=args.gradient_accumulation_steps, adjust_scheduler=False, sync_with_dataloader=False
+        ),
+        dynamo_plugin=TorchDynamoPlugin(backend=backend, **mode),
+        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)],
+        log_with=chosen_trackers(args.report_to, args.run_name or "", args.output_dir or "") or None,
+        project_dir=args.output_dir,
+    )
+
+
+def check_precision(precision: str | None, use_cpu: bool) -> None:
+    """Raise HFViTError for one that the hardware lacks."""
+    gpu = torch.cuda.is_available() and not use_cpu
+    if precision == "fp16" and not gpu and (use_cpu or not torch.backends.mps.is_available()):
+        raise HFViTError("--fp16 needs a GPU; on the CPU use --bf16, or leave the precision at 32 bits")
+    if precision == "bf16" and gpu and not torch.cuda.is_bf16_supported(including_emulation=False):
+        raise HFViTError(f"{torch.cuda.get_device_name()} has no bfloat16; use --fp16, or leave the precision at 32 bits")
+    if precision == "fp8" and not (gpu and torch.cuda.get_device_capability() >= (8, 9)):
+        raise HFViTError("--fp8 needs a GPU of compute capability 8.9 or more (Ada, Hopper); use --bf16")
+
+
+@contextmanager
+def memory_advice(args: TrainArguments) -> Iterator[None]:
+    """Within it, running out of memory is an HFViTError that names the setting to lower."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:  # torch.OutOfMemoryError is a RuntimeError
+        if isinstance(error, RuntimeError) and not any(
+            words in str(error) for words in ("out of memory", "can't allocate memory")
+        ):
+            raise
+        raise HFViTError(memory_message(args)) from error
+
+
+def memory_message(args: TrainArguments) -> str:
+    """Which setting to lower, the one that costs least first."""
+    batch, passes = args.per_device_train_batch_size, args.gradient_accumulation_steps
+    if batch > 1:
+        return (
+            f"out of memory with {batch} pictures in one pass: --per_device_train_batch_size {batch // 2} "
+            f"--gradient_accumulation_steps {passes * 2} is the same training in less memory"
+        )
+    if not args.activation_checkpointing:
+        return "out of memory with one picture in a pass: add --activation_checkpointing"
+    return "out of memory with one picture in a pass: lower --image_size, or shard the model (training/accelerate/fsdp2.yaml)"
