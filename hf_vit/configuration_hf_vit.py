@@ -190,7 +190,8 @@ class HFViTConfig(BackboneConfigMixin, PreTrainedConfig):
             out_features=kwargs.pop("out_features", None), out_indices=kwargs.pop("out_indices", None)
         )
         fields = [name for name in self.__dataclass_fields__ if name not in PreTrainedConfig.__dataclass_fields__]
-        for key in kwargs:
+        # a config.json, known by its transformers_version, may carry fields of other libraries
+        for key in kwargs if self.transformers_version is None else ():
             close = difflib.get_close_matches(key, fields, n=1, cutoff=0.86)
             if close and not key.startswith("_"):
                 raise ValueError(f"{type(self).__name__} has no field '{key}'; did you mean '{close[0]}'?")
