@@ -93,15 +93,15 @@ def read_checkpoint(path: str | Path, *, revision: str | None = None, **config_o
     dialect = _recognise(file)
     reading: Reading = dialect.read(file, asked, beside)
     config = _config(file, reading, asked)
-    model = assemble(config, file, reading.table(config), reading.left_aside, reading.dialect)
+    model = assemble(config, file, reading.table(config), reading.left_aside, reading.dialect, asked.get("dtype"))
     try:
         changed = _change(model, asked)
     except ValueError as error:
         raise HFViTError(f"{file.path}: {error}") from error
     _warn_of_zero_head(file, model, asked)
-    if "dtype" in asked:
-        model.to(asked["dtype"])
-    processor = _processor_settings(reading.processor, model.config.image_size_hw)
+    model.name_or_path = model.config._name_or_path = str(path)
+    model.config.dtype = model.dtype
+    processor = _processor_settings(reading.processor, model.config)
     return Loaded(model, reading.dialect, file.path, reading.notes, changed, processor)
 
 
@@ -254,19 +254,24 @@ def _change(model: HFViTForImageClassification, asked: dict[str, Any]) -> list[s
 
 def _warn_of_zero_head(file: TensorFile, model: HFViTForImageClassification, asked: dict[str, Any]) -> None:
     labels = model.config.num_labels
-    if labels and asked.get("num_labels", labels) == labels and "classifier.weight" in model.state_dict():
-        if not model.classifier.weight.any() and "num_labels" not in asked:
-            warnings.warn(
-                f"{file.path}: the head of {labels} classes (classifier.weight) is all zeros, as in Google's imagenet21k "
-                "files: it tells nothing apart. num_labels= puts a new one in its place",
-                stacklevel=4,
-            )
+    if labels and "num_labels" not in asked and not model.classifier.weight.any():
+        warnings.warn(
+            f"{file.path}: the head of {labels} classes (classifier.weight) is all zeros, as in Google's imagenet21k "
+            "files: it tells nothing apart. num_labels= puts a new one in its place",
+            stacklevel=4,
+        )
 
 
-def _processor_settings(settings: dict[str, Any], image_size: tuple[int, int]) -> dict[str, Any]:
+def _processor_settings(settings: dict[str, Any], config: HFViTConfig) -> dict[str, Any]:
     """Settings of a ViTImageProcessor: squash to the size, or resize the shorter side and crop where the origin does."""
-    height, width = image_size
+    height, width = config.image_size_hw
     settings = dict(settings)
+    for name in (
+        "image_mean",
+        "image_std",
+    ):  # a first kernel of other than three channels reads the same range in each
+        if len(settings[name]) != config.num_channels:
+            settings[name] = [sum(settings[name]) / len(settings[name])] * config.num_channels
     crop_pct = settings.pop("crop_pct", None)
     if crop_pct and height == width:
         return settings | {

@@ -103,7 +103,12 @@ def _check_table(rules: list[Rule], ours: Iterable[str]) -> None:
 
 
 def assemble(
-    config: HFViTConfig, file: TensorFile, rules: list[Rule], left_aside: Iterable[str], dialect: str
+    config: HFViTConfig,
+    file: TensorFile,
+    rules: list[Rule],
+    left_aside: Iterable[str],
+    dialect: str,
+    dtype: torch.dtype | None = None,
 ) -> HFViTForImageClassification:
     """A model that holds the file's tensors.
 
@@ -112,6 +117,7 @@ def assemble(
     Args:
         config: the architecture, already inferred. rules: the dialect's table for it.
         left_aside: names in the file that are deliberately not used. dialect: its name, for messages.
+        dtype: what the weights become as they are read; the file's own where None.
 
     Raises:
         HFViTError: names missing or left over, or shapes that differ; up to 20 of each are listed. Nothing is loaded.
@@ -130,7 +136,7 @@ def assemble(
     mismatched, not_finite = [], []
     for r in rules:
         sizes = ", ".join(f"{n} {shape(file.shapes[n])}" for n in r.theirs)
-        tensors = [file.read(n) for n in r.theirs]
+        tensors = [file.read(n) if dtype is None else file.read(n).to(dtype) for n in r.theirs]
         not_finite += [n for n, t in zip(r.theirs, tensors) if not is_finite(t)]
         try:
             converted = r.form.to_ours(*tensors)

@@ -207,7 +207,7 @@ def refuse_foreign(file: TensorFile, foreign: tuple[tuple[str, str], ...]) -> No
 def _read_own(file: TensorFile) -> Reading:
     """A file that `save_checkpoint` wrote: its header holds our configuration."""
     stored = json.loads(file.metadata[CONFIG_KEY])
-    fields = {name: value for name, value in stored["fields"].items() if name != "id2label"}
+    fields = {name: tuple(value) if isinstance(value, list) else value for name, value in stored["fields"].items()}
     fields["id2label"] = {int(i): label for i, label in stored["fields"]["id2label"].items()}
     fields["num_labels"] = len(fields["id2label"])
     return Reading(
@@ -288,7 +288,7 @@ def _position_table(file: TensorFile, fields: dict, asked: dict, name: str, hub:
     """(image size, class rows, whether registers have rows too): the tensors tell none of it.
 
     timm's default gives every prefix token a row; models with registers, and some without, give them none. A config.json
-    decides; without one the default is taken, and another reading only where the size asked for agrees with it.
+    decides; without one the default is taken, unless `checkpoint_image_size` agrees only with the other reading.
     """
     rows, args = file.shapes["pos_embed"][1], hub.get("model_args") or {}
     class_token, registers = int(fields["use_class_token"]), fields["num_register_tokens"]
@@ -309,9 +309,6 @@ def _position_table(file: TensorFile, fields: dict, asked: dict, name: str, hub:
     try:
         return found(image_size_of_table(file.path, cells[choices[0]], fields, asked), choices[0])
     except HFViTError as error:
-        for choice in choices[1:]:
-            if "image_size" in asked and grid_of_table(cells[choice], fields, asked["image_size"]):
-                return found(asked["image_size"], choice)
         taken = rows - cells[choices[0]]
         raise HFViTError(
             f"{error}. {taken} of its {rows} rows were taken for class and register tokens; if that is wrong, say "
