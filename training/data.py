@@ -44,6 +44,34 @@ ON_UNREADABLE = ("skip", "stop")
 
 
 @dataclass(frozen=True)
+class View:
+    """How a picture becomes an item: shared by data sets and streams."""
+
+    transform: Transform | None
+    seed: int
+    on_unreadable: str
+
+    def item(self, open: Callable[[], Image.Image], label: int, name: str, epoch: int, index: int) -> dict[str, Any]:
+        """The item at (epoch, index), or {"unreadable": name and reason, "index": index}."""
+        try:
+            pixels = self._pixels(open(), name, epoch, index)
+        except UnreadableImage as error:
+            if self.on_unreadable == "stop":
+                raise
+            return {"unreadable": str(error), "index": index}
+        tensor = torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
+        return {"pixel_values": tensor, "labels": label, "index": index, "name": name}
+
+    def _pixels(self, opened: Image.Image, name: str, epoch: int, index: int) -> np.ndarray:
+        if self.transform is None:
+            return np.asarray(decode(opened, name))
+        rng = generator(TRANSFORM, self.seed, epoch, index)
+        if isinstance(self.transform, PictureTransform):  # these choose how large to decode
+            return self.transform.from_file(opened, name, rng)
+        return self.transform(decode(opened, name), rng)
+
+
+@dataclass(frozen=True)
 class ImageDataset(torch.utils.data.Dataset):
     """A map-style data set of labelled pictures.
 
@@ -115,23 +143,9 @@ class ImageDataset(torch.utils.data.Dataset):
         """
         epoch, index = (int(key[0]), int(key[1])) if isinstance(key, tuple) else (0, int(key))
         row = self._row(index)
-        name = self.source.name(row)
-        try:
-            pixels = self._pixels(self.source.open(row), name, epoch, index)
-        except UnreadableImage as error:
-            if self.on_unreadable == "stop":
-                raise
-            return {"unreadable": str(error), "index": index}
-        tensor = torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
-        return {"pixel_values": tensor, "labels": int(self.labels[index]), "index": index, "name": name}
-
-    def _pixels(self, opened: Image.Image, name: str, epoch: int, index: int) -> np.ndarray:
-        if self.transform is None:
-            return np.asarray(decode(opened, name))
-        rng = generator(TRANSFORM, self.seed, epoch, index)
-        if isinstance(self.transform, PictureTransform):  # these choose how large to decode
-            return self.transform.from_file(opened, name, rng)
-        return self.transform(decode(opened, name), rng)
+        return View(self.transform, self.seed, self.on_unreadable).item(
+            lambda: self.source.open(row), int(self.labels[index]), self.source.name(row), epoch, index
+        )
 
 
 def collate(items: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from hf_vit.errors import HFViTError
 
 from .pictures import EXTENSIONS, UnreadableImage, one_line, open_picture
 from .randomness import SUBSET, generator
+from .shards import TarIndex, TarSource, expand_shards, index_shards, is_shard_pattern, shard_facts
 from .synthetic import SMALLEST_SIZE, SyntheticImages
 
 
@@ -82,6 +83,10 @@ def open_door(name: str, config_name: str | None, columns: Columns, cache_dir: s
     if name.startswith("synthetic:"):
         return synthetic_door(name)
     path = Path(name).expanduser()
+    if path.is_dir() and any(path.glob("*.tar")):
+        return shards_door(name, str(path / "*.tar"), columns, cache_dir)
+    if is_shard_pattern(name):
+        return shards_door(name, name, columns, cache_dir)
     if path.exists():
         return local_door(name, path.resolve(), columns, cache_dir)
     if not re.fullmatch(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?", name) or path.suffix in (".parquet", ".tar"):
@@ -317,6 +322,73 @@ def relabel(labels: np.ndarray, names: Sequence[str], wanted: Sequence[str], wha
     return table[labels]
 
 
+def shards_door(name: str, pattern: str, columns: Columns, cache_dir: str | os.PathLike | None) -> Door:
+    """Door of tar shards on a local disk."""
+    if "://" in pattern:
+        raise HFViTError(f"'{name}' lies elsewhere; stream it (--streaming), or copy the shards to this machine")
+    splits = shards_by_split(expand_shards(pattern))
+
+    def load(split: str) -> TarSource:
+        index, mark = load_index(name, splits[split], columns.label_names, cache_dir)
+        return TarSource(index, index.labels, index.label_names, mark)
+
+    return Door(name, list(splits), load)
+
+
+def by_split(files: Sequence[str]) -> dict[str, list[str]]:
+    """Files under the split that the last part of their name or folders contains; "train" where none does."""
+    splits: dict[str, list[str]] = {}
+    for file in files:
+        found = SPLIT_IN_FILE_NAME.findall(file)
+        splits.setdefault(SPLIT_NAMES[found[-1].lower()] if found else "train", []).append(file)
+    return splits
+
+
+def shards_by_split(files: Sequence[str]) -> dict[str, list[str]]:
+    """Shards under their split: named in the file's name, or by the folder that holds it, else "train"."""
+    splits: dict[str, list[str]] = {}
+    for file in files:
+        folder, base = os.path.split(file.split("?")[0])
+        found = SPLIT_IN_FILE_NAME.findall(base)
+        word = found[-1] if found else os.path.basename(folder)
+        splits.setdefault(SPLIT_NAMES.get(word.lower(), "train"), []).append(file)
+    return splits
+
+
+def load_index(
+    name: str, urls: list[str], label_names: list[str] | None, cache_dir: str | os.PathLike | None
+) -> tuple[TarIndex, str]:
+    """The index of shards with checked labels, and its fingerprint."""
+    facts = shard_facts(urls)
+    index = index_shards(urls, own_cache(cache_dir) / f"shards-{digest(*facts)}.npz")
+    index = with_names(index, name, label_names)
+    names = [os.path.basename(url) for url in urls]
+    arrays = (index.shard, index.offset, index.size, index.labels)
+    return index, digest(*names, *index.label_names, *(array.tobytes() for array in arrays))
+
+
+def with_names(index: TarIndex, name: str, label_names: list[str] | None) -> TarIndex:
+    """The index with class names and checked labels: as given, or one per number from 0.
+
+    Raises:
+        HFViTError: labels below 0, above the given names, or with gaps.
+    """
+    if index.label_names:
+        if label_names is None:
+            return index
+        labels = relabel(index.labels, index.label_names, label_names, f"'{name}'")
+        return replace(index, labels=labels, label_names=label_names)
+    labels, names = integer_rows(name, "cls", index.labels.tolist(), label_names)
+    return replace(index, labels=labels, label_names=names)
+
+
+def own_cache(cache_dir: str | os.PathLike | None) -> Path:
+    """Where unpacked tables and indices of shards are kept: below `datasets`' cache unless the user says otherwise."""
+    import datasets
+
+    return Path(cache_dir) if cache_dir is not None else Path(datasets.config.HF_DATASETS_CACHE) / "hf_vit"
+
+
 # Tables
 
 
@@ -354,20 +426,17 @@ def parquet_door(
     """Door of parquet files; the split is read from the file or folder name and is "train" where it names none."""
     import datasets
 
-    splits: dict[str, list[Path]] = {}
-    for file in files:
-        found = SPLIT_IN_FILE_NAME.findall(str(file.relative_to(root).with_suffix("")))
-        splits.setdefault(SPLIT_NAMES[found[-1].lower()] if found else "train", []).append(file)
+    splits = by_split([str(file.relative_to(root)) for file in files])
 
     def load(split: str) -> TableSource:
         # `datasets` keys its cache by folder names and patterns: two folders of one name share their rows there.
         # A cache folder of our own per path, size and time of change cannot be stale.
-        stats = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in splits[split]]
-        base = Path(cache_dir) if cache_dir is not None else Path(datasets.config.HF_DATASETS_CACHE) / "hf_vit"
+        paths = [root / file for file in splits[split]]
+        stats = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
         try:
             table = datasets.load_dataset(
-                "parquet", data_files={split: [str(file) for file in splits[split]]}, split=split,
-                cache_dir=str(base / digest(*stats)),
+                "parquet", data_files={split: [str(path) for path in paths]}, split=split,
+                cache_dir=str(own_cache(cache_dir) / digest(*stats)),
             )  # fmt: skip
         except Exception as error:  # datasets wraps whatever pyarrow raises
             cause = error.__cause__ or error
@@ -384,11 +453,39 @@ def hub_door(name: str, config_name: str | None, columns: Columns, cache_dir: st
         HFViTError: unreachable, unknown, private, or of several configurations none of which was chosen.
     """
     import datasets
+
+    knock(name)
+    cache = None if cache_dir is None else str(cache_dir)
+    builder = ask(name, lambda: datasets.load_dataset_builder(name, config_name, cache_dir=cache))
+    splits = list(builder.info.splits or ()) or ask(name, lambda: datasets.get_dataset_split_names(name, config_name))
+
+    def load(split: str) -> TableSource:
+        table = ask(name, lambda: datasets.load_dataset(name, config_name, split=split, cache_dir=cache))
+        return table_source(name, split, table, columns, lambda: load("train") if "train" in splits else None)
+
+    return Door(name, splits, load)
+
+
+def hub_files(name: str, config_name: str | None, cache_dir: str | os.PathLike | None) -> dict[str, list[str]]:
+    """Addresses of the files of each split of a Hub data set; none where they are made by a script."""
+    import datasets
+
+    knock(name)
+    cache = None if cache_dir is None else str(cache_dir)
+    builder = ask(name, lambda: datasets.load_dataset_builder(name, config_name, cache_dir=cache))
+    return {str(split): list(files) for split, files in (builder.config.data_files or {}).items()}
+
+
+def knock(name: str) -> None:
+    """Ask the Hub for a data set, once and quickly: `datasets` retries for half a minute where there is no network.
+
+    Raises:
+        HFViTError: unreachable, unknown, private or gated. Silent when the user works offline from the cache.
+    """
     import huggingface_hub
     from huggingface_hub.errors import GatedRepoError, OfflineModeIsEnabled, RepositoryNotFoundError
 
     try:
-        # One quick question first: load_dataset retries for half a minute where there is no network.
         huggingface_hub.HfApi().dataset_info(name, timeout=10)
     except GatedRepoError as error:
         raise HFViTError(f"the Hub dataset '{name}' is gated; accept its terms and run `hf auth login`") from error
@@ -398,28 +495,19 @@ def hub_door(name: str, config_name: str | None, columns: Columns, cache_dir: st
             "or run `hf auth login` if it is private"
         ) from error
     except OfflineModeIsEnabled:
-        pass  # what is in the cache can still be opened
+        pass
     except Exception as error:  # the HTTP library's own exceptions, which differ between versions of huggingface_hub
         raise unreachable(name, error) from error
-    cache = None if cache_dir is None else str(cache_dir)
 
-    def ask(question: Callable[[], Any]) -> Any:
-        try:
-            return question()
-        except (ConnectionError, FileNotFoundError) as error:
-            raise unreachable(name, error) from error
-        except ValueError as error:
-            raise HFViTError(f"'{name}': {one_line(error)}") from error
 
-    splits = ask(lambda: list(datasets.load_dataset_builder(name, config_name, cache_dir=cache).info.splits or ()))
-    if not splits:
-        splits = ask(lambda: datasets.get_dataset_split_names(name, config_name))
-
-    def load(split: str) -> TableSource:
-        table = ask(lambda: datasets.load_dataset(name, config_name, split=split, cache_dir=cache))
-        return table_source(name, split, table, columns, lambda: load("train") if "train" in splits else None)
-
-    return Door(name, splits, load)
+def ask(name: str, question: Callable[[], Any]) -> Any:
+    """What `datasets` answers; its errors as ours."""
+    try:
+        return question()
+    except (ConnectionError, FileNotFoundError) as error:
+        raise unreachable(name, error) from error
+    except ValueError as error:
+        raise HFViTError(f"'{name}': {one_line(error)}") from error
 
 
 def unreachable(name: str, error: BaseException) -> HFViTError:
@@ -444,7 +532,7 @@ def table_source(
     feature = table.features[label_column]
     values = table.data.column(label_column).to_pylist()
     if isinstance(feature, datasets.ClassLabel):
-        labels, names = class_label_rows(name, label_column, values, feature.names), list(feature.names)
+        labels, names = class_label_rows(name, label_column, values), list(feature.names)
     elif values and isinstance(values[0], str):
         if names is None and split != "train":
             train = load_train()
@@ -503,7 +591,7 @@ def find_label_column(name: str, features: Any, wanted: str | None, image_column
     return found[0]
 
 
-def class_label_rows(name: str, column: str, values: list, names: list[str]) -> np.ndarray:
+def class_label_rows(name: str, column: str, values: list) -> np.ndarray:
     """Labels of a ClassLabel column, checked."""
     labels = np.array([-1 if value is None else value for value in values], dtype=np.int64)
     refuse_unlabelled(name, column, labels)

@@ -1,0 +1,216 @@
+"""WebDataset tar shards: found by pattern, indexed once, read by byte range.
+
+A record is a run of neighbouring members that share their name up to the first dot: `000017.jpg`, `000017.cls`. The
+index holds where each picture's bytes lie and its label, so that shards on a local disk are as good as any other
+map-style data set (`TarSource`), and remote ones can be read a run at a time (streaming.py). It is built from the
+members' headers in one pass and kept in a cache folder, under the shards' names, sizes and times of change.
+Format: https://github.com/webdataset/webdataset.
+"""
+
+import glob
+import itertools
+import json
+import os
+import re
+import tarfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from hf_vit.errors import HFViTError
+
+from .pictures import EXTENSIONS, one_line, open_picture
+
+
+LABEL_FIELDS = ("label", "cls", "class", "class_id", "class_name")  # of a .json member
+
+
+@dataclass(frozen=True)
+class TarIndex:
+    """Where the pictures of some shards are.
+
+    `shard`, `offset`, `size` (bytes) and `labels`: one entry per record; `label_names` is empty where the labels are
+    bare numbers.
+    """
+
+    urls: list[str]
+    shard: np.ndarray
+    offset: np.ndarray
+    size: np.ndarray
+    labels: np.ndarray
+    label_names: list[str]
+
+    def name(self, row: int) -> str:
+        """What messages call a record."""
+        return f"{os.path.basename(self.urls[self.shard[row]])}@{self.offset[row]}"
+
+
+@dataclass(frozen=True)
+class TarSource:
+    """Pictures in tar shards on a local disk, by record."""
+
+    index: TarIndex
+    labels: np.ndarray
+    label_names: list[str]
+    fingerprint: str
+    sorted_by_class: bool = False
+
+    def open(self, row: int) -> Image.Image:
+        index = self.index
+        with open(index.urls[index.shard[row]], "rb") as shard:
+            shard.seek(index.offset[row])
+            return open_picture(shard.read(index.size[row]), index.name(row))
+
+    def name(self, row: int) -> str:
+        return self.index.name(row)
+
+
+def is_shard_pattern(name: str) -> bool:
+    """Whether a name means tar shards: it ends in .tar, also after braces or a question mark."""
+    return name.split("?")[0].rstrip("}").endswith(".tar")
+
+
+def expand_shards(pattern: str) -> list[str]:
+    """Names of the shards that a pattern with {000..127}, {a,b} or * means, sorted.
+
+    Raises:
+        HFViTError: local files that are not there.
+    """
+    names = expand_braces(pattern)
+    if "://" not in pattern:
+        names = [os.path.expanduser(name) for name in names]
+        found = [sorted(glob.glob(name)) if glob.has_magic(name) else [name] * os.path.exists(name) for name in names]
+        missing = [name for name, files in zip(names, found) if not files]
+        if missing:
+            raise HFViTError(f"no shard '{missing[0]}'" + (f", nor {len(missing) - 1} more" if missing[1:] else ""))
+        names = list(itertools.chain.from_iterable(found))
+    return names
+
+
+def expand_braces(pattern: str) -> list[str]:
+    """`a-{08..10}.tar` as a-08.tar, a-09.tar, a-10.tar; `{x,y}` as its alternatives."""
+    match = re.search(r"\{([^{}]*)\}", pattern)
+    if match is None:
+        return [pattern]
+    span = re.fullmatch(r"(\d+)\.\.(\d+)", match[1])
+    if span:
+        width = len(span[1]) if span[1].startswith("0") else 0
+        choices = [str(number).zfill(width) for number in range(int(span[1]), int(span[2]) + 1)]
+    else:
+        choices = match[1].split(",")
+    return [
+        rest
+        for choice in choices
+        for rest in expand_braces(pattern[: match.start()] + choice + pattern[match.end() :])
+    ]
+
+
+def shard_facts(urls: Sequence[str]) -> list[str]:
+    """Name, size and version of every shard: what an index, once built, is good for.
+
+    Raises:
+        HFViTError: a shard cannot be reached.
+    """
+    import fsspec
+
+    facts = []
+    for url in urls:
+        try:
+            files, path = fsspec.core.url_to_fs(url)
+            info = files.info(path)
+        except Exception as error:  # every file system of fsspec has its own
+            raise HFViTError(f"cannot reach the shard '{url}' ({one_line(error)})") from error
+        version = info.get("ETag") or info.get("etag") or info.get("mtime") or ""
+        facts.append(f"{url} {info.get('size')} {version}")
+    return facts
+
+
+def index_shards(urls: list[str], cache: Path) -> TarIndex:
+    """Read the index from the file `cache`, or build it and keep it there."""
+    if cache.exists():
+        with np.load(cache, allow_pickle=False) as kept:
+            return TarIndex(urls, kept["shard"], kept["offset"], kept["size"], kept["labels"], kept["names"].tolist())
+    rows: list[tuple[int, int, int, Any]] = []
+    for number, url in enumerate(urls):
+        rows += [(number, *row) for row in scan_shard(url)]
+    if not rows:
+        raise HFViTError(f"no pictures in {len(urls)} shards, of which the first is '{urls[0]}'")
+    shard, offset, size = (np.array(column, dtype=np.int64) for column in list(zip(*rows))[:3])
+    labels, names = number_labels([row[3] for row in rows])
+    cache.parent.mkdir(parents=True, exist_ok=True)
+    aside = cache.with_name(f"{cache.name}.{os.getpid()}.npz")
+    np.savez(aside, shard=shard, offset=offset, size=size, labels=labels, names=np.array(names, dtype=np.str_))
+    aside.replace(cache)
+    return TarIndex(urls, shard, offset, size, labels, names)
+
+
+def number_labels(values: list[Any]) -> tuple[np.ndarray, list[str]]:
+    """Labels as numbers: strings in sorted order with their names, numbers as they are without."""
+    if all(isinstance(value, int) for value in values):
+        return np.array(values, dtype=np.int64), []
+    names = sorted({str(value) for value in values})
+    place = {name: number for number, name in enumerate(names)}
+    return np.array([place[str(value)] for value in values], dtype=np.int64), names
+
+
+def scan_shard(url: str) -> list[tuple[int, int, Any]]:
+    """(offset, size, label) of every record of one shard.
+
+    Raises:
+        HFViTError: not a plain tar file, or a record without picture or label.
+    """
+    import fsspec
+
+    rows = []
+    try:
+        # Local files are seeked through; remote ones pass by once, for a request per header would be slower.
+        with fsspec.open(url, "rb") as file, tarfile.open(fileobj=file, mode="r|" if "://" in url else "r:") as tar:
+            members = (
+                member for member in tar if member.isfile() and not os.path.basename(member.name).startswith(".")
+            )
+            for key, group in itertools.groupby(members, key=lambda member: split_name(member.name)[0]):
+                rows.append(scan_record(url, key, tar, group))
+    except (tarfile.TarError, OSError, EOFError) as error:
+        raise HFViTError(f"cannot read the shard '{url}' as a plain tar file ({one_line(error)})") from error
+    return rows
+
+
+def split_name(name: str) -> tuple[str, str]:
+    """A member's record and the kind of its content: "a/17", "seg.png" for a/17.seg.png."""
+    folder, _, base = name.rpartition("/")
+    key, _, kind = base.partition(".")
+    return f"{folder}/{key}", kind.lower()
+
+
+def scan_record(url: str, key: str, tar: tarfile.TarFile, members: Any) -> tuple[int, int, Any]:
+    """The picture's place and the label of one record; its members are read as they come."""
+    place, label = None, None
+    for member in members:
+        kind = split_name(member.name)[1]
+        if f".{kind}" in EXTENSIONS and place is None:
+            place = (member.offset_data, member.size)
+        elif kind in ("cls", "json"):
+            text = tar.extractfile(member).read().decode("utf-8").strip()
+            found = text if kind == "cls" else json_label(text)
+            label = found if label is None else label
+    if place is None:
+        raise HFViTError(f"record '{key.lstrip('/')}' of the shard '{url}' has no picture")
+    if label is None:
+        raise HFViTError(
+            f"record '{key.lstrip('/')}' of the shard '{url}' has no label; "
+            f'write it into a .cls file, or as "label" into its .json'
+        )
+    if isinstance(label, str) and re.fullmatch(r"-?\d+", label):
+        label = int(label)
+    return (*place, label)
+
+
+def json_label(text: str) -> Any:
+    """The label in a record's .json, None where there is none."""
+    content = json.loads(text)
+    found = [content[field] for field in LABEL_FIELDS if isinstance(content.get(field), (int, str))]
+    return found[0] if found else None
