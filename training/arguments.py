@@ -3,9 +3,11 @@
 For pretrain, finetune and the Trainer. Names are those of transformers' TrainingArguments where they mean the same.
 A recipe (YAML) and the flags have the same keys; an unknown one is an error that gives the nearest known name.
 
-Sources: Dosovitskiy et al. 2020 (arXiv:2010.11929), Tables 3 and 4 and appendix B.1; google-research/vision_transformer
+Sources: Dosovitskiy et al. 2020 (arXiv:2010.11929), Tables 3 and 4, appendix B.1; google-research/vision_transformer,
 `vit_jax/configs`; Steiner et al. 2021 (AugReg, arXiv:2106.10270); transformers TrainingArguments.
 """
+
+# ruff: noqa: RUF009  (`option` returns a dataclass field)
 
 import argparse
 import dataclasses
@@ -199,6 +201,9 @@ class TrainArguments:
     )
     eval_steps: int | None = option(None, "evaluate every so many updates", "updates", "vit_jax eval_every: 100")
     eval_delay: float = option(0, "no evaluation before", "updates or epochs", "transformers")
+    do_predict: bool = option(
+        False, "at the end, write logits and labels of every evaluation picture to predictions.npz", "", "transformers"
+    )
     save_strategy: str = option(
         "steps", "when to write a checkpoint", "", "transformers", ("steps", "epoch", "best", "no")
     )

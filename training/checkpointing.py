@@ -85,8 +85,8 @@ def full_disk_message(target: Path, written: int) -> str:
     """One line: what did not fit, what is safe, what to do."""
     free = shutil.disk_usage(target.parent).free
     return (
-        f"no space left for {target} ({written / 1e6:.1f} MB written, {free / 1e6:.1f} MB free): earlier checkpoints are "
-        "intact; make room (or lower --save_total_limit) and start again with --resume_from_checkpoint true"
+        f"no space left for {target} ({written / 1e6:.1f} MB written, {free / 1e6:.1f} MB free): earlier checkpoints "
+        "are intact; make room (or lower --save_total_limit) and start again with --resume_from_checkpoint true"
     )
 
 
@@ -144,7 +144,7 @@ def find_checkpoint(output_dir: Path, wish: str | bool | None) -> Path | None:
 
 
 def whole(tensor: torch.Tensor, keep: bool = True) -> torch.Tensor:
-    """The full tensor on the CPU; collects the pieces of a sharded one from all processes.
+    """The full tensor on the CPU (not a copy, if it is there); collects a sharded one's pieces from all processes.
 
     Args:
         keep: False on processes that only take part in the collecting.

@@ -47,7 +47,9 @@ def check_precision(precision: str | None, use_cpu: bool) -> None:
     if precision == "fp16" and not gpu and (use_cpu or not torch.backends.mps.is_available()):
         raise HFViTError("--fp16 needs a GPU; on the CPU use --bf16, or leave the precision at 32 bits")
     if precision == "bf16" and gpu and not torch.cuda.is_bf16_supported(including_emulation=False):
-        raise HFViTError(f"{torch.cuda.get_device_name()} has no bfloat16; use --fp16, or leave the precision at 32 bits")
+        raise HFViTError(
+            f"{torch.cuda.get_device_name()} has no bfloat16; use --fp16, or leave the precision at 32 bits"
+        )
     if precision == "fp8" and not (gpu and torch.cuda.get_device_capability() >= (8, 9)):
         raise HFViTError("--fp8 needs a GPU of compute capability 8.9 or more (Ada, Hopper); use --bf16")
 
@@ -75,4 +77,4 @@ def memory_message(args: TrainArguments) -> str:
         )
     if not args.activation_checkpointing:
         return "out of memory with one picture in a pass: add --activation_checkpointing"
-    return "out of memory with one picture in a pass: lower --image_size, or shard the model (training/accelerate/fsdp2.yaml)"
+    return "out of memory with one picture in a pass: lower --image_size, or shard the model (training/accelerate)"

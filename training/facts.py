@@ -95,6 +95,11 @@ def commit() -> str | None:
     return head.stdout.strip() + ("+" if status.stdout.strip() else "")
 
 
+def public_name(name: str) -> str:
+    """What facts call data or a base model: a Hub id as it is; of a path only its end, which has no slash."""
+    return Path(name).resolve().name if Path(name).exists() else name
+
+
 def result_rows(metrics: dict[str, float], dataset: str, split: str, count: int, seed: int) -> list[dict[str, Any]]:
     """One row for each score, as cards want them."""
     return [
@@ -129,12 +134,16 @@ def run_facts(trainer, unreadable: int = 0) -> dict[str, Any]:
         "figures": [],
     }
     if isinstance(data, ImageDataset):
-        facts["data"] |= {"name": data.name, "train_split": data.split, "label_names": data.label_names}
+        facts["data"] |= {"name": public_name(data.name), "train_split": data.split, "label_names": data.label_names}
         facts["data"]["fingerprint"] = data.fingerprint
     if trainer.last_evaluation is not None:
         _, metrics, count = trainer.last_evaluation
         held_out = trainer.eval_dataset
-        where, split = (held_out.name, held_out.split) if isinstance(held_out, ImageDataset) else ("evaluation", "evaluation")
+        where, split = (
+            (public_name(held_out.name), held_out.split)
+            if isinstance(held_out, ImageDataset)
+            else ("evaluation", "evaluation")
+        )
         facts["data"] |= {"eval_split": split, "eval_images": len(held_out)}
         facts["results"] = result_rows(metrics, where, split, count, trainer.args.seed)
     return facts

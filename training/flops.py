@@ -14,9 +14,20 @@ import torch
 from hf_vit import HFViTConfig
 
 
-# Dense bf16 tensor-core peaks in FLOP/s, from NVIDIA's data sheets; matched as part of the device's name, in this order.
-PEAKS = {"H200": 989e12, "H100 PCIe": 756e12, "H100": 989e12, "GH200": 989e12, "B200": 2250e12, "A100": 312e12, "L40S": 362e12,
-         "L4": 121e12, "A10": 125e12, "RTX 4090": 165e12, "RTX 3090": 71e12}  # fmt: skip
+# Dense bf16 tensor-core peaks, FLOP/s, from NVIDIA's data sheets; looked up in the device's name, in this order.
+PEAKS = {
+    "H200": 989e12,
+    "GH200": 989e12,
+    "H100 PCIe": 756e12,
+    "H100": 989e12,
+    "B200": 2250e12,
+    "A100": 312e12,
+    "L40S": 362e12,
+    "L4": 121e12,
+    "A10": 125e12,
+    "RTX 4090": 165e12,
+    "RTX 3090": 71e12,
+}
 
 
 def stem_flops(config: HFViTConfig, image_size: tuple[int, int]) -> tuple[int, int]:

@@ -1,4 +1,4 @@
-"""What a run shows while it goes, and what it leaves to look at: meter, stopwatch, progress line, history, curve, table.
+"""What a run shows while it goes, and what it leaves to look at: meter, stopwatch, progress line, history, curve.
 
 For the Trainer. The meter lives on the device and is read only when something is logged. history.jsonl holds what is a
 function of arguments and data (a resumed run writes the same bytes); what the clock measured goes to speed.jsonl.
@@ -23,7 +23,7 @@ WAITING_HINT = 0.2
 
 
 class Meter:
-    """Sums since the last log, on the device: loss, hits and pictures, and the first update whose loss was not finite."""
+    """Sums since the last log, on the device: loss, hits, pictures; and the first update whose loss was not finite."""
 
     def __init__(self, device: torch.device):
         self.device = device

@@ -31,7 +31,9 @@ def save(trainer, folder: Path) -> None:
     weights = disk.weights_of(trainer.model, keep=main)
     tensors, rest = disk.optimizer_state(trainer.optimizer.optimizer, _names(trainer), keep=main)
     average = trainer.average
-    averaged = {n: disk.whole(v, main) for n, v in zip(average.names, average.average)} if average is not None else None
+    averaged = (
+        {n: disk.whole(v, main) for n, v in zip(average.names, average.average)} if average is not None else None
+    )
     memory = _memory(trainer, rest)
     if main:
         with disk.written_aside(folder) as aside:
@@ -53,11 +55,15 @@ def load(trainer, folder: Path) -> None:
         HFViTError: another architecture or other data; the message says what differs.
     """
     memory = disk.read_json(folder / disk.RESUME_NAME)
-    for what, now in (("architecture", architecture_of(trainer.model.config)), ("data", data_identity(trainer.train_dataset))):
+    for what, now in (
+        ("architecture", architecture_of(trainer.model.config)),
+        ("data", data_identity(trainer.train_dataset)),
+    ):
         changed = disk.differences(memory[what], now)
         if changed:
             raise HFViTError(
-                f"{folder} cannot be resumed, the {what} changed ({changed}): restore it, or begin anew in another --output_dir"
+                f"{folder} cannot be resumed, the {what} changed ({changed}): restore it, or begin anew in another "
+                "--output_dir"
             )
     load_weights(trainer, folder)
     tensors = disk.read_tensors(folder / "optimizer.safetensors")
@@ -78,7 +84,9 @@ def load_weights(trainer, folder: Path) -> None:
     if average is not None:
         saved = disk.read_tensors(folder / "ema.safetensors") if (folder / "ema.safetensors").is_file() else {}
         if set(saved) != set(average.names):
-            raise HFViTError(f"{folder} holds no average of these weights: resume with the --ema_decay it was trained with")
+            raise HFViTError(
+                f"{folder} holds no average of these weights: resume with the --ema_decay it was trained with"
+            )
         average.average = [disk.like(saved[name], p) for name, p in zip(average.names, average.weights)]
 
 

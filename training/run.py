@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import accelerate
+import numpy as np
 import torch
 import transformers
 from transformers import AutoImageProcessor
@@ -23,10 +24,12 @@ from . import progress
 from .arguments import RESOLVED_NAME, Arguments, DataArguments, parse
 from .augmentation import RESAMPLING, EvalTransform, TrainTransform
 from .data import ImageDataset, carve_dev_split, open_dataset, take_fraction
+from .facts import public_name
 from .sources import Columns, open_door
 from .trainer import Trainer
 
 
+PREDICTIONS_NAME = "predictions.npz"
 EVAL_SPLITS = ("validation", "val", "valid", "dev", "test")
 TRANSFORM_FIELDS = (
     "crop",
@@ -122,9 +125,7 @@ def open_splits(data: DataArguments, seed: int, say=print) -> tuple[ImageDataset
     else:
         share = data.dev_fraction or 0.1
         train, evaluation = carve_dev_split(train, share)
-        say(
-            f"no evaluation split: {len(evaluation):,} of the training pictures ({share:.0%}, stratified) are kept for it"
-        )
+        say(f"no evaluation split: {len(evaluation):,} training pictures ({share:.0%}, stratified) are kept for it")
     if data.train_fraction < 1:
         train = take_fraction(train, data.train_fraction)
     if data.samples_per_class is not None:
@@ -191,12 +192,13 @@ def build_model(arguments: Arguments, label_names: list[str], stage: str):
     except ValueError as error:
         raise HFViTError(" ".join(str(error).split())) from None
     if min(model.config.grid_size) < 1:
+        (height, width), (down, across) = model.config.image_size_hw, model.config.total_stride
         raise HFViTError(
-            f"an image of {model.config.image_size_hw} px is smaller than the patch of {model.config.total_stride} px: raise --image_size"
+            f"an image of {height} x {width} px is smaller than one patch of {down} x {across} px: raise --image_size"
         )
     if wish.freeze_backbone:
         model.freeze_backbone()
-    return model, image_processor_for(model.config, data, wish.model), wish.model
+    return model, image_processor_for(model.config, data, wish.model), wish.model and public_name(wish.model)
 
 
 def scratch_config(wish, labels: dict[int, str]) -> HFViTConfig:
@@ -272,11 +274,20 @@ def finish(trainer: Trainer, say=print) -> dict[str, Any]:
     if trainer.last_evaluation is None or trainer.last_evaluation[0] != trainer.state.global_step:
         trainer.evaluate()
     trainer.save_model()
+    if trainer.args.do_predict:
+        save_predictions(trainer)
     facts = trainer.create_model_card()
     say(summary(facts, trainer.output_dir))
     if trainer.args.push_to_hub:
         say(f"uploaded to {trainer.push_to_hub()}")
     return facts
+
+
+def save_predictions(trainer: Trainer) -> None:
+    """Write predictions.npz: `logits` (N, K) and `labels` (N,) of the evaluation pictures, in the data's order."""
+    found = trainer.predict(trainer.eval_dataset, "eval")
+    if trainer.accelerator.is_main_process:
+        np.savez(trainer.output_dir / PREDICTIONS_NAME, logits=found.predictions, labels=found.label_ids)
 
 
 def summary(facts: dict[str, Any], folder: Path) -> str:
@@ -295,7 +306,8 @@ def summary(facts: dict[str, Any], folder: Path) -> str:
         ),
         (
             "time",
-            f"{progress.clock(training['seconds'])}, {training['images_per_second']:,.0f} images/s, waiting for data {training['data_wait']:.0%}",
+            f"{progress.clock(training['seconds'])}, {training['images_per_second']:,.0f} images/s, "
+            f"waiting for data {training['data_wait']:.0%}",
         ),
         ("memory peak", f"{compute['memory_peak_bytes'] / 2**30:.2f} GiB"),
     ]

@@ -3,7 +3,7 @@
 For the Trainer. The training order is one endless row: epoch 0's permutation, then epoch 1's, and so on. `position` is
 how far along this row the run is, in pictures; it is all that a checkpoint has to remember. An update takes the next
 `processes x passes x batch` pictures, so that neither processes nor gradient accumulation change which ones. As in
-Google's pipeline (`repeat` before batching), a batch may straddle two epochs; each epoch still shows every picture once.
+Google's pipeline (`repeat` before batching) a batch may straddle two epochs; each epoch shows every picture once.
 """
 
 import random
@@ -65,7 +65,7 @@ class TrainOrder:
 
 
 class EvalOrder:
-    """Batch sampler: every index once over all processes, in order; all processes get equally many, equally large batches.
+    """Batch sampler: every index once over all processes, in order; all get equally many, equally large batches.
 
     Sharded models need the same number of forward passes everywhere, so a process that would come short repeats the
     last index (`filler`, else None), and its caller leaves that one out of the sums.

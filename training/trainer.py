@@ -513,12 +513,12 @@ class Trainer:
     def _check_data(self) -> None:
         if self.train_dataset is None:
             raise HFViTError("nothing to train on: give a train_dataset")
-        size, per_device, passes = len(self.train_dataset), self.args.per_device_train_batch_size, self.args.gradient_accumulation_steps
+        size, passes = len(self.train_dataset), self.args.gradient_accumulation_steps
         if self.global_batch_size > size:
             raise HFViTError(
-                f"a batch of {self.global_batch_size} pictures ({per_device} x {passes} passes x {self.world_size} processes) "
-                f"is larger than the {size} training pictures: lower --per_device_train_batch_size to "
-                f"{max(1, size // (passes * self.world_size))} or less"
+                f"a batch of {self.global_batch_size} pictures ({self.args.per_device_train_batch_size} x {passes} "
+                f"passes x {self.world_size} processes) is larger than the {size} training pictures: lower "
+                f"--per_device_train_batch_size to {max(1, size // (passes * self.world_size))} or less"
             )
 
     def _end(self) -> TrainOutput:
@@ -533,7 +533,11 @@ class Trainer:
         self.accelerator.end_training()
         losses = [line["loss"] for line in self.state.log_history if "loss" in line]
         rate = self.watch.images / max(self.watch.seconds, 1e-9)
-        metrics = {"train_runtime": self.seconds, "train_samples_per_second": rate, "total_flos": self.state.total_flos}
+        metrics = {
+            "train_runtime": self.seconds,
+            "train_samples_per_second": rate,
+            "total_flos": self.state.total_flos,
+        }
         return TrainOutput(self.state.global_step, losses[-1] if losses else math.nan, metrics)
 
     @contextmanager
@@ -572,12 +576,12 @@ class Trainer:
         main = self.accelerator.is_main_process
         with self._averaged():
             weights = disk.weights_of(self.model, keep=main)
-        if main:
-            with disk.written_aside(folder / ".finished") as aside:
-                self.model.save_pretrained(aside, state_dict=weights)
-                if self.image_processor is not None:
-                    self.image_processor.save_pretrained(aside)
-            disk.publish(folder / ".finished", folder)
+            if main:
+                with disk.written_aside(folder / ".finished") as aside:
+                    self.model.save_pretrained(aside, state_dict=weights)
+                    if self.image_processor is not None:
+                        self.image_processor.save_pretrained(aside)
+                disk.publish(folder / ".finished", folder)
         self.accelerator.wait_for_everyone()
 
     def create_model_card(self, **entries) -> dict[str, Any]:
@@ -631,4 +635,6 @@ def _leave_signals_to_the_loop(worker: int) -> None:
 
 def _flat(values: dict[str, Any]) -> dict[str, Any]:
     """What trackers accept as configuration."""
-    return {name: value if isinstance(value, int | float | str | bool) else str(value) for name, value in values.items()}
+    return {
+        name: value if isinstance(value, int | float | str | bool) else str(value) for name, value in values.items()
+    }

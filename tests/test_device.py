@@ -1,0 +1,50 @@
+"""Precisions that are not there, and memory that runs out, each named with the way out.
+
+pytest tests/test_device.py
+"""
+
+import pytest
+import torch
+
+from hf_vit.errors import HFViTError
+from training.arguments import TrainArguments
+from training.device import check_precision, create_accelerator, memory_advice
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+@pytest.mark.parametrize(
+    ("precision", "words"), [("fp16", "--fp16 needs a GPU.*--bf16"), ("fp8", "--fp8 needs.*--bf16")]
+)
+def test_a_precision_that_is_not_there(precision, words):
+    with pytest.raises(HFViTError, match=words):
+        check_precision(precision, use_cpu=False)
+
+
+def test_two_runs_of_one_process_may_differ_in_precision():
+    for values, expected in (({"bf16": True}, "bf16"), ({}, "no")):
+        assert create_accelerator(TrainArguments(use_cpu=True, **values)).mixed_precision == expected
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        (
+            {"per_device_train_batch_size": 64, "gradient_accumulation_steps": 2},
+            "_batch_size 32 --gradient_accumulation_steps 4",
+        ),
+        ({"per_device_train_batch_size": 1}, "add --activation_checkpointing"),
+        ({"per_device_train_batch_size": 1, "activation_checkpointing": True}, "lower --image_size"),
+    ],
+)
+def test_out_of_memory_says_what_to_lower(values, words):
+    for error in (
+        torch.OutOfMemoryError("CUDA out of memory."),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory"),
+    ):
+        with pytest.raises(HFViTError, match=words), memory_advice(TrainArguments(**values)):
+            raise error
+
+
+def test_other_errors_pass():
+    with pytest.raises(RuntimeError, match="shapes"), memory_advice(TrainArguments()):
+        raise RuntimeError("shapes do not match")

@@ -1,0 +1,83 @@
+"""Meter, stopwatch, display, history and curve.
+
+pytest tests/test_progress.py
+"""
+
+import json
+
+import torch
+
+from training import progress
+
+
+def test_the_meter_adds_up_pictures_and_remembers_the_first_bad_update():
+    meter = progress.Meter(torch.device("cpu"))
+    logits = torch.eye(3)
+    meter.add(torch.tensor([1.0, 2.0, 3.0]), logits, torch.tensor([0, 1, 0]), step=4)
+    soft = torch.tensor([[0.6, 0.4, 0.0], [0.6, 0.4, 0.0], [0.0, 0.2, 0.8]])
+    meter.add(torch.tensor([1.0, 1.0, 1.0]), logits, soft, step=5)
+    assert meter.sums.tolist() == [9.0, 4.0, 6.0] and int(meter.bad_step) == -1
+    meter.add(torch.tensor([1.0, float("nan"), 1.0]), logits, soft, step=6)
+    meter.add(torch.tensor([1.0, float("inf"), 1.0]), logits, soft, step=7)
+    assert int(meter.bad_step) == 6
+    meter.reset()
+    assert meter.sums.tolist() == [0.0, 0.0, 0.0]
+
+
+def test_the_stopwatch_leaves_pauses_out(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(progress.time, "perf_counter", lambda: now[0])
+    watch = progress.Stopwatch()
+
+    def after(seconds):
+        now[0] += seconds
+
+    watch.start()
+    after(2)
+    watch.wait(0.5)
+    watch.lap(64)
+    after(100)  # an evaluation
+    watch.start()
+    after(2)
+    watch.lap(64)
+    assert (watch.seconds, watch.images) == (4.0, 128)
+    assert watch.interval() == (4.0, 32.0, 0.125)
+    after(1)
+    watch.lap(10)
+    assert watch.interval() == (1.0, 10.0, 0.0)
+
+
+def test_the_display_gives_one_line_a_log_where_there_is_no_terminal(capsys):
+    display = progress.Display(enabled=True, bar=True)
+    display.begin(0, 100)
+    speed = {"images_per_second": 1234.0, "data_wait": 0.31, "memory_peak_bytes": 2**30, "eta_seconds": 3725.0,
+             "interval_seconds": 2.0, "mfu": 0.42}  # fmt: skip
+    display.show(10, {"loss": 0.5, "accuracy": 0.75, "learning_rate": 1e-3}, speed)
+    display.show(20, {"eval_loss": 0.25}, {})
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == (
+        "step 10/100  loss 0.5  accuracy 75.00%  learning_rate 1.00e-03  1,234 images/s  MFU 42%  data wait 31%  "
+        "memory 1.00 GiB  ETA 1:02:05"
+    )
+    assert lines[1].startswith("hint: 31% of the time") and lines[2] == "evaluation 20/100  loss 0.25"
+
+
+def test_a_silent_display_says_nothing(capsys):
+    display = progress.Display(enabled=False, bar=True)
+    display.show(1, {"loss": 1.0}, {})
+    display.say("word")
+    assert capsys.readouterr().err == ""
+
+
+def test_history_is_replaced_and_appended(tmp_path):
+    progress.write_history(tmp_path, [{"step": 1, "loss": 0.1}])
+    progress.append_line(tmp_path / progress.HISTORY_NAME, {"step": 2, "loss": 0.30000000000000004})
+    lines = [json.loads(line) for line in (tmp_path / progress.HISTORY_NAME).read_text().splitlines()]
+    assert lines == [{"step": 1, "loss": 0.1}, {"step": 2, "loss": 0.30000000000000004}]
+
+
+def test_the_curve_is_drawn_where_there_is_something_to_draw(tmp_path):
+    assert not progress.draw_curve([], tmp_path / "curve.png")
+    history = [{"step": 1, "loss": 2.0, "accuracy": 0.1}, {"step": 1, "eval_loss": 2.1, "eval_accuracy": 0.2}]
+    assert progress.draw_curve(history, tmp_path / "curve.png")
+    assert (tmp_path / "curve.png").read_bytes().startswith(b"\x89PNG")
