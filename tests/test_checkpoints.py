@@ -177,7 +177,7 @@ def test_sharded_folder(tmp_path):
     same(load_checkpoint(tmp_path), model)
     index["weight_map"]["ghost"] = "a.safetensors"
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
-    with pytest.raises(HFViTError, match="'ghost' lies in a.safetensors"):
+    with pytest.raises(HFViTError, match=r"'ghost' lies in a\.safetensors"):
         load_checkpoint(tmp_path)
 
 

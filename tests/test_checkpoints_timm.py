@@ -112,7 +112,7 @@ def test_foreign_features_are_refused_by_name(tmp_path, extra, named):
         load_checkpoint(tmp_path / "vit.safetensors", num_attention_heads=4)
 
 
-# -- out ---------------------------------------------------------------------------------------------------------------
+# -- out --------------------------------------------------------------------------------------------------------------
 
 HYBRID = {"resnet_depths": (1, 1), "resnet_width_factor": 0.5, "patch_size": 1}
 

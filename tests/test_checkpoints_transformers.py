@@ -132,7 +132,7 @@ def test_deit_with_two_heads_is_refused(tmp_path):
 
 
 def _write_hybrid(folder, width: int = 32):
-    """A folder as `google/vit-hybrid-base-bit-384` is laid out, with the network put together from transformers' parts."""
+    """A folder as `google/vit-hybrid-base-bit-384` is laid out, its network put together from transformers' parts."""
     bit = BitConfig(
         layer_type="bottleneck",
         depths=[1, 2],
@@ -218,7 +218,7 @@ def test_what_contradicts_the_file_is_an_error(tmp_path):
         load_checkpoint(tmp_path, num_labels=3, id2label=["a", "b"])
 
 
-# -- out ---------------------------------------------------------------------------------------------------------------
+# -- out --------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -273,7 +273,7 @@ def test_out_refuses_by_name(tmp_path, fields, named):
     assert not list(tmp_path.iterdir())
 
 
-# -- our own folders ---------------------------------------------------------------------------------------------------
+# -- our own folders --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

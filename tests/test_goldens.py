@@ -1,8 +1,8 @@
 """Every case of the golden files, against what Google's own Flax code computed.
 
-The files were made by google-research/vision_transformer at c6de1e5 and big_vision at 0127fb6, run unmodified (JAX on a
-CPU, float32, highest matmul precision) with random, non-trivial parameters; each `.json` says which and how. A case put
-into the folder later is picked up. Tolerances are relative to the largest absolute value of the reference:
+The files were made by google-research/vision_transformer at c6de1e5 and big_vision at 0127fb6, run unmodified (JAX on
+a CPU, float32, highest matmul precision) with random, non-trivial parameters; each `.json` says which and how. A case
+put into the folder later is picked up. Tolerances are relative to the largest absolute value of the reference:
 erf-GELU (2.5e-4), another LayerNorm eps (1.8e-4) or another GroupNorm eps (1.2e-3) would not pass them.
 
     python -m pytest tests/test_goldens.py

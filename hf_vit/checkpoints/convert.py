@@ -1,4 +1,4 @@
-"""`hf-vit convert SRC DST`: any dialect in, a folder for `from_pretrained` or another dialect out, with an account of it.
+"""`hf-vit convert SRC DST`: any dialect in, a folder for `from_pretrained` or another dialect out, and an account.
 
 Called by `hf_vit/cli.py`, which adds `--json` and turns errors into one line and exit status 2.
 """
@@ -14,6 +14,7 @@ from typing import Any
 from ..errors import HFViTError
 from .files import read_json
 from .loading import Loaded, read_checkpoint
+from .reading import label_names
 from .saving import FORMATS, replaced_folder, save_checkpoint, save_processor
 
 
@@ -168,7 +169,7 @@ def _account(arguments: argparse.Namespace, loaded: Loaded, warned: list[str]) -
 
 
 def _lost(format: str | None, loaded: Loaded) -> list[str]:
-    names = list(loaded.model.config.id2label.values())
+    names = label_names(loaded.model.config)
     if format in ("google-npz", "big-vision-npz") and names != [f"LABEL_{i}" for i in range(len(names))]:
         return ["label names dropped: npz files hold none"]
     return []

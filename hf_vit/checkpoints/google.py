@@ -1,4 +1,4 @@
-"""Google's `.npz` files, in and out: google-research/vision_transformer (original, AugReg, SAM, hybrids) and big_vision.
+"""Google's `.npz` files, in and out: vision_transformer (original, AugReg, SAM, hybrids) and big_vision.
 
 Sources: `vit_jax/checkpoint.py` at c6de1e5, `big_vision/models/vit.py` and `big_vision/utils.py` at 0127fb6.
 The published vision_transformer files number their modules as Flax did before Linen, per block and not per type.
@@ -234,8 +234,8 @@ def _find_prefix(file: TensorFile) -> str:
     found = [n.removesuffix("embedding/kernel") for n in file if n.endswith("embedding/kernel")]
     known = ", ".join(repr(p) for p in PREFIXES)
     raise HFViTError(
-        f"{file.path}: its ViT lies under {', '.join(repr(p) for p in found[:3])}, which is no known prefix ({known}); "
-        "save that part of the tree alone"
+        f"{file.path}: its ViT lies under {', '.join(repr(p) for p in found[:3])}, which is no known prefix "
+        f"({known}); save that part of the tree alone"
     )
 
 

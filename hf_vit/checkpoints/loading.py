@@ -161,8 +161,8 @@ def _recognise(file: TensorFile) -> ModuleType:
             raise HFViTError(f"{file.path}: this is {what} ('{found}'), not a ViT that hf_vit can load")
     first = ", ".join(list(file)[:5])
     raise HFViTError(
-        f"{file.path}: not a ViT of a known dialect (Google npz, transformers, timm, torchvision); its {len(file.shapes)} "
-        f"tensors begin with {first or 'nothing'}. A prefix before every name must be removed first"
+        f"{file.path}: not a ViT of a known dialect (Google npz, transformers, timm, torchvision); its "
+        f"{len(file.shapes)} tensors begin with {first or 'nothing'}. A prefix before every name must be removed first"
     )
 
 
@@ -178,7 +178,9 @@ def _checked(overrides: dict[str, Any]) -> dict[str, Any]:
             raise HFViTError(
                 f"'{name}' is no field of HFViTConfig" + (f"; did you mean '{close[0]}'?" if close else "")
             )
-    asked = {name: tuple(value) if isinstance(value, list) else value for name, value in overrides.items()}
+    asked: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in overrides.items()
+    }
     if isinstance(asked.get("dtype"), str):
         asked["dtype"] = getattr(torch, asked["dtype"], None)
         if not isinstance(asked["dtype"], torch.dtype):
@@ -186,6 +188,8 @@ def _checked(overrides: dict[str, Any]) -> dict[str, Any]:
     names, numbers = asked.pop("id2label", None), asked.pop("label2id", None)
     if names is None and numbers is not None:
         names = {number: name for name, number in numbers.items()}
+    if not isinstance(asked.get("num_labels", 0), int) or asked.get("num_labels", 0) < 0:
+        raise HFViTError(f"num_labels={asked['num_labels']} is no number of classes")
     if names is not None:
         names = dict(enumerate(names)) if isinstance(names, tuple) else {int(i): name for i, name in names.items()}
         count = asked.setdefault("num_labels", len(names))
@@ -240,7 +244,7 @@ def _change(model: HFViTForImageClassification, asked: dict[str, Any]) -> list[s
             f"position table refitted from {grid[0]}x{grid[1]} to {config.grid_size[0]}x{config.grid_size[1]}"
         )
     labels, representation = config.num_labels, config.representation_size
-    wanted = asked.get("num_labels", labels)
+    wanted: int = asked.get("num_labels", labels)  # type: ignore[assignment]
     if wanted != labels:
         model.replace_head(wanted, asked.get("id2label"), keep_representation=asked.get("keep_representation", False))
         changed.append(f"classifier of {labels} classes replaced by one of {wanted}, all zeros: train it")
@@ -254,7 +258,8 @@ def _change(model: HFViTForImageClassification, asked: dict[str, Any]) -> list[s
 
 def _warn_of_zero_head(file: TensorFile, model: HFViTForImageClassification, asked: dict[str, Any]) -> None:
     labels = model.config.num_labels
-    if labels and "num_labels" not in asked and not model.classifier.weight.any():
+    head = model.state_dict().get("classifier.weight")
+    if head is not None and "num_labels" not in asked and not head.any():
         warnings.warn(
             f"{file.path}: the head of {labels} classes (classifier.weight) is all zeros, as in Google's imagenet21k "
             "files: it tells nothing apart. num_labels= puts a new one in its place",
@@ -263,7 +268,7 @@ def _warn_of_zero_head(file: TensorFile, model: HFViTForImageClassification, ask
 
 
 def _processor_settings(settings: dict[str, Any], config: HFViTConfig) -> dict[str, Any]:
-    """Settings of a ViTImageProcessor: squash to the size, or resize the shorter side and crop where the origin does."""
+    """Settings of a ViTImageProcessor: squash to the size, or resize the shorter side and crop as the origin does."""
     height, width = config.image_size_hw
     settings = dict(settings)
     for name in (

@@ -1,4 +1,4 @@
-"""What a dialect found out about a file, and the two questions whose answer a file may not hold: its grid and its heads."""
+"""What a dialect found out about a file, and two questions that a file may not answer: its grid and its heads."""
 
 import math
 import re
@@ -43,6 +43,12 @@ class Reading:
     processor: dict[str, Any] = field(default_factory=dict)
 
 
+def label_names(config: HFViTConfig) -> list[str]:
+    """The class names in order, as many as the classifier has outputs."""
+    names: dict[Any, str] = dict(config.id2label or {})
+    return [names[number] for number in range(len(names))]
+
+
 def heads_of(path: Path, width: int, asked: dict[str, Any]) -> int:
     """The number of attention heads for a token width, where the file does not tell.
 
@@ -80,7 +86,8 @@ def image_size_of_table(path: Path, rows: int, fields: dict[str, Any], asked: di
         size = asked["checkpoint_image_size"]
         if cells(size) != rows:
             raise HFViTError(
-                f"{path}: checkpoint_image_size={size} makes a grid of {cells(size)} cells, the position table has {rows}"
+                f"{path}: checkpoint_image_size={size} makes a grid of {cells(size)} cells, "
+                f"the position table has {rows}"
             )
         return size
     side = math.isqrt(rows)
@@ -91,8 +98,9 @@ def image_size_of_table(path: Path, rows: int, fields: dict[str, Any], asked: di
     pairs = ", ".join(f"({a * down}, {rows // a * across})" for a in _divisors(rows))
     wrong = f" (image_size={asked['image_size']} makes {cells(asked['image_size'])})" if "image_size" in asked else ""
     raise HFViTError(
-        f"{path}: its position table has {rows} cells, which is no square grid{wrong}: say for what image size (height, "
-        f"width) the file was made with checkpoint_image_size=, or image_size= to keep it; possible are {pairs}"
+        f"{path}: its position table has {rows} cells, which is no square grid{wrong}: say for what "
+        f"image size (height, width) the file was made with checkpoint_image_size=, or image_size= to keep it; "
+        f"possible are {pairs}"
     )
 
 

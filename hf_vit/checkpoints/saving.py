@@ -1,4 +1,4 @@
-"""A model becomes a checkpoint of another dialect: weights moved exactly, what the dialect cannot hold refused by name."""
+"""A model becomes a checkpoint of another dialect: weights exact, what it cannot hold refused by name."""
 
 import json
 import os
@@ -36,10 +36,11 @@ def save_checkpoint(
     It is written beside `path` and renamed: after an error nothing is there, or what was there before.
 
     Args:
-        format: `"google-npz"`: one `.npz` as vision_transformer publishes (numbered as before Linen). `"big-vision-npz"`:
-            one `.npz` as big_vision writes; the class token's position is added to the token. `"timm"`: a
-            `.safetensors` file, or a folder that `timm.create_model("local-dir:...")` opens where `path` has no such
-            suffix. `"transformers"`: a folder that `ViTForImageClassification.from_pretrained` opens.
+        format: `"google-npz"`: one `.npz` as vision_transformer publishes (numbered as before Linen).
+            `"big-vision-npz"`: one `.npz` as big_vision writes; the class token's position is added to the token.
+            `"timm"`: a `.safetensors` file, or where `path` has no such suffix a folder that
+            `timm.create_model("local-dir:...")` opens.
+            `"transformers"`: a folder that `ViTForImageClassification.from_pretrained` opens.
         processor: settings of the image processor written into a transformers folder; Google's where left out.
 
     Returns:
@@ -84,7 +85,7 @@ def _with_class_row(config: HFViTConfig, state: State) -> tuple[HFViTConfig, Sta
 
 
 def _without_class_row(config: HFViTConfig, state: State) -> tuple[HFViTConfig, State]:
-    """The same network with the class token's row added to the token, as big_vision reads vision_transformer's files."""
+    """The same network with the class token's row added to the token, as big_vision reads older files."""
     if not config.has_class_position or not config.has_position_table:
         return config, state
     table, token = "vit.embeddings.position_embeddings", "vit.embeddings.cls_token"

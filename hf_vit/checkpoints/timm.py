@@ -1,6 +1,6 @@
 """timm's `vit_*`, `deit_*` and hybrids, in and out: a state dict, or a folder with timm's config.json.
 
-Source: huggingface/pytorch-image-models `timm/models/vision_transformer.py` and `vision_transformer_hybrid.py`, 1.0.31.
+Source: pytorch-image-models 1.0.31, `timm/models/vision_transformer.py` and `vision_transformer_hybrid.py`.
 Numerics are timm's: erf GELU, LayerNorm 1e-6, GroupNorm 1e-5, weight standardisation with its eps inside the root.
 """
 
@@ -14,7 +14,15 @@ import torch
 from ..configuration_hf_vit import PRESETS, HFViTConfig
 from ..errors import HFViTError
 from .files import TensorFile
-from .reading import GOOGLE_PROCESSOR, Reading, grid_of_table, heads_of, image_size_of_table, layers_of
+from .reading import (
+    GOOGLE_PROCESSOR,
+    Reading,
+    grid_of_table,
+    heads_of,
+    image_size_of_table,
+    label_names,
+    layers_of,
+)
 from .rules import Form, Rule, both, rule, split
 
 
@@ -154,7 +162,7 @@ def read(file: TensorFile, asked: dict[str, Any], beside: dict[str, dict]) -> Re
     """Infer the architecture from names and shapes, and from timm's config.json where there is one.
 
     Raises:
-        HFViTError: a feature that `HFViTConfig` does not have (it is named), or an answer that only the caller can give.
+        HFViTError: a feature that `HFViTConfig` does not have (it is named), or a question for the caller.
     """
     refuse_foreign(file, FOREIGN)
     if CONFIG_KEY in file.metadata:
@@ -287,8 +295,9 @@ def _stem(file: TensorFile) -> dict[str, Any]:
 def _position_table(file: TensorFile, fields: dict, asked: dict, name: str, hub: dict) -> tuple[Any, int, bool]:
     """(image size, class rows, whether registers have rows too): the tensors tell none of it.
 
-    timm's default gives every prefix token a row; models with registers, and some without, give them none. A config.json
-    decides; without one the default is taken, unless `checkpoint_image_size` agrees only with the other reading.
+    timm's default gives every prefix token a row; models with registers, and some without, give them none. A
+    config.json decides; without one the default is taken, unless `checkpoint_image_size` agrees only with the
+    other reading.
     """
     rows, args = file.shapes["pos_embed"][1], hub.get("model_args") or {}
     class_token, registers = int(fields["use_class_token"]), fields["num_register_tokens"]
@@ -301,11 +310,11 @@ def _position_table(file: TensorFile, fields: dict, asked: dict, name: str, hub:
     def found(size: Any, choice: bool) -> tuple[Any, int, bool]:
         return size, class_token * (not choice), registers > 0 and not choice
 
-    told = [args.get("img_size"), ((hub.get("pretrained_cfg") or {}).get("input_size") or [None])[1:]]
+    told: list[Any] = [args.get("img_size"), ((hub.get("pretrained_cfg") or {}).get("input_size") or [])[1:]]
     for size in [asked.get("checkpoint_image_size"), *told]:
         for choice in choices if size else []:
             if grid_of_table(cells[choice], fields, size):
-                return found(size if isinstance(size, int) else tuple(size), choice)
+                return found(tuple(size) if isinstance(size, list) else size, choice)
     try:
         return found(image_size_of_table(file.path, cells[choices[0]], fields, asked), choices[0])
     except HFViTError as error:
@@ -400,7 +409,7 @@ def folder_config(config: HFViTConfig) -> dict[str, Any]:
             "std": GOOGLE_PROCESSOR["image_std"],
             "interpolation": "bilinear",
             "crop_pct": 1.0,
-            "label_names": [config.id2label[i] for i in range(config.num_labels)],
+            "label_names": label_names(config),
         },
     }
 

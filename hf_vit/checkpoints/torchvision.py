@@ -1,6 +1,6 @@
 """torchvision's `vit_b_16`, `vit_b_32`, `vit_l_16`, `vit_l_32`, `vit_h_14`, read from a state dict.
 
-Source: pytorch/vision `torchvision/models/vision_transformer.py`. Numerics are torchvision's: erf GELU, LayerNorm 1e-6.
+Source: pytorch/vision `torchvision/models/vision_transformer.py`. Numerics are its own: erf GELU, LayerNorm 1e-6.
 """
 
 from typing import Any

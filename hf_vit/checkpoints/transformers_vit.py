@@ -1,7 +1,7 @@
 """Folders of transformers and of this package: `vit` in both key layouts, `deit`, the removed `vit-hybrid`, `hf_vit`.
 
-Sources: transformers 5.23 `models/vit`, `models/deit`, `models/bit`, `conversion_mapping.py`; 4.5x for the layout before
-v5 and for `models/deprecated/vit_hybrid`. A state dict without its config.json is read too, with that class's defaults.
+Sources: transformers 5.23 `models/vit`, `models/deit`, `models/bit`, `conversion_mapping.py`; 4.5x for the layout
+before v5 and for `models/deprecated/vit_hybrid`. A state dict without config.json is read too, with the defaults.
 """
 
 import re
@@ -14,7 +14,7 @@ from transformers import ViTConfig
 from ..configuration_hf_vit import HFViTConfig
 from ..errors import HFViTError
 from .files import TensorFile
-from .reading import GOOGLE_PROCESSOR, Reading, heads_of, image_size_of_table, layers_of
+from .reading import GOOGLE_PROCESSOR, Reading, heads_of, image_size_of_table, label_names, layers_of
 from .rules import Form, Rule, both, rule
 
 
@@ -37,7 +37,7 @@ UNIT = (
     ("downsample.conv", "conv_proj"),
     ("downsample.norm", "gn_proj"),
 )
-LEFT_ASIDE = (r"(.*\.)?embeddings\.mask_token$", r"decoder\.", r".*position_ids$")
+LEFT_ASIDE = (r"(.*\.)?(embeddings\.)?mask_token$", r"decoder\.", r"colours\.", r".*position_ids$")
 FOREIGN = (
     (r"(vision_model|text_model|visual_projection|text_projection|logit_scale)", "a CLIP or SigLIP tower"),
     (
@@ -160,8 +160,8 @@ def read(file: TensorFile, asked: dict[str, Any], beside: dict[str, dict]) -> Re
     if stored is None:
         stored = _config_from_shapes(file, prefix, old, distilled, asked)
         notes.append(
-            f"no config.json beside the file: {stored['num_attention_heads']} heads, erf GELU and LayerNorm eps 1e-12 taken, "
-            "transformers' defaults"
+            f"no config.json beside the file: {stored['num_attention_heads']} heads, erf GELU and LayerNorm eps 1e-12 "
+            "taken, transformers' defaults"
         )
     family = stored.get("model_type", "vit")
     fields, unsaid = _fields(file, stored)
@@ -275,7 +275,7 @@ def _processor(stored: dict[str, Any] | None) -> dict[str, Any]:
 CANNOT: tuple[tuple[str, Callable[[HFViTConfig], bool]], ...] = (
     ("a ResNet stem (hybrid)", lambda c: c.resnet_depths is not None),
     ('pooling other than "token"', lambda c: c.pooling != "token"),
-    ("a representation layer under a classifier", lambda c: c.representation_size is not None and c.num_labels > 0),
+    ("a representation layer under a classifier", lambda c: c.representation_size is not None and bool(c.num_labels)),
     ("register tokens", lambda c: c.num_register_tokens > 0),
     ("positions that are not a learned table over the grid", lambda c: c.position_embedding_type != "learned"),
     ("LayerScale", lambda c: c.layer_scale_init is not None),
@@ -284,7 +284,8 @@ CANNOT: tuple[tuple[str, Callable[[HFViTConfig], bool]], ...] = (
 
 
 def folder_config(config: HFViTConfig, dtype: torch.dtype) -> dict[str, Any]:
-    """The config.json of a `ViTForImageClassification` that computes the same; of a `ViTModel` where there is a pooler."""
+    """The config.json of a `ViTForImageClassification` that computes the same; of a `ViTModel` with a pooler."""
+    names = label_names(config)
     theirs = ViTConfig(
         hidden_size=config.hidden_size,
         num_hidden_layers=config.num_hidden_layers,
@@ -299,8 +300,8 @@ def folder_config(config: HFViTConfig, dtype: torch.dtype) -> dict[str, Any]:
         num_channels=config.num_channels,
         qkv_bias=config.qkv_bias,
         pooler_output_size=config.representation_size,
-        id2label=dict(config.id2label),
-        label2id=dict(config.label2id),
+        id2label=dict(enumerate(names)),
+        label2id={name: number for number, name in enumerate(names)},
         architectures=["ViTForImageClassification" if config.representation_size is None else "ViTModel"],
         dtype=str(dtype).removeprefix("torch."),
     )
