@@ -101,6 +101,10 @@ class ImageDataset(torch.utils.data.Dataset):
         name = self.source.name(row)
         return decode(self.source.open(row), name), int(self.labels[index]), name
 
+    def picture_name(self, index: int) -> str:
+        """What messages and lists call the picture."""
+        return self.source.name(self._row(index))
+
     def with_transform(self, transform: Transform | None, seed: int = 0) -> "ImageDataset":
         """The same pictures seen through `transform(picture, rng) -> uint8 (H, W, C)`.
 
