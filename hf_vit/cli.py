@@ -1,4 +1,4 @@
-"""The command line: hf-vit info | predict | card | push.
+"""The command line: hf-vit convert | info | predict | card | push.
 
 Each command is one pair of functions, `add_NAME` for its options and `run_NAME` for its work, which returns the exit
 status. Results go to stdout (a table, or JSON with `--json`), everything else to stderr. Bad input is one line there,
@@ -9,8 +9,8 @@ import argparse
 import glob
 import json
 import sys
+import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import Any, NoReturn
@@ -19,14 +19,13 @@ import torch
 import transformers
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import AutoImageProcessor
 from transformers.models.vit import ViTImageProcessorPil
 
 from hf_vit import HFViTConfig, HFViTError, HFViTForImageClassification, __version__
-from hf_vit.checkpoints import read_checkpoint
+from hf_vit.checkpoints import Loaded, convert, read_checkpoint
 from hf_vit.configuration_hf_vit import PRESETS
 from hf_vit.hub import push_folder
-from hf_vit.model_card import is_hub_id, write_card
+from hf_vit.model_card import write_card
 
 
 PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm")
@@ -56,7 +55,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = Parser(prog="hf-vit", description="Vision Transformers and hybrids: look, predict, share.")
     parser.add_argument("--version", action="version", version=f"hf_vit {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for add in (add_info, add_predict, add_card, add_push):
+    for add in (add_convert, add_info, add_predict, add_card, add_push):
         add(commands)
     return parser
 
@@ -73,6 +72,14 @@ def command(commands: Any, name: str, run: Any, about: str, examples: str) -> ar
     parser.add_argument("--json", action="store_true", help="print JSON instead of text")
     parser.set_defaults(run=run)
     return parser
+
+
+# -- convert (its options and its work are hf_vit/checkpoints/convert.py) ----------------------------------------
+
+
+def add_convert(commands: Any) -> None:
+    about = "turn a checkpoint of Google, timm, torchvision or transformers into another format"
+    convert.add_arguments(command(commands, "convert", convert.run, about, convert.EXAMPLES))
 
 
 # -- info --------------------------------------------------------------------------------------------------------
@@ -120,29 +127,20 @@ def run_info(arguments: argparse.Namespace) -> int:
 
 def config_of(model: str) -> HFViTConfig:
     """The configuration of a preset (with ImageNet's 1000 labels), a checkpoint file, a folder or a Hub repository."""
-    if Path(model).is_file():
-        return read_checkpoint(model).model.config
-    if not Path(model).is_dir() and model.count("/") != 1:
-        return HFViTConfig.from_preset(model, num_labels=1000)
-    with opening(model):
-        return HFViTConfig.from_pretrained(model)
+    if Path(model).exists() or "/" in model or Path(model).suffix:
+        return load(model).model.config
+    return HFViTConfig.from_preset(model, num_labels=1000)
 
 
-@contextmanager
-def opening(name: str) -> Iterator[None]:
-    """Says in one line why a folder or Hub repository cannot be opened."""
-    if Path(name).is_dir():
-        if not (Path(name) / "config.json").is_file():
-            raise HFViTError(f"{name} is not a model: it has no config.json")
-        yield
-        return
-    if not is_hub_id(name):
-        raise HFViTError(f"no file or folder '{name}' (a Hub repository is written owner/name)")
-    try:
-        yield
-    except OSError as error:
-        reason = " ".join(str(error).split())
-        raise HFViTError(f"no folder '{name}' here, and not to be had from the Hub: {reason}") from error
+def load(model: str, **changes: Any) -> Loaded:
+    """A model of any dialect; what there is to know about it goes to stderr."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", UserWarning)
+        loaded = read_checkpoint(model, **changes)
+    for warning in caught:
+        if issubclass(warning.category, UserWarning):
+            print(f"note: {warning.message}", file=sys.stderr)
+    return loaded
 
 
 def describe(config: HFViTConfig) -> dict[str, Any]:
@@ -227,7 +225,9 @@ def add_predict(commands: Any) -> None:
 def run_predict(arguments: argparse.Namespace) -> int:
     paths = find_pictures(arguments.images)
     device = pick_device(arguments.device)
-    model, processor = load_model(arguments.model, image_size(arguments))
+    size = image_size(arguments)
+    loaded = load(arguments.model, **({} if size is None else {"image_size": size}))
+    model, processor = loaded.model, ViTImageProcessorPil(**loaded.processor)
     model.to(device)  # type: ignore[arg-type]  # transformers' wrapper hides that `to` takes a device
     names: dict[Any, str] = model.config.id2label or {}
     predictions: list[dict[str, Any]] = []
@@ -290,27 +290,6 @@ def read_pictures(
             unreadable.append({"image": str(path), "reason": " ".join(str(error).split())})
         else:
             yield path, picture
-
-
-def load_model(name: str, size: int | tuple[int, int] | None) -> tuple[HFViTForImageClassification, Any]:
-    """A model in eval mode and the image processor that goes with it, both for one image size."""
-    changes: dict[str, Any] = {} if size is None else {"image_size": size}
-    if Path(name).is_file():
-        loaded = read_checkpoint(name, **changes)
-        return loaded.model.eval(), ViTImageProcessorPil(**loaded.processor)
-    with opening(name):
-        model = HFViTForImageClassification.from_pretrained(name, **changes).eval()
-    height, width = model.config.image_size_hw
-    try:
-        processor = AutoImageProcessor.from_pretrained(name)
-    except OSError:
-        middle = [0.5] * model.config.num_channels
-        print(f"note: {name} has no preprocessor_config.json: pixels are scaled to [-1, 1]", file=sys.stderr)
-        processor = ViTImageProcessorPil(image_mean=middle, image_std=middle)
-        processor.size = {"height": height, "width": width}
-    if size is not None:
-        processor.size, processor.do_center_crop = {"height": height, "width": width}, False
-    return model, processor
 
 
 def pick_device(name: str | None) -> torch.device:

@@ -244,7 +244,7 @@ def result_rows(facts: Facts) -> list[tuple[str, ...]]:
             f"{group[0]['n']:,}",
             ", ".join(str(row["seed"]) for row in group),
         )
-        for (metric, dataset, split), group in groups.items()
+        for (metric, dataset, split), group in sorted(groups.items())
     ]
 
 
@@ -378,7 +378,7 @@ def caption(figure: str) -> str:
 
 
 def is_hub_id(name: str) -> bool:
-    """Whether a name is `owner/name` as the Hub writes it, rather than a folder: training writes those with `./`."""
+    """Whether a name is `owner/name` as the Hub writes it; facts name a folder by its end, without a slash."""
     return re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", name) is not None
 
 

@@ -172,7 +172,7 @@ def test_push_errors(capsys, model, tmp_path, monkeypatch):
 def test_every_command_has_help_with_examples(capsys):
     status, out, _ = run(capsys, "--help")
     assert status == 0
-    for name in ("info", "predict", "card", "push"):
+    for name in ("convert", "info", "predict", "card", "push"):
         status, out, _ = run(capsys, name, "--help")
         assert status == 0 and f"hf-vit {name}" in out.split("examples:")[1] and "--json" in out
 

@@ -1,0 +1,325 @@
+"""The main job in one command: pre-train, fine-tune with a new head at a higher resolution, check, report.
+
+    make quickstart
+    python -m training.quickstart --output_dir quickstart --seeds 0 1 2
+
+A small ViT learns generated letters, then scikit-learn's handwritten digits; beside it the same fine-tuning from
+scratch, with all labels and with ten per class. Every stage is the command that anybody types, `accelerate launch -m
+training.pretrain|finetune --config ...`, one after another; no training code lives here. The finished folder is then
+loaded by a process that cannot import hf_vit, and has to repeat the trainer's predictions.
+"""
+
+import argparse
+import json
+import math
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from hf_vit.errors import HFViTError
+from hf_vit.hub import push_folder
+from hf_vit.model_card import load_facts
+
+from .arguments import RECIPES
+from .data import open_dataset
+from .run import PREDICTIONS_NAME
+
+
+REPORT_NAME = "report.json"  # also the mark of a folder that an earlier quickstart wrote, and may be written over
+PRETRAIN, FINETUNE = "quickstart_pretrain", "quickstart"
+FEW, FEW_STEPS = 10, 200  # labels per class of the second comparison, and its updates
+TOLERANCE = 1e-4  # of logits: two processes sum in another order
+
+# Runs with `python -I` in an empty folder: neither the clone nor an installed hf_vit can be imported.
+STRANGER = """
+import sys
+
+
+class Hidden:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ("hf_vit", "training"):
+            raise ModuleNotFoundError(f"{name} is hidden from this process")
+
+
+sys.meta_path.insert(0, Hidden())
+import numpy as np
+import torch
+import transformers
+from PIL import Image
+from transformers import AutoImageProcessor, AutoModelForImageClassification
+
+transformers.logging.set_verbosity_error()
+transformers.logging.disable_progress_bar()
+folder, pictures, out = sys.argv[1:]
+model = AutoModelForImageClassification.from_pretrained(folder, trust_remote_code=True)
+processor = AutoImageProcessor.from_pretrained(folder)
+pictures = [Image.fromarray(picture) for picture in np.load(pictures)["pictures"]]
+logits = []
+with torch.no_grad():
+    for start in range(0, len(pictures), 64):
+        logits.append(model(**processor(pictures[start : start + 64], return_tensors="pt")).logits.float())
+np.save(out, torch.cat(logits).numpy())
+"""
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One of the four fine-tunings that are compared."""
+
+    pretrained: bool
+    few: bool
+
+    def folder(self, root: Path, seed: int, main: bool) -> Path:
+        if main and self.pretrained and not self.few:
+            return root / "digits"
+        start = "pretrained" if self.pretrained else "scratch"
+        return root / "comparison" / f"{start}-{FEW if self.few else 'all'}-per-class-seed{seed}"
+
+
+VARIANTS = [Variant(pretrained, few) for few in (False, True) for pretrained in (True, False)]
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run everything; the exit status is 0 only if every stage and the check succeeded."""
+    arguments = build_parser().parse_args(argv)
+    try:
+        seeds = [arguments.seed] if arguments.seeds is None else arguments.seeds
+        return run(Path(arguments.output_dir), list(dict.fromkeys(seeds)), arguments.push_to_hub)
+    except (HFViTError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\nstopped; the next run begins anew", file=sys.stderr)
+        return 130
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m training.quickstart", description="The main job in one command.")
+    parser.add_argument("--output_dir", default="quickstart", help="folder of the results (default: quickstart)")
+    parser.add_argument("--seed", type=int, default=0, help="of every stage (default: 0)")
+    parser.add_argument("--seeds", type=int, nargs="+", help="repeat the fine-tunings with each; the first is kept")
+    parser.add_argument("--push_to_hub", metavar="NAME", help="upload the result to this Hub repository")
+    return parser
+
+
+def run(root: Path, seeds: Sequence[int], push_to: str | None = None, extra: Sequence[str] = ()) -> int:
+    """All stages, the check and the report.
+
+    Args:
+        root: folder of the results. seeds: of the fine-tunings; pre-training takes the first.
+        push_to: Hub repository for the result. extra: options appended to every training command.
+    """
+    began = time.time()
+    clear(root)
+    stages = list(commands(root, seeds, extra))
+    for number, (title, words) in enumerate(stages, start=1):
+        print(f"\n== {number}/{len(stages)} {title}\n   {' '.join(words)}\n", flush=True)
+        launch(title, words)
+    print("\n== check: the folder is loaded by a process that cannot import hf_vit", flush=True)
+    agreement = check(root / "digits")
+    report = gather(root, seeds) | {"check": agreement, "seconds": time.time() - began}
+    if push_to is not None:
+        report["address"] = push_folder(root / "digits", push_to)
+    (root / REPORT_NAME).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    print(render(report, root))
+    return 0 if agreement["agrees"] else 1
+
+
+def clear(root: Path) -> None:
+    """Make `root` empty; what an earlier quickstart left goes, anything else is refused."""
+    if root.is_dir() and any(root.iterdir()):
+        if not (root / REPORT_NAME).is_file():
+            raise HFViTError(f"{root} is not empty and no quickstart wrote it: give another --output_dir")
+        for name in ("pretrained", "digits", "comparison"):
+            shutil.rmtree(root / name, ignore_errors=True)
+    root.mkdir(parents=True, exist_ok=True)
+    (root / REPORT_NAME).write_text("{}\n", encoding="utf-8")
+
+
+# -- stages ------------------------------------------------------------------------------------------------------
+
+
+def commands(root: Path, seeds: Sequence[int], extra: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
+    """(title, command line) of every stage, in order, with the options that matter written out."""
+    package = __package__ or "training"
+    launcher = ["accelerate", "launch", "--num_processes", "1", "--num_machines", "1", "--mixed_precision", "no"]
+    launcher += ["--dynamo_backend", "no", "--num_cpu_threads_per_process", str(usable_cores()), "-m"]
+    pretrained = root / "pretrained"
+    options = ["--config", PRETRAIN, "--seed", str(seeds[0]), "--output_dir", str(pretrained)]
+    yield "pre-training on generated letters", [*launcher, f"{package}.pretrain", *options, *extra]
+    size = [f"{name}={value}" for name, value in recipe(PRETRAIN)["set"].items()]
+    for seed in seeds:
+        for variant in VARIANTS:
+            folder = variant.folder(root, seed, main=seed == seeds[0])
+            options = ["--config", FINETUNE, "--seed", str(seed), "--output_dir", str(folder)]
+            options += ["--model", str(pretrained)] if variant.pretrained else ["--set", *size]
+            options += ["--samples_per_class", str(FEW), "--max_steps", str(FEW_STEPS)] if variant.few else []
+            options += ["--do_predict"] if folder == root / "digits" else ["--save_strategy", "no"]
+            title = f"fine-tuning on digits, {name_of(variant)}" + (f", seed {seed}" if len(seeds) > 1 else "")
+            yield title, [*launcher, f"{package}.finetune", *options, *extra]
+
+
+def name_of(variant: Variant) -> str:
+    start = "pre-trained" if variant.pretrained else "from scratch"
+    return f"{start}, {f'{FEW} labels per class' if variant.few else 'all labels'}"
+
+
+def recipe(name: str) -> dict[str, Any]:
+    return yaml.safe_load((RECIPES / f"{name}.yaml").read_text(encoding="utf-8"))
+
+
+def usable_cores() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+
+
+def launch(title: str, words: list[str]) -> None:
+    """Run one command line with its output in sight; `accelerate` is that of this Python."""
+    line = [sys.executable, "-m", "accelerate.commands.accelerate_cli", *words[1:]]
+    status = subprocess.run(line).returncode
+    if status:
+        raise HFViTError(f"{title} ended with status {status}; its own message stands above")
+
+
+# -- check -------------------------------------------------------------------------------------------------------
+
+
+def check(folder: Path) -> dict[str, Any]:
+    """Load the folder as a stranger would and compare with the predictions that the trainer wrote."""
+    test = open_dataset("digits", split="test")
+    pictures = np.stack([np.asarray(test.read(index)[0].convert("RGB")) for index in range(len(test))])
+    return compare(stranger_logits(folder, pictures), np.load(folder / PREDICTIONS_NAME)["logits"])
+
+
+def stranger_logits(folder: Path, pictures: np.ndarray) -> np.ndarray:
+    """Logits (N, K) of pictures (N, H, W, 3) from a process that has only the folder.
+
+    Raises:
+        HFViTError: it does not load or run there.
+    """
+    with tempfile.TemporaryDirectory() as empty:
+        saved, out = Path(empty) / "pictures.npz", Path(empty) / "logits.npy"
+        np.savez(saved, pictures=pictures)
+        environment = {key: value for key, value in os.environ.items() if not key.startswith("PYTHON")}
+        environment |= {"HF_MODULES_CACHE": str(Path(empty) / "modules"), "HF_HUB_OFFLINE": "1"}
+        words = [sys.executable, "-I", "-c", STRANGER, str(folder.resolve()), str(saved), str(out)]
+        done = subprocess.run(words, cwd=empty, env=environment, capture_output=True, text=True)
+        if done.returncode:
+            last = done.stderr.strip().splitlines()[-1:] or [f"status {done.returncode}"]
+            raise HFViTError(f"{folder} does not load in a process without hf_vit: {last[0]}")
+        return np.load(out)
+
+
+def compare(logits: np.ndarray, trainers: np.ndarray) -> dict[str, Any]:
+    """`n` pictures, `equal` predictions, `largest_difference` of logits, and whether all of it `agrees`."""
+    if logits.shape != trainers.shape:
+        raise HFViTError(f"the folder gives logits {logits.shape}, the trainer wrote {trainers.shape}")
+    equal = int((logits.argmax(-1) == trainers.argmax(-1)).sum())
+    difference = float(np.abs(logits - trainers).max())
+    agrees = equal == len(logits) and difference <= TOLERANCE
+    return {"n": len(logits), "equal": equal, "largest_difference": difference, "agrees": agrees}
+
+
+# -- report ------------------------------------------------------------------------------------------------------
+
+
+def gather(root: Path, seeds: Sequence[int]) -> dict[str, Any]:
+    """What the stages measured, from the facts that they wrote."""
+    pretraining = load_facts(root / "pretrained")
+    stages = [{"stage": "pre-training", "seed": seeds[0], **measured(pretraining)}]
+    for seed in seeds:
+        for variant in VARIANTS:
+            facts = load_facts(variant.folder(root, seed, seed == seeds[0]))
+            about = {"stage": name_of(variant), "pretrained": variant.pretrained, "few": variant.few, "seed": seed}
+            stages.append(about | measured(facts))
+    facts = load_facts(root / "digits")
+    size = [facts["model"]["image_size"][0] for facts in (pretraining, facts)]
+    environment = facts["environment"]
+    return {"stages": stages, "image_sizes": size, "environment": environment}
+
+
+def measured(facts: dict[str, Any]) -> dict[str, Any]:
+    row = next(row for row in facts["results"] if row["metric"] == "accuracy")
+    training = facts["training"]
+    return {
+        "accuracy": row["value"], "n": row["n"], "train_images": facts["data"]["train_images"],
+        "steps": training["steps"], "seconds": training["seconds"], "images_per_second": training["images_per_second"],
+    }  # fmt: skip
+
+
+def render(report: dict[str, Any], root: Path) -> str:
+    """The report as text."""
+    stages, check, environment = report["stages"], report["check"], report["environment"]
+    main, folder = stages[1], root / "digits"
+    where = f"{environment['threads']} threads" if "threads" in environment else environment["device"]
+    word = "equal" if check["agrees"] else "NOT EQUAL"
+    lines = [
+        "",
+        f"== accuracy {main['accuracy']:.2%} on {main['n']} held-out handwritten digits, seed {main['seed']}",
+        "",
+        f"   {'test accuracy':<42}{'pre-trained':<16}from scratch",
+    ]
+    for few in (False, True):
+        rows = [[s for s in stages[1:] if s["few"] == few and s["pretrained"] == p] for p in (True, False)]
+        title = f"{rows[0][0]['train_images']:,} labels, {rows[0][0]['steps']} updates"
+        lines.append(f"   {title:<42}{spread(rows[0]):<16}{spread(rows[1])}")
+    seeds = sorted({stage["seed"] for stage in stages[1:]})
+    lines += [f"   (n = {main['n']}, seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))})", ""]
+    lines.append(f"   {'stage':<42}{'time':<16}images/s")
+    for stage in [stage for stage in stages if stage["seed"] == main["seed"]]:
+        low, high = report["image_sizes"]
+        title = f"{stage['stage']}, {high if 'few' in stage else low} px"
+        lines.append(f"   {title:<42}{clock(stage['seconds']):<16}{stage['images_per_second']:,.0f}")
+    lines += [
+        f"   {'everything, start-up of each included':<42}{clock(report['seconds'])}",
+        "",
+        f"   check     {check['equal']} of {check['n']} predictions {word} in a process that cannot import hf_vit;",
+        f"             largest difference of a logit {check['largest_difference']:.1e}",
+        f"   machine   {environment['hardware']}, {where}, "
+        f"torch {environment['torch']}, transformers {environment['transformers']}",
+        f"   folder    {folder}: weights, image processor, code, card (README.md), facts.json",
+        *([f"   uploaded  {report['address']}"] if "address" in report else []),
+        "",
+        "   Load it anywhere:",
+        "",
+        "      from transformers import AutoImageProcessor, AutoModelForImageClassification",
+        f'      processor = AutoImageProcessor.from_pretrained("{folder}")',
+        f'      model = AutoModelForImageClassification.from_pretrained("{folder}", trust_remote_code=True)',
+        "",
+        "   The same with your own pictures (folders train/CLASS/*.jpg) or a data set of the Hub:",
+        "",
+        f"      accelerate launch -m {__package__ or 'training'}.finetune --config finetune_small \\",
+        "          --model PATH_OR_HUB_ID --dataset PATH_OR_HUB_ID --image_size 384 --output_dir out",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def clock(seconds: float) -> str:
+    """98.2 as `1 min 38 s`."""
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:2d} s" if minutes else f"{rest} s"
+
+
+def spread(stages: list[dict[str, Any]]) -> str:
+    """The accuracy of one seed, or mean and standard deviation of several."""
+    values = [stage["accuracy"] for stage in stages]
+    mean = sum(values) / len(values)
+    if len(values) == 1:
+        return f"{mean:.1%}"
+    deviation = math.sqrt(sum((value - mean) ** 2 for value in values) / (len(values) - 1))
+    return f"{mean:.1%} ± {100 * deviation:.1f}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
