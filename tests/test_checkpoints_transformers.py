@@ -187,6 +187,9 @@ def test_removed_vit_hybrid_layout(tmp_path, pixels):
         expected, found = theirs(pixels), loaded.model(pixels).logits
     assert (found - expected).abs().max() <= 1e-5 * expected.abs().max()
     assert loaded.processor["size"] == {"shortest_edge": 40} and loaded.processor["image_std"] == [0.25] * 3
+    model, info = HFViTForImageClassification.from_pretrained(tmp_path / "hybrid", output_loading_info=True)
+    assert not info["missing_keys"] and not info["unexpected_keys"]
+    same(model, loaded.model)
 
 
 def test_overrides_resize_and_replace(tmp_path):
