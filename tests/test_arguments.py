@@ -44,14 +44,12 @@ def test_booleans_as_flag_value_and_negation():
     assert parse(["--bf16", "false"], "finetune").train.bf16 is False
     assert parse(["--no_flip"], "finetune").data.flip is False
     assert parse(["--resume_from_checkpoint"], "finetune").train.resume_from_checkpoint is True
-    assert (
-        parse(["--resume_from_checkpoint", "out/checkpoint-3"], "finetune").train.resume_from_checkpoint
-        == "out/checkpoint-3"
-    )
+    path = "out/checkpoint-3"
+    assert parse(["--resume_from_checkpoint", path], "finetune").train.resume_from_checkpoint == path
 
 
 def test_the_resolved_config_given_back_is_the_same_run(tmp_path):
-    words = "--preset vit-tiny-patch16-224 --dataset digits --warmup_steps 0.2 --crop squash --eval_steps 5 --save_total_limit null"
+    words = "--preset vit-tiny-patch16-224 --dataset digits --warmup_steps 0.2 --eval_steps 5 --save_total_limit null"
     first = parse(words.split(), "pretrain")
     (tmp_path / "again.yaml").write_text(first.to_yaml())
     assert parse(["--config", str(tmp_path / "again.yaml")], "pretrain").as_dict() == first.as_dict()
@@ -62,10 +60,11 @@ def test_the_resolved_config_given_back_is_the_same_run(tmp_path):
     ("words", "message"),
     [
         ("--learning_rte 1", "did you mean --learning_rate"),
-        ("--learning_rate fast", "--learning_rate 'fast': give float"),
-        ("--max_steps 1.5", "--max_steps '1.5': give int"),
+        ("--learning_rate fast", "--learning_rate 'fast': give a number"),
+        ("--max_steps 1.5", "--max_steps '1.5': give a whole number"),
         ("--crop insepton", "did you mean inception"),
-        ("--flip perhaps", "give bool"),
+        ("--flip perhaps", "give true or false"),
+        ("--image_size 8 wide", "give whole numbers"),
         ("--config no_such", "no recipe 'no_such'"),
         ("--set hidden_size", "give field=value"),
         ("stray", "what is 'stray'"),

@@ -43,9 +43,9 @@ def test_a_failure_leaves_nothing_behind(tmp_path, error):
 
 def test_a_full_disk_is_said_and_older_checkpoints_are_intact(tmp_path):
     make(tmp_path, 1)
-    with pytest.raises(HFViTError, match=r"no space left.*intact.*--resume_from_checkpoint true"):
-        with disk.written_aside(tmp_path / "checkpoint-2"):
-            raise OSError(errno.ENOSPC, "No space left on device")
+    words = r"no space left.*intact.*--resume_from_checkpoint true"
+    with pytest.raises(HFViTError, match=words), disk.written_aside(tmp_path / "checkpoint-2"):
+        raise OSError(errno.ENOSPC, "No space left on device")
     assert disk.checkpoints(tmp_path) == [tmp_path / "checkpoint-1"]
     with pytest.raises(HFViTError, match="no space left"), disk.space_needed(tmp_path):
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -102,8 +102,9 @@ def test_optimizer_state_survives_by_name(tmp_path):
     disk.write_json(tmp_path / "o.json", rest)
     other, fresh = build()
     disk.set_weights(other, disk.weights_of(layer), tmp_path)
-    disk.set_optimizer_state(fresh, {p: n for n, p in other.named_parameters()}, disk.read_tensors(tmp_path / "o.safetensors"),
-                             disk.read_json(tmp_path / "o.json"))  # fmt: skip
+    names = {p: n for n, p in other.named_parameters()}
+    tensors, rest = disk.read_tensors(tmp_path / "o.safetensors"), disk.read_json(tmp_path / "o.json")
+    disk.set_optimizer_state(fresh, names, tensors, rest)
     step(layer, optimizer)
     step(other, fresh)
     assert torch.equal(layer.weight, other.weight) and fresh.param_groups[0]["betas"] == (0.8, 0.9)

@@ -24,8 +24,8 @@ CASES = {
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("training", [False, True])
 def test_matrix_products_and_convolutions_are_counted_exactly(name, training):
-    config = HFViTConfig(**{"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48,
-                            "image_size": 16, "patch_size": 4, "num_labels": 7} | CASES[name])  # fmt: skip
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
+    config = HFViTConfig(**sizes | {"image_size": 16, "patch_size": 4, "num_labels": 7} | CASES[name])
     model = HFViTForImageClassification(config).train(training)
     model.set_attn_implementation("eager")
     counter = FlopCounterMode(display=False)

@@ -27,8 +27,9 @@ class Die(TrainerCallback):
 
 
 EVERYTHING = {
-    "max_steps": 9, "per_device_train_batch_size": 4, "gradient_accumulation_steps": 2, "logging_steps": 4, "save_steps": 3,
-    "eval_steps": 5, "ema_decay": 0.9, "mixup_alpha": 0.3, "cutmix_alpha": 0.5, "weight_decay": 0.1, "save_total_limit": None,
+    "max_steps": 9, "per_device_train_batch_size": 4, "gradient_accumulation_steps": 2, "logging_steps": 4,
+    "save_steps": 3, "eval_steps": 5, "save_total_limit": None, "ema_decay": 0.9, "mixup_alpha": 0.3,
+    "cutmix_alpha": 0.5, "weight_decay": 0.1,
 }  # fmt: skip
 
 
@@ -47,8 +48,8 @@ def run(folder, stop_at=None, resume=None, callbacks=(), data=None, model=None, 
     trainer.evaluate()
     trainer.save_model()
     last = folder / "checkpoint-9"
-    files = [folder / "model.safetensors", folder / "history.jsonl", last / "model.safetensors", last / "ema.safetensors",
-             last / "optimizer.safetensors", last / "trainer_state.json"]  # fmt: skip
+    kept = ("model.safetensors", "ema.safetensors", "optimizer.safetensors", "trainer_state.json")
+    files = [folder / "model.safetensors", folder / "history.jsonl", *(last / name for name in kept)]
     return [path.read_bytes() for path in files if path.exists()]
 
 

@@ -4,6 +4,7 @@ pytest tests/test_sampling.py
 """
 
 from collections import Counter
+from itertools import chain
 
 import numpy as np
 import torch
@@ -24,7 +25,7 @@ def row(size, batch, rank=0, world=1, position=0, updates=10, seed=3):
 def test_processes_share_the_row_of_one_process_with_the_large_batch(size, batch, world, updates):
     large = row(size, batch * world, updates=updates)
     parts = [row(size, batch, rank, world, updates=updates) for rank in range(world)]
-    assert [sum(rows, []) for rows in zip(*parts)] == large
+    assert [list(chain(*rows)) for rows in zip(*parts)] == large
 
 
 @settings(max_examples=30, deadline=None)
@@ -34,7 +35,7 @@ def test_resuming_at_a_position_goes_on_where_the_row_was(size, batch, done):
 
 
 def test_every_epoch_shows_every_picture_once_in_another_order():
-    keys = sum(row(7, 7, updates=3), [])
+    keys = list(chain(*row(7, 7, updates=3)))
     assert Counter(keys) == Counter((epoch, index) for epoch in range(3) for index in range(7))
     assert len({tuple(epoch_order(3, epoch, 7)) for epoch in range(3)}) == 3
     assert not np.array_equal(epoch_order(3, 0, 7), epoch_order(4, 0, 7))

@@ -52,8 +52,10 @@ def tiny(seed=0, **fields):
 
 
 def arguments(folder, **values):
-    defaults = {"max_steps": 6, "per_device_train_batch_size": 8, "per_device_eval_batch_size": 5, "learning_rate": 1e-2,
-                "warmup_steps": 0, "logging_steps": 2, "save_steps": 3, "use_cpu": True, "disable_tqdm": True}  # fmt: skip
+    defaults = {
+        "max_steps": 6, "per_device_train_batch_size": 8, "per_device_eval_batch_size": 5, "learning_rate": 1e-2,
+        "warmup_steps": 0, "logging_steps": 2, "save_steps": 3, "use_cpu": True, "disable_tqdm": True,
+    }  # fmt: skip
     return TrainArguments(output_dir=str(folder), **defaults | values)
 
 
@@ -244,7 +246,7 @@ def test_refusals_leave_no_folder(tmp_path):
     assert not (tmp_path / "out").exists()
     (tmp_path / "full").mkdir()
     (tmp_path / "full/mine.txt").write_text("precious")
-    with pytest.raises(HFViTError, match="not empty.*--resume_from_checkpoint true"):
+    with pytest.raises(HFViTError, match=r"not empty.*--resume_from_checkpoint true"):
         Trainer(tiny(), arguments(tmp_path / "full"), Pictures(40)).train()
     assert [p.name for p in (tmp_path / "full").iterdir()] == ["mine.txt"]
 
@@ -292,4 +294,6 @@ def test_csv_tracker_holds_every_logged_number(tmp_path):
     lines = (tmp_path / "out/metrics.csv").read_text().splitlines()
     assert lines[0] == "step,name,value"
     logged = {line["step"]: line["loss"] for line in history(tmp_path / "out")}
-    assert {int(l.split(",")[0]): float(l.split(",")[2]) for l in lines[1:] if ",loss," in l} == logged
+    assert {
+        int(step): float(value) for step, name, value in (line.split(",") for line in lines[1:]) if name == "loss"
+    } == logged

@@ -371,14 +371,22 @@ def coerce(name: str, value: Any) -> Any:
     try:
         result = _as_type(hint, value)
     except (TypeError, ValueError):
-        kind = getattr(hint, "__name__", str(hint)) if isinstance(hint, type) else str(hint)
-        raise HFViTError(f"--{name} {value!r}: give {kind.replace(' | None', '')}") from None
+        raise HFViTError(f"--{name} {value!r}: give {in_words(hint)}") from None
     if choices and result is not None and result not in choices:
         near = difflib.get_close_matches(str(result), choices, 1)
         raise HFViTError(
             f"--{name} {result!r}: choose from {', '.join(choices)}" + (f"; did you mean {near[0]}?" if near else "")
         )
     return result
+
+
+def in_words(hint: Any) -> str:
+    """What a value of that type is called."""
+    if isinstance(hint, types.UnionType):
+        return " or ".join(in_words(kind) for kind in typing.get_args(hint) if kind is not type(None))
+    if typing.get_origin(hint) is list:
+        return in_words(typing.get_args(hint)[0]).removeprefix("a ") + "s"
+    return {int: "a whole number", float: "a number", bool: "true or false", str: "a word"}[hint]
 
 
 def _as_type(hint: Any, value: Any) -> Any:

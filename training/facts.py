@@ -21,6 +21,7 @@ from . import progress
 from .checkpointing import write_json
 from .data import ImageDataset
 from .flops import forward_flops
+from .streaming import ImageStream
 
 
 FACTS_NAME = "facts.json"
@@ -133,7 +134,7 @@ def run_facts(trainer, unreadable: int = 0) -> dict[str, Any]:
         "history": progress.HISTORY_NAME,
         "figures": [],
     }
-    if isinstance(data, ImageDataset):
+    if isinstance(data, ImageDataset | ImageStream):
         facts["data"] |= {"name": public_name(data.name), "train_split": data.split, "label_names": data.label_names}
         facts["data"]["fingerprint"] = data.fingerprint
     if trainer.last_evaluation is not None:

@@ -19,6 +19,7 @@ from . import checkpointing as disk
 from .arguments import OF_THE_LAUNCH
 from .data import ImageDataset
 from .facts import architecture_of
+from .streaming import ImageStream
 
 
 # Arguments that change neither weights nor history.
@@ -92,7 +93,7 @@ def load_weights(trainer, folder: Path) -> None:
 
 def data_identity(dataset) -> dict[str, Any]:
     """What a resumed run has to find again."""
-    if not isinstance(dataset, ImageDataset):
+    if not isinstance(dataset, ImageDataset | ImageStream):
         return {"images": len(dataset)}
     return {
         "name": dataset.name,

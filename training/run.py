@@ -3,8 +3,8 @@
 For pretrain and finetune, which differ in their defaults and in what they may start from.
 """
 
+import dataclasses
 import logging
-import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -22,26 +22,17 @@ from hf_vit.errors import HFViTError
 
 from . import progress
 from .arguments import RESOLVED_NAME, Arguments, DataArguments, parse
-from .augmentation import RESAMPLING, EvalTransform, TrainTransform
-from .data import ImageDataset, carve_dev_split, open_dataset, take_fraction
+from .augmentation import RESAMPLING
+from .checkpointing import write_json
+from .data import ImageDataset
+from .duplicates import Duplicate
 from .facts import public_name
-from .sources import Columns, open_door
+from .splits import open_splits, transforms
+from .streaming import ImageStream
 from .trainer import Trainer
 
 
-PREDICTIONS_NAME = "predictions.npz"
-EVAL_SPLITS = ("validation", "val", "valid", "dev", "test")
-TRANSFORM_FIELDS = (
-    "crop",
-    "crop_area",
-    "crop_ratio",
-    "flip",
-    "resize_small",
-    "degrees",
-    "translate",
-    "scale",
-    "shear",
-)
+PREDICTIONS_NAME, DUPLICATES_NAME = "predictions.npz", "duplicates.json"
 
 
 def command(stage: str, argv: list[str] | None = None) -> dict[str, Any]:
@@ -57,13 +48,14 @@ def run(arguments: Arguments, stage: str) -> dict[str, Any]:
     """Train and evaluate as the arguments say, and return the facts (empty if a signal ended the run early)."""
     if arguments.train.output_dir is None:
         raise HFViTError("where should the result go? Give --output_dir FOLDER")
-    quiet = logging.WARNING if accelerate.PartialState().is_main_process else logging.ERROR
-    transformers.logging.set_verbosity(quiet)
+    main = accelerate.PartialState(cpu=arguments.train.use_cpu).is_main_process
+    transformers.logging.set_verbosity(logging.WARNING if main else logging.ERROR)
     transformers.logging.disable_progress_bar()
-    say = print if accelerate.PartialState().is_main_process else _silent
-    train, evaluation = open_splits(arguments.data, arguments.train.seed, say)
-    model, processor, base = build_model(arguments, train.label_names, stage)
-    train_transform, eval_transform = transforms(arguments.data, model.config, processor)
+    say = print if main else _silent
+    splits = open_splits(arguments.data, arguments.train.seed, say)
+    train, evaluation = splits.train, splits.evaluation
+    model, processor, base = build_model(arguments, train.label_names)
+    train_transform, eval_transform = transforms(arguments.data, model.config)
     about = {
         "stage": stage,
         "recipe": arguments.recipe,
@@ -72,6 +64,8 @@ def run(arguments: Arguments, stage: str) -> dict[str, Any]:
         "augmentation": train_transform.describe(),
         "data": {"config_name": arguments.data.dataset_config_name, "train_fraction": arguments.data.train_fraction},
     }
+    if arguments.data.deduplicate_against is not None:
+        about["data"]["duplicates_left_out"] = len(splits.duplicates)
     trainer = Trainer(
         model,
         arguments.train,
@@ -79,7 +73,7 @@ def run(arguments: Arguments, stage: str) -> dict[str, Any]:
         evaluation.with_transform(eval_transform, arguments.train.seed),
         processor,
         about=about,
-        callbacks=[KeepConfig(arguments)],
+        callbacks=[KeepConfig(arguments, splits.duplicates)],
     )
     say(describe(trainer, train, evaluation))
     trainer.train()
@@ -87,61 +81,25 @@ def run(arguments: Arguments, stage: str) -> dict[str, Any]:
 
 
 class KeepConfig(transformers.TrainerCallback):
-    """Lays the resolved config into the output folder once training begins."""
+    """Lays the resolved config, and the list of duplicates, into the output folder once training begins."""
 
-    def __init__(self, arguments: Arguments):
-        self.arguments = arguments
+    def __init__(self, arguments: Arguments, duplicates: list[Duplicate]):
+        self.arguments, self.duplicates = arguments, duplicates
 
     def on_train_begin(self, args, state, control, **kwargs):
-        if state.is_world_process_zero:
-            (Path(args.output_dir) / RESOLVED_NAME).write_text(self.arguments.to_yaml(), encoding="utf-8")
+        if not state.is_world_process_zero:
+            return
+        folder = Path(args.output_dir)
+        (folder / RESOLVED_NAME).write_text(self.arguments.to_yaml(), encoding="utf-8")
+        if self.arguments.data.deduplicate_against is not None:
+            write_json(folder / DUPLICATES_NAME, [dataclasses.asdict(twin) for twin in self.duplicates])
 
 
 def _silent(*words) -> None:
     """Only the first process speaks."""
 
 
-# -- data ----------------------------------------------------------------------------------------------------------
-
-
-def open_splits(data: DataArguments, seed: int, say=print) -> tuple[ImageDataset, ImageDataset]:
-    """Open training and evaluation pictures; without an evaluation split, a stratified tenth of train becomes one."""
-    if data.dataset is None:
-        raise HFViTError("which pictures? Give --dataset (a folder, a Hub id, digits, or synthetic:NAME)")
-    common = {
-        "config_name": data.dataset_config_name, "image_column": data.image_column, "label_column": data.label_column,
-        "on_unreadable": data.on_unreadable, "cache_dir": data.cache_dir,
-    }  # fmt: skip
-    train = open_dataset(data.dataset, split=data.train_split, **common)
-    split = data.eval_split
-    if split is None and data.dev_fraction is None:
-        door = open_door(
-            data.dataset, data.dataset_config_name, Columns(data.image_column, data.label_column, None), data.cache_dir
-        )
-        used = data.train_split.split("[")[0]
-        split = next((name for name in EVAL_SPLITS if name in door.splits and name != used), None)
-    if split is not None:
-        evaluation = open_dataset(data.dataset, split=split, label_names=train.label_names, **common)
-    else:
-        share = data.dev_fraction or 0.1
-        train, evaluation = carve_dev_split(train, share)
-        say(f"no evaluation split: {len(evaluation):,} training pictures ({share:.0%}, stratified) are kept for it")
-    if data.train_fraction < 1:
-        train = take_fraction(train, data.train_fraction)
-    if data.samples_per_class is not None:
-        train = train.per_class(data.samples_per_class, seed)
-    return train, evaluation
-
-
-def transforms(data: DataArguments, config, processor) -> tuple[TrainTransform, EvalTransform]:
-    """The random view for training, and the one for evaluation that the image processor repeats."""
-    size, common = config.image_size_hw, {"num_channels": config.num_channels, "resample": data.resample}
-    chosen = {name: getattr(data, name) for name in TRANSFORM_FIELDS}
-    chosen = {name: tuple(value) if isinstance(value, list) else value for name, value in chosen.items()}
-    return TrainTransform(size, **common, **chosen), EvalTransform(size, data.crop_pct, **common)
-
-
-def describe(trainer: Trainer, train: ImageDataset, evaluation: ImageDataset) -> str:
+def describe(trainer: Trainer, train: ImageDataset | ImageStream, evaluation: ImageDataset) -> str:
     """What is about to happen."""
     parameters = sum(p.numel() for p in trainer.model.parameters())
     trainable = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
@@ -167,7 +125,7 @@ def describe(trainer: Trainer, train: ImageDataset, evaluation: ImageDataset) ->
 # -- model ---------------------------------------------------------------------------------------------------------
 
 
-def build_model(arguments: Arguments, label_names: list[str], stage: str):
+def build_model(arguments: Arguments, label_names: list[str]):
     """Load or initialise the model for these classes and this image size.
 
     Returns:
@@ -255,8 +213,8 @@ def image_processor_for(config, data: DataArguments, base: str | None) -> ViTIma
     else:
         if height != width:
             raise HFViTError("--crop_pct needs a square --image_size")
-        settings |= {"size": {"shortest_edge": math.floor(height / data.crop_pct)}, "do_center_crop": True,
-                     "crop_size": {"height": height, "width": width}}  # fmt: skip
+        settings |= {"size": {"shortest_edge": round(height / data.crop_pct)}, "do_center_crop": True}
+        settings["crop_size"] = {"height": height, "width": width}
     return ViTImageProcessorPil(resample=int(RESAMPLING[data.resample]), **settings)
 
 
@@ -267,7 +225,7 @@ def finish(trainer: Trainer, say=print) -> dict[str, Any]:
     """Evaluate, save and report; after a signal only say how to go on."""
     if trainer.interrupted:
         say(
-            f"stopped by a signal after update {trainer.state.global_step}; its checkpoint is in {trainer.output_dir}: "
+# -- report ---------------------------------------------------------------------------------------------------------
             "go on with --resume_from_checkpoint true"
         )
         return {}

@@ -51,10 +51,12 @@ from .flops import measured_peak, train_flops
 from .objective import Normalise, Objective
 from .optimization import create_optimizer, create_scheduler
 from .sampling import EvalOrder, KeyedDataset, TrainOrder, seed_draw, stack
+from .streaming import ImageStream, StreamOrder
 
 
 AGREE_EVERY = 10  # updates between the processes' agreeing whether one of them was asked to stop
 NEVER = 1 << 62
+OURS = ImageDataset | ImageStream
 
 
 class Trainer:
@@ -63,8 +65,9 @@ class Trainer:
     Args:
         model: `model(pixel_values).logits` is all that is asked of it.
         args: the numbers of the run.
-        train_dataset, eval_dataset: `training.data.ImageDataset` with a transform, or any map-style dataset of
-            {"pixel_values": uint8 or normalised float (C, H, W), "labels": int}.
+        train_dataset, eval_dataset: `training.data.ImageDataset` with a transform (for training also
+            `training.streaming.ImageStream`), or any map-style dataset of {"pixel_values": uint8 or normalised float
+            (C, H, W), "labels": int}.
         image_processor: saved beside the weights; its mean and std normalise uint8 pictures on the device.
         compute_metrics: `EvalPrediction -> dict`, in addition to loss, accuracy and top-5 accuracy.
         callbacks: transformers' TrainerCallback instances or classes.
@@ -192,8 +195,7 @@ class Trainer:
                     if self.control.should_training_stop:
                         break
                     if self.control.should_epoch_stop:
-                        size = len(self.train_dataset)
-                        self.position = -(-self.position // size) * size
+                        self.position = self._next_epoch()
                         break
                     if epoch_ended:
                         self.control = self._event("on_epoch_begin")
@@ -280,6 +282,11 @@ class Trainer:
 
     # -- batches -----------------------------------------------------------------------------------------------------
 
+    def _next_epoch(self) -> int:
+        """The next place of the row at which an epoch begins, for all processes alike."""
+        size = len(self.train_dataset)
+        return math.ceil(math.ceil(self.position / size) * size / self.world_size) * self.world_size
+
     def _updates(self) -> Iterator[list[dict]]:
         """The batches of one update after another, from `position` to the end of the run."""
         stop = self.position + (self.max_steps - self.state.global_step) * self.global_batch_size
@@ -300,23 +307,20 @@ class Trainer:
         """Whether the GPU still works on the last update: waiting for data then costs nothing."""
         return self._done is not None and not self._done.query()
 
-    def _order(self, position: int, stop: int) -> TrainOrder:
-        return TrainOrder(
-            len(self.train_dataset),
-            self.args.per_device_train_batch_size,
-            seed=self.args.seed,
-            position=position,
-            stop=stop,
-            rank=self.rank,
-            world_size=self.world_size,
-        )
+    def _order(self, position: int, stop: int) -> TrainOrder | StreamOrder:
+        """The batches of this process from one place of the row to another."""
+        data, size = self.train_dataset, self.args.per_device_train_batch_size
+        where = {"position": position, "stop": stop, "rank": self.rank, "world_size": self.world_size}
+        if isinstance(data, ImageStream):
+            return data.order(size, seed=self.args.seed, **where)
+        return TrainOrder(len(data), size, seed=self.args.seed, **where)
 
-    def _loader(self, dataset: Dataset, order: TrainOrder | EvalOrder) -> DataLoader:
+    def _loader(self, dataset: Dataset, order: TrainOrder | StreamOrder | EvalOrder) -> DataLoader:
         workers = self.args.dataloader_num_workers
         return DataLoader(
             dataset,
             batch_sampler=order,
-            collate_fn=collate if isinstance(dataset, ImageDataset) else stack,
+            collate_fn=collate if isinstance(dataset, OURS) else stack,
             num_workers=workers,
             prefetch_factor=self.args.dataloader_prefetch_factor if workers else None,
             pin_memory=self.accelerator.device.type == "cuda",
@@ -360,11 +364,9 @@ class Trainer:
 
     def _names_of(self, step: int) -> list[str]:
         """The files that this process read for an update."""
-        size, start = self.args.per_device_train_batch_size, self._places[step]
-        order = self._order(start, start + self.global_batch_size)
-        keys = [key for number in range(self.args.gradient_accumulation_steps)
-                for key in order.keys(start + (number * self.world_size + self.rank) * size, size)]  # fmt: skip
-        items = [self.train_dataset[key] for key in keys]
+        start = self._places[step]
+        batches = self._order(start, start + self.global_batch_size)
+        items = [self.train_dataset[key] for keys in batches for key in keys]
         return [str(item["name"] if "name" in item else item["unreadable"]) for item in items]
 
     def _log_training(self) -> None:
@@ -614,7 +616,7 @@ class Trainer:
 
 
 def _keyed(dataset: Dataset | None) -> Dataset | None:
-    return dataset if dataset is None or isinstance(dataset, ImageDataset | KeyedDataset) else KeyedDataset(dataset)
+    return dataset if dataset is None or isinstance(dataset, OURS | KeyedDataset) else KeyedDataset(dataset)
 
 
 def _normaliser(image_processor, channels: int) -> Normalise:

@@ -1,0 +1,115 @@
+"""Which pictures train and which evaluate: from the data arguments to two data sets, seen through their transforms.
+
+For run.py. The door itself is data.py (map-style) and streaming.py.
+"""
+
+import dataclasses
+from typing import Any
+
+from hf_vit.errors import HFViTError
+
+from .arguments import DataArguments
+from .augmentation import EvalTransform, TrainTransform
+from .data import ImageDataset, carve_dev_split, open_dataset, take_fraction
+from .duplicates import Duplicate, deduplicate
+from .sources import Columns, open_door
+from .streaming import ImageStream, open_stream, stream_files
+
+
+EVAL_SPLITS = ("validation", "val", "valid", "dev", "test")
+DEV_FRACTION = 0.1
+TRANSFORM_FIELDS = (
+    "crop", "crop_area", "crop_ratio", "flip", "resize_small", "degrees", "translate", "scale", "shear",
+)  # fmt: skip
+LISTED = 5  # duplicates that are named on the screen
+
+
+@dataclasses.dataclass(frozen=True)
+class Splits:
+    """What a run reads."""
+
+    train: ImageDataset | ImageStream
+    evaluation: ImageDataset
+    duplicates: list[Duplicate]
+
+
+def open_splits(data: DataArguments, seed: int, say=print) -> Splits:
+    """Open training and evaluation pictures; without an evaluation split, a stratified part of train becomes one.
+
+    Args:
+        seed: of the choice of `samples_per_class`.
+        say: called with what the user should know.
+
+    Raises:
+        HFViTError: for anything that the user can mend.
+    """
+    if data.dataset is None:
+        raise HFViTError("which pictures? Give --dataset (a folder, a Hub id, digits, or synthetic:NAME)")
+    common = {
+        "config_name": data.dataset_config_name,
+        "image_column": data.image_column,
+        "label_column": data.label_column,
+        "on_unreadable": data.on_unreadable,
+        "cache_dir": data.cache_dir,
+    }
+    if data.streaming:
+        return open_streaming(data, common)
+    train = open_dataset(data.dataset, split=data.train_split, **common)
+    split = data.eval_split or (None if data.dev_fraction is not None else found_eval_split(data))
+    if split is not None:
+        evaluation = open_dataset(data.dataset, split=split, label_names=train.label_names, **common)
+    else:
+        share = data.dev_fraction or DEV_FRACTION
+        train, evaluation = carve_dev_split(train, share)
+        say(f"no evaluation split: {len(evaluation):,} training pictures ({share:.0%}, stratified) are kept for it")
+    duplicates: list[Duplicate] = []
+    if data.deduplicate_against is not None:
+        other = evaluation
+        if data.deduplicate_against != "eval":
+            other = open_dataset(data.deduplicate_against, split=split or "test", cache_dir=data.cache_dir)
+        train, duplicates = deduplicate(train, other)
+        say(duplicates_found(duplicates, other))
+    if data.train_fraction < 1:
+        train = take_fraction(train, data.train_fraction)
+    if data.samples_per_class is not None:
+        train = train.per_class(data.samples_per_class, seed)
+    return Splits(train, evaluation, duplicates)
+
+
+def found_eval_split(data: DataArguments) -> str | None:
+    """The first of the usual names that the data has besides the training split."""
+    columns = Columns(data.image_column, data.label_column, None)
+    splits = open_door(data.dataset, data.dataset_config_name, columns, data.cache_dir).splits
+    used = data.train_split.split("[")[0]
+    return next((name for name in EVAL_SPLITS if name in splits and name != used), None)
+
+
+def open_streaming(data: DataArguments, common: dict[str, Any]) -> Splits:
+    """Train from a stream; the evaluation split is read from a local copy, so that each picture counts once."""
+    for name in ("samples_per_class", "deduplicate_against", "dev_fraction"):
+        if getattr(data, name) is not None:
+            raise HFViTError(f"--{name} has to look at all pictures first: leave out --streaming")
+    split = data.eval_split
+    if split is None:
+        splits = stream_files(data.dataset, data.dataset_config_name, data.cache_dir)
+        split = next((name for name in EVAL_SPLITS if name in splits and name != data.train_split), None)
+    if split is None:
+        raise HFViTError(f"'{data.dataset}' has no evaluation split to stream beside: name one with --eval_split")
+    train = open_stream(data.dataset, split=data.train_split, fraction=data.train_fraction, **common)
+    return Splits(train, open_dataset(data.dataset, split=split, label_names=train.label_names, **common), [])
+
+
+def duplicates_found(duplicates: list[Duplicate], other: ImageDataset) -> str:
+    """How many training pictures were left out, and the first of them."""
+    names = [f"{twin.name} = {twin.other_name}" for twin in duplicates[:LISTED]]
+    more = ", ..." if len(duplicates) > LISTED else ""
+    listed = f" ({'; '.join(names)}{more})" if names else ""
+    return f"{len(duplicates):,} training pictures are also in {other.name} ({other.split}) and are left out{listed}"
+
+
+def transforms(data: DataArguments, config) -> tuple[TrainTransform, EvalTransform]:
+    """The random view for training, and the one for evaluation that the image processor repeats."""
+    size, common = config.image_size_hw, {"num_channels": config.num_channels, "resample": data.resample}
+    chosen = {name: getattr(data, name) for name in TRANSFORM_FIELDS}
+    chosen = {name: tuple(value) if isinstance(value, list) else value for name, value in chosen.items()}
+    return TrainTransform(size, **common, **chosen), EvalTransform(size, data.crop_pct, **common)
