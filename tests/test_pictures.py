@@ -4,9 +4,19 @@ import io
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
-from training.pictures import MAX_PIXELS, UnreadableImage, decode, open_picture, upright_size
+from training.pictures import (
+    MAX_PIXELS,
+    UnreadableImage,
+    decode,
+    decode_window,
+    open_picture,
+    upright_size,
+    without_rows_below,
+)
 
 
 HEIGHT, WIDTH = 24, 40
@@ -60,13 +70,55 @@ def test_scaled_decoding_shows_the_same_picture_never_too_small():
         exif[0x0112] = orientation
         full = Image.fromarray(scene(480, 640))
         expected = Image.fromarray(UPRIGHT[orientation](scene(480, 640)))
-        for share, factor in ((1.0, 1), (0.6, 1), (0.5, 2), (0.3, 2), (0.2, 4), (0.01, 8)):
+        for target, factor in ((300, 1), (200, 1), (160, 2), (100, 2), (75, 4), (4, 8)):
             opened = reopened(full, "JPEG", quality=95, exif=exif)
-            wanted = (expected.width * share, expected.height * share)
-            small = decode(opened, "picture", at_least=wanted)
+            window = (10.0, expected.height - 320.0, 330.0, float(expected.height))
+            small, scale = decode_window(opened, "picture", window, (target, target))
+            assert scale == 1 / factor
             assert small.size == (expected.width // factor, expected.height // factor)
             difference = np.asarray(small).astype(int) - np.asarray(expected.resize(small.size, Image.Resampling.BOX))
             assert np.abs(difference).mean() < 2
+
+
+@pytest.mark.parametrize("subsampling", ["4:4:4", "4:2:2", "4:2:0"])
+@pytest.mark.parametrize("restart", [0, 3])
+def test_rows_below_a_window_are_not_decoded_and_the_others_are_unchanged(subsampling, restart):
+    noise = np.random.default_rng(0).integers(0, 256, (203, 150, 3), dtype=np.uint8)
+    options = {"quality": 80, "subsampling": subsampling, "restart_marker_blocks": restart}
+    whole = pixels(reopened(Image.fromarray(noise), "JPEG", **options))
+    for lower in (1, 15, 16, 17, 60, 100, 160):
+        opened = reopened(Image.fromarray(noise), "JPEG", **options)
+        part, scale = decode_window(opened, "picture", (0.0, 0.0, 150.0, float(lower)), (150, lower))
+        assert scale == 1.0 and part.width == 150 and lower <= part.height < lower + 40
+        np.testing.assert_array_equal(np.asarray(part)[:lower], whole[:lower])
+
+
+def test_files_of_several_scans_are_decoded_whole():
+    noise = np.random.default_rng(0).integers(0, 256, (203, 150, 3), dtype=np.uint8)
+    opened = reopened(Image.fromarray(noise), "JPEG", progressive=True)
+    assert decode_window(opened, "picture", (0.0, 0.0, 150.0, 20.0), (150, 20))[0].size == (150, 203)
+    for damaged in (b"", b"\xff\xd8", b"\xff\xd8\xff\xc0\x00\x04", b"\xff\xd8\xff\xda\x00\x04\x03\x00", bytes(100)):
+        assert without_rows_below(damaged, 5) is None
+
+
+@settings(max_examples=60, deadline=None)
+@given(damage=st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 255)), min_size=1, max_size=8),
+       keep=st.floats(0.02, 1.0))  # fmt: skip
+def test_damaged_files_are_decoded_or_named_and_nothing_else(damage, keep):
+    buffer = io.BytesIO()
+    Image.fromarray(scene(60, 80)).save(buffer, "JPEG")
+    data = bytearray(buffer.getvalue())
+    header = 640  # most of the damage goes where lengths and sizes are
+    for place, value in damage:
+        data[int(place * header)] = value
+    data = bytes(data[: int(keep * len(data))])
+    try:
+        opened = open_picture(data, "cat")
+        width, height = upright_size(opened, "cat")
+        image, _ = decode_window(opened, "cat", (0.0, 0.0, width, max(1.0, height / 3)), (16, 16))
+        assert image.mode == "RGB"
+    except UnreadableImage as error:
+        assert str(error).startswith("cat: ")
 
 
 def test_grey_palette_cmyk_and_one_bit():
@@ -107,7 +159,8 @@ def test_transparency_is_laid_on_white():
 def test_one_pixel_is_a_picture():
     assert pixels(reopened(Image.new("RGB", (1, 1), (1, 2, 3)), "PNG")).tolist() == [[[1, 2, 3]]]
     opened = reopened(Image.new("RGB", (1, 1), (9, 9, 9)), "JPEG")
-    assert decode(opened, "picture", at_least=(0.01, 0.01)).size == (1, 1)
+    image, scale = decode_window(opened, "picture", (0.0, 0.0, 1.0, 1.0), (224, 224))
+    assert image.size == (1, 1) and scale == 1.0
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from PIL import Image
 
 from hf_vit.errors import HFViTError
 
-from .pictures import decode, upright_size
+from .pictures import decode, decode_window, upright_size
 from .randomness import MIXING, generator
 
 
@@ -92,11 +92,9 @@ class PictureTransform:
                     f"this one has {height}x{width}; choose another crop"
                 )
         else:
-            left, upper, right, lower = box
-            shrink_x, shrink_y = target_width / (right - left), target_height / (lower - upper)
-            image = decode(opened, name, at_least=(width * min(1.0, shrink_x), height * min(1.0, shrink_y)))
-            x, y = image.width / width, image.height / height  # below 1 after scaled decoding
-            box = (left * x, upper * y, min(right * x, image.width), min(lower * y, image.height))
+            image, scale = decode_window(opened, name, box, (target_width, target_height))
+            left, upper, right, lower = (side * scale for side in box)
+            box = (left, upper, min(right, image.width), min(lower, image.height))
             image = image.resize((target_width, target_height), RESAMPLING[self.resample], box=box)
         image = self.finish(image, rng)
         if self.num_channels == 1:

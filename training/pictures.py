@@ -6,6 +6,7 @@ JPEG decoding, and pictures too large or too broken to decode. data.py opens wit
 
 import io
 import warnings
+from math import ceil
 from pathlib import Path
 
 import numpy as np
@@ -43,6 +44,11 @@ EXTENSIONS = frozenset(
     )
 )
 
+# Second bytes of JPEG markers
+SEQUENTIAL_FRAMES = (0xC0, 0xC1)
+OTHER_FRAMES = (0xC2, 0xC3, 0xC5, 0xC6, 0xC7, 0xC9, 0xCA, 0xCB, 0xCD, 0xCE, 0xCF)
+START_OF_SCAN = 0xDA
+
 ORIENTATION = 0x0112  # the EXIF tag
 ORIENTATIONS_THAT_SWAP_SIDES = (5, 6, 7, 8)
 
@@ -64,7 +70,7 @@ def open_picture(source: bytes | str | Path, name: str) -> Image.Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the check below is the one that counts
-            image = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
+            image = Image.open(io.BytesIO(source if isinstance(source, bytes) else Path(source).read_bytes()))
     except Image.DecompressionBombError as error:
         raise UnreadableImage(f"{name}: refused, it would decode to too many pixels ({error})") from error
     except UnidentifiedImageError as error:
@@ -100,23 +106,89 @@ def upright_size(image: Image.Image, name: str) -> tuple[int, int]:
     return (height, width) if orientation(image, name) in ORIENTATIONS_THAT_SWAP_SIDES else (width, height)
 
 
-def decode(image: Image.Image, name: str, at_least: tuple[float, float] | None = None) -> Image.Image:
-    """Decode an opened picture to upright RGB.
+def decode(image: Image.Image, name: str) -> Image.Image:
+    """Decode an opened picture to upright RGB at full size.
 
     Args:
         image: from `open_picture`; also any other PIL image.
         name: what error messages call the picture.
-        at_least: (width, height) of the upright picture that are enough. A JPEG is then decoded at 1/2, 1/4 or 1/8 of
-            its size (inside the inverse DCT, where it costs least), never below `at_least`. The caller reads the size.
 
     Raises:
         UnreadableImage: truncated or damaged data.
     """
+    return upright_rgb(image, name, orientation(image, name))
+
+
+def decode_window(
+    image: Image.Image, name: str, window: tuple[float, float, float, float], target: tuple[int, int]
+) -> tuple[Image.Image, float]:
+    """Decode an opened picture to upright RGB, as much of it as a window needs.
+
+    A JPEG is decoded at 1/2, 1/4 or 1/8 of its size (inside the inverse DCT, where it costs least) as long as the
+    window is left with `target` pixels, and not below the window where its coding allows to stop.
+
+    Args:
+        window: left, upper, right, lower in pixels of the upright picture. target: width and height in pixels.
+
+    Returns:
+        the picture, and its pixels per pixel of the file.
+    """
     turn = orientation(image, name)
+    if image.format not in ("JPEG", "MPO"):
+        return upright_rgb(image, name, turn), 1.0
+    width, height = upright_size(image, name)
+    left, upper, right, lower = window
+    enough = (width * min(1.0, target[0] / (right - left)), height * min(1.0, target[1] / (lower - upper)))
+    if turn in ORIENTATIONS_THAT_SWAP_SIDES:
+        enough = enough[::-1]
+    if image.format == "JPEG" and turn == 1 and lower < 0.95 * height and isinstance(image.fp, io.BytesIO):
+        shorter = without_rows_below(image.fp.getvalue(), ceil(lower))
+        if shorter is not None:
+            enough = (enough[0], enough[1] * shorter[1] / height)
+            image = open_picture(shorter[0], name)
+    full = image.width
     try:
-        if at_least is not None and image.format == "JPEG":
-            width, height = at_least[::-1] if turn in ORIENTATIONS_THAT_SWAP_SIDES else at_least
-            image.draft(None, (max(1, int(np.ceil(width))), max(1, int(np.ceil(height)))))
+        drafted = image.draft(None, (max(1, ceil(enough[0])), max(1, ceil(enough[1]))))
+    except Exception as error:  # as above
+        raise UnreadableImage(f"{name}: cannot be decoded ({one_line(error)})") from error
+    scale = 1.0 if drafted is None else drafted[1][2] / full
+    return upright_rgb(image, name, turn), scale
+
+
+def without_rows_below(data: bytes, row: int) -> tuple[bytes, int] | None:
+    """A JPEG that ends some rows below `row`, by writing a smaller height into its frame header.
+
+    The rows above come out the same: a single sequential scan is coded from top to bottom, and the decoder does not
+    look at what follows (ITU-T T.81, B.2.2).
+
+    Returns:
+        the bytes and the new height; None for progressive or multi-scan files, or where nothing would be saved.
+    """
+    place, frame = 2, None
+    while place + 4 <= len(data) and data[place] == 0xFF and data[place + 1] != START_OF_SCAN:
+        marker = data[place + 1]
+        if marker in SEQUENTIAL_FRAMES:
+            frame = place
+        elif marker in OTHER_FRAMES:
+            return None
+        place += 2 + int.from_bytes(data[place + 2 : place + 4], "big")
+    if frame is None or place + 4 >= len(data) or data[place + 1] != START_OF_SCAN:
+        return None
+    components = data[frame + 9]
+    if not 1 <= components <= 4 or data[place + 4] != components or frame + 20 > len(data):  # or a scan per component
+        return None
+    block = 8 * max(1, *(data[frame + 11 + 3 * component] & 0x0F for component in range(components)))
+    height = (row // block + 2) * block  # one row of blocks to spare: smoothing of colours looks across the border
+    if height >= int.from_bytes(data[frame + 5 : frame + 7], "big"):
+        return None
+    shorter = bytearray(data)
+    shorter[frame + 5 : frame + 7] = height.to_bytes(2, "big")
+    return bytes(shorter), height
+
+
+def upright_rgb(image: Image.Image, name: str, turn: int) -> Image.Image:
+    """Decode, rotate as the EXIF value `turn` says, convert to RGB."""
+    try:
         image.load()
         if turn != 1:
             image = ImageOps.exif_transpose(image)
