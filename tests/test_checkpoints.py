@@ -126,6 +126,24 @@ def test_nothing_there(tmp_path):
         load_checkpoint(tmp_path / "notes.txt")
 
 
+@pytest.mark.parametrize("safe", [True, False], ids=["safetensors", "bin"])
+def test_hub_id(tmp_path, monkeypatch, safe):
+    """A repository is a folder that the Hub's client fetches: safetensors first, pickles where there are none."""
+    model, asked = ours(), []
+    model.save_pretrained(tmp_path)
+    if not safe:
+        torch.save(load_file(tmp_path / "model.safetensors"), tmp_path / "pytorch_model.bin")
+        (tmp_path / "model.safetensors").unlink()
+
+    def snapshot(repo_id, revision, allow_patterns):
+        asked.append((repo_id, revision, "*.bin" in allow_patterns))
+        return str(tmp_path)
+
+    monkeypatch.setattr("hf_vit.checkpoints.loading.snapshot_download", snapshot)
+    same(load_checkpoint("someone/some-vit", revision="v1"), model)
+    assert asked == [("someone/some-vit", "v1", False)] + ([] if safe else [("someone/some-vit", "v1", True)])
+
+
 def test_missing_and_left_over_are_listed_up_to_twenty(tmp_path, good):
     with np.load(good) as file:
         arrays = {name: file[name] for name in file.files if "encoderblock_1/" not in name or "LayerNorm_0" in name}

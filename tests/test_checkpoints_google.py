@@ -175,6 +175,17 @@ def test_a_zero_head_is_kept_and_named(goldens, tmp_path):
         assert load_checkpoint(path).config.num_labels == 10
 
 
+def test_incomplete_and_flattened_patches(goldens, tmp_path):
+    table = "Transformer/posembed_input/pos_embedding"
+    path = changed(tmp_path, goldens / "vt_token.npz", lambda c: {k: v for k, v in c.items() if k != table})
+    with pytest.raises(HFViTError, match=f"no position table '{table}'"):
+        load_checkpoint(path)
+    assert load_checkpoint(path, position_embedding_type="none").config.position_embedding_type == "none"
+    path = changed(tmp_path, goldens / "bv_map.npz", lambda c: c | {"params/embedding/kernel": np.zeros((192, 32))})
+    with pytest.raises(HFViTError, match="NaFlex"):
+        load_checkpoint(path)
+
+
 def test_heads_of_every_block_are_compared(goldens, tmp_path):
     """(D, heads, width) kernels with other heads hold as many numbers: a reshape would take them silently."""
     key = "Transformer/encoderblock_1/MultiHeadDotProductAttention_1/query/kernel"

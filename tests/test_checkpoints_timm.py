@@ -130,7 +130,7 @@ HYBRID = {"resnet_depths": (1, 1), "resnet_width_factor": 0.5, "patch_size": 1}
         HYBRID,
     ],
 )
-@pytest.mark.filterwarnings("ignore:timm computes")
+@pytest.mark.filterwarnings("ignore:timm (computes|has no)")
 def test_round_trip_is_bit_exact(tmp_path, fields):
     model = ours(**fields)
     model.config.id2label = {i: f"class {i}" for i in range(model.config.num_labels)}
@@ -160,6 +160,21 @@ def test_other_numerics_are_said_and_kept(tmp_path):
     pixels = torch.randn(1, 3, 32, 32)
     with torch.no_grad():
         assert torch.equal(load_checkpoint(tmp_path / "vit.safetensors")(pixels).logits, model(pixels).logits)
+
+
+def test_the_image_processor_is_kept(tmp_path):
+    settings = {
+        "image_mean": [0.4, 0.5, 0.6],
+        "image_std": [0.2, 0.2, 0.2],
+        "resample": 3,
+        "size": {"shortest_edge": 40},
+        "do_center_crop": True,
+        "crop_size": {"height": 32, "width": 32},
+    }
+    save_checkpoint(ours(hidden_act="gelu"), tmp_path / "vit", format="timm", processor=settings)
+    described = json.loads((tmp_path / "vit" / "config.json").read_text())["pretrained_cfg"]
+    assert (described["mean"], described["interpolation"], described["crop_pct"]) == ([0.4, 0.5, 0.6], "bicubic", 0.8)
+    assert read_checkpoint(tmp_path / "vit").processor == settings
 
 
 def test_out_refuses_by_name(tmp_path):

@@ -44,6 +44,11 @@ def _load(name: str):
     arrays = np.load(path.with_name(name + ".io.npz"))
     wanted = facts["config"]
     asked = {"image_size": tuple(wanted["image_size"])}
+    if wanted["classifier"] == "0":
+        asked["pooling"] = "first"  # the file looks as one of "gap" does
+    source = facts.get("source_config", wanted)["image_size"]
+    if source[0] != source[1]:
+        asked["checkpoint_image_size"] = tuple(source)
     if "kind" in facts:
         asked["num_labels"] = wanted["num_classes"]
     model = load_checkpoint(path.with_name(facts.get("checkpoint", name + ".npz")), **asked)

@@ -178,36 +178,29 @@ def read(file: TensorFile, asked: dict[str, Any], beside: dict[str, dict]) -> Re
     """
     prefix = _find_prefix(file)
     shapes = {name.removeprefix(prefix): size for name, size in file.shapes.items() if name.startswith(prefix)}
-    mine = {name for name in shapes if _belongs(name)}
     layout, depth = _find_layout(file, shapes, prefix)
-    fields = _architecture(file, shapes, layout, depth)
-    fields |= _tokens(shapes, layout)
-    if fields["position_embedding_type"] == "learned":
+    fields = _architecture(file, shapes, layout, depth) | _tokens(shapes, layout)
+    notes = []
+    if layout.position in shapes:
         rows = shapes[layout.position][1] - int(fields["use_class_token"] and fields["class_token_has_position"])
         fields["image_size"] = image_size_of_table(file.path, rows, fields, asked)
-    elif "checkpoint_image_size" in asked or "image_size" in asked:
-        fields["image_size"] = asked.get("checkpoint_image_size", asked.get("image_size"))
-    family = (
-        "vision_transformer"
-        if layout.position != "pos_embedding" and layout.numbering == "pre-Linen"
-        else "big_vision"
-    )
-    if prefix:
-        left_aside = {name for name in file if not name.startswith(prefix) or name.removeprefix(prefix) not in mine}
-        if prefix in (
-            "params/",
-            "opt/target/",
-        ):  # what lies beside the weights is the optimizer's; inside, all is weights
-            left_aside = {name for name in file if not name.startswith(prefix)}
-    else:
-        left_aside = set()
-    notes = []
-    if fields["position_embedding_type"] == "sincos2d":
-        notes.append(
-            'no position table in the file: taken as sincos2d, which has none (else position_embedding_type="none")'
+    elif layout.numbering == "pre-Linen" and "position_embedding_type" not in asked:
+        raise HFViTError(
+            f"{file.path}: incomplete, it has no position table '{prefix}{POSITION_NAMES[0]}'; a model without one is "
+            'said with position_embedding_type="none" or "sincos2d"'
         )
+    else:
+        notes.append('no position table: taken as sincos2d, which has none (else position_embedding_type="none")')
+        fields["image_size"] = asked.get("checkpoint_image_size", asked.get("image_size", 224))
+        if "image_size" not in asked:
+            notes.append(
+                f"image size {fields['image_size']} taken; a forward pass accepts any, image_size= says another"
+            )
     if fields["pooling"] == "gap":
-        notes.append('no class token in the file: pooling taken as "gap" (big_vision\'s "0" would be pooling="first")')
+        notes.append('no class token: pooling taken as "gap" (big_vision\'s "0" would be pooling="first")')
+    family = (
+        "big_vision" if layout.position == "pos_embedding" or layout.numbering == "Linen" else "vision_transformer"
+    )
     return Reading(
         dialect=f"Google {family} npz, {layout.numbering} numbering"
         + (", scanned blocks" if layout.scanned else "")
@@ -215,16 +208,11 @@ def read(file: TensorFile, asked: dict[str, Any], beside: dict[str, dict]) -> Re
         fields=fields,
         unsaid={"position_embedding_type"} | ({"pooling"} if fields["pooling"] != "map" else set()),
         table=lambda config: table(config, layout),
-        left_aside=left_aside,
+        # beside the weights lie the optimizer's state, counters or the other tower; under the prefix all must be used
+        left_aside={name for name in file if not name.startswith(prefix)},
         notes=notes,
         processor=GOOGLE_PROCESSOR,
     )
-
-
-def _belongs(name: str) -> bool:
-    roots = r"(embedding|cls|pos_embedding|Transformer|head|pre_logits|MAPHead_0|conv_root|gn_root|block\d+)(/|$)"
-    old_map_head = r"(probe|MlpBlock_0|MultiHeadDotProductAttention_0|LayerNorm_0)(/|$)"
-    return bool(re.match(roots, name) or re.match(old_map_head, name))
 
 
 def _find_prefix(file: TensorFile) -> str:
@@ -268,6 +256,11 @@ def _architecture(file: TensorFile, shapes: dict, layout: Layout, depth: int) ->
     names = NUMBERING[layout.numbering]
     block = "Transformer/encoderblock/" if layout.scanned else "Transformer/encoderblock_0/"
     _, heads, head_dim = shapes[f"{block}{names['sa']}/query/kernel"][-3:]
+    if len(shapes["embedding/kernel"]) != 4:
+        raise HFViTError(
+            f"{file.path}: embedding/kernel of shape {shape(shapes['embedding/kernel'])} is no convolution: a NaFlex "
+            "or other ViT over flattened patches, which has no counterpart in hf_vit"
+        )
     patch_h, patch_w, channels, width = shapes["embedding/kernel"]
     if heads * head_dim != width:
         raise HFViTError(f"{file.path}: {heads} heads of width {head_dim} do not make the token width {width}")

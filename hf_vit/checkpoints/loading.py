@@ -91,7 +91,15 @@ def read_checkpoint(path: str | Path, *, revision: str | None = None, **config_o
     asked = _checked(config_overrides)
     file, beside = _open(path, revision)
     dialect = _recognise(file)
-    reading: Reading = dialect.read(file, asked, beside)
+    try:
+        reading: Reading = dialect.read(file, asked, beside)
+    except (KeyError, IndexError, TypeError, ValueError) as error:
+        if isinstance(error, HFViTError):
+            raise
+        name = dialect.__name__.rpartition(".")[2]
+        raise HFViTError(
+            f"{file.path}: looks like the {name} layout, but its shapes do not fit it ({error})"
+        ) from error
     config = _config(file, reading, asked)
     model = assemble(config, file, reading.table(config), reading.left_aside, reading.dialect, asked.get("dtype"))
     try:

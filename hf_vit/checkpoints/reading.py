@@ -43,6 +43,21 @@ class Reading:
     processor: dict[str, Any] = field(default_factory=dict)
 
 
+def processor_of(stored: dict[str, Any] | None) -> dict[str, Any]:
+    """Settings without a size from those of a ViT, DeiT or BiT image processor; Google's where there is none.
+
+    A resize of the shorter side with a crop becomes `crop_pct`, the share of the side that is kept.
+    """
+    if stored is None:
+        return dict(GOOGLE_PROCESSOR)
+    kept = ("image_mean", "image_std", "resample", "do_rescale", "rescale_factor", "do_normalize", "do_resize")
+    settings = GOOGLE_PROCESSOR | {name: stored[name] for name in kept if stored.get(name) is not None}
+    size, crop = stored.get("size"), stored.get("crop_size")
+    if stored.get("do_center_crop") and isinstance(size, dict) and isinstance(crop, dict) and "shortest_edge" in size:
+        settings["crop_pct"] = crop["height"] / size["shortest_edge"]
+    return settings
+
+
 def label_names(config: HFViTConfig) -> list[str]:
     """The class names in order, as many as the classifier has outputs."""
     names: dict[Any, str] = dict(config.id2label or {})

@@ -20,7 +20,7 @@ from ..configuration_hf_vit import HFViTConfig
 from ..errors import HFViTError
 from ..modeling_hf_vit import HFViTForImageClassification
 from . import google, timm, transformers_vit
-from .reading import GOOGLE_PROCESSOR
+from .reading import GOOGLE_PROCESSOR, processor_of
 from .rules import dismantle
 
 
@@ -41,7 +41,8 @@ def save_checkpoint(
             `"timm"`: a `.safetensors` file, or where `path` has no such suffix a folder that
             `timm.create_model("local-dir:...")` opens.
             `"transformers"`: a folder that `ViTForImageClassification.from_pretrained` opens.
-        processor: settings of the image processor written into a transformers folder; Google's where left out.
+        processor: settings of the image processor, as a ViTImageProcessor has them, for the formats that hold them;
+            Google's where left out.
 
     Returns:
         the path written.
@@ -117,7 +118,8 @@ def _save_big_vision(config: HFViTConfig, state: State, path: Path, processor: d
 def _save_timm(config: HFViTConfig, state: State, path: Path, processor: dict[str, Any] | None) -> None:
     _refuse(config, "timm", timm.CANNOT)
     tensors = _contiguous(dismantle(state, timm.table(config, timm.registers_in_table(config))))
-    header = timm.header(config, _stored_fields(config))
+    settings = processor_of(processor)
+    header = timm.header(config, _stored_fields(config), settings)
     numerics = timm.numerics(config)
     if path.suffix == ".safetensors":
         _warn_of_numerics(config, "timm", numerics)
@@ -125,9 +127,11 @@ def _save_timm(config: HFViTConfig, state: State, path: Path, processor: dict[st
             save_file(tensors, temporary, metadata=header)
         return
     _warn_of_numerics(config, "timm", {name: value for name, value in numerics.items() if name != "hidden_act"})
+    if not timm.has_entry_point(config):
+        warnings.warn("timm has no entry point for this ResNet: create_model will not open the folder", stacklevel=3)
     with replaced_folder(path) as temporary:
         save_file(tensors, temporary / "model.safetensors", metadata=header)
-        (temporary / "config.json").write_text(json.dumps(timm.folder_config(config), indent=2) + "\n")
+        (temporary / "config.json").write_text(json.dumps(timm.folder_config(config, settings), indent=2) + "\n")
 
 
 def _save_transformers(config: HFViTConfig, state: State, path: Path, processor: dict[str, Any] | None) -> None:

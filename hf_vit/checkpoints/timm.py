@@ -179,8 +179,13 @@ def read(file: TensorFile, asked: dict[str, Any], beside: dict[str, dict]) -> Re
             "class_token_has_position": bool(class_rows),
             "position_embedding_type": "learned",
         }
-    else:
+    elif asked.get("position_embedding_type") == "none" or (hub.get("model_args") or {}).get("pos_embed") == "none":
         fields |= {"position_embedding_type": "none", "class_token_has_position": False}
+    else:
+        raise HFViTError(
+            f"{file.path}: incomplete, it has no 'pos_embed'; a model without positions is said with "
+            'position_embedding_type="none"'
+        )
     names = described.get("label_names") or hub.get("label_names")
     if isinstance(names, list) and len(names) == fields["num_labels"]:
         fields["id2label"] = dict(enumerate(names))
@@ -223,7 +228,7 @@ def _read_own(file: TensorFile) -> Reading:
         fields=fields,
         unsaid={*NUMERICS, *HYBRID_NUMERICS},
         table=lambda config: table(config, stored["registers_in_table"]),
-        processor=GOOGLE_PROCESSOR,
+        processor=stored["processor"],
     )
 
 
@@ -359,15 +364,13 @@ def registers_in_table(config: HFViTConfig) -> bool:
     return config.num_register_tokens > 0 and config.has_class_position and config.has_position_table
 
 
-def header(config: HFViTConfig, fields: dict[str, Any]) -> dict[str, str]:
+def header(config: HFViTConfig, fields: dict[str, Any], processor: dict[str, Any]) -> dict[str, str]:
     """Header of a safetensors file in timm's names, from which `read` restores the configuration."""
-    return {
-        "format": "pt",
-        CONFIG_KEY: json.dumps({"fields": fields, "registers_in_table": registers_in_table(config)}),
-    }
+    stored = {"fields": fields, "registers_in_table": registers_in_table(config), "processor": processor}
+    return {"format": "pt", CONFIG_KEY: json.dumps(stored)}
 
 
-def folder_config(config: HFViTConfig) -> dict[str, Any]:
+def folder_config(config: HFViTConfig, processor: dict[str, Any]) -> dict[str, Any]:
     """A config.json with which `timm.create_model("local-dir:FOLDER")` builds this network."""
     height, width = config.image_size_hw
     pool = {"token": "token", "gap": "avg", "map": "map"}[config.pooling]
@@ -405,20 +408,36 @@ def folder_config(config: HFViTConfig) -> dict[str, Any]:
             "pool_size": None,
             "first_conv": "patch_embed.proj" if config.resnet_depths is None else "patch_embed.backbone.stem.conv",
             "classifier": "head",
-            "mean": GOOGLE_PROCESSOR["image_mean"],
-            "std": GOOGLE_PROCESSOR["image_std"],
-            "interpolation": "bilinear",
-            "crop_pct": 1.0,
+            "mean": processor["image_mean"],
+            "std": processor["image_std"],
+            "interpolation": "bicubic" if processor["resample"] == 3 else "bilinear",
+            "crop_pct": processor.get("crop_pct", 1.0),
             "label_names": label_names(config),
         },
     }
 
 
+HYBRIDS = {
+    (): "vit_tiny_r_s16_p8_224",
+    (2, 2, 2, 2): "vit_small_r26_s32_224",
+    (3, 4, 9): "vit_base_r50_s16_224",
+    (3, 4, 6, 3): "vit_large_r50_s32_224",
+}
+
+
+def has_entry_point(config: HFViTConfig) -> bool:
+    """Whether `timm.create_model` can build this network: of the hybrids only those with a published ResNet."""
+    if config.resnet_depths is None:
+        return True
+    patch = 8 if not config.resnet_depths else 1
+    published = tuple(config.resnet_depths) in HYBRIDS and config.resnet_width_factor == 1
+    return published and config.patch_size_hw == (patch, patch)
+
+
 def _architecture_name(config: HFViTConfig) -> str:
     """timm's entry point of the same kind; sizes that differ from it are in the arguments beside it."""
     if config.resnet_depths is not None:
-        known = {(): "vit_tiny_r_s16_p8_224", (3, 4, 9): "vit_base_r50_s16_224", (3, 4, 6, 3): "vit_large_r50_s32_224"}
-        return known.get(tuple(config.resnet_depths), "vit_small_r26_s32_224")
+        return HYBRIDS.get(tuple(config.resnet_depths), HYBRIDS[(2, 2, 2, 2)])
     sizes = {row[1]: name.split("-")[1] for name, row in PRESETS.items() if row[8] is None}
     size = sizes.get(config.hidden_size, "base")
     return "vit_huge_patch14_224" if size == "huge" else f"vit_{size}_patch16_224"

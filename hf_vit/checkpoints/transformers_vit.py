@@ -14,7 +14,7 @@ from transformers import ViTConfig
 from ..configuration_hf_vit import HFViTConfig
 from ..errors import HFViTError
 from .files import TensorFile
-from .reading import GOOGLE_PROCESSOR, Reading, heads_of, image_size_of_table, label_names, layers_of
+from .reading import Reading, heads_of, image_size_of_table, label_names, layers_of, processor_of
 from .rules import Form, Rule, both, rule
 
 
@@ -187,7 +187,7 @@ def read(file: TensorFile, asked: dict[str, Any], beside: dict[str, dict]) -> Re
         table=lambda config: table(config, prefix, old, bit, distilled),
         left_aside=left_aside,
         notes=notes,
-        processor=_processor(beside.get("preprocessor_config.json")),
+        processor=processor_of(beside.get("preprocessor_config.json")),
     )
 
 
@@ -257,17 +257,6 @@ def _config_from_shapes(
     config["id2label"] = {i: f"LABEL_{i}" for i in range(labels)}
     config["label2id"] = {f"LABEL_{i}": i for i in range(labels)}
     return config
-
-
-def _processor(stored: dict[str, Any] | None) -> dict[str, Any]:
-    if stored is None:
-        return dict(GOOGLE_PROCESSOR)
-    kept = ("image_mean", "image_std", "resample", "do_rescale", "rescale_factor", "do_normalize", "do_resize")
-    settings = GOOGLE_PROCESSOR | {name: stored[name] for name in kept if stored.get(name) is not None}
-    size, crop = stored.get("size"), stored.get("crop_size")
-    if stored.get("do_center_crop") and isinstance(size, dict) and isinstance(crop, dict) and "shortest_edge" in size:
-        settings["crop_pct"] = crop["height"] / size["shortest_edge"]
-    return settings
 
 
 # -- writing ----------------------------------------------------------------------------------------------------------
