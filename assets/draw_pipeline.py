@@ -25,8 +25,9 @@ matplotlib.rcParams.update(
 
 def box(axes, x, y, width, height, text="", color=BLUE, filled=False, size=10.0, **options):
     """A rounded box with text in its middle."""
+    rounded = "round,pad=0,rounding_size=0.09"
     style = FancyBboxPatch(
-        (x, y), width, height, boxstyle="round,pad=0,rounding_size=0.09", lw=1.4, ec=color, fc=color if filled else PAPER,
+        (x, y), width, height, boxstyle=rounded, lw=1.4, ec=color, fc=color if filled else PAPER,
         **options,
     )  # fmt: skip
     axes.add_patch(style)

@@ -1,0 +1,135 @@
+"""The README does what it says: its Python runs, its commands and options exist, its tree is the tree.
+
+python -m pytest tests/test_readme.py
+"""
+
+import re
+import shlex
+import shutil
+import subprocess
+
+import pytest
+import torch
+from conftest import ROOT
+from PIL import Image
+from transformers import ViTImageProcessor
+
+from hf_vit import HFViTConfig, HFViTForImageClassification
+from hf_vit.cli import build_parser
+from training import quickstart
+from training.arguments import FIELDS, parse
+
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def blocks(language):
+    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+
+
+def commands():
+    """Every command line of the README: fenced, indented, and in backticks within a sentence."""
+    prose = re.sub(r"```.*?```", "", README, flags=re.DOTALL)
+    lines = "".join(blocks("bash")).replace("\\\n", " ").splitlines()
+    lines += [line.split("#")[0].strip() for line in prose.splitlines() if line.startswith("    ")]
+    lines += [" ".join(span.split()) for span in re.findall(r"`([^`]+)`", prose)]
+    starts = ("accelerate launch -m", "hf-vit ", "make ", "pip ", "python -m", "torchrun -m")
+    return [line for line in lines if line.startswith(starts)]
+
+
+@pytest.fixture
+def workplace(tmp_path, monkeypatch, goldens):
+    """A folder with the files that the README's commands and code name."""
+    torch.manual_seed(0)
+    config = HFViTConfig(
+        image_size=24, patch_size=4, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32,
+        num_labels=10,
+    )  # fmt: skip
+    HFViTForImageClassification(config).save_pretrained(tmp_path / "quickstart" / "digits")
+    ViTImageProcessor(size={"height": 24, "width": 24}).save_pretrained(tmp_path / "quickstart" / "digits")
+    shutil.copy(goldens / "vt_token.npz", tmp_path / "ViT-B_16.npz")
+    Image.new("RGB", (40, 30), "red").save(tmp_path / "picture.jpg")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "config_resolved.yaml").write_text("max_steps: 5\n")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_python_blocks_run_in_order(workplace):
+    names = {}
+    for block in blocks("python"):
+        exec(compile(block, "README.md", "exec"), names)
+    assert names["model"].config.image_size == (32, 48) and names["model"].config.num_labels == 37
+    assert names["larger"].config.image_size == (48, 64) and names["larger"].config.num_labels == 37
+    assert names["maps"][-1].shape[:2] == (1, 2)
+    assert names["trainer"].state.global_step == 5
+    assert names["hybrid"].config.resnet_depths == ()
+
+
+def test_there_are_commands_of_every_kind():
+    kinds = {" ".join(line.split()[:1]) for line in commands()}
+    assert {"accelerate", "hf-vit", "make", "pip"} <= kinds and len(commands()) > 12
+
+
+@pytest.mark.parametrize("line", sorted(set(commands())))
+def test_command_is_accepted(line, workplace):
+    words = [word for word in shlex.split(line) if word != "..."]
+    if words[0] == "hf-vit":
+        build_parser().parse_args(words[1:])
+    elif words[0] == "make":
+        targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+        assert words[1] in targets
+        for word in words[2:]:
+            assert word.startswith("ARGS=") and words[1] == "quickstart"
+            quickstart.build_parser().parse_args(shlex.split(word.removeprefix("ARGS=")))
+    elif words[:2] == ["pip", "install"]:
+        extra = re.search(r"\[(\w+)\]", line)
+        assert extra is None or f"\n{extra[1]} = [" in (ROOT / "pyproject.toml").read_text()
+        assert "constraints.txt" not in line or (ROOT / "constraints.txt").is_file()
+    else:
+        module = words[words.index("-m") + 1].removeprefix("hf_vit.")
+        package, script = module.split(".")
+        assert (ROOT / package / f"{script}.py").is_file()
+        parse(words[words.index("-m") + 2 :], script)
+
+
+def test_options_named_in_sentences_exist():
+    prose = re.sub(r"```.*?```", "", README, flags=re.DOTALL)
+    own = {"--help", "--config", "--multi_gpu", "--seeds"}  # argparse's, accelerate's, the quickstart's
+    for name in re.findall(r"`--(\w+)[^`]*`", prose):
+        assert name in FIELDS or f"--{name}" in own, name
+
+
+def test_links_lead_somewhere():
+    for target in re.findall(r"\]\(([^)]+)\)", README):
+        assert target.startswith("https://") or (ROOT / target).exists(), target
+
+
+def test_tree_is_the_tree():
+    listing = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True)
+    if listing.returncode or not listing.stdout:
+        pytest.skip("needs a git clone")
+    tracked = {path for path in listing.stdout.splitlines() if (ROOT / path).exists()}
+    tree = re.search(r"## The tree\n\n```\n(.*?)```", README, re.DOTALL)[1]
+    shown, folder = set(), ""
+    for line in tree.splitlines():
+        names = re.match(r"( *)([^\s,]+(?:, [^\s,]+)*)", line)
+        if not names[1]:
+            folder = names[2] if names[2] in ("hf_vit/", "training/") else ""
+            shown |= {names[2]}
+        else:
+            shown |= {folder + name for name in names[2].split(", ")}
+    below = ("hf_vit/", "training/")
+    real = {path.split("/")[0] + ("/" if "/" in path else "") for path in tracked}
+    real |= {prefix + path.removeprefix(prefix).split("/")[0] + ("/" if path.count("/") > 1 else "")
+             for path in tracked for prefix in below if path.startswith(prefix)}  # fmt: skip
+    unsaid = {"README.md", ".gitignore", "hf_vit/__init__.py", "training/__init__.py", "hf_vit/py.typed"}
+    assert shown - real == set(), "in the README, not in the repository"
+    assert real - unsaid - shown == set(), "in the repository, not in the README"
+
+
+def test_stars_mark_the_files_that_travel():
+    from hf_vit.pretrained_hf_vit import TRAVELLING_FILES
+
+    starred = set(re.findall(r"^  (\S+) +\*", README, re.MULTILINE))
+    assert starred == set(TRAVELLING_FILES)
