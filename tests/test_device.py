@@ -11,13 +11,12 @@ from training.arguments import TrainArguments
 from training.device import check_precision, create_accelerator, memory_advice
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
 @pytest.mark.parametrize(
     ("precision", "words"), [("fp16", "--fp16 needs a GPU.*--bf16"), ("fp8", "--fp8 needs.*--bf16")]
 )
 def test_a_precision_that_is_not_there(precision, words):
     with pytest.raises(HFViTError, match=words):
-        check_precision(precision, use_cpu=False)
+        check_precision(precision, cpu=True)
 
 
 def test_two_runs_of_one_process_may_differ_in_precision():

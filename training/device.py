@@ -25,26 +25,32 @@ def create_accelerator(args: TrainArguments) -> Accelerator:
     """
     AcceleratorState._reset_state()  # a second run in one process may use another precision
     precision = "bf16" if args.bf16 else "fp16" if args.fp16 else "fp8" if args.fp8 else None
-    check_precision(precision, args.use_cpu)
+    cpu = on_cpu(args)
+    check_precision(precision, cpu)
     backend = args.torch_compile_backend if args.torch_compile else "no"
     mode = {"mode": args.torch_compile_mode} if args.torch_compile and args.torch_compile_mode else {}
     return Accelerator(
-        cpu=args.use_cpu,
+        cpu=cpu,
         mixed_precision=precision,
         gradient_accumulation_plugin=GradientAccumulationPlugin(
             num_steps=args.gradient_accumulation_steps, adjust_scheduler=False, sync_with_dataloader=False
         ),
         dynamo_plugin=TorchDynamoPlugin(backend=backend, **mode),
-        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)],
+        kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],
         log_with=chosen_trackers(args.report_to, args.run_name or "", args.output_dir or "") or None,
         project_dir=args.output_dir,
     )
 
 
-def check_precision(precision: str | None, use_cpu: bool) -> None:
+def on_cpu(args: TrainArguments) -> bool:
+    """Whether the run is one of CPUs. Accelerate has to be told: else it starts several CPU processes as strangers."""
+    return args.use_cpu or not torch.accelerator.is_available()
+
+
+def check_precision(precision: str | None, cpu: bool) -> None:
     """Raise HFViTError for one that the hardware lacks."""
-    gpu = torch.cuda.is_available() and not use_cpu
-    if precision == "fp16" and not gpu and (use_cpu or not torch.backends.mps.is_available()):
+    gpu = torch.cuda.is_available() and not cpu
+    if precision == "fp16" and cpu:
         raise HFViTError("--fp16 needs a GPU; on the CPU use --bf16, or leave the precision at 32 bits")
     if precision == "bf16" and gpu and not torch.cuda.is_bf16_supported(including_emulation=False):
         raise HFViTError(

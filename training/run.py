@@ -25,6 +25,7 @@ from .arguments import RESOLVED_NAME, Arguments, DataArguments, parse
 from .augmentation import RESAMPLING
 from .checkpointing import write_json
 from .data import ImageDataset
+from .device import on_cpu
 from .duplicates import Duplicate
 from .facts import public_name
 from .splits import open_splits, transforms
@@ -48,7 +49,7 @@ def run(arguments: Arguments, stage: str) -> dict[str, Any]:
     """Train and evaluate as the arguments say, and return the facts (empty if a signal ended the run early)."""
     if arguments.train.output_dir is None:
         raise HFViTError("where should the result go? Give --output_dir FOLDER")
-    main = accelerate.PartialState(cpu=arguments.train.use_cpu).is_main_process
+    main = accelerate.PartialState(cpu=on_cpu(arguments.train)).is_main_process
     transformers.logging.set_verbosity(logging.WARNING if main else logging.ERROR)
     transformers.logging.disable_progress_bar()
     say = print if main else _silent
@@ -77,7 +78,9 @@ def run(arguments: Arguments, stage: str) -> dict[str, Any]:
     )
     say(describe(trainer, train, evaluation))
     trainer.train()
-    return finish(trainer, say)
+    facts = finish(trainer, say)
+    trainer.accelerator.end_training()
+    return facts
 
 
 class KeepConfig(transformers.TrainerCallback):
@@ -225,7 +228,7 @@ def finish(trainer: Trainer, say=print) -> dict[str, Any]:
     """Evaluate, save and report; after a signal only say how to go on."""
     if trainer.interrupted:
         say(
-# -- report ---------------------------------------------------------------------------------------------------------
+            f"stopped by a signal after update {trainer.state.global_step}; see {trainer.output_dir}: "
             "go on with --resume_from_checkpoint true"
         )
         return {}

@@ -532,7 +532,6 @@ class Trainer:
         self.control = self._event("on_train_end")
         self.display.end()
         self.seconds = time.time() - self.began
-        self.accelerator.end_training()
         losses = [line["loss"] for line in self.state.log_history if "loss" in line]
         rate = self.watch.images / max(self.watch.seconds, 1e-9)
         metrics = {

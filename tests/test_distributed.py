@@ -1,0 +1,89 @@
+"""Several processes train what one does: DDP and FSDP2 over gloo, on the CPU.
+
+pytest tests/test_distributed.py
+"""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.torch import load_file
+
+
+HERE = Path(__file__).parent
+FSDP2 = {
+    "ACCELERATE_USE_FSDP": "true",
+    "FSDP_VERSION": "2",
+    "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
+    "FSDP_RESHARD_AFTER_FORWARD": "true",
+    "FSDP_STATE_DICT_TYPE": "SHARDED_STATE_DICT",
+}
+
+
+def launch(folder, processes=2, kind="ddp", **values):
+    """Run several_processes.py; return (history lines, weights, what the evaluation saw)."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{HERE.parent}{os.pathsep}{HERE}"}
+    environment |= FSDP2 if kind == "fsdp2" else {}
+    line = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={processes}", f"--master_port={port}",
+            str(HERE / "several_processes.py"), str(folder), kind, json.dumps(values)]  # fmt: skip
+    done = subprocess.run(line, env=environment, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr[-3000:]
+    history = [json.loads(text) for text in (folder / "history.jsonl").read_text().splitlines()]
+    return history, load_file(folder / "model.safetensors"), json.loads((folder / "seen.json").read_text())
+
+
+def same(first, second, atol):
+    (history, weights, seen), (other_history, other_weights, other_seen) = first, second
+    assert len(history) == len(other_history)
+    for line, other in zip(history, other_history):
+        assert line == pytest.approx(other, abs=atol)
+    for name in weights:
+        if "k_proj.bias" not in name:  # zero gradient but for rounding
+            np.testing.assert_allclose(weights[name], other_weights[name], atol=atol, err_msg=name)
+    np.testing.assert_allclose(seen["logits"], other_seen["logits"], atol=10 * atol)
+
+
+STEPS = {"max_steps": 6, "logging_steps": 1, "save_steps": 3, "eval_steps": 3, "optim": "sgd"}
+
+
+@pytest.mark.slow
+def test_two_processes_equal_one_with_the_doubled_batch_and_sharding_changes_nothing(tmp_path):
+    one = launch(tmp_path / "one", 1, per_device_train_batch_size=8, **STEPS)
+    two = launch(tmp_path / "two", 2, per_device_train_batch_size=4, **STEPS)
+    accumulated = launch(tmp_path / "passes", 2, per_device_train_batch_size=2, gradient_accumulation_steps=2, **STEPS)
+    sharded = launch(tmp_path / "fsdp2", 2, "fsdp2", per_device_train_batch_size=4, **STEPS)
+    assert "MULTI_CPU" in two[2]["kind"] and "FSDP" in sharded[2]["kind"]
+    same(one, two, 1e-5)
+    same(two, accumulated, 1e-5)
+    same(two, sharded, 1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["ddp", "fsdp2"])
+def test_two_processes_resume_with_the_same_bytes(tmp_path, kind):
+    values = {
+        **STEPS,
+        "optim": "adamw_torch_fused",
+        "ema_decay": 0.9,
+        "logging_steps": 4,
+        "per_device_train_batch_size": 4,
+    }
+    whole = launch(tmp_path / "whole", 2, kind, **values)
+    launch(tmp_path / "resumed", 2, kind, **values)
+    for name in ("model.safetensors", "history.jsonl"):
+        (tmp_path / "resumed" / name).unlink()
+    for path in sorted((tmp_path / "resumed/checkpoint-6").iterdir()):
+        path.unlink()
+    (tmp_path / "resumed/checkpoint-6").rmdir()
+    resumed = launch(tmp_path / "resumed", 2, kind, resume=True, **values)
+    assert resumed[0] == whole[0]
+    for name in ("model.safetensors", "history.jsonl"):
+        assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "resumed" / name).read_bytes()
