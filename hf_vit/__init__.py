@@ -15,6 +15,7 @@ from transformers import (
 from transformers.models.vit import ViTImageProcessorPil
 from transformers.utils import is_torchvision_available
 
+from .checkpoints import load_checkpoint, save_checkpoint
 from .configuration_hf_vit import HFViTConfig
 from .errors import HFViTError
 from .modeling_hf_vit import HFViTBackbone, HFViTForImageClassification, HFViTForMaskedPatchPrediction, HFViTModel
@@ -42,4 +43,6 @@ __all__ = [
     "HFViTForMaskedPatchPrediction",
     "HFViTModel",
     "__version__",
+    "load_checkpoint",
+    "save_checkpoint",
 ]

@@ -147,7 +147,7 @@ class HFViTPreTrainedModel(PreTrainedModel):
         """As transformers' own; a config that differs from the folder's is met after an exact load.
 
         Args:
-            pretrained_model_name_or_path: folder or Hub id, ours or in the layouts of transformers' `vit`, `deit` and
+            pretrained_model_name_or_path: folder or Hub id, ours or in the layouts of transformers' `vit` and
                 removed `vit-hybrid`.
             config: a configuration; or give its fields by name: `image_size` refits the position table, `patch_size`
                 and `num_channels` the patch kernel, `num_labels` or an `id2label` of another length put a zero head in
@@ -170,12 +170,19 @@ class HFViTPreTrainedModel(PreTrainedModel):
             setattr(load, name, getattr(source, name))
         if cls._reads_upstream_pooler and source.representation_size is None and config.representation_size is None:
             load.representation_size = config.representation_size = _stored_pooler_width(path, hub)
-        loaded = super().from_pretrained(path, *model_args, config=load, **kwargs)
-        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        wants_info = kwargs.pop("output_loading_info", False)
+        model, info = super().from_pretrained(path, *model_args, config=load, output_loading_info=True, **kwargs)
+        lost = sorted(key for key in info["missing_keys"] if not key.startswith(cls._may_be_missing))
+        if lost:
+            raise ValueError(
+                f"{path} lacks {len(lost)} tensors of the encoder ({', '.join(lost[:3])}, ...): a checkpoint in another "
+                "layout; hf_vit.load_checkpoint reads those of Google, timm, torchvision and DeiT"
+            )
         model._change_to(config, keep_representation)
-        return loaded
+        return (model, info) if wants_info else model
 
     _reads_upstream_pooler = False
+    _may_be_missing = ("classifier.", "colours.", "mask_token")  # a head that is trained next
 
     def _change_to(self, wanted: HFViTConfig, keep_representation: bool) -> None:
         """Bring a loaded model to the resolution, patch, channels and labels of another configuration."""

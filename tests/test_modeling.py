@@ -462,3 +462,13 @@ def test_stock_trainer_trains_our_model(tmp_path):
     assert math.isfinite(Trainer(model, args, train_dataset=data).train().training_loss)
     assert not torch.equal(before, model.classifier.weight)
     assert (tmp_path / "checkpoint-4" / "modeling_hf_vit.py").is_file()
+
+
+def test_an_encoder_in_another_layout_is_never_half_loaded(tmp_path):
+    from transformers import DeiTConfig, DeiTForImageClassification
+
+    DeiTForImageClassification(DeiTConfig(**{k: v for k, v in TINY.items() if k != "num_labels"})).save_pretrained(
+        tmp_path
+    )
+    with pytest.raises(ValueError, match="hf_vit.load_checkpoint"):
+        HFViTForImageClassification.from_pretrained(tmp_path)
