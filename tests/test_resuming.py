@@ -95,6 +95,7 @@ def test_what_is_half_written_is_not_a_checkpoint(tmp_path, uninterrupted):
     (tmp_path / "out/checkpoint-6/resume.json").unlink()
     shutil.copytree(tmp_path / "out/checkpoint-3", tmp_path / "out/.writing-checkpoint-9")
     assert run(tmp_path / "out", resume=True) == uninterrupted
+    assert not [path.name for path in (tmp_path / "out").iterdir() if path.name.startswith(".")]
     with pytest.raises(HFViTError, match="not a complete checkpoint"):
         run(tmp_path / "out", resume=str(tmp_path / "out/.nothing"))
 

@@ -108,6 +108,12 @@ def publish(aside: Path, target: Path) -> None:
     aside.rmdir()
 
 
+def sweep(output_dir: Path) -> None:
+    """Remove what a killed run was writing."""
+    for path in [*output_dir.glob(".writing-*"), *output_dir.glob(".replaced-*"), *output_dir.glob(".finished")]:
+        shutil.rmtree(path)
+
+
 def checkpoints(output_dir: Path) -> list[Path]:
     """The complete checkpoints, oldest first (by number, not by letters)."""
     if not output_dir.is_dir():

@@ -503,6 +503,7 @@ class Trainer:
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
             self.output_dir.mkdir(parents=True, exist_ok=True)
+            disk.sweep(self.output_dir)
             progress.write_history(self.output_dir, self.state.log_history)
         self.state.max_steps = self.max_steps
         self.state.num_train_epochs = math.ceil(self.max_steps * self.global_batch_size / len(self.train_dataset))

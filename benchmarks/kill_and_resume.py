@@ -1,0 +1,188 @@
+"""Kill a run with SIGKILL at random moments, resume it, and compare with the run that was left alone, byte by byte.
+
+    python -m benchmarks.kill_and_resume                  # 20 kills on the CPU, some minutes
+    python -m benchmarks.kill_and_resume --kills 4 --seed 1
+
+Every trial trains a small hybrid ViT on scikit-learn's digits with dropout, mixup, an average of the weights and gradient
+accumulation. It is killed once, with all its processes and workers, at a moment drawn from the whole duration of the run
+(start, updates, evaluation, checkpoint, final writing), then resumed with another number of workers. Map-style reading
+with 0, 2 and 4 workers, streaming with 0, 2 and 4 workers, and two processes take turns. Equal means: the same bytes of
+model.safetensors and history.jsonl.
+"""
+
+import argparse
+import hashlib
+import json
+import multiprocessing
+import os
+import random
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from training import finetune
+from training.data import open_dataset
+from training.facts import commit, processor_name
+
+
+RESULTS = Path(__file__).parent / "results"
+RUN = """
+    --set hidden_size=32 num_hidden_layers=2 num_attention_heads=2 intermediate_size=64 patch_size=2 resnet_depths=[]
+    hidden_dropout_prob=0.1 drop_path_rate=0.1 --image_size 16 --use_cpu --disable_tqdm --max_steps 40 --logging_steps 3
+    --save_steps 4 --save_total_limit 2 --eval_steps 13 --per_device_train_batch_size 8 --gradient_accumulation_steps 2
+    --learning_rate 3e-3 --weight_decay 0.1 --mixup_alpha 0.2 --cutmix_alpha 0.5 --ema_decay 0.95
+    --label_smoothing_factor 0.1
+""".split()
+COMPARED = ("model.safetensors", "history.jsonl")
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A way of running: where the pictures come from, how many processes, workers before and after the kill."""
+
+    name: str
+    processes: int
+    workers: tuple[int, int]
+    streaming: bool
+
+    @property
+    def reference(self) -> str:
+        """Runs of one reference end with the same bytes: workers must not matter."""
+        return f"{'stream' if self.streaming else 'map'}-{self.processes}"
+
+
+KINDS = [
+    Kind("map-style, 0 then 2 workers", 1, (0, 2), False),
+    Kind("streaming, 2 then 0 workers", 1, (2, 0), True),
+    Kind("map-style, 4 then 0 workers", 1, (4, 0), False),
+    Kind("two processes, map-style", 2, (0, 0), False),
+    Kind("streaming, 4 then 2 workers", 1, (4, 2), True),
+    Kind("two processes, streaming", 2, (0, 2), True),
+]
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.kill_and_resume", description="Kill, resume, compare.")
+    parser.add_argument("--kills", type=int, default=20, help="trials (default: 20)")
+    parser.add_argument("--seed", type=int, default=0, help="of the moments (default: 0)")
+    arguments = parser.parse_args(argv)
+    torch.set_num_threads(1)
+    moments, trials = random.Random(arguments.seed), []
+    with tempfile.TemporaryDirectory() as root:
+        root = Path(root)
+        parquet = write_parquet(root / "digits")
+        whole: dict[str, tuple[float, dict]] = {}
+        for number in range(arguments.kills):
+            kind = KINDS[number % len(KINDS)]
+            if kind.reference not in whole:
+                folder = root / kind.reference
+                seconds = train(kind, folder, parquet, kind.workers[0])
+                whole[kind.reference] = (seconds, digests(folder))
+            seconds, expected = whole[kind.reference]
+            trial = kill_once(kind, root / "trial", parquet, moments.uniform(0, seconds))
+            trial["equal"] = digests(root / "trial") == expected
+            trials.append({"kind": kind.name, **trial})
+            shutil.rmtree(root / "trial")
+            print(f"{number + 1:>3}  {describe(trials[-1])}", flush=True)
+    equal = sum(trial["equal"] for trial in trials)
+    print(f"\n{equal} of {len(trials)} runs that were killed and resumed ended with the same bytes")
+    RESULTS.mkdir(exist_ok=True)
+    environment = {"hardware": processor_name(), "torch": torch.__version__, "commit": commit()}
+    result = {
+        "what": "kill and resume",
+        "seed": arguments.seed,
+        "equal": equal,
+        "trials": trials,
+        "environment": environment,
+    }
+    (RESULTS / "kill-and-resume-cpu.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    return 0 if equal == len(trials) else 1
+
+
+def describe(trial: dict) -> str:
+    state = "equal" if trial["equal"] else "NOT EQUAL"
+    return f"{trial['kind']:<30} killed after {trial['after_seconds']:5.2f} s, at {trial['found']:<26} {state}"
+
+
+def write_parquet(folder: Path) -> Path:
+    """The digits as parquet files of small row groups, which can be streamed."""
+    from datasets import ClassLabel, Dataset, Features, disable_progress_bars
+    from datasets import Image as Picture
+
+    disable_progress_bars()
+    folder.mkdir()
+    for split in ("train", "test"):
+        digits = open_dataset("digits", split=split)
+        rows = [(Image.fromarray(np.asarray(digits.read(i)[0])), int(digits.labels[i])) for i in range(len(digits))]
+        features = Features({"image": Picture(), "label": ClassLabel(names=digits.label_names)})
+        table = Dataset.from_list([{"image": image, "label": label} for image, label in rows], features=features)
+        table.to_parquet(str(folder / f"{split}-00000-of-00001.parquet"), batch_size=50)
+    return folder
+
+
+def train(kind: Kind, folder: Path, parquet: Path, workers: int, kill_after: float | None = None) -> float:
+    """Run to the end, or until the kill; returns the seconds it took."""
+    words = [*RUN, "--output_dir", str(folder), "--dataloader_num_workers", str(workers), "--resume_from_checkpoint"]
+    words += ["--dataset", str(parquet), "--streaming"] if kind.streaming else ["--dataset", "digits", "--no_flip"]
+    context, port = multiprocessing.get_context("fork"), 20_000 + os.getpid() % 20_000
+    began = time.monotonic()
+    ranks = [context.Process(target=child, args=(words, rank, kind.processes, port)) for rank in range(kind.processes)]
+    for rank in ranks:
+        rank.start()
+    if kill_after is not None:
+        time.sleep(max(0.0, began + kill_after - time.monotonic()))
+        for rank in ranks:
+            try:
+                os.killpg(rank.pid, signal.SIGKILL)
+            except ProcessLookupError:
+                pass  # it had ended by itself
+    for rank in ranks:
+        rank.join()
+        if kill_after is None and rank.exitcode:
+            raise SystemExit(f"error: a run ended with status {rank.exitcode}; its message stands above")
+    return time.monotonic() - began
+
+
+def child(words: list[str], rank: int, processes: int, port: int) -> None:
+    """One process of a run, as torchrun would start it, silent and in a group of its own."""
+    os.setsid()
+    quiet = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(quiet, 1)
+    if processes > 1:
+        os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes), "OMP_NUM_THREADS": "1",
+                       "LOCAL_WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}  # fmt: skip
+    errors = os.dup(2)
+    os.dup2(quiet, 2)
+    try:
+        finetune.main(words)
+    except SystemExit as stop:
+        if stop.code:
+            os.write(errors, f"process {rank} ended with status {stop.code}\n".encode())
+        raise
+
+
+def kill_once(kind: Kind, folder: Path, parquet: Path, after: float) -> dict:
+    """Kill a run after so many seconds, resume it, and say what the kill left."""
+    train(kind, folder, parquet, kind.workers[0], kill_after=after)
+    names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+    kept = [int(name.split("-")[1]) for name in names if name.startswith("checkpoint-")]
+    writing = any(name.startswith(".") for name in names)
+    found = "the start" if not kept else f"checkpoint-{max(kept)}" + (", while writing" if writing else "")
+    train(kind, folder, parquet, kind.workers[1])
+    return {"after_seconds": round(after, 3), "found": found}
+
+
+def digests(folder: Path) -> dict[str, str]:
+    return {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in COMPARED}
+
+
+if __name__ == "__main__":
+    sys.exit(main())
