@@ -3,14 +3,15 @@
     python -m benchmarks.kill_and_resume                  # 20 kills on the CPU, some minutes
     python -m benchmarks.kill_and_resume --kills 4 --seed 1
 
-Every trial trains a small hybrid ViT on scikit-learn's digits with dropout, mixup, an average of the weights and gradient
-accumulation. It is killed once, with all its processes and workers, at a moment drawn from the whole duration of the run
-(start, updates, evaluation, checkpoint, final writing), then resumed with another number of workers. Map-style reading
-with 0, 2 and 4 workers, streaming with 0, 2 and 4 workers, and two processes take turns. Equal means: the same bytes of
-model.safetensors and history.jsonl.
+Every trial trains a small hybrid ViT on scikit-learn's digits with dropout, mixup, an average of the weights and
+gradient accumulation. It is killed once, with all its processes and workers, at a moment drawn from the whole duration
+of the run (start, updates, evaluation, checkpoint, final writing), then resumed with another number of workers.
+Map-style reading with 0, 2 and 4 workers, streaming with 0, 2 and 4 workers, and two processes take turns. Equal means:
+the same bytes of model.safetensors and history.jsonl.
 """
 
 import argparse
+import contextlib
 import hashlib
 import json
 import multiprocessing
@@ -34,13 +35,13 @@ from training.facts import commit, processor_name
 
 
 RESULTS = Path(__file__).parent / "results"
-RUN = """
-    --set hidden_size=32 num_hidden_layers=2 num_attention_heads=2 intermediate_size=64 patch_size=2 resnet_depths=[]
-    hidden_dropout_prob=0.1 drop_path_rate=0.1 --image_size 16 --use_cpu --disable_tqdm --max_steps 40 --logging_steps 3
-    --save_steps 4 --save_total_limit 2 --eval_steps 13 --per_device_train_batch_size 8 --gradient_accumulation_steps 2
-    --learning_rate 3e-3 --weight_decay 0.1 --mixup_alpha 0.2 --cutmix_alpha 0.5 --ema_decay 0.95
-    --label_smoothing_factor 0.1
-""".split()
+RUN = (
+    "--set hidden_size=32 num_hidden_layers=2 num_attention_heads=2 intermediate_size=64 patch_size=2 resnet_depths=[] "
+    "hidden_dropout_prob=0.1 drop_path_rate=0.1 --image_size 16 --use_cpu --disable_tqdm --max_steps 40 "
+    "--logging_steps 3 --save_steps 4 --save_total_limit 2 --eval_steps 13 --per_device_train_batch_size 8 "
+    "--gradient_accumulation_steps 2 --learning_rate 3e-3 --weight_decay 0.1 --mixup_alpha 0.2 --cutmix_alpha 0.5 "
+    "--ema_decay 0.95 --label_smoothing_factor 0.1"
+)
 COMPARED = ("model.safetensors", "history.jsonl")
 
 
@@ -95,13 +96,12 @@ def main(argv: list[str] | None = None) -> int:
     equal = sum(trial["equal"] for trial in trials)
     print(f"\n{equal} of {len(trials)} runs that were killed and resumed ended with the same bytes")
     RESULTS.mkdir(exist_ok=True)
-    environment = {"hardware": processor_name(), "torch": torch.__version__, "commit": commit()}
     result = {
         "what": "kill and resume",
         "seed": arguments.seed,
         "equal": equal,
         "trials": trials,
-        "environment": environment,
+        "environment": {"hardware": processor_name(), "torch": torch.__version__, "commit": commit()},
     }
     (RESULTS / "kill-and-resume-cpu.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     return 0 if equal == len(trials) else 1
@@ -130,7 +130,14 @@ def write_parquet(folder: Path) -> Path:
 
 def train(kind: Kind, folder: Path, parquet: Path, workers: int, kill_after: float | None = None) -> float:
     """Run to the end, or until the kill; returns the seconds it took."""
-    words = [*RUN, "--output_dir", str(folder), "--dataloader_num_workers", str(workers), "--resume_from_checkpoint"]
+    words = [
+        *RUN.split(),
+        "--output_dir",
+        str(folder),
+        "--dataloader_num_workers",
+        str(workers),
+        "--resume_from_checkpoint",
+    ]
     words += ["--dataset", str(parquet), "--streaming"] if kind.streaming else ["--dataset", "digits", "--no_flip"]
     context, port = multiprocessing.get_context("fork"), 20_000 + os.getpid() % 20_000
     began = time.monotonic()
@@ -140,10 +147,8 @@ def train(kind: Kind, folder: Path, parquet: Path, workers: int, kill_after: flo
     if kill_after is not None:
         time.sleep(max(0.0, began + kill_after - time.monotonic()))
         for rank in ranks:
-            try:
+            with contextlib.suppress(ProcessLookupError):  # it may have ended by itself
                 os.killpg(rank.pid, signal.SIGKILL)
-            except ProcessLookupError:
-                pass  # it had ended by itself
     for rank in ranks:
         rank.join()
         if kill_after is None and rank.exitcode:
@@ -157,8 +162,9 @@ def child(words: list[str], rank: int, processes: int, port: int) -> None:
     quiet = os.open(os.devnull, os.O_WRONLY)
     os.dup2(quiet, 1)
     if processes > 1:
-        os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes), "OMP_NUM_THREADS": "1",
-                       "LOCAL_WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}  # fmt: skip
+        world = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes}
+        os.environ |= {name: str(value) for name, value in world.items()}
+        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
     errors = os.dup(2)
     os.dup2(quiet, 2)
     try:

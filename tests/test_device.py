@@ -3,9 +3,13 @@
 pytest tests/test_device.py
 """
 
+from pathlib import Path
+
 import pytest
 import torch
+from accelerate.commands.config import load_config_from_file
 
+import training
 from hf_vit.errors import HFViTError
 from training.arguments import TrainArguments
 from training.device import check_precision, create_accelerator, memory_advice
@@ -47,3 +51,10 @@ def test_out_of_memory_says_what_to_lower(values, words):
 def test_other_errors_pass():
     with pytest.raises(RuntimeError, match="shapes"), memory_advice(TrainArguments()):
         raise RuntimeError("shapes do not match")
+
+
+def test_every_accelerate_config_file_loads_and_says_what_it_is_for():
+    files = sorted((Path(training.__file__).parent / "accelerate").glob("*.yaml"))
+    assert [file.stem for file in files] == ["cpu", "eight_gpus", "fsdp2", "one_gpu"]
+    for file in files:
+        assert file.read_text().startswith("# ") and load_config_from_file(str(file)).num_processes >= 1
