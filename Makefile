@@ -1,4 +1,4 @@
-# make quickstart | test | slow | style | quality | bench
+# make quickstart | test | slow | transformers-suite | style | quality | bench
 #
 # Every target first makes sure of an environment in .venv (a few minutes once, instant afterwards).
 #   make test PYTHON=python3.12        another Python
@@ -11,7 +11,7 @@ ARGS ?=
 RUN := $(VENV)/bin/python
 READY := $(VENV)/.ready
 
-.PHONY: help environment quickstart test slow style quality bench
+.PHONY: help environment quickstart test slow transformers-suite style quality bench
 .DEFAULT_GOAL := help
 
 help:
@@ -31,6 +31,11 @@ test: $(READY)
 
 slow: $(READY)
 	@$(RUN) -m pytest -q $(ARGS)
+
+# transformers' own common model tests, which are in its source distribution only, against our classes
+transformers-suite: $(READY)
+	@bash .ci/transformers-suite "$(RUN)"
+	@$(RUN) -m pytest -q tests/test_transformers_suite.py $(ARGS)
 
 style: $(READY)
 	@$(RUN) -m ruff check --fix .

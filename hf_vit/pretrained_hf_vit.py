@@ -12,7 +12,7 @@ import math
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from safetensors import safe_open
@@ -171,7 +171,8 @@ class HFViTPreTrainedModel(PreTrainedModel):
         if cls._reads_upstream_pooler and source.representation_size is None and config.representation_size is None:
             load.representation_size = config.representation_size = _stored_pooler_width(path, hub)
         wants_info = kwargs.pop("output_loading_info", False)
-        model, info = super().from_pretrained(path, *model_args, config=load, output_loading_info=True, **kwargs)
+        loaded: Any = super().from_pretrained(path, *model_args, config=load, output_loading_info=True, **kwargs)
+        model, info = loaded
         lost = sorted(key for key in info["missing_keys"] if not key.startswith(cls._may_be_missing))
         if lost:
             raise ValueError(

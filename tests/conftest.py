@@ -23,7 +23,18 @@ ROOT = Path(__file__).resolve().parent.parent
 LOOPBACK = ("127.", "::1", "localhost")
 
 
+SUITE_MARKERS = (
+    "accelerate_tests",
+    "flash_attn_test",
+    "flash_attn_3_test",
+    "flash_attn_4_test",
+    "torch_compile_test",
+)
+
+
 def pytest_configure(config):
+    for marker in SUITE_MARKERS:
+        config.addinivalue_line("markers", f"{marker}: used inside transformers' own test suite")
     torch.set_num_threads(1)  # tiny tensors: one thread is faster, and sums are in one order
 
 
