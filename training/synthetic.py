@@ -5,64 +5,59 @@
 
 A picture is a pure function of (seed, family, class, instance, size): any worker, rank, resumed run or machine draws
 the same one (for glyphs, where the fonts are the same), and nothing is stored. The instance fixes shape and shading as
-shares of the side, so another size shows the same picture at another resolution. Sets are nested: more instances, or a
-longer prefix, only add pictures.
+shares of the side, so another size shows the same picture at another resolution, but for its noise. Sets are nested:
+more instances, or a longer prefix, only add pictures.
 
 Families:
-    glyphs    the letters a-z and A-Z (never digits, which the quickstart learns afterwards) in the 22 text fonts that
-              come with matplotlib (DejaVu Sans, Mono and Serif, STIX, Computer Modern; free licences), bent and
-              sheared, in strokes of any weight and softness, mostly bright on dark.
-Every family has a twin in colour, `glyphs-colour`.
-
-Glyphs are kept as signed distance fields (Green, "Improved alpha-tested magnification", SIGGRAPH 2007 courses): one
-small table per letter and font gives any stroke weight, softness and resolution.
+    glyphs      letters in many fonts, bent and sheared, in strokes of any weight and softness, mostly bright on dark;
+                what helps most within minutes on small pictures (glyphs.py)
+    atoms       VisualAtom, the best of the formula-driven sets in the literature (contours.py)
+    contours    RCDB, its forerunner: noisy circles on white (contours.py)
+    fractals    iterated function systems (fractals.py)
+Every family has a twin in colour on a coloured background: `glyphs-colour` and so on.
 """
 
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
 
 from hf_vit.errors import HFViTError
 
+from .contours import draw_atom, draw_contours
+from .fractals import draw_fractal
+from .glyphs import LETTERS, draw_glyph
 from .randomness import IMAGE, generator
 
 
 DEFAULT_SEED = 0
 DEFAULT_INSTANCES = 1000
 DEFAULT_SIZE = 32  # px, where neither the name nor a transform says how large
+BLANK = 0.01  # mean ink below which a picture is redrawn
+TRIES = 8
 SMALLEST_SIZE = 8  # px
+FORMULA_CLASSES = 1_000_000  # of the families whose classes are random formulas; 1000 where the name does not say
 
 # Where the instances of a split begin: far enough apart that no training set reaches the test set.
 FIRST_INSTANCE = {"train": 0, "validation": 1 << 40, "test": 1 << 41}
 HELD_OUT = 10  # one held-out instance per this many training instances
-
-LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
-FONTS = (
-    "DejaVuSans.ttf", "DejaVuSans-Bold.ttf", "DejaVuSans-Oblique.ttf", "DejaVuSans-BoldOblique.ttf",
-    "DejaVuSansMono.ttf", "DejaVuSansMono-Bold.ttf", "DejaVuSansMono-Oblique.ttf", "DejaVuSansMono-BoldOblique.ttf",
-    "DejaVuSerif.ttf", "DejaVuSerif-Bold.ttf", "DejaVuSerif-Italic.ttf", "DejaVuSerif-BoldItalic.ttf",
-    "STIXGeneral.ttf", "STIXGeneralBol.ttf", "STIXGeneralItalic.ttf", "STIXGeneralBolIta.ttf",
-    "cmr10.ttf", "cmb10.ttf", "cmti10.ttf", "cmmi10.ttf", "cmss10.ttf", "cmtt10.ttf",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Family:
     """A kind of picture: its number in random addresses, how many classes it has, what they are called, how to draw.
 
-    `draw(seed, label, size, rng)` returns float32 (size, size) from 0 (background) to 1 (ink).
+    `draw(seed, label, size, rng)` returns float32 (size, size) from 0 (background) to 1 (ink);
+    `shade(ink, rng)` makes it uint8 (size, size, 3).
     """
 
     number: int
     classes: int
     class_name: Callable[[int], str]
     draw: Callable[[int, int, int, np.random.Generator], np.ndarray]
+    shade: Callable[[np.ndarray, np.random.Generator], np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -70,7 +65,7 @@ class SyntheticImages:
     """A set of generated pictures; picture i shows class `i % classes`, instance `i // classes`.
 
     Args:
-        family: "glyphs", or with the suffix "-colour" in colour.
+        family: "glyphs", "atoms", "contours" or "fractals"; with the suffix "-colour" in colour.
         classes: how many of the family's classes, from the first.
         instances: pictures per class.
         size: side in pixels. seed: another seed, other pictures.
@@ -157,16 +152,19 @@ def find_family(name: str) -> Family:
 
 
 def draw(family_name: str, label: int, instance: int, size: int, seed: int = DEFAULT_SEED) -> np.ndarray:
-    """Draw one picture: uint8 (size, size, 3). Blank ones are redrawn with further numbers of the same address."""
+    """Draw one picture: uint8 (size, size, 3).
+
+    Nearly blank ones are redrawn with further numbers of the same address; of classes that draw little more than
+    nothing, the fullest of `TRIES` pictures counts.
+    """
     family = find_family(family_name)
     rng = generator(IMAGE, seed, family.number, label, instance)
-    while True:
-        ink = family.draw(seed, label, size, rng)
-        if ink.max() > 0.5 and ink.mean() > 0.01:
+    ink = family.draw(seed, label, size, rng)
+    for _ in range(TRIES - 1):
+        if ink.mean() > BLANK and ink.max() > 0.5:
             break
-    if family_name.endswith("-colour"):
-        return shade_colour(ink, rng)
-    return shade_grey(ink, rng)
+        ink = max(ink, family.draw(seed, label, size, rng), key=np.mean)
+    return shade_colour(ink, rng) if family_name.endswith("-colour") else family.shade(ink, rng)
 
 
 def shade_grey(ink: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -178,6 +176,21 @@ def shade_grey(ink: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         background, foreground = contrasting(paper, 0.35 + 0.65 * contrast)
     grey = background + (foreground - background) * ink
     grey = add_noise(grey, noise, rng)
+    return three_channels(grey)
+
+
+def white_on_black(ink: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """The ink as it is."""
+    return three_channels(ink)
+
+
+def black_on_white(ink: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """The ink's negative."""
+    return three_channels(1.0 - ink)
+
+
+def three_channels(grey: np.ndarray) -> np.ndarray:
+    """Grey from 0 to 1 as uint8 (size, size, 3)."""
     return np.repeat(np.rint(255 * grey).astype(np.uint8)[:, :, None], 3, axis=2)
 
 
@@ -206,98 +219,9 @@ def add_noise(values: np.ndarray, amount: float, rng: np.random.Generator) -> np
     return np.clip(values, 0.0, 1.0)
 
 
-# Glyphs
-
-CELL = 64  # side of a distance field
-GLYPH = 40  # longer side of the letter inside it
-OVERSAMPLING = 2  # the field is measured on a bitmap this much finer
-FAR = 20.0  # where distances are cut off, in cells
-
-
-@lru_cache(maxsize=len(LETTERS) * len(FONTS))
-def distance_field(letter: str, font: str) -> tuple[np.ndarray, float, float]:
-    """Signed distance to a letter's outline, positive inside.
-
-    Returns:
-        float32 (CELL, CELL) in cells, the largest distance inside (half the heaviest stroke),
-        and the letter's longer side as a share of its font's size.
-    """
-    import matplotlib
-    from scipy import ndimage
-
-    path = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / font
-    fine = CELL * OVERSAMPLING
-    em = fine
-    left, upper, right, lower = ImageFont.truetype(str(path), em).getbbox(letter)
-    extent = max(right - left, lower - upper)
-    em_fitting = round(em * GLYPH * OVERSAMPLING / extent)
-    face = ImageFont.truetype(str(path), em_fitting)
-    left, upper, right, lower = face.getbbox(letter)
-    canvas = Image.new("L", (fine, fine))
-    ImageDraw.Draw(canvas).text(((fine - left - right) / 2, (fine - upper - lower) / 2), letter, fill=255, font=face)
-    inside = np.asarray(canvas) > 127
-    distance = ndimage.distance_transform_edt(inside) - ndimage.distance_transform_edt(~inside)
-    distance = distance.reshape(CELL, OVERSAMPLING, CELL, OVERSAMPLING).mean(axis=(1, 3)) / OVERSAMPLING
-    return np.clip(distance, -FAR, FAR).astype(np.float32), float(distance.max()), extent / em
-
-
-@lru_cache(maxsize=16)
-def pixel_grid(size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Centres of pixels from -1 to 1: x (1, size) and y (size, 1)."""
-    line = ((np.arange(size, dtype=np.float32) + 0.5) * (2 / size) - 1).astype(np.float32)
-    return line[None, :], line[:, None]
-
-
-def draw_glyph(seed: int, label: int, size: int, rng: np.random.Generator) -> np.ndarray:
-    """One letter: font, pose, bend, stroke weight and softness at random."""
-    (font, angle, slant, fill, narrow, x0, y0, bend_x, bend_y, phase_x, phase_y, wave_x, wave_y, weight, softness,
-     coarse) = rng.random(16)  # fmt: skip
-    field, half_stroke, extent = distance_field(LETTERS[label], FONTS[int(font * len(FONTS))])
-
-    # Half of the pictures are drawn coarsely and enlarged, as a small scan would be.
-    side = size if coarse < 0.5 else max(8, round(size * coarse))
-    x, y = pixel_grid(side)
-
-    # Pixels to cells: turn, slant, and stretch so that the letter covers 70 to 100 % of the side; small letters less.
-    height = (0.7 + 0.3 * fill) * min(1.0, (extent / 0.75) ** 0.5)
-    width = height * 2.0 ** (0.8 * (narrow - 0.5))
-    radians, shear = np.radians(24 * (angle - 0.5)), 0.5 * (slant - 0.5)
-    turn_cos, turn_sin = np.cos(radians), np.sin(radians)
-    room = 1.0 - height
-    x = x - np.float32((2 * x0 - 1) * (0.7 * room + 0.05))
-    y = y - np.float32((2 * y0 - 1) * (0.7 * room + 0.05))
-    along, down = turn_cos * x - turn_sin * y, turn_sin * x + turn_cos * y
-    along = along + shear * down
-    along = along + 0.07 * (2 * bend_x - 1) * np.sin((1 + 2.5 * wave_x) * down + 2 * np.pi * phase_x)
-    down = down + 0.07 * (2 * bend_y - 1) * np.sin((1 + 2.5 * wave_y) * along + 2 * np.pi * phase_y)
-    columns = (CELL - 1) / 2 + (GLYPH / 2 / width) * along
-    rows = (CELL - 1) / 2 + (GLYPH / 2 / height) * down
-    distance = bilinear(field, rows, columns)
-
-    # Cells to shares of the side; the stroke's half width moves towards the drawn one, whatever the font's weight.
-    cell = height / GLYPH
-    half_width = 0.04 + 0.07 * weight
-    edge = max(1.0 / side, 0.03 + 0.09 * softness)
-    shifted = cell * distance + 0.7 * (half_width - cell * half_stroke)
-    ink = np.clip(0.5 + shifted / edge, 0.0, 1.0).astype(np.float32)
-    if side == size:
-        return ink
-    enlarged = Image.fromarray(ink).resize((size, size), Image.Resampling.BILINEAR)
-    return np.asarray(enlarged)
-
-
-def bilinear(field: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
-    """Look a field up between its cells; outside, the nearest cell counts."""
-    last = field.shape[0] - 1.001
-    rows, columns = np.clip(rows, 0.0, last), np.clip(columns, 0.0, last)
-    top, left = rows.astype(np.intp), columns.astype(np.intp)
-    down, right = rows - top, columns - left
-    flat, place = field.ravel(), top * field.shape[1] + left
-    upper = flat[place] * (1 - right) + flat[place + 1] * right
-    lower = flat[place + field.shape[1]] * (1 - right) + flat[place + field.shape[1] + 1] * right
-    return upper * (1 - down) + lower * down
-
-
 FAMILIES = {
-    "glyphs": Family(1, len(LETTERS), lambda label: LETTERS[label], draw_glyph),
+    "glyphs": Family(1, len(LETTERS), lambda label: LETTERS[label], draw_glyph, shade_grey),
+    "atoms": Family(2, FORMULA_CLASSES, lambda label: f"atom-{label}", draw_atom, white_on_black),
+    "contours": Family(3, FORMULA_CLASSES, lambda label: f"contour-{label}", draw_contours, black_on_white),
+    "fractals": Family(4, FORMULA_CLASSES, lambda label: f"fractal-{label}", draw_fractal, white_on_black),
 }

@@ -1,0 +1,114 @@
+"""Rendered letters as formula-free pre-training data: the family `glyphs` of synthetic.py.
+
+The letters a-z and A-Z, never digits, which the quickstart learns afterwards, in the 22 text fonts that come with
+matplotlib (DejaVu Sans, Mono and Serif, STIX, Computer Modern; free licences). Other versions of the fonts draw other
+pictures.
+
+A letter is kept as a signed distance field (Green, "Improved alpha-tested magnification", SIGGRAPH 2007 courses): one
+small table per letter and font gives any stroke weight, softness and resolution.
+"""
+
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+
+LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
+FONTS = (
+    "DejaVuSans.ttf", "DejaVuSans-Bold.ttf", "DejaVuSans-Oblique.ttf", "DejaVuSans-BoldOblique.ttf",
+    "DejaVuSansMono.ttf", "DejaVuSansMono-Bold.ttf", "DejaVuSansMono-Oblique.ttf", "DejaVuSansMono-BoldOblique.ttf",
+    "DejaVuSerif.ttf", "DejaVuSerif-Bold.ttf", "DejaVuSerif-Italic.ttf", "DejaVuSerif-BoldItalic.ttf",
+    "STIXGeneral.ttf", "STIXGeneralBol.ttf", "STIXGeneralItalic.ttf", "STIXGeneralBolIta.ttf",
+    "cmr10.ttf", "cmb10.ttf", "cmti10.ttf", "cmmi10.ttf", "cmss10.ttf", "cmtt10.ttf",
+)  # fmt: skip
+
+CELL = 64  # side of a distance field
+GLYPH = 40  # longer side of the letter inside it
+OVERSAMPLING = 2  # the field is measured on a bitmap this much finer
+FAR = 20.0  # where distances are cut off, in cells
+
+
+@lru_cache(maxsize=len(LETTERS) * len(FONTS))
+def distance_field(letter: str, font: str) -> tuple[np.ndarray, float, float]:
+    """Signed distance to a letter's outline, positive inside.
+
+    Returns:
+        float32 (CELL, CELL) in cells, the largest distance inside (half the heaviest stroke),
+        and the letter's longer side as a share of its font's size.
+    """
+    import matplotlib
+    from scipy import ndimage
+
+    path = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / font
+    fine = CELL * OVERSAMPLING
+    em = fine
+    left, upper, right, lower = ImageFont.truetype(str(path), em).getbbox(letter)
+    extent = max(right - left, lower - upper)
+    em_fitting = round(em * GLYPH * OVERSAMPLING / extent)
+    face = ImageFont.truetype(str(path), em_fitting)
+    left, upper, right, lower = face.getbbox(letter)
+    canvas = Image.new("L", (fine, fine))
+    ImageDraw.Draw(canvas).text(((fine - left - right) / 2, (fine - upper - lower) / 2), letter, fill=255, font=face)
+    inside = np.asarray(canvas) > 127
+    distance = ndimage.distance_transform_edt(inside) - ndimage.distance_transform_edt(~inside)
+    distance = distance.reshape(CELL, OVERSAMPLING, CELL, OVERSAMPLING).mean(axis=(1, 3)) / OVERSAMPLING
+    return np.clip(distance, -FAR, FAR).astype(np.float32), float(distance.max()), extent / em
+
+
+@lru_cache(maxsize=16)
+def pixel_grid(size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Centres of pixels from -1 to 1: x (1, size) and y (size, 1)."""
+    line = ((np.arange(size, dtype=np.float32) + 0.5) * (2 / size) - 1).astype(np.float32)
+    return line[None, :], line[:, None]
+
+
+def draw_glyph(seed: int, label: int, size: int, rng: np.random.Generator) -> np.ndarray:
+    """One letter: font, pose, bend, stroke weight and softness at random."""
+    (font, angle, slant, fill, narrow, x0, y0, bend_x, bend_y, phase_x, phase_y, wave_x, wave_y, weight, softness,
+     coarse) = rng.random(16)  # fmt: skip
+    field, half_stroke, extent = distance_field(LETTERS[label], FONTS[int(font * len(FONTS))])
+
+    # Half of the pictures are drawn coarsely and enlarged, as a small scan would be.
+    side = size if coarse < 0.5 else max(8, round(size * coarse))
+    x, y = pixel_grid(side)
+
+    # Pixels to cells: turn, slant, and stretch so that the letter covers 70 to 100 % of the side; small letters less.
+    height = (0.7 + 0.3 * fill) * min(1.0, (extent / 0.75) ** 0.5)
+    width = height * 2.0 ** (0.8 * (narrow - 0.5))
+    radians, shear = np.radians(24 * (angle - 0.5)), 0.5 * (slant - 0.5)
+    turn_cos, turn_sin = np.cos(radians), np.sin(radians)
+    room = 1.0 - height
+    x = x - np.float32((2 * x0 - 1) * (0.7 * room + 0.05))
+    y = y - np.float32((2 * y0 - 1) * (0.7 * room + 0.05))
+    along, down = turn_cos * x - turn_sin * y, turn_sin * x + turn_cos * y
+    along = along + shear * down
+    along = along + 0.07 * (2 * bend_x - 1) * np.sin((1 + 2.5 * wave_x) * down + 2 * np.pi * phase_x)
+    down = down + 0.07 * (2 * bend_y - 1) * np.sin((1 + 2.5 * wave_y) * along + 2 * np.pi * phase_y)
+    columns = (CELL - 1) / 2 + (GLYPH / 2 / width) * along
+    rows = (CELL - 1) / 2 + (GLYPH / 2 / height) * down
+    distance = bilinear(field, rows, columns)
+
+    # Cells to shares of the side; the stroke's half width moves towards the drawn one, whatever the font's weight.
+    cell = height / GLYPH
+    half_width = 0.04 + 0.07 * weight
+    edge = max(1.0 / side, 0.03 + 0.09 * softness)
+    shifted = cell * distance + 0.7 * (half_width - cell * half_stroke)
+    ink = np.clip(0.5 + shifted / edge, 0.0, 1.0).astype(np.float32)
+    if side == size:
+        return ink
+    enlarged = Image.fromarray(ink).resize((size, size), Image.Resampling.BILINEAR)
+    return np.asarray(enlarged)
+
+
+def bilinear(field: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+    """Look a field up between its cells; outside, the nearest cell counts."""
+    last = field.shape[0] - 1.001
+    rows, columns = np.clip(rows, 0.0, last), np.clip(columns, 0.0, last)
+    top, left = rows.astype(np.intp), columns.astype(np.intp)
+    down, right = rows - top, columns - left
+    flat, place = field.ravel(), top * field.shape[1] + left
+    upper = flat[place] * (1 - right) + flat[place + 1] * right
+    lower = flat[place + field.shape[1]] * (1 - right) + flat[place + field.shape[1] + 1] * right
+    return upper * (1 - down) + lower * down
