@@ -4,10 +4,10 @@
     python -m benchmarks.kill_and_resume --kills 4 --seed 1
 
 Every trial trains a small hybrid ViT on scikit-learn's digits with dropout, mixup, an average of the weights and
-gradient accumulation. It is killed once, with all its processes and workers, at a moment drawn from the whole duration
-of the run (start, updates, evaluation, checkpoint, final writing), then resumed with another number of workers.
-Map-style reading with 0, 2 and 4 workers, streaming with 0, 2 and 4 workers, and two processes take turns. Equal means:
-the same bytes of model.safetensors and history.jsonl.
+gradient accumulation. It is killed once, with all its processes and workers, at a moment drawn from the whole
+duration of the run (start, updates, evaluation, checkpoint, final writing), then resumed with other workers.
+Map-style reading with 0, 2 and 4 workers, streaming with 0, 2 and 4 workers, and two processes take turns. Equal
+means: the same bytes of model.safetensors and history.jsonl.
 """
 
 import argparse
@@ -36,11 +36,11 @@ from training.facts import commit, processor_name
 
 RESULTS = Path(__file__).parent / "results"
 RUN = (
-    "--set hidden_size=32 num_hidden_layers=2 num_attention_heads=2 intermediate_size=64 patch_size=2 resnet_depths=[] "
-    "hidden_dropout_prob=0.1 drop_path_rate=0.1 --image_size 16 --use_cpu --disable_tqdm --max_steps 40 "
-    "--logging_steps 3 --save_steps 4 --save_total_limit 2 --eval_steps 13 --per_device_train_batch_size 8 "
-    "--gradient_accumulation_steps 2 --learning_rate 3e-3 --weight_decay 0.1 --mixup_alpha 0.2 --cutmix_alpha 0.5 "
-    "--ema_decay 0.95 --label_smoothing_factor 0.1"
+    "--set hidden_size=32 num_hidden_layers=2 num_attention_heads=2 intermediate_size=64 patch_size=2 "
+    "resnet_depths=[] hidden_dropout_prob=0.1 drop_path_rate=0.1 --image_size 16 --use_cpu --disable_tqdm "
+    "--max_steps 40 --logging_steps 3 --save_steps 4 --save_total_limit 2 --eval_steps 13 "
+    "--per_device_train_batch_size 8 --gradient_accumulation_steps 2 --learning_rate 3e-3 --weight_decay 0.1 "
+    "--mixup_alpha 0.2 --cutmix_alpha 0.5 --ema_decay 0.95 --label_smoothing_factor 0.1"
 )
 COMPARED = ("model.safetensors", "history.jsonl")
 

@@ -59,9 +59,10 @@ def test_a_draw_fixes_all_global_generators():
     def draw():
         return torch.rand(2).tolist(), np.random.rand(2).tolist()
 
-    seed_draw(1, 2, 0)
+    cpu = torch.device("cpu")
+    seed_draw(1, 2, 0, cpu)
     first = draw()
-    seed_draw(1, 2, 0)
+    seed_draw(1, 2, 0, cpu)
     assert draw() == first
-    seed_draw(1, 2, 1)
+    seed_draw(1, 2, 1, cpu)
     assert draw() != first

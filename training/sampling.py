@@ -28,12 +28,17 @@ def epoch_order(seed: int, epoch: int, size: int) -> np.ndarray:
     return generator(ORDER, seed, epoch).permutation(size)
 
 
-def seed_draw(seed: int, draw: int, rank: int) -> None:
-    """Make Python's, NumPy's and torch's global generators a function of (seed, draw, rank): none needs saving."""
+def seed_draw(seed: int, draw: int, rank: int, device: torch.device) -> None:
+    """Make Python's, NumPy's and torch's global generators a function of (seed, draw, rank): none needs saving.
+
+    `torch.manual_seed` would do, but without a GPU it formats the call stack each time, for a GPU that may come.
+    """
     word = int(generator(UPDATE, seed, draw, rank).integers(1 << 63))
     random.seed(word)
     np.random.seed(word % (1 << 32))
-    torch.manual_seed(word)
+    torch.default_generator.manual_seed(word)
+    if device.type != "cpu":
+        torch.get_device_module(device).manual_seed(word)
 
 
 class TrainOrder:

@@ -98,6 +98,7 @@ class Trainer:
         self.objective, self.optimizer = self.accelerator.prepare(
             Objective(model, args.loss, args.label_smoothing_factor), optimizer or create_optimizer(model, args)
         )
+        self._parameters = list(self.objective.parameters())
         self.max_steps = self._count_steps()
         self.lr_scheduler = scheduler or create_scheduler(self.optimizer.optimizer, args, self.max_steps)
         self.average = WeightAverage(model, args.ema_decay) if args.ema_decay else None
@@ -206,10 +207,11 @@ class Trainer:
         """One optimizer step over `gradient_accumulation_steps` batches, equal to one large batch."""
         step, passes = self.state.global_step, len(batches)
         count = self._count(batches)
-        self.objective.train()
+        if not self.objective.training:
+            self.objective.train()
         for number, batch in enumerate(batches):
             draw = step * passes + number
-            seed_draw(self.args.seed, draw, self.rank)
+            seed_draw(self.args.seed, draw, self.rank, self.accelerator.device)
             with self.accelerator.accumulate(self.objective):
                 pixel_values, labels = self._to_device(batch, draw)
                 losses, logits = self.objective(pixel_values, labels)
@@ -230,7 +232,7 @@ class Trainer:
 
     def _clip(self, step: int) -> None:
         if self.args.max_grad_norm > 0:
-            norm = self.accelerator.clip_grad_norm_(self.objective.parameters(), self.args.max_grad_norm)
+            norm = self.accelerator.clip_grad_norm_(self._parameters, self.args.max_grad_norm)
             self._grad_norm = disk.local(norm)
             if self.accelerator.scaler is None:  # a scaled loss overflows now and then, and its step is left out
                 self.meter.mark(self._grad_norm, step)

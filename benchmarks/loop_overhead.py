@@ -1,0 +1,170 @@
+"""What the Trainer's loop costs: its updates against a bare PyTorch loop that does the same work, in turns.
+
+    python -m benchmarks.loop_overhead
+    python -m benchmarks.loop_overhead --preset vit-small-patch16-224 --batch_size 64 --rounds 20
+
+Both read the same pictures in the same order through the same DataLoader settings, normalise, run forward and
+backward, clip, step AdamW and the schedule, and add up loss and accuracy on the device, logging every 10 updates. The
+bare loop has no Accelerate, callbacks, checks or display. A round is one run of each, in changing order; the first
+round is not counted. Compared are the medians over rounds of the median time of an update.
+"""
+
+import argparse
+import json
+import logging
+import math
+import statistics
+import sys
+import tempfile
+import time
+from itertools import pairwise
+from pathlib import Path
+
+import torch
+import transformers
+
+from hf_vit import HFViTConfig, HFViTForImageClassification
+from training.arguments import TrainArguments
+from training.augmentation import TrainTransform
+from training.data import collate, open_dataset
+from training.facts import commit, processor_name
+from training.optimization import create_optimizer, create_scheduler
+from training.sampling import TrainOrder
+from training.trainer import Trainer
+
+
+RESULTS = Path(__file__).parent / "results"
+LOG_EVERY = 10
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.loop_overhead", description="Trainer against bare loop."
+    )
+    parser.add_argument("--preset", default=None, help="size (default: the quickstart's ViT at 16 px)")
+    parser.add_argument("--batch_size", type=int, default=128, help="pictures of an update (default: 128)")
+    parser.add_argument("--updates", type=int, default=20, help="updates of a run (default: 20)")
+    parser.add_argument("--rounds", type=int, default=10, help="counted runs of each (default: 10)")
+    arguments = parser.parse_args(argv)
+    transformers.logging.set_verbosity(logging.ERROR)
+    transformers.logging.disable_progress_bar()
+    config = model_config(arguments.preset)
+    data = open_dataset("synthetic:glyphs@52,200", split="train")
+    data = data.with_transform(TrainTransform(config.image_size_hw, crop="squash"))
+    device = torch.accelerator.current_accelerator() or torch.device("cpu")
+    seconds: dict[str, list[float]] = {"bare loop": [], "Trainer": []}
+    for number in range(arguments.rounds + 1):
+        runs = {"bare loop": bare, "Trainer": ours}
+        for name in list(runs)[:: 1 if number % 2 else -1]:
+            found = statistics.median(runs[name](config, data, arguments.batch_size, arguments.updates, device))
+            if number:
+                seconds[name].append(found)
+        print(f"\rround {number} of {arguments.rounds}", end="", file=sys.stderr, flush=True)
+    report(arguments, config, device, seconds)
+    return 0
+
+
+def model_config(preset: str | None) -> HFViTConfig:
+    if preset is not None:
+        return HFViTConfig.from_preset(preset, num_labels=52)
+    sizes = {"hidden_size": 128, "num_hidden_layers": 6, "num_attention_heads": 4, "intermediate_size": 384}
+    return HFViTConfig(**sizes, patch_size=4, image_size=16, num_labels=52)
+
+
+def training_arguments(folder: str, batch_size: int, updates: int) -> TrainArguments:
+    return TrainArguments(
+        output_dir=folder, max_steps=updates, per_device_train_batch_size=batch_size, logging_steps=LOG_EVERY,
+        save_strategy="no", disable_tqdm=True, learning_rate=1e-3, weight_decay=0.05,
+    )  # fmt: skip
+
+
+class Clock(transformers.TrainerCallback):
+    """Notes when each update ended."""
+
+    def __init__(self):
+        self.ends: list[float] = []
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.ends.append(time.perf_counter())
+
+
+def ours(config, data, batch_size: int, updates: int, device: torch.device) -> list[float]:
+    """Seconds of each update of the Trainer, but for the first."""
+    torch.manual_seed(0)
+    clock = Clock()
+    with tempfile.TemporaryDirectory() as folder:
+        args = training_arguments(folder, batch_size, updates)
+        trainer = Trainer(HFViTForImageClassification(config), args, data, callbacks=[clock])
+        trainer.display.enabled = False
+        trainer.train()
+    return differences(clock.ends)
+
+
+def bare(config, data, batch_size: int, updates: int, device: torch.device) -> list[float]:
+    """Seconds of each update of the loop that one would write by hand, but for the first."""
+    torch.manual_seed(0)
+    args = training_arguments("", batch_size, updates)
+    model = HFViTForImageClassification(config).to(device).train()
+    optimizer = create_optimizer(model, args)
+    schedule = create_scheduler(optimizer, args, updates)
+    order = TrainOrder(len(data), batch_size, seed=42, position=0, stop=batch_size * updates, rank=0, world_size=1)
+    loader = torch.utils.data.DataLoader(data, batch_sampler=order, collate_fn=collate)
+    total, hits, ends = torch.zeros((), device=device), torch.zeros((), device=device), []
+    for number, batch in enumerate(loader, start=1):
+        pixels = (batch["pixel_values"].to(device).float() / 255 - 0.5) / 0.5
+        labels = batch["labels"].to(device)
+        logits = model(pixels).logits
+        loss = torch.nn.functional.cross_entropy(logits, labels)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        schedule.step()
+        total += loss.detach()
+        hits += (logits.argmax(-1) == labels).sum()
+        if number % LOG_EVERY == 0:
+            if not math.isfinite(total.item() + hits.item()):
+                raise SystemExit("error: the loss is not finite")
+            total.zero_()
+            hits.zero_()
+        ends.append(time.perf_counter())
+    return differences(ends)
+
+
+def differences(moments: list[float]) -> list[float]:
+    return [later - earlier for earlier, later in pairwise(moments)]
+
+
+def report(arguments, config: HFViTConfig, device: torch.device, seconds: dict[str, list[float]]) -> None:
+    """Print the table and write the result."""
+    bare_median, our_median = (statistics.median(values) for values in seconds.values())
+    pairs = [own / other - 1 for other, own in zip(*seconds.values())]
+    low, overhead, high = statistics.quantiles(pairs, n=4)
+    shape = f"{arguments.rounds} rounds of {arguments.updates} updates of {arguments.batch_size}"
+    print(f"\r{'':<24}{'median ms':>12}   {shape}")
+    print(f"{'bare loop':<24}{1e3 * bare_median:>12.2f}\n{'Trainer':<24}{1e3 * our_median:>12.2f}")
+    print(f"overhead {overhead:+.2%} (quartiles of the rounds {low:+.2%} to {high:+.2%})")
+    result = {
+        "what": "loop overhead",
+        "model": arguments.preset or "quickstart",
+        "image_size": list(config.image_size_hw),
+        "batch_size": arguments.batch_size,
+        "updates": arguments.updates,
+        "rounds": arguments.rounds,
+        "seconds": seconds,
+        "overhead_median": overhead,
+        "overhead_quartiles": [low, high],
+        "environment": {
+            "hardware": torch.cuda.get_device_name() if device.type == "cuda" else processor_name(),
+            "threads": torch.get_num_threads(),
+            "torch": torch.__version__,
+            "commit": commit(),
+        },
+    }
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"loop-overhead-{arguments.preset or 'quickstart'}-{device.type}.json"
+    path.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
