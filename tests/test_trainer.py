@@ -297,3 +297,24 @@ def test_csv_tracker_holds_every_logged_number(tmp_path):
     assert {
         int(step): float(value) for step, name, value in (line.split(",") for line in lines[1:]) if name == "loss"
     } == logged
+
+
+def test_uploads_need_a_token_before_training_and_a_failing_one_does_not_stop_it(tmp_path, monkeypatch, capsys):
+    from training import trainer as room
+
+    uploads = []
+
+    def push(folder, name, private):
+        uploads.append((name, private, (folder / "model.safetensors").is_file()))
+        raise HFViTError("no network")
+
+    args = arguments(tmp_path / "out", push_to_hub=True, hub_model_id="me/it", hub_strategy="every_save")
+    monkeypatch.setattr(room, "get_token", lambda: None)
+    with pytest.raises(HFViTError, match="hf auth login"):
+        Trainer(tiny(), args, Pictures(40)).train()
+    assert not (tmp_path / "out").exists()
+    monkeypatch.setattr(room, "get_token", lambda: "hf_x")
+    monkeypatch.setattr(room, "push_folder", push)
+    Trainer(tiny(), args, Pictures(40)).train()
+    assert uploads == [("me/it", False, True)] * 2
+    assert "not uploaded: no network" in capsys.readouterr().err

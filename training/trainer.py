@@ -23,6 +23,7 @@ from typing import Any
 
 import torch
 from accelerate.utils import gather_object
+from huggingface_hub import get_token
 from torch.utils.data import DataLoader, Dataset
 from transformers import PreTrainedModel
 from transformers.trainer_callback import (
@@ -478,9 +479,13 @@ class Trainer:
         resuming.save(self, folder)
         if self.accelerator.is_main_process:
             disk.rotate(self.output_dir, self.args.save_total_limit, self.state.best_model_checkpoint)
-            if self.args.push_to_hub and self.args.hub_strategy == "every_save":
-                self._push(folder)
         self.accelerator.wait_for_everyone()
+        if self.args.push_to_hub and self.args.hub_strategy == "every_save":
+            self.save_model()
+            try:
+                self.push_to_hub()
+            except HFViTError as error:  # the network is no reason to stop; the end of the run uploads again
+                self.display.say(f"not uploaded: {error}")
         return folder
 
     # -- beginning and end -------------------------------------------------------------------------------------------
@@ -494,6 +499,8 @@ class Trainer:
                 f"{self.output_dir} is not empty: give another --output_dir, or --resume_from_checkpoint true to go "
                 "on from its newest checkpoint"
             )
+        if self.args.push_to_hub and get_token() is None:
+            raise HFViTError("--push_to_hub needs a Hugging Face token: run `hf auth login`, or set HF_TOKEN")
         self.began, self._keeping_history = time.time(), True
         if report.is_hf_vit(self.model):
             frozen = not any(p.requires_grad for p in self.model.base_model.parameters())
@@ -608,13 +615,10 @@ class Trainer:
 
     def push_to_hub(self) -> str | None:
         """Upload `output_dir` (weights, code, processor, card, facts); its address, on the main process."""
-        address = self._push(self.output_dir) if self.accelerator.is_main_process else None
-        self.accelerator.wait_for_everyone()
-        return address
-
-    def _push(self, folder: Path) -> str:
         self.control = self._event("on_push_begin")
-        return push_folder(folder, self.name, private=self.args.hub_private_repo)
+        if not self.accelerator.is_main_process:
+            return None
+        return push_folder(self.output_dir, self.name, private=self.args.hub_private_repo)
 
 
 def _keyed(dataset: Dataset | None) -> Dataset | None:
