@@ -1,0 +1,176 @@
+"""Probes on frozen features: ridge regression from a few pictures per class, and nearest neighbours.
+
+    probe = RidgeProbe(l2=1024.0).fit(features, labels)
+    accuracy = probe.score(test_features, test_labels)
+
+The ridge probe and its protocol are big_vision's `evaluators/fewshot_lsr.py` (few-shot linear accuracy of
+arXiv:2010.11929, section 4.1): features standardised on the few training pictures, a bias feature of 100, targets -1
+and 1, `l2` absolute and on the bias as well, solved in closed form. Neighbours vote as in Wu et al. 2018
+(arXiv:1805.01978). features.py computes the features.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from hf_vit.errors import HFViTError
+
+
+L2 = 1024.0
+SHOTS, SEEDS = (1, 5, 10, 25), (0, 1, 2)
+BIAS = 100.0  # so large that l2 hardly reaches its weight
+SMALLEST_STD = 1e-5
+BLOCK = 1024  # test pictures compared with all training pictures at a time
+
+
+@dataclass
+class RidgeProbe:
+    """Linear classifier by ridge regression, in scikit-learn's manners.
+
+    Attributes:
+        l2: weight of the squared norm, not scaled by the number of pictures.
+        classes_: (K,) labels in order. mean_, std_: (D,) of the training features. coef_: (D + 1, K), bias last.
+    """
+
+    l2: float = L2
+
+    def fit(self, features: np.ndarray, labels: np.ndarray) -> "RidgeProbe":
+        """Solve for features (N, D) and labels (N,); in float64, of whichever of N and D + 1 is smaller.
+
+        Raises:
+            HFViTError: shapes that do not fit, features that are not finite, fewer than two classes.
+        """
+        features, labels = checked(features, labels)
+        if self.l2 <= 0:
+            raise HFViTError(f"l2 must be positive, got {self.l2}")
+        self.classes_, place = np.unique(labels, return_inverse=True)
+        if len(self.classes_) < 2:
+            raise HFViTError(f"a probe needs two or more classes, got {len(self.classes_)}")
+        self.mean_, self.std_ = features.mean(0), features.std(0) + SMALLEST_STD
+        x = self._standardised(features)  # (N, D + 1)
+        y = 2.0 * np.eye(len(self.classes_))[place] - 1.0  # (N, K)
+        count, width = x.shape
+        if count >= width:
+            self.coef_ = np.linalg.solve(x.T @ x + self.l2 * np.eye(width), x.T @ y)
+        else:
+            self.coef_ = x.T @ np.linalg.solve(x @ x.T + self.l2 * np.eye(count), y)
+        return self
+
+    def _standardised(self, features: np.ndarray) -> np.ndarray:
+        x = (np.asarray(features, dtype=np.float64) - self.mean_) / self.std_
+        return np.concatenate([x, np.full((len(x), 1), BIAS)], axis=1)
+
+    def decision_function(self, features: np.ndarray) -> np.ndarray:
+        """Scores (N, K) of features (N, D); about 1 for the right class, -1 for the others."""
+        return self._standardised(features) @ self.coef_
+
+    def predict(self, features: np.ndarray) -> np.ndarray:
+        """Labels (N,) of features (N, D)."""
+        return self.classes_[self.decision_function(features).argmax(1)]
+
+    def score(self, features: np.ndarray, labels: np.ndarray) -> float:
+        """Accuracy on features (N, D) with labels (N,)."""
+        features, labels = checked(features, labels)
+        return float(np.mean(self.predict(features) == labels))
+
+
+@dataclass
+class NeighbourProbe:
+    """k nearest neighbours by cosine similarity s; each votes with exp(s / temperature), or 1 where it is None."""
+
+    k: int = 20
+    temperature: float | None = 0.07
+
+    def fit(self, features: np.ndarray, labels: np.ndarray) -> "NeighbourProbe":
+        """Keep features (N, D) and labels (N,).
+
+        Raises:
+            HFViTError: shapes that do not fit, features that are not finite, k outside 1..N.
+        """
+        features, labels = checked(features, labels)
+        if not 1 <= self.k <= len(labels):
+            raise HFViTError(f"k = {self.k} neighbours of {len(labels)} training pictures: choose 1 to {len(labels)}")
+        self.classes_, self._place = np.unique(labels, return_inverse=True)
+        self._features = unit(features)
+        return self
+
+    def predict(self, features: np.ndarray) -> np.ndarray:
+        """Labels (N,) of features (N, D); of classes with equal votes the first."""
+        blocks = [self._votes(features[first : first + BLOCK]) for first in range(0, len(features), BLOCK)]
+        return self.classes_[np.concatenate(blocks).argmax(1)]
+
+    def _votes(self, features: np.ndarray) -> np.ndarray:
+        """Votes (B, K) for features (B, D)."""
+        similarity = unit(features) @ self._features.T  # (B, N)
+        nearest = np.argsort(-similarity, axis=1, kind="stable")[:, : self.k]
+        votes = np.zeros((len(similarity), len(self.classes_)))
+        near = np.take_along_axis(similarity, nearest, axis=1)
+        weights = np.ones_like(near) if self.temperature is None else np.exp((near - 1.0) / self.temperature)
+        np.add.at(votes, (np.arange(len(votes))[:, None], self._place[nearest]), weights)
+        return votes
+
+    def score(self, features: np.ndarray, labels: np.ndarray) -> float:
+        """Accuracy on features (N, D) with labels (N,)."""
+        features, labels = checked(features, labels)
+        return float(np.mean(self.predict(features) == labels))
+
+
+def unit(features: np.ndarray) -> np.ndarray:
+    """Rows of length 1, float64."""
+    features = np.asarray(features, dtype=np.float64)
+    return features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)
+
+
+def checked(features: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Features as float64 (N, D) and labels (N,), or HFViTError."""
+    features, labels = np.asarray(features, dtype=np.float64), np.asarray(labels)
+    if features.ndim != 2 or labels.shape != features.shape[:1] or not len(labels):
+        raise HFViTError(
+            f"a probe takes features (N, D) and labels (N,), N > 0; got {features.shape} and {labels.shape}"
+        )
+    if not np.isfinite(features).all():
+        raise HFViTError(f"{int((~np.isfinite(features)).any(1).sum())} rows of the features are not finite")
+    return features, labels
+
+
+def choose_shots(labels: np.ndarray, seed: int, shots: int) -> np.ndarray:
+    """Rows of the first `shots` pictures per class in big_vision's order for this seed; fewer lie among more."""
+    rng = np.random.default_rng(seed)
+    return np.concatenate([rng.permutation(np.flatnonzero(labels == label))[:shots] for label in np.unique(labels)])
+
+
+def few_shot(
+    train_features: np.ndarray,
+    train_labels: np.ndarray,
+    test_features: np.ndarray,
+    test_labels: np.ndarray,
+    shots: Sequence[int] = SHOTS,
+    seeds: Sequence[int] = SEEDS,
+    l2: float = L2,
+) -> list[dict[str, Any]]:
+    """The official protocol: a probe for every seed and number of pictures per class.
+
+    Returns:
+        {"shots", "seed", "accuracy", "n"} each; numbers of shots that some class does not have are left out.
+
+    Raises:
+        HFViTError: no class has that many pictures, or what `RidgeProbe` refuses.
+    """
+    train_features, train_labels = checked(train_features, train_labels)
+    test_features, test_labels = checked(test_features, test_labels)
+    scarcest = int(np.unique(train_labels, return_counts=True)[1].min())
+    possible = [count for count in shots if 1 <= count <= scarcest]
+    if not possible:
+        raise HFViTError(
+            f"few-shot with {', '.join(map(str, shots))} pictures per class: the scarcest class has {scarcest}"
+        )
+    rows = []
+    for seed in seeds:
+        for count in possible:
+            chosen = choose_shots(train_labels, seed, count)
+            probe = RidgeProbe(l2).fit(train_features[chosen], train_labels[chosen])
+            accuracy = probe.score(test_features, test_labels)
+            rows.append({"shots": count, "seed": seed, "accuracy": accuracy, "n": len(test_labels)})
+    return rows
