@@ -227,7 +227,11 @@ class TrainArguments:
     push_to_hub: bool = option(False, "upload the finished folder", "", "transformers")
     hub_model_id: str | None = option(None, "repository to upload to; default: name of output_dir", "", "transformers")
     hub_strategy: str = option(
-        "end", "when to upload: end, or with every checkpoint", "", "transformers", ("end", "every_save")
+        "end",
+        "when to upload: at the end, with every checkpoint, or then also the checkpoint itself, as last-checkpoint",
+        "",
+        "transformers",
+        ("end", "every_save", "checkpoint"),
     )
     hub_private_repo: bool = option(False, "create the repository as private", "", "transformers")
 
@@ -483,6 +487,7 @@ def _parser(stage: str) -> argparse.ArgumentParser:
     """Flags from the dataclasses; every value stays a word here and is given its type by `coerce`."""
     parser = _Parser(
         prog=f"python -m training.{stage}",
+        usage="%(prog)s [--config RECIPE] [--OPTION VALUE ...]",
         description=f"{stage.capitalize()} a Vision Transformer. Flags override --config; both override the defaults.",
         argument_default=argparse.SUPPRESS,
         allow_abbrev=False,
