@@ -1,4 +1,4 @@
-"""The command line: hf-vit convert | info | predict | card | push.
+"""The command line: hf-vit convert | info | predict | inspect | card | push.
 
 Each command is one pair of functions, `add_NAME` for its options and `run_NAME` for its work, which returns the exit
 status. Results go to stdout (a table, or JSON with `--json`), everything else to stderr. Bad input is one line there,
@@ -6,29 +6,24 @@ status. Results go to stdout (a table, or JSON with `--json`), everything else t
 """
 
 import argparse
-import glob
 import json
 import sys
-import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
 import transformers
-from PIL import Image, ImageOps, UnidentifiedImageError
 from torch.utils.flop_counter import FlopCounterMode
 from transformers.models.vit import ViTImageProcessorPil
 
-from hf_vit import HFViTConfig, HFViTError, HFViTForImageClassification, __version__
-from hf_vit.checkpoints import Loaded, convert, read_checkpoint
+from hf_vit import HFViTConfig, HFViTForImageClassification, __version__, inspect_command
+from hf_vit.checkpoints import convert
 from hf_vit.configuration_hf_vit import PRESETS
 from hf_vit.hub import push_folder
+from hf_vit.inputs import find_pictures, image_size, load, pick_device, positive, read_pictures
 from hf_vit.model_card import write_card
-
-
-PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -55,7 +50,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = Parser(prog="hf-vit", description="Vision Transformers and hybrids: look, predict, share.")
     parser.add_argument("--version", action="version", version=f"hf_vit {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for add in (add_convert, add_info, add_predict, add_card, add_push):
+    for add in (add_convert, add_info, add_predict, add_inspect, add_card, add_push):
         add(commands)
     return parser
 
@@ -130,17 +125,6 @@ def config_of(model: str) -> HFViTConfig:
     if Path(model).exists() or "/" in model or Path(model).suffix:
         return load(model).model.config
     return HFViTConfig.from_preset(model, num_labels=1000)
-
-
-def load(model: str, **changes: Any) -> Loaded:
-    """A model of any dialect; what there is to know about it goes to stderr."""
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always", UserWarning)
-        loaded = read_checkpoint(model, **changes)
-    for warning in caught:
-        if issubclass(warning.category, UserWarning):
-            print(f"note: {warning.message}", file=sys.stderr)
-    return loaded
 
 
 def describe(config: HFViTConfig) -> dict[str, Any]:
@@ -254,54 +238,12 @@ def run_predict(arguments: argparse.Namespace) -> int:
     return 1 if unreadable else 0
 
 
-def find_pictures(patterns: Sequence[str]) -> list[Path]:
-    """The files that names, folders and glob patterns mean, in order, each once.
-
-    Raises:
-        HFViTError: a name that is nothing, a folder or pattern without a picture.
-    """
-    found: dict[Path, None] = {}
-    for pattern in patterns:
-        path = Path(pattern)
-        if path.is_file():
-            matches = [path]
-        elif path.is_dir():
-            matches = sorted(file for file in path.rglob("*") if file.suffix.lower() in PICTURES)
-        else:
-            matches = sorted(Path(name) for name in glob.glob(pattern, recursive=True) if Path(name).is_file())
-        if not matches:
-            kinds = f"; pictures are {', '.join(PICTURES)}" if path.is_dir() else ""
-            raise HFViTError(f"no picture at '{pattern}'{kinds}")
-        found |= dict.fromkeys(matches)
-    return list(found)
+# -- inspect (its options and its work are hf_vit/inspect_command.py) ---------------------------------------------
 
 
-def read_pictures(
-    paths: Sequence[Path], mode: str, unreadable: list[dict[str, str]]
-) -> Iterator[tuple[Path, Image.Image]]:
-    """Each picture upright and in the given mode; those that cannot be read go into `unreadable` with the reason."""
-    for path in paths:
-        try:
-            with Image.open(path) as file:
-                picture = ImageOps.exif_transpose(file).convert(mode)
-        except UnidentifiedImageError:
-            unreadable.append({"image": str(path), "reason": "not a picture, or of an unknown format"})
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            unreadable.append({"image": str(path), "reason": " ".join(str(error).split())})
-        else:
-            yield path, picture
-
-
-def pick_device(name: str | None) -> torch.device:
-    """The device asked for, or the best there is."""
-    if name is None:
-        return torch.accelerator.current_accelerator() or torch.device("cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise HFViTError(f"no device '{name}' here ({str(error).splitlines()[0]}): leave --device out") from error
-    return device
+def add_inspect(commands: Any) -> None:
+    about = "show what a model attends to: maps over pictures, filters, positions, distances, on one page"
+    inspect_command.add_arguments(command(commands, "inspect", inspect_command.run, about, inspect_command.EXAMPLES))
 
 
 # -- card and push -----------------------------------------------------------------------------------------------
@@ -356,22 +298,6 @@ def run_push(arguments: argparse.Namespace) -> int:
 
 
 # -- small things ------------------------------------------------------------------------------------------------
-
-
-def image_size(arguments: argparse.Namespace) -> int | tuple[int, int] | None:
-    """`--image-size 384` or `--image-size 384 512`, in pixels."""
-    given = arguments.image_size
-    if given is None:
-        return None
-    if len(given) > 2:
-        raise HFViTError(f"--image-size is one number, or height and width; got {len(given)} numbers")
-    return given[0] if len(given) == 1 else tuple(given)
-
-
-def positive(text: str) -> int:
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"'{text}' is not a whole number above 0")
-    return int(text)
 
 
 def print_table(table: Sequence[Sequence[str]]) -> None:
