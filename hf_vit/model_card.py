@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
-from huggingface_hub import EvalResult, ModelCardData
+import yaml
+from huggingface_hub import EvalResult, EvalResultEntry, ModelCardData, eval_result_entries_to_yaml
 
 from hf_vit.errors import HFViTError
 
@@ -20,7 +21,7 @@ from hf_vit.errors import HFViTError
 Facts = dict[str, Any]
 Rows = list[tuple[str, str]]
 
-FACTS = "facts.json"
+FACTS, EVAL_RESULTS = "facts.json", ".eval_results"
 TEMPLATE = Path(__file__).with_name("model_card_template.md")
 METRIC_NAMES = {"accuracy": "Accuracy", "top5_accuracy": "Top-5 accuracy", "loss": "Cross-entropy"}
 SHOWN_LABELS = 40
@@ -64,10 +65,35 @@ def check_facts(facts: Facts) -> None:
 
 
 def write_card(folder: str | Path, repo_id: str | None = None) -> Path:
-    """Render the facts of a folder into its README.md, and return that path."""
-    path = Path(folder) / "README.md"
-    path.write_text(render_card(load_facts(folder), folder, repo_id), encoding="utf-8")
+    """Render the facts of a folder into its README.md and `.eval_results/`; returns the path of README.md."""
+    path, facts = Path(folder) / "README.md", load_facts(folder)
+    path.write_text(render_card(facts, folder, repo_id), encoding="utf-8")
+    for name, text in render_eval_results(facts).items():
+        (path.parent / name).parent.mkdir(exist_ok=True)
+        (path.parent / name).write_text(text, encoding="utf-8")
     return path
+
+
+def render_eval_results(facts: Facts) -> dict[str, str]:
+    """{`.eval_results/NAME.yaml`: text} of accuracies on data sets of the Hub, where the Hub's leaderboards read them.
+
+    https://huggingface.co/docs/hub/eval-results: an entry needs a data set with an id, so local pictures have none.
+    """
+    config, date = (facts.get("data") or {}).get("config_name"), (facts.get("environment") or {}).get("date")
+    files: dict[str, str] = {}
+    for row in own_results(facts):
+        if row["metric"] == "accuracy" and is_hub_id(row["dataset"]):
+            notes = f"accuracy on split {row['split']}, n={row['n']}, seed {row['seed']}"
+            entry = EvalResultEntry(row["dataset"], config or "default", row["value"], date=date, notes=notes)
+            name = f"{EVAL_RESULTS}/{row['dataset'].replace('/', '_')}.yaml"
+            files[name] = files.get(name, "") + yaml.safe_dump(eval_result_entries_to_yaml([entry]), sort_keys=False)
+    return files
+
+
+def own_results(facts: Facts) -> list[dict[str, Any]]:
+    """The results of the weights that the card stands beside, not those of other seeds."""
+    own_seed = (facts.get("training") or {}).get("seed")
+    return [row for row in facts.get("results") or [] if own_seed in (None, row["seed"])]
 
 
 def render_card(facts: Facts, folder: str | Path | None = None, repo_id: str | None = None) -> str:
@@ -110,8 +136,7 @@ def render_card(facts: Facts, folder: str | Path | None = None, repo_id: str | N
 def metadata(facts: Facts) -> ModelCardData:
     """Front matter: what the Hub files the model under. `model-index` holds the results of this model's own seed."""
     model, data = facts["model"], facts.get("data") or {}
-    own_seed = (facts.get("training") or {}).get("seed")
-    results = [row for row in facts.get("results") or [] if own_seed in (None, row["seed"])]
+    results = own_results(facts)
     architecture = model["architecture"]
     tags = ["image-classification", "vision", "vit", "hf_vit"]
     tags += ["hybrid"] if architecture.get("resnet_depths") is not None else []

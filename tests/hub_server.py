@@ -5,27 +5,52 @@
 
 It knows what an upload and a download need: whoami, create, validate-yaml, preupload, LFS, commit, branches, pull
 requests, info, tree, resolve, and the errors the Hub answers with. Uploads take the LFS path (HF_HUB_DISABLE_XET=1).
-Model repositories only; everything is kept in memory.
+Models and Spaces ("spaces/owner/name" in `repositories`); everything is kept in memory. `faults` makes it a bad day:
+requests answered with 500 or 429, and connections cut before the request is read, or in the middle of the answer.
 """
 
 import base64
 import hashlib
 import json
 import os
+import random
 import re
+import socket
 import threading
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import parse_qs, unquote, urlsplit
 
+import yaml
+
 
 LFS_SUFFIXES = (".safetensors", ".png", ".npz")
 
 
 @dataclass
+class Faults:
+    """Which requests fail, and how: a share `rate` of them, drawn with `seed`."""
+
+    rate: float
+    seed: int
+    kinds: tuple[str, ...] = ("500", "429", "cut before", "cut after")
+
+    def __post_init__(self):
+        self.random, self.lock, self.happened = random.Random(self.seed), threading.Lock(), []
+
+    def draw(self) -> str | None:
+        with self.lock:
+            kind = self.random.choice(self.kinds) if self.random.random() < self.rate else None
+            self.happened += [kind] if kind else []
+        return kind
+
+
+@dataclass
 class Repository:
     private: bool = False
+    gated: bool = False  # everybody sees it, only its owner reads it
+    largest: int = 5 << 30  # bytes of a file
     commits: dict[str, dict[str, bytes]] = field(default_factory=lambda: {"0" * 40: {}})  # id: {path: content}
     refs: dict[str, str] = field(default_factory=lambda: {"main": "0" * 40})
     messages: list[str] = field(default_factory=list)
@@ -50,7 +75,9 @@ class HubServer:
         self.repositories: dict[str, Repository] = {}
         self.lfs: dict[str, bytes] = {}
         self.requests: list[str] = []
-        self.failures: list[int] = []  # statuses that the next requests are answered with
+        self.faults: Faults | None = None
+        self.held = ""  # requests whose path contains this are never answered
+        self.holding = threading.Event()  # set once one of them has come
         self.httpd = ThreadingHTTPServer(("127.0.0.1", 0), type("BoundHandler", (Handler,), {"hub": self}))
         self.port = self.httpd.server_port
         self.endpoint = f"http://localhost:{self.port}"  # LFS lives on 127.0.0.1, as on the Hub on another host
@@ -78,19 +105,30 @@ class HubServer:
 class Handler(BaseHTTPRequestHandler):
     hub: HubServer
     protocol_version = "HTTP/1.1"
+    fault: str | None = None
 
     def log_message(self, *_):
         """Silence: the tests read `hub.requests`."""
 
     def answer(self, status: int, body: object = b"", **headers: str) -> None:
         content = body if isinstance(body, bytes) else json.dumps(body).encode()
+        if self.fault == "cut after" and not content:
+            return self.cut()
         self.send_response(status)
         for name, value in headers.items():
             self.send_header(name.replace("_", "-"), value)
         self.send_header("Content-Length", str(len(content)))
         self.end_headers()
+        if self.fault == "cut after":
+            self.wfile.write(content[: len(content) // 2])
+            return self.cut()
         if self.command != "HEAD":
             self.wfile.write(content)
+
+    def cut(self) -> None:
+        self.wfile.flush()
+        self.close_connection = True
+        self.connection.shutdown(socket.SHUT_RDWR)
 
     def refuse(self, status: int, code: str, message: str) -> None:
         self.answer(status, {"error": message}, X_Error_Code=code, X_Error_Message=message)
@@ -101,8 +139,14 @@ class Handler(BaseHTTPRequestHandler):
         self.query = {key: values[0] for key, values in parse_qs(address.query).items()}
         path = unquote(address.path)
         self.hub.requests.append(f"{self.command} {path}")
-        if self.hub.failures:
-            return self.refuse(self.hub.failures.pop(0), "", "a failure on purpose")
+        if self.hub.held and self.hub.held in path:
+            self.hub.holding.set()
+            return self.connection.recv(1) and None  # until the other side is gone
+        self.fault = self.hub.faults.draw() if self.hub.faults else None
+        if self.fault == "cut before":
+            return self.cut()
+        if self.fault in ("500", "429"):
+            return self.refuse(int(self.fault), "", "a failure on purpose")
         self.token = (self.headers.get("Authorization") or "").removeprefix("Bearer ")
         self.user = self.hub.users.get(self.token)
         if self.token and not self.user and not path.startswith("/lfs/"):
@@ -115,13 +159,20 @@ class Handler(BaseHTTPRequestHandler):
 
     do_GET = do_HEAD = do_POST = do_PUT = handle_request
 
-    def repository(self, name: str, write: bool = False) -> Repository | None:
-        """The repository, or None after an error was answered."""
+    def owns(self, name: str) -> bool:
+        return self.user is not None and self.user == name.removeprefix("spaces/").split("/")[0]
+
+    def repository(self, name: str, write: bool = False, read: bool = False) -> Repository | None:
+        """The repository, or None after an error was answered; `read` is for the contents of its files."""
         found = self.hub.repositories.get(name)
-        if found is None or (found.private and self.user != name.split("/")[0]):
+        if found is None or (found.private and not self.owns(name)):
             self.refuse(404 if self.user else 401, "RepoNotFound", "Repository not found")
             return None
-        if write and (self.user != name.split("/")[0] or self.token in self.hub.read_only):
+        if read and found.gated and not self.owns(name):
+            message = f"Access to model {name} is restricted. You must have access to it and be authenticated."
+            self.refuse(403 if self.user else 401, "GatedRepo", message)
+            return None
+        if write and (not self.owns(name) or self.token in self.hub.read_only):
             self.refuse(403, "", "You don't have the rights to write here")
             return None
         return found
@@ -136,9 +187,10 @@ class Handler(BaseHTTPRequestHandler):
     def create(self) -> None:
         wanted = json.loads(self.body)
         name = f"{wanted.get('organization') or self.user}/{wanted['name']}"
-        if self.token in self.hub.read_only or name.split("/")[0] != self.user:
+        if self.token in self.hub.read_only or not self.owns(name):
             return self.refuse(403, "", f"You don't have the rights to create a model under {name.split('/')[0]}")
-        reply = {"url": f"{self.hub.endpoint}/{name}", "name": name, "id": name}
+        name = f"spaces/{name}" if wanted.get("type") == "space" else name
+        reply = {"url": f"{self.hub.endpoint}/{name}", "name": name, "id": name.removeprefix("spaces/")}
         if name in self.hub.repositories:
             return self.answer(409, reply | {"error": "You already created this model repo"})
         private = wanted.get("visibility") == "private" or bool(wanted.get("private"))
@@ -146,9 +198,10 @@ class Handler(BaseHTTPRequestHandler):
         self.answer(200, reply)
 
     def validate_yaml(self) -> None:
-        content = json.loads(self.body)["content"]
-        errors = [] if re.match(r"---\n.*?\n---\n", content, re.DOTALL) else [{"message": "no metadata block"}]
-        self.answer(400 if errors else 200, {"errors": errors, "warnings": []})
+        wanted = json.loads(self.body)
+        errors = card_errors(wanted["content"], wanted["repoType"])
+        reply = {"errors": [{"message": message} for message in errors], "warnings": []}
+        self.answer(400 if errors else 200, reply)
 
     def branch(self, name: str, branch: str) -> None:
         repository = self.repository(name, write=True)
@@ -167,25 +220,31 @@ class Handler(BaseHTTPRequestHandler):
             return
         if repository.files(revision) is None:
             return self.refuse(404, "RevisionNotFound", f"Invalid rev id: {revision}")
+        present = repository.files(revision)[1]
         modes = [
             {
-                "path": file["path"],
-                "uploadMode": "lfs" if file["path"].endswith(LFS_SUFFIXES) else "regular",
+                "path": path,
+                "uploadMode": "lfs" if path.endswith(LFS_SUFFIXES) else "regular",
                 "shouldIgnore": False,
-                "oid": None,
+                "oid": etag(path, present[path]) if path in present else None,
             }
-            for file in json.loads(self.body)["files"]
+            for path in (file["path"] for file in json.loads(self.body)["files"])
         ]
         self.answer(200, {"files": modes})
 
     def lfs_batch(self, name: str) -> None:
-        if self.repository(name, write=True) is None:
+        repository = self.repository(name, write=True)
+        if repository is None:
             return
         base = f"http://127.0.0.1:{self.hub.port}/lfs"
         objects = []
         for item in json.loads(self.body)["objects"]:
             actions = {"upload": {"href": f"{base}/{item['oid']}"}, "verify": {"href": f"{base}/verify"}}
-            objects.append(item if item["oid"] in self.hub.lfs else item | {"actions": actions})
+            error = {"error": {"code": 422, "message": f"file larger than {repository.largest} bytes"}}
+            if item["size"] > repository.largest:
+                objects.append(item | error)
+            else:
+                objects.append(item if item["oid"] in self.hub.lfs else item | {"actions": actions})
         self.answer(200, {"transfer": "basic", "objects": objects})
 
     def lfs_object(self, oid: str) -> None:
@@ -233,8 +292,8 @@ class Handler(BaseHTTPRequestHandler):
 
     # -- download ------------------------------------------------------------------------------------------------
 
-    def found(self, name: str, revision: str) -> tuple[str, dict[str, bytes]] | None:
-        repository = self.repository(name)
+    def found(self, name: str, revision: str, read: bool = False) -> tuple[str, dict[str, bytes]] | None:
+        repository = self.repository(name, read=read)
         files = repository.files(revision) if repository else None
         if repository and files is None:
             self.refuse(404, "RevisionNotFound", f"Invalid rev id: {revision}")
@@ -244,8 +303,9 @@ class Handler(BaseHTTPRequestHandler):
         files = self.found(name, revision or "main")
         if files:
             siblings = [{"rfilename": path} for path in sorted(files[1])]
-            private = self.hub.repositories[name].private
-            self.answer(200, {"id": name, "modelId": name, "sha": files[0], "private": private, "siblings": siblings})
+            private, shown = self.hub.repositories[name].private, name.removeprefix("spaces/")
+            reply = {"id": shown, "modelId": shown, "sha": files[0], "private": private, "siblings": siblings}
+            self.answer(200, reply)
 
     def tree(self, name: str, revision: str, folder: str | None) -> None:
         files = self.found(name, revision)
@@ -258,7 +318,7 @@ class Handler(BaseHTTPRequestHandler):
             self.answer(200, entries)
 
     def resolve(self, name: str, revision: str, path: str) -> None:
-        files = self.found(name, revision)
+        files = self.found(name, revision, read=True)
         if not files:
             return
         commit, content = files[0], files[1].get(path)
@@ -284,18 +344,50 @@ def etag(path: str, content: bytes) -> str:
     return hashlib.sha1(f"blob {len(content)}\0".encode() + content).hexdigest()
 
 
-MODEL = r"/api/models/([^/]+/[^/]+)"
+def card_errors(content: str, kind: str) -> list[str]:
+    """What the Hub has against a card: its rules for what we write (docs/hub/model-cards, spaces-config)."""
+    block = re.match(r"---\n(.*?)\n---\n", content, re.DOTALL)
+    if not block:
+        return ["no metadata block"]
+    try:
+        data = yaml.safe_load(block[1])
+    except yaml.YAMLError as error:
+        return [f"metadata is not YAML: {error}"]
+    errors = [] if isinstance(data, dict) else ["metadata is not a mapping"]
+    if kind == "space":
+        return errors + [f'"{key}" is required' for key in ("sdk", "app_file") if not data.get(key)]
+    licences = ("apache-2.0", "mit", "cc-by-4.0", "cc-by-nc-4.0", "cc0-1.0", "other", "unknown")
+    errors += [] if data.get("license", "other") in licences else [f'"license" must be one of {licences}']
+    for key in ("tags", "datasets", "metrics"):
+        value = data.get(key, [])
+        if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+            errors.append(f'"{key}" must be an array of strings')
+    ids = [*data.get("datasets", []), *([data["base_model"]] if "base_model" in data else [])]
+    errors += [f'"{name}" is not a repository' for name in ids if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name)]
+    for entry in data.get("model-index", []):
+        errors += [] if isinstance(entry.get("name"), str) else ['"model-index[].name" is required']
+        for result in entry["results"]:
+            whole = result.get("task", {}).get("type") and result["dataset"].get("type") and result["dataset"]["name"]
+            errors += [] if whole else ['"model-index[].results[]" needs task.type, dataset.type and dataset.name']
+            for metric in result["metrics"]:
+                if not metric.get("type") or not isinstance(metric.get("value"), int | float):
+                    errors.append('"metrics[]" needs a type and a value')
+    return errors
+
+
+KIND = r"/api/(?:models/|(?=spaces/))"
+MODEL = rf"{KIND}((?:spaces/)?[^/]+/[^/]+)"
 ROUTES = (
     (("GET",), r"/api/whoami-v2", "whoami"),
     (("POST",), r"/api/repos/create", "create"),
     (("POST",), r"/api/validate-yaml", "validate_yaml"),
     (("POST",), rf"{MODEL}/branch/(.+)", "branch"),
     (("POST",), rf"{MODEL}/preupload/(.+)", "preupload"),
-    (("POST",), r"/([^/]+/[^/]+)\.git/info/lfs/objects/batch", "lfs_batch"),
+    (("POST",), r"/((?:spaces/)?[^/]+/[^/]+)\.git/info/lfs/objects/batch", "lfs_batch"),
     (("POST",), r"/lfs/verify", "lfs_verify"),
     (("GET", "HEAD", "PUT"), r"/lfs/([0-9a-f]{64})", "lfs_object"),
     (("POST",), rf"{MODEL}/commit/(.+)", "commit"),
     (("GET",), rf"{MODEL}(?:/revision/(.+))?", "info"),
     (("GET",), rf"{MODEL}/tree/([^/]+|refs/pr/\d+)(?:/(.+))?", "tree"),
-    (("GET", "HEAD"), r"/([^/]+/[^/]+)/resolve/(refs/pr/\d+|[^/]+)/(.+)", "resolve"),
+    (("GET", "HEAD"), r"/((?:spaces/)?[^/]+/[^/]+)/resolve/(refs/pr/\d+|[^/]+)/(.+)", "resolve"),
 )

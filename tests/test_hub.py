@@ -11,11 +11,11 @@ import textwrap
 
 import pytest
 import torch
-from hub_server import HubServer
+from hub_server import HubServer, Repository
 from PIL import Image
 from transformers import ViTImageProcessor
 
-from hf_vit import HFViTConfig, HFViTError, HFViTForImageClassification
+from hf_vit import HFViTBackbone, HFViTConfig, HFViTError, HFViTForImageClassification
 from hf_vit.hub import check_folder, files_to_upload, push_folder
 from hf_vit.model_card import write_card
 
@@ -73,6 +73,8 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def hub():
     with HubServer(users={WRITER: "alice", READER: "alice"}, read_only=(READER,)) as server:
+        bert = Repository(commits={"1" * 40: {"config.json": b'{"model_type": "bert"}'}}, refs={"main": "1" * 40})
+        server.repositories |= {"alice/bert": bert, "alice/small": Repository(largest=100)}
         yield server
 
 
@@ -101,6 +103,9 @@ PUSHES = {
     "read-only token": (READER, {"repo_id": "alice/x"}),
     "not mine": (WRITER, {"repo_id": "bob/x"}),
     "no name": (WRITER, {"repo_id": "not a name"}),
+    "a data set": (WRITER, {"repo_id": "datasets/alice/x"}),
+    "another model": (WRITER, {"repo_id": "alice/bert"}),
+    "too large": (WRITER, {"repo_id": "alice/small"}),
     "no network": (WRITER, {"repo_id": "alice/x"}),
 }
 
@@ -114,7 +119,8 @@ def answers(hub, folder, tmp_path_factory):
     with (edited / "README.md").open("a") as card:
         card.write("\nA sentence of mine.\n")
     code = """
-    import json, sys
+    import json, sys, time
+    time.sleep = lambda seconds: None
     from huggingface_hub import constants
     from hf_vit.hub import push_folder
     answers = {}
@@ -141,22 +147,65 @@ def test_pushed_model_loads_where_hf_vit_cannot_be_imported(hub, folder, answers
     code = BLOCK_HF_VIT + textwrap.dedent("""
     import json, torch
     from PIL import Image
-    from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForImageClassification, pipeline
+    from transformers import (
+        AutoBackbone, AutoConfig, AutoImageProcessor, AutoModel, AutoModelForImageClassification, pipeline
+    )
+    def logits_of(name):
+        model = AutoModelForImageClassification.from_pretrained(name, trust_remote_code=True)
+        return model(**pixels).logits.tolist()
     name = "alice/shapes"
-    model = AutoModelForImageClassification.from_pretrained(name, trust_remote_code=True)
-    AutoConfig.from_pretrained(name, trust_remote_code=True)
-    AutoModel.from_pretrained(name, trust_remote_code=True)
     picture = Image.new("RGB", (20, 30), (200, 30, 90))
-    pixels = AutoImageProcessor.from_pretrained(name)(picture, return_tensors="pt")
-    label = pipeline("image-classification", model=name, trust_remote_code=True)(picture)[0]["label"]
-    print(json.dumps([model(**pixels).logits.tolist(), label]))
+    processor = AutoImageProcessor.from_pretrained(name)
+    pixels = processor(picture, return_tensors="pt")
+    model = AutoModelForImageClassification.from_pretrained(name, trust_remote_code=True)
+    features = AutoModel.from_pretrained(name, trust_remote_code=True)(**pixels).pooler_output
+    maps = AutoBackbone.from_pretrained(name, trust_remote_code=True)(**pixels).feature_maps
+    found = {
+        "type": AutoConfig.from_pretrained(name, trust_remote_code=True).model_type,
+        "logits": logits_of(name),
+        "from features": model.classifier(features).tolist(),
+        "maps": maps[-1].tolist(),
+        "scores": pipeline("image-classification", model=name, trust_remote_code=True)(picture),
+    }
+    model.push_to_hub("alice/again")
+    processor.push_to_hub("alice/again")
+    found["pushed again"] = logits_of("alice/again")
+    print(json.dumps(found))
     """)
-    logits, label = run(hub, tmp_path, code)
+    found = run(hub, tmp_path, code, token=WRITER)
     pixels = ViTImageProcessor.from_pretrained(folder)(Image.new("RGB", (20, 30), (200, 30, 90)), return_tensors="pt")
     with torch.no_grad():
-        expected = HFViTForImageClassification.from_pretrained(folder).eval()(**pixels).logits
-    assert logits == expected.tolist()
-    assert label == LABELS[int(expected.argmax())]
+        model = HFViTForImageClassification.from_pretrained(folder).eval()
+        expected, maps = model(**pixels).logits, HFViTBackbone.from_pretrained(folder)(**pixels).feature_maps
+    assert found["type"] == "hf_vit" and found["maps"] == maps[-1].tolist()
+    assert found["logits"] == found["from features"] == found["pushed again"] == expected.tolist()
+    scores = {LABELS[number]: score for number, score in enumerate(expected.softmax(-1)[0].tolist())}
+    assert {row["label"]: pytest.approx(row["score"], rel=1e-6) for row in found["scores"]} == scores
+    _, again = hub.repositories["alice/again"].files("main")
+    assert {name for name in files if name.endswith(".py")} <= set(again)
+
+
+def test_private_and_gated_repositories_without_a_token_are_one_clear_line(hub, answers, tmp_path):
+    hub.repositories["alice/gated"] = Repository(gated=True, **vars_of(hub.repositories["alice/shapes"]))
+    code = """
+    import contextlib, io, json
+    from hf_vit.cli import main
+    said = {}
+    for name in ("alice/gated", "alice/hidden", "alice/nothing"):
+        with contextlib.redirect_stderr(io.StringIO()) as caught:
+            status = main(["info", name])
+        said[name] = [status, caught.getvalue()]
+    print(json.dumps(said))
+    """
+    said = run(hub, tmp_path, code)
+    for name, words in (("alice/gated", "gated"), ("alice/hidden", "token"), ("alice/nothing", "token")):
+        status, line = said[name]
+        assert status == 2 and line.startswith("error: ") and line.count("\n") == 1, line
+        assert name in line and words in line, line
+
+
+def vars_of(repository):
+    return {"commits": repository.commits, "refs": repository.refs}
 
 
 def test_branch_pull_request_and_private(hub, answers):
@@ -180,6 +229,9 @@ def test_a_card_written_by_hand_is_kept(hub, answers):
         ("read-only token", "may not write to alice/x"),
         ("not mine", "may not write to bob/x"),
         ("no name", "'not a name' is not the name of a repository"),
+        ("a data set", "'datasets/alice/x' is not the name of a model repository"),
+        ("another model", "alice/bert holds a model of type 'bert', this one is 'hf_vit'"),
+        ("too large", "refuses the upload to alice/small: LFS"),
         ("no network", "cannot upload to http://127.0.0.1:9"),
     ],
 )
@@ -187,6 +239,7 @@ def test_refusals_are_one_line(hub, answers, case, said):
     assert answers[case].startswith("HFViTError: ") and said in answers[case]
     assert len(answers[case].splitlines()) == 1
     assert "alice/x" not in hub.repositories and "bob/x" not in hub.repositories
+    assert len(hub.repositories["alice/bert"].commits) == len(hub.repositories["alice/small"].commits) == 1
 
 
 def test_incomplete_folders_are_named_before_anything_is_sent(hub, folder, tmp_path):

@@ -9,12 +9,13 @@ import re
 
 import pytest
 import yaml
-from huggingface_hub import ModelCard
+from hub_server import card_errors
+from huggingface_hub import ModelCard, parse_eval_result_entries
 from PIL import Image
 from transformers import ViTImageProcessor
 
 from hf_vit import HFViTConfig, HFViTError, HFViTForImageClassification
-from hf_vit.model_card import load_facts, render_card, write_card
+from hf_vit.model_card import load_facts, render_card, render_eval_results, write_card
 
 
 FACTS = {
@@ -66,6 +67,23 @@ def test_metadata_are_the_hubs(facts):
         "test",
         {"n": 360, "seed": 1},
     )
+
+
+def test_the_hubs_validator_accepts_the_metadata(facts):
+    assert card_errors(render_card(facts), "model") == []
+    assert card_errors(render_card({"model": facts["model"]}), "model") == []
+    assert card_errors(render_card(facts | {"license": "mine"}), "model")  # it can say no
+
+
+def test_eval_results_are_the_hubs(facts, tmp_path):
+    (tmp_path / "facts.json").write_text(json.dumps(facts))
+    write_card(tmp_path)
+    found = yaml.safe_load((tmp_path / ".eval_results" / "nelorth_flowers.yaml").read_text())
+    (entry,) = parse_eval_result_entries(found)
+    assert (entry.dataset_id, entry.value) == ("nelorth/flowers", 0.9)
+    assert entry.notes == "accuracy on split test, n=360, seed 1"
+    facts["results"] = [row | {"dataset": "pictures"} for row in facts["results"]]  # a folder: no place on the Hub
+    assert render_eval_results(facts) == {}
 
 
 def test_what_was_measured_is_on_the_card(facts):

@@ -304,7 +304,7 @@ def test_uploads_need_a_token_before_training_and_a_failing_one_does_not_stop_it
 
     uploads = []
 
-    def push(folder, name, private):
+    def push(folder, name, private, **_):
         uploads.append((name, private, (folder / "model.safetensors").is_file()))
         raise HFViTError("no network")
 

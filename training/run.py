@@ -240,7 +240,10 @@ def finish(trainer: Trainer, say=print) -> dict[str, Any]:
     facts = trainer.create_model_card()
     say(summary(facts, trainer.output_dir))
     if trainer.args.push_to_hub:
-        say(f"uploaded to {trainer.push_to_hub()}")
+        try:
+            say(f"uploaded to {trainer.push_to_hub()}")
+        except HFViTError as error:
+            say(f"not uploaded: {error}\nthe folder is whole; later: hf-vit push {trainer.output_dir} {trainer.name}")
     return facts
 
 

@@ -480,13 +480,20 @@ class Trainer:
         if self.accelerator.is_main_process:
             disk.rotate(self.output_dir, self.args.save_total_limit, self.state.best_model_checkpoint)
         self.accelerator.wait_for_everyone()
-        if self.args.push_to_hub and self.args.hub_strategy == "every_save":
-            self.save_model()
-            try:
-                self.push_to_hub()
-            except HFViTError as error:  # the network is no reason to stop; the end of the run uploads again
-                self.display.say(f"not uploaded: {error}")
+        if self.args.push_to_hub and self.args.hub_strategy != "end":
+            self._push_midway(folder)
         return folder
+
+    def _push_midway(self, checkpoint: Path) -> None:
+        """Upload the run as it stands, whole: what anybody loads meanwhile is a model with its card."""
+        self.seconds = time.time() - self.began
+        self.save_model()
+        measured = self.last_evaluation is not None and self.last_evaluation[0] == self.state.global_step
+        self.create_model_card(**({} if measured else {"results": []}))
+        try:
+            self.push_to_hub(checkpoint if self.args.hub_strategy == "checkpoint" else None, attempts=2)
+        except HFViTError as error:  # the network is no reason to stop; the end of the run uploads again
+            self.display.say(f"not uploaded: {error}")
 
     # -- beginning and end -------------------------------------------------------------------------------------------
 
@@ -613,12 +620,18 @@ class Trainer:
         self.accelerator.wait_for_everyone()
         return facts
 
-    def push_to_hub(self) -> str | None:
-        """Upload `output_dir` (weights, code, processor, card, facts); its address, on the main process."""
+    def push_to_hub(self, checkpoint: Path | None = None, **kwargs) -> str | None:
+        """Upload `output_dir` (weights, code, processor, card, facts); its address, on the main process.
+
+        Args:
+            checkpoint: folder that goes along as `last-checkpoint/`.
+            kwargs: further arguments of `hf_vit.hub.push_folder`.
+        """
         self.control = self._event("on_push_begin")
         if not self.accelerator.is_main_process:
             return None
-        return push_folder(self.output_dir, self.name, private=self.args.hub_private_repo)
+        private = self.args.hub_private_repo
+        return push_folder(self.output_dir, self.name, private=private, checkpoint=checkpoint, **kwargs)
 
 
 def _keyed(dataset: Dataset | None) -> Dataset | None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError
+from huggingface_hub.errors import GatedRepoError, HfHubHTTPError
 
 from ..configuration_hf_vit import HFViTConfig
 from ..errors import HFViTError
@@ -152,7 +152,13 @@ def _download(repo_id: str, revision: str | None) -> Path:
                 )
             )
     except (HfHubHTTPError, OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
+        status = error.response.status_code if isinstance(error, HfHubHTTPError) and error.response is not None else 0
+        if isinstance(error, GatedRepoError):
+            reason = "the repository is gated: accept its terms on the Hub, then run `hf auth login`"
+        elif status in (401, 403, 404):
+            reason = "it does not exist, or is private: then run `hf auth login` with a token that may read it"
+        else:
+            reason = str(error).strip().splitlines()[0]
         raise HFViTError(
             f"{repo_id}: no such file or folder here, and not to be had from the Hub ({reason})"
         ) from error
