@@ -7,6 +7,7 @@ import re
 import shlex
 import shutil
 import subprocess
+from functools import partial
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from transformers import ViTImageProcessor
 
 from hf_vit import HFViTConfig, HFViTForImageClassification
 from hf_vit.cli import build_parser
-from training import quickstart
+from training import quickstart, score
 from training.arguments import FIELDS, parse
 
 
@@ -49,6 +50,7 @@ def workplace(tmp_path, monkeypatch, goldens):
     ViTImageProcessor(size={"height": 24, "width": 24}).save_pretrained(tmp_path / "quickstart" / "digits")
     shutil.copy(goldens / "vt_token.npz", tmp_path / "ViT-B_16.npz")
     Image.new("RGB", (40, 30), "red").save(tmp_path / "picture.jpg")
+    shutil.copytree(ROOT / "training" / "metrics", tmp_path / "training" / "metrics")
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "config_resolved.yaml").write_text("max_steps: 5\n")
     monkeypatch.chdir(tmp_path)
@@ -90,14 +92,15 @@ def test_command_is_accepted(line, workplace):
         module = words[words.index("-m") + 1].removeprefix("hf_vit.")
         package, script = module.split(".")
         assert (ROOT / package / f"{script}.py").is_file()
-        parse(words[words.index("-m") + 2 :], script)
+        accepted = score.parse if script == "score" else partial(parse, stage=script)
+        accepted(words[words.index("-m") + 2 :])
 
 
 def test_options_named_in_sentences_exist():
     prose = re.sub(r"```.*?```", "", README, flags=re.DOTALL)
     own = {"--help", "--config", "--multi_gpu", "--seeds"}  # argparse's, accelerate's, the quickstart's
     for name in re.findall(r"`--(\w+)[^`]*`", prose):
-        assert name in FIELDS or f"--{name}" in own, name
+        assert name in FIELDS or f"--{name}" in own or f"--{name} " in score.build_parser().format_help(), name
 
 
 def test_links_lead_somewhere():

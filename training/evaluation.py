@@ -1,6 +1,6 @@
 """Exact evaluation: every picture counted once, on any number of processes, with the plain loss.
 
-For the Trainer. Sums are kept on the device in double precision and read once, at the end.
+For the Trainer and score.py. Sums are kept on the device in double precision and read once, at the end.
 """
 
 from dataclasses import dataclass
@@ -67,7 +67,7 @@ def evaluate(
     for batch in loader:
         pixel_values, labels = prepare(batch)
         losses, logits = objective(pixel_values, labels)
-        own = _own(batch["index"], order.filler)
+        own = own_indices(batch["index"], order.filler)
         labels_seen = logits.shape[-1]
         losses, logits, labels = losses[: len(own)], logits[: len(own)], labels[: len(own)]
         sums += score(losses, logits, labels)
@@ -85,16 +85,16 @@ def evaluate(
         unreadable=unreadable,
     )
     if keep_outputs:
-        result.logits, result.labels = _gather(kept, accelerator, labels_seen)
+        result.logits, result.labels = gather_outputs(kept, accelerator, labels_seen)
     return result
 
 
-def _own(index: torch.Tensor, filler: int | None) -> torch.Tensor:
+def own_indices(index: torch.Tensor, filler: int | None) -> torch.Tensor:
     """The batch's indices without the filler, which can only stand last."""
     return index[:-1] if filler is not None and len(index) and int(index[-1]) == filler else index
 
 
-def _gather(kept: list[tuple], accelerator: Accelerator, classes: int) -> tuple[np.ndarray, np.ndarray]:
+def gather_outputs(kept: list[tuple], accelerator: Accelerator, classes: int) -> tuple[np.ndarray, np.ndarray]:
     """All processes' outputs, in the order of the data."""
     if kept:
         logits, labels, index = (torch.cat(part) for part in zip(*kept))

@@ -1,0 +1,413 @@
+"""Scoring: the same counts whatever the batches and processes, any classifier by one command, bad input in one line.
+
+pytest tests/test_score.py
+"""
+
+import csv
+import json
+import os
+import socket
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from accelerate import Accelerator
+from conftest import ROOT
+from PIL import Image
+from transformers import BitConfig, BitForImageClassification, ViTConfig, ViTForImageClassification
+from transformers.models.vit import ViTImageProcessorPil
+
+from hf_vit import HFViTConfig, HFViTForImageClassification
+from hf_vit.errors import HFViTError
+from hf_vit.model_card import render_card
+from training import features, score
+from training.classifiers import open_classifier
+from training.counts import Counts
+from training.data import open_dataset
+from training.labels import imagenet, match_labels, real_rows
+from training.metrics.calibration.calibration import calibration
+from training.metrics.confusion_matrix.confusion_matrix import confusion_matrix
+from training.metrics.mean_per_class.mean_per_class import mean_per_class
+from training.metrics.topk_accuracy.topk_accuracy import topk_accuracy
+from training.report_scores import write_eval_results
+from training.scoring import batches, create_machine
+
+
+DIGITS = {number: str(number) for number in range(10)}
+
+
+def save_tiny(folder, size=16, seed=0, **fields):
+    """A folder of ours with a head that is not zero."""
+    torch.manual_seed(seed)
+    config = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+    config |= {"id2label": DIGITS, **fields}
+    model = HFViTForImageClassification(HFViTConfig(image_size=size, patch_size=4, **config))
+    if model.config.num_labels:
+        torch.nn.init.normal_(model.classifier.weight)
+    model.save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    """Folders: ours, transformers' ViT, transformers' BiT with a processor that crops."""
+    root = tmp_path_factory.mktemp("models")
+    save_tiny(root / "ours")
+    small = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    ViTForImageClassification(ViTConfig(image_size=16, patch_size=4, num_labels=10, **small)).save_pretrained(
+        root / "vit"
+    )
+    ViTImageProcessorPil(size={"height": 16, "width": 16}).save_pretrained(root / "vit")
+    bit = BitConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], num_groups=4, num_labels=10)
+    BitForImageClassification(bit).save_pretrained(root / "bit")
+    (root / "bit" / "preprocessor_config.json").write_text(
+        json.dumps({"image_processor_type": "BitImageProcessor", "size": {"shortest_edge": 40}, "do_center_crop": True,
+                    "crop_size": {"height": 32, "width": 32}, "resample": 3, "image_mean": [0.4] * 3,
+                    "image_std": [0.2] * 3})
+    )  # fmt: skip
+    return {path.name: str(path) for path in root.iterdir()}
+
+
+def run(*words, **options):
+    """Facts of `training.score` with these options."""
+    flags = [word for name, value in options.items() for word in (f"--{name}", *map(str, np.atleast_1d(value)))]
+    return score.main([*words, *flags, "--use_cpu", "--no_speed"])
+
+
+def value(facts, metric):
+    return next(row["value"] for row in facts["results"] if row["metric"] == metric)
+
+
+# -- counts ----------------------------------------------------------------------------------------------------------
+
+
+def test_counts_are_those_of_the_metrics(goldens):
+    rng = np.random.default_rng(0)
+    logits, labels = rng.normal(size=(200, 12)) * 4, rng.integers(11, size=200)  # one class never occurs
+    counts = Counts(12, torch.device("cpu"))
+    for first in range(0, 200, 64):
+        counts.add(torch.from_numpy(logits[first : first + 64]), torch.from_numpy(labels[first : first + 64]))
+    totals = counts.total(Accelerator(cpu=True))
+    found, expected = totals.scores(), calibration(logits, labels)
+    guess = logits.argmax(1)
+    np.testing.assert_array_equal(totals.confusion, confusion_matrix(guess, labels, 12))
+    assert found["accuracy"] == (np.mean(guess == labels), 200)
+    assert found["top5_accuracy"][0] == pytest.approx(topk_accuracy(logits, labels, 5), abs=1e-12)
+    assert found["mean_per_class"][0] == pytest.approx(mean_per_class(guess, labels), abs=1e-12)
+    for name in ("ece", "nll", "brier"):
+        assert found[name][0] == pytest.approx(expected[name], abs=1e-12)
+    assert "real_accuracy" not in found
+
+
+def test_real_counts_are_big_visions(goldens):
+    data = np.load(goldens / "real.npz")
+    expected = json.loads((goldens / "real.json").read_text())["results"]["real/softmax_xent"]
+    keep = data["mask"] > 0
+    lists = [np.flatnonzero(row).tolist() for row in data["labels"]]
+    table = real_rows(lists, ["?"] * 24, range(24), 24)[keep]
+    counts = Counts(10, torch.device("cpu"))
+    originals = torch.from_numpy(data["original_label"][keep]).long()
+    counts.add(torch.from_numpy(data["logits"][keep]), originals, torch.from_numpy(table))
+    found = counts.total(Accelerator(cpu=True)).scores()["real_accuracy"]
+    assert found == (expected["prec@1"], expected["nseen"])
+
+
+def test_batches_do_not_change_the_counts(models, tmp_path):
+    tables, facts = set(), []
+    for size in (1, 7, 360):
+        facts.append(run(model=models["ours"], dataset="digits", output_dir=tmp_path / str(size),
+                         per_device_eval_batch_size=size))  # fmt: skip
+        tables.add((tmp_path / str(size) / "per_class.csv").read_text())
+    assert len(tables) == 1
+    assert len({value(row, "accuracy") for row in facts}) == 1
+    assert value(facts[0], "nll") == pytest.approx(value(facts[2], "nll"), abs=1e-5)
+
+
+# -- one command, any classifier -------------------------------------------------------------------------------------
+
+
+def test_ours_leaves_everything_behind(models, tmp_path, capsys):
+    facts = score.main(["--model", models["ours"], "--dataset", "digits", "--output_dir", str(tmp_path), "--use_cpu"])
+    written = json.loads((tmp_path / "facts.json").read_text())
+    assert written == json.loads(json.dumps(facts))
+    assert written["scoring"]["preprocessing"]["resize"] == "squash" and written["scoring"]["labels"] == "by name"
+    assert {
+        "parameters",
+        "gmacs",
+        "latency_p50_ms",
+        "latency_p99_ms",
+        "images_per_second",
+        "memory_peak_bytes",
+    } <= set(written["speed"])
+    metrics = {row["metric"] for row in written["results"]}
+    assert {"accuracy", "top5_accuracy", "mean_per_class", "ece", "nll", "ece_after_temperature"} <= metrics
+    assert all(row["n"] == 360 for row in written["results"])
+    rows = list(csv.DictReader((tmp_path / "per_class.csv").open()))
+    assert len(rows) == 10 and sum(int(row["n"]) for row in rows) == 360
+    assert sum(int(row["correct"]) for row in rows) / 360 == pytest.approx(value(facts, "accuracy"))
+    assert Image.open(tmp_path / "confusion_matrix.png").width > 200
+    index = yaml.safe_load((tmp_path / "model_index.yaml").read_text())["model-index"][0]
+    assert index["results"][0]["metrics"][0]["value"] == pytest.approx(value(facts, "accuracy"))
+    shown = capsys.readouterr().out
+    assert "accuracy" in shown and "GMACs" in shown and "weakest classes" in shown
+    assert "## Results" in render_card(facts)
+
+
+def test_accuracy_is_that_of_a_plain_loop(models):
+    model = HFViTForImageClassification.from_pretrained(models["ours"]).eval()
+    data = open_dataset("digits", split="test")
+    processor = ViTImageProcessorPil(size={"height": 16, "width": 16}, image_mean=[0.5] * 3, image_std=[0.5] * 3)
+    pictures = [data.read(index)[0] for index in range(len(data))]
+    with torch.no_grad():
+        logits = model(processor(pictures, return_tensors="pt")["pixel_values"]).logits
+    expected = float((logits.argmax(-1).numpy() == data.labels).mean())
+    assert value(run(model=models["ours"], dataset="digits"), "accuracy") == expected
+
+
+@pytest.mark.parametrize(
+    "name, resize, crop", [("vit", "squash", None), ("bit", "resize small side, centre crop", 0.8)]
+)
+def test_classifiers_of_transformers_by_the_same_command(models, name, resize, crop):
+    facts = score.main(["--model", models[name], "--dataset", "digits", "--use_cpu", "--split", "test[:40]"])
+    view = facts["scoring"]["preprocessing"]
+    assert (view["resize"], view["crop_pct"]) == (resize, crop)
+    assert facts["model"]["model_type"] == name and facts["speed"]["gmacs"] > 0
+    assert value(facts, "accuracy") >= 0 and facts["scoring"]["labels"] == "by number"
+    if name == "bit":
+        assert view["mean"] == [0.4] * 3 and view["resample"] == "bicubic" and view["image_size"] == [32, 32]
+
+
+def test_a_checkpoint_file_and_another_resolution(goldens, tmp_path):
+    name = str(goldens / "vt_token.npz")
+    names = [str(n) for n in range(10)]
+    assert open_classifier(name, image_size=48).model.config.image_size == 48
+    assert open_classifier(name).label_names != names
+    facts = run(model=name, dataset="digits", split="test[:20]", image_size=48)
+    assert facts["model"]["image_size"] == [48, 48] and facts["scoring"]["labels"] == "by number"
+
+
+def test_views_are_averaged_as_probabilities(models):
+    classifier, data = open_classifier(models["ours"]), open_dataset("digits", split="test[:5]")
+    machine = create_machine(True, batch_size=5)
+    shapes = {
+        tta: next(batches(classifier, data, machine, tta))[0] for tta in ("none", "flip", "five_crop", "ten_crop")
+    }
+    assert [shapes[tta].shape[1] for tta in shapes] == [1, 2, 5, 10]
+    assert torch.equal(shapes["flip"][:, 1], shapes["none"][:, 0].flip(-1))
+    assert torch.equal(shapes["ten_crop"][:, 5:], shapes["ten_crop"][:, :5].flip(-1))
+    with torch.no_grad():
+        both = torch.stack([classifier.logits(shapes["flip"][:, view]).softmax(-1) for view in (0, 1)]).mean(0)
+    facts = run(model=models["ours"], dataset="digits", split="test[:5]", tta="flip")
+    assert value(facts, "nll") == pytest.approx(-both[range(5), data.labels].log().mean().item(), abs=1e-5)
+    assert facts["scoring"]["preprocessing"]["tta"] == "flip"
+
+
+def test_entries_for_the_hubs_leaderboards(tmp_path, models):
+    facts = run(model=models["ours"], dataset="digits", split="test[:20]")
+    write_eval_results(tmp_path / "none", facts)
+    assert not (tmp_path / "none").exists()  # digits are not on the Hub
+    for row in facts["results"]:
+        row["dataset"] = "owner/digits"
+    write_eval_results(tmp_path / "some", facts)
+    entries = yaml.safe_load((tmp_path / "some" / "owner--digits.yaml").read_text())
+    first = next(entry for entry in entries if entry["dataset"]["task_id"] == "accuracy")
+    assert first["dataset"]["id"] == "owner/digits"
+    assert first["value"] == pytest.approx(100 * value(facts, "accuracy"), abs=1e-3)
+
+
+# -- probes ----------------------------------------------------------------------------------------------------------
+
+
+def test_probes_and_their_features_on_disk(models, tmp_path, monkeypatch):
+    options = {"model": models["ours"], "dataset": "digits", "few_shot": [1, 5], "knn": 5, "cache_dir": tmp_path}
+    first = run(**options)
+    assert len([row for row in first["results"] if "_shot_" in row["metric"]]) == 6
+    assert value(first, "5_nn_accuracy") > 0.3  # weights are random, chance is 0.1
+
+    def never(*args):
+        raise AssertionError("features are computed a second time")
+
+    monkeypatch.setattr(features, "batches", never)
+    assert run(**options)["results"] == first["results"]
+    other = save_tiny(tmp_path / "other", seed=1)
+    with pytest.raises(AssertionError, match="a second time"):
+        run(**options | {"model": other})
+
+
+def test_features_are_what_the_classifier_reads(models):
+    for name in ("ours", "vit", "bit"):
+        classifier = open_classifier(models[name])
+        pixels = torch.randn(3, 3, *classifier.transform.image_size_hw)
+        with torch.no_grad():
+            found, logits = classifier.features(pixels), classifier.logits(pixels)
+            head = [layer for layer in classifier.model.modules() if isinstance(layer, torch.nn.Linear)][-1]
+            torch.testing.assert_close(head(found), logits)
+
+
+# -- which output means which class ----------------------------------------------------------------------------------
+
+
+def test_names_match_whatever_the_spelling():
+    head = ["tench, Tinca tinca", "golden_retriever", "Maine Coon"]
+    match = match_labels(["maine-coon", "Golden Retriever", "tench"], head)
+    assert match.places.tolist() == [2, 1, 0] and match.columns is None
+
+
+def test_names_that_two_outputs_share_are_not_guessed():
+    with pytest.raises(HFViTError, match="1 of the data's 2 classes"):
+        match_labels(["crane", "tench"], ["crane", "crane", "tench"])
+
+
+def test_subsets_of_imagenet():
+    names, wnids = imagenet()["names"], imagenet()["wnids"]
+    numbers = imagenet()["subsets"]["imagenet_r"]
+    assert len(wnids) == len(names) == 1000 and wnids == sorted(wnids) and len(numbers) == 200
+    by_number = match_labels([str(i) for i in range(200)], names, label_subset="imagenet_r")
+    assert by_number.columns.tolist() == numbers and by_number.places.tolist() == list(range(200))
+    by_id = match_labels([wnids[number] for number in reversed(numbers)], names, label_subset="data")
+    assert sorted(by_id.columns) == numbers and by_id.places.tolist() == list(range(199, -1, -1))
+    full = match_labels([wnids[number] for number in numbers], names)
+    assert full.columns is None and full.places.tolist() == numbers
+
+
+def test_labels_of_imagenet_classes_are_those_of_the_labels_folder(shared):
+    classes = json.loads((shared / "data" / "imagenet_real" / "imagenet_classes.json").read_text())
+    assert [row["wnid"] for row in classes] == imagenet()["wnids"]
+    assert [row["name"] for row in classes] == imagenet()["names"]
+
+
+def test_a_map_and_competing_outputs(models, tmp_path):
+    (tmp_path / "map.yaml").write_text("\n".join(f"'{number}': {9 - number}" for number in range(10)))
+    plain = run(model=models["ours"], dataset="digits")
+    mapped = run(model=models["ours"], dataset="digits", label_map=tmp_path / "map.yaml")
+    assert mapped["scoring"]["labels"] == "by map.yaml" and value(mapped, "nll") != value(plain, "nll")
+
+
+# -- ReaL ------------------------------------------------------------------------------------------------------------
+
+
+def test_real_labels_by_file_name_and_by_order():
+    lists = [[], [4, 2], [7]]
+    by_name = real_rows(lists, ["n1/ILSVRC2012_val_00000003.JPEG", "x_ILSVRC2012_val_00000002.JPEG"], [0, 1], 2)
+    assert by_name.tolist() == [[7, -1], [4, 2]]
+    assert real_rows(lists, ["a", "b"], [1, 0], 3).tolist() == [[4, 2], [-1, -1]]
+
+
+def test_real_accuracy_of_a_run(models, tmp_path):
+    labels = open_dataset("digits", split="test").labels
+    lists = [[int(label), 9] if row % 3 else [] for row, label in enumerate(labels)]
+    (tmp_path / "real.json").write_text(json.dumps(lists))
+    facts = run(model=models["ours"], dataset="digits", real_labels=tmp_path)
+    row = next(row for row in facts["results"] if row["metric"] == "real_accuracy")
+    assert row["n"] == 240 and 0 <= row["value"] <= 1
+
+
+# -- bad input -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def bad(tmp_path, models):
+    """What can be wrong, by name."""
+    for number, name in enumerate(("zer0", "0ne")):
+        folder = tmp_path / "pets" / "test" / name
+        folder.mkdir(parents=True)
+        Image.new("RGB", (20, 20), (number * 90, 0, 0)).save(folder / "a.png")
+    (tmp_path / "short.json").write_text("[[1], [2]]")
+    (tmp_path / "beyond.json").write_text(json.dumps([[11]] * 360))
+    (tmp_path / "map.json").write_text(json.dumps({"zer0": "0"}))
+    save_tiny(tmp_path / "narrow", id2label={0: "a", 1: "b"})
+    save_tiny(tmp_path / "spelled", id2label={0: "zero", 1: "one"})
+    save_tiny(tmp_path / "headless", num_labels=0, id2label=None)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        ({"model": "{bad}/narrow", "dataset": "digits", "label_map": "number"}, "label 9 of the data is outside"),
+        ({"dataset": "{bad}/pets"}, "the data has 2 classes, the model 10 outputs"),
+        ({"model": "{bad}/spelled", "dataset": "{bad}/pets"}, "the nearest are '0ne': 'one', 'zer0': 'zero'"),
+        ({"dataset": "{bad}/pets", "label_map": "{bad}/map.json"}, "says nothing of 0ne"),
+        ({"dataset": "digits", "split": "validation"}, "no split 'validation'"),
+        ({"dataset": "digits", "split": "test[5:5]"}, "holds none of the 360 pictures"),
+        ({"dataset": "digits", "real_labels": "{bad}/short.json"}, "ReaL labels of 2 pictures, but the split has 360"),
+        ({"dataset": "digits", "real_labels": "{bad}/beyond.json"}, "ReaL label 11 is outside the model's 10 outputs"),
+        ({"dataset": "digits", "real_labels": "{bad}/none.json"}, "no such file"),
+        ({"dataset": "digits", "label_subset": "imagenet_a"}, "must differ and lie within the head's 0..9"),
+        ({"dataset": "digits", "label_subset": "imagenet_z"}, "neither a file nor one of data, imagenet_a"),
+        ({"model": "{bad}/headless", "dataset": "digits"}, "has no head to score"),
+        ({"model": "{bad}/nothing", "dataset": "digits"}, "cannot load --model"),
+        ({"dataset": "owner/pictures"}, "owner/pictures"),
+        ({}, "Give --dataset"),
+        ({"dataset": "digits", "crop_pct": 2}, "crop_pct must lie in"),
+        ({"dataset": "digits", "knn": 5000}, "choose 1 to 1437"),
+        ({"dataset": "digits", "few_shot": 900}, "the scarcest class has"),
+    ],
+)
+def test_bad_input_is_one_line(options, words, bad, models, capsys):
+    options = {"model": models["ours"], **options, "cache_dir": str(bad)}
+    with pytest.raises(SystemExit) as stop:
+        run(**{name: str(text).replace("{bad}", str(bad)) for name, text in options.items()})
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert stop.value.code == 2 and error.startswith("error: ") and words in error
+
+
+def test_outputs_that_are_not_finite_are_not_scored(tmp_path, capsys):
+    folder = save_tiny(tmp_path / "broken")
+    model = HFViTForImageClassification.from_pretrained(folder)
+    torch.nn.init.constant_(model.classifier.bias, float("nan"))
+    model.save_pretrained(folder)
+    with pytest.raises(SystemExit):
+        run(model=folder, dataset="digits")
+    assert "not finite for 360 pictures" in capsys.readouterr().err
+
+
+# -- several processes -----------------------------------------------------------------------------------------------
+
+
+def launch(processes, output, *words):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    line = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={processes}", f"--master_port={port}",
+            "-m", "training.score", "--output_dir", str(output), "--use_cpu", "--no_speed", *words]  # fmt: skip
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(line, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads((output / "facts.json").read_text()), (output / "per_class.csv").read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("data", ["digits", "cifar10"])
+def test_one_and_two_processes_and_any_batches_count_the_same(data, tmp_path, request):
+    names = DIGITS
+    if data == "cifar10":
+        data = request.getfixturevalue("shared") / "data" / "cifar10"
+        names = dict(enumerate(open_dataset(str(data), split="test", cache_dir=tmp_path / "cache").label_names))
+    model = save_tiny(tmp_path / "model", hidden_size=16, num_hidden_layers=1, id2label=names)
+    common = ("--model", model, "--dataset", str(data), "--split", "test", "--cache_dir", str(tmp_path / "cache"))
+    found = [
+        launch(processes, tmp_path / f"{processes}-{size}", *common, "--per_device_eval_batch_size", str(size))
+        for processes, size in ((1, 64), (1, 250), (2, 64), (2, 77))
+    ]
+    assert len({table for _, table in found}) == 1
+    scores = [{row["metric"]: row["value"] for row in facts["results"]} for facts, _ in found]
+    for other in scores[1:]:
+        assert all(other[name] == scores[0][name] for name in ("accuracy", "top5_accuracy", "mean_per_class"))
+        assert other == pytest.approx(scores[0], abs=1e-4)
+
+
+@pytest.mark.slow
+def test_probes_on_photographs(shared, tmp_path):
+    model = save_tiny(tmp_path / "model", size=32)
+    facts = run(model=model, dataset=shared / "data" / "oxford_flowers12", few_shot=[1, 5, 10, 25], knn=20,
+                cache_dir=tmp_path)  # fmt: skip
+    chance = 1 / 12
+    assert value(facts, "20_nn_accuracy") > 2 * chance
+    few = {row["metric"]: [] for row in facts["results"]}
+    for row in facts["results"]:
+        few[row["metric"]].append(row["value"])
+    assert np.mean(few["25_shot_accuracy"]) > np.mean(few["1_shot_accuracy"]) > chance
