@@ -8,8 +8,17 @@ import pytest
 import torch
 
 from hf_vit import HFViTConfig, HFViTForImageClassification
-from training.arguments import TrainArguments
-from training.optimization import create_optimizer, create_scheduler, parameter_groups, rate_factor, warmup_updates
+from hf_vit.errors import HFViTError
+from training.arguments import TrainArguments, updates_of
+from training.optimization import (
+    GradualUnfreezing,
+    averaged_by,
+    create_optimizer,
+    create_scheduler,
+    layer_numbers,
+    parameter_groups,
+    rate_factor,
+)
 
 
 def tiny(**fields):
@@ -77,8 +86,183 @@ def test_the_scheduler_gives_the_first_update_rate_zero_and_ends_at_lr_end():
     assert rates[0] == 0 and max(rates) == rates[4] == pytest.approx(0.1) and rates[20] == pytest.approx(0.01)
 
 
-def test_warmup_below_one_is_a_share():
-    assert warmup_updates(0.1, 55) == 6 and warmup_updates(10, 55) == 10 and warmup_updates(0, 55) == 0
+@pytest.mark.parametrize(
+    ("value", "updates"),
+    [(0.1, 6), (10, 10), (0, 0), ("10", 10), ("10%", 6), ("10 percent", 6), ("2 epochs", 9), ("0.5 epoch", 2)],
+)
+def test_lengths_are_updates_shares_epochs_or_percent(value, updates):
+    assert updates_of("warmup_steps", value, 55, 4.5) == updates
+
+
+def big_vision(step, total, warmup, cooldown, timescale):
+    """big_vision utils.py create_learning_rate_schedule with decay_type="rsqrt", in numpy."""
+    lr = np.where(warmup <= step, 1 / np.sqrt(1 + (step - warmup) / timescale), 1.0)
+    return lr * np.minimum(1.0, step / warmup) * np.minimum(1.0, (total - step) / cooldown)
+
+
+def test_rsqrt_and_cooldown_are_big_visions():
+    settings = {"max_steps": 50, "warmup": 5, "cooldown": 8, "timescale": 12.0}
+    ours = [rate_factor(s, kind="rsqrt", **settings) for s in range(51)]
+    np.testing.assert_allclose(ours, [big_vision(s, 50, 5, 8, 12.0) for s in range(51)], rtol=1e-12)
+    assert ours[50] == 0.0 and ours[0] == 0.0
+
+
+def test_warmup_and_cooldown_must_fit_into_the_run():
+    with pytest.raises(HFViTError, match="longer than the training of 20"):
+        TrainArguments(max_steps=20, warmup_steps=21)
+    with pytest.raises(HFViTError, match="cooldown of 10: longer than the training of 20"):
+        TrainArguments(max_steps=20, warmup_steps=11, cooldown_steps="50%")
+    args = TrainArguments(num_train_epochs=2, warmup_steps="3 epochs")
+    with pytest.raises(HFViTError, match="warm-up of 15 updates: longer than the training of 10"):
+        create_scheduler(create_optimizer(tiny(), args), args, max_steps=10, epoch=5.0)
+
+
+def test_layers_of_a_hybrid_count_the_stages_of_its_resnet():
+    model = tiny(resnet_depths=[1, 1], patch_size=1, image_size=16, num_hidden_layers=2, representation_size=8)
+    numbers = layer_numbers(name for name, _ in model.named_parameters())
+    expected = {
+        "vit.embeddings.patch_embeddings.backbone.conv_root.weight": 0,
+        "vit.embeddings.patch_embeddings.backbone.stages.0.units.0.conv1.weight": 1,
+        "vit.embeddings.patch_embeddings.backbone.stages.1.units.0.gn1.weight": 2,
+        "vit.embeddings.patch_embeddings.projection.weight": 3,
+        "vit.embeddings.cls_token": 3,
+        "vit.embeddings.position_embeddings": 3,
+        "vit.layers.0.mlp.fc1.weight": 4,
+        "vit.layers.1.layernorm_before.weight": 5,
+        "vit.layernorm.weight": 6,
+        "vit.pooler.dense.weight": 6,
+        "classifier.weight": 6,
+    }
+    assert {name: numbers[name] for name in expected} == expected
+
+
+def test_layer_decay_scales_every_rate_and_the_schedule_keeps_the_ratio():
+    model = tiny(num_hidden_layers=3)
+    args = TrainArguments(learning_rate=0.1, layer_decay=0.5, weight_decay=0.3, warmup_steps=0, max_steps=10)
+    optimizer = create_optimizer(model, args)
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    found = {names[p]: group["lr"] for group in optimizer.param_groups for p in group["params"]}
+    assert set(found) == set(names.values())
+    assert found["classifier.bias"] == found["vit.layernorm.weight"] == 0.1
+    assert found["vit.layers.2.mlp.fc1.bias"] == 0.05 and found["vit.layers.0.mlp.fc1.weight"] == 0.0125
+    assert found["vit.embeddings.cls_token"] == 0.00625
+    kept = {names[p] for group in optimizer.param_groups if not group["weight_decay"] for p in group["params"]}
+    assert "vit.embeddings.cls_token" in kept and "vit.layers.1.layernorm_after.weight" in kept
+    scheduler = create_scheduler(optimizer, args, max_steps=10)
+    for _ in range(5):
+        optimizer.step()
+        scheduler.step()
+    rates = scheduler.get_last_lr()
+    assert max(rates) == pytest.approx(0.05) and min(rates) == pytest.approx(0.003125)
+
+
+def learn(model, optimizer, steps=1):
+    for step in range(steps):
+        torch.manual_seed(step)
+        model(torch.randn(4, 3, 8, 8), labels=torch.tensor([0, 1, 2, 0])).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+def test_muon_moves_hidden_matrices_and_adamw_the_rest():
+    model, plain = tiny(num_register_tokens=1), tiny(num_register_tokens=1)
+    plain.load_state_dict(model.state_dict())
+    args = TrainArguments(optim="muon", learning_rate=0.01, weight_decay=0.1, muon_momentum=0.9)
+    optimizer = create_optimizer(model, args)
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    muon = {names[p] for group in optimizer.muon.param_groups for p in group["params"]}
+    assert muon == {
+        n for n in names.values() if n.startswith("vit.layers") and n.endswith(".weight") and "norm" not in n
+    }
+    reference = [
+        torch.optim.Muon(
+            [p for n, p in plain.named_parameters() if n in muon],
+            lr=0.01, weight_decay=0.1, momentum=0.9, adjust_lr_fn="match_rms_adamw"),
+        *(torch.optim.AdamW([p], lr=0.01, weight_decay=0.1 if p.ndim > 1 and n[-6:] == "weight" else 0.0)
+          for n, p in plain.named_parameters() if n not in muon),
+    ]  # fmt: skip
+    learn(model, optimizer, 3)
+    for step in range(3):
+        torch.manual_seed(step)
+        plain(torch.randn(4, 3, 8, 8), labels=torch.tensor([0, 1, 2, 0])).loss.backward()
+        for one in reference:
+            one.step()
+            one.zero_grad()
+    for name, weight in model.named_parameters():
+        if "k_proj.bias" not in name:  # its gradient is rounding
+            torch.testing.assert_close(weight, plain.get_parameter(name), atol=1e-5, rtol=1e-4, msg=name)
+
+
+def test_muon_goes_on_from_its_state():
+    torch.manual_seed(0)
+    whole = tiny()
+    first = tiny()
+    first.load_state_dict(whole.state_dict())
+    args = TrainArguments(optim="muon", learning_rate=0.01)
+    one, two = create_optimizer(whole, args), create_optimizer(first, args)
+    learn(whole, one, 1)
+    learn(first, two, 1)
+    again = create_optimizer(first, args)
+    again.load_state_dict(two.state_dict())
+    learn(whole, one, 1)
+    learn(first, again, 1)
+    for (name, ours), theirs in zip(whole.named_parameters(), first.parameters()):
+        assert torch.equal(ours, theirs), name
+
+
+def test_a_probe_under_muon_is_adamws():
+    model = tiny()
+    model.freeze_backbone()
+    assert isinstance(create_optimizer(model, TrainArguments(optim="muon")), torch.optim.AdamW)
+
+
+def test_schedule_free_is_evaluated_at_its_average_and_comes_back_bit_for_bit():
+    pytest.importorskip("schedulefree")
+    model = tiny()
+    args = TrainArguments(optim="schedule_free_adamw", learning_rate=0.01, lr_scheduler_type="constant")
+    optimizer = create_optimizer(model, args)
+    learn(model, optimizer, 3)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    with averaged_by(optimizer):
+        assert any(not torch.equal(before[name], p) for name, p in model.named_parameters())
+    assert all(torch.equal(before[name], p) for name, p in model.named_parameters())
+    learn(model, optimizer, 1)
+    with averaged_by(create_optimizer(tiny(), TrainArguments())):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ({"lr_scheduler_type": "cosine"}, "lr_scheduler_type constant"),
+        ({"lr_scheduler_type": "constant", "ema_decay": 0.9}, "leave out --ema_decay"),
+        (
+            {"lr_scheduler_type": "constant", "load_best_model_at_end": True, "eval_steps": 1},
+            "leave out --load_best_model",
+        ),
+    ],
+)
+def test_schedule_free_refuses_what_it_replaces(words, message):
+    with pytest.raises(HFViTError, match=message):
+        TrainArguments(optim="schedule_free_adamw", **words)
+
+
+def test_layers_begin_to_train_from_the_head_down():
+    model = tiny(num_hidden_layers=2)
+    torch.nn.init.normal_(model.classifier.weight)
+    thaw, moving = GradualUnfreezing(model, every=2), []
+    for step in range(8):
+        model(torch.randn(2, 3, 8, 8), labels=torch.tensor([0, 1])).loss.backward()
+        thaw.drop_gradients(step)
+        parts = (
+            "classifier.weight",
+            "vit.layers.1.mlp.fc1.weight",
+            "vit.layers.0.mlp.fc1.weight",
+            "vit.embeddings.cls_token",
+        )
+        moving.append([model.get_parameter(name).grad is not None for name in parts].count(True))
+        model.zero_grad()
+    assert moving == [1, 1, 2, 2, 3, 3, 4, 4] and thaw.last == 6
 
 
 @pytest.mark.parametrize("name", ["adamw_torch_fused", "adamw_torch", "sgd"])

@@ -12,6 +12,7 @@ Sources: Dosovitskiy et al. 2020 (arXiv:2010.11929), Tables 3 and 4, appendix B.
 import argparse
 import dataclasses
 import difflib
+import math
 import re
 import types
 import typing
@@ -123,6 +124,41 @@ class DataArguments:
     )
 
 
+# Arguments that are a length of training: updates, a share of them, epochs or percent.
+RAMPS = ("warmup_steps", "cooldown_steps")
+LENGTHS = (*RAMPS, "mixing_off", "unfreeze_every")
+LENGTH = re.compile(r"(\d+\.?\d*|\.\d+)\s*(|steps?|updates?|epochs?|%|percent)")
+
+
+def updates_of(name: str, value: float | str, max_steps: int, epoch: float) -> int:
+    """A length of training in updates: `500`, `0.1` (a share of all), `"5 epochs"`, `"10%"`.
+
+    Args:
+        name: the argument's, for the message. max_steps: of the run. epoch: updates of one epoch.
+
+    Raises:
+        HFViTError: neither of these.
+    """
+    found = LENGTH.fullmatch(str(value).strip())
+    if found is None:
+        raise HFViTError(f"--{name} {value!r}: give updates, a share below 1, or a length such as '5 epochs', '10%'")
+    number, unit = float(found[1]), found[2]
+    if unit.startswith("epoch"):
+        return round(number * epoch)
+    if unit in ("%", "percent"):
+        return math.ceil(number * max_steps / 100)
+    return math.ceil(number * max_steps) if number < 1 else int(number)
+
+
+def check_ramps(warmup: int, cooldown: int, max_steps: int) -> None:
+    """Raise HFViTError if warm-up and cooldown, in updates, do not fit into the run."""
+    if max_steps > 0 and warmup + cooldown > max_steps:
+        both = f"warm-up of {warmup} updates" + (f" and cooldown of {cooldown}" if cooldown else "")
+        raise HFViTError(
+            f"{both}: longer than the training of {max_steps}: lower --warmup_steps (below 1: a share of the run)"
+        )
+
+
 @dataclasses.dataclass
 class TrainArguments:
     """How it is trained, measured, shown and kept."""
@@ -137,8 +173,9 @@ class TrainArguments:
         "adamw_torch_fused",
         "optimizer",
         "",
-        "Table 3: Adam; Table 4: SGD",
-        ("adamw_torch_fused", "adamw_torch", "sgd"),
+        "Table 3: Adam; Table 4: SGD; muon: torch.optim.Muon for the blocks' matrices, AdamW for the rest; "
+        "schedule_free_adamw: arXiv:2405.15682, pip install 'hf-vit[schedulefree]'",
+        ("adamw_torch_fused", "adamw_torch", "sgd", "muon", "schedule_free_adamw"),
     )
     learning_rate: float = option(
         1e-4, "peak of the schedule", "", "Table 3: 2e-4 to 3e-3; Table 4: 0.001 to 0.06 (sgd)"
@@ -153,12 +190,44 @@ class TrainArguments:
     adam_beta2: float = option(0.999, "AdamW", "", "Table 3")
     adam_epsilon: float = option(1e-8, "AdamW", "", "optax.scale_by_adam")
     momentum: float = option(0.9, "SGD", "", "Table 4")
+    muon_momentum: float = option(
+        0.95, "Muon", "", "torch.optim.Muon; its rate and decay are AdamW's (arXiv:2502.16982)"
+    )
+    layer_decay: float = option(
+        1.0,
+        "each layer's rate is this share of the next one's above it; the head has learning_rate, a hybrid's ResNet "
+        "stages are layers; 1: off",
+        "share",
+        "BEiT, MAE: 0.65 (B), 0.75 (L)",
+    )
+    unfreeze_every: float | str = option(
+        0,
+        "head first, then from so many updates on the layer below it, and so on down; 0: all train from the start",
+        "updates, or '2 epochs', '5%'",
+        "arXiv:1801.06146",
+    )
     lr_scheduler_type: str = option(
-        "cosine", "shape after the warm-up", "", "Table 4: cosine; Table 3: linear", ("cosine", "linear", "constant")
+        "cosine",
+        "shape after the warm-up",
+        "",
+        "Table 4: cosine; Table 3: linear; arXiv:2106.04560: rsqrt",
+        ("cosine", "linear", "rsqrt", "constant"),
+    )
+    rsqrt_timescale: float = option(
+        10_000, "rsqrt: rate falls as 1 / sqrt(1 + updates since warm-up / this)", "updates", "big_vision utils.py"
     )
     lr_end: float = option(0.0, "rate that the schedule ends at", "", "vit_jax/utils.py linear_end: 1e-5")
-    warmup_steps: float = option(
-        0.05, "linear warm-up from 0; below 1: share of all updates", "updates", "Table 3: 10,000; vit_jax: 500"
+    warmup_steps: float | str = option(
+        0.05,
+        "linear warm-up from 0; below 1: share of all updates",
+        "updates, or '5 epochs', '10%'",
+        "Table 3: 10,000; vit_jax: 500",
+    )
+    cooldown_steps: float | str = option(
+        0,
+        "linear fall to 0 at the end, on top of the schedule; below 1: share of all updates",
+        "updates, or '5 epochs', '10%'",
+        "arXiv:2106.04560: 50,000",
     )
     max_grad_norm: float = option(1.0, "clip the global norm of the gradient; 0: off", "", "Table 4")
     loss: str = option(
@@ -171,6 +240,12 @@ class TrainArguments:
     label_smoothing_factor: float = option(0.0, "label smoothing", "0 to 1", "transformers")
     mixup_alpha: float = option(0.0, "Beta parameter of mixup; 0: off", "", "arXiv:1710.09412; AugReg: 0.2 to 0.8")
     cutmix_alpha: float = option(0.0, "Beta parameter of cutmix; 0: off", "", "arXiv:1905.04899")
+    mixing_off: float | str = option(
+        0,
+        "the last so many updates are trained without mixup and cutmix; below 1: share of all updates",
+        "updates, or '10 epochs', '5%'",
+        "timm mixup_off_epoch",
+    )
     ema_decay: float = option(
         0.0, "average of the weights, which is what is evaluated and saved; 0: off", "per update", "Table 2: 0.9999"
     )
@@ -265,7 +340,6 @@ class TrainArguments:
         for name in (
             "learning_rate",
             "weight_decay",
-            "warmup_steps",
             "max_grad_norm",
             "mixup_alpha",
             "cutmix_alpha",
@@ -277,6 +351,25 @@ class TrainArguments:
                 raise HFViTError(f"--{name} {getattr(self, name)}: give 0 or more")
         if self.max_steps <= 0 and self.num_train_epochs <= 0:
             raise HFViTError("nothing to train: give --max_steps or --num_train_epochs above 0")
+        for name in LENGTHS:
+            updates_of(name, getattr(self, name), max(self.max_steps, 0), 0.0)
+        ramps = [updates_of(name, getattr(self, name), self.max_steps, 0.0) for name in RAMPS]
+        check_ramps(*ramps, self.max_steps)
+        if not 0 < self.layer_decay <= 1:
+            raise HFViTError(f"--layer_decay {self.layer_decay}: give a share above 0, up to 1 (off)")
+        if self.rsqrt_timescale <= 0:
+            raise HFViTError(f"--rsqrt_timescale {self.rsqrt_timescale}: give updates above 0")
+        if self.optim == "schedule_free_adamw":
+            if self.lr_scheduler_type != "constant":
+                raise HFViTError(
+                    "--optim schedule_free_adamw takes the place of a falling rate: give --lr_scheduler_type constant"
+                )
+            if self.ema_decay:
+                raise HFViTError("--optim schedule_free_adamw averages the weights itself: leave out --ema_decay")
+            if self.load_best_model_at_end:
+                raise HFViTError(
+                    "--optim schedule_free_adamw ends with its average: leave out --load_best_model_at_end"
+                )
         if self.bf16 + self.fp16 + self.fp8 > 1:
             raise HFViTError("give one of --bf16, --fp16 and --fp8")
         if self.save_total_limit is not None and self.save_total_limit < 1:

@@ -1,21 +1,35 @@
-"""Which parameters decay, which optimizer moves them, and how its rate changes over the run.
+"""Which parameters decay, which optimizer moves them and how fast, and how the rate changes over the run.
 
 For the Trainer. Sources: google-research/vision_transformer `vit_jax/utils.py` (schedule) and big_vision `optax.py`
-(decay mask `.*/kernel$`); Table 3 and Table 4 of arXiv:2010.11929.
+(decay mask `.*/kernel$`), `utils.py` (rsqrt, cooldown); Table 3 and Table 4 of arXiv:2010.11929; layer-wise decay as
+in MAE `util/lr_decay.py`; Muon with AdamW's rates, arXiv:2502.16982; gradual unfreezing, arXiv:1801.06146.
 """
 
 import math
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from .arguments import TrainArguments
+from hf_vit.errors import HFViTError
+
+from .arguments import RAMPS, TrainArguments, check_ramps, updates_of
 
 
 # Tables and tokens: they are matrices, but not kernels.
 NOT_KERNELS = ("position_embeddings", "cls_token", "register_tokens", "probe", "mask_token", "distillation_token")
+HEADS = ("classifier", "colours")  # what Muon leaves to AdamW: last layers, as first ones, are not hidden
+
+BLOCK = re.compile(r"(?:^|\.)layers\.(\d+)\.")
+STAGE = re.compile(r"\.backbone\.stages\.(\d+)\.")
+FIRST = re.compile(r"(?:^|\.)embeddings\.|(?:^|\.)mask_token$")
+
+
+# -- parameters ----------------------------------------------------------------------------------------------------
 
 
 def decays(name: str, parameter: torch.Tensor) -> bool:
@@ -23,23 +37,76 @@ def decays(name: str, parameter: torch.Tensor) -> bool:
     return parameter.ndim >= 2 and name.rsplit(".", 1)[-1] not in NOT_KERNELS
 
 
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
-    """Split the trainable parameters into those that decay and those that do not, in the model's order."""
-    trainable = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    kernels = [p for name, p in trainable if decays(name, p)]
-    others = [p for name, p in trainable if not decays(name, p)]
-    groups = [{"params": kernels, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
-    return [group for group in groups if group["params"]]
+def layer_numbers(names: Iterable[str]) -> dict[str, int]:
+    """The layer that each parameter belongs to, from 0 at the picture.
+
+    Plain ViT: 0 the embeddings (projection, positions, tokens), then the blocks, then all that reads them (last
+    LayerNorm, pooling, head). Hybrid: 0 the ResNet's root, then its stages, then as above.
+    """
+    names = list(names)
+    stages = [int(found[1]) for name in names if (found := STAGE.search(name))]
+    blocks = [int(found[1]) for name in names if (found := BLOCK.search(name))]
+    hybrid = any(".backbone." in name for name in names)
+    embeddings = 1 + max(stages, default=-1) + 1 if hybrid else 0
+    top = embeddings + max(blocks, default=-1) + 2
+
+    def number(name: str) -> int:
+        if found := BLOCK.search(name):
+            return embeddings + 1 + int(found[1])
+        if found := STAGE.search(name):
+            return 1 + int(found[1])
+        if ".backbone." in name:
+            return 0
+        return embeddings if FIRST.search(name) else top
+
+    return {name: number(name) for name in names}
+
+
+def parameter_groups(model: nn.Module, weight_decay: float, layer_decay: float = 1.0) -> list[dict]:
+    """Split the trainable parameters into those that decay and those that do not, and by layer where rates differ.
+
+    Each group has its `lr_scale`: `layer_decay ** (layers above)`. Within a group, the model's order.
+    """
+    layers = layer_numbers(name for name, _ in model.named_parameters())
+    top = max(layers.values())
+    groups: dict[tuple[int, bool], dict] = {}
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        layer = layers[name] if layer_decay < 1 else top
+        fixed = not decays(name, parameter)
+        empty = {
+            "params": [],
+            "weight_decay": 0.0 if fixed else weight_decay,
+            "lr_scale": layer_decay ** (top - layer),
+        }
+        groups.setdefault((layer, fixed), empty)["params"].append(parameter)
+    return [groups[key] for key in sorted(groups)]
+
+
+# -- optimizers ----------------------------------------------------------------------------------------------------
 
 
 def create_optimizer(model: nn.Module, args: TrainArguments) -> torch.optim.Optimizer:
-    """Build the optimizer `args.optim` over the model's trainable parameters."""
-    groups = parameter_groups(model, args.weight_decay)
+    """Build the optimizer `args.optim` over the model's trainable parameters.
+
+    Raises:
+        HFViTError: an optimizer whose package is not installed.
+    """
+    groups = parameter_groups(model, args.weight_decay, args.layer_decay)
+    for group in groups:
+        group["lr"] = args.learning_rate * group["lr_scale"]
     if args.optim == "sgd":
         return torch.optim.SGD(groups, lr=args.learning_rate, momentum=args.momentum)
-    betas = (args.adam_beta1, args.adam_beta2)
-    fused = args.optim == "adamw_torch_fused" and _fused_works(group["params"] for group in groups)
-    return torch.optim.AdamW(groups, lr=args.learning_rate, betas=betas, eps=args.adam_epsilon, fused=fused)
+    adamw: dict[str, Any] = {"betas": (args.adam_beta1, args.adam_beta2), "eps": args.adam_epsilon}
+    if args.optim == "schedule_free_adamw":
+        return _schedule_free(groups, args.learning_rate, adamw)
+    adamw["fused"] = args.optim != "adamw_torch" and _fused_works(group["params"] for group in groups)
+    if args.optim == "muon":
+        matrices, others = _hidden_matrices(model, groups)
+        if matrices:
+            return MuonWithAdamW(matrices, others, momentum=args.muon_momentum, **adamw)
+    return torch.optim.AdamW(groups, lr=args.learning_rate, **adamw)
 
 
 def _fused_works(groups: Iterable[list[torch.Tensor]]) -> bool:
@@ -47,35 +114,162 @@ def _fused_works(groups: Iterable[list[torch.Tensor]]) -> bool:
     return all(p.device.type in ("cpu", "cuda", "mps") and p.is_floating_point() for group in groups for p in group)
 
 
-def warmup_updates(warmup_steps: float, max_steps: int) -> int:
-    """A number below 1 is a share of the run."""
-    return math.ceil(warmup_steps * max_steps) if warmup_steps < 1 else int(warmup_steps)
+def _hidden_matrices(model: nn.Module, groups: list[dict]) -> tuple[list[dict], list[dict]]:
+    """Each group's two-dimensional kernels between first and last layer, and the rest of it."""
+    names = {parameter: name for name, parameter in model.named_parameters()}
+
+    def hidden(parameter: torch.Tensor) -> bool:
+        name = names[parameter]
+        return parameter.ndim == 2 and decays(name, parameter) and not set(HEADS) & set(name.split("."))
+
+    matrices = [group | {"params": [p for p in group["params"] if hidden(p)]} for group in groups]
+    others = [group | {"params": [p for p in group["params"] if not hidden(p)]} for group in groups]
+    return [g for g in matrices if g["params"]], [g for g in others if g["params"]]
 
 
-def rate_factor(step: int, *, max_steps: int, warmup: int, kind: str, end: float = 0.0) -> float:
+class MuonWithAdamW(torch.optim.Optimizer):
+    """torch's Muon for hidden matrices and AdamW for everything else, as one optimizer.
+
+    Muon's updates are scaled to AdamW's size (`match_rms_adamw`), so that one learning rate and one decay serve both.
+
+    Args:
+        matrices, others: parameter groups with their own `lr` and `weight_decay`. momentum: Muon's.
+        betas, eps, fused: AdamW's.
+    """
+
+    def __init__(self, matrices: list[dict], others: list[dict], *, momentum: float, betas, eps: float, fused: bool):
+        super().__init__([dict(group) for group in [*matrices, *others]], {})
+        self.muon = torch.optim.Muon(matrices, momentum=momentum, adjust_lr_fn="match_rms_adamw")
+        self.adamw = torch.optim.AdamW(others, betas=betas, eps=eps, fused=fused)
+        self.param_groups = [*self.muon.param_groups, *self.adamw.param_groups]
+        self._share()
+
+    def _share(self) -> None:
+        """Both halves work on the groups and the state of the whole."""
+        count = len(self.muon.param_groups)
+        self.muon.param_groups, self.adamw.param_groups = self.param_groups[:count], self.param_groups[count:]
+        self.muon.state = self.adamw.state = self.state
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict(state_dict)
+        self._share()
+
+    def step(self, closure=None):
+        """One update of all parameters."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        self.muon.step()
+        self.adamw.step()
+        return loss
+
+
+def _schedule_free(groups: list[dict], rate: float, adamw: dict[str, Any]) -> torch.optim.Optimizer:
+    try:
+        import schedulefree
+    except ImportError:
+        raise HFViTError("--optim schedule_free_adamw needs its package: pip install 'hf-vit[schedulefree]'") from None
+    optimizer = schedulefree.AdamWScheduleFree(groups, lr=rate, **adamw)
+    optimizer.train()
+    return optimizer
+
+
+@contextmanager
+def averaged_by(optimizer: torch.optim.Optimizer) -> Iterator[None]:
+    """Within it, a schedule-free optimizer's model holds the averaged weights; afterwards bit for bit the old ones."""
+    groups = optimizer.param_groups
+    if not groups[0].get("train_mode", False):
+        yield
+        return
+    kept = [p.detach().clone() for group in groups for p in group["params"]]
+    optimizer.eval()
+    try:
+        yield
+    finally:
+        optimizer.train()
+        with torch.no_grad():
+            for parameter, value in zip((p for group in groups for p in group["params"]), kept):
+                parameter.copy_(value)
+
+
+class GradualUnfreezing:
+    """Layers that begin to train one after another, from the head down: a function of the update alone.
+
+    A layer that waits has its gradient dropped before clipping, so that no optimizer touches or remembers it.
+
+    Args:
+        model: prepared or not. every: updates between one layer's beginning and the next.
+    """
+
+    def __init__(self, model: nn.Module, every: int):
+        numbers = layer_numbers(name for name, _ in model.named_parameters())
+        top = max(numbers.values())
+        self.last = top * every  # the update at which the lowest layer begins
+        self.waiting = [(p, (top - numbers[name]) * every) for name, p in model.named_parameters()]
+
+    def drop_gradients(self, step: int) -> None:
+        """Drop the gradients of the layers that do not train at update `step` (from 0)."""
+        if step < self.last:
+            for parameter, begins in self.waiting:
+                if step < begins:
+                    parameter.grad = None
+
+
+# -- schedules -----------------------------------------------------------------------------------------------------
+
+
+def rate_factor(
+    step: int, *, max_steps: int, warmup: int, kind: str, end: float = 0.0, cooldown: int = 0, timescale: float = 1e4
+) -> float:
     """Learning rate of update `step` (from 0) as a share of the peak.
 
     Google's `vit_jax.utils.create_learning_rate_schedule`: with warm-up, the first update has rate 0. `end` is the
-    share that the schedule falls to.
+    share that cosine and linear fall to; `cooldown` multiplies any of them by a line to 0 over the last updates, as in
+    big_vision.
     """
     progress = min(1.0, max(0.0, (step - warmup) / max(1, max_steps - warmup)))
     if kind == "cosine":
         factor = end + (1 - end) * 0.5 * (1.0 + math.cos(math.pi * progress))
     elif kind == "linear":
         factor = end + (1 - end) * (1 - progress)
+    elif kind == "rsqrt":
+        factor = 1 / math.sqrt(1 + max(0, step - warmup) / timescale)
     elif kind == "constant":
         factor = 1.0
     else:
-        raise ValueError(f"unknown lr_scheduler_type {kind!r}: cosine, linear or constant")
-    return factor * min(1.0, step / warmup) if warmup else factor
+        raise ValueError(f"unknown lr_scheduler_type {kind!r}: cosine, linear, rsqrt or constant")
+    if warmup:
+        factor *= min(1.0, step / warmup)
+    if cooldown:
+        factor *= min(1.0, max(0, max_steps - step) / cooldown)
+    return factor
 
 
-def create_scheduler(optimizer: torch.optim.Optimizer, args: TrainArguments, max_steps: int) -> LambdaLR:
-    """Build the schedule; one `step()` per update, whatever the number of processes."""
-    warmup = warmup_updates(args.warmup_steps, max_steps)
+def create_scheduler(
+    optimizer: torch.optim.Optimizer, args: TrainArguments, max_steps: int, epoch: float = 0.0
+) -> LambdaLR:
+    """Build the schedule; one `step()` per update, whatever the number of processes.
+
+    Args:
+        epoch: updates of one epoch.
+
+    Raises:
+        HFViTError: warm-up and cooldown longer than the run.
+    """
+    warmup, cooldown = (updates_of(name, getattr(args, name), max_steps, epoch) for name in RAMPS)
+    check_ramps(warmup, cooldown, max_steps)
     end = args.lr_end / args.learning_rate if args.learning_rate else 0.0
 
     def factor(step: int) -> float:
-        return rate_factor(step, max_steps=max_steps, warmup=warmup, kind=args.lr_scheduler_type, end=end)
+        return rate_factor(
+            step,
+            max_steps=max_steps,
+            warmup=warmup,
+            kind=args.lr_scheduler_type,
+            end=end,
+            cooldown=cooldown,
+            timescale=args.rsqrt_timescale,
+        )
 
     return LambdaLR(optimizer, factor)

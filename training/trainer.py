@@ -17,7 +17,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +42,7 @@ from hf_vit.model_card import write_card
 from . import checkpointing as disk
 from . import facts as report
 from . import progress, resuming
-from .arguments import TrainArguments
+from .arguments import TrainArguments, updates_of
 from .augmentation import Mixing
 from .averaging import WeightAverage
 from .data import ImageDataset, collate
@@ -50,7 +50,7 @@ from .device import create_accelerator, memory_advice
 from .evaluation import Evaluated, evaluate
 from .flops import measured_peak, train_flops
 from .objective import Normalise, Objective
-from .optimization import create_optimizer, create_scheduler
+from .optimization import GradualUnfreezing, averaged_by, create_optimizer, create_scheduler
 from .sampling import EvalOrder, KeyedDataset, TrainOrder, seed_draw, stack
 from .streaming import ImageStream, StreamOrder
 
@@ -101,12 +101,16 @@ class Trainer:
         )
         self._parameters = list(self.objective.parameters())
         self.max_steps = self._count_steps()
-        self.lr_scheduler = scheduler or create_scheduler(self.optimizer.optimizer, args, self.max_steps)
+        epoch = 0.0 if self.train_dataset is None else len(self.train_dataset) / self.global_batch_size
+        self.lr_scheduler = scheduler or create_scheduler(self.optimizer.optimizer, args, self.max_steps, epoch)
+        every = updates_of("unfreeze_every", args.unfreeze_every, self.max_steps, epoch)
+        self.unfreezing = GradualUnfreezing(self.objective, every) if every else None
         self.average = WeightAverage(model, args.ema_decay) if args.ema_decay else None
         self.normalise = _normaliser(image_processor, model.config.num_channels)
         self.mixing = None
         if args.mixup_alpha or args.cutmix_alpha:
             self.mixing = Mixing(args.mixup_alpha, args.cutmix_alpha, model.config.num_labels, args.seed)
+        self.mixing_ends = self.max_steps - updates_of("mixing_off", args.mixing_off, self.max_steps, epoch)
         self.meter, self.watch = progress.Meter(self.accelerator.device), progress.Stopwatch()
         self.display = progress.Display(self.accelerator.is_main_process, not args.disable_tqdm)
         self.position = 0  # pictures of the endless row of epochs that are behind us
@@ -220,13 +224,15 @@ class Trainer:
                 self.accelerator.backward(losses.sum() * (passes * self.world_size) / count)
                 self.meter.add(losses.detach(), logits.detach(), labels, step)
                 if self.accelerator.sync_gradients:
+                    if self.unfreezing is not None:
+                        self.unfreezing.drop_gradients(step)
                     self._clip(step)
                 self.optimizer.step()
                 self.optimizer.zero_grad()
             if not self.accelerator.sync_gradients:
                 self.control = self._event("on_substep_end")
         self.control = self._event("on_optimizer_step")
-        self._rate = self.lr_scheduler.get_last_lr()[0]
+        self._rate = max(self.lr_scheduler.get_last_lr())
         self.lr_scheduler.step()
         if self.average is not None:
             self.average.update(step + 1)
@@ -264,7 +270,8 @@ class Trainer:
             height, width = (side, side) if isinstance(side, int) else side
             pixel_values = pixel_values.new_zeros((0, self.model.config.num_channels, height, width))
         pixel_values = self.normalise(pixel_values)
-        if draw is not None and self.mixing is not None and len(labels):
+        mixes = self.mixing is not None and self.state.global_step < self.mixing_ends
+        if draw is not None and mixes and len(labels):
             pixel_values, labels = self.mixing(pixel_values, labels, draw)
         return pixel_values, labels
 
@@ -457,7 +464,9 @@ class Trainer:
 
     def _averaged(self):
         """Within it, the model holds the average of its weights, if one is kept."""
-        return nullcontext() if self.average is None else self.average.applied()
+        if self.average is None:
+            return averaged_by(self.optimizer.optimizer)
+        return self.average.applied()
 
     def _note_best(self, metrics: dict[str, float]) -> bool:
         """Remember the best score; True if its weights have to be kept."""
@@ -533,6 +542,11 @@ class Trainer:
         if self.train_dataset is None:
             raise HFViTError("nothing to train on: give a train_dataset")
         size, passes = len(self.train_dataset), self.args.gradient_accumulation_steps
+        if self.unfreezing is not None and self.unfreezing.last >= self.max_steps:
+            raise HFViTError(
+                f"--unfreeze_every {self.args.unfreeze_every}: the lowest layer would begin at update "
+                f"{self.unfreezing.last}, after the end of training ({self.max_steps}): lower it"
+            )
         if self.global_batch_size > size:
             raise HFViTError(
                 f"a batch of {self.global_batch_size} pictures ({self.args.per_device_train_batch_size} x {passes} "
