@@ -318,3 +318,37 @@ def test_uploads_need_a_token_before_training_and_a_failing_one_does_not_stop_it
     Trainer(tiny(), args, Pictures(40)).train()
     assert uploads == [("me/it", False, True)] * 2
     assert "not uploaded: no network" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_mixing_is_really_off_at_the_end(tmp_path, workers):
+    data, soft = Pictures(40), []
+
+    class Watch(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            soft.append(seen[-1])
+
+    seen = []
+    args = arguments(
+        tmp_path / "out", max_steps=6, mixup_alpha=1.0, mixing_off="50%", dataloader_num_workers=workers, save_steps=0
+    )
+    trainer = Trainer(tiny(), args, data, callbacks=[Watch])
+    forward = trainer.objective.forward
+
+    def noting(pixel_values, labels):
+        seen.append(labels.ndim == 2 and bool(((labels > 0).sum(1) > 1).any()))
+        return forward(pixel_values, labels)
+
+    trainer.objective.forward = noting
+    trainer.train()
+    assert soft == [True, True, True, False, False, False]
+
+
+def test_unfreezing_moves_the_lowest_layer_last_and_must_reach_it(tmp_path):
+    model = tiny(num_hidden_layers=2)
+    torch.nn.init.normal_(model.classifier.weight)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    Trainer(model, arguments(tmp_path / "out", max_steps=4, unfreeze_every=1, save_steps=0), Pictures(40)).train()
+    assert all(not torch.equal(before[n], p) for n, p in model.named_parameters() if "mlp.fc1.weight" in n)
+    with pytest.raises(HFViTError, match=r"begin at update 6, after the end of training \(6\)"):
+        Trainer(tiny(num_hidden_layers=2), arguments(tmp_path / "no", unfreeze_every=2), Pictures(40)).train()

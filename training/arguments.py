@@ -26,7 +26,7 @@ from hf_vit.errors import HFViTError
 
 RECIPES = Path(__file__).parent / "recipes"
 RESOLVED_NAME = "config_resolved.yaml"
-OF_THE_LAUNCH = ("resume_from_checkpoint",)  # said anew at each launch, so not part of a resolved config
+OF_THE_LAUNCH = ("resume_from_checkpoint", "preview")  # said anew at each launch, so not part of a resolved config
 
 
 def option(default: Any, text: str, unit: str = "", source: str = "", choices: tuple = (), nargs: str | None = None):
@@ -109,6 +109,18 @@ class DataArguments:
     translate: float = option(0.0, "random shift, to either side", "share of the side")
     scale: list[float] = option([1.0, 1.0], "random magnification, smallest and largest", "factor", nargs=2)
     shear: float = option(0.0, "random horizontal shear, to either side", "degrees")
+    auto_augment: str | None = option(
+        None,
+        "randaug(2,10): RandAugment as big_vision; rand-m9-mstd0.5-inc1: as timm; 3a: three-augment",
+        "",
+        "arXiv:1909.13719; AugReg; DeiT; DeiT-III",
+    )
+    color_jitter: float = option(
+        0.0, "brightness, contrast, saturation by factors 1 -+ this, after auto_augment", "share", "DeiT-III: 0.3"
+    )
+    random_erasing: float = option(
+        0.0, "how often a rectangle of a training picture becomes noise", "0 to 1", "arXiv:1708.04896; DeiT: 0.25"
+    )
     resample: str = option(
         "bilinear",
         "filter of every resize",
@@ -292,6 +304,12 @@ class TrainArguments:
         "true: the newest complete checkpoint of output_dir, from the start if there is none; or its path",
         "",
         "transformers",
+        nargs="?",
+    )
+    preview: str | bool | None = option(
+        None,
+        "write one augmented batch with its labels as a PNG (default OUTPUT_DIR_preview.png), and stop",
+        "file",
         nargs="?",
     )
     report_to: list[str] = option(

@@ -18,6 +18,7 @@ from PIL import Image
 
 from hf_vit.errors import HFViTError
 
+from .distortions import color_jitter, policy, random_erasing
 from .pictures import decode, decode_window, upright_size
 from .randomness import MIXING, generator
 
@@ -142,6 +143,9 @@ class TrainTransform(PictureTransform):
         degrees, shear: largest rotation and horizontal shear, in degrees, to either side.
         translate: largest shift, as a share of the side.
         scale: smallest and largest magnification of the content.
+        auto_augment: `randaug(2,10)` as big_vision, `rand-m9-mstd0.5-inc1` as timm, `3a`; see distortions.py.
+        color_jitter: brightness, contrast, saturation by up to this share; 0 is off.
+        random_erasing: how often a rectangle becomes noise.
     """
 
     crop: str = "inception"
@@ -153,9 +157,16 @@ class TrainTransform(PictureTransform):
     translate: float = 0.0
     scale: tuple[float, float] = (1.0, 1.0)
     shear: float = 0.0
+    auto_augment: str | None = None
+    color_jitter: float = 0.0
+    random_erasing: float = 0.0
 
     def __post_init__(self):
         super().__post_init__()
+        if self.auto_augment is not None:
+            policy(self.auto_augment)
+        if self.color_jitter < 0 or not 0 <= self.random_erasing <= 1:
+            raise HFViTError("color_jitter must be at least 0, random_erasing must lie in [0, 1]")
         if self.crop not in CROPS:
             raise HFViTError(f"crop must be one of {', '.join(CROPS)}, got '{self.crop}'")
         for name, (low, high), top in (("crop_area", self.crop_area, 1.0), ("crop_ratio", self.crop_ratio, 100.0),
@@ -182,6 +193,12 @@ class TrainTransform(PictureTransform):
         if self.degrees or self.translate or self.shear or self.scale != (1.0, 1.0):
             image = image.transform(image.size, Image.Transform.AFFINE, self._draw_affine(image.size, rng),
                                     resample=Image.Resampling.BILINEAR)  # fmt: skip
+        if self.auto_augment is not None:
+            image = policy(self.auto_augment)(image, rng)
+        if self.color_jitter:
+            image = color_jitter(image, self.color_jitter, rng)
+        if self.random_erasing and rng.random() < self.random_erasing:
+            image = random_erasing(image, rng)
         return image
 
     def _draw_affine(self, size: tuple[int, int], rng: np.random.Generator) -> tuple[float, ...]:

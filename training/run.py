@@ -28,6 +28,7 @@ from .data import ImageDataset
 from .device import on_cpu
 from .duplicates import Duplicate
 from .facts import public_name
+from .preview import contact_sheet
 from .splits import open_splits, transforms
 from .streaming import ImageStream
 from .trainer import Trainer
@@ -76,11 +77,26 @@ def run(arguments: Arguments, stage: str) -> dict[str, Any]:
         about=about,
         callbacks=[KeepConfig(arguments, splits.duplicates)],
     )
+    if arguments.train.preview:
+        return preview(trainer, train.label_names, say)
     say(describe(trainer, train, evaluation))
     trainer.train()
     facts = finish(trainer, say)
     trainer.accelerator.end_training()
     return facts
+
+
+def preview(trainer: Trainer, names: list[str], say) -> dict[str, Any]:
+    """Write the first batch as a PNG, and train nothing."""
+    wish, normalise = trainer.args.preview, trainer.normalise
+    folder = trainer.output_dir
+    path = Path(wish) if isinstance(wish, str) else folder.with_name(f"{folder.name}_preview.png")
+    sheet = contact_sheet(*trainer.first_batch(), names, normalise.mean, normalise.std)
+    if trainer.accelerator.is_main_process:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        sheet.save(path, format="PNG")
+        say(f"the first batch: {path}")
+    return {}
 
 
 class KeepConfig(transformers.TrainerCallback):

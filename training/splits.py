@@ -20,6 +20,7 @@ EVAL_SPLITS = ("validation", "val", "valid", "dev", "test")
 DEV_FRACTION = 0.1
 TRANSFORM_FIELDS = (
     "crop", "crop_area", "crop_ratio", "flip", "resize_small", "degrees", "translate", "scale", "shear",
+    "auto_augment", "color_jitter", "random_erasing",
 )  # fmt: skip
 LISTED = 5  # duplicates that are named on the screen
 

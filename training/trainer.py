@@ -208,6 +208,12 @@ class Trainer:
                     self.watch.start()
         return self._end()
 
+    def first_batch(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """The run's first forward pass: normalised pictures (B, C, H, W), and labels (B,), or (B, K) where mixed."""
+        self._check_data()
+        batches = next(self._updates())
+        return self._to_device(batches[0], 0)
+
     def _update(self, batches: list[dict]) -> None:
         """One optimizer step over `gradient_accumulation_steps` batches, equal to one large batch."""
         step, passes = self.state.global_step, len(batches)
