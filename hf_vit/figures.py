@@ -96,7 +96,7 @@ def scaled(heat: np.ndarray) -> np.ndarray:
     return (heat - finite.min()) / max(finite.max() - finite.min(), 1e-12)
 
 
-def overlay(picture: np.ndarray, heat: np.ndarray, strength: float = 0.65) -> np.ndarray:
+def overlay(picture: np.ndarray, heat: np.ndarray, strength: float = 0.75) -> np.ndarray:
     """A heat map over a picture, both of its size: `(H, W, 3)` uint8 and `(H, W)` -> `(H, W, 3)` uint8.
 
     Where the map is NaN, the picture is faded.
@@ -108,7 +108,8 @@ def overlay(picture: np.ndarray, heat: np.ndarray, strength: float = 0.65) -> np
     seen = np.isfinite(level)[..., None]
     level = np.nan_to_num(level)
     colour = matplotlib.colormaps[HEAT](level)[..., :3] * 255
-    mixed = (1 - strength) * (0.5 * picture + 0.5 * grey) + strength * colour
+    share = strength * (0.4 + 0.6 * level[..., None])  # where little is seen, the picture shows through
+    mixed = (1 - share) * (0.5 * picture + 0.5 * grey) + share * colour
     return np.where(seen, mixed, 0.35 * grey + 0.65 * 255).round().clip(0, 255).astype(np.uint8)
 
 
@@ -202,7 +203,8 @@ def draw_position_similarity(similarity: np.ndarray, title: str = "", most: int 
     rows, columns = similarity.shape[:2]
     down = np.unique(np.linspace(0, rows - 1, min(rows, most)).round().astype(int))
     across = np.unique(np.linspace(0, columns - 1, min(columns, most)).round().astype(int))
-    figure = _page(5.4, max(5.4 * len(down) / len(across), 1.6) + 0.3)
+    figure = _page(5.8, max(4.6 * len(down) / len(across) * rows / len(down) * len(across) / columns, 1.6) + 0.5)
+    figure.get_layout_engine().set(w_pad=0.01, h_pad=0.01, wspace=0.02, hspace=0.02)
     grid = figure.subplots(len(down), len(across), squeeze=False)
     for line, row in enumerate(down):
         for place, column in enumerate(across):
@@ -225,8 +227,9 @@ def draw_attention_distance(distances: Mapping[str, np.ndarray], title: str = ""
         colour = COLOURS[number % len(COLOURS)]
         axes.scatter(depth + shift, table, s=14, color=colour, alpha=0.75, linewidths=0, label=name)
         axes.plot(depth[:, 0] + shift, table.mean(axis=1), color=colour, lw=1)
+    axes.set_ylim(0, 1.06 * max(table.max() for table in distances.values()))
     longest = max(len(table) for table in distances.values())
-    axes.set(xlabel="block", ylabel="mean attention distance (pixels)", ylim=(0, None))
+    axes.set(xlabel="block", ylabel="mean attention distance (pixels)")
     axes.set_xticks(range(0, longest, max(1, longest // 12)))
     axes.spines[["top", "right"]].set_visible(False)
     if len(distances) > 1:
