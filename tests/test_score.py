@@ -218,6 +218,26 @@ def test_entries_for_the_hubs_leaderboards(tmp_path, models):
     assert first["value"] == pytest.approx(100 * value(facts, "accuracy"), abs=1e-3)
 
 
+def test_a_trained_models_own_card_gains_the_scores(tmp_path, capsys):
+    folder = tmp_path / "trained"
+    save_tiny(folder)
+    own = run(model=str(folder), dataset="digits", split="test[:20]")
+    row = {"dataset": "digits", "split": "test[:20]", "metric": "accuracy", "value": 0.5, "n": 20, "seed": 3}
+    older = {**row, "metric": "loss", "value": 1.5}
+    facts = {"model": own["model"], "training": {"stage": "finetune", "seed": 3}, "results": [row, older]}
+    (folder / "facts.json").write_text(json.dumps(facts))
+    run(model=str(folder), dataset="digits", split="test[:20]", output_dir=folder)
+    after = json.loads((folder / "facts.json").read_text())
+    assert after["training"]["stage"] == "finetune" and older in after["results"] and row not in after["results"]
+    assert value(after, "accuracy") == value(own, "accuracy")
+    card = (folder / "README.md").read_text()
+    assert "confusion_matrix.png" in card and "mean_per_class" in card.split("---")[1]
+    other = save_tiny(tmp_path / "other")
+    with pytest.raises(SystemExit):
+        run(model=other, dataset="digits", split="test[:20]", output_dir=folder)
+    assert "holds a trained model that is not" in capsys.readouterr().err
+
+
 # -- probes ----------------------------------------------------------------------------------------------------------
 
 

@@ -17,7 +17,8 @@ from huggingface_hub.repocard_data import eval_results_to_model_index
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from hf_vit.model_card import eval_result, is_hub_id
+from hf_vit.errors import HFViTError
+from hf_vit.model_card import eval_result, is_hub_id, write_card
 
 from . import progress
 from .classifiers import Classifier
@@ -136,15 +137,46 @@ def taken_for(totals: Totals, names: list[str], number: int) -> str:
     return f"taken for {names[other]} {row[other]} times" if row[other] else ""
 
 
+def check_output(folder: Path, model: str) -> None:
+    """Raise HFViTError if the folder holds the facts of a training run, unless it is that of the scored model."""
+    if trained(folder) is not None and Path(model).resolve() != folder.resolve():
+        raise HFViTError(f"{folder} holds a trained model that is not --model {model}: give another --output_dir")
+
+
+def trained(folder: Path) -> dict[str, Any] | None:
+    """The facts of the training run that a folder came from, if it did."""
+    path = folder / FACTS_NAME
+    if not path.is_file():
+        return None
+    facts = json.loads(path.read_text(encoding="utf-8"))
+    return facts if "training" in facts else None
+
+
+def joined(own: dict[str, Any], facts: dict[str, Any]) -> dict[str, Any]:
+    """Facts of a training run with the scores of this one added, in place of those of the same name."""
+
+    def key(row: dict[str, Any]) -> tuple:
+        return row["dataset"], row["split"], row["metric"], row["seed"]
+
+    new = {key(row) for row in facts["results"]}
+    results = [row for row in own["results"] if key(row) not in new] + facts["results"]
+    figures = list(dict.fromkeys([*own.get("figures", []), *facts.get("figures", [])]))
+    added = {name: facts[name] for name in ("scoring", "speed") if name in facts}
+    return {**own, **added, "results": results, "figures": figures}
+
+
 def write(folder: Path, facts: dict[str, Any], scored: Scored | None, match: LabelMatch | None) -> None:
-    """Write every file of one scoring."""
+    """Write every file of one scoring; in the model's own folder, its facts and its card gain the scores."""
     folder.mkdir(parents=True, exist_ok=True)
     if scored is not None and match is not None:
         write_per_class(folder / PER_CLASS_NAME, scored.totals, match.names)
         if scored.totals.confusion is not None:
             draw_confusion(folder / CONFUSION_NAME, scored.totals.confusion, match.names)
             facts["figures"] = [CONFUSION_NAME]
-    write_facts(folder, facts)
+    own = trained(folder)
+    write_facts(folder, facts if own is None else joined(own, facts))
+    if own is not None:
+        write_card(folder)
     index = eval_results_to_model_index(
         facts["model"]["name"], [eval_result(row, facts["data"]) for row in facts["results"]]
     )

@@ -7,7 +7,8 @@
 
 The model is one of ours, of any dialect, or any AutoModelForImageClassification (ViT, BiT, EfficientNet, ...). On the
 screen: a table; in --output_dir: facts.json, per_class.csv, confusion_matrix.png, model_index.yaml for a card's front
-matter, and .eval_results/ for a repository whose data set is on the Hub. `--help` lists every option.
+matter, and .eval_results/ for a repository whose data set is on the Hub. If --output_dir is the folder of the model
+itself, its own facts.json and card gain the scores. `--help` lists every option.
 """
 
 import argparse
@@ -114,6 +115,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         raise HFViTError("what to score on? Give --dataset (a folder, a Hub id, digits) or --suite NAME")
     if args.suite is not None and args.output_dir is None:
         raise HFViTError("a suite needs --output_dir FOLDER: it resumes from what it finds there")
+    refuse_unused(args)
     if args.per_device_eval_batch_size < 1:
         raise HFViTError(f"--per_device_eval_batch_size must be 1 or more, got {args.per_device_eval_batch_size}")
     if args.image_size is not None and (len(args.image_size) > 2 or min(args.image_size) < 1):
@@ -121,6 +123,24 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     if args.real_labels is not None and args.label_subset is not None:
         raise HFViTError("ReaL labels name any of ImageNet's classes: leave out --label_subset")
     return args
+
+
+def refuse_unused(args: argparse.Namespace) -> None:
+    """Raise HFViTError for an option that would have no effect."""
+    used_by = {
+        "--suite": ("data", "transfer", "finetune_set") if args.suite is None else (),
+        "--dataset": ("split", "train_split", "dataset_config_name", "few_shot", "knn", "label_subset")
+        if args.suite is not None
+        else (),
+        "a head (leave out --few_shot and --knn)": ("tta", "label_map", "label_subset", "real_labels")
+        if args.few_shot is not None or args.knn is not None
+        else (),
+    }
+    parser = build_parser()
+    for place, names in used_by.items():
+        for name in names:
+            if getattr(args, name) != parser.get_default(name):
+                raise HFViTError(f"--{name} has no effect here: it belongs to {place}")
 
 
 def main(argv: list[str] | None = None) -> dict[str, Any]:
@@ -147,6 +167,8 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
 
 def score(args: argparse.Namespace, machine: Machine) -> dict[str, Any]:
     """One classifier on one data set, from options to facts."""
+    if args.output_dir is not None:
+        report.check_output(Path(args.output_dir), args.model)
     dataset = open_split(args, args.split or found_split(args))
     classifier = open_model(args)
     probing = args.few_shot is not None or args.knn is not None
