@@ -37,7 +37,7 @@ from .run import PREDICTIONS_NAME
 
 REPORT_NAME = "report.json"  # also the mark of a folder that an earlier quickstart wrote, and may be written over
 PRETRAIN, FINETUNE = "quickstart_pretrain", "quickstart"
-FEW, FEW_STEPS = 10, 150  # labels per class of the second comparison, and its updates
+FEW, FEW_STEPS, FEW_RATE = 10, 150, 1e-3  # labels per class of the second comparison, its updates, their rate
 TOLERANCE = 1e-4  # of logits: two processes sum in another order
 
 # Runs with `python -I` in an empty folder: neither the clone nor an installed hf_vit can be imported.
@@ -153,7 +153,13 @@ def commands(root: Path, seeds: Sequence[int], extra: Sequence[str]) -> Iterator
     """(title, command line) of every stage, in order, with the options that matter written out."""
     package = __package__ or "training"
     launcher = ["accelerate", "launch", "--num_processes", "1", "--num_machines", "1", "--mixed_precision", "no"]
-    launcher += ["--dynamo_backend", "no", "--num_cpu_threads_per_process", str(max(1, usable_cores() - 1)), "-m"]  # one draws pictures
+    launcher += [
+        "--dynamo_backend",
+        "no",
+        "--num_cpu_threads_per_process",
+        str(max(1, usable_cores() - 1)),
+        "-m",
+    ]  # one draws pictures
     pretrained = root / "pretrained"
     options = ["--config", PRETRAIN, "--seed", str(seeds[0]), "--output_dir", str(pretrained)]
     yield "pre-training on generated letters", [*launcher, f"{package}.pretrain", *options, *extra]
@@ -163,10 +169,14 @@ def commands(root: Path, seeds: Sequence[int], extra: Sequence[str]) -> Iterator
             folder = variant.folder(root, seed, main=seed == seeds[0])
             options = ["--config", FINETUNE, "--seed", str(seed), "--output_dir", str(folder)]
             options += ["--model", str(pretrained)] if variant.pretrained else ["--set", *size]
-            options += ["--samples_per_class", str(FEW), "--max_steps", str(FEW_STEPS)] if variant.few else []
+            options += few_options() if variant.few else []
             options += ["--do_predict"] if folder == root / "digits" else ["--save_strategy", "no"]
             title = f"fine-tuning on digits, {name_of(variant)}" + (f", seed {seed}" if len(seeds) > 1 else "")
             yield title, [*launcher, f"{package}.finetune", *options, *extra]
+
+
+def few_options() -> list[str]:
+    return ["--samples_per_class", str(FEW), "--max_steps", str(FEW_STEPS), "--learning_rate", str(FEW_RATE)]
 
 
 def name_of(variant: Variant) -> str:
