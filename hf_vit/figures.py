@@ -203,17 +203,19 @@ def draw_position_similarity(similarity: np.ndarray, title: str = "", most: int 
     rows, columns = similarity.shape[:2]
     down = np.unique(np.linspace(0, rows - 1, min(rows, most)).round().astype(int))
     across = np.unique(np.linspace(0, columns - 1, min(columns, most)).round().astype(int))
-    figure = _page(5.8, max(4.6 * len(down) / len(across) * rows / len(down) * len(across) / columns, 1.6) + 0.5)
-    figure.get_layout_engine().set(w_pad=0.01, h_pad=0.01, wspace=0.02, hspace=0.02)
-    grid = figure.subplots(len(down), len(across), squeeze=False)
+    gap = max(1, round(0.12 * max(rows, columns)))  # one picture of all tiles: a hundred axes take minutes to lay out
+    sheet = np.full((len(down) * (rows + gap) - gap, len(across) * (columns + gap) - gap), np.nan)
     for line, row in enumerate(down):
         for place, column in enumerate(across):
-            _bare(grid[line, place], similarity[row, column], vmin=-1, vmax=1, cmap="viridis")
-        grid[line, 0].set_ylabel(str(row + 1), size=7, color=FAINT, rotation=0, labelpad=7, va="center")
-    for place, column in enumerate(across):
-        grid[-1, place].set_xlabel(str(column + 1), size=7, color=FAINT)
-    figure.colorbar(grid[0, 0].images[0], ax=grid, shrink=0.7, label="cosine similarity")
-    figure.suptitle(f"{title}position embedding similarity, {rows} x {columns}", size=10, color=INK)
+            top, left = line * (rows + gap), place * (columns + gap)
+            sheet[top : top + rows, left : left + columns] = similarity[row, column]
+    figure = _page(5.8, max(4.8 * sheet.shape[0] / sheet.shape[1], 1.6) + 0.5)
+    axes = figure.subplots()
+    _bare(axes, sheet, f"{title}position embedding similarity, {rows} x {columns}", 10, vmin=-1, vmax=1, cmap=NORMS)
+    axes.set_xticks(np.arange(len(across)) * (columns + gap) + (columns - 1) / 2, [str(n + 1) for n in across])
+    axes.set_yticks(np.arange(len(down)) * (rows + gap) + (rows - 1) / 2, [str(n + 1) for n in down])
+    axes.tick_params(length=0, labelsize=7, labelcolor=FAINT)
+    figure.colorbar(axes.images[0], ax=axes, shrink=0.7, label="cosine similarity")
     return figure
 
 

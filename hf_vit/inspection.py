@@ -251,6 +251,7 @@ def rollout(model: nn.Module, pixel_values: torch.Tensor, fusion: HeadFusion = "
     return _rollout(model, pixel_values, fusion)[0]
 
 
+@torch.no_grad()
 def rollout_map(model: nn.Module, pixel_values: torch.Tensor, fusion: HeadFusion = "mean") -> torch.Tensor:
     """Rollout as seen by the pooled vector, for every pooling; `(B, rows, columns)`."""
     rolled, tokens = _rollout(model, pixel_values, fusion)

@@ -254,12 +254,14 @@ def test_explanations_read_the_matrices_as_the_pooling_does(model, pixels):
     prefix = config.num_prefix_tokens
     for method, matrix in (("relevance", relevance), ("gradient_rollout", gradient_rollout)):
         rows, found = matrix(model, pixels, 2), explain(model, pixels, method, 2)
-        assert found.shape == (2, *grid) and (found >= 0).all()
+        assert found.shape == (2, *grid) and (found >= 0).all() and not found.requires_grad
         if config.pooling == "map":
             continue  # the probe's weights have a gradient of their own: test_probe_of_relevance
         read = rows[:, prefix:].mean(1) if config.pooling == "gap" else rows[:, 0]
         torch.testing.assert_close(found, read[:, prefix:].unflatten(1, grid))
-    assert explain(model, pixels, "rollout").shape == explain(model, pixels, "attention").shape == (2, *grid)
+    for method in ("rollout", "attention"):
+        found = explain(model, pixels, method)
+        assert found.shape == (2, *grid) and (found >= 0).all() and not found.requires_grad
 
 
 def test_probe_of_relevance(pixels):
