@@ -4,16 +4,21 @@ pytest tests/test_metrics.py
 """
 
 import json
+import subprocess
+import sys
 
 import evaluate
 import numpy as np
 import pytest
 from conftest import ROOT
+from hub_server import HubServer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import minimize_scalar
 from sklearn import metrics as sklearn_metrics
 
+from hf_vit.errors import HFViTError
+from training.metrics import publish
 from training.metrics.accuracy.accuracy import accuracy
 from training.metrics.calibration.calibration import calibration, expected_calibration_error, fit_temperature
 from training.metrics.confusion_matrix.confusion_matrix import confusion_matrix
@@ -171,6 +176,36 @@ def test_a_module_stands_alone_with_one_import_a_line(name):
     text = (ROOT / "training" / "metrics" / name / f"{name}.py").read_text()
     imports = [line for line in text.splitlines() if line.startswith(("import ", "from "))]
     assert sorted(imports) == ["import datasets", "import evaluate", "import numpy as np"]
+
+
+PUSH_AND_LOAD = """
+import json, sys
+import evaluate
+from training.metrics.publish import publish
+address = publish("real_accuracy", "alice")
+found = evaluate.load("alice/real_accuracy").compute(predictions=[1, 2], references=[[1], [3, 4]])
+print(json.dumps([address, found["real_accuracy"]]))
+"""
+
+
+@pytest.mark.slow
+def test_a_metric_goes_to_the_hub_and_comes_back(tmp_path):
+    with HubServer(users={"hf_secret": "alice"}) as hub:
+        environment = hub.environment(home=tmp_path, token="hf_secret")
+        line = [sys.executable, "-c", PUSH_AND_LOAD]
+        done = subprocess.run(line, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, done.stderr[-3000:]
+        address, value = json.loads(done.stdout.splitlines()[-1])
+        assert address.endswith("/spaces/alice/real_accuracy") and value == 0.5
+        _, files = hub.repositories["spaces/alice/real_accuracy"].files("main")
+    assert set(files) == {"real_accuracy.py", "README.md", "app.py", "requirements.txt"}
+    assert 'evaluate.load("alice/real_accuracy")' in files["README.md"].decode()
+
+
+def test_only_metrics_are_published():
+    assert publish.NAMES == NAMES
+    with pytest.raises(HFViTError, match="no metric 'f1'; there are accuracy, "):
+        publish.space_files("f1")
 
 
 @pytest.mark.parametrize(

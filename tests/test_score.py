@@ -375,6 +375,15 @@ def test_bad_input_is_one_line(options, words, bad, models, capsys):
     assert stop.value.code == 2 and error.startswith("error: ") and words in error
 
 
+def test_a_model_of_the_hub_without_network_is_an_error_at_once(monkeypatch):
+    def model_info(self, name, timeout):
+        raise ConnectionError("no route")
+
+    monkeypatch.setattr("huggingface_hub.HfApi.model_info", model_info)
+    with pytest.raises(HFViTError, match=r"nor a Hub model that can be reached now \(no route\)"):
+        open_classifier("google/vit-base-patch16-224")
+
+
 def test_outputs_that_are_not_finite_are_not_scored(tmp_path, capsys):
     folder = save_tiny(tmp_path / "broken")
     model = HFViTForImageClassification.from_pretrained(folder)

@@ -9,7 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
+from huggingface_hub import HfApi, try_to_load_from_cache
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HFValidationError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    StrictDataclassError,
+)
 from PIL import Image
 from torch import nn
 from transformers import AutoImageProcessor, AutoModelForImageClassification, PreTrainedModel
@@ -112,6 +119,8 @@ def load(name: str, image_size: int | tuple[int, int] | None) -> tuple[PreTraine
     """Model and image processor, through transformers' Auto classes where config.json lets them, else as a dialect."""
     size = {} if image_size is None else {"image_size": image_size}
     path = Path(name)
+    if not path.exists():
+        knock(name)
     if path.is_file() or (path.is_dir() and not (path / "config.json").is_file()):
         loaded = read_checkpoint(name, **size)
         return loaded.model.float(), ViTImageProcessorPil(**loaded.processor)
@@ -133,6 +142,31 @@ def load(name: str, image_size: int | tuple[int, int] | None) -> tuple[PreTraine
     except (OSError, ValueError):  # weights without a processor: Google's numbers
         processor = ViTImageProcessorPil(**fallback(model.config))
     return model, processor
+
+
+def knock(name: str) -> None:
+    """Ask the Hub for a model, once and quickly: transformers retries for a minute where there is no network.
+
+    Raises:
+        HFViTError: unreachable, unknown, private or gated. Silent if it is in the cache, or the user works offline.
+    """
+    try:
+        HfApi().model_info(name, timeout=10)
+    except OfflineModeIsEnabled:
+        pass
+    except GatedRepoError as error:
+        raise HFViTError(f"the Hub model '{name}' is gated; accept its terms and run `hf auth login`") from error
+    except (RepositoryNotFoundError, HFValidationError) as error:
+        raise HFViTError(
+            f"cannot load --model {name}: neither a local path nor a model on the Hub; check the name, or run "
+            "`hf auth login` if it is private"
+        ) from error
+    except Exception as error:  # the HTTP library's own exceptions, which differ between versions of huggingface_hub
+        if not isinstance(try_to_load_from_cache(name, "config.json"), str):
+            raise HFViTError(
+                f"cannot load --model {name}: neither a local path nor a Hub model that can be reached now "
+                f"({first_line(error)}); give a folder or a checkpoint file, or go online"
+            ) from error
 
 
 def first_line(error: BaseException) -> str:

@@ -316,8 +316,8 @@ def rows_of(facts: dict[str, Any], tasks: dict[str, Any], others: int | None = N
         found = facts["tasks"][name]
         ours = f"{found['accuracy']:.2%}" if found["status"] == "done" else found["status"]
         table.append([task["title"], ours, *(cell(row, name) for row in rows)])
-    for name in ("vtab_mean", *(f"vtab_{group}" for group in GROUPS)):
-        if any(name in row["scores"] for row in rows) or name in facts["means"]:
+    if any("vtab" in task for task in tasks.values()):
+        for name in ("vtab_mean", *(f"vtab_{group}" for group in GROUPS)):
             ours = f"{facts['means'][name]:.2%}" if name in facts["means"] else "-"
             table.append([name.replace("_", " "), ours, *(cell(row, name) for row in rows)])
     return table
