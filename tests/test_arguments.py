@@ -72,6 +72,12 @@ def test_the_resolved_config_given_back_is_the_same_run(tmp_path):
         ("--save_total_limit 0", "give 1 or more"),
         ("--load_best_model_at_end", "needs evaluations"),
         ("--per_device_train_batch_size 0", "give 1 or more"),
+        ("--optim adamv", "--optim 'adamv': choose from"),
+        ("--freeze_backbone --layer_decay 0.7", "no layers on a frozen backbone"),
+        ("--freeze_backbone --unfreeze_every 10", "leave out one of them"),
+        ("--max_steps 10 --warmup_steps 20", "longer than the training of 10"),
+        ("--warmup_steps soon", "give updates, a share below 1"),
+        ("--layer_decay 1.5", "give a share above 0"),
     ],
 )
 def test_bad_input_is_one_line_that_names_the_way_out(words, message):

@@ -277,3 +277,37 @@ def test_every_optimizer_moves_the_weights_with_its_numbers(name):
     model(torch.randn(2, 3, 8, 8), labels=torch.tensor([0, 1])).loss.backward()
     optimizer.step()
     assert not torch.equal(before, model.vit.layers[0].mlp.fc1.weight)
+
+
+def test_lamb_steps_have_the_length_of_the_weights():
+    model = tiny()
+    torch.nn.init.normal_(model.classifier.weight)
+    optimizer = create_optimizer(model, TrainArguments(optim="lamb", learning_rate=0.1, weight_decay=0.05))
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    learn(model, optimizer, 1)
+    for name, weight in model.named_parameters():
+        moved = (weight.detach() - before[name]).norm()
+        if name == "vit.layers.0.mlp.fc1.weight":
+            torch.testing.assert_close(moved, 0.1 * before[name].norm())
+        if name == "classifier.bias":  # no decay: AdamW's first step, of one rate each
+            torch.testing.assert_close(moved, torch.tensor(0.1 * 3**0.5), rtol=1e-4, atol=1e-6)
+
+
+def test_step_divides_by_ten_as_bit_does():
+    def bit(step, supports, base=0.003):
+        """big_transfer's bit_hyperrule.get_lr."""
+        if step < supports[0]:
+            return base * step / supports[0]
+        for support in supports[1:]:
+            if support < step:
+                base /= 10
+        return base
+
+    for supports, drops in (
+        ([500, 3000, 6000, 9000, 10000], (0.3, 0.6, 0.9)),
+        ([100, 200, 300, 400, 500], (0.4, 0.6, 0.8)),
+    ):
+        total, warmup = supports[-1], supports[0]
+        for step in range(0, total, 7):
+            ours = rate_factor(step, max_steps=total, warmup=warmup, kind="step", drops=drops)
+            assert 0.003 * ours == pytest.approx(bit(step, supports))

@@ -352,3 +352,11 @@ def test_unfreezing_moves_the_lowest_layer_last_and_must_reach_it(tmp_path):
     assert all(not torch.equal(before[n], p) for n, p in model.named_parameters() if "mlp.fc1.weight" in n)
     with pytest.raises(HFViTError, match=r"begin at update 6, after the end of training \(6\)"):
         Trainer(tiny(num_hidden_layers=2), arguments(tmp_path / "no", unfreeze_every=2), Pictures(40)).train()
+
+
+def test_a_global_batch_sets_the_passes(tmp_path):
+    args = arguments(tmp_path / "out", per_device_train_batch_size=4, global_batch_size=20)
+    trainer = Trainer(tiny(), args, Pictures(40))
+    assert trainer.args.gradient_accumulation_steps == 5 and trainer.global_batch_size == 20
+    with pytest.raises(HFViTError, match="no multiple of 8"):
+        Trainer(tiny(), arguments(tmp_path / "out", global_batch_size=20), Pictures(40))

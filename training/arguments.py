@@ -26,6 +26,7 @@ from hf_vit.errors import HFViTError
 
 RECIPES = Path(__file__).parent / "recipes"
 RESOLVED_NAME = "config_resolved.yaml"
+NOT_SWEPT = ("sweep", "output_dir", "dataset", "train_split", "eval_split", "dev_fraction", "seed")
 OF_THE_LAUNCH = ("resume_from_checkpoint", "preview")  # said anew at each launch, so not part of a resolved config
 
 
@@ -181,13 +182,26 @@ class TrainArguments:
     per_device_train_batch_size: int = option(64, "pictures of one forward pass on one device", "pictures")
     per_device_eval_batch_size: int = option(128, "the same for evaluation", "pictures")
     gradient_accumulation_steps: int = option(1, "forward passes for one update", "passes", "vit_jax accum_steps")
+    global_batch_size: int | None = option(
+        None,
+        "pictures of one update over all devices: sets gradient_accumulation_steps for the devices there are",
+        "pictures",
+        "Table 3: 4096; Table 4: 512",
+    )
+    sweep: dict[str, Any] = option(
+        {},
+        "values to choose from by accuracy on dev_fraction, as name=[value,value]; then one run with the best",
+        "",
+        "Table 4: learning rates; B.1.1: dev splits",
+        nargs="+",
+    )
     optim: str = option(
         "adamw_torch_fused",
         "optimizer",
         "",
         "Table 3: Adam; Table 4: SGD; muon: torch.optim.Muon for the blocks' matrices, AdamW for the rest; "
-        "schedule_free_adamw: arXiv:2405.15682, pip install 'hf-vit[schedulefree]'",
-        ("adamw_torch_fused", "adamw_torch", "sgd", "muon", "schedule_free_adamw"),
+        "lamb: arXiv:1904.00962 (DeiT-III); schedule_free_adamw: arXiv:2405.15682, pip install 'hf-vit[schedulefree]'",
+        ("adamw_torch_fused", "adamw_torch", "sgd", "muon", "lamb", "schedule_free_adamw"),
     )
     learning_rate: float = option(
         1e-4, "peak of the schedule", "", "Table 3: 2e-4 to 3e-3; Table 4: 0.001 to 0.06 (sgd)"
@@ -222,8 +236,11 @@ class TrainArguments:
         "cosine",
         "shape after the warm-up",
         "",
-        "Table 4: cosine; Table 3: linear; arXiv:2106.04560: rsqrt",
-        ("cosine", "linear", "rsqrt", "constant"),
+        "Table 4: cosine; Table 3: linear; arXiv:2106.04560: rsqrt; BiT: step",
+        ("cosine", "linear", "rsqrt", "step", "constant"),
+    )
+    lr_steps: list[float] = option(
+        [0.3, 0.6, 0.9], "step: where the rate is divided by 10", "share of the run", "BiT-HyperRule", nargs="+"
     )
     rsqrt_timescale: float = option(
         10_000, "rsqrt: rate falls as 1 / sqrt(1 + updates since warm-up / this)", "updates", "big_vision utils.py"
@@ -373,6 +390,8 @@ class TrainArguments:
             updates_of(name, getattr(self, name), max(self.max_steps, 0), 0.0)
         ramps = [updates_of(name, getattr(self, name), self.max_steps, 0.0) for name in RAMPS]
         check_ramps(*ramps, self.max_steps)
+        if self.global_batch_size is not None and self.global_batch_size < 1:
+            raise HFViTError(f"--global_batch_size {self.global_batch_size}: give 1 or more")
         if not 0 < self.layer_decay <= 1:
             raise HFViTError(f"--layer_decay {self.layer_decay}: give a share above 0, up to 1 (off)")
         if self.rsqrt_timescale <= 0:
@@ -408,6 +427,19 @@ class Arguments:
     data: DataArguments
     train: TrainArguments
     recipe: str | None = None
+
+    def __post_init__(self):
+        self.check()
+
+    def check(self) -> None:
+        """Raise HFViTError for arguments that contradict each other across the groups."""
+        model, data, train = self.model, self.data, self.train
+        if model.freeze_backbone and train.layer_decay < 1:
+            raise HFViTError("--layer_decay has no layers on a frozen backbone: leave out it or --freeze_backbone")
+        if model.freeze_backbone and train.unfreeze_every not in (0, "0"):
+            raise HFViTError("--unfreeze_every trains what --freeze_backbone does not: leave out one of them")
+        if train.sweep and data.dev_fraction is None:
+            raise HFViTError("a sweep chooses on a dev split: give --dev_fraction, such as 0.1 (carved from train)")
 
     def as_dict(self) -> dict[str, Any]:
         """Every field by its flat name, resolved."""
@@ -481,8 +513,10 @@ def parse(argv: list[str] | None, stage: str) -> Arguments:
 def coerce(name: str, value: Any) -> Any:
     """Bring a word of the command line or a value of a recipe to the type of the field `name`."""
     hint, choices = TYPES[name], FIELDS[name].metadata["choices"]
+    if name == "sweep":
+        return _grid(_config_fields(value, name))
     if hint == dict[str, Any]:
-        return _config_fields(value)
+        return _config_fields(value, name)
     try:
         result = _as_type(hint, value)
     except (TypeError, ValueError):
@@ -543,7 +577,17 @@ def _only(kinds, value: Any) -> Any:
     return value
 
 
-def _config_fields(value: Any) -> dict[str, Any]:
+def _grid(values: dict[str, Any]) -> dict[str, list]:
+    """The values of a sweep, each of its argument's type."""
+    for name, items in values.items():
+        if name not in FIELDS or name in NOT_SWEPT or name in {f.name for f in dataclasses.fields(ModelArguments)}:
+            raise HFViTError(f"--sweep {name}: only arguments of training and of augmentation can be swept")
+        if not isinstance(items, list) or not items:
+            raise HFViTError(f"--sweep {name}: give a list of values, such as --sweep {name}=[0.01,0.03]")
+    return {name: [coerce(name, item) for item in items] for name, items in values.items()}
+
+
+def _config_fields(value: Any, name: str) -> dict[str, Any]:
     """`["pooling=gap", "layer_norm_eps=1e-6"]`, or a mapping, as fields of the model's config with YAML's types."""
     if isinstance(value, dict):
         pairs = value
@@ -552,7 +596,8 @@ def _config_fields(value: Any) -> dict[str, Any]:
         for pair in value:
             field, equals, text = pair.partition("=")
             if not equals:
-                raise HFViTError(f"--set {pair!r}: give field=value, such as --set hidden_size=128")
+                example = "hidden_size=128" if name == "set" else "learning_rate=[0.01,0.03]"
+                raise HFViTError(f"--{name} {pair!r}: give field=value, such as --{name} {example}")
             pairs[field] = yaml.safe_load(text)
     return {field: _number(item) for field, item in pairs.items()}
 

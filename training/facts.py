@@ -155,7 +155,7 @@ def training_facts(trainer) -> dict[str, Any]:
     about, watch, state = trainer.about, trainer.watch, trainer.state
     losses = [line["loss"] for line in state.log_history if "loss" in line]
     facts = {
-        **{name: about[name] for name in ("stage", "recipe", "arguments", "augmentation") if name in about},
+        **{name: about[name] for name in ("stage", "recipe", "arguments", "augmentation", "sweep") if name in about},
         "seed": trainer.args.seed,
         "steps": state.global_step,
         "epochs": trainer.position / len(trainer.train_dataset),

@@ -7,7 +7,7 @@ in MAE `util/lr_decay.py`; Muon with AdamW's rates, arXiv:2502.16982; gradual un
 
 import math
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -101,6 +101,8 @@ def create_optimizer(model: nn.Module, args: TrainArguments) -> torch.optim.Opti
     adamw: dict[str, Any] = {"betas": (args.adam_beta1, args.adam_beta2), "eps": args.adam_epsilon}
     if args.optim == "schedule_free_adamw":
         return _schedule_free(groups, args.learning_rate, adamw)
+    if args.optim == "lamb":
+        return Lamb(groups, **adamw)
     adamw["fused"] = args.optim != "adamw_torch" and _fused_works(group["params"] for group in groups)
     if args.optim == "muon":
         matrices, others = _hidden_matrices(model, groups)
@@ -165,6 +167,57 @@ class MuonWithAdamW(torch.optim.Optimizer):
         return loss
 
 
+class Lamb(torch.optim.Optimizer):
+    """AdamW whose step has, tensor by tensor, the length of the weights (arXiv:1904.00962), as DeiT-III trains.
+
+    As NVIDIA's FusedLAMB: bias-corrected moments; tensors without decay take AdamW's step as it is. Clipping the
+    global norm is the loop's.
+
+    Args:
+        groups: with their own `lr` and `weight_decay`. betas, eps: of the moments.
+    """
+
+    def __init__(self, groups: list[dict], *, betas: tuple[float, float], eps: float):
+        super().__init__(groups, {"betas": betas, "eps": eps, "weight_decay": 0.0})
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        """One update of all parameters."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            parameters = [p for p in group["params"] if p.grad is not None]
+            if parameters:
+                self._step(group, parameters)
+        return loss
+
+    def _step(self, group: dict, parameters: list[torch.Tensor]) -> None:
+        beta1, beta2 = group["betas"]
+        for p in parameters:
+            if not self.state[p]:
+                self.state[p] = {"step": 0, "exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p)}
+            self.state[p]["step"] += 1
+        gradients = [p.grad for p in parameters]
+        first, second = ([self.state[p][slot] for p in parameters] for slot in ("exp_avg", "exp_avg_sq"))
+        counts = [self.state[p]["step"] for p in parameters]
+        torch._foreach_lerp_(first, gradients, 1 - beta1)
+        torch._foreach_mul_(second, beta2)
+        torch._foreach_addcmul_(second, gradients, gradients, value=1 - beta2)
+        below = torch._foreach_div(second, [1 - beta2**count for count in counts])
+        torch._foreach_sqrt_(below)
+        torch._foreach_add_(below, group["eps"])
+        updates = torch._foreach_div(first, [1 - beta1**count for count in counts])
+        torch._foreach_div_(updates, below)
+        if group["weight_decay"]:
+            torch._foreach_add_(updates, parameters, alpha=group["weight_decay"])
+            pairs = zip(torch._foreach_norm(parameters), torch._foreach_norm(updates))
+            ratios = [torch.where((w > 0) & (u > 0), w / u, 1.0) for w, u in pairs]
+            torch._foreach_mul_(updates, ratios)
+        torch._foreach_add_(parameters, updates, alpha=-group["lr"])
+
+
 def _schedule_free(groups: list[dict], rate: float, adamw: dict[str, Any]) -> torch.optim.Optimizer:
     try:
         import schedulefree
@@ -220,13 +273,21 @@ class GradualUnfreezing:
 
 
 def rate_factor(
-    step: int, *, max_steps: int, warmup: int, kind: str, end: float = 0.0, cooldown: int = 0, timescale: float = 1e4
+    step: int,
+    *,
+    max_steps: int,
+    warmup: int,
+    kind: str,
+    end: float = 0.0,
+    cooldown: int = 0,
+    timescale: float = 1e4,
+    drops: Sequence[float] = (0.3, 0.6, 0.9),
 ) -> float:
     """Learning rate of update `step` (from 0) as a share of the peak.
 
     Google's `vit_jax.utils.create_learning_rate_schedule`: with warm-up, the first update has rate 0. `end` is the
-    share that cosine and linear fall to; `cooldown` multiplies any of them by a line to 0 over the last updates, as in
-    big_vision.
+    share that cosine and linear fall to; `drops`, shares of the run after which `step` divides by 10; `cooldown`
+    multiplies any of them by a line to 0 over the last updates, as in big_vision.
     """
     progress = min(1.0, max(0.0, (step - warmup) / max(1, max_steps - warmup)))
     if kind == "cosine":
@@ -235,10 +296,12 @@ def rate_factor(
         factor = end + (1 - end) * (1 - progress)
     elif kind == "rsqrt":
         factor = 1 / math.sqrt(1 + max(0, step - warmup) / timescale)
+    elif kind == "step":
+        factor = 0.1 ** sum(step > share * max_steps for share in drops)
     elif kind == "constant":
         factor = 1.0
     else:
-        raise ValueError(f"unknown lr_scheduler_type {kind!r}: cosine, linear, rsqrt or constant")
+        raise ValueError(f"unknown lr_scheduler_type {kind!r}: cosine, linear, rsqrt, step or constant")
     if warmup:
         factor *= min(1.0, step / warmup)
     if cooldown:
@@ -270,6 +333,7 @@ def create_scheduler(
             end=end,
             cooldown=cooldown,
             timescale=args.rsqrt_timescale,
+            drops=args.lr_steps,
         )
 
     return LambdaLR(optimizer, factor)

@@ -31,6 +31,7 @@ from .facts import public_name
 from .preview import contact_sheet
 from .splits import open_splits, transforms
 from .streaming import ImageStream
+from .sweep import sweep
 from .trainer import Trainer
 
 
@@ -40,14 +41,23 @@ PREDICTIONS_NAME, DUPLICATES_NAME = "predictions.npz", "duplicates.json"
 def command(stage: str, argv: list[str] | None = None) -> dict[str, Any]:
     """Parse, build, train, report; bad input is one line on stderr and exit status 2."""
     try:
-        return run(parse(argv, stage), stage)
+        arguments = parse(argv, stage)
+        if arguments.train.sweep and not arguments.train.preview:
+            return sweep(arguments, stage, run)
+        return run(arguments, stage)
     except (HFViTError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
 
 
-def run(arguments: Arguments, stage: str) -> dict[str, Any]:
-    """Train and evaluate as the arguments say, and return the facts (empty if a signal ended the run early)."""
+def run(
+    arguments: Arguments, stage: str, more_follow: bool = False, swept: list[dict] | None = None
+) -> dict[str, Any]:
+    """Train and evaluate as the arguments say, and return the facts (empty if a signal ended the run early).
+
+    Args:
+        more_follow: other runs of this process come after. swept: what earlier ones found, for the facts.
+    """
     if arguments.train.output_dir is None:
         raise HFViTError("where should the result go? Give --output_dir FOLDER")
     main = accelerate.PartialState(cpu=on_cpu(arguments.train)).is_main_process
@@ -66,6 +76,8 @@ def run(arguments: Arguments, stage: str) -> dict[str, Any]:
         "augmentation": train_transform.describe(),
         "data": {"config_name": arguments.data.dataset_config_name, "train_fraction": arguments.data.train_fraction},
     }
+    if swept:
+        about["sweep"] = swept
     if arguments.data.deduplicate_against is not None:
         about["data"]["duplicates_left_out"] = len(splits.duplicates)
     trainer = Trainer(
@@ -82,7 +94,11 @@ def run(arguments: Arguments, stage: str) -> dict[str, Any]:
     say(describe(trainer, train, evaluation))
     trainer.train()
     facts = finish(trainer, say)
-    trainer.accelerator.end_training()
+    if more_follow:  # ending the training would end the processes' group
+        for tracker in trainer.accelerator.trackers:
+            tracker.finish()
+    else:
+        trainer.accelerator.end_training()
     return facts
 
 

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from accelerate.utils import gather_object
 from huggingface_hub import get_token
 from torch.utils.data import DataLoader, Dataset
@@ -46,7 +47,7 @@ from .arguments import TrainArguments, updates_of
 from .augmentation import Mixing
 from .averaging import WeightAverage
 from .data import ImageDataset, collate
-from .device import create_accelerator, memory_advice
+from .device import create_accelerator, memory_advice, on_cpu
 from .evaluation import Evaluated, evaluate
 from .flops import measured_peak, train_flops
 from .objective import Normalise, Objective
@@ -88,6 +89,7 @@ class Trainer:
         optimizers: tuple[torch.optim.Optimizer | None, Any] = (None, None),
         about: dict[str, Any] | None = None,
     ):
+        args = _with_passes(args)
         self.model, self.args, self.image_processor = model, args, image_processor
         self.train_dataset, self.eval_dataset = _keyed(train_dataset), _keyed(eval_dataset)
         self.compute_metrics, self.about = compute_metrics, about or {}
@@ -652,6 +654,20 @@ class Trainer:
             return None
         private = self.args.hub_private_repo
         return push_folder(self.output_dir, self.name, private=private, checkpoint=checkpoint, **kwargs)
+
+
+def _with_passes(args: TrainArguments) -> TrainArguments:
+    """Where `global_batch_size` is given, the passes that it takes on these devices."""
+    if args.global_batch_size is None:
+        return args
+    devices, size = PartialState(cpu=on_cpu(args)).num_processes, args.per_device_train_batch_size
+    passes, rest = divmod(args.global_batch_size, size * devices)
+    if rest or not passes:
+        raise HFViTError(
+            f"--global_batch_size {args.global_batch_size} is no multiple of {size} pictures on {devices} devices: "
+            "change --per_device_train_batch_size"
+        )
+    return dataclasses.replace(args, gradient_accumulation_steps=passes)
 
 
 def _keyed(dataset: Dataset | None) -> Dataset | None:

@@ -1,0 +1,99 @@
+"""A grid of values tried on a dev split, then the run with the best of them: as Table 4 of arXiv:2010.11929 does.
+
+For run.py. Each trial trains on the training split without `dev_fraction` of it, and is scored on that part; the final
+run trains on all of it and is scored on the evaluation split. Trials lie in OUTPUT_DIR/sweep/NAME=VALUE; a finished
+one is not run again, so the same command with --resume_from_checkpoint goes on after an interruption.
+"""
+
+import dataclasses
+import itertools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from accelerate import PartialState
+
+from hf_vit.errors import HFViTError
+
+from .arguments import GROUPS, RESOLVED_NAME, Arguments
+from .checkpointing import read_json, write_json
+from .device import on_cpu
+from .facts import FACTS_NAME
+
+
+FOLDER, TABLE = "sweep", "sweep.json"
+
+
+def grid(sweep: dict[str, list]) -> list[dict[str, Any]]:
+    """Every combination of the values, the last name changing fastest."""
+    return [dict(zip(sweep, values)) for values in itertools.product(*sweep.values())]
+
+
+def with_values(arguments: Arguments, values: dict[str, Any]) -> Arguments:
+    """The same arguments but for some, given by their flat names."""
+    changed = {
+        key: dataclasses.replace(
+            getattr(arguments, key), **{f.name: values[f.name] for f in dataclasses.fields(group) if f.name in values}
+        )
+        for key, group in GROUPS.items()
+    }
+    return dataclasses.replace(arguments, **changed)
+
+
+def trial_of(arguments: Arguments, values: dict[str, Any]) -> Arguments:
+    """The run that tries these values on the dev split."""
+    name = ",".join(f"{key}={value}" for key, value in values.items())
+    folder = Path(str(arguments.train.output_dir)) / FOLDER / name
+    fixed = {
+        "sweep": {},
+        "eval_split": None,
+        "push_to_hub": False,
+        "do_predict": False,
+        "resume_from_checkpoint": True,
+    }
+    return with_values(arguments, values | fixed | {"output_dir": str(folder)})
+
+
+def sweep(arguments: Arguments, stage: str, run: Callable[..., dict[str, Any]]) -> dict[str, Any]:
+    """Run the grid, then the final run; its facts, or nothing where a signal ended one of them.
+
+    Args:
+        run: `run(arguments, stage, more_follow=..., swept=...) -> facts`.
+
+    Raises:
+        HFViTError: a folder that holds something else.
+    """
+    if arguments.train.output_dir is None:
+        raise HFViTError("where should the result go? Give --output_dir FOLDER")
+    folder = Path(arguments.train.output_dir)
+    if not arguments.train.resume_from_checkpoint and folder.is_dir() and any(folder.iterdir()):
+        raise HFViTError(
+            f"{folder} is not empty: give another --output_dir, or --resume_from_checkpoint true to go on with it"
+        )
+    main = PartialState(cpu=on_cpu(arguments.train)).is_main_process
+    rows = []
+    for values in grid(arguments.train.sweep):
+        trial = trial_of(arguments, values)
+        facts = finished(trial) or run(trial, stage, more_follow=True)
+        if not facts:
+            return {}
+        score = next(row for row in facts["results"] if row["metric"] == "accuracy")
+        rows.append({"values": values, "dev_accuracy": score["value"], "n": score["n"]})
+        if main:
+            print(f"sweep: {trial.train.output_dir}: {score['value']:.2%} on {score['n']:,} dev pictures")
+    best = max(rows, key=lambda row: row["dev_accuracy"])["values"]  # the first of equals
+    final = with_values(arguments, best | {"sweep": {}, "dev_fraction": None, "resume_from_checkpoint": True})
+    facts = run(final, stage, swept=rows)
+    if facts and main:
+        write_json(folder / TABLE, rows)
+    return facts
+
+
+def finished(trial: Arguments) -> dict[str, Any] | None:
+    """The facts of a trial that ended before."""
+    folder = Path(str(trial.train.output_dir))
+    if not (folder / FACTS_NAME).is_file():
+        return None
+    if (folder / RESOLVED_NAME).read_text(encoding="utf-8") != trial.to_yaml():
+        raise HFViTError(f"{folder} was trained with other arguments: restore them, or give another --output_dir")
+    return read_json(folder / FACTS_NAME)
