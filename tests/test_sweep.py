@@ -13,38 +13,16 @@ from training.arguments import parse
 from training.sweep import grid, trial_of
 
 
-LINE = [
-    "--set",
-    "hidden_size=16",
-    "num_hidden_layers=1",
-    "num_attention_heads=2",
-    "intermediate_size=16",
-    "patch_size=4",
-    "--image_size",
-    "8",
-    "--dataset",
-    "digits",
-    "--use_cpu",
-    "--disable_tqdm",
-    "--per_device_train_batch_size",
-    "64",
-    "--max_steps",
-    "8",
-    "--warmup_steps",
-    "0",
-    "--crop",
-    "squash",
-    "--no_flip",
-    "--dev_fraction",
-    "0.1",
-    "--sweep",
-    "learning_rate=[1e-9,0.02]",
-]
+LINE = (
+    "--set hidden_size=16 num_hidden_layers=1 num_attention_heads=2 intermediate_size=16 patch_size=4 --image_size 8 "
+    "--dataset digits --use_cpu --disable_tqdm --per_device_train_batch_size 64 --max_steps 8 --warmup_steps 0 "
+    "--crop squash --no_flip --dev_fraction 0.1 --sweep learning_rate=[1e-9,0.02]"
+)
 
 
 def test_the_best_rate_on_the_dev_split_trains_on_everything(tmp_path, capsys, monkeypatch):
     out = tmp_path / "out"
-    facts = finetune.main([*LINE, "--output_dir", str(out)])
+    facts = finetune.main([*LINE.split(), "--output_dir", str(out)])
     rows = json.loads((out / "sweep.json").read_text())
     assert facts["training"]["sweep"] == rows and [row["values"]["learning_rate"] for row in rows] == [1e-9, 0.02]
     assert rows[1]["dev_accuracy"] > rows[0]["dev_accuracy"] and rows[0]["n"] == 144  # a tenth of 1,437
@@ -55,20 +33,20 @@ def test_the_best_rate_on_the_dev_split_trains_on_everything(tmp_path, capsys, m
     assert "on 144 dev pictures" in capsys.readouterr().out
 
     with pytest.raises(SystemExit):
-        finetune.main([*LINE, "--output_dir", str(out)])
+        finetune.main([*LINE.split(), "--output_dir", str(out)])
     assert "is not empty" in capsys.readouterr().err
     seen = []
     monkeypatch.setattr(run, "run", lambda arguments, *rest, **more: seen.append(arguments.train.output_dir) or {})
-    assert finetune.main([*LINE, "--output_dir", str(out), "--resume_from_checkpoint"]) == {}
+    assert finetune.main([*LINE.split(), "--output_dir", str(out), "--resume_from_checkpoint"]) == {}
     assert seen == [str(out)]  # the trials are not run again
     with pytest.raises(SystemExit):
-        finetune.main([*LINE, "--output_dir", str(out), "--resume_from_checkpoint", "--max_steps", "9"])
+        finetune.main([*LINE.split(), "--output_dir", str(out), "--resume_from_checkpoint", "--max_steps", "9"])
     assert "trained with other arguments" in capsys.readouterr().err
 
 
 def test_grids_and_trials():
     assert grid({"a": [1, 2], "b": [3, 4]}) == [{"a": 1, "b": 3}, {"a": 1, "b": 4}, {"a": 2, "b": 3}, {"a": 2, "b": 4}]
-    found = parse([*LINE, "--output_dir", "out", "--eval_split", "test", "--push_to_hub"], "finetune")
+    found = parse([*LINE.split(), "--output_dir", "out", "--eval_split", "test", "--push_to_hub"], "finetune")
     trial = trial_of(found, {"learning_rate": 0.5, "crop_area": [0.5, 1.0]})
     assert trial.train.learning_rate == 0.5 and trial.data.crop_area == [0.5, 1.0] and not trial.train.push_to_hub
     assert trial.data.eval_split is None and trial.data.dev_fraction == 0.1 and not trial.train.sweep
