@@ -245,7 +245,8 @@ def draw_curves(fractions: np.ndarray, curves: Mapping[str, tuple[np.ndarray, np
     figure = _page(8.4, 3.5)
     for axes, which, name in zip(figure.subplots(1, 2, sharey=True), (0, 1), ("deletion", "insertion")):
         for number, (method, pair) in enumerate(curves.items()):
-            style: dict[str, Any] = {"color": COLOURS[number % len(COLOURS)], "lw": 1.5}
+            width = 1.2 + 0.7 * max(0, 3 - number)  # equal curves lie on each other: the wider ones stay visible
+            style: dict[str, Any] = {"color": COLOURS[number % len(COLOURS)], "lw": width}
             if method == "random":
                 style = {"color": FAINT, "lw": 1.2, "ls": "--"}
             area = np.trapezoid(pair[which], fractions)

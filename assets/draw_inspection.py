@@ -1,0 +1,98 @@
+"""Draws the two inspection pictures of README.md: python assets/draw_inspection.py (under a minute on one core)
+
+A tiny ViT learns on generated pictures to tell which of eight patterns one of four bright patches has; the other three
+mean nothing. So it is known where it must look, and which explanation says so.
+"""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+from hf_vit import HFViTConfig, HFViTForImageClassification
+from hf_vit.figures import View, draw_curves, draw_table, on_picture, overlay, save
+from hf_vit.perturbation import compare_explanations
+from hf_vit.relevance import METHODS, explain
+
+
+ASSETS = Path(__file__).parent
+GRID, PATCH, CLASSES, OTHERS = (4, 6), 6, 8, 3
+COLOURS = torch.tensor([[0.9, 0.5, -0.3], [-0.4, 0.6, 0.9], [0.7, 0.8, -0.5], [0.8, -0.2, 0.5]])
+
+
+def pictures(count: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Noise with bright patches: pixels `(count, 3, H, W)`, the place of the one that counts, its class."""
+    rows, columns = GRID
+    patterns = torch.randn(CLASSES + 1, PATCH, PATCH, generator=torch.Generator().manual_seed(5)).sign()
+    patterns = torch.cat([torch.zeros(1, PATCH, PATCH), patterns])  # 0: no bright patch
+    order = torch.rand(count, rows * columns, generator=generator).argsort(1)
+    label = torch.randint(0, CLASSES, (count,), generator=generator)
+    missing = torch.rand(count, generator=generator) < 0.3
+    label = torch.where(missing, CLASSES, label)
+    shown = torch.zeros(count, rows * columns, dtype=torch.long)
+    shown.scatter_(1, order[:, 1 : 1 + OTHERS], CLASSES + 1)
+    shown.scatter_(1, order[:, :1], torch.where(missing, 0, label + 1)[:, None])
+    bright = patterns[shown].view(count, rows, columns, PATCH, PATCH).permute(0, 1, 3, 2, 4)
+    bright = bright.reshape(count, 1, rows * PATCH, columns * PATCH)
+    colour = COLOURS[torch.randint(0, len(COLOURS), (count,), generator=generator)][:, :, None, None]
+    noise = torch.randn(count, 3, *bright.shape[2:], generator=generator) * 0.15 - 0.35
+    return noise + 0.9 * bright * colour, order[:, 0], label
+
+
+def train(steps: int = 200) -> HFViTForImageClassification:
+    torch.manual_seed(0)
+    generator = torch.Generator().manual_seed(1)
+    config = HFViTConfig(
+        image_size=(GRID[0] * PATCH, GRID[1] * PATCH), patch_size=PATCH, hidden_size=48, num_hidden_layers=2,
+        num_attention_heads=2, intermediate_size=96, num_labels=CLASSES + 1,
+    )  # fmt: skip
+    model = HFViTForImageClassification(config)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=0.01)
+    for _ in range(steps):
+        pixels, _, label = pictures(64, generator)
+        optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(model(pixels).logits, label, label_smoothing=0.1).backward()
+        optimizer.step()
+    return model.eval()
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    model = train()
+    pixels, place, label = pictures(400, torch.Generator().manual_seed(2))
+    there = label < CLASSES
+    pixels, place, label = pixels[there], place[there], label[there]
+    with torch.no_grad():
+        right = (model(pixels).logits.argmax(1) == label).float().mean()
+    print(f"{len(pixels)} pictures, accuracy {right:.3f}")
+    maps = {method: explain(model, pixels, method) for method in METHODS}
+    for method, found in maps.items():
+        hits = (found.flatten(1).argmax(1) == place).float().mean()
+        print(f"{method}: the largest value is in the patch that counts in {hits:.1%}")
+    height, width = pixels.shape[2:]
+    scale = 8
+    view = View((height * scale, width * scale), (height, width), (0.0, 0.0, height * scale, width * scale))
+    rows = []
+    for number in range(3):
+        small = ((pixels[number].permute(1, 2, 0).numpy() + 1) / 2 * 255).clip(0, 255).astype(np.uint8)
+        picture = small.repeat(scale, 0).repeat(scale, 1)
+        marked = picture.copy()
+        row, column = divmod(int(place[number]), GRID[1])
+        side = PATCH * scale
+        box = marked[row * side : (row + 1) * side, column * side : (column + 1) * side]
+        box[:3], box[-3:], box[:, :3], box[:, -3:] = 255, 255, 255, 255
+        heats = [on_picture(maps[method][number].numpy(), (PATCH, PATCH), view) for method in METHODS]
+        rows.append([marked, *(overlay(picture, heat) for heat in heats)])
+    names = ("the framed patch decides", *(method.replace("_", " ") for method in METHODS))
+    save(draw_table(rows, names), ASSETS / "explanations.png")
+    curves = compare_explanations(model, pixels, steps=24, baseline="mean")
+    means = {name: (found.deletion.mean(0).numpy(), found.insertion.mean(0).numpy()) for name, found in curves.items()}
+    figure = draw_curves(curves["random"].fractions.numpy(), means, f"mean of {len(pixels)} pictures")
+    save(figure, ASSETS / "deletion_insertion.png")
+
+
+if __name__ == "__main__":
+    main()
