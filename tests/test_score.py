@@ -17,7 +17,16 @@ import yaml
 from accelerate import Accelerator
 from conftest import ROOT
 from PIL import Image
-from transformers import BitConfig, BitForImageClassification, ViTConfig, ViTForImageClassification
+from pyarrow import Table
+from pyarrow.parquet import write_table
+from transformers import (
+    BitConfig,
+    BitForImageClassification,
+    ResNetConfig,
+    ResNetForImageClassification,
+    ViTConfig,
+    ViTForImageClassification,
+)
 from transformers.models.vit import ViTImageProcessorPil
 
 from hf_vit import HFViTConfig, HFViTForImageClassification
@@ -53,7 +62,7 @@ def save_tiny(folder, size=16, seed=0, **fields):
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
-    """Folders: ours, transformers' ViT, transformers' BiT with a processor that crops."""
+    """Folders: ours; of transformers ViT, ResNet (BatchNorm), and BiT with a processor that crops."""
     root = tmp_path_factory.mktemp("models")
     save_tiny(root / "ours")
     small = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
@@ -63,6 +72,9 @@ def models(tmp_path_factory):
     ViTImageProcessorPil(size={"height": 16, "width": 16}).save_pretrained(root / "vit")
     bit = BitConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], num_groups=4, num_labels=10)
     BitForImageClassification(bit).save_pretrained(root / "bit")
+    resnet = ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], num_labels=10)
+    ResNetForImageClassification(resnet).save_pretrained(root / "resnet")
+    ViTImageProcessorPil(size={"height": 16, "width": 16}).save_pretrained(root / "resnet")
     (root / "bit" / "preprocessor_config.json").write_text(
         json.dumps({"image_processor_type": "BitImageProcessor", "size": {"shortest_edge": 40}, "do_center_crop": True,
                     "crop_size": {"height": 32, "width": 32}, "resample": 3, "image_mean": [0.4] * 3,
@@ -205,6 +217,11 @@ def test_views_are_averaged_as_probabilities(models):
     assert facts["scoring"]["preprocessing"]["tta"] == "flip"
 
 
+def test_mixed_precision_counts_every_picture(models):
+    facts = run("--bf16", model=models["ours"], dataset="digits", split="test[:50]")
+    assert facts["environment"]["precision"] == "bf16" and all(row["n"] == 50 for row in facts["results"])
+
+
 def test_entries_for_the_hubs_leaderboards(tmp_path, models):
     facts = run(model=models["ours"], dataset="digits", split="test[:20]")
     write_eval_results(tmp_path / "none", facts)
@@ -258,13 +275,17 @@ def test_probes_and_their_features_on_disk(models, tmp_path, monkeypatch):
 
 
 def test_features_are_what_the_classifier_reads(models):
-    for name in ("ours", "vit", "bit"):
+    for name in ("ours", "vit", "bit", "resnet"):
         classifier = open_classifier(models[name])
         pixels = torch.randn(3, 3, *classifier.transform.image_size_hw)
         with torch.no_grad():
             found, logits = classifier.features(pixels), classifier.logits(pixels)
             head = [layer for layer in classifier.model.modules() if isinstance(layer, torch.nn.Linear)][-1]
             torch.testing.assert_close(head(found), logits)
+        mark = features.model_fingerprint(classifier.model)
+        assert mark == features.model_fingerprint(open_classifier(models[name]).model)
+        head.bias.data[0] += 1e-3
+        assert mark != features.model_fingerprint(classifier.model)
 
 
 # -- which output means which class ----------------------------------------------------------------------------------
@@ -278,7 +299,10 @@ def test_names_match_whatever_the_spelling():
 
 def test_names_that_two_outputs_share_are_not_guessed():
     with pytest.raises(HFViTError, match="1 of the data's 2 classes"):
-        match_labels(["crane", "tench"], ["crane", "crane", "tench"])
+        match_labels(["tench", "crane"], ["crane", "tench", "crane"])
+    assert match_labels(["crane", "Tench", "crane"], ["crane", "tench", "crane"]).places.tolist() == [0, 1, 2]
+    imagenets = [name.replace(" ", "_") for name in imagenet()["names"]]
+    assert match_labels(imagenets, imagenet()["names"]).places.tolist() == list(range(1000))
 
 
 def test_subsets_of_imagenet():
@@ -338,6 +362,10 @@ def bad(tmp_path, models):
     (tmp_path / "short.json").write_text("[[1], [2]]")
     (tmp_path / "beyond.json").write_text(json.dumps([[11]] * 360))
     (tmp_path / "map.json").write_text(json.dumps({"zer0": "0"}))
+    pictures = [{"bytes": (tmp_path / "pets" / "test" / "0ne" / "a.png").read_bytes(), "path": None}]
+    for name, columns in (("unlabelled", {}), ("marked", {"label": [-1]}), ("empty", {"label": [0]})):
+        table = Table.from_pydict({"image": pictures, **columns})
+        write_table(table[:0] if name == "empty" else table, tmp_path / f"{name}-test.parquet")
     save_tiny(tmp_path / "narrow", id2label={0: "a", 1: "b"})
     save_tiny(tmp_path / "spelled", id2label={0: "zero", 1: "one"})
     save_tiny(tmp_path / "headless", num_labels=0, id2label=None)
@@ -351,6 +379,9 @@ def bad(tmp_path, models):
         ({"dataset": "{bad}/pets"}, "the data has 2 classes, the model 10 outputs"),
         ({"model": "{bad}/spelled", "dataset": "{bad}/pets"}, "the nearest are '0ne': 'one', 'zer0': 'zero'"),
         ({"dataset": "{bad}/pets", "label_map": "{bad}/map.json"}, "says nothing of 0ne"),
+        ({"dataset": "{bad}/unlabelled-test.parquet"}, "no column of labels"),
+        ({"dataset": "{bad}/marked-test.parquet"}, "1 of 1 rows"),
+        ({"dataset": "{bad}/empty-test.parquet"}, "is empty"),
         ({"dataset": "digits", "split": "validation"}, "no split 'validation'"),
         ({"dataset": "digits", "split": "test[5:5]"}, "holds none of the 360 pictures"),
         ({"dataset": "digits", "real_labels": "{bad}/short.json"}, "ReaL labels of 2 pictures, but the split has 360"),

@@ -47,6 +47,10 @@ class Classifier:
     transform: EvalTransform
     normalise: Normalise
 
+    def __post_init__(self):
+        asked = "interpolate_pos_encoding" in inspect.signature(self.model.forward).parameters
+        self._options = {"interpolate_pos_encoding": True} if asked else {}  # other sizes than the model's own
+
     @property
     def label_names(self) -> list[str]:
         """Names of the outputs, in order; none for a model without a head."""
@@ -59,10 +63,7 @@ class Classifier:
 
     def logits(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """Float32 (B, K) of normalised pictures (B, C, H, W)."""
-        extra = {}
-        if "interpolate_pos_encoding" in inspect.signature(self.model.forward).parameters:
-            extra = {"interpolate_pos_encoding": True}
-        return self.model(pixel_values, **extra).logits.float()
+        return self.model(pixel_values, **self._options).logits.float()
 
     def features(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """Float32 (B, D): what the classifier reads, big_vision's `pre_logits`."""

@@ -34,7 +34,7 @@ def model_fingerprint(model: torch.nn.Module) -> str:
     state = hashlib.sha256(str(sorted(model.config.to_diff_dict().items(), key=lambda pair: pair[0])).encode())
     for name, tensor in sorted(model.state_dict().items()):
         state.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        state.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy())
+        state.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy())
     return state.hexdigest()[:32]
 
 

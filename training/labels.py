@@ -141,7 +141,7 @@ def by_name(data_names: Sequence[str], head_names: Sequence[str]) -> tuple[np.nd
     wnids = imagenet()["wnids"]
     if set(data_names) <= set(wnids) and len(head_names) == len(wnids):
         return np.array([wnids.index(name) for name in data_names]), "by ImageNet's class ids"
-    found = [place.get(spelling(name)) for name in data_names]
+    found = [place.get(spelling(name), same_place(name, i, head_names)) for i, name in enumerate(data_names)]
     missing = [name for name, number in zip(data_names, found) if number is None]
     if missing:
         raise HFViTError(mismatch(missing, data_names, head_names))
@@ -151,6 +151,11 @@ def by_name(data_names: Sequence[str], head_names: Sequence[str]) -> tuple[np.nd
 def spelling(name: str) -> str:
     """A name without case, punctuation and the difference between space, dash and underscore."""
     return " ".join(re.findall(r"[^\W_]+", name.casefold())) or name
+
+
+def same_place(name: str, number: int, head_names: Sequence[str]) -> int | None:
+    """The output of the same number, if it is called the same: ImageNet has two classes `crane`."""
+    return number if number < len(head_names) and spelling(head_names[number]) == spelling(name) else None
 
 
 def spelled_places(names: Sequence[str]) -> dict[str, int]:

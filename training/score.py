@@ -177,7 +177,7 @@ def score(args: argparse.Namespace, machine: Machine) -> dict[str, Any]:
         match = match_labels(dataset.label_names, headed(classifier), args.label_map, args.label_subset)
         real = None if args.real_labels is None else real_labels(args.real_labels, dataset)
         scored = score_dataset(classifier, dataset, match, machine, args.tta, real)
-        rows = score_rows(scored)
+        rows = score_rows(scored, machine.accelerator.is_main_process)
     else:
         rows = probe_rows(args, classifier, dataset, machine)
     speed = {} if args.no_speed else measure_speed(classifier, machine)
@@ -258,10 +258,10 @@ def real_labels(path: str, dataset: ImageDataset):
 # -- what is measured ------------------------------------------------------------------------------------------------
 
 
-def score_rows(scored: Scored) -> list[dict[str, Any]]:
-    """{"metric", "value", "n"} of every score; after a temperature where logits were few enough to keep."""
+def score_rows(scored: Scored, main: bool) -> list[dict[str, Any]]:
+    """{"metric", "value", "n"} of every score; after a temperature where logits were kept, on the main process."""
     found = scored.totals.scores()
-    if scored.logits is not None and scored.labels is not None and len(scored.labels) > 1:
+    if main and scored.logits is not None and scored.labels is not None and len(scored.labels) > 1:
         after = calibration(scored.logits, scored.labels)
         chosen = ("ece_after_temperature", "nll_after_temperature", "brier_after_temperature", "temperature")
         found |= {name: (after[name], len(scored.labels)) for name in chosen}

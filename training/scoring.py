@@ -29,7 +29,7 @@ from .sampling import EvalOrder
 CORNERS = ((0.0, 0.0), (1.0, 0.0), (0.0, 1.0), (1.0, 1.0), (0.5, 0.5))  # right, down
 TTA = {"none": (1, False), "flip": (1, True), "five_crop": (5, False), "ten_crop": (5, True)}  # crops, mirrored too
 CROP_PCT = 0.875  # of the five crops, unless the model has its own: 224 of 256
-KEPT_LOGITS = 250_000_000  # numbers: pictures x outputs up to which logits are kept, for the temperature
+KEPT_LOGITS = 60_000_000  # pictures x outputs up to which logits are kept, for the temperature; ImageNet's are 50 M
 
 
 @dataclass(frozen=True)

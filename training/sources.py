@@ -440,6 +440,8 @@ def parquet_door(
             )  # fmt: skip
         except Exception as error:  # datasets wraps whatever pyarrow raises
             cause = error.__cause__ or error
+            if "BatchSize must be greater than 0" in str(cause):  # how it says that no file has a row
+                raise HFViTError(f"split '{split}' of '{name}' is empty") from error
             raise HFViTError(f"cannot read split '{split}' of '{name}' ({one_line(cause)})") from error
         return table_source(name, split, table, columns, lambda: load("train") if "train" in splits else None)
 
