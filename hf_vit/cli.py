@@ -1,4 +1,4 @@
-"""The command line: hf-vit convert | info | predict | inspect | card | push.
+"""The command line: hf-vit convert | info | predict | inspect | export | demo | card | push.
 
 Each command is one pair of functions, `add_NAME` for its options and `run_NAME` for its work, which returns the exit
 status. Results go to stdout (a table, or JSON with `--json`), everything else to stderr. Bad input is one line there,
@@ -8,6 +8,7 @@ status. Results go to stdout (a table, or JSON with `--json`), everything else t
 import argparse
 import json
 import sys
+import tempfile
 from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
@@ -18,10 +19,11 @@ import transformers
 from torch.utils.flop_counter import FlopCounterMode
 from transformers.models.vit import ViTImageProcessorPil
 
-from hf_vit import HFViTConfig, HFViTForImageClassification, __version__, inspect_command
+from hf_vit import HFViTConfig, HFViTForImageClassification, __version__, demo, export, inspect_command
 from hf_vit.checkpoints import convert
 from hf_vit.configuration_hf_vit import PRESETS
-from hf_vit.hub import push_folder
+from hf_vit.errors import HFViTError
+from hf_vit.hub import push_folder, push_space
 from hf_vit.inputs import find_pictures, image_size, load, pick_device, positive, read_pictures
 from hf_vit.model_card import write_card
 
@@ -50,7 +52,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = Parser(prog="hf-vit", description="Vision Transformers and hybrids: look, predict, share.")
     parser.add_argument("--version", action="version", version=f"hf_vit {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for add in (add_convert, add_info, add_predict, add_inspect, add_card, add_push):
+    for add in (add_convert, add_info, add_predict, add_inspect, add_export, add_demo, add_card, add_push):
         add(commands)
     return parser
 
@@ -196,9 +198,10 @@ def add_predict(commands: Any) -> None:
         "classify pictures",
         "  hf-vit predict cat.jpg --model path/to/model\n"
         "  hf-vit predict pictures/ 'more/*.png' --model owner/name --top-k 3\n"
+        "  hf-vit predict https://example.org/cat.jpg --model path/to/model\n"
         "  hf-vit predict pictures/ --model path/to/model --json > predictions.json",
     )
-    parser.add_argument("images", nargs="+", help="files, folders (searched through) and glob patterns")
+    parser.add_argument("images", nargs="+", help="files, folders (searched through), glob patterns and addresses")
     parser.add_argument("--model", required=True, help="folder, Hub id or checkpoint file")
     parser.add_argument("--top-k", type=positive, default=5, metavar="K", help="labels for each picture (default 5)")
     parser.add_argument("--batch-size", type=positive, default=16, metavar="N", help="pictures at a time (default 16)")
@@ -207,7 +210,7 @@ def add_predict(commands: Any) -> None:
 
 
 def run_predict(arguments: argparse.Namespace) -> int:
-    paths = find_pictures(arguments.images)
+    paths = find_pictures(arguments.images, addresses=True)
     device = pick_device(arguments.device)
     size = image_size(arguments)
     loaded = load(arguments.model, **({} if size is None else {"image_size": size}))
@@ -238,12 +241,28 @@ def run_predict(arguments: argparse.Namespace) -> int:
     return 1 if unreadable else 0
 
 
+# -- export (its options and its work are hf_vit/export.py) -------------------------------------------------------
+
+
+def add_export(commands: Any) -> None:
+    about = "write an ONNX or torch.export model that needs no transformers, and check it against the model"
+    export.add_arguments(command(commands, "export", export.run, about, export.EXAMPLES))
+
+
 # -- inspect (its options and its work are hf_vit/inspect_command.py) ---------------------------------------------
 
 
 def add_inspect(commands: Any) -> None:
     about = "show what a model attends to: maps over pictures, filters, positions, distances, on one page"
     inspect_command.add_arguments(command(commands, "inspect", inspect_command.run, about, inspect_command.EXAMPLES))
+
+
+# -- demo (its options and its work are hf_vit/demo.py) -----------------------------------------------------------
+
+
+def add_demo(commands: Any) -> None:
+    about = "serve a page that classifies a picture and shows where the model looks"
+    demo.add_arguments(command(commands, "demo", demo.run, about, demo.EXAMPLES))
 
 
 # -- card and push -----------------------------------------------------------------------------------------------
@@ -276,6 +295,7 @@ def add_push(commands: Any) -> None:
         "  hf-vit push out owner/name\n"
         "  hf-vit push out name --private\n"
         "  hf-vit push out owner/name --create-pr\n"
+        "  hf-vit push out owner/name-demo --space\n"
         "The access token is the one of `hf auth login`, or HF_TOKEN.",
     )
     parser.add_argument("folder", help="what training or save_pretrained wrote")
@@ -283,9 +303,14 @@ def add_push(commands: Any) -> None:
     parser.add_argument("--private", action="store_true", help="make a new repository private")
     parser.add_argument("--revision", metavar="BRANCH", help="branch to upload to")
     parser.add_argument("--create-pr", action="store_true", help="open a pull request instead")
+    parser.add_argument(
+        "--space", action="store_true", help="upload the page of `hf-vit demo` with the model, as a Space"
+    )
 
 
 def run_push(arguments: argparse.Namespace) -> int:
+    if arguments.space:
+        return push_demo(arguments)
     url = push_folder(
         arguments.folder,
         arguments.repo,
@@ -293,6 +318,17 @@ def run_push(arguments: argparse.Namespace) -> int:
         revision=arguments.revision,
         create_pr=arguments.create_pr,
     )
+    print(json.dumps({"url": url}) if arguments.json else url)
+    return 0
+
+
+def push_demo(arguments: argparse.Namespace) -> int:
+    if arguments.revision or arguments.create_pr:
+        raise HFViTError("a Space is uploaded to its main branch: leave out --revision and --create-pr")
+    with tempfile.TemporaryDirectory() as folder:
+        title = Path(arguments.folder).resolve().name
+        demo.write_space(arguments.folder, Path(folder) / "space", title)
+        url = push_space(Path(folder) / "space", arguments.repo, private=arguments.private)
     print(json.dumps({"url": url}) if arguments.json else url)
     return 0
 

@@ -5,11 +5,18 @@ Bad input is an `HFViTError` or, for an option's text, an error of argparse; a p
 
 import argparse
 import glob
+import io
+import re
 import sys
+import urllib.request
 import warnings
+from collections import deque
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from http.client import HTTPException
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -18,7 +25,12 @@ from hf_vit.checkpoints import Loaded, read_checkpoint
 from hf_vit.errors import HFViTError
 
 
+Where = TypeVar("Where", bound=Path | str)
+
 PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm")
+ADDRESS = r"https?://"
+READERS, READ_AHEAD = 4, 32  # threads; pictures in memory beyond those in use
+PATIENCE, LARGEST_DOWNLOAD = 30, 64 << 20  # seconds, bytes
 
 
 def load(model: str, **changes: Any) -> Loaded:
@@ -32,16 +44,24 @@ def load(model: str, **changes: Any) -> Loaded:
     return loaded
 
 
-def find_pictures(patterns: Sequence[str]) -> list[Path]:
+def find_pictures(patterns: Sequence[str], addresses: bool = False) -> list[Any]:
     """The files that names, folders and glob patterns mean, in order, each once.
+
+    Args:
+        addresses: also `https://...`, given back as the text they are.
 
     Raises:
         HFViTError: a name that is nothing, a folder or pattern without a picture.
     """
-    found: dict[Path, None] = {}
+    found: dict[Path | str, None] = {}
     for pattern in patterns:
         path = Path(pattern)
-        if path.is_file():
+        matches: list[Any]
+        if re.match(ADDRESS, pattern):
+            if not addresses:
+                raise HFViTError(f"'{pattern}' is an address: download the picture first, and give its path")
+            matches = [pattern]
+        elif path.is_file():
             matches = [path]
         elif path.is_dir():
             matches = sorted(file for file in path.rglob("*") if file.suffix.lower() in PICTURES)
@@ -55,19 +75,43 @@ def find_pictures(patterns: Sequence[str]) -> list[Path]:
 
 
 def read_pictures(
-    paths: Sequence[Path], mode: str, unreadable: list[dict[str, str]]
-) -> Iterator[tuple[Path, Image.Image]]:
-    """Each picture upright and in the given mode; those that cannot be read go into `unreadable` with the reason."""
-    for path in paths:
-        try:
-            with Image.open(path) as file:
-                picture = ImageOps.exif_transpose(file).convert(mode)
-        except UnidentifiedImageError:
-            unreadable.append({"image": str(path), "reason": "not a picture, or of an unknown format"})
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            unreadable.append({"image": str(path), "reason": " ".join(str(error).split())})
-        else:
-            yield path, picture
+    paths: Sequence[Where], mode: str, unreadable: list[dict[str, str]]
+) -> Iterator[tuple[Where, Image.Image]]:
+    """Each picture upright and in the given mode, in order; those that cannot be read go into `unreadable`.
+
+    Threads read ahead, so that the next pictures are ready when a model is done with these.
+    """
+    rest = iter(paths)
+    with ThreadPoolExecutor(READERS) as pool:
+        ahead = deque((path, pool.submit(read_picture, path, mode)) for path in islice(rest, READ_AHEAD))
+        while ahead:
+            path, reading = ahead.popleft()
+            ahead.extend((after, pool.submit(read_picture, after, mode)) for after in islice(rest, 1))
+            found = reading.result()
+            if isinstance(found, str):
+                unreadable.append({"image": str(path), "reason": found})
+            else:
+                yield path, found
+
+
+def read_picture(path: Path | str, mode: str) -> Image.Image | str:
+    """A picture upright and in the given mode, from a file or an address; or the reason why there is none."""
+    try:
+        with Image.open(_downloaded(path) if isinstance(path, str) else path) as file:
+            return ImageOps.exif_transpose(file).convert(mode)
+    except UnidentifiedImageError:
+        return "not a picture, or of an unknown format"
+    except (OSError, ValueError, SyntaxError, HTTPException, Image.DecompressionBombError) as error:
+        return " ".join(str(error).split()) or type(error).__name__
+
+
+def _downloaded(address: str) -> io.BytesIO:
+    request = urllib.request.Request(address, headers={"User-Agent": "hf-vit"})  # some servers refuse Python's own
+    with urllib.request.urlopen(request, timeout=PATIENCE) as answer:
+        content = answer.read(LARGEST_DOWNLOAD + 1)
+    if len(content) > LARGEST_DOWNLOAD:
+        raise OSError(f"larger than {LARGEST_DOWNLOAD >> 20} MiB")
+    return io.BytesIO(content)
 
 
 def pick_device(name: str | None) -> torch.device:

@@ -3,7 +3,10 @@
 python -m pytest tests/test_cli.py
 """
 
+import functools
 import json
+import threading
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
 import pytest
@@ -13,6 +16,11 @@ from transformers import ViTImageProcessor
 
 from hf_vit import HFViTConfig, HFViTForImageClassification
 from hf_vit.cli import build_parser, main
+
+
+class QuietHandler(SimpleHTTPRequestHandler):
+    def log_message(self, *_):
+        pass
 
 
 LABELS = {0: "circle", 1: "square", 2: "star"}
@@ -136,6 +144,23 @@ def test_predict_prints_a_line_for_each_picture(capsys, model, pictures):
     assert all(line.count("%") == 2 and "deep" in line for line in lines)
 
 
+def test_predict_from_addresses(capsys, model, pictures):
+    handler = functools.partial(QuietHandler, directory=str(pictures))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        base = f"http://127.0.0.1:{server.server_port}"
+        words = [f"{base}/a.png", f"{base}/nothing.png", f"{base}/broken.png", pictures / "b.jpg"]
+        status, out, _ = run(capsys, "predict", *words, "--model", model, "--json")
+        server.shutdown()
+    found = json.loads(out)
+    assert status == 1 and [row["image"] for row in found["predictions"]] == [words[0], str(words[3])]
+    reasons = {row["image"]: row["reason"] for row in found["unreadable"]}
+    assert "404" in reasons[words[1]] and "not a picture" in reasons[words[2]]
+    _, out, _ = run(capsys, "predict", pictures / "a.png", "--model", model, "--json")
+    alone, together = json.loads(out)["predictions"][0]["labels"], found["predictions"][0]["labels"]
+    assert [hit["label"] for hit in alone] == [hit["label"] for hit in together]
+
+
 def test_predict_errors(capsys, model, pictures, tmp_path):
     assert "no picture at 'nowhere.jpg'" in error_of(capsys, "predict", "nowhere.jpg", "--model", model)
     (tmp_path / "empty").mkdir()
@@ -172,7 +197,7 @@ def test_push_errors(capsys, model, tmp_path, monkeypatch):
 def test_every_command_has_help_with_examples(capsys):
     status, out, _ = run(capsys, "--help")
     assert status == 0
-    for name in ("convert", "info", "predict", "card", "push"):
+    for name in ("convert", "info", "predict", "export", "demo", "card", "push"):
         status, out, _ = run(capsys, name, "--help")
         assert status == 0 and f"hf-vit {name}" in out.split("examples:")[1] and "--json" in out
 

@@ -15,6 +15,7 @@ from conftest import ROOT
 from PIL import Image
 from transformers import ViTImageProcessor
 
+import hf_vit
 from hf_vit import HFViTConfig, HFViTForImageClassification
 from hf_vit.cli import build_parser
 from training import quickstart, score
@@ -66,6 +67,20 @@ def test_python_blocks_run_in_order(workplace):
     assert names["maps"][-1].shape[:2] == (1, 2)
     assert names["trainer"].state.global_step == 5
     assert names["hybrid"].config.resnet_depths == ()
+
+
+def test_what_to_write_now_runs(workplace):
+    rows = re.findall(r"^\| (\w+) \| .* \| `([^`]+)` \|$", README, re.MULTILINE)
+    assert {"timm", "transformers", "vision_transformer"} == {source for source, _ in rows}
+    model = HFViTForImageClassification.from_pretrained("quickstart/digits")
+    hf_vit.save_checkpoint(model, "model.safetensors", format="timm")
+    hf_vit.save_checkpoint(model, "vit", format="transformers")
+    names = {name: getattr(hf_vit, name) for name in hf_vit.__all__}
+    names["pixels"] = torch.zeros(1, 3, 24, 24)
+    for _, code in rows:
+        if not code.startswith("accelerate"):  # a command, which test_command_is_accepted looks at
+            exec(code, names)
+    assert (workplace / "out-vit" / "model.safetensors").is_file() and (workplace / "out.npz").is_file()
 
 
 def test_there_are_commands_of_every_kind():

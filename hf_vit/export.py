@@ -1,0 +1,374 @@
+"""`hf-vit export MODEL OUT --format onnx|torch-export`: a model for machines without transformers, checked on the way.
+
+OUT then holds `model.onnx` (or `model.pt2`), `config.json` with the label names, `preprocessor_config.json` and
+`export.json`, what was checked. Any batch size goes in; any image size too with `--dynamic-size`. The written file is
+run with onnxruntime (or torch) on random pictures and must agree with the model to 1e-4, or nothing is kept.
+
+With `--int8` the ONNX model is quantised for CPUs as well, and `--images` measures what that changes. Needs the
+packages of `pip install "hf-vit[export]"`. Called by `hf_vit/cli.py`, which adds `--json`.
+"""
+
+import argparse
+import contextlib
+import copy
+import importlib
+import io
+import json
+import logging
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import nn
+from transformers.models.vit import ViTImageProcessorPil
+
+from .checkpoints import Loaded
+from .checkpoints.saving import replaced_folder, save_processor
+from .errors import HFViTError
+from .inputs import find_pictures, image_size, load, read_pictures
+from .modeling_hf_vit import HFViTForImageClassification
+from .position_embedding import INTERPOLATIONS
+
+
+EXAMPLES = """\
+  hf-vit export path/to/model exported
+  hf-vit export owner/name exported --image-size 384 --dynamic-size
+  hf-vit export path/to/model exported --format torch-export
+  hf-vit export path/to/model exported --int8 dynamic --images pictures/validation"""
+FORMATS = {"onnx": "model.onnx", "torch-export": "model.pt2"}
+INT8_FILE = "model.int8.onnx"
+TOLERANCE = 1e-4  # of the largest logit, or of 1 where all are smaller
+SMALLEST_WEIGHT = 1024  # numbers in a weight below which int8 saves nothing
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of the command, all but `--json`."""
+    parser.add_argument("model", help="folder, Hub id or checkpoint file")
+    parser.add_argument("out", type=Path, help="folder to write; must be empty or not exist")
+    parser.add_argument("--format", choices=FORMATS, default="onnx", help="what to write (default onnx)")
+    parser.add_argument("--image-size", type=int, nargs="+", metavar="PX", help="one number, or height and width")
+    parser.add_argument(
+        "--dynamic-size",
+        action="store_true",
+        help="accept pictures of any size (hybrids: any multiple of a patch), not only any number",
+    )
+    parser.add_argument(
+        "--int8",
+        choices=("dynamic", "weights"),
+        help="also write an int8 ONNX model: weights and activations (dynamic), or stored weights alone",
+    )
+    parser.add_argument(
+        "--images",
+        nargs="+",
+        default=[],
+        metavar="PICTURE",
+        help="files, folders and patterns to measure int8 on; those in a folder named like a label count for accuracy",
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Export, check, print the account; nothing is at OUT then that did not pass. Raises HFViTError."""
+    if arguments.int8 and arguments.format != "onnx":
+        raise HFViTError("--int8 is made of the ONNX model: leave --format out")
+    if arguments.images and not arguments.int8:
+        raise HFViTError("--images measures what --int8 changes: give --int8 too, or leave it out")
+    if arguments.out.exists() and (not arguments.out.is_dir() or any(arguments.out.iterdir())):
+        raise HFViTError(f"{arguments.out}: there is something already; choose another place")
+    need(["onnx", "onnxruntime", "onnxscript"] if arguments.format == "onnx" else [])
+    size = image_size(arguments)
+    loaded = load(arguments.model, **({} if size is None else {"image_size": size}))
+    with replaced_folder(arguments.out) as folder:
+        account = export(loaded, folder, arguments.format, arguments.dynamic_size)
+        if arguments.int8:
+            quantise(folder / FORMATS["onnx"], folder / INT8_FILE, arguments.int8)
+            account["int8"] = compare(loaded, folder, find_pictures(arguments.images) if arguments.images else [])
+            account["int8"]["kind"] = arguments.int8
+        account["files"] = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
+        (folder / "export.json").write_text(json.dumps(account, indent=2) + "\n", encoding="utf-8")
+    account = {"model": arguments.model, "output": str(arguments.out), **account}
+    print(json.dumps(account, indent=2) if arguments.json else table(account))
+    return 0
+
+
+def need(packages: Sequence[str]) -> None:
+    """Raise HFViTError naming what has to be installed."""
+    missing = []
+    for name in packages:
+        try:
+            importlib.import_module(name)
+        except ImportError:
+            missing.append(name)
+    if missing:
+        raise HFViTError(f'export to ONNX needs {", ".join(missing)}: pip install "hf-vit[export]"')
+
+
+# -- writing -----------------------------------------------------------------------------------------------------
+
+
+class Logits(nn.Module):
+    """A classifier with one tensor in and one out.
+
+    Args:
+        dynamic_size: leave out the model's checks of the image size, which fix it while exporting, and refit positions
+            to whatever grid comes (the identity, for the grid they are made for).
+    """
+
+    def __init__(self, model: HFViTForImageClassification, dynamic_size: bool = False):
+        super().__init__()
+        self.model = model
+        if dynamic_size:
+            self.model = copy.deepcopy(model)
+            embeddings: Any = self.model.vit.embeddings
+            embeddings.patch_embeddings.forward = lambda pixels: _project(embeddings.patch_embeddings, pixels)
+            if embeddings.position_embeddings is not None:
+                embeddings.patch_positions = lambda grid: _positions(embeddings, grid)
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """`(B, C, H, W)` -> `(B, K)`."""
+        return self.model(pixel_values=pixel_values).logits
+
+
+def _project(patches: Any, pixels: torch.Tensor) -> torch.Tensor:
+    return patches.projection(pixels if patches.backbone is None else patches.backbone(pixels))
+
+
+def _positions(embeddings: Any, grid: tuple[int, int]) -> torch.Tensor:
+    """As `HFViTEmbeddings.patch_positions` of a grid that is not known yet: `(1, rows * columns, D)`."""
+    config = embeddings.config
+    table = embeddings.position_embeddings[:, int(config.has_class_position) :]
+    if config.position_embedding_type == "learned1d":
+        line = F.interpolate(table.transpose(1, 2), size=grid[0] * grid[1], mode="linear", align_corners=True)
+        return line.transpose(1, 2)
+    square = table.reshape(1, *embeddings.grid_size, -1).permute(0, 3, 1, 2)
+    square = F.interpolate(square, size=grid, **INTERPOLATIONS[config.position_interpolation])
+    return square.flatten(2).transpose(1, 2)
+
+
+def export(loaded: Loaded, folder: Path, format: str, dynamic_size: bool) -> dict[str, Any]:
+    """Write a model and what belongs to it into a folder, and check it; returns the account.
+
+    Raises:
+        HFViTError: the exporter cannot, or the written model disagrees with ours.
+    """
+    model = loaded.model.float().eval()
+    if not model.config.num_labels:
+        raise HFViTError("the model has no classifier: give it one with num_labels, or fine-tune it first")
+    height, width = model.config.image_size_hw
+    down, across = model.config.total_stride
+    batch, sizes = torch.export.Dim("batch", min=1, max=65536), {}
+    example = torch.zeros(2, model.config.num_channels, height, width)
+    if dynamic_size and model.config.resnet_depths is None:
+        sizes = {2: torch.export.Dim.DYNAMIC, 3: torch.export.Dim.DYNAMIC}
+    elif dynamic_size:  # the ResNet's paddings of an arbitrary size keep the exporter busy for minutes
+        sizes = {2: down * torch.export.Dim("rows", min=1), 3: across * torch.export.Dim("columns", min=1)}
+    if dynamic_size:
+        example = torch.zeros(2, model.config.num_channels, height + 2 * down, width + 3 * across)
+    path = folder / FORMATS[format]
+    with quiet():
+        try:
+            program = torch.export.export(
+                Logits(model, dynamic_size), (example,), dynamic_shapes={"pixel_values": {0: batch, **sizes}}
+            )
+            if format == "torch-export":
+                torch.export.save(program, path)
+            else:
+                _write_onnx(program, path, dynamic_size)
+        except Exception as error:  # the exporters raise whatever their passes raise
+            reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+            raise HFViTError(
+                f"this model cannot be exported to {format}{' with any image size' * dynamic_size} ({reason.strip()})"
+            ) from error
+    model.config.save_pretrained(folder)
+    save_processor(folder, loaded.processor)
+    shapes = [(1, height, width), (3, height, width)]
+    if dynamic_size:
+        shapes += [(2, height + down, width), (1, height, width + 2 * across)]
+    checked = [difference(model, path, shape) for shape in shapes]
+    return {"format": format, "dynamic_size": dynamic_size, "tolerance": TOLERANCE, "checked": checked}
+
+
+def _write_onnx(program: Any, path: Path, dynamic_size: bool) -> None:
+    names = {0: "batch", **({2: "height", 3: "width"} if dynamic_size else {})}
+    written = torch.onnx.export(
+        program,
+        dynamo=True,
+        input_names=["pixel_values"],
+        output_names=["logits"],
+        dynamic_shapes={"pixel_values": names},
+        verbose=False,
+    )
+    assert written is not None
+    written.save(path)
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Within it, the exporters keep their progress and their remarks on missing packages to themselves."""
+    logger = logging.getLogger("torch.onnx")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), torch.no_grad():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(before)
+
+
+# -- checking ----------------------------------------------------------------------------------------------------
+
+
+def runner(path: Path) -> Any:
+    """A function from pixels `(B, C, H, W)` to logits `(B, K)`, numpy float32, that runs a written model."""
+    if path.suffix == ".pt2":
+        program = torch.export.load(path).module()
+        return lambda pixels: program(torch.from_numpy(pixels)).detach().numpy()
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    return lambda pixels: session.run(None, {"pixel_values": pixels})[0]
+
+
+def difference(model: HFViTForImageClassification, path: Path, shape: tuple[int, int, int]) -> dict[str, Any]:
+    """Largest difference of the logits on random pictures of one shape (batch, height, width).
+
+    Raises:
+        HFViTError: it is above the tolerance.
+    """
+    batch, height, width = shape
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.rand(batch, model.config.num_channels, height, width, generator=generator) * 2 - 1
+    with torch.no_grad():
+        expected = model(pixels).logits.numpy()
+    found = runner(path)(pixels.numpy())
+    largest = float(np.abs(found - expected).max())
+    if not largest <= TOLERANCE * max(1.0, float(np.abs(expected).max())):
+        raise HFViTError(
+            f"the exported model differs from the model by {largest:.2g} on pictures of {height} x {width}, more than "
+            f"{TOLERANCE:g}: nothing was kept"
+        )
+    return {"batch": batch, "height": height, "width": width, "largest_difference": largest}
+
+
+# -- int8 --------------------------------------------------------------------------------------------------------
+
+
+def quantise(path: Path, target: Path, kind: str) -> None:
+    """Write an int8 version of an ONNX model for CPUs.
+
+    Args:
+        kind: "dynamic" (weights of matrix products as int8, activations quantised while it runs) or "weights" (weights
+            of products and convolutions stored as int8, one scale for each output channel, computed in float32).
+    """
+    import onnx
+
+    if kind == "weights":
+        onnx.save(int8_weights(onnx.load(path)), target)
+        return
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    model = onnx.load(path)
+    del model.graph.value_info[:]  # shapes of the exporter's, which contradict the quantiser's
+    with quiet():
+        quantize_dynamic(model, target, weight_type=QuantType.QInt8, per_channel=True)
+
+
+def int8_weights(model: Any) -> Any:
+    """An ONNX model whose large weights are int8 with a DequantizeLinear behind each."""
+    from onnx import helper, numpy_helper
+
+    axes: dict[str, int] = {}  # initializer -> its axis of output channels
+    for node in model.graph.node:
+        if node.op_type == "Conv":
+            axes[node.input[1]] = 0
+        elif node.op_type == "MatMul":
+            axes[node.input[1]] = 1
+        elif node.op_type == "Gemm":
+            transposed = any(a.name == "transB" and a.i for a in node.attribute)
+            axes[node.input[1]] = 0 if transposed else 1
+    kept, nodes = [], []
+    for tensor in model.graph.initializer:
+        weight = numpy_helper.to_array(tensor)
+        if tensor.name not in axes or weight.size < SMALLEST_WEIGHT or weight.dtype != np.float32:
+            kept.append(tensor)
+            continue
+        axis = axes[tensor.name]
+        others = tuple(other for other in range(weight.ndim) if other != axis)
+        scale = np.maximum(np.abs(weight).max(axis=others), 1e-12) / 127
+        shape = [-1 if other == axis else 1 for other in range(weight.ndim)]
+        stored = np.round(weight / scale.reshape(shape)).astype(np.int8)
+        names = [f"{tensor.name}.int8", f"{tensor.name}.scale"]
+        kept += [
+            numpy_helper.from_array(stored, names[0]),
+            numpy_helper.from_array(scale.astype(np.float32), names[1]),
+        ]
+        nodes.append(helper.make_node("DequantizeLinear", names, [tensor.name], axis=axis))
+    del model.graph.initializer[:]
+    model.graph.initializer.extend(kept)
+    everything = nodes + list(model.graph.node)
+    del model.graph.node[:]
+    model.graph.node.extend(everything)
+    return model
+
+
+def compare(loaded: Loaded, folder: Path, pictures: Sequence[Path]) -> dict[str, Any]:
+    """What int8 changes on given pictures: labels that stay, and accuracy where folders name the labels."""
+    original, small = runner(folder / FORMATS["onnx"]), runner(folder / INT8_FILE)
+    if not pictures:
+        return {"n": 0}
+    processor = ViTImageProcessorPil(**loaded.processor)
+    numbers = {name: number for number, name in (loaded.model.config.id2label or {}).items()}
+    unreadable: list[dict[str, str]] = []
+    same, shift, hits = [], [], []
+    mode = "L" if loaded.model.config.num_channels == 1 else "RGB"
+    for path, picture in read_pictures(pictures, mode, unreadable):
+        pixels = _pixels(processor, picture)
+        before, after = original(pixels)[0], small(pixels)[0]
+        same.append(before.argmax() == after.argmax())
+        shift.append(np.abs(_softmax(before) - _softmax(after)).max())
+        label = numbers.get(path.parent.name)
+        if label is not None:
+            hits.append((before.argmax() == label, after.argmax() == label))
+    if not same:
+        raise HFViTError("none of --images is a picture: int8 cannot be measured on them")
+    account = {"n": len(same), "same_label": float(np.mean(same)), "largest_probability_change": float(max(shift))}
+    if hits:
+        float32, int8 = np.mean(hits, axis=0)
+        account |= {"labelled": len(hits), "accuracy_float32": float(float32), "accuracy_int8": float(int8)}
+    return account | ({"unreadable": unreadable} if unreadable else {})
+
+
+def _pixels(processor: ViTImageProcessorPil, picture: Image.Image) -> np.ndarray:
+    return processor([picture], return_tensors="pt")["pixel_values"].numpy()
+
+
+def _softmax(logits: np.ndarray) -> np.ndarray:
+    exponents = np.exp(logits - logits.max())
+    return exponents / exponents.sum()
+
+
+def table(account: dict[str, Any]) -> str:
+    """The account for people."""
+    sizes = {name: size / 1e6 for name, size in account["files"].items() if name.startswith("model")}
+    lines = [f"written     {account['output']}: " + ", ".join(f"{name} ({mb:.1f} MB)" for name, mb in sizes.items())]
+    for check in account["checked"]:
+        shape = f"{check['batch']} x {check['height']} x {check['width']}"
+        lines.append(f"checked     {shape}: largest difference {check['largest_difference']:.1e}")
+    if int8 := account.get("int8"):
+        said = "not measured (no --images)"
+        if int8["n"]:
+            said = f"same label on {int8['same_label']:.1%} of {int8['n']} pictures"
+        if "labelled" in int8:
+            said += f", accuracy {int8['accuracy_float32']:.2%} -> {int8['accuracy_int8']:.2%} on {int8['labelled']}"
+        lines.append(f"int8        {int8['kind']}: {said}")
+        for row in int8.get("unreadable", []):
+            print(f"unreadable: {row['image']}: {row['reason']}", file=sys.stderr)
+    return "\n".join(lines)

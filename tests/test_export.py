@@ -1,0 +1,117 @@
+"""Exported models agree with ours, at sizes they were not made for, and say what int8 changes.
+
+python -m pytest tests/test_export.py
+"""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import ViTImageProcessor
+
+from hf_vit import HFViTConfig, HFViTForImageClassification
+from hf_vit.cli import main
+
+
+SMALL = {
+    "image_size": 32, "patch_size": 8, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2,
+    "intermediate_size": 64, "id2label": {0: "red", 1: "green", 2: "blue"},
+}  # fmt: skip
+HYBRID = {"resnet_depths": (1, 1), "resnet_width_factor": 0.5, "patch_size": 1}
+
+
+def saved(folder, **fields):
+    """A tiny classifier with random weights everywhere, and its processor."""
+    torch.manual_seed(0)
+    model = HFViTForImageClassification(HFViTConfig(**(SMALL | fields)))
+    torch.nn.init.normal_(model.classifier.weight)
+    if model.vit.embeddings.position_embeddings is not None:
+        torch.nn.init.normal_(model.vit.embeddings.position_embeddings)
+    model.save_pretrained(folder)
+    ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(folder)
+    return folder
+
+
+def export(capsys, *words):
+    status = main(["export", *map(str, words), "--json"])
+    out, err = capsys.readouterr()
+    assert status == 0, err
+    return json.loads(out)
+
+
+@pytest.mark.parametrize("fields", [{}, pytest.param(HYBRID, marks=pytest.mark.slow)], ids=["vit", "hybrid"])
+def test_onnx_of_any_batch_and_size(fields, tmp_path, capsys):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    account = export(capsys, saved(tmp_path / "model", **fields), tmp_path / "out", "--dynamic-size")
+    assert len(account["checked"]) == 4 and all(row["largest_difference"] < 1e-4 for row in account["checked"])
+    session = onnxruntime.InferenceSession(str(tmp_path / "out" / "model.onnx"))
+    assert [axis if isinstance(axis, int) else "any" for axis in session.get_inputs()[0].shape] == [
+        "any",
+        3,
+        "any",
+        "any",
+    ]
+    pixels = torch.randn(5, 3, 64, 96)
+    found = session.run(None, {"pixel_values": pixels.numpy()})[0]
+    expected = HFViTForImageClassification.from_pretrained(tmp_path / "model").eval()(pixels).logits.detach()
+    torch.testing.assert_close(torch.from_numpy(found), expected, atol=1e-4, rtol=1e-4)
+    assert {"config.json", "preprocessor_config.json", "export.json"} <= {p.name for p in (tmp_path / "out").iterdir()}
+
+
+@pytest.mark.parametrize("fields", [{}, HYBRID], ids=["vit", "hybrid"])
+def test_torch_export_needs_nothing_more(fields, tmp_path, capsys):
+    options = [] if fields else ["--dynamic-size"]
+    account = export(
+        capsys, saved(tmp_path / "model", **fields), tmp_path / "out", "--format", "torch-export", *options
+    )
+    assert all(row["largest_difference"] < 1e-4 for row in account["checked"])
+    program = torch.export.load(tmp_path / "out" / "model.pt2").module()
+    assert program(torch.zeros(4, 3, 32, 32) if fields else torch.zeros(4, 3, 40, 48)).shape == (4, 3)
+
+
+@pytest.mark.parametrize("kind", ["dynamic", "weights"])
+def test_int8_is_smaller_and_measured(kind, tmp_path, capsys):
+    pytest.importorskip("onnxruntime")
+    random = np.random.default_rng(0)
+    for name in ("red", "green"):
+        (tmp_path / "pictures" / name).mkdir(parents=True)
+        for number in range(3):
+            pixels = random.integers(0, 255, (20, 20, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "pictures" / name / f"{number}.png")
+    model = saved(tmp_path / "model", hidden_size=64, intermediate_size=256)
+    account = export(capsys, model, tmp_path / "out", "--int8", kind, "--images", tmp_path / "pictures")
+    assert account["files"]["model.int8.onnx"] < 0.6 * account["files"]["model.onnx"]
+    int8 = account["int8"]
+    assert int8["n"] == int8["labelled"] == 6 and int8["same_label"] >= 0.8
+    assert 0 < int8["largest_probability_change"] < 0.2
+    assert abs(int8["accuracy_float32"] - int8["accuracy_int8"]) <= 1 - int8["same_label"] + 1e-9
+
+
+def test_what_cannot_be_is_one_line_and_leaves_nothing(tmp_path, capsys):
+    model = saved(tmp_path / "model")
+
+    def refused(*words):
+        try:
+            assert main(["export", str(model), *map(str, words)]) == 2
+        except SystemExit as stop:
+            assert stop.code == 2
+        line = capsys.readouterr().err
+        assert line.startswith("error: ") and line.count("\n") == 1
+        return line
+
+    assert "invalid choice: 'tflite'" in refused(tmp_path / "out", "--format", "tflite")
+    assert "leave --format out" in refused(tmp_path / "out", "--format", "torch-export", "--int8", "dynamic")
+    assert "give --int8 too" in refused(tmp_path / "out", "--images", "x.png")
+    assert "something already" in refused(model)
+    assert "no picture at 'x.png'" in refused(tmp_path / "out", "--int8", "weights", "--images", "x.png")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_model_that_disagrees_is_not_kept(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("hf_vit.export.runner", lambda path: lambda pixels: np.full((len(pixels), 3), 7.0))
+    words = ["export", str(saved(tmp_path / "model")), str(tmp_path / "out"), "--format", "torch-export"]
+    assert main(words) == 2
+    assert "differs from the model" in capsys.readouterr().err and not (tmp_path / "out").exists()
