@@ -265,17 +265,36 @@ class HFViTLayerScale(nn.Module):
 
 
 class HFViTDropPath(nn.Module):
-    """Stochastic depth: a branch is left out for whole samples while training (arXiv:1603.09382)."""
+    """Stochastic depth: a branch is left out for whole samples while training (arXiv:1603.09382).
+
+    The samples that leave it out are not computed. Compiled code, whose shapes have to be fixed, and whoever asks for
+    the weights of all samples compute and discard them: the same draws with the same chances either way.
+    """
 
     def __init__(self, rate: float):
         super().__init__()
         self.rate = rate
 
-    def forward(self, branch: torch.Tensor) -> torch.Tensor:
+    def forward(
+        self, hidden_states: torch.Tensor, branch: Callable[[torch.Tensor], torch.Tensor], whole: bool = False
+    ) -> torch.Tensor:
+        """`hidden_states + branch(hidden_states)`, `(B, N, D)`, the branch for a random share of the samples.
+
+        Args:
+            whole: run the branch on all samples, whatever is done with its result.
+        """
         if not self.training or self.rate == 0:
-            return branch
-        kept = branch.new_empty(branch.shape[0], 1, 1).bernoulli_(1 - self.rate)  # (B, 1, 1)
-        return branch * (kept / (1 - self.rate))
+            return hidden_states + branch(hidden_states)
+        keep, batch = 1 - self.rate, hidden_states.shape[0]
+        if whole or torch.compiler.is_compiling():
+            kept = hidden_states.new_empty(batch).bernoulli_(keep)
+            return hidden_states + branch(hidden_states) * (kept / keep)[:, None, None]
+        kept = torch.empty(batch).bernoulli_(keep)  # on the CPU, so that its sum is known without waiting for a GPU
+        chosen = kept.nonzero()[:, 0] if kept.any() else torch.zeros(1, dtype=torch.long)  # one at least, with share 0
+        share = kept[chosen].max().item() / keep
+        chosen = chosen.to(hidden_states.device, non_blocking=True)
+        change = branch(hidden_states.index_select(0, chosen)) * share  # (kept, N, D)
+        return hidden_states.index_add(0, chosen, change.to(hidden_states.dtype))
 
     def extra_repr(self) -> str:
         return f"rate={self.rate:.3f}"
@@ -298,11 +317,16 @@ class HFViTLayer(GradientCheckpointingLayer):
 
     def forward(self, hidden_states: torch.Tensor, **kwargs) -> torch.Tensor:
         """`(B, N, D)` -> `(B, N, D)`."""
-        branch, _ = self.attention(self.layernorm_before(hidden_states), **kwargs)
-        hidden_states = hidden_states + self.drop_path(self.layer_scale1(self.dropout(branch)))  # Eq. 2
+        whole = bool(kwargs.get("output_attentions") or self.attention.config.output_attentions)
 
-        branch = self.mlp(self.layernorm_after(hidden_states))
-        return hidden_states + self.drop_path(self.layer_scale2(self.dropout(branch)))  # Eq. 3
+        def attention(x: torch.Tensor) -> torch.Tensor:
+            return self.layer_scale1(self.dropout(self.attention(self.layernorm_before(x), **kwargs)[0]))
+
+        def mlp(x: torch.Tensor) -> torch.Tensor:
+            return self.layer_scale2(self.dropout(self.mlp(self.layernorm_after(x))))
+
+        hidden_states = self.drop_path(hidden_states, attention, whole)  # Eq. 2
+        return self.drop_path(hidden_states, mlp, whole)  # Eq. 3
 
 
 # -- Eq. 4: the image representation ---------------------------------------------------------------

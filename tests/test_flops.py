@@ -42,6 +42,21 @@ def test_a_linear_probe_costs_a_forward_pass_and_the_heads_gradient():
     assert train_flops(config, frozen=True) == forward_flops(config) + 2 * 768 * 10
 
 
+def test_drop_path_is_counted_by_the_mean_of_what_it_leaves_out():
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 32}
+    config = HFViTConfig(**sizes, image_size=8, patch_size=4, num_labels=3, drop_path_rate=0.6)
+    model = HFViTForImageClassification(config).train()
+    model.set_attn_implementation("eager")
+    with FlopCounterMode(display=False) as counter:
+        for _ in range(20):
+            model(torch.randn(50, 3, 8, 8)).logits.sum().backward()
+    assert counter.get_total_flops() == pytest.approx(1000 * train_flops(config), rel=0.02)
+    plain = HFViTConfig.from_dict(config.to_dict() | {"drop_path_rate": 0.0})
+    assert train_flops(config, compiled=True) == train_flops(plain) > 1.2 * train_flops(config)
+    assert forward_flops(config) == forward_flops(plain)
+
+
 # exaFLOPs of 7 epochs (14 for H/14) of JFT-300M; the paper rounds, and says 303 million pictures.
 @pytest.mark.parametrize(
     ("preset", "epochs", "exaflops"),

@@ -369,14 +369,51 @@ def test_soft_labels_are_cross_entropy_and_leave_the_config_alone():
 def test_drop_path_drops_whole_samples_and_keeps_the_mean():
     torch.manual_seed(0)
     drop = HFViTDropPath(0.25).train()
-    out = drop(torch.ones(4000, 2, 3))
-    per_sample = out[:, 0, 0]
-    assert (out == per_sample[:, None, None]).all()
+    x = drop(torch.zeros(4000, 3, 2), torch.ones_like)
+    per_sample = x.flatten(1)
     assert per_sample.unique().tolist() == pytest.approx([0.0, 1 / 0.75])
-    assert abs(out.mean().item() - 1) < 0.05
-    assert torch.equal(drop.eval()(torch.ones(2, 2, 2)), torch.ones(2, 2, 2))
+    assert (per_sample == per_sample[:, :1]).all()
+    assert abs(x.mean().item() - 1) < 0.03
+    assert (drop.eval()(torch.zeros(4, 3, 2), torch.ones_like) == 1).all()
     rates = [layer.drop_path.rate for layer in build(drop_path_rate=0.2).vit.layers]
     assert rates == pytest.approx([0.0, 0.1, 0.2])
+
+
+def test_drop_path_skips_the_work_and_gives_what_the_ordinary_one_gives():
+    sizes, branch = [], torch.nn.Linear(2, 2)
+    drop, x = HFViTDropPath(0.5).train(), torch.randn(64, 3, 2)
+
+    def noting(part):
+        sizes.append(len(part))
+        return branch(part)
+
+    found = []
+    for whole in (False, True):
+        torch.manual_seed(1)
+        branch.zero_grad()
+        leaf = x.clone().requires_grad_()
+        out = drop(leaf, noting, whole)
+        out.square().sum().backward()
+        found.append((out.detach(), leaf.grad, branch.weight.grad.clone()))
+    for ours, ordinary in zip(*found):
+        torch.testing.assert_close(ours, ordinary)
+    assert 20 < sizes[0] < 44 and sizes[1] == 64
+
+
+def test_drop_path_that_drops_every_sample_still_gives_every_weight_a_gradient():
+    torch.manual_seed(0)
+    drop, branch, x = HFViTDropPath(0.999).train(), torch.nn.Linear(2, 2), torch.randn(2, 3, 2)
+    out = drop(x, branch)
+    assert torch.equal(out, x)
+    out.sum().backward()
+    assert (branch.weight.grad == 0).all()
+
+
+def test_attentions_asked_for_while_training_are_those_of_all_samples():
+    model = build(drop_path_rate=0.9).train()
+    model.set_attn_implementation("eager")
+    outputs = model(picture(model).repeat(5, 1, 1, 1)[:5], output_attentions=True)
+    assert all(len(weights) == 5 for weights in outputs.attentions)
 
 
 def test_patch_dropout_only_while_training():

@@ -49,6 +49,19 @@ def test_smoothing_is_for_training_only_and_the_config_stays_clean():
     assert model.config.problem_type is None
 
 
+def test_a_frozen_backbone_is_read_as_in_evaluation():
+    torch.manual_seed(0)
+    model = HFViTForImageClassification(HFViTConfig(
+        hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, image_size=8, patch_size=4,
+        num_labels=3, hidden_dropout_prob=0.5))  # fmt: skip
+    torch.nn.init.normal_(model.classifier.weight)
+    pixels, objective = torch.randn(2, 3, 8, 8), Objective(model)
+    assert not torch.equal(objective.train()(pixels, LABELS)[1], objective.eval()(pixels, LABELS)[1])
+    model.freeze_backbone()
+    assert torch.equal(objective.train()(pixels, LABELS)[1], objective.eval()(pixels, LABELS)[1])
+    assert model.classifier.training is False and objective.train().model.classifier.training
+
+
 def test_normalising_agrees_with_the_image_processor():
     processor = ViTImageProcessorPil(
         size={"height": 8, "width": 8}, image_mean=[0.4, 0.5, 0.6], image_std=[0.2, 0.3, 0.5]

@@ -3,8 +3,9 @@
 For the facts file and the utilisation that the progress line shows. Counted are matrix products and convolutions, two
 operations for each multiply-add, as in Table 6 of arXiv:2010.11929 (ViT-B/16, 7 epochs of JFT's 303 million pictures:
 224 exaFLOPs). Norms, activations and softmax are not. Backward costs twice the forward pass, once where no gradient of
-the input is needed. Patch dropout shortens the row of tokens and is counted as executed; drop path computes the
-branches it zeroes, and activation checkpointing repeats forward passes: neither changes the account.
+the input is needed. Patch dropout shortens the row of tokens, drop path leaves out branches: both are counted as
+executed, drop path by its mean (compiled code computes all). Activation checkpointing repeats forward passes, which
+does not change the account.
 """
 
 import time
@@ -60,25 +61,30 @@ def forward_flops(config: HFViTConfig, image_size: tuple[int, int] | None = None
 
     Args:
         config: of the model. image_size: (height, width) in pixels; default: the config's.
-        training: count the tokens that patch dropout keeps, instead of all.
+        training: count the tokens and branches that patch dropout and drop path keep, instead of all.
     """
     first, rest, head = _parts(config, image_size, training)
     return first + rest + head
 
 
-def train_flops(config: HFViTConfig, image_size: tuple[int, int] | None = None, frozen: bool = False) -> int:
+def train_flops(
+    config: HFViTConfig, image_size: tuple[int, int] | None = None, frozen: bool = False, compiled: bool = False
+) -> int:
     """Operations of one image's forward and backward pass.
 
     Args:
-        frozen: only the classifier is trained.
+        frozen: only the classifier is trained, on what the network computes in evaluation.
+        compiled: by torch.compile, which computes what drop path discards.
     """
-    first, rest, head = _parts(config, image_size, training=True)
+    first, rest, head = _parts(config, image_size, training=not frozen, compiled=compiled)
     if frozen:
         return first + rest + 2 * head
     return 2 * first + 3 * rest + 3 * head
 
 
-def _parts(config: HFViTConfig, image_size: tuple[int, int] | None, training: bool) -> tuple[int, int, int]:
+def _parts(
+    config: HFViTConfig, image_size: tuple[int, int] | None, training: bool, compiled: bool = False
+) -> tuple[int, int, int]:
     """Forward operations: of the first convolution, of the rest, of the classifier."""
     size = image_size or config.image_size_hw
     dim, mlp, labels = config.hidden_size, config.intermediate_size, config.num_labels
@@ -92,7 +98,9 @@ def _parts(config: HFViTConfig, image_size: tuple[int, int] | None, training: bo
     )
     tokens = kept + config.num_prefix_tokens
     layer = 8 * tokens * dim * dim + 4 * tokens * tokens * dim + 4 * tokens * dim * mlp
-    rest += config.num_hidden_layers * layer
+    depth = config.num_hidden_layers
+    dropped = config.drop_path_rate * depth / 2 if training and not compiled and depth > 1 else 0  # rates 0 ... rate
+    rest += round((depth - dropped) * layer)
     if config.pooling == "map":  # one query over all tokens, then an MLP
         rest += 4 * tokens * dim * dim + 4 * dim * dim + 4 * tokens * dim + 4 * dim * mlp
     width = config.representation_size or dim

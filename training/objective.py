@@ -35,6 +35,15 @@ class Objective(nn.Module):
         self.model, self.kind, self.smoothing = model, kind, smoothing
         self._no_split_modules = getattr(model, "_no_split_modules", None)  # what FSDP wraps one by one
 
+    def train(self, mode: bool = True) -> "Objective":
+        """As everywhere, but a frozen part stays in evaluation: a probe reads what the network computes for users."""
+        super().train(mode)
+        for part in self.model.children():
+            parameters = list(part.parameters())
+            if parameters and not any(p.requires_grad for p in parameters):
+                part.eval()
+        return self
+
     def forward(self, pixel_values: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """(B, C, H, W) and labels to loss of each picture (B,) and logits (B, K)."""
         logits = self.model(pixel_values).logits

@@ -528,7 +528,7 @@ class Trainer:
         self.began, self._keeping_history = time.time(), True
         if report.is_hf_vit(self.model):
             frozen = not any(p.requires_grad for p in self.model.base_model.parameters())
-            self.train_flops = train_flops(self.model.config, frozen=frozen)
+            self.train_flops = train_flops(self.model.config, frozen=frozen, compiled=self.args.torch_compile)
             self.peak = measured_peak(self.accelerator.device, self.precision)
         if folder is not None:
             resuming.load(self, folder)
