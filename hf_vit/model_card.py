@@ -23,7 +23,20 @@ Rows = list[tuple[str, str]]
 
 FACTS, EVAL_RESULTS = "facts.json", ".eval_results"
 TEMPLATE = Path(__file__).with_name("model_card_template.md")
-METRIC_NAMES = {"accuracy": "Accuracy", "top5_accuracy": "Top-5 accuracy", "loss": "Cross-entropy"}
+METRIC_NAMES = {
+    "accuracy": "Accuracy",
+    "top5_accuracy": "Top-5 accuracy",
+    "loss": "Cross-entropy",
+    "real_accuracy": "ImageNet-ReaL accuracy",
+    "mean_per_class": "Mean of the classes' accuracies",
+    "nll": "Negative log-likelihood",
+    "nll_after_temperature": "Negative log-likelihood after temperature scaling",
+    "ece": "Expected calibration error",
+    "ece_after_temperature": "Expected calibration error after temperature scaling",
+    "brier": "Brier score",
+    "brier_after_temperature": "Brier score after temperature scaling",
+    "temperature": "Temperature with the least negative log-likelihood",
+}
 SHOWN_LABELS = 40
 # Arguments that say where things lie on the machine of the run, and what the card says elsewhere in its own words.
 UNSAID_ARGUMENTS = re.compile(

@@ -31,6 +31,7 @@ from transformers.models.vit import ViTImageProcessorPil
 
 from hf_vit import HFViTConfig, HFViTForImageClassification
 from hf_vit.errors import HFViTError
+from hf_vit.hub import files_to_upload
 from hf_vit.model_card import render_card
 from training import features, score
 from training.classifiers import open_classifier
@@ -233,6 +234,9 @@ def test_entries_for_the_hubs_leaderboards(tmp_path, models):
     first = next(entry for entry in entries if entry["dataset"]["task_id"] == "accuracy")
     assert first["dataset"]["id"] == "owner/digits"
     assert first["value"] == pytest.approx(100 * value(facts, "accuracy"), abs=1e-3)
+    folder = tmp_path / "repository"
+    write_eval_results(folder / ".eval_results", facts)
+    assert files_to_upload(folder) == [".eval_results/owner--digits.yaml"]
 
 
 def test_a_trained_models_own_card_gains_the_scores(tmp_path, capsys):
@@ -249,6 +253,7 @@ def test_a_trained_models_own_card_gains_the_scores(tmp_path, capsys):
     assert value(after, "accuracy") == value(own, "accuracy")
     card = (folder / "README.md").read_text()
     assert "confusion_matrix.png" in card and "mean_per_class" in card.split("---")[1]
+    assert "| Expected calibration error |" in card
     other = save_tiny(tmp_path / "other")
     with pytest.raises(SystemExit):
         run(model=other, dataset="digits", split="test[:20]", output_dir=folder)
@@ -438,6 +443,20 @@ def launch(processes, output, *words):
     done = subprocess.run(line, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads((output / "facts.json").read_text()), (output / "per_class.csv").read_text()
+
+
+@pytest.mark.slow
+def test_more_processes_than_pictures(tmp_path):
+    model = save_tiny(tmp_path / "model")
+    common = ("--model", model, "--dataset", "digits", "--split", "test[:1]")
+    facts, _ = launch(2, tmp_path / "one", *common)
+    assert all(row["n"] == 1 for row in facts["results"])
+
+
+@pytest.mark.gpu
+def test_a_gpu_counts_as_the_cpu_does(models):
+    words = ["--model", models["ours"], "--dataset", "digits", "--no_speed"]
+    assert value(score.main(words), "accuracy") == value(score.main([*words, "--use_cpu"]), "accuracy")
 
 
 @pytest.mark.slow
