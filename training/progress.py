@@ -15,10 +15,16 @@ from typing import Any
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from torch.distributed.tensor import DTensor
 from tqdm.auto import tqdm
+
+from hf_vit import HFViTForImageClassification
+from hf_vit.figures import draw_position_similarity
+from hf_vit.inspection import position_similarity
 
 
 HISTORY_NAME, SPEED_NAME, CURVE_NAME = "history.jsonl", "speed.jsonl", "training_curve.png"
+POSITIONS_NAME = "position_embedding_similarity.png"
 WAITING_HINT = 0.2
 
 
@@ -178,6 +184,19 @@ def write_history(folder: Path, lines: list[dict[str, Any]]) -> None:
 def append_line(path: Path, line: dict[str, Any]) -> None:
     with path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(line, sort_keys=True) + "\n")
+
+
+def draw_positions(model: HFViTForImageClassification, path: Path) -> bool:
+    """Draw how alike the position embeddings are (paper, Figure 7).
+
+    False for a model without a table of them, and for one whose table is spread over processes.
+    """
+    table = model.base_model.embeddings.position_embeddings
+    if table is None or isinstance(table, DTensor):
+        return False
+    figure = draw_position_similarity(position_similarity(model).cpu().numpy())
+    figure.savefig(path, facecolor="white", metadata={"Software": None})
+    return True
 
 
 def draw_curve(history: list[dict[str, Any]], path: Path) -> bool:

@@ -637,6 +637,9 @@ class Trainer:
             self.output_dir.mkdir(parents=True, exist_ok=True)
             if progress.draw_curve(self.state.log_history, self.output_dir / progress.CURVE_NAME):
                 facts["figures"] = [progress.CURVE_NAME]
+            positions = self.output_dir / progress.POSITIONS_NAME
+            if report.is_hf_vit(self.model) and progress.draw_positions(self.model, positions):
+                facts.setdefault("figures", []).append(positions.name)
             report.write_facts(self.output_dir, facts)
             write_card(self.output_dir)
         self.accelerator.wait_for_everyone()
