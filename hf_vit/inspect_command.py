@@ -207,9 +207,10 @@ def _draw_tokens(
 ) -> None:
     model, layers = subject.model, subject.layers
     maps = class_attention(model, pixels, layers, arguments.heads)
-    asking = "the class token" if model.config.use_class_token else "the patches, on average,"
+    asking = "of the class token" if model.config.use_class_token else "of the patches, their mean"
+    asking = "of the first patch" if model.config.pooling == "first" else asking
     heads = {layer: maps[layer][0].cpu().numpy() for layer in layers}
-    figure = figures.draw_attention_heads(heads, f"what {asking} attends to", head_numbers(model, arguments.heads))
+    figure = figures.draw_attention_heads(heads, f"attention {asking}", head_numbers(model, arguments.heads))
     norms = {layer: values[0].cpu().numpy() for layer, values in token_norms(model, pixels, layers).items()}
     for file, drawn in (("heads", figure), ("norms", figures.draw_norms(norms, "length of the patch tokens"))):
         figures.save(drawn, folder / f"{file}.png")
