@@ -77,6 +77,22 @@ def test_sgd_and_a_finished_run_resumed(tmp_path):
     assert run(tmp_path / "b", resume=True, optim="sgd", ema_decay=0.0) == first  # nothing is left to train
 
 
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"optim": "muon", "layer_decay": 0.7, "ema_decay": 0.0},
+        {"optim": "lamb", "unfreeze_every": 2, "mixing_off": 4, "ema_decay": 0.0},
+        {"optim": "schedule_free_adamw", "lr_scheduler_type": "constant", "warmup_steps": 2, "ema_decay": 0.0},
+    ],
+)
+def test_other_optimizers_go_on_with_the_same_bytes(tmp_path, values):
+    if values["optim"].startswith("schedule_free"):
+        pytest.importorskip("schedulefree")
+    whole = run(tmp_path / "whole", **values)
+    run(tmp_path / "out", stop_at=7, **values)
+    assert run(tmp_path / "out", resume=True, **values) == whole
+
+
 def test_callbacks_remember(tmp_path):
     args = {"load_best_model_at_end": True, "eval_steps": 1, "max_steps": 9, "save_steps": 1, "learning_rate": 0.0}
     run(tmp_path / "out", 3, callbacks=[EarlyStoppingCallback(4)], model=tiny(seed=1), **args)
