@@ -255,7 +255,6 @@ def files_to_upload(folder: Path) -> list[str]:
     """Names of the files that belong to the model, of its scores, and of the figures that its facts name."""
     found = (path for pattern in UPLOADED for path in folder.glob(pattern) if path.is_file())
     names = {path.relative_to(folder).as_posix() for path in found}
-    names |= {f".eval_results/{path.name}" for path in folder.glob(".eval_results/*.yaml")}  # training.score's
     figures = load_facts(folder).get("figures") or [] if (folder / FACTS).is_file() else []
     return sorted(names | {name for name in figures if (folder / name).is_file()})
 

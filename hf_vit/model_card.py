@@ -217,7 +217,7 @@ def intended_use(facts: Facts) -> str:
     labels = (facts.get("data") or {}).get("label_names") or []
     if not labels:
         return f"sorting pictures into the {facts['model']['num_labels']} classes of its training data."
-    shown = ", ".join(code(label) for label in labels[:SHOWN_LABELS])
+    shown = ", ".join(code(label).replace("\\|", "|") for label in labels[:SHOWN_LABELS])  # no table here
     more = f" and {len(labels) - SHOWN_LABELS} more (`id2label` in config.json)" if len(labels) > SHOWN_LABELS else ""
     return f"sorting pictures like those it was trained on into {len(labels)} classes: {shown}{more}."
 

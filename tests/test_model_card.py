@@ -89,8 +89,8 @@ def test_eval_results_are_the_hubs(facts, tmp_path):
 def test_what_was_measured_is_on_the_card(facts):
     card = render_card(facts)
     for said in ("5.5 million", "5,526,924", "224 x 160", "90.00% ± 1.58", "0.3100", "1,437", "360", "0.003", "sgd",
-                 "2.5 GFLOPs", "0.00024 exaFLOPs", "456.7", "A CPU", "`daisy`", "2 pictures of the data", "abc123",
-                 "inception", "`vit_finetune.yaml`", "![Training curve](training_curve.png)"):  # fmt: skip
+                 "2.5 GFLOPs", "0.00024 exaFLOPs", "456.7", "A CPU", "`daisy`", "`wild | rose`",
+                 "2 pictures of the data", "abc123", "inception", "`vit_finetune.yaml`", "![Training curve](training_curve.png)"):  # fmt: skip
         assert said in card, said
 
 
