@@ -315,7 +315,8 @@ def rows_of(facts: dict[str, Any], tasks: dict[str, Any], others: int | None = N
     for name, task in tasks.items():
         found = facts["tasks"][name]
         ours = f"{found['accuracy']:.2%}" if found["status"] == "done" else found["status"]
-        table.append([task["title"], ours, *(cell(row, name) for row in rows)])
+        title = f"VTAB {task['title']}" if "vtab" in task else task["title"]
+        table.append([title, ours, *(cell(row, name) for row in rows)])
     if any("vtab" in task for task in tasks.values()):
         for name in ("vtab_mean", *(f"vtab_{group}" for group in GROUPS)):
             ours = f"{facts['means'][name]:.2%}" if name in facts["means"] else "-"
