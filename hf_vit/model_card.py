@@ -38,6 +38,7 @@ METRIC_NAMES = {
     "temperature": "Temperature with the least negative log-likelihood",
 }
 SHOWN_LABELS = 40
+AFTER_TRAINING = "measured at the end of training"
 # Arguments that say where things lie on the machine of the run, and what the card says elsewhere in its own words.
 UNSAID_ARGUMENTS = re.compile(
     r"(.*_dir|config|dataset|model|resume_from_checkpoint|report_to|push_to_hub|hub_.*|.*token.*|seed)$"
@@ -82,8 +83,10 @@ def write_card(folder: str | Path, repo_id: str | None = None) -> Path:
     path, facts = Path(folder) / "README.md", load_facts(folder)
     path.write_text(render_card(facts, folder, repo_id), encoding="utf-8")
     for name, text in render_eval_results(facts).items():
-        (path.parent / name).parent.mkdir(exist_ok=True)
-        (path.parent / name).write_text(text, encoding="utf-8")
+        results = path.parent / name
+        results.parent.mkdir(exist_ok=True)
+        if not results.is_file() or AFTER_TRAINING in results.read_text(encoding="utf-8"):
+            results.write_text(text, encoding="utf-8")  # a fuller measurement of the same data set stays
     return path
 
 
@@ -96,9 +99,11 @@ def render_eval_results(facts: Facts) -> dict[str, str]:
     files: dict[str, str] = {}
     for row in own_results(facts):
         if row["metric"] == "accuracy" and is_hub_id(row["dataset"]):
-            notes = f"accuracy on split {row['split']}, n={row['n']}, seed {row['seed']}"
-            entry = EvalResultEntry(row["dataset"], config or "default", row["value"], date=date, notes=notes)
-            name = f"{EVAL_RESULTS}/{row['dataset'].replace('/', '_')}.yaml"
+            where = f"split {row['split']}" + (f" of configuration {config}" if config else "")
+            notes = f"percent; {AFTER_TRAINING}, {where}, n = {row['n']}, seed {row['seed']}"
+            value = round(100 * row["value"], 4)
+            entry = EvalResultEntry(row["dataset"], row["metric"], value, date=date, notes=notes)
+            name = f"{EVAL_RESULTS}/{row['dataset'].replace('/', '--')}.yaml"
             files[name] = files.get(name, "") + yaml.safe_dump(eval_result_entries_to_yaml([entry]), sort_keys=False)
     return files
 

@@ -78,10 +78,13 @@ def test_the_hubs_validator_accepts_the_metadata(facts):
 def test_eval_results_are_the_hubs(facts, tmp_path):
     (tmp_path / "facts.json").write_text(json.dumps(facts))
     write_card(tmp_path)
-    found = yaml.safe_load((tmp_path / ".eval_results" / "nelorth_flowers.yaml").read_text())
-    (entry,) = parse_eval_result_entries(found)
-    assert (entry.dataset_id, entry.value) == ("nelorth/flowers", 0.9)
-    assert entry.notes == "accuracy on split test, n=360, seed 1"
+    path = tmp_path / ".eval_results" / "nelorth--flowers.yaml"
+    (entry,) = parse_eval_result_entries(yaml.safe_load(path.read_text()))
+    assert (entry.dataset_id, entry.task_id, entry.value) == ("nelorth/flowers", "accuracy", 90.0)
+    assert entry.notes == "percent; measured at the end of training, split test, n = 360, seed 1"
+    path.write_text("- a fuller measurement\n")
+    write_card(tmp_path)
+    assert path.read_text() == "- a fuller measurement\n"
     facts["results"] = [row | {"dataset": "pictures"} for row in facts["results"]]  # a folder: no place on the Hub
     assert render_eval_results(facts) == {}
 
@@ -90,7 +93,8 @@ def test_what_was_measured_is_on_the_card(facts):
     card = render_card(facts)
     for said in ("5.5 million", "5,526,924", "224 x 160", "90.00% ± 1.58", "0.3100", "1,437", "360", "0.003", "sgd",
                  "2.5 GFLOPs", "0.00024 exaFLOPs", "456.7", "A CPU", "`daisy`", "`wild | rose`",
-                 "2 pictures of the data", "abc123", "inception", "`vit_finetune.yaml`", "![Training curve](training_curve.png)"):  # fmt: skip
+                 "2 pictures of the data", "abc123", "inception", "`vit_finetune.yaml`",
+                 "![Training curve](training_curve.png)"):  # fmt: skip
         assert said in card, said
 
 

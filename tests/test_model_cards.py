@@ -43,7 +43,7 @@ def test_a_card_that_was_edited_or_outlived_its_facts_is_found(tmp_path):
     (tmp_path / "facts.json").write_text(json.dumps({"model": model | {"parameters": 6}, "results": [row]}))
     assert differences(tmp_path) == [f"{tmp_path.name}/README.md"]
     (tmp_path / "facts.json").write_text(json.dumps({"model": model, "results": [row | {"value": 0.6}]}))
-    assert differences(tmp_path) == [f"{tmp_path.name}/README.md", f"{tmp_path.name}/.eval_results/a_b.yaml"]
+    assert differences(tmp_path) == [f"{tmp_path.name}/README.md", f"{tmp_path.name}/.eval_results/a--b.yaml"]
 
 
 @pytest.mark.parametrize("path", sorted(CARDS.glob("*/facts.json")), ids=lambda path: path.parent.name)
