@@ -178,7 +178,7 @@ def test_a_resumed_stream_ends_with_the_same_bytes(tmp_path):
         (f"{TINY} --set hiden_size=3 --dataset digits --output_dir OUT", "did you mean 'hidden_size'"),
         ("--preset vit-hug-patch14-224 --dataset digits --output_dir OUT", "vit-hug"),
         (f"--model x --preset vit-tiny-patch16-224 {TINY} --dataset digits --output_dir OUT", "not both"),
-        ("--model no/such-model --dataset digits --output_dir OUT", "cannot load --model no/such-model"),
+        ("--model no/such-model --dataset digits --output_dir OUT", "no such file or folder here"),
         (f"{TINY} --dataset no/such-folder/here --output_dir OUT", "no/such-folder/here"),
         ("--set patch_size=16 --image_size 8 --dataset digits --output_dir OUT", "smaller than"),
         (f"{TINY} --dataset ONE --output_dir OUT", "only one class"),
@@ -199,3 +199,25 @@ def test_bad_input_is_one_line_exit_status_2_and_no_folder(tmp_path, capsys, lin
         stopped.value.code == 2 and message in error and error.startswith("error: ") and len(error.splitlines()) == 1
     )
     assert not (tmp_path / "out").exists()
+
+
+def test_bad_input_met_while_training_leaves_no_folder(tmp_path, capsys):
+    pictures = tmp_path / "pictures"
+    for name, colour in (("cat", "red"), ("dog", "blue")):
+        (pictures / name).mkdir(parents=True)
+        for number in range(6):
+            Image.new("RGB", (20, 20), colour).save(pictures / name / f"{number}.png")
+    (pictures / "cat" / "broken.jpg").write_bytes(b"not a picture")
+    size = ["hidden_size=8", "num_hidden_layers=1", "num_attention_heads=1", "intermediate_size=8", "patch_size=8"]
+    words = ["--dataset", str(pictures), "--set", *size, "--image_size", "16", "--output_dir", str(tmp_path / "out")]
+    with pytest.raises(SystemExit):
+        finetune.main([*words, "--max_steps", "20", "--per_device_train_batch_size", "4", "--on_unreadable", "stop"])
+    assert "broken.jpg" in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("value", ["hidden_size=abc", "hidden_siz=8", "hidden_size=10"])
+def test_impossible_fields_are_one_line(value, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        finetune.main(["--dataset", "digits", "--set", value, "--output_dir", str(tmp_path / "out")])
+    error = capsys.readouterr().err.strip()
+    assert error.startswith("error: ") and error.count("\n") == 0 and not (tmp_path / "out").exists()

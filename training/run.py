@@ -5,14 +5,17 @@ For pretrain and finetune, which differ in their defaults and in what they may s
 
 import dataclasses
 import logging
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
 
 import accelerate
+import huggingface_hub
 import numpy as np
 import torch
 import transformers
+from huggingface_hub.errors import OfflineModeIsEnabled, StrictDataclassError
 from transformers import AutoImageProcessor
 from transformers.models.vit import ViTImageProcessorPil
 
@@ -23,7 +26,7 @@ from hf_vit.errors import HFViTError
 from . import progress
 from .arguments import RESOLVED_NAME, Arguments, DataArguments, parse
 from .augmentation import RESAMPLING
-from .checkpointing import write_json
+from .checkpointing import checkpoints, write_json
 from .data import ImageDataset
 from .device import on_cpu
 from .duplicates import Duplicate
@@ -92,7 +95,7 @@ def run(
     if arguments.train.preview:
         return preview(trainer, train.label_names, say)
     say(describe(trainer, train, evaluation))
-    trainer.train()
+    train_or_leave_nothing(trainer)
     facts = finish(trainer, say)
     if more_follow:  # ending the training would end the processes' group
         for tracker in trainer.accelerator.trackers:
@@ -113,6 +116,18 @@ def preview(trainer: Trainer, names: list[str], say) -> dict[str, Any]:
         sheet.save(path, format="PNG")
         say(f"the first batch: {path}")
     return {}
+
+
+def train_or_leave_nothing(trainer: Trainer) -> None:
+    """Train; bad input found on the way takes an output folder that has no checkpoint yet with it."""
+    folder = trainer.output_dir
+    fresh = not folder.is_dir() or not any(folder.iterdir())
+    try:
+        trainer.train()
+    except HFViTError:
+        if fresh and trainer.accelerator.is_main_process and not checkpoints(folder):
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
 
 
 class KeepConfig(transformers.TrainerCallback):
@@ -182,7 +197,7 @@ def build_model(arguments: Arguments, label_names: list[str]):
             model = HFViTForImageClassification(scratch_config(wish, labels))
     except HFViTError:
         raise
-    except ValueError as error:
+    except (ValueError, StrictDataclassError) as error:
         raise HFViTError(" ".join(str(error).split())) from None
     if min(model.config.grid_size) < 1:
         (height, width), (down, across) = model.config.image_size_hw, model.config.total_stride
@@ -207,23 +222,31 @@ def load_pretrained(wish, labels: dict[int, str]) -> HFViTForImageClassification
     fields = dict(wish.set)
     if wish.image_size is not None:
         fields["image_size"] = pixels(wish.image_size)
-    try:
-        if Path(wish.model).is_file():
-            model = load_checkpoint(wish.model, **fields)
-        else:
-            model = HFViTForImageClassification.from_pretrained(wish.model, dtype=torch.float32, **fields)
-    except OSError as error:
-        local = Path(wish.model)
-        cause = (
-            "that folder has no config.json with weights"
-            if local.is_dir()
-            else "no such folder, and the Hub gives nothing"
-        )
-        raise HFViTError(f"cannot load --model {wish.model}: {cause} ({str(error).splitlines()[0]})") from None
+    if not Path(wish.model).exists():
+        knock(wish.model)
+    model = load_checkpoint(wish.model, dtype=torch.float32, **fields)
     own = model.config.id2label if model.config.num_labels else {}
     if [own.get(index) for index in range(len(own))] != list(labels.values()):
         model.replace_head(len(labels), labels, keep_representation=wish.keep_representation)
     return model
+
+
+def knock(name: str) -> None:
+    """Ask the Hub for a model, once and quickly: downloads retry for half a minute where there is no network.
+
+    Raises:
+        HFViTError: unreachable, unknown, private or gated. Silent when the user works offline from the cache.
+    """
+    try:
+        huggingface_hub.HfApi().model_info(name, timeout=10)
+    except OfflineModeIsEnabled:
+        pass
+    except Exception as error:  # the HTTP library's own exceptions, which differ between versions of huggingface_hub
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise HFViTError(
+            f"--model {name} is neither a local file or folder nor a Hub model that can be reached now ({reason}); "
+            "what was downloaded before loads with HF_HUB_OFFLINE=1"
+        ) from None
 
 
 def pixels(size: list[int]) -> int | list[int]:
