@@ -158,8 +158,11 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         if args.suite is not None:
             from .suites import run_suite  # which scores through this room
 
-            return run_suite(args, machine)
-        return score(args, machine)
+            facts = run_suite(args, machine)
+        else:
+            facts = score(args, machine)
+        machine.accelerator.end_training()
+        return facts
     except (HFViTError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None

@@ -227,7 +227,7 @@ def fine_tuned(
         flags = training_flags(folder, task, args, machine, rate) + split
         if folder.is_dir() and any(folder.iterdir()):
             flags += ["--resume_from_checkpoint", "true"]
-        facts = run(parse_training(flags, "finetune"), "finetune")
+        facts = run(parse_training(flags, "finetune"), "finetune", more_follow=True)
         if not facts:
             raise HFViTError("stopped by a signal: the same command goes on from here")
     else:
