@@ -310,7 +310,8 @@ class HFViTPreTrainedModel(PreTrainedModel):
 
         hooks = [blocks[index].attention.register_forward_hook(keep(index)) for index in layers]
         try:
-            self.encoder(pixel_values)
+            with torch.compiler.set_stance("force_eager"):  # a compiled encoder does not see new hooks
+                self.encoder(pixel_values)
         finally:
             for hook in hooks:
                 hook.remove()

@@ -331,6 +331,9 @@ def test_attention_maps_of_chosen_layers(backend):
     assert list(maps) == [0, -1]
     torch.testing.assert_close(maps[0], all_layers[0])
     torch.testing.assert_close(maps[-1], all_layers[2])
+    model.vit.compile(backend="eager")
+    model(x)
+    torch.testing.assert_close(model.attention_maps(x, layers=[0])[0], maps[0])
     with pytest.raises(ValueError, match="layer 3 does not exist"):
         model.attention_maps(x, layers=[3])
 
