@@ -210,15 +210,14 @@ def _write_onnx(program: Any, path: Path, dynamic_size: bool) -> None:
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """Within it, the exporters keep their progress and their remarks on missing packages to themselves."""
-    logger = logging.getLogger("torch.onnx")
-    before = logger.level
-    logger.setLevel(logging.ERROR)
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
     try:
         with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), torch.no_grad():
             warnings.simplefilter("ignore")
             yield
     finally:
-        logger.setLevel(before)
+        logging.disable(before)
 
 
 # -- checking ----------------------------------------------------------------------------------------------------
@@ -278,7 +277,7 @@ def quantise(path: Path, target: Path, kind: str) -> None:
     model = onnx.load(path)
     del model.graph.value_info[:]  # shapes of the exporter's, which contradict the quantiser's
     with quiet():
-        quantize_dynamic(model, target, weight_type=QuantType.QInt8, per_channel=True)
+        quantize_dynamic(model, target, op_types_to_quantize=["MatMul"], weight_type=QuantType.QInt8, per_channel=True)
 
 
 def int8_weights(model: Any) -> Any:

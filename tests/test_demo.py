@@ -21,6 +21,7 @@ from PIL import Image
 from transformers.models.vit import ViTImageProcessorPil
 
 from hf_vit import HFViTConfig, HFViTForImageClassification
+from hf_vit.cli import main
 from hf_vit.demo import write_space
 
 
@@ -79,6 +80,16 @@ def test_push_as_a_space(models, tmp_path):
         assert {"app.py", "README.md", "letters/model.safetensors"} <= set(
             hub.repositories["spaces/alice/page"].files("main")[1]
         )
+
+
+def test_without_gradio_or_a_model_the_error_is_one_line(models, tmp_path, capsys, monkeypatch):
+    assert main(["push", str(tmp_path), "alice/page", "--space"]) == 2
+    assert "is not a model: it has no config.json" in capsys.readouterr().err
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    monkeypatch.delitem(sys.modules, "hf_vit.demo_page", raising=False)
+    assert main(["demo", str(models[0])]) == 2
+    line = capsys.readouterr().err
+    assert 'pip install "hf-vit[demo]"' in line and line.count("\n") == 1
 
 
 @pytest.fixture(scope="module")
