@@ -39,7 +39,10 @@ def upstream(name: str) -> types.ModuleType:
     package = types.ModuleType("transformers_suite")
     package.__path__ = [str(SUITE)]
     sys.modules.setdefault("transformers_suite", package)
-    for absent, mixin in (("exporters.test_export", "ExportTesterMixin"), ("generation.test_utils", "GenerationTesterMixin")):
+    for absent, mixin in (
+        ("exporters.test_export", "ExportTesterMixin"),
+        ("generation.test_utils", "GenerationTesterMixin"),
+    ):
         parent, module = (types.ModuleType(f"transformers_suite.{part}") for part in (absent.split(".")[0], absent))
         setattr(module, mixin, type(mixin, (), {}))  # not in the source distribution, and not for encoders
         sys.modules.setdefault(parent.__name__, parent)
