@@ -176,7 +176,7 @@ class HFViTPreTrainedModel(PreTrainedModel):
         lost = sorted(key for key in info["missing_keys"] if not key.startswith(cls._may_be_missing))
         if lost:
             raise ValueError(
-                f"{path} lacks {len(lost)} tensors of the encoder ({', '.join(lost[:3])}, ...): a checkpoint in another "
+                f"{path} lacks {len(lost)} encoder tensors ({', '.join(lost[:3])}, ...): a checkpoint in another "
                 "layout; hf_vit.load_checkpoint reads those of Google, timm, torchvision and DeiT"
             )
         model._change_to(config, keep_representation)

@@ -510,5 +510,5 @@ def test_an_encoder_in_another_layout_is_never_half_loaded(tmp_path):
     DeiTForImageClassification(DeiTConfig(**{k: v for k, v in TINY.items() if k != "num_labels"})).save_pretrained(
         tmp_path
     )
-    with pytest.raises(ValueError, match="hf_vit.load_checkpoint"):
+    with pytest.raises(ValueError, match=r"hf_vit\.load_checkpoint"):
         HFViTForImageClassification.from_pretrained(tmp_path)
