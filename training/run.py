@@ -11,11 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import accelerate
-import huggingface_hub
 import numpy as np
 import torch
 import transformers
-from huggingface_hub.errors import OfflineModeIsEnabled, StrictDataclassError
+from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoImageProcessor
 from transformers.models.vit import ViTImageProcessorPil
 
@@ -27,6 +26,7 @@ from . import progress
 from .arguments import RESOLVED_NAME, Arguments, DataArguments, parse
 from .augmentation import RESAMPLING
 from .checkpointing import checkpoints, write_json
+from .classifiers import knock
 from .data import ImageDataset
 from .device import on_cpu
 from .duplicates import Duplicate
@@ -229,24 +229,6 @@ def load_pretrained(wish, labels: dict[int, str]) -> HFViTForImageClassification
     if [own.get(index) for index in range(len(own))] != list(labels.values()):
         model.replace_head(len(labels), labels, keep_representation=wish.keep_representation)
     return model
-
-
-def knock(name: str) -> None:
-    """Ask the Hub for a model, once and quickly: downloads retry for half a minute where there is no network.
-
-    Raises:
-        HFViTError: unreachable, unknown, private or gated. Silent when the user works offline from the cache.
-    """
-    try:
-        huggingface_hub.HfApi().model_info(name, timeout=10)
-    except OfflineModeIsEnabled:
-        pass
-    except Exception as error:  # the HTTP library's own exceptions, which differ between versions of huggingface_hub
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise HFViTError(
-            f"--model {name} is neither a local file or folder nor a Hub model that can be reached now ({reason}); "
-            "what was downloaded before loads with HF_HUB_OFFLINE=1"
-        ) from None
 
 
 def pixels(size: list[int]) -> int | list[int]:
