@@ -37,7 +37,7 @@ from .run import PREDICTIONS_NAME
 
 REPORT_NAME = "report.json"  # also the mark of a folder that an earlier quickstart wrote, and may be written over
 PRETRAIN, FINETUNE = "quickstart_pretrain", "quickstart"
-FEW, FEW_STEPS, FEW_RATE = 10, 150, 1e-3  # labels per class of the second comparison, its updates, their rate
+FEW, FEW_STEPS, FEW_RATE = 10, 100, 1e-3  # labels per class of the second comparison, its updates, their rate
 TOLERANCE = 1e-4  # of logits: two processes sum in another order
 
 # Runs with `python -I` in an empty folder: neither the clone nor an installed hf_vit can be imported.
