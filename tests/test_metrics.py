@@ -15,6 +15,7 @@ from hub_server import HubServer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import minimize_scalar
+from scipy.special import log_softmax, softmax
 from sklearn import metrics as sklearn_metrics
 
 from hf_vit.errors import HFViTError
@@ -84,21 +85,70 @@ def test_ece_by_hand():
     assert expected_calibration_error(np.array([0.5, 0.5]), np.array([True, False]), bins=2) == 0.0
 
 
-@quietly
-@given(st.integers(0, 2**32 - 1), st.integers(2, 12), st.floats(0.2, 5))
-def test_temperature_has_the_least_nll(seed, classes, temperature):
+def penalised_nll(log_sharpness, logits, references):
+    """NLL less half the log of Fisher's information of the sharpness 1 / T, by the book."""
+    sharpness = np.exp(log_sharpness)
+    scaled = log_softmax(sharpness * logits, axis=1)
+    odds = np.exp(scaled)
+    variance = (odds * (logits - (odds * logits).sum(1, keepdims=True)) ** 2).sum()
+    return -scaled[np.arange(len(references)), references].sum() - np.log(max(variance, 1e-300)) / 2
+
+
+@settings(max_examples=12, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.integers(2, 12), st.sampled_from([7, 60, 400]), st.sampled_from([0.2, 1, 5, 20]))
+def test_temperature_is_that_of_a_general_optimiser(seed, classes, count, temperature):
     rng = np.random.default_rng(seed)
-    truth = rng.normal(size=(400, classes))
-    odds = np.exp(truth) / np.exp(truth).sum(1, keepdims=True)
-    references = np.array([rng.choice(classes, p=row) for row in odds])
-    logits = truth * temperature
+    truth = rng.normal(size=(count, classes))
+    logits, right = truth * temperature, truth.argmax(1)
+    drawn = np.array([rng.choice(classes, p=row) for row in softmax(truth, axis=1)])
+    for references in (drawn, right):
+        grid = np.linspace(np.log(0.01), np.log(100), 150)
+        place = int(np.argmin([penalised_nll(point, logits, references) for point in grid]))
+        near = grid[max(place - 1, 0)], grid[min(place + 1, 149)]
+        best = minimize_scalar(penalised_nll, bounds=near, args=(logits, references), method="bounded",
+                               options={"xatol": 1e-10})  # fmt: skip
+        assert np.log(fit_temperature(logits, references)) == pytest.approx(-best.x, abs=1e-4)
 
-    def nll(log_temperature):
-        scaled = logits / np.exp(log_temperature)
-        return np.mean(np.log(np.exp(scaled).sum(1)) - scaled[np.arange(400), references])
 
-    best = minimize_scalar(nll, bounds=(np.log(0.01), np.log(100)), method="bounded", options={"xatol": 1e-10})
-    assert np.log(fit_temperature(logits, references)) == pytest.approx(best.x, abs=1e-5)
+def test_ece_is_that_of_the_usual_loop_over_bins():
+    rng = np.random.default_rng(0)
+    logits, references = rng.normal(size=(500, 6)) * 3, rng.integers(6, size=500)
+    probabilities = softmax(logits, axis=1)
+    confidence, right = probabilities.max(1), probabilities.argmax(1) == references
+    gaps = 0.0
+    for lower in np.arange(15) / 15:
+        inside = (confidence > lower) & (confidence <= lower + 1 / 15)
+        if inside.any():
+            gaps += inside.mean() * abs(right[inside].mean() - confidence[inside].mean())
+    assert calibration(logits, references)["ece"] == pytest.approx(gaps, abs=EXACT)
+
+
+def pictures_in_tenths(mistakes, count=360):
+    """Logits of a calibrated classifier with a few mistakes, all in the even half; class numbers."""
+    rng = np.random.default_rng(5)
+    references = rng.integers(10, size=count)
+    logits = rng.normal(size=(count, 10))
+    logits[np.arange(count), references] += 9
+    logits[np.arange(0, 2 * mistakes, 2), (references[: 2 * mistakes : 2] + 1) % 10] += 10
+    return logits, references
+
+
+@pytest.mark.parametrize("mistakes", [0, 1, 2, 5])
+def test_a_part_without_mistakes_does_not_run_away(mistakes):
+    logits, references = pictures_in_tenths(mistakes)
+    found = calibration(logits, references)
+    assert 0.1 < found["temperature"] < 3
+    assert found["nll_after_temperature"] <= found["nll"] + 0.02
+    assert found["brier_after_temperature"] <= found["brier"] + 0.005
+
+
+def test_a_gain_that_chance_explains_is_no_gain():
+    rng = np.random.default_rng(0)
+    logits = rng.normal(size=(300, 5)) * 2
+    references = np.array([rng.choice(5, p=row) for row in softmax(logits, axis=1)])
+    found = calibration(logits, references)
+    assert found["temperature"] == 1.0 and fit_temperature(logits, references) != 1.0
+    assert found["nll_after_temperature"] == found["nll"] and found["ece_after_temperature"] == found["ece"]
 
 
 def test_temperature_mends_overconfidence_on_the_pictures_it_was_not_fitted_on():
@@ -113,8 +163,11 @@ def test_temperature_mends_overconfidence_on_the_pictures_it_was_not_fitted_on()
 
 
 def test_temperature_stays_finite_where_every_picture_is_right_or_all_scores_are_equal():
-    assert fit_temperature(np.eye(4) * 3, np.arange(4)) == pytest.approx(0.01, rel=1e-3)
-    assert fit_temperature(np.zeros((4, 4)), np.arange(4)) > 0
+    # All right, margin 3: Fisher's information falls as fast as the NLL of half a mistake among K - 1 classes rises.
+    assert 0.5 < fit_temperature(np.eye(4) * 3, np.arange(4)) < 3
+    assert fit_temperature(np.zeros((4, 4)), np.arange(4)) == 1.0
+    assert fit_temperature(np.eye(4) * 1e6, np.arange(4)) == pytest.approx(100, rel=1e-3)  # certain at any T
+    assert np.isfinite(list(calibration(np.eye(4) * 1e6, np.arange(4)).values())).all()
 
 
 def test_real_accuracy_equals_big_vision(goldens):

@@ -27,7 +27,7 @@ from .data import ImageDataset, open_dataset
 from .features import compute_features
 from .few_shot import L2, NeighbourProbe, few_shot
 from .labels import LabelMatch, match_labels, read_real_labels, real_rows
-from .metrics.calibration.calibration import calibration
+from .metrics.calibration.calibration import METHOD, calibration
 from .scoring import TTA, Machine, Scored, create_machine, preprocessing, score_dataset
 from .sources import Columns, listed, open_door
 from .speed import measure_speed
@@ -189,6 +189,8 @@ def score(args: argparse.Namespace, machine: Machine) -> dict[str, Any]:
     if match is not None and scored is not None:
         facts["scoring"]["labels"] = match.how
         facts["data"] |= {"unreadable_images": len(scored.unreadable)}
+        if scored.logits is not None:
+            facts["scoring"]["temperature"] = METHOD
     if machine.accelerator.is_main_process:
         finish(args, facts, scored, match)
     machine.accelerator.wait_for_everyone()
