@@ -27,6 +27,9 @@ METRIC_NAMES = {
     "accuracy": "Accuracy",
     "top5_accuracy": "Top-5 accuracy",
     "loss": "Cross-entropy",
+    "masked_patch_accuracy": "Colours of masked patches that are right",
+    "masked_patch_top5_accuracy": "Colours of masked patches that are among the first five",
+    "masked_patch_loss": "Cross-entropy of the colours of masked patches",
     "real_accuracy": "ImageNet-ReaL accuracy",
     "mean_per_class": "Mean of the classes' accuracies",
     "nll": "Negative log-likelihood",
@@ -131,6 +134,7 @@ def render_card(facts: Facts, folder: str | Path | None = None, repo_id: str | N
     body = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
         title=plain(title_of(facts)),
         model_id=repo_id or title_of(facts),
+        classifies=classifies(facts),
         larger=2 * max(model["image_size"]),
         summary=summary(facts),
         overview=overview(facts),
@@ -156,26 +160,27 @@ def metadata(facts: Facts) -> ModelCardData:
     model, data = facts["model"], facts.get("data") or {}
     results = own_results(facts)
     architecture = model["architecture"]
-    tags = ["image-classification", "vision", "vit", "hf_vit"]
+    task = "image-classification" if classifies(facts) else "image-feature-extraction"
+    tags = [task, "vision", "vit", "hf_vit"]
     tags += ["hybrid"] if architecture.get("resnet_depths") is not None else []
     base, dataset = model.get("base_model"), data.get("name", "")
     return ModelCardData(
         license=facts.get("license", "apache-2.0"),
         library_name="transformers",
-        pipeline_tag="image-classification",
+        pipeline_tag=task,
         tags=tags,
         base_model=base if base and is_hub_id(base) else None,
         datasets=[dataset] if is_hub_id(dataset) else None,
         metrics=sorted({"accuracy" for row in results if row["metric"] == "accuracy"}) or None,
         model_name=title_of(facts),
-        eval_results=[eval_result(row, data) for row in results] or None,
+        eval_results=[eval_result(row, data, classifies(facts)) for row in results] or None,
     )
 
 
-def eval_result(row: dict[str, Any], data: dict[str, Any]) -> EvalResult:
+def eval_result(row: dict[str, Any], data: dict[str, Any], classifies: bool = True) -> EvalResult:
     """One entry of `model-index`."""
     return EvalResult(
-        task_type="image-classification",
+        task_type="image-classification" if classifies else "image-feature-extraction",
         dataset_type=short(row["dataset"]),
         dataset_name=short(row["dataset"]),
         dataset_config=data.get("config_name"),
@@ -188,6 +193,11 @@ def eval_result(row: dict[str, Any], data: dict[str, Any]) -> EvalResult:
 
 
 # -- sentences ---------------------------------------------------------------------------------------------------
+
+
+def classifies(facts: Facts) -> bool:
+    """Whether the model has classes; one that predicted masked patches has none."""
+    return facts["model"]["num_labels"] > 0
 
 
 def title_of(facts: Facts) -> str:
@@ -215,10 +225,14 @@ def summary(facts: Facts) -> str:
         text += ", pre-trained from scratch" if not model.get("base_model") else ", pre-trained further"
     if data.get("name"):
         text += f" on {reference(data['name'])}"
+    if not classifies(facts):
+        return f"{text} by predicting the colours of masked patches, without labels. It has no classes yet."
     return f"{text}. It sorts a picture into one of {model['num_labels']} classes."
 
 
 def intended_use(facts: Facts) -> str:
+    if not classifies(facts):
+        return "fine-tuning, and as features of pictures like those it was trained on."
     labels = (facts.get("data") or {}).get("label_names") or []
     if not labels:
         return f"sorting pictures into the {facts['model']['num_labels']} classes of its training data."
@@ -230,7 +244,11 @@ def intended_use(facts: Facts) -> str:
 def limits(facts: Facts) -> list[str]:
     """What the facts say that the model cannot be trusted with."""
     data, results = facts.get("data") or {}, facts.get("results") or []
-    said = ["Every picture is given one of these labels, also one that shows something else."]
+    said = (
+        ["Every picture is given one of these labels, also one that shows something else."]
+        if classifies(facts)
+        else []
+    )
     if data.get("train_images"):
         said.append(f"It learned from {data['train_images']:,} pictures; what they do not show, it has not seen.")
     if results:
@@ -269,7 +287,7 @@ def overview(facts: Facts) -> Rows:
         ("Layers", architecture.get("num_hidden_layers")),
         ("Width", architecture.get("hidden_size")),
         ("Heads", architecture.get("num_attention_heads")),
-        ("Classes", model["num_labels"]),
+        ("Classes", model["num_labels"] or None),
     )
 
 

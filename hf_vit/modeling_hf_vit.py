@@ -214,7 +214,7 @@ class HFViTAttention(nn.Module):
         return attention_weights(*self.queries_and_keys(hidden_states), self.scaling)
 
     def _heads(self, x: torch.Tensor) -> torch.Tensor:
-        return x.view(*x.shape[:-1], -1, self.head_dim).transpose(1, 2)  # (B, k, N, d)
+        return x.view(*x.shape[:-1], x.shape[-1] // self.head_dim, self.head_dim).transpose(1, 2)  # (B, k, N, d)
 
     def forward(
         self, hidden_states: torch.Tensor, queries_from: torch.Tensor | None = None, **kwargs
@@ -601,14 +601,14 @@ class HFViTForMaskedPatchPrediction(HFViTPreTrainedModel):
 
         def corrupt(x: torch.Tensor) -> torch.Tensor:
             flat = x.flatten(0, 1)  # (B * N, D)
-            others = flat[torch.randint(len(flat), (len(flat),), device=x.device)].view_as(x)
+            others = flat[torch.randint(max(len(flat), 1), (len(flat),), device=x.device)].view_as(x)
             x = torch.where((corruption == 1)[..., None], self.mask_token.to(x.dtype), x)
             return torch.where((corruption == 2)[..., None], others, x)  # (B, N, D)
 
         outputs = self.vit(pixel_values, corrupt=corrupt, **kwargs)
         logits = self.colours(outputs.last_hidden_state[:, self.config.num_prefix_tokens :])  # (B, N, 8^C)
-        asked = corruption > 0
-        loss = F.cross_entropy(logits[asked].float(), labels[asked])
+        asked = labels.masked_fill(corruption == 0, -100)
+        loss = F.cross_entropy(logits.flatten(0, 1).float(), asked.flatten(), ignore_index=-100)
         return MaskedLMOutput(
             loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
         )

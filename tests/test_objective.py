@@ -43,7 +43,7 @@ def test_smoothing_is_for_training_only_and_the_config_stays_clean():
     torch.nn.init.normal_(model.classifier.weight)
     objective, pixels = Objective(model, smoothing=0.3), torch.randn(2, 3, 8, 8)
     smooth = objective.train()(pixels, SOFT)[0]
-    losses, logits = objective.eval()(pixels, LABELS)
+    losses, logits, _ = objective.eval()(pixels, LABELS)
     torch.testing.assert_close(losses, torch.nn.functional.cross_entropy(logits, LABELS, reduction="none"))
     assert not torch.allclose(smooth, cross_entropy(logits, SOFT))
     assert model.config.problem_type is None

@@ -13,6 +13,7 @@ from PIL import Image
 
 from hf_vit import HFViTConfig, HFViTForImageClassification
 from training.arguments import RECIPES, parse
+from training.masked_patches import masked_model
 from training.run import build_model
 from training.splits import open_splits, transforms
 from training.trainer import Trainer
@@ -64,8 +65,9 @@ def test_the_full_model_is_built_on_the_meta_device(name):
     preset = wish.preset or (None if "hidden_size" in wish.set else f"vit-base-patch16-{size}")
     fields = dict(wish.set) | ({"image_size": size} if wish.image_size else {}) | {"num_labels": 10}
     config = HFViTConfig(**fields) if preset is None else HFViTConfig.from_preset(preset, **fields)
+    masked = parse(["--config", name], stage_of(name)).train.loss == "masked_patches"
     with torch.device("meta"):
-        model = HFViTForImageClassification(config)
+        model = (masked_model if masked else HFViTForImageClassification)(config)
     assert all(parameter.is_meta for parameter in model.parameters())
 
 
@@ -82,7 +84,8 @@ def test_two_updates_of_a_tiny_one(name, tmp_path, pictures, pretrained):
     arguments = parse(words, stage)
     splits = open_splits(arguments.data, 0)
     model, processor, _ = build_model(arguments, splits.train.label_names)
-    torch.nn.init.normal_(model.classifier.weight)  # a zero head passes nothing on, and update 1 has rate 0
+    head = "colours" if arguments.train.loss == "masked_patches" else "classifier"
+    torch.nn.init.normal_(model.get_parameter(f"{head}.weight"))  # a zero head passes nothing on; update 1 has rate 0
     views = transforms(arguments.data, model.config)
     before = {key: p.detach().clone() for key, p in model.named_parameters() if p.requires_grad}
     data = [part.with_transform(view, 0) for part, view in zip((splits.train, splits.evaluation), views)]
@@ -90,7 +93,7 @@ def test_two_updates_of_a_tiny_one(name, tmp_path, pictures, pretrained):
     trainer.train()
     assert trainer.state.global_step == 2
     moved = [key for key, p in model.named_parameters() if key in before and not torch.equal(before[key], p)]
-    assert "classifier.weight" in moved and (len(moved) > 10 or arguments.model.freeze_backbone)
+    assert f"{head}.weight" in moved and (len(moved) > 10 or arguments.model.freeze_backbone)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -11,12 +11,15 @@ import signal
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch.utils.data import Dataset
 from transformers import EarlyStoppingCallback, TrainerCallback
 
 from hf_vit import HFViTConfig, HFViTForImageClassification
 from hf_vit.errors import HFViTError
 from training.arguments import TrainArguments
+from training.augmentation import EvalTransform
+from training.data import open_dataset
 from training.sampling import TrainOrder
 from training.trainer import Trainer
 
@@ -220,6 +223,25 @@ def test_a_loss_that_is_not_finite_names_update_and_files_and_keeps_the_last_goo
     message = str(error.value)
     assert "not finite at update 5 " in message and f"item {poison}" in message and "checkpoint-3" in message
     assert [p.name for p in (tmp_path / "out").glob("checkpoint-*")] == ["checkpoint-3"]
+
+
+def test_a_pass_without_a_readable_picture_counts_nothing(tmp_path):
+    found = []
+    for name, broken in (("whole", ()), ("broken", (0, 1))):
+        for index in range(6):
+            path = tmp_path / name / "train" / str(index % 2) / f"{index}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (8, 8), (40 * index,) * 3).save(path)
+            if index in broken:
+                path.write_bytes(b"no picture")
+        data = open_dataset(str(tmp_path / name), split="train").with_transform(EvalTransform((8, 8)), 0)
+        args = arguments(tmp_path / f"{name}-out", max_steps=1, per_device_train_batch_size=1,
+                         gradient_accumulation_steps=6, logging_steps=1)  # fmt: skip
+        trainer = Trainer(tiny(num_labels=2), args, data)
+        trainer.train()
+        found.append(history(tmp_path / f"{name}-out")[0]["accuracy"])
+        assert len(trainer.unreadable) == len(broken)
+    assert found == [0.5, 0.5]  # of 6 pictures, of 4 pictures
 
 
 def test_sigterm_ends_with_a_checkpoint(tmp_path):

@@ -261,10 +261,10 @@ class TrainArguments:
     max_grad_norm: float = option(1.0, "clip the global norm of the gradient; 0: off", "", "Table 4")
     loss: str = option(
         "softmax",
-        "cross-entropy over classes, or one sigmoid each",
+        "cross-entropy over classes, one sigmoid each, or without labels the colours of masked patches (pre-training)",
         "",
-        "Table 3 pre-trains with sigmoid (vision_transformer issue 34)",
-        ("softmax", "sigmoid"),
+        "Table 3 pre-trains with sigmoid (vision_transformer issue 34); B.1.2: masked_patches",
+        ("softmax", "sigmoid", "masked_patches"),
     )
     label_smoothing_factor: float = option(0.0, "label smoothing", "0 to 1", "transformers")
     mixup_alpha: float = option(0.0, "Beta parameter of mixup; 0: off", "", "arXiv:1710.09412; AugReg: 0.2 to 0.8")
@@ -314,7 +314,9 @@ class TrainArguments:
     save_steps: int = option(500, "checkpoint every so many updates, and after the last", "updates", "transformers")
     save_total_limit: int | None = option(2, "checkpoints kept, besides the best", "checkpoints", "transformers")
     load_best_model_at_end: bool = option(False, "end with the best evaluated weights", "", "transformers")
-    metric_for_best_model: str | None = option(None, "what `best` means; default accuracy", "", "transformers")
+    metric_for_best_model: str | None = option(
+        None, "what `best` means; default: accuracy, or loss with masked_patches", "", "transformers"
+    )
     greater_is_better: bool | None = option(None, "default: unless the metric is a loss", "", "transformers")
     resume_from_checkpoint: str | bool | None = option(
         None,
@@ -351,7 +353,7 @@ class TrainArguments:
         if self.eval_steps is None:
             self.eval_steps = self.logging_steps
         if self.metric_for_best_model is None:
-            self.metric_for_best_model = "accuracy"
+            self.metric_for_best_model = "loss" if self.loss == "masked_patches" else "accuracy"
         if self.greater_is_better is None:
             self.greater_is_better = not self.metric_for_best_model.endswith("loss")
         self.check()
@@ -407,6 +409,10 @@ class TrainArguments:
                 raise HFViTError(
                     "--optim schedule_free_adamw ends with its average: leave out --load_best_model_at_end"
                 )
+        if self.loss == "masked_patches":
+            for name in ("mixup_alpha", "cutmix_alpha", "label_smoothing_factor", "sweep", "do_predict"):
+                if getattr(self, name):
+                    raise HFViTError(f"--loss masked_patches has no labels for --{name}: leave out one of them")
         if self.bf16 + self.fp16 + self.fp8 > 1:
             raise HFViTError("give one of --bf16, --fp16 and --fp8")
         if self.save_total_limit is not None and self.save_total_limit < 1:
@@ -438,6 +444,8 @@ class Arguments:
             raise HFViTError("--layer_decay has no layers on a frozen backbone: leave out it or --freeze_backbone")
         if model.freeze_backbone and train.unfreeze_every not in (0, "0"):
             raise HFViTError("--unfreeze_every trains what --freeze_backbone does not: leave out one of them")
+        if train.loss == "masked_patches" and model.freeze_backbone:
+            raise HFViTError("--loss masked_patches trains the backbone: leave out --freeze_backbone")
         if train.sweep and data.dev_fraction is None:
             raise HFViTError("a sweep chooses on a dev split: give --dev_fraction, such as 0.1 (carved from train)")
 

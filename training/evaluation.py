@@ -32,12 +32,18 @@ class Evaluated:
 
 
 def score(losses: torch.Tensor, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Sums of one batch: loss, top-1 hits, top-5 hits, pictures; float64 (4,)."""
-    k = min(5, logits.shape[-1])
-    hits = logits.topk(k, dim=-1).indices == labels[:, None]  # (B, k)
-    sums = [losses.sum(), hits[:, 0].sum(), hits.sum(), torch.tensor(len(labels), device=losses.device)]
+    """Sums of one batch: loss, top-1 hits, top-5 hits, pictures; float64 (4,).
+
+    Args:
+        losses: (B,). logits, labels: (B, K) and (B,), or (B, n, K) and (B, n) for n questions to each picture, whose
+            hits are shares.
+    """
     wide = torch.float32 if losses.device.type == "mps" else torch.float64
-    return torch.stack([value.to(wide) for value in sums])
+    k = min(5, logits.shape[-1])
+    hits = (logits.topk(k, dim=-1).indices == labels[..., None]).to(wide)  # (B, [n,] k)
+    hits = hits if hits.ndim == 2 else hits.mean(dim=1)  # (B, k)
+    count = torch.tensor(len(labels), device=losses.device)
+    return torch.stack([value.to(wide) for value in (losses.sum(), hits[:, 0].sum(), hits.sum(), count)])
 
 
 @torch.no_grad()
@@ -53,7 +59,7 @@ def evaluate(
     """Run `objective` over a loader of `order` and add up.
 
     Args:
-        objective: prepared network and loss, called as `objective(pixel_values, labels)`.
+        objective: prepared network and loss, called as `objective(pixel_values, labels) -> losses, logits, labels`.
         prepare: brings a batch to the device: `prepare(batch) -> (pixel_values, labels)`.
         keep_outputs: also gather all logits and labels, for metrics that need them.
         on_batch: called after every batch.
@@ -63,12 +69,12 @@ def evaluate(
     sums = torch.zeros(4, dtype=wide, device=accelerator.device)
     kept: list[tuple[torch.Tensor, ...]] = []
     unreadable: list[str] = []
-    labels_seen = 0
+    asked: tuple[int, ...] = (0,)  # of one picture: classes, or questions and their answers
     for batch in loader:
         pixel_values, labels = prepare(batch)
-        losses, logits = objective(pixel_values, labels)
+        losses, logits, labels = objective(pixel_values, labels)
         own = own_indices(batch["index"], order.filler)
-        labels_seen = logits.shape[-1]
+        asked = tuple(logits.shape[1:])
         losses, logits, labels = losses[: len(own)], logits[: len(own)], labels[: len(own)]
         sums += score(losses, logits, labels)
         unreadable += batch["unreadable"]
@@ -80,12 +86,12 @@ def evaluate(
     result = Evaluated(
         loss=total / max(count, 1),
         accuracy=top1 / max(count, 1),
-        top5_accuracy=top5 / max(count, 1) if labels_seen > 5 else None,
+        top5_accuracy=top5 / max(count, 1) if asked[-1] > 5 else None,
         count=int(count),
         unreadable=unreadable,
     )
     if keep_outputs:
-        result.logits, result.labels = gather_outputs(kept, accelerator, labels_seen)
+        result.logits, result.labels = gather_outputs(kept, accelerator, *asked)
     return result
 
 
@@ -94,13 +100,18 @@ def own_indices(index: torch.Tensor, filler: int | None) -> torch.Tensor:
     return index[:-1] if filler is not None and len(index) and int(index[-1]) == filler else index
 
 
-def gather_outputs(kept: list[tuple], accelerator: Accelerator, classes: int) -> tuple[np.ndarray, np.ndarray]:
-    """All processes' outputs, in the order of the data."""
+def gather_outputs(kept: list[tuple], accelerator: Accelerator, *asked: int) -> tuple[np.ndarray, np.ndarray]:
+    """All processes' outputs, in the order of the data.
+
+    Args:
+        asked: shape of one picture's logits, for a process without pictures.
+    """
     if kept:
         logits, labels, index = (torch.cat(part) for part in zip(*kept))
     else:
-        logits = torch.zeros(0, classes, device=accelerator.device)
-        labels = index = torch.zeros(0, dtype=torch.int64, device=accelerator.device)
+        logits = torch.zeros(0, *asked, device=accelerator.device)
+        labels = torch.zeros(0, *asked[:-1], dtype=torch.int64, device=accelerator.device)
+        index = labels.new_zeros(0)
     padded = [accelerator.pad_across_processes(part, dim=0, pad_index=-1) for part in (logits, labels, index)]
     logits, labels, index = (accelerator.gather_for_metrics(part).cpu().numpy() for part in padded)
     order = np.argsort(index, kind="stable")

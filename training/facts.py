@@ -21,6 +21,7 @@ from . import progress
 from .checkpointing import write_json
 from .data import ImageDataset
 from .flops import forward_flops
+from .masked_patches import MASKED_PATCHES
 from .streaming import ImageStream
 
 
@@ -122,10 +123,10 @@ def run_facts(trainer, unreadable: int = 0) -> dict[str, Any]:
     Args:
         trainer: after `train`. unreadable: pictures left out, over all processes.
     """
-    about, data = trainer.about, trainer.train_dataset
+    about, data, masked = trainer.about, trainer.train_dataset, trainer.args.loss == MASKED_PATCHES
     facts = {
         "model": model_facts(trainer.model, trainer.name, about.get("base_model")),
-        "task": "image-classification",
+        "task": "masked-image-modeling" if masked else "image-classification",
         "data": {**about.get("data", {}), "train_images": len(data), "unreadable_images": unreadable},
         "training": training_facts(trainer),
         "compute": compute_facts(trainer),
@@ -147,6 +148,8 @@ def run_facts(trainer, unreadable: int = 0) -> dict[str, Any]:
         )
         facts["data"] |= {"eval_split": split, "eval_images": len(held_out)}
         facts["results"] = result_rows(metrics, where, split, count, trainer.args.seed)
+        for row in facts["results"] if masked else []:  # not the accuracy of a classifier
+            row["metric"] = f"masked_patch_{row['metric']}"
     return facts
 
 

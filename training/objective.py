@@ -44,11 +44,13 @@ class Objective(nn.Module):
                 part.eval()
         return self
 
-    def forward(self, pixel_values: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """(B, C, H, W) and labels to loss of each picture (B,) and logits (B, K)."""
+    def forward(
+        self, pixel_values: torch.Tensor, labels: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """(B, C, H, W) and labels to loss of each picture (B,), logits (B, K), and the labels."""
         logits = self.model(pixel_values).logits
         smoothing = self.smoothing if self.training else 0.0
-        return cross_entropy(logits, labels, self.kind, smoothing), logits
+        return cross_entropy(logits, labels, self.kind, smoothing), logits, labels
 
 
 class Normalise:

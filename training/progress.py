@@ -39,11 +39,17 @@ class Meter:
 
     @torch.no_grad()
     def add(self, losses: torch.Tensor, logits: torch.Tensor, labels: torch.Tensor, step: int) -> None:
-        """Count one batch of update `step`; labels may be soft, then the largest share is the truth."""
-        truth = labels.argmax(-1) if labels.ndim > 1 else labels
+        """Count one batch of update `step`.
+
+        Args:
+            losses: (B,). logits, labels: (B, K) and (B,), or soft labels (B, K), whose largest share is the truth; or
+                (B, n, K) and (B, n) for n questions to each picture, whose hits are a share.
+        """
+        truth = labels.argmax(-1) if labels.is_floating_point() else labels
         total = losses.sum(dtype=self.wide)
-        hits = (logits.argmax(-1) == truth).sum()
-        self.sums += torch.stack([total, hits.to(self.wide), torch.full_like(total, len(losses))])
+        hits = (logits.argmax(-1) == truth).to(self.wide)  # (B, [n])
+        hits = hits if hits.ndim == 1 else hits.mean(dim=1)
+        self.sums += torch.stack([total, hits.sum(), torch.full_like(total, len(losses))])
         self.mark(total, step)
 
     @torch.no_grad()

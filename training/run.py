@@ -31,6 +31,7 @@ from .data import ImageDataset
 from .device import on_cpu
 from .duplicates import Duplicate
 from .facts import public_name
+from .masked_patches import MASKED_PATCHES, masked_model
 from .preview import contact_sheet
 from .splits import open_splits, transforms
 from .streaming import ImageStream
@@ -183,7 +184,8 @@ def build_model(arguments: Arguments, label_names: list[str]):
     """
     wish, data = arguments.model, arguments.data
     transformers.set_seed(arguments.train.seed)
-    labels = dict(enumerate(label_names))
+    masked = arguments.train.loss == MASKED_PATCHES
+    labels = {} if masked else dict(enumerate(label_names))
     if wish.model is not None and wish.preset is not None:
         raise HFViTError("give --model (pre-trained) or --preset (from scratch), not both")
     if wish.model is None and wish.preset is None and not wish.set:
@@ -193,8 +195,10 @@ def build_model(arguments: Arguments, label_names: list[str]):
     try:
         if wish.model is not None:
             model = load_pretrained(wish, labels)
+            model = masked_model(model) if masked else model
         else:
-            model = HFViTForImageClassification(scratch_config(wish, labels))
+            config = scratch_config(wish, labels)
+            model = masked_model(config) if masked else HFViTForImageClassification(config)
     except HFViTError:
         raise
     except (ValueError, StrictDataclassError) as error:

@@ -36,6 +36,7 @@ from transformers.trainer_callback import (
 )
 from transformers.trainer_utils import EvalPrediction, PredictionOutput, TrainOutput
 
+from hf_vit import HFViTForMaskedPatchPrediction
 from hf_vit.errors import HFViTError
 from hf_vit.hub import push_folder
 from hf_vit.model_card import write_card
@@ -50,6 +51,7 @@ from .data import ImageDataset, collate
 from .device import create_accelerator, memory_advice, on_cpu
 from .evaluation import Evaluated, evaluate
 from .flops import measured_peak, train_flops
+from .masked_patches import MASKED_PATCHES, MaskedPatchObjective, check_normalisation, colour_flops
 from .objective import Normalise, Objective
 from .optimization import GradualUnfreezing, averaged_by, create_optimizer, create_scheduler
 from .sampling import EvalOrder, KeyedDataset, TrainOrder, seed_draw, stack
@@ -98,8 +100,9 @@ class Trainer:
         if args.activation_checkpointing:
             model.activation_checkpointing_enable()
         optimizer, scheduler = optimizers
+        self.normalise = _normaliser(image_processor, model.config.num_channels)
         self.objective, self.optimizer = self.accelerator.prepare(
-            Objective(model, args.loss, args.label_smoothing_factor), optimizer or create_optimizer(model, args)
+            _objective(model, args, self.normalise), optimizer or create_optimizer(model, args)
         )
         self._parameters = list(self.objective.parameters())
         self.max_steps = self._count_steps()
@@ -108,7 +111,6 @@ class Trainer:
         every = updates_of("unfreeze_every", args.unfreeze_every, self.max_steps, epoch)
         self.unfreezing = GradualUnfreezing(self.objective, every) if every else None
         self.average = WeightAverage(model, args.ema_decay) if args.ema_decay else None
-        self.normalise = _normaliser(image_processor, model.config.num_channels)
         self.mixing = None
         if args.mixup_alpha or args.cutmix_alpha:
             self.mixing = Mixing(args.mixup_alpha, args.cutmix_alpha, model.config.num_labels, args.seed)
@@ -227,7 +229,8 @@ class Trainer:
             seed_draw(self.args.seed, draw, self.rank, self.accelerator.device)
             with self.accelerator.accumulate(self.objective):
                 pixel_values, labels = self._to_device(batch, draw)
-                losses, logits = self.objective(pixel_values, labels)
+                found = self.objective(pixel_values, labels)
+                losses, logits, labels = (part[: len(batch["labels"])] for part in found)
                 # Accelerate divides by the passes and averages over the processes: what remains is the mean over all.
                 self.accelerator.backward(losses.sum() * (passes * self.world_size) / count)
                 self.meter.add(losses.detach(), logits.detach(), labels, step)
@@ -273,13 +276,14 @@ class Trainer:
         device = self.accelerator.device
         pixel_values = batch["pixel_values"].to(device, non_blocking=True)
         labels = batch["labels"].to(device, non_blocking=True)
-        if not len(labels):
+        if not len(labels):  # all processes take part in every pass: a blank picture, which nobody counts
             side = self.model.config.image_size
             height, width = (side, side) if isinstance(side, int) else side
-            pixel_values = pixel_values.new_zeros((0, self.model.config.num_channels, height, width))
+            pixel_values = pixel_values.new_zeros((1, self.model.config.num_channels, height, width))
+            labels = labels.new_zeros(1)
         pixel_values = self.normalise(pixel_values)
         mixes = self.mixing is not None and self.state.global_step < self.mixing_ends
-        if draw is not None and mixes and len(labels):
+        if draw is not None and mixes:
             pixel_values, labels = self.mixing(pixel_values, labels, draw)
         return pixel_values, labels
 
@@ -529,6 +533,8 @@ class Trainer:
         if report.is_hf_vit(self.model):
             frozen = not any(p.requires_grad for p in self.model.base_model.parameters())
             self.train_flops = train_flops(self.model.config, frozen=frozen, compiled=self.args.torch_compile)
+            if self.args.loss == MASKED_PATCHES:
+                self.train_flops += 3 * colour_flops(self.model.config)
             self.peak = measured_peak(self.accelerator.device, self.precision)
         if folder is not None:
             resuming.load(self, folder)
@@ -675,6 +681,18 @@ def _with_passes(args: TrainArguments) -> TrainArguments:
 
 def _keyed(dataset: Dataset | None) -> Dataset | None:
     return dataset if dataset is None or isinstance(dataset, OURS | KeyedDataset) else KeyedDataset(dataset)
+
+
+def _objective(model: PreTrainedModel, args: TrainArguments, normalise: Normalise) -> torch.nn.Module:
+    """What is minimised: classes, or colours of masked patches."""
+    if args.loss != MASKED_PATCHES:
+        return Objective(model, args.loss, args.label_smoothing_factor)
+    if not isinstance(model, HFViTForMaskedPatchPrediction):
+        raise HFViTError(
+            f"--loss {MASKED_PATCHES} trains an HFViTForMaskedPatchPrediction, not {type(model).__name__}"
+        )
+    check_normalisation(normalise.mean, normalise.std)
+    return MaskedPatchObjective(model)
 
 
 def _normaliser(image_processor, channels: int) -> Normalise:
