@@ -23,7 +23,7 @@ EXAMPLES = """\
   hf-vit demo owner/name --compare ViT-B_16.npz
   hf-vit demo path/to/model --host 0.0.0.0 --port 8080"""
 PAGE = Path(__file__).with_name("demo_page.py")
-REQUIREMENTS = ("torch", "transformers", "pillow", "numpy")
+REQUIREMENTS = ("torch", "transformers")  # numpy and pillow come with gradio, which wants its own versions of them
 NEEDS_GRADIO = 'the page needs gradio: pip install "hf-vit[demo]"'
 
 
@@ -43,13 +43,14 @@ def run(arguments: argparse.Namespace) -> int:
     except ImportError as error:
         raise HFViTError(f"{NEEDS_GRADIO} ({error})") from error
     device = pick_device(arguments.device)
-    classifiers = []
-    for name in filter(None, (arguments.model, arguments.compare)):
+    classifiers, given = [], [name for name in (arguments.model, arguments.compare) if name]
+    short = [Path(name).name for name in given]
+    for name, shown in zip(given, short if len(set(short)) == len(short) else given):
         loaded = load(name)
         if not loaded.model.config.num_labels:
             raise HFViTError(f"{name} has no classifier: there is no label to show")
         model = loaded.model.to(device)  # type: ignore[arg-type]  # transformers' wrapper hides that `to` takes one
-        classifiers.append(Classifier(Path(name).name, model, ViTImageProcessorPil(**loaded.processor)))
+        classifiers.append(Classifier(shown, model, ViTImageProcessorPil(**loaded.processor)))
     if arguments.json:
         print(json.dumps({"models": [classifier.name for classifier in classifiers]}), flush=True)
     try:
@@ -78,7 +79,8 @@ def write_space(folder: str | Path, target: str | Path, title: str) -> Path:
     shutil.copyfile(PAGE, target / "app.py")
     pins = "".join(f"{name}=={version(name).split('+')[0]}\n" for name in REQUIREMENTS)
     (target / "requirements.txt").write_text(pins, encoding="utf-8")
-    front = {"title": title, "sdk": "gradio", "app_file": "app.py", "license": "apache-2.0", **_gradio()}
+    python = ".".join(map(str, sys.version_info[:2]))
+    front = {"title": title, "sdk": "gradio", **_gradio(), "python_version": python, "app_file": "app.py"}
     lines = "".join(f"{key}: {json.dumps(value)}\n" for key, value in front.items())
     about = f"A picture in, labels and the model's attention out. The model in `{title}/` has a card of its own.\n"
     (target / "README.md").write_text(f"---\n{lines}---\n\n# {title}\n\n{about}", encoding="utf-8")

@@ -7,7 +7,8 @@ It imports gradio, numpy, pillow, torch and transformers, nothing of hf_vit: a S
 each model: five labels, and the attention of one block over the picture.
 """
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,12 +27,24 @@ HEAT = np.array([[0, 0, 4], [87, 16, 110], [188, 55, 84], [249, 142, 9], [252, 2
 
 
 @dataclass
+class Unreadable:
+    """What came instead of a picture."""
+
+    reason: str = "This file cannot be read as a picture: try a JPEG, PNG, WebP, GIF, BMP or TIFF file."
+
+
+@dataclass
 class Classifier:
     """A model of hf_vit in eval mode, its image processor, and what the page calls it."""
 
     name: str
     model: Any
     processor: Any
+
+    def __post_init__(self):
+        named = {number: str(label) for number, label in self.model.config.id2label.items()}
+        several = {label for label, times in Counter(named.values()).items() if times > 1}  # ImageNet has two cranes
+        self.labels = {number: f"{name} ({number})" if name in several else name for number, name in named.items()}
 
     @classmethod
     def load(cls, name: str, path: str | Path) -> "Classifier":
@@ -56,7 +69,7 @@ class Classifier:
     def scores(self, picture: Image.Image) -> dict[str, float]:
         """{label: probability} of every class."""
         found = self.model(self.pixels(picture)).logits.float().softmax(dim=-1)[0].tolist()
-        return {str(self.model.config.id2label[number]): score for number, score in enumerate(found)}
+        return {self.labels[number]: score for number, score in enumerate(found)}
 
     @torch.inference_mode()
     def overlay(self, picture: Image.Image, layer: int, head: str) -> Image.Image:
@@ -106,30 +119,58 @@ def build_page(classifiers: Sequence[Classifier]) -> gr.Blocks:
     with gr.Blocks(title="What is in the picture?", analytics_enabled=False) as page:
         gr.Markdown("# What is in the picture?\nDrop a picture: labels, and where the model looks.")
         picture = gr.Image(type="pil", label="Picture", sources=["upload", "clipboard"], height=280)
+        picture.preprocess = _or_why_not(picture.preprocess)
         with gr.Row():
-            for classifier in classifiers:
-                with gr.Column(min_width=300):
-                    _column(classifier, picture)
+            columns = [_column(classifier, picture) for classifier in classifiers]
+
+    def show(given: Image.Image | Unreadable | None, *chosen: Any) -> list[Any]:
+        """Labels and overlay of every column; `chosen` are block and head of each."""
+        if isinstance(given, Unreadable):
+            gr.Warning(given.reason, title="Not a picture", duration=None)
+        if not isinstance(given, Image.Image):
+            return [None] * (2 * len(classifiers))
+        found: list[Any] = []
+        for classifier, block, head in zip(classifiers, chosen[::2], chosen[1::2]):
+            found += [classifier.scores(given), classifier.overlay(given, block, head)]
+        return found
+
+    with page:
+        inputs = [control for _, controls in columns for control in controls]
+        outputs = [output for shown, _ in columns for output in shown]
+        picture.input(show, [picture, *inputs], outputs, concurrency_id="model")
     return page
 
 
-def _column(classifier: Classifier, picture: gr.Image) -> None:
-    gr.Markdown(f"### {classifier.name}")
-    labels = gr.Label(num_top_classes=5, label="Labels")
-    overlay = gr.Image(label="Attention", type="pil", interactive=False, format="png")
-    layer = gr.Slider(1, classifier.layers, value=classifier.layers, step=1, label="Block")
-    head = gr.Dropdown([MEAN, *map(str, range(1, classifier.heads + 1))], value=MEAN, label="Head")
+def _column(classifier: Classifier, picture: gr.Image) -> tuple[list[Any], list[Any]]:
+    """What shows one model: (labels, overlay), and what one can choose there: (block, head)."""
+    with gr.Column(min_width=300):
+        gr.Markdown(f"### {classifier.name}")
+        labels = gr.Label(num_top_classes=5, label="Labels")
+        overlay = gr.Image(
+            label="Attention", type="pil", interactive=False, format="png", buttons=["download", "fullscreen"]
+        )
+        block = gr.Slider(1, classifier.layers, value=classifier.layers, step=1, label="Block")
+        head = gr.Dropdown([MEAN, *map(str, range(1, classifier.heads + 1))], value=MEAN, label="Head")
 
-    def classify(given: Image.Image | None) -> dict[str, float] | None:
-        return None if given is None else classifier.scores(given)
-
-    def look(given: Image.Image | None, block: int, number: str) -> Image.Image | None:
-        return None if given is None else classifier.overlay(given, block, number)
+    def look(given: Image.Image | Unreadable | None, layer: int, number: str) -> Image.Image | None:
+        return classifier.overlay(given, layer, number) if isinstance(given, Image.Image) else None
 
     # One at a time: a model that is being watched must not run for somebody else meanwhile.
-    picture.change(classify, picture, labels, concurrency_id="model")
-    for control in (picture, layer, head):
-        control.change(look, [picture, layer, head], overlay, concurrency_id="model")
+    for control in (block, head):
+        control.change(look, [picture, block, head], overlay, concurrency_id="model")
+    return [labels, overlay], [block, head]
+
+
+def _or_why_not(read: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """What a component makes of a file that came, or `Unreadable`; its own error says nothing on the page."""
+
+    def preprocess(payload: Any) -> Any:
+        try:
+            return read(payload)
+        except Exception:  # PIL has many for broken files
+            return Unreadable()
+
+    return preprocess
 
 
 def serve(classifiers: Sequence[Classifier], **options: Any) -> None:

@@ -3,6 +3,7 @@
 python -m pytest tests/test_demo.py
 """
 
+import io
 import os
 import re
 import shutil
@@ -11,13 +12,17 @@ import subprocess
 import sys
 import time
 import urllib.request
+from contextlib import contextmanager
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
 from conftest import ROOT
 from hub_server import HubServer, card_errors
 from PIL import Image
+from test_hub import BLOCK_HF_VIT
 from transformers.models.vit import ViTImageProcessorPil
 
 from hf_vit import HFViTConfig, HFViTForImageClassification
@@ -92,24 +97,26 @@ def test_without_gradio_or_a_model_the_error_is_one_line(models, tmp_path, capsy
     assert 'pip install "hf-vit[demo]"' in line and line.count("\n") == 1
 
 
-@pytest.fixture(scope="module")
-def page(models):
-    """Address of `hf-vit demo` with two models."""
-    pytest.importorskip("gradio")
+def free_port():
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", "hf_vit.cli", "demo", str(models[0]), "--compare", str(models[1])]
+        return free.getsockname()[1]
+
+
+@contextmanager
+def served(command, port, **options):
+    """Address of a page that a command serves, while the block lasts."""
     process = subprocess.Popen(
-        [*command, "--port", str(port), "--device", "cpu", "--json"],
-        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "NO_PROXY": "127.0.0.1,localhost"},
+        [sys.executable, *map(str, command)],
+        env=os.environ | {"OMP_NUM_THREADS": "1", "NO_PROXY": "127.0.0.1,localhost", "GRADIO_SERVER_PORT": str(port)},
         stdout=subprocess.DEVNULL,
+        **options,
     )
     address = f"http://127.0.0.1:{port}"
-    for _ in range(120):
+    for _ in range(240):
         assert process.poll() is None, "the page ended"
         try:
-            urllib.request.urlopen(address, timeout=1)
+            urllib.request.urlopen(address, timeout=5)
             break
         except OSError:
             time.sleep(0.5)
@@ -118,28 +125,111 @@ def page(models):
     process.wait()
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("width", "height"), [(1280, 1000), (390, 844)], ids=["desk", "phone"])
-def test_a_picture_is_classified_and_explained_in_the_browser(page, models, tmp_path, width, height):
+@pytest.fixture
+def picture(tmp_path):
+    """Path of a picture of 300 x 200 pixels."""
+    path = tmp_path / "picture.png"
+    Image.radial_gradient("L").convert("RGB").resize((300, 200)).save(path)
+    return path
+
+
+def test_the_space_runs_where_hf_vit_cannot_be_imported(models, picture, tmp_path):
+    pytest.importorskip("gradio")
+    from gradio_client import Client, handle_file
+
+    space = write_space(models[0], tmp_path / "space", "letters")
+    alone = f"{BLOCK_HF_VIT}\nimport runpy\nrunpy.run_path('app.py', run_name='__main__')"
+    with served(["-c", alone], free_port(), cwd=space) as address:
+        client = Client(address, verbose=False, download_files=tmp_path / "downloaded")
+        labels, overlay = client.predict(handle_file(picture), 2, "3", api_name="/show")
+        assert labels["label"] == top_label(models[0], picture)
+        assert len(labels["confidences"]) == 5
+        assert Image.open(overlay).size == (640, 427)
+        (tmp_path / "broken.png").write_text("not a picture")
+        labels, overlay = client.predict(handle_file(tmp_path / "broken.png"), 2, "3", api_name="/show")
+        assert not labels and not overlay
+
+
+def test_labels_that_two_classes_share_stay_two(models):
+    pytest.importorskip("gradio")
+    from hf_vit.demo_page import Classifier
+
+    classifier = Classifier.load("letters", models[0])
+    classifier.model.config.id2label = {number: ("crane", "crane", "ship")[number % 3] for number in range(8)}
+    again = Classifier("letters", classifier.model, classifier.processor)
+    scores = again.scores(Image.new("RGB", (32, 32), "red"))
+    assert len(scores) == 8 and sum(scores.values()) == pytest.approx(1) and "crane (1)" in scores
+
+
+@pytest.fixture(scope="module")
+def page(models):
+    """Address of `hf-vit demo` with two models."""
+    pytest.importorskip("gradio")
+    port = free_port()
+    options = ["--compare", models[1], "--port", port, "--device", "cpu", "--json"]
+    with served(["-m", "hf_vit.cli", "demo", models[0], *options], port, cwd=ROOT) as address:
+        yield address
+
+
+@pytest.fixture(scope="module")
+def browser():
     sync_api = pytest.importorskip("playwright.sync_api")
-    chromium = shutil.which("chromium") or pytest.skip("needs chromium")
-    picture = tmp_path / "picture.png"
-    Image.radial_gradient("L").convert("RGB").resize((300, 200)).save(picture)
     with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-        tab = browser.new_page(viewport={"width": width, "height": height})
-        tab.goto(page, wait_until="domcontentloaded")
-        tab.locator("input[type=file]").first.wait_for(state="attached", timeout=60_000)
-        tab.locator("input[type=file]").first.set_input_files(picture)
-        for folder in models:
-            tab.get_by_text(top_label(folder, picture)).first.wait_for(timeout=60_000)
-        tab.wait_for_function("document.querySelectorAll('img').length >= 3", timeout=60_000)
-        before = tab.locator("img").nth(1).get_attribute("src")
-        tab.locator("input[type=number]").first.fill("1")
-        tab.locator("input[type=number]").first.press("Enter")
-        tab.wait_for_function(
-            "before => document.querySelectorAll('img')[1].src != before", arg=before, timeout=60_000
-        )
-        tab.screenshot(path=tmp_path / f"demo-{width}.png", full_page=True)  # to look at
-        assert tab.evaluate("document.documentElement.scrollWidth") <= width + 1, "the page scrolls sideways"
+        own, options = Path(playwright.chromium.executable_path), {}
+        if not own.exists():
+            found = shutil.which("chromium") or shutil.which("google-chrome")
+            options["executable_path"] = found or pytest.skip("no Chromium: python -m playwright install chromium")
+        browser = playwright.chromium.launch(args=["--no-sandbox"], **options)
+        yield browser
         browser.close()
+
+
+def wait_for_overlay(tab, place, expected):
+    """Wait until the overlay of a column is what the model itself draws."""
+    difference = None
+    for _ in range(240):
+        sources = [image.get_attribute("src") for image in tab.locator("img").all()]
+        sources = [source for source in sources if source and source.endswith(".png") and "picture.png" not in source]
+        if len(sources) > place:
+            shown = Image.open(io.BytesIO(tab.request.get(sources[place]).body())).convert("RGB")
+            difference = np.abs(np.asarray(shown, int) - np.asarray(expected, int)).max()
+            if difference <= 2:
+                return
+        tab.wait_for_timeout(250)
+    raise AssertionError(f"column {place} shows something else: {difference}")
+
+
+@pytest.mark.parametrize(("width", "height"), [(1280, 1000), (390, 844)], ids=["desk", "phone"])
+def test_pictures_in_the_browser(page, browser, models, picture, tmp_path, width, height):
+    from hf_vit.demo_page import MEAN, Classifier
+
+    ours, given = [Classifier.load(folder.name, folder) for folder in models], Image.open(picture)
+    tab = browser.new_page(viewport={"width": width, "height": height})
+    tab.goto(page, wait_until="domcontentloaded")
+    upload = tab.locator("input[type=file]").first
+    upload.wait_for(state="attached", timeout=60_000)
+    upload.set_input_files(picture)
+    for place, folder in enumerate(models):
+        tab.get_by_text(top_label(folder, picture)).first.wait_for(timeout=60_000)
+        wait_for_overlay(tab, place, ours[place].overlay(given, 3, MEAN))
+    assert tab.get_by_text("%").count() == 2 * 5
+
+    # another block of the first model, another head of the second
+    tab.locator("input[type=number]").first.fill("1")
+    tab.locator("input[type=number]").first.press("Enter")
+    wait_for_overlay(tab, 0, ours[0].overlay(given, 1, MEAN))
+    tab.get_by_label("Head").nth(1).click()
+    tab.get_by_role("option", name="2").click()
+    wait_for_overlay(tab, 1, ours[1].overlay(given, 3, "2"))
+    wait_for_overlay(tab, 0, ours[0].overlay(given, 1, MEAN))
+    tab.screenshot(path=tmp_path / f"demo-{width}.png", full_page=True)  # to look at
+    assert tab.evaluate("document.documentElement.scrollWidth") <= width + 1, "the page scrolls sideways"
+
+    # a file that is no picture takes the answers of the last one away, and says why
+    tab.get_by_label("Remove Image").click()
+    (tmp_path / "broken.png").write_text("not a picture")
+    tab.locator("input[type=file]").first.set_input_files(tmp_path / "broken.png")
+    tab.get_by_text("This file cannot be read as a picture").wait_for(timeout=60_000)
+    assert tab.get_by_text("%").count() == 0
+    tab.screenshot(path=tmp_path / f"broken-{width}.png", full_page=True)
+    tab.close()
