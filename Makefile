@@ -1,4 +1,4 @@
-# make quickstart | test | slow | transformers-suite | style | quality | bench
+# make quickstart | test | slow | transformers-suite | grad-cam | style | quality | bench
 #
 # Every target first makes sure of an environment in .venv (a few minutes once, instant afterwards).
 #   make test PYTHON=python3.12        another Python
@@ -11,7 +11,7 @@ ARGS ?=
 RUN := $(VENV)/bin/python
 READY := $(VENV)/.ready
 
-.PHONY: help environment quickstart test slow transformers-suite style quality bench
+.PHONY: help environment quickstart test slow transformers-suite grad-cam style quality bench
 .DEFAULT_GOAL := help
 
 help:
@@ -36,6 +36,11 @@ slow: $(READY)
 transformers-suite: $(READY)
 	@bash .ci/transformers-suite "$(RUN)"
 	@$(RUN) -m pytest -q tests/test_transformers_suite.py $(ARGS)
+
+# pytorch-grad-cam needs torchvision, which the other environment is kept free of: it gets one of its own
+grad-cam:
+	@bash .ci/grad-cam "$(PYTHON)" "$(VENV)-grad-cam"
+	@$(VENV)-grad-cam/bin/python -m pytest -q tests/test_adapters.py $(ARGS)
 
 style: $(READY)
 	@$(RUN) -m ruff check --fix .

@@ -1,17 +1,18 @@
 """Our models in other people's explanation libraries: `pytorch-grad-cam` and `captum`. Neither is imported here.
 
-    from pytorch_grad_cam import GradCAM    # pip install grad-cam; it needs a torchvision that matches torch
+    from pytorch_grad_cam import GradCAM    # pip install "hf-vit[grad-cam]"; it needs a torchvision that matches torch
     with GradCAM(Logits(model), grad_cam_layers(model), reshape_transform=token_grid(model)) as cam:
         heat = cam(input_tensor=pixel_values, targets=None)    # (B, H, W) in [0, 1]
 
     from captum.attr import FeatureAblation, IntegratedGradients, LayerGradCam    # pip install captum
-    IntegratedGradients(Logits(model)).attribute(pixel_values, target=3)    # (B, C, H, W)
+    IntegratedGradients(Logits(model)).attribute(pixel_values, blurred(pixel_values), target=3)    # (B, C, H, W)
     FeatureAblation(Logits(model)).attribute(pixel_values, target=3, feature_mask=patch_mask(model, pixel_values))
     LayerGradCam(Logits(model), patch_maps(model)).attribute(pixel_values, target=3)    # (B, 1, rows, columns)
 
 pytorch-grad-cam reads layers of tokens `(B, N, D)` and asks for a function that lays them out as `(B, D, rows,
 columns)`. captum has no such hook and takes dimension 1 for the channels: give its layer methods a layer whose output
-is a map already, which `patch_maps` is.
+is a map already, which `patch_maps` is. Its integrated gradients start at zero unless told otherwise: a hybrid's
+normalisations jump there, and the attributions then do not add up; `hf_vit.perturbation.blurred` is a start that works.
 """
 
 from collections.abc import Callable

@@ -4,12 +4,13 @@ python -m pytest tests/test_inspection.py
 """
 
 import gc
+import os
+import shutil
 
 import pytest
 import torch
 
 from hf_vit import HFViTConfig, HFViTError, HFViTForImageClassification, HFViTModel
-from hf_vit.adapters import Logits, grad_cam_layers, patch_maps, patch_mask, token_grid
 from hf_vit.inspection import (
     attention_distance,
     attention_maps,
@@ -193,6 +194,38 @@ def test_compiled_models(how, pixels):
     torch.testing.assert_close(attention_maps(model, pixels)[-1], maps)
     for method in METHODS:
         torch.testing.assert_close(explain(model, pixels, method), expected[method], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["wrapper", "in place"])
+@pytest.mark.parametrize("kind", ["token", "gap", "map", "two-stage hybrid"])
+def test_inductor(kind, how, pixels):
+    """Compiled by inductor: the same maps and explanations, and the compiled graph is used again afterwards."""
+    if shutil.which(os.environ.get("CXX", "g++")) is None:
+        pytest.skip("inductor needs a C++ compiler")
+    model = build(**KINDS[kind])
+    expected = {method: explain(model, pixels, method, 1) for method in METHODS}
+    maps, rolled, distance = attention_maps(model, pixels), rollout(model, pixels), attention_distance(model, pixels)
+    logits = model(pixels).logits.detach()
+    torch._dynamo.reset()
+    if how == "wrapper":
+        model = torch.compile(model)
+    else:
+        model.compile()
+    with torch.no_grad():
+        torch.testing.assert_close(model(pixels).logits, logits, rtol=1e-4, atol=1e-4)
+    stats = torch._dynamo.utils.counters["stats"]
+    before = stats["unique_graphs"]
+    assert before > 0
+    torch.testing.assert_close(attention_maps(model, pixels)[-1], maps[-1])
+    torch.testing.assert_close(model.attention_maps(pixels)[-1], maps[-1])
+    torch.testing.assert_close(rollout(model, pixels), rolled)
+    torch.testing.assert_close(attention_distance(model, pixels), distance)
+    for method in METHODS:
+        torch.testing.assert_close(explain(model, pixels, method, 1), expected[method])
+    with torch.no_grad():
+        model(pixels)
+    assert stats["unique_graphs"] == before
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -433,59 +466,6 @@ def test_curves_tell_right_from_random(seeker):
     random = found.pop("random").score.mean()
     for method, curves in found.items():
         assert curves.score.mean() > random + 0.4, method
-
-
-# -- other people's libraries
-
-
-def test_captum(pixels):
-    captum = pytest.importorskip("captum.attr")
-    model = build()
-    found = captum.IntegratedGradients(Logits(model)).attribute(pixels, target=2, n_steps=200, internal_batch_size=50)
-    change = (model(pixels).logits - model(torch.zeros_like(pixels)).logits)[:, 2]
-    torch.testing.assert_close(found.sum(dim=(1, 2, 3)).float(), change, rtol=0.02, atol=0.02)
-    mask = patch_mask(model, pixels)
-    assert mask.shape == (1, 1, 32, 48) and len(mask.unique()) == 24
-    ablated = captum.FeatureAblation(Logits(model)).attribute(pixels[:1], target=2, feature_mask=mask)
-    gone = pixels[:1].clone()
-    gone[..., :8, 8:16] = 0  # the second patch
-    change = (model(pixels[:1]).logits - model(gone).logits)[0, 2]
-    torch.testing.assert_close(ablated[0, 0, 0, 8], change)
-    assert captum.LayerGradCam(Logits(model), patch_maps(model)).attribute(pixels, target=2).shape == (2, 1, 4, 6)
-
-
-@pytest.mark.parametrize("kind", ["token", "gap", "map", "root hybrid"])
-def test_grad_cam(kind, pixels):
-    """pytorch-grad-cam's heat is Grad-CAM of the tokens computed by hand."""
-    cams = pytest.importorskip("pytorch_grad_cam", exc_type=ImportError)
-    targets = pytest.importorskip("pytorch_grad_cam.utils.model_targets", exc_type=ImportError)
-    model = build(**KINDS[kind])
-    chosen = [targets.ClassifierOutputTarget(2)] * 2
-    with cams.GradCAM(Logits(model), grad_cam_layers(model), reshape_transform=token_grid(model)) as cam:
-        heat = torch.as_tensor(cam(input_tensor=pixels, targets=chosen))
-    torch.testing.assert_close(heat, by_hand(model, pixels, 2), rtol=1e-3, atol=1e-3)
-
-
-def by_hand(model, pixels, target):
-    """Grad-CAM of the tokens, at the size of the pictures, each in [0, 1] as pytorch-grad-cam scales them."""
-    kept = []
-    hook = grad_cam_layers(model)[0].register_forward_hook(lambda _, args, output: kept.append(output))
-    logits = Logits(model)(pixels)
-    hook.remove()
-    maps, slopes = (token_grid(model)(t) for t in (kept[0], *torch.autograd.grad(logits[:, target].sum(), kept)))
-    heat = (slopes.mean(dim=(2, 3), keepdim=True) * maps).sum(dim=1).clamp_min(0)  # (B, rows, columns)
-    heat = heat - heat.amin(dim=(1, 2), keepdim=True)
-    heat = heat / (heat.amax(dim=(1, 2), keepdim=True) + 1e-7)
-    large = torch.nn.functional.interpolate(heat[:, None].detach(), size=pixels.shape[-2:], mode="bilinear")[:, 0]
-    large = large - large.amin(dim=(1, 2), keepdim=True)
-    return large / (large.amax(dim=(1, 2), keepdim=True) + 1e-7)
-
-
-def test_token_grid_keeps_the_order_of_patches():
-    model = build(num_register_tokens=2)
-    tokens = torch.arange(27.0)[None, :, None].expand(1, 27, 32)
-    assert token_grid(model)(tokens)[0, 5].tolist() == (torch.arange(24.0) + 3).view(4, 6).tolist()
-    assert token_grid(model, (32, 16))(tokens[:, :11]).shape == (1, 32, 4, 2)
 
 
 # -- bad input
