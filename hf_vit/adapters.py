@@ -11,8 +11,8 @@
 
 pytorch-grad-cam reads layers of tokens `(B, N, D)` and asks for a function that lays them out as `(B, D, rows,
 columns)`. captum has no such hook and takes dimension 1 for the channels: give its layer methods a layer whose output
-is a map already, which `patch_maps` is. Its integrated gradients start at zero unless told otherwise: a hybrid's
-normalisations jump there, and the attributions then do not add up; `hf_vit.perturbation.blurred` is a start that works.
+is a map already, which `patch_maps` is. Its integrated gradients start at zero unless told otherwise: there a hybrid's
+normalisations jump, and the attributions do not add up. `hf_vit.perturbation.blurred` is a start that works.
 """
 
 from collections.abc import Callable

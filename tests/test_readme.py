@@ -94,13 +94,13 @@ def test_command_is_accepted(line, workplace):
     if words[0] == "hf-vit":
         build_parser().parse_args(words[1:])
     elif words[0] == "make":
-        targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+        targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
         assert words[1] in targets
         for word in words[2:]:
             assert word.startswith("ARGS=") and words[1] == "quickstart"
             quickstart.build_parser().parse_args(shlex.split(word.removeprefix("ARGS=")))
     elif words[:2] == ["pip", "install"]:
-        extra = re.search(r"\[(\w+)\]", line)
+        extra = re.search(r"\[([\w-]+)\]", line)
         assert extra is None or f"\n{extra[1]} = [" in (ROOT / "pyproject.toml").read_text()
         assert "constraints.txt" not in line or (ROOT / "constraints.txt").is_file()
     else:
