@@ -119,16 +119,22 @@ def test_fine_tuning_chooses_a_rate_and_resumes(suite, monkeypatch):
              "gradient_accumulation_steps=1", "save_strategy=no")  # fmt: skip
     facts = command(*words)
     found = facts["tasks"]["probed"]
-    assert found["method"] == "fine-tuning" and found["n"] == 360 and set(found["tried"]) == {"0.0001", "0.1"}
-    assert found["learning_rate"] == float(max(found["tried"], key=found["tried"].get))
-    final = json.loads((folder / "runs" / "probed" / "final" / "facts.json").read_text())
+    assert found["method"] == "fine-tuning" and found["n"] == 360
+    tried = {row["values"]["learning_rate"]: row["dev_accuracy"] for row in found["tried"]}
+    assert set(tried) == {0.0001, 0.1} and found["learning_rate"] == max(tried, key=tried.get)
+    (run,) = (folder / "runs").glob("probed-*")
+    final = json.loads((run / "facts.json").read_text())
     assert final["training"]["steps"] == 2 and final["data"]["train_images"] == 1437
     assert final["training"]["arguments"]["optim"] == "sgd"
-    tried = json.loads((folder / "runs" / "probed" / "rate-0.1" / "facts.json").read_text())
-    assert tried["data"]["train_images"] < 1437  # the rest is what the rate is chosen on
+    trial = json.loads((run / "sweep" / "learning_rate=0.1" / "facts.json").read_text())
+    assert trial["data"]["train_images"] < 1437  # the rest is what the rate is chosen on
     (folder / "tasks" / "probed.json").unlink()
-    monkeypatch.setattr(suites, "run", lambda *args: pytest.fail("a finished run is run again"))
-    assert command(*words)["tasks"]["probed"]["accuracy"] == found["accuracy"]
+    with monkeypatch.context() as patched:
+        patched.setattr(suites, "run", lambda *args, **more: pytest.fail("a finished run is run again"))
+        assert command(*words)["tasks"]["probed"]["accuracy"] == found["accuracy"]
+    other = command(*words, "learning_rate=0.05", "max_steps=1")["tasks"]["probed"]  # other settings, another run
+    assert other["learning_rate"] == 0.05 and "tried" not in other
+    assert len(list((folder / "runs").glob("probed-*"))) == 2
 
 
 def test_means_need_every_task():

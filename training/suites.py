@@ -29,6 +29,7 @@ from .run import run
 from .scoring import Machine, preprocessing, score_dataset
 from .sources import digest
 from .speed import measure_speed
+from .sweep import best, sweep
 
 
 SUITES = Path(__file__).with_name("suites.yaml")
@@ -39,6 +40,7 @@ FINE_TUNING = {
     "image_size": 384, "optim": "sgd", "lr_scheduler_type": "cosine", "weight_decay": 0, "max_grad_norm": 1,
 }  # fmt: skip
 GLOBAL_BATCH = 512
+WITHOUT_EFFECT = ("where", "no_speed", "use_cpu", "dataloader_num_workers", "cache_dir", "data", "output_dir")
 GROUPS = ("natural", "specialized", "structured")
 
 
@@ -86,7 +88,7 @@ def run_suite(args: argparse.Namespace, machine: Machine) -> dict[str, Any]:
     weights = model_fingerprint(classifier.model)
     for name, task in tasks.items():
         chosen = task_arguments(args, task, local.get(name))
-        mark = digest(weights, sorted(task.items()), sorted((key, str(value)) for key, value in vars(chosen).items()))
+        chosen.mark = mark = mark_of(weights, task, chosen)
         file = folder / "tasks" / f"{name}.json"
         found = kept_result(file, mark)
         if found is None:
@@ -124,6 +126,12 @@ def local_copies(pairs: list[str], tasks: dict[str, Any]) -> dict[str, str]:
             raise HFViTError(f"--data {pair}: the suite has no task '{name}'; its tasks are {', '.join(tasks)}")
         copies[name] = path
     return copies
+
+
+def mark_of(weights: str, task: dict[str, Any], chosen: argparse.Namespace) -> str:
+    """Changes with everything that a task's result depends on."""
+    settings = {key: str(value) for key, value in vars(chosen).items() if key not in WITHOUT_EFFECT}
+    return digest(weights, sorted(task.items()), sorted(settings.items()))
 
 
 def kept_result(file: Path, mark: str) -> dict[str, Any] | None:
@@ -201,69 +209,61 @@ def probe(args: argparse.Namespace, classifier: Classifier, test: ImageDataset, 
 
 
 def fine_tune(name: str, task: dict[str, Any], args: argparse.Namespace, machine: Machine) -> dict[str, Any]:
-    """The paper's protocol: choose the learning rate on a part of the training pictures, then train on all of them."""
-    folder, rates = Path(args.where) / "runs" / name, task["learning_rates"]
-    chosen = {}
-    for rate in rates if len(rates) > 1 else []:
-        split = ["--train_split", args.train_split, "--dev_fraction", str(task.get("dev_fraction", 0.1))]
-        if "choose_on" in task:
-            split = ["--train_split", task["choose_from"], "--eval_split", task["choose_on"]]
-        found = fine_tuned(folder / f"rate-{rate:g}", task, args, machine, rate, split)
-        chosen[rate] = found["value"]
-    best = max(chosen, key=lambda rate: chosen[rate]) if chosen else rates[0]
-    split = ["--train_split", args.train_split, "--eval_split", args.split]
-    found = fine_tuned(folder / "final", task, args, machine, best, split)
-    result = {"accuracy": found["value"], "n": found["n"], "learning_rate": best, "seed": found["seed"]}
-    if chosen:
-        result["tried"] = {f"{rate:g}": value for rate, value in chosen.items()}
-    return result
+    """The paper's protocol: choose the learning rate on a part of the training pictures, then train on all of them.
 
-
-def fine_tuned(
-    folder: Path, task: dict[str, Any], args: argparse.Namespace, machine: Machine, rate: float, split: list[str]
-) -> dict[str, Any]:
-    """Accuracy row of one fine-tuning run: read where it is finished, resumed where it was begun."""
-    if not (folder / FACTS_NAME).is_file():
-        flags = training_flags(folder, task, args, machine, rate) + split
-        if folder.is_dir() and any(folder.iterdir()):
-            flags += ["--resume_from_checkpoint", "true"]
-        facts = run(parse_training(flags, "finetune"), "finetune", more_follow=True)
-        if not facts:
-            raise HFViTError("stopped by a signal: the same command goes on from here")
-    else:
+    A finished run is read, one that was begun goes on; runs of other settings have other folders.
+    """
+    folder = Path(args.where) / "runs" / f"{name}-{args.mark[:8]}"
+    arguments = parse_training(training_flags(folder, task, args, machine), "finetune")
+    if (folder / FACTS_NAME).is_file():
         facts = json.loads((folder / FACTS_NAME).read_text(encoding="utf-8"))
-    return next(row for row in facts["results"] if row["metric"] == "accuracy")
+    elif arguments.train.sweep:
+        facts = sweep(arguments, "finetune", run, more_follow=True)
+    else:
+        facts = run(arguments, "finetune", more_follow=True)
+    if not facts:
+        raise HFViTError("stopped by a signal: the same command goes on from here")
+    found = next(row for row in facts["results"] if row["metric"] == "accuracy")
+    chosen, tried = {"learning_rate": arguments.train.learning_rate}, facts["training"].get("sweep", [])
+    if tried:
+        chosen = {**best(tried), "tried": tried}
+    return {"accuracy": found["value"], "n": found["n"], "seed": found["seed"], **chosen}
 
 
-def training_flags(
-    folder: Path, task: dict[str, Any], args: argparse.Namespace, machine: Machine, rate: float
-) -> list[str]:
-    """Flags of training.finetune for one run of the protocol; `--finetune_set` comes last and wins."""
+def training_flags(folder: Path, task: dict[str, Any], args: argparse.Namespace, machine: Machine) -> list[str]:
+    """Flags of training.finetune for the protocol; `--finetune_set` comes last and wins."""
     own = {}
     for pair in args.finetune_set:
         key, equals, value = pair.partition("=")
         if not equals:
             raise HFViTError(f"--finetune_set {pair}: give NAME=VALUE, such as image_size=224")
         own[key] = value
-    share = machine.batch_size * machine.accelerator.num_processes
+    rates, share = task["learning_rates"], machine.batch_size * machine.accelerator.num_processes
     settings = {
         **FINE_TUNING,
         "model": args.model,
         "dataset": args.dataset,
+        "train_split": args.train_split,
+        "eval_split": args.split,
         "output_dir": folder,
         "max_steps": task["steps"],
-        "learning_rate": rate,
+        "learning_rate": rates[0],
         "per_device_train_batch_size": machine.batch_size,
         "gradient_accumulation_steps": max(1, GLOBAL_BATCH // share),
         "dataloader_num_workers": machine.workers,
         "bf16": machine.bf16,
         "use_cpu": args.use_cpu,
-        **own,
     }
+    if len(rates) > 1 and "learning_rate" not in own:
+        settings["sweep"] = f"learning_rate=[{','.join(map(str, rates))}]"
+    if "sweep" in settings | own:
+        settings["dev_fraction"] = task["dev_fraction"]
+    if folder.is_dir() and any(folder.iterdir()):
+        settings["resume_from_checkpoint"] = True
     for key in ("dataset_config_name", "image_column", "label_column", "cache_dir"):
         if getattr(args, key) is not None:
             settings[key] = getattr(args, key)
-    return [word for key, value in settings.items() for word in (f"--{key}", str(value))]
+    return [word for key, value in (settings | own).items() for word in (f"--{key}", str(value))]
 
 
 # -- our row beside the others ---------------------------------------------------------------------------------------

@@ -1,8 +1,8 @@
 """A grid of values tried on a dev split, then the run with the best of them: as Table 4 of arXiv:2010.11929 does.
 
-For run.py. Each trial trains on the training split without `dev_fraction` of it, and is scored on that part; the final
-run trains on all of it and is scored on the evaluation split. Trials lie in OUTPUT_DIR/sweep/NAME=VALUE; a finished
-one is not run again, so the same command with --resume_from_checkpoint goes on after an interruption.
+For run.py and suites.py. Each trial trains on the training split without `dev_fraction` of it, and is scored on that
+part; the final run trains on all of it and is scored on the evaluation split. Trials: OUTPUT_DIR/sweep/NAME=VALUE; a
+finished one is not run again, so the same command with --resume_from_checkpoint goes on after an interruption.
 """
 
 import dataclasses
@@ -54,11 +54,13 @@ def trial_of(arguments: Arguments, values: dict[str, Any]) -> Arguments:
     return with_values(arguments, values | fixed | {"output_dir": str(folder)})
 
 
-def sweep(arguments: Arguments, stage: str, run: Callable[..., dict[str, Any]]) -> dict[str, Any]:
+def sweep(
+    arguments: Arguments, stage: str, run: Callable[..., dict[str, Any]], more_follow: bool = False
+) -> dict[str, Any]:
     """Run the grid, then the final run; its facts, or nothing where a signal ended one of them.
 
     Args:
-        run: `run(arguments, stage, more_follow=..., swept=...) -> facts`.
+        run: `run(arguments, stage, more_follow=..., swept=...) -> facts`. more_follow: other runs come after.
 
     Raises:
         HFViTError: a folder that holds something else.
@@ -81,12 +83,16 @@ def sweep(arguments: Arguments, stage: str, run: Callable[..., dict[str, Any]]) 
         rows.append({"values": values, "dev_accuracy": score["value"], "n": score["n"]})
         if main:
             print(f"sweep: {trial.train.output_dir}: {score['value']:.2%} on {score['n']:,} dev pictures")
-    best = max(rows, key=lambda row: row["dev_accuracy"])["values"]  # the first of equals
-    final = with_values(arguments, best | {"sweep": {}, "dev_fraction": None, "resume_from_checkpoint": True})
-    facts = run(final, stage, swept=rows)
+    final = with_values(arguments, best(rows) | {"sweep": {}, "dev_fraction": None, "resume_from_checkpoint": True})
+    facts = run(final, stage, more_follow=more_follow, swept=rows)
     if facts and main:
         write_json(folder / TABLE, rows)
     return facts
+
+
+def best(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """The values of the trial that scored best; of equals the first."""
+    return max(rows, key=lambda row: row["dev_accuracy"])["values"]
 
 
 def finished(trial: Arguments) -> dict[str, Any] | None:
