@@ -1,0 +1,7 @@
+"""The paper's studies at any scale: one module per question, run by `python -m training.study NAME`."""
+
+from . import pretraining, resolution
+from .design import Study
+
+
+STUDIES: dict[str, Study] = {module.STUDY.name: module.STUDY for module in (pretraining, resolution)}

@@ -1,0 +1,171 @@
+"""What a study is: cells to run, and rules, stated beforehand, that their scores are judged by.
+
+For study.py and the studies beside this file. A cell is one run of an ordinary entry point (stages.py), in a folder of
+its own with a facts.json; a score is what was measured at one place of the table.
+"""
+
+import math
+import statistics
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+
+SCALES = ("cpu", "gpu", "smoke")
+CLEAR = 2.0  # standard errors that a mean difference has to be away from zero
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run.
+
+    Attributes:
+        name: of its folder. stage: a key of `stages.STAGES`.
+        options: the stage's arguments; a value `cell:NAME` is that cell's folder.
+        panel, series, x, seed: its place in tables and figures; no series: what others build on.
+        metric: the entry of its results that is the score.
+    """
+
+    name: str
+    stage: str
+    options: dict[str, Any]
+    series: str | None = None
+    x: float | str = ""
+    seed: int = 0
+    panel: str = ""
+    metric: str = "accuracy"
+
+
+@dataclass(frozen=True)
+class Score:
+    """One measured number and what it cost: seconds and exaFLOPs of its cell and of those it builds on."""
+
+    panel: str
+    series: str
+    x: float | str
+    seed: int
+    value: float
+    n: int
+    seconds: float
+    exaflops: float | None = None
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Differences of scores, paired by seed."""
+
+    values: tuple[float, ...]
+
+    @property
+    def mean(self) -> float:
+        return statistics.fmean(self.values)
+
+    @property
+    def error(self) -> float:
+        """Standard error of the mean; infinite for one seed."""
+        count = len(self.values)
+        return statistics.stdev(self.values) / math.sqrt(count) if count > 1 else math.inf
+
+    def above(self, margin: float = 0.0) -> bool:
+        """Whether the mean is at least `margin`, and clear: more than two standard errors above zero."""
+        return self.mean >= margin and self.mean > CLEAR * self.error
+
+    def tied(self, margin: float) -> bool:
+        """Whether the mean is within `margin` of zero, or within two standard errors."""
+        return abs(self.mean) <= max(margin, CLEAR * self.error if len(self.values) > 1 else 0.0)
+
+    def __str__(self) -> str:
+        return f"{100 * self.mean:+.2f} ± {100 * self.error:.2f} points"
+
+
+class Scores:
+    """The scores of a study, found by their place."""
+
+    def __init__(self, rows: Iterable[Score]):
+        self.rows = list(rows)
+
+    def at(self, series: str, x: float | str = "", panel: str = "") -> dict[int, float]:
+        """Values by seed."""
+        return {row.seed: row.value for row in self.rows if (row.panel, row.series, row.x) == (panel, series, x)}
+
+    def mean(self, series: str, x: float | str = "", panel: str = "") -> float:
+        return statistics.fmean(self.at(series, x, panel).values())
+
+    def difference(self, a: str, b: str, x: float | str = "", panel: str = "") -> Difference:
+        """Of series `a` over series `b`, at the same place."""
+        return self.difference_of((a, x, panel), (b, x, panel))
+
+    def difference_of(self, a: tuple, b: tuple) -> Difference:
+        """Of one place over another, each (series, x[, panel]), over the seeds that both have."""
+        first, second = self.at(*a), self.at(*b)
+        return Difference(tuple(first[seed] - second[seed] for seed in sorted(first.keys() & second.keys())))
+
+    def panels(self) -> list[str]:
+        return list(dict.fromkeys(row.panel for row in self.rows))
+
+    def series(self, panel: str) -> list[str]:
+        return list(dict.fromkeys(row.series for row in self.rows if row.panel == panel))
+
+    def places(self, panel: str) -> list[float | str]:
+        return list(dict.fromkeys(row.x for row in self.rows if row.panel == panel))
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A claim and when it counts as shown; `judge(scores, settings)` returns the answer and the numbers behind it."""
+
+    claim: str
+    accept: str
+    judge: Callable[[Scores, dict[str, Any]], tuple[bool, str]]
+
+
+@dataclass(frozen=True)
+class Study:
+    """One question.
+
+    Attributes:
+        name: of the command and the file. question, source: for the report.
+        x_label: of the figure. data: the data sets it reads, by the name that `--data NAME=PATH` replaces.
+        settings: by scale; `cells(settings)` with the data's names and `seeds` among them.
+    """
+
+    name: str
+    question: str
+    source: str
+    x_label: str
+    data: dict[str, str]
+    settings: dict[str, dict[str, Any]]
+    cells: Callable[[dict[str, Any]], list[Cell]]
+    rules: tuple[Rule, ...]
+    log_x: bool = False
+    x_is_compute: bool = False  # the figure's x is the exaFLOPs of each score
+    notes: tuple[str, ...] = field(default=())
+
+
+# Small plain ViTs, by scale. Eager attention: the fused CPU kernel's backward pass is slower in bfloat16 than it.
+CPU_MODEL = {
+    "hidden_size": 128, "num_hidden_layers": 6, "num_attention_heads": 2, "intermediate_size": 256, "patch_size": 8,
+    "pooling": "gap", "use_class_token": False,
+}  # fmt: skip
+CPU_RUN = {"attn_implementation": "eager"}  # fields that a config does not keep
+CPU_TRAIN = {
+    "per_device_train_batch_size": 64, "per_device_eval_batch_size": 250, "bf16": True, "dataloader_num_workers": 1,
+    "learning_rate": 1e-3, "weight_decay": 0.05, "warmup_steps": 0.1, "crop": "resize_small_random",
+    "resize_small": 1.25, "logging_steps": 100,
+}  # fmt: skip
+GPU_MODEL = {
+    "hidden_size": 384, "num_hidden_layers": 12, "num_attention_heads": 6, "intermediate_size": 1536, "patch_size": 4,
+    "pooling": "gap", "use_class_token": False, "drop_path_rate": 0.1,
+}  # fmt: skip
+GPU_TRAIN = {
+    "per_device_train_batch_size": 256, "per_device_eval_batch_size": 1000, "bf16": True,
+    "dataloader_num_workers": 12, "learning_rate": 1e-3, "weight_decay": 0.05, "warmup_steps": 0.1,
+    "crop": "resize_small_random", "resize_small": 1.25, "auto_augment": "rand-m9-mstd0.5-inc1",
+}  # fmt: skip
+SMOKE = {
+    "seeds": [0, 1], "image_size": 16, "run": {},
+    "model": {
+        "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16, "patch_size": 8,
+    },
+    "train": {"per_device_train_batch_size": 8, "crop": "squash", "logging_steps": 1, "warmup_steps": 1},
+}  # fmt: skip

@@ -1,0 +1,98 @@
+"""Does pre-training help, and where? The same fine-tuning from scratch and from a model of other classes."""
+
+from typing import Any
+
+from .design import CPU_MODEL, CPU_RUN, CPU_TRAIN, GPU_MODEL, GPU_TRAIN, SMOKE, Cell, Difference, Rule, Scores, Study
+
+
+SCRATCH, MIMETIC, PRETRAINED = "from scratch", "from scratch, mimetic", "pre-trained"
+
+
+def cells(settings: dict[str, Any]) -> list[Cell]:
+    """Pre-train on every second class, fine-tune on the others, with all and with few of their labels."""
+    network, run = settings["model"] | settings["run"], settings["run"]
+    common = settings["train"] | {"image_size": settings["image_size"]}
+    found = [Cell(f"classes-{n}", "subset", {"dataset": settings["data"]["cifar10"], "first": n}) for n in (0, 1)]
+    for seed in settings["seeds"]:
+        options = {"dataset": "cell:classes-0", "set": network, "max_steps": settings["pretrain_steps"], "seed": seed}
+        found.append(Cell(f"pretrained-{seed}", "pretrain", common | options))
+        options = {"set": settings["model"], "image_size": settings["image_size"], "seed": seed}
+        found.append(Cell(f"mimetic-{seed}", "initialise", options))
+    for fraction in settings["fractions"]:
+        for seed in settings["seeds"]:
+            starts = {
+                SCRATCH: {"set": network},
+                MIMETIC: {"model": f"cell:mimetic-{seed}", "set": run},
+                PRETRAINED: {"model": f"cell:pretrained-{seed}", "set": run},
+            }
+            for number, (series, start) in enumerate(starts.items()):
+                options = common | {"dataset": "cell:classes-1", "train_fraction": fraction, "seed": seed, **start}
+                options["max_steps"] = settings["finetune_steps"]
+                name = f"finetuned-{fraction:g}-{seed}-{number}"
+                found.append(Cell(name, "finetune", options, series, fraction, seed))
+    return found
+
+
+def gains(scores: Scores, settings: dict[str, Any], over: str) -> tuple[dict[float, Difference], str]:
+    """Of pre-training, by fraction; and in words."""
+    found = {x: scores.difference(PRETRAINED, over, x) for x in sorted(settings["fractions"])}
+    return found, "; ".join(f"{x:.0%} of the labels: {gain}" for x, gain in found.items())
+
+
+def helps(scores: Scores, settings: dict[str, Any]) -> tuple[bool, str]:
+    found, text = gains(scores, settings, SCRATCH)
+    return all(gain.above() for gain in found.values()), text
+
+
+def most_at_few(scores: Scores, settings: dict[str, Any]) -> tuple[bool, str]:
+    found, text = gains(scores, settings, SCRATCH)
+    few, middle = min(found), sorted(found)[len(found) // 2]
+    return found[few].mean == max(gain.mean for gain in found.values()) and found[middle].above(), text
+
+
+def beats_mimetic(scores: Scores, settings: dict[str, Any]) -> tuple[bool, str]:
+    found, text = gains(scores, settings, MIMETIC)
+    return all(gain.above() for gain in found.values()), text
+
+
+STUDY = Study(
+    name="pretraining",
+    question="Does fine-tuning from a pre-trained ViT beat the same fine-tuning from scratch, at equal updates?",
+    source="arXiv:2010.11929, Figure 3 and Table 5; mimetic initialisation: arXiv:2305.09828",
+    x_label="share of the labels of the fine-tuning classes",
+    data={"cifar10": "uoft-cs/cifar10"},
+    settings={
+        "cpu": {
+            "seeds": [0, 1, 2], "image_size": 32, "model": CPU_MODEL, "run": CPU_RUN, "train": CPU_TRAIN,
+            "fractions": [0.01, 0.1, 1.0], "pretrain_steps": 1500, "finetune_steps": 300,
+        },
+        "gpu": {
+            "seeds": [0, 1, 2], "image_size": 32, "model": GPU_MODEL, "run": {}, "train": GPU_TRAIN,
+            "fractions": [0.01, 0.1, 1.0], "pretrain_steps": 15000, "finetune_steps": 3000,
+        },
+        "smoke": SMOKE | {"fractions": [0.5, 1.0], "pretrain_steps": 2, "finetune_steps": 2},
+    },
+    cells=cells,
+    rules=(
+        Rule(
+            "Pre-training beats training from scratch at equal updates of fine-tuning",
+            "at every share of the labels, the gain is above two standard errors",
+            helps,
+        ),
+        Rule(
+            "It helps most where labels are few",
+            "the gain is largest at the smallest share, and clear at the middle one",
+            most_at_few,
+        ),
+        Rule(
+            "It beats the better initialisation too",
+            "at every share of the labels, the gain over mimetic initialisation is above two standard errors",
+            beats_mimetic,
+        ),
+    ),
+    log_x=True,
+    notes=(
+        "Pre-trained on the first, third, ... class, fine-tuned and tested on the others: no picture and no class is in "
+        "both. Its updates come on top of those of fine-tuning.",
+    ),
+)  # fmt: skip

@@ -1,0 +1,66 @@
+"""Does fine-tuning at a higher resolution help? Against the same further updates at the old one."""
+
+from typing import Any
+
+from .design import CPU_MODEL, CPU_RUN, CPU_TRAIN, GPU_MODEL, GPU_TRAIN, SMOKE, Cell, Rule, Scores, Study
+
+
+BEFORE = "before"
+MARGIN = 0.005
+
+
+def cells(settings: dict[str, Any]) -> list[Cell]:
+    """Train at one resolution; go on for the same updates at that one and at higher ones."""
+    common, low = settings["train"] | {"dataset": settings["data"]["cifar10"]}, settings["image_size"]
+    found = []
+    for seed in settings["seeds"]:
+        options = common | {"set": settings["model"] | settings["run"], "image_size": low, "seed": seed}
+        options["max_steps"] = settings["pretrain_steps"]
+        found.append(Cell(f"before-{seed}", "pretrain", options, BEFORE, low, seed))
+        for size in [low, *settings["higher"]]:
+            options = common | {"model": f"cell:before-{seed}", "set": settings["run"], "image_size": size}
+            options |= {"max_steps": settings["finetune_steps"], "seed": seed}
+            options["learning_rate"] = settings["finetune_rate"]
+            found.append(Cell(f"after-{size}-{seed}", "finetune", options, "further training", size, seed))
+    return found
+
+
+def higher_helps(scores: Scores, settings: dict[str, Any]) -> tuple[bool, str]:
+    low, texts, shows = settings["image_size"], [], True
+    for size in settings["higher"]:
+        gain = scores.difference_of(("further training", size), ("further training", low))
+        shows &= gain.above(MARGIN)
+        texts.append(f"{size} over {low} px: {gain}")
+    return shows, "; ".join(texts)
+
+
+STUDY = Study(
+    name="resolution",
+    question="Does fine-tuning at a higher resolution beat the same further updates at the old one?",
+    source="arXiv:2010.11929, section 3.2; expected: +1.5 to 3 points from 224 to 384 px on ImageNet",
+    x_label="resolution of the further training (px)",
+    data={"cifar10": "uoft-cs/cifar10"},
+    settings={
+        "cpu": {
+            "seeds": [0, 1, 2], "image_size": 32, "higher": [48], "model": CPU_MODEL, "run": CPU_RUN,
+            "train": CPU_TRAIN, "pretrain_steps": 1500, "finetune_steps": 400, "finetune_rate": 5e-4,
+        },
+        "gpu": {
+            "seeds": [0, 1, 2], "image_size": 32, "higher": [48, 64], "model": GPU_MODEL, "run": {},
+            "train": GPU_TRAIN, "pretrain_steps": 20000, "finetune_steps": 2000, "finetune_rate": 3e-4,
+        },
+        "smoke": SMOKE | {"higher": [24], "pretrain_steps": 2, "finetune_steps": 2, "finetune_rate": 1e-3},
+    },
+    cells=cells,
+    rules=(
+        Rule(
+            "Fine-tuning at a higher resolution beats the same further updates at the old one",
+            "at every higher resolution, the gain is 0.5 points or more and above two standard errors",
+            higher_helps,
+        ),
+    ),
+    notes=(
+        "All pictures of CIFAR-10 have 32 px: above that they are enlarged, so that a patch covers less of the picture. "
+        "A higher resolution costs more operations for the same updates.",
+    ),
+)  # fmt: skip

@@ -1,0 +1,150 @@
+"""The kinds of cells: what runs in a cell's folder, each through the door that users have.
+
+For study.py. Every stage leaves a facts.json, written last: a folder that has one is finished.
+"""
+
+import io
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import accelerate
+import datasets
+import numpy as np
+import torch
+
+from hf_vit import HFViTConfig, HFViTForImageClassification
+from hf_vit.errors import HFViTError
+
+from ..arguments import parse
+from ..checkpointing import checkpoints, read_json
+from ..classifiers import open_classifier
+from ..data import ImageDataset, open_dataset
+from ..facts import FACTS_NAME, write_facts
+from ..features import compute_features
+from ..few_shot import few_shot
+from ..mimetic import mimetic_
+from ..run import run
+from ..scoring import create_machine
+from .bit import run_bit
+from .design import Cell
+
+
+def run_cell(cell: Cell, folder: Path) -> dict[str, Any]:
+    """The facts of a cell: of its finished folder, or of running it; one that was begun goes on.
+
+    Raises:
+        HFViTError: the stage's errors; a signal that asked the run to stop.
+    """
+    if (folder / FACTS_NAME).is_file():
+        return read_json(folder / FACTS_NAME)
+    main = accelerate.PartialState().is_main_process
+    facts = STAGES[cell.stage](folder, dict(cell.options))
+    if not facts:
+        raise HFViTError("stopped by a signal: the same command goes on from here")
+    if main:
+        for checkpoint in checkpoints(folder):  # a finished cell needs none
+            shutil.rmtree(checkpoint)
+    accelerate.PartialState().wait_for_everyone()
+    return facts
+
+
+def words(options: dict[str, Any]) -> list[str]:
+    """A stage's options as the command line of a training script."""
+    found: list[str] = []
+    for name, value in options.items():
+        if isinstance(value, dict):
+            found += [f"--{name}", *(f"{key}={item}" for key, item in value.items())] if value else []
+        elif value is not None:
+            found += [f"--{name}", *(str(item) for item in (value if isinstance(value, list | tuple) else [value]))]
+    return found
+
+
+def train(stage: str) -> Callable[[Path, dict[str, Any]], dict[str, Any]]:
+    """`training.pretrain` or `training.finetune`; `network: bit` trains the ResNet of bit.py instead of ours."""
+
+    def stage_of(folder: Path, options: dict[str, Any]) -> dict[str, Any]:
+        bit = options.pop("bit", None)
+        fixed = {"output_dir": folder, "resume_from_checkpoint": "true", "save_total_limit": 1, "disable_tqdm": True}
+        arguments = parse(words({**options, **fixed}), stage)
+        if bit is not None:
+            return run_bit(arguments, stage, bit)
+        return run(arguments, stage, more_follow=True)
+
+    return stage_of
+
+
+def probe(folder: Path, options: dict[str, Any]) -> dict[str, Any]:
+    """Few-shot accuracy of a model's frozen features: ridge regression, the mean of three draws of pictures."""
+    classifier = open_classifier(str(options["model"]))
+    machine = create_machine(False, batch_size=128)
+    train = open_dataset(options["dataset"], split="train")
+    test = open_dataset(options["dataset"], split="test", label_names=train.label_names)
+    if len(train) > options["pictures"]:
+        train = train.per_class(max(1, options["pictures"] // len(train.label_names)), seed=0)
+    known, asked = (compute_features(classifier, part, machine, folder / "features") for part in (train, test))
+    rows = few_shot(known.features, known.labels, asked.features, asked.labels, shots=[options["shots"]])
+    value = float(np.mean([row["accuracy"] for row in rows]))
+    shutil.rmtree(folder / "features", ignore_errors=True)
+    result = {"metric": "few_shot_accuracy", "value": value, "n": len(asked.labels), "shots": options["shots"]}
+    return finish(folder, {"results": [result]})
+
+
+def initialise(folder: Path, options: dict[str, Any]) -> dict[str, Any]:
+    """A model folder with mimetic initialisation, which fine-tuning then starts from."""
+    torch.manual_seed(options["seed"])
+    model = HFViTForImageClassification(HFViTConfig(image_size=options["image_size"], num_labels=2, **options["set"]))
+    mimetic_(model, options["seed"])
+    if accelerate.PartialState().is_main_process:
+        folder.mkdir(parents=True, exist_ok=True)
+        model.save_pretrained(folder)
+    return finish(folder, {"initialisation": "mimetic"})
+
+
+def subset(folder: Path, options: dict[str, Any]) -> dict[str, Any]:
+    """Every second class of a data set, from the first or from the second, as parquet with train and test."""
+    if accelerate.PartialState().is_main_process:
+        (folder / "data").mkdir(parents=True, exist_ok=True)
+        names = None
+        for split in ("train", "test"):
+            whole = open_dataset(options["dataset"], split=split, label_names=names)
+            names = whole.label_names
+            kept = list(range(options["first"], len(names), 2))
+            rows = np.flatnonzero(np.isin(whole.labels, kept))
+            places = {label: place for place, label in enumerate(kept)}
+            write_pictures(folder, split, whole, rows, [places[int(whole.labels[row])] for row in rows],
+                           [names[label] for label in kept])  # fmt: skip
+    return finish(folder, {"classes": "every second"})
+
+
+def write_pictures(
+    folder: Path, split: str, dataset: ImageDataset, rows: np.ndarray, labels: list[int], names: list[str]
+) -> None:
+    """Chosen pictures of a data set, lossless, with these labels, as one parquet file of `folder`/data."""
+    pictures = []
+    for row in rows:
+        file = io.BytesIO()
+        dataset.read(int(row))[0].save(file, format="PNG", compress_level=1)
+        pictures.append({"bytes": file.getvalue(), "path": None})
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=names)})
+    table = datasets.Dataset.from_dict({"image": pictures, "label": labels}, features=features)
+    table.to_parquet(str(folder / "data" / f"{split}-00000-of-00001.parquet"))
+
+
+def finish(folder: Path, facts: dict[str, Any]) -> dict[str, Any]:
+    """Write facts.json: the cell is done."""
+    if accelerate.PartialState().is_main_process:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_facts(folder, facts)
+    accelerate.PartialState().wait_for_everyone()
+    return facts
+
+
+STAGES: dict[str, Callable[[Path, dict[str, Any]], dict[str, Any]]] = {
+    "pretrain": train("pretrain"),
+    "finetune": train("finetune"),
+    "probe": probe,
+    "initialise": initialise,
+    "subset": subset,
+}

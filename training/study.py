@@ -1,0 +1,186 @@
+"""One of the paper's questions, asked again at a chosen scale: runs, a table, a figure, and a verdict.
+
+    python -m training.study pretraining --out studies/pretraining --data cifar10=copies/cifar10
+    accelerate launch -m training.study resolution --scale gpu --out studies/resolution
+
+Studies: data_scale, compute, resolution, pretraining, ablations, noisy_student, generated (training/studies/). What is
+claimed, and when it counts as shown, is written to plan.md before the first run; results.json, figure.png and report.md
+follow the last. The same command goes on where a killed one stopped; a folder of other settings is refused.
+"""
+
+import argparse
+import dataclasses
+import difflib
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import accelerate
+import torch
+import yaml
+
+from hf_vit.errors import HFViTError
+
+from .checkpointing import differences, read_json, write_json
+from .data import open_dataset
+from .studies import STUDIES
+from .studies.design import SCALES, Cell, Scores, Study
+from .studies.report import draw, plan, read_scores, report, results
+from .studies.stages import run_cell
+
+
+SETTINGS_NAME, PLAN_NAME, RESULTS_NAME = "study.json", "plan.md", "results.json"
+REPORT_NAME, FIGURE_NAME, CELLS_NAME = "report.md", "figure.png", "cells"
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse whose errors are ours: one line."""
+
+    def error(self, message: str):
+        raise HFViTError(f"{message} (--help lists every option)")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = Parser(
+        prog="python -m training.study",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("study", metavar="NAME", help=", ".join(STUDIES))
+    add("--out", required=True, help="folder of the study; an unfinished one of the same settings goes on")
+    add("--scale", default="cpu", help=f"how large: {', '.join(SCALES)} (cpu)")
+    add("--seeds", type=int, nargs="+", help="seeds of the runs (those of the scale)")
+    add("--data", nargs="+", default=[], metavar="NAME=PATH", help="where a data set of the study is, or another one")
+    add("--settings", nargs="+", default=[], metavar="NAME=VALUE", help="of the study, such as pretrain_steps=500")
+    add("--train", nargs="+", default=[], metavar="NAME=VALUE", help="arguments of every run, such as bf16=false")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> dict[str, Any]:
+    """Run with these arguments (None: the command line's) and return the results."""
+    try:
+        args = build_parser().parse_args(argv)
+        study = find(args.study)
+        return run_study(study, settings_of(study, args), Path(args.out))
+    except (HFViTError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    finally:
+        if accelerate.PartialState._shared_state:
+            accelerate.PartialState().destroy_process_group()
+
+
+def find(name: str) -> Study:
+    """The study of that name."""
+    if name not in STUDIES:
+        near = difflib.get_close_matches(name, STUDIES, 1, cutoff=0.4)
+        raise HFViTError(
+            f"unknown study {name!r}: choose from {', '.join(STUDIES)}"
+            + (f"; did you mean {near[0]}?" if near else "")
+        )
+    return STUDIES[name]
+
+
+def settings_of(study: Study, args: argparse.Namespace) -> dict[str, Any]:
+    """The scale's settings with what the command line changes; `scale` and `data` among them."""
+    if args.scale not in SCALES:
+        raise HFViTError(f"--scale {args.scale}: choose from {', '.join(SCALES)}")
+    settings = {"scale": args.scale, "data": dict(study.data), **study.settings[args.scale]}
+    settings["data"] |= settings.pop("replaced_data", {})
+    settings["data"] |= pairs("data", args.data, settings["data"])
+    settings |= pairs("settings", args.settings, {k: v for k, v in settings.items() if k not in ("data", "scale")})
+    settings["train"] = settings["train"] | pairs("train", args.train, None)
+    if args.seeds is not None:
+        settings["seeds"] = args.seeds
+    if len(set(settings["seeds"])) != len(settings["seeds"]) or not settings["seeds"]:
+        raise HFViTError(f"--seeds {' '.join(map(str, settings['seeds']))}: give each seed once")
+    return settings
+
+
+def pairs(option: str, texts: list[str], known: dict[str, Any] | None) -> dict[str, Any]:
+    """`NAME=VALUE` words with YAML's types; names among `known`, if given."""
+    found = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not equals or not value:
+            raise HFViTError(f"--{option} {text}: give NAME=VALUE")
+        if known is not None and name not in known:
+            near = difflib.get_close_matches(name, known, 1)
+            raise HFViTError(
+                f"--{option} {name}: the study has {', '.join(known)}" + (f"; did you mean {near[0]}?" if near else "")
+            )
+        found[name] = value if option == "data" else yaml.safe_load(value)
+    return found
+
+
+def run_study(study: Study, settings: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Every cell that is not finished, then the results."""
+    state = accelerate.PartialState(cpu=not torch.accelerator.is_available())
+    cells = study.cells(settings)
+    begin(study, settings, folder, cells, state.is_main_process)
+    state.wait_for_everyone()
+    for number, cell in enumerate(cells, 1):
+        if state.is_main_process:
+            print(f"\n[{number}/{len(cells)}] {study.name}: {cell.name}", flush=True)
+        run_cell(resolved(cell, folder), folder / CELLS_NAME / cell.name)
+    scores = read_scores(cells, folder / CELLS_NAME)
+    found = results(study, settings, scores, cells, folder / CELLS_NAME)
+    if state.is_main_process:
+        text = report(study, settings, Scores(scores), found, cells)
+        draw(study, Scores(scores), folder / FIGURE_NAME)
+        write_json(folder / RESULTS_NAME, found)
+        (folder / REPORT_NAME).write_text(text, encoding="utf-8")
+        print(f"\n{text}\nwritten to {folder}")
+    state.wait_for_everyone()
+    return found
+
+
+def begin(study: Study, settings: dict[str, Any], folder: Path, cells: list[Cell], main: bool) -> None:
+    """Check the folder and the data; write down what is asked before anything runs.
+
+    Raises:
+        HFViTError: a folder of something else (says what differs), or data that cannot be opened.
+    """
+    chosen = {"study": study.name, **settings}
+    known = folder / SETTINGS_NAME
+    if known.is_file():
+        differs = differences(read_json(known), read_json_like(chosen))
+        if differs:
+            raise HFViTError(
+                f"{folder} holds another study ({differs}): restore these settings, or give another --out"
+            )
+    elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise HFViTError(f"{folder} is not empty and holds no study: give another --out")
+    for name, where in settings["data"].items():
+        try:
+            open_dataset(where, split="train")
+        except (HFViTError, OSError) as error:
+            raise HFViTError(f"data '{name}': {error}; another place: --data {name}=PATH") from None
+    if main:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(known, chosen)
+        text = plan(study, settings, cells)
+        (folder / PLAN_NAME).write_text(text, encoding="utf-8")
+        print(text)
+
+
+def read_json_like(value: dict[str, Any]) -> dict[str, Any]:
+    """As it would come back from a JSON file: tuples are lists there."""
+    return json.loads(json.dumps(value))
+
+
+def resolved(cell: Cell, folder: Path) -> Cell:
+    """The cell with the folders of others in place of their names."""
+    options = {}
+    for name, value in cell.options.items():
+        if isinstance(value, str) and value.startswith("cell:"):
+            value = str(folder / CELLS_NAME / value.removeprefix("cell:"))
+        options[name] = value
+    return dataclasses.replace(cell, options=options)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
