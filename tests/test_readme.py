@@ -100,8 +100,9 @@ def test_command_is_accepted(line, workplace):
             assert word.startswith("ARGS=") and words[1] == "quickstart"
             quickstart.build_parser().parse_args(shlex.split(word.removeprefix("ARGS=")))
     elif words[:2] == ["pip", "install"]:
-        extra = re.search(r"\[([\w-]+)\]", line)
-        assert extra is None or f"\n{extra[1]} = [" in (ROOT / "pyproject.toml").read_text()
+        extras = re.search(r"\[([\w,-]+)\]", line)
+        for extra in extras[1].split(",") if extras else []:
+            assert f"\n{extra} = [" in (ROOT / "pyproject.toml").read_text(), extra
         assert "constraints.txt" not in line or (ROOT / "constraints.txt").is_file()
     else:
         module = words[words.index("-m") + 1].removeprefix("hf_vit.")
