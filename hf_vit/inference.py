@@ -1,0 +1,259 @@
+"""Blocks prepared for inference: the same products, computed the fastest way this machine has, found by measuring.
+
+`model.optimize_for_inference()` puts a `PreparedLayer` before the `forward` of every block. Weights stay where they
+are; what is prepared from them (joined, packed for oneDNN, LayerScale folded in) is a copy that is made again when
+they change. A call that needs the plain block gets it: training, gradients, autocast, `torch.compile`,
+`output_attentions`, hooks inside the block, other layers in place of ours (LoRA). So a prepared model trains, saves,
+loads, copies and compiles as before, at the speed of before.
+
+This file travels to the Hub beside the weights: it imports only torch and transformers.
+"""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers.activations import GELUActivation, GELUTanh
+from transformers.utils import logging
+
+
+logger = logging.get_logger(__name__)
+
+Ways = dict[str, Callable]
+ROUNDS, MARGIN = 4, 0.97  # a way replaces the first one where its best of four rounds is 3 % faster
+MEASURED_ROWS = 1024  # larger products are measured on as many rows, attention on as many tokens
+
+
+def fastest(ways: Ways, *inputs) -> str:
+    """Name of the fastest of equal computations, run in turns; the first is kept where no other is clearly faster."""
+    first, *others = ways
+    if not others:
+        return first
+    best = dict.fromkeys(ways, float("inf"))
+    for _ in range(ROUNDS):
+        for name, way in ways.items():
+            began = time.perf_counter()
+            way(*inputs)
+            if inputs[0].device.type != "cpu":
+                torch.accelerator.synchronize()
+            best[name] = min(best[name], time.perf_counter() - began)
+    winner = min(others, key=best.__getitem__)
+    return winner if best[winner] < MARGIN * best[first] else first
+
+
+def onednn_packs(weight: torch.Tensor) -> bool:
+    """Whether oneDNN takes weights of this device and dtype in a layout of its own."""
+    if weight.device.type != "cpu" or not torch.backends.mkldnn.is_available():
+        return False
+    if weight.dtype == torch.bfloat16:
+        return torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return weight.dtype == torch.float32
+
+
+def gelu_form(activation: nn.Module | None, dtype: torch.dtype) -> str | None:
+    """The `approximate` of a GELU, "none" (erf) or "tanh"; None for other activations.
+
+    In bfloat16 the erf form stands for both: they differ by 4.8e-4 at most, less than bfloat16 rounds, and it is
+    computed three times as fast.
+    """
+    forms: dict[type, str] = {GELUActivation: "none", GELUTanh: "tanh"}
+    form = forms.get(type(activation))
+    return "none" if form and dtype == torch.bfloat16 else form
+
+
+class Dense:
+    """`activation(x W^T + b)` for the rows of x; of several W (q, k and v) at once, side by side.
+
+    Args:
+        parts: weights `(out, in)` and biases `(out,)` or None.
+        choices: which way was the fastest for what shape, shared by all blocks.
+        activation: applied to the result.
+    """
+
+    def __init__(
+        self,
+        parts: list[tuple[torch.Tensor, torch.Tensor | None]],
+        choices: dict[tuple, str],
+        activation: nn.Module | None = None,
+    ):
+        self.parts, self.choices, self.activation = parts, choices, activation
+        self.widths = [len(weight) for weight, _ in parts]
+        self.gelu = gelu_form(activation, parts[0][0].dtype)
+        self.ways: Ways = {"eager": self.eager}
+        if len(parts) > 1:
+            self.ways["joined"] = self.joined
+        if onednn_packs(parts[0][0]):
+            self.ways["packed"] = self.packed
+            if self.gelu:
+                self.ways["packed, GELU in the product"] = self.packed_gelu
+        self._joined: tuple[torch.Tensor, torch.Tensor | None] | None = None
+        self._packed: torch.Tensor | None = None
+
+    def __call__(self, rows: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """`(rows, in)` -> for each W `(rows, out)`."""
+        measured = rows[:MEASURED_ROWS]
+        key = (*self.widths, rows.shape[1], type(self.activation), rows.dtype, len(measured).bit_length())
+        if key not in self.choices:
+            self.choices[key] = fastest(self.ways, measured)
+        return self.ways[self.choices[key]](rows)
+
+    def eager(self, rows: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return tuple(self._activated(F.linear(rows, weight, bias)) for weight, bias in self.parts)
+
+    def joined(self, rows: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        self._joined = self._joined or self._join()
+        return self._activated(F.linear(rows, *self._joined)).split(self.widths, dim=1)
+
+    def packed(self, rows: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return self._activated(self._onednn(rows, "none", "")).split(self.widths, dim=1)
+
+    def packed_gelu(self, rows: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return self._onednn(rows, "gelu", self.gelu).split(self.widths, dim=1)
+
+    def _onednn(self, rows: torch.Tensor, activation: str, algorithm: str | None) -> torch.Tensor:
+        if self._packed is None:
+            weight, self._bias = self._join()
+            self._packed = torch.ops.mkldnn._reorder_linear_weight(weight)
+        return torch.ops.mkldnn._linear_pointwise(rows, self._packed, self._bias, activation, [], algorithm)
+
+    def _join(self) -> tuple[torch.Tensor, torch.Tensor | None]:
+        weights = torch.cat([weight for weight, _ in self.parts])
+        biases = [bias for _, bias in self.parts if bias is not None]
+        return weights, torch.cat(biases) if biases else None
+
+    def _activated(self, x: torch.Tensor) -> torch.Tensor:
+        if self.activation is None:
+            return x
+        return torch.ops.aten.gelu_(x, approximate=self.gelu) if self.gelu else self.activation(x)
+
+
+def attend_by_sdpa(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float) -> torch.Tensor:
+    """Eqs. 6 and 7, `(B, k, N, d)` each -> `(B, k, N, d)`, by torch's fused kernel."""
+    return F.scaled_dot_product_attention(query, key, value, scale=scale)
+
+
+def attend_by_products(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float) -> torch.Tensor:
+    """The same as two products and a softmax: some processors are faster at it in bfloat16."""
+    scores = torch.matmul(query * scale, key.transpose(2, 3))  # (B, k, N, N)
+    return torch.matmul(scores.softmax(dim=-1), value)
+
+
+class PreparedLayer:
+    """Stands before the `forward` of an `HFViTLayer`: the same block, or a call of the plain one where it is needed.
+
+    Args:
+        layer: the block.
+        choices: which way was the fastest for what shape, shared by all blocks.
+    """
+
+    def __init__(self, layer: nn.Module, choices: dict[tuple, str]):
+        self.layer, self.choices = layer, choices
+        self.modules: list[nn.Module] = []
+        self.seen: list[tuple] = []
+
+    def __getstate__(self) -> dict:
+        """What copies and pickles keep; the rest is prepared again."""
+        return {"layer": self.layer, "choices": self.choices, "modules": [], "seen": []}
+
+    def __call__(self, hidden_states: torch.Tensor, **kwargs) -> torch.Tensor:
+        if not self.serves(hidden_states, kwargs):
+            return type(self.layer).forward(self.layer, hidden_states, **kwargs)
+        x = self.attention(hidden_states).add_(hidden_states)  # Eq. 2
+        return x.add_(self.mlp(x))  # Eq. 3
+
+    def serves(self, hidden_states: torch.Tensor, kwargs: dict) -> bool:
+        """Whether this call may take the prepared block; prepares it where weights or layers are new."""
+        layer: Any = self.layer
+        if layer.training or torch.compiler.is_compiling() or torch.jit.is_tracing():
+            return False
+        if kwargs.get("output_attentions") or layer.attention.config.output_attentions:
+            return False
+        if torch.is_autocast_enabled(hidden_states.device.type):
+            return False
+        if torch.is_grad_enabled() and (
+            hidden_states.requires_grad or any(p.requires_grad for p in layer.parameters())
+        ):
+            logger.warning_once(
+                "gradients are on: prepared blocks serve under torch.inference_mode() or no_grad() only"
+            )
+            return False
+        if not self.is_current() and not self.prepare():
+            return False
+        return not any(module._forward_hooks or module._forward_pre_hooks for module in self.modules)
+
+    def is_current(self) -> bool:
+        """Whether layers and weights are those that were prepared, with the same contents."""
+        return bool(self.seen) and all(
+            held.get(name) is value and (version is None or (value._version, value.data_ptr()) == version)
+            for held, name, value, version in self.seen
+        )
+
+    def prepare(self) -> bool:
+        """Join and fold; False where a layer is not one of ours or a weight not an ordinary one."""
+        layer: Any = self.layer
+        attention, mlp = layer.attention, layer.mlp
+        products = (attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj, mlp.fc1, mlp.fc2)
+        ordinary = all(type(product) is nn.Linear for product in products) and all(
+            type(weight) is nn.Parameter and not weight.is_inference() for weight in layer.parameters()
+        )
+        if not ordinary:
+            logger.warning_once("blocks with replaced layers or unusual weights are not prepared for inference")
+            return False
+        self.modules = [module for module in layer.modules() if module is not layer]
+        self.seen = [
+            (held, name, value, (value._version, value.data_ptr()) if isinstance(value, nn.Parameter) else None)
+            for module in layer.modules()
+            for held in (module._modules, module._parameters)
+            for name, value in held.items()
+            if value is not None
+        ]
+        with torch.no_grad():
+            self.qkv = Dense([(p.weight, p.bias) for p in products[:3]], self.choices)
+            self.out = Dense([scaled(attention.o_proj, layer.layer_scale1)], self.choices)
+            self.fc1 = Dense([(mlp.fc1.weight, mlp.fc1.bias)], self.choices, mlp.activation_fn)
+            self.fc2 = Dense([scaled(mlp.fc2, layer.layer_scale2)], self.choices)
+        return True
+
+    def attention(self, x: torch.Tensor) -> torch.Tensor:
+        """LayerScale(MSA(LN(x))), `(B, N, D)` -> `(B, N, D)`."""
+        layer: Any = self.layer
+        msa = layer.attention
+        rows = layer.layernorm_before(x).flatten(0, 1)  # (B * N, D)
+        query, key, value = (
+            part.view(*x.shape[:2], -1, msa.head_dim).transpose(1, 2) for part in self.qkv(rows)
+        )  # (B, k, N, d)
+        query, key = msa.q_norm(query), msa.k_norm(key)
+        mixed = self.attend(query, key, value, msa.scaling).transpose(1, 2)  # (B, N, k, d)
+        return self.out(mixed.reshape(rows.shape))[0].view(x.shape)
+
+    def attend(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float) -> torch.Tensor:
+        ways: Ways = {"sdpa": attend_by_sdpa, "products": attend_by_products}
+        some = max(1, min(len(query), MEASURED_ROWS // query.shape[2]))
+        case = ("attention", *query.shape[1:], query.dtype, some)
+        if case not in self.choices:
+            self.choices[case] = fastest(ways, query[:some], key[:some], value[:some], scale)
+        return ways[self.choices[case]](query, key, value, scale)
+
+    def mlp(self, x: torch.Tensor) -> torch.Tensor:
+        """LayerScale(MLP(LN(x))), `(B, N, D)` -> `(B, N, D)`."""
+        layer: Any = self.layer
+        rows = layer.layernorm_after(x).flatten(0, 1)
+        return self.fc2(*self.fc1(rows))[0].view(x.shape)
+
+
+def scaled(product: nn.Linear, layer_scale: nn.Module) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Weight and bias of a product followed by LayerScale (or nothing) as one product."""
+    if isinstance(layer_scale, nn.Identity):
+        return product.weight, product.bias
+    factor = layer_scale.get_parameter("lambda1")
+    return product.weight * factor[:, None], product.bias * factor
+
+
+def prepare_layers(layers: nn.ModuleList) -> None:
+    """Put a `PreparedLayer` before every block; again where there is one already."""
+    choices: dict[tuple, str] = {}
+    for layer in layers:
+        layer.__dict__["forward"] = PreparedLayer(layer, choices)

@@ -1,0 +1,217 @@
+"""inference.py: prepared blocks answer as plain ones do, whichever way is taken, and step aside where they must.
+
+pytest tests/test_inference.py
+"""
+
+import copy
+import io
+
+import pytest
+import torch
+
+from hf_vit import HFViTConfig, HFViTForImageClassification, HFViTModel, inference
+from tests.test_goldens import CASES, HYBRID, PLAIN, _load
+
+
+def tiny(**fields) -> HFViTForImageClassification:
+    sizes = {"image_size": 32, "patch_size": 8, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    model = HFViTForImageClassification(HFViTConfig(**(sizes | {"num_labels": 5} | fields))).eval()
+    for parameter in model.parameters():  # zero heads and unit scales would hide mistakes
+        torch.nn.init.normal_(parameter, std=0.2)
+    return model
+
+
+@pytest.fixture
+def force(monkeypatch):
+    """Take the way of this name wherever there is one."""
+
+    def choose(name):
+        monkeypatch.setattr(inference, "fastest", lambda ways, *inputs: name if name in ways else next(iter(ways)))
+
+    return choose
+
+
+WAYS = ["eager", "joined", "packed", "packed, GELU in the product", "products"]
+KINDS = {
+    "token": {},
+    "gap": {"pooling": "gap", "use_class_token": False},
+    "map": {"pooling": "map", "use_class_token": False, "position_embedding_type": "sincos2d"},
+    "first": {"pooling": "first", "use_class_token": False},
+    "everything": {"layer_scale_init": 0.1, "qk_norm": True, "num_register_tokens": 3, "representation_size": 16},
+    "no bias, erf": {"qkv_bias": False, "hidden_act": "gelu"},
+    "relu": {"hidden_act": "relu"},
+    "hybrid": {"resnet_depths": (1, 1), "resnet_width_factor": 0.5, "patch_size": 1},
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_way_answers_as_the_plain_model(force, kind, way):
+    force(way)
+    plain = tiny(**KINDS[kind])
+    fast = copy.deepcopy(plain).optimize_for_inference()
+    with torch.inference_mode():
+        for size, batch in (((32, 32), 1), ((40, 72), 3)):
+            pixels = torch.randn(batch, 3, *size)
+            expected, answer = plain(pixels), fast(pixels)
+            torch.testing.assert_close(answer.logits, expected.logits, atol=2e-5, rtol=2e-5)
+    used = set(fast.vit.layers[0].forward.choices.values())
+    assert way in used or (way.endswith("product") and kind == "relu")
+
+
+@pytest.mark.parametrize("name", [name for name, path in CASES.items() if "fullload" not in name])
+def test_goldens(name):
+    facts, recorded, model = _load(name)
+    model.optimize_for_inference()
+    with torch.no_grad():
+        out = model(recorded["pixel_values"].permute(0, 3, 1, 2).contiguous())
+        pooled = model.vit(recorded["pixel_values"].permute(0, 3, 1, 2).contiguous()).pooler_output
+    for name, answer in (("logits", out.logits), ("pre_logits", pooled)):
+        if name in recorded:
+            worst = (answer - recorded[name]).abs().max()
+            tolerance = PLAIN if facts["config"]["resnet"] is None else HYBRID
+            assert worst <= tolerance * recorded[name].abs().max()
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_bfloat16_is_as_near_to_float32_as_the_plain_model(force, way):
+    force(way)
+    model = tiny()
+    pixels = torch.randn(16, 3, 32, 32)
+    with torch.no_grad():
+        exact = model(pixels).logits
+        plain = model.bfloat16()(pixels).logits
+        fast = model.optimize_for_inference(torch.bfloat16)(pixels).logits
+    assert fast.dtype == torch.bfloat16
+    assert (fast - exact).abs().mean() <= 1.5 * (plain - exact).abs().mean()
+
+
+def test_outputs_have_the_same_names_and_hidden_states():
+    plain = tiny()
+    fast = copy.deepcopy(plain).optimize_for_inference()
+    pixels = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        for asked in ({}, {"output_hidden_states": True}, {"output_attentions": True}):
+            expected, answer = plain(pixels, **asked), fast(pixels, **asked)
+            assert list(answer) == list(expected)
+            for name in answer:
+                torch.testing.assert_close(answer[name], expected[name], atol=2e-5, rtol=2e-5)
+    assert torch.equal(fast.attention_maps(pixels)[-1], plain.attention_maps(pixels)[-1])
+
+
+def plain_calls(model, monkeypatch) -> list:
+    """A list that grows by one at every plain block."""
+    calls, forward = [], type(model.vit.layers[0]).forward
+    monkeypatch.setattr(
+        type(model.vit.layers[0]), "forward", lambda self, *a, **k: (calls.append(1), forward(self, *a, **k))[1]
+    )
+    return calls
+
+
+def test_steps_aside_and_comes_back(monkeypatch):
+    model = tiny().optimize_for_inference()
+    pixels = torch.randn(2, 3, 32, 32)
+    calls = plain_calls(model, monkeypatch)
+
+    def count(run) -> int:
+        calls.clear()
+        run()
+        return len(calls)
+
+    with torch.no_grad():
+        assert count(lambda: model(pixels)) == 0
+        with torch.autocast("cpu", torch.bfloat16):
+            assert count(lambda: model(pixels)) == 2
+        seen = []
+        hook = model.vit.layers[1].mlp.register_forward_hook(lambda *args: seen.append(1))
+        assert count(lambda: model(pixels)) == 1
+        assert seen == [1]
+        hook.remove()
+        assert count(lambda: model(pixels)) == 0
+        assert count(lambda: model.train()(pixels)) == 2
+        assert count(lambda: model.eval()(pixels)) == 0
+    assert count(lambda: model(pixels, labels=torch.tensor([0, 1])).loss.backward()) == 2
+    assert all(parameter.grad is not None for parameter in model.parameters())
+
+
+def test_changed_weights_are_seen(monkeypatch):
+    model = tiny()
+    pixels = torch.randn(2, 3, 32, 32)
+    fast = copy.deepcopy(model).optimize_for_inference()
+    other = tiny()
+
+    def same():
+        with torch.no_grad():
+            torch.testing.assert_close(fast(pixels).logits, model(pixels).logits, atol=2e-5, rtol=2e-5)
+
+    same()
+    for one in (model, fast):
+        one.load_state_dict(other.state_dict())
+    same()
+    for one in (model, fast):
+        torch.optim.SGD(one.parameters(), lr=0.1).zero_grad()
+        one.train()(pixels, labels=torch.tensor([0, 1])).loss.backward()
+        torch.optim.SGD(one.parameters(), lr=0.1).step()
+        one.eval()
+    same()
+    for one in (model, fast):
+        one.vit.layers[0].mlp.fc1 = copy.deepcopy(other.vit.layers[1].mlp.fc1)
+    same()
+    for one in (model, fast):
+        one.vit.layers[0].mlp.fc1 = torch.nn.Sequential(one.vit.layers[0].mlp.fc1, torch.nn.Tanh())
+    same()
+    model.double(), fast.double()
+    pixels = pixels.double()
+    same()
+
+
+def test_copies_pickles_and_folders(tmp_path):
+    model = tiny().optimize_for_inference()
+    pixels = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        expected = model(pixels).logits
+        twin = copy.deepcopy(model)
+        twin.classifier.weight.zero_()
+        twin.vit.layers[0].mlp.fc1.weight.zero_()
+        torch.testing.assert_close(model(pixels).logits, expected)
+        assert not torch.equal(twin.vit(pixels).pooler_output, model.vit(pixels).pooler_output)
+        file = io.BytesIO()
+        torch.save(model, file)
+        file.seek(0)
+        torch.testing.assert_close(torch.load(file, weights_only=False)(pixels).logits, expected, atol=1e-5, rtol=1e-5)
+        model.save_pretrained(tmp_path)
+        again = HFViTForImageClassification.from_pretrained(tmp_path)
+        torch.testing.assert_close(again(pixels).logits, expected, atol=1e-5, rtol=1e-5)
+        model.optimize_for_inference()
+        torch.testing.assert_close(model(pixels).logits, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_compiles_whole():
+    plain = tiny()
+    fast = copy.deepcopy(plain).optimize_for_inference()
+    compiled = torch.compile(fast, fullgraph=True, backend="aot_eager")
+    pixels = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(pixels).logits, plain(pixels).logits, atol=2e-5, rtol=2e-5)
+
+
+def test_the_encoder_alone_and_what_cannot_be():
+    model = HFViTModel(tiny().config).eval()
+    assert model.optimize_for_inference() is model
+    with pytest.raises(ValueError, match="floating dtype"):
+        model.optimize_for_inference(torch.int8)
+
+
+def test_the_fastest_is_kept_only_where_it_is_clearly_faster(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(inference.time, "perf_counter", lambda: now[0])
+
+    def taking(seconds):
+        def way(x):
+            now[0] += seconds
+
+        return way
+
+    x = torch.zeros(1)
+    assert inference.fastest({"eager": taking(1.0), "a": taking(0.99), "b": taking(1.2)}, x) == "eager"
+    assert inference.fastest({"eager": taking(1.0), "a": taking(0.9), "b": taking(0.8)}, x) == "b"
