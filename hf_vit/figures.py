@@ -4,6 +4,7 @@ Drawn with the Agg canvas and never through pyplot: no display is needed and no 
 matplotlib (`pip install "hf-vit[inspect]"`).
 """
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -150,6 +151,35 @@ def draw_table(
             grid[number, 0].set_ylabel(names[number], size=8, color=INK)
     if title:
         figure.suptitle(title, size=11, color=INK)
+    return figure
+
+
+def draw_examples(
+    columns: Sequence[Sequence[np.ndarray]], titles: Sequence[str], names: Sequence[str], most: int = 6
+) -> Figure:
+    """A column for each picture, its title above and its maps below; `most` columns in a band, further bands below.
+
+    Args:
+        columns: for each picture, itself and its maps, `(H, W, 3)`; pictures may differ in proportions.
+        names: what the rows show, at the left.
+    """
+    bands = [range(start, min(start + most, len(columns))) for start in range(0, len(columns), most)]
+    tall = [max(columns[place][0].shape[0] / columns[place][0].shape[1] for place in band) for band in bands]
+    ratios = [min(max(shape, 0.3), 2.0) for shape in tall for _ in names]
+    across, side = len(bands[0]), 1.6
+    figure = _page(side * across + 0.3, side * sum(ratios) + 0.3 * len(bands))
+    grid = figure.subplots(len(ratios), across, squeeze=False, gridspec_kw={"height_ratios": ratios})
+    for axes in grid.flat:
+        axes.axis("off")
+    for number, band in enumerate(bands):
+        for column, place in enumerate(band):
+            for row, picture in enumerate(columns[place]):
+                axes = grid[number * len(names) + row, column]
+                axes.axis("on")
+                axes.set_anchor("N")
+                _bare(axes, picture, textwrap.fill(titles[place], 18) if row == 0 else "", 9)
+                if column == 0:
+                    axes.set_ylabel(names[row], size=9, color=INK)
     return figure
 
 

@@ -308,6 +308,11 @@ class TrainArguments:
     do_predict: bool = option(
         False, "at the end, write logits and labels of every evaluation picture to predictions.npz", "", "transformers"
     )
+    card_examples: int = option(
+        0,
+        "evaluation pictures shown on the card with what the model looks at; who sees the card sees these pictures",
+        "pictures",
+    )
     save_strategy: str = option(
         "steps", "when to write a checkpoint", "", "transformers", ("steps", "epoch", "best", "no")
     )
@@ -383,6 +388,7 @@ class TrainArguments:
             "lr_end",
             "save_steps",
             "dataloader_num_workers",
+            "card_examples",
         ):
             if getattr(self, name) < 0:
                 raise HFViTError(f"--{name} {getattr(self, name)}: give 0 or more")

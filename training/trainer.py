@@ -41,9 +41,9 @@ from hf_vit.errors import HFViTError
 from hf_vit.hub import push_folder
 from hf_vit.model_card import write_card
 
+from . import attention_examples, progress, resuming
 from . import checkpointing as disk
 from . import facts as report
-from . import progress, resuming
 from .arguments import TrainArguments, updates_of
 from .augmentation import Mixing
 from .averaging import WeightAverage
@@ -95,6 +95,7 @@ class Trainer:
         self.model, self.args, self.image_processor = model, args, image_processor
         self.train_dataset, self.eval_dataset = _keyed(train_dataset), _keyed(eval_dataset)
         self.compute_metrics, self.about = compute_metrics, about or {}
+        attention_examples.check(args.card_examples, model, self.eval_dataset, image_processor)
         self.accelerator = create_accelerator(args)
         self.rank, self.world_size = self.accelerator.process_index, self.accelerator.num_processes
         if args.activation_checkpointing:
@@ -646,6 +647,8 @@ class Trainer:
             positions = self.output_dir / progress.POSITIONS_NAME
             if report.is_hf_vit(self.model) and progress.draw_positions(self.model, positions):
                 facts.setdefault("figures", []).append(positions.name)
+            with self._averaged():
+                attention_examples.add(self, facts)
             report.write_facts(self.output_dir, facts)
             write_card(self.output_dir)
         self.accelerator.wait_for_everyone()
