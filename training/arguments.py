@@ -26,6 +26,12 @@ from hf_vit.errors import HFViTError
 
 RECIPES = Path(__file__).parent / "recipes"
 RESOLVED_NAME = "config_resolved.yaml"
+EXAMPLES = {
+    "set": "hidden_size=128",
+    "sweep": "learning_rate=[0.01,0.03]",
+    "image_size_schedule": "0=128 50%=160 80%=224",
+    "batch_size_schedule": "50%=2048",
+}
 NOT_SWEPT = ("sweep", "output_dir", "dataset", "train_split", "eval_split", "dev_fraction", "seed")
 OF_THE_LAUNCH = ("resume_from_checkpoint", "preview")  # said anew at each launch, so not part of a resolved config
 
@@ -187,6 +193,20 @@ class TrainArguments:
         "pictures of one update over all devices: sets gradient_accumulation_steps for the devices there are",
         "pictures",
         "Table 3: 4096; Table 4: 512",
+    )
+    image_size_schedule: dict[str, Any] = option(
+        {},
+        "train at other sizes, as BEGIN=SIZE: 0=128 30%=160 80%=224; before the first, and in evaluation, image_size",
+        "updates, '30%' or '5 epochs' = pixels or [height,width]",
+        "progressive resolution: arXiv:2104.00298",
+        nargs="+",
+    )
+    batch_size_schedule: dict[str, Any] = option(
+        {},
+        "pictures of one update, as BEGIN=PICTURES: 50%=2048; in passes of at most per_device_train_batch_size",
+        "updates or '50%' = pictures",
+        "arXiv:1711.00489",
+        nargs="+",
     )
     sweep: dict[str, Any] = option(
         {},
@@ -394,6 +414,12 @@ class TrainArguments:
                 raise HFViTError(f"--{name} {getattr(self, name)}: give 0 or more")
         if self.max_steps <= 0 and self.num_train_epochs <= 0:
             raise HFViTError("nothing to train: give --max_steps or --num_train_epochs above 0")
+        if self.batch_size_schedule:
+            if self.max_steps <= 0:
+                raise HFViTError("--batch_size_schedule needs --max_steps: epochs have no number of updates with it")
+            lengths = [*self.batch_size_schedule, *self.image_size_schedule, *(getattr(self, n) for n in LENGTHS)]
+            if any("epoch" in str(length) for length in lengths):
+                raise HFViTError("--batch_size_schedule gives epochs no fixed length: give updates or percent")
         for name in LENGTHS:
             updates_of(name, getattr(self, name), max(self.max_steps, 0), 0.0)
         ramps = [updates_of(name, getattr(self, name), self.max_steps, 0.0) for name in RAMPS]
@@ -610,10 +636,9 @@ def _config_fields(value: Any, name: str) -> dict[str, Any]:
         for pair in value:
             field, equals, text = pair.partition("=")
             if not equals:
-                example = "hidden_size=128" if name == "set" else "learning_rate=[0.01,0.03]"
-                raise HFViTError(f"--{name} {pair!r}: give field=value, such as --{name} {example}")
+                raise HFViTError(f"--{name} {pair!r}: give field=value, such as --{name} {EXAMPLES[name]}")
             pairs[field] = yaml.safe_load(text)
-    return {field: _number(item) for field, item in pairs.items()}
+    return {str(field): _number(item) for field, item in pairs.items()}
 
 
 def _number(value: Any) -> Any:

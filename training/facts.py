@@ -184,8 +184,8 @@ def compute_facts(trainer) -> dict[str, Any]:
         facts["forward_flops_per_image"] = forward_flops(trainer.model.config)
         facts["train_exaflops"] = trainer.state.total_flos / 1e18
     if trainer.peak is not None:
-        rate = trainer.watch.images / max(trainer.watch.seconds, 1e-9)
-        facts |= {"peak_flops": trainer.peak, "mfu": rate * trainer.train_flops / (trainer.peak * trainer.world_size)}
+        rate = trainer.state.total_flos / max(trainer.watch.seconds, 1e-9)
+        facts |= {"peak_flops": trainer.peak, "mfu": rate / (trainer.peak * trainer.world_size)}
     return facts
 
 

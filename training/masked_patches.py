@@ -90,6 +90,7 @@ def check_normalisation(mean: list[float], std: list[float]) -> None:
         )
 
 
-def colour_flops(config: HFViTConfig) -> int:
+def colour_flops(config: HFViTConfig, image_size: tuple[int, int] | None = None) -> int:
     """Operations of the colours' layer, forward, for one picture."""
-    return 2 * config.grid_size[0] * config.grid_size[1] * config.hidden_size * 8**config.num_channels
+    rows, columns = config.grid_for(image_size or config.image_size_hw)
+    return 2 * rows * columns * config.hidden_size * 8**config.num_channels

@@ -8,6 +8,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from hf_vit import HFViTForMaskedPatchPrediction
+from hf_vit.errors import HFViTError
+
+from .arguments import TrainArguments
+from .masked_patches import MASKED_PATCHES, MaskedPatchObjective, check_normalisation
+
 
 def cross_entropy(logits: torch.Tensor, labels: torch.Tensor, kind: str = "softmax", smoothing: float = 0.0):
     """Loss of each picture, (B,), in float32.
@@ -60,6 +66,16 @@ class Normalise:
         self.mean, self.std, self.scale = mean, std, scale
         self._on: dict[torch.device, tuple[torch.Tensor, torch.Tensor]] = {}
 
+    @classmethod
+    def of(cls, image_processor, channels: int) -> "Normalise":
+        """An image processor's numbers; mean and std 0.5, as all of Google's ViTs, without one."""
+        if image_processor is None:
+            return cls([0.5] * channels, [0.5] * channels)
+        scale = image_processor.rescale_factor if image_processor.do_rescale else 1.0
+        if not image_processor.do_normalize:
+            return cls([0.0] * channels, [1.0] * channels, scale)
+        return cls(list(image_processor.image_mean), list(image_processor.image_std), scale)
+
     def __call__(self, pixel_values: torch.Tensor) -> torch.Tensor:
         if pixel_values.is_floating_point():
             return pixel_values
@@ -68,3 +84,20 @@ class Normalise:
             self._on[device] = tuple(torch.tensor(v, device=device).view(-1, 1, 1) for v in (self.mean, self.std))
         mean, std = self._on[device]
         return (pixel_values.float() * self.scale - mean) / std
+
+
+def create_objective(model: nn.Module, args: TrainArguments, normalise: Normalise) -> nn.Module:
+    """What `args.loss` names, around the model.
+
+    Returns:
+        A module `(pixel_values, labels) -> losses (B,), logits, labels`: answers, and what they should have been.
+
+    Raises:
+        HFViTError: a network or pixels that this loss cannot be had from.
+    """
+    if args.loss != MASKED_PATCHES:
+        return Objective(model, args.loss, args.label_smoothing_factor)
+    if not isinstance(model, HFViTForMaskedPatchPrediction):
+        raise HFViTError(f"--loss {MASKED_PATCHES} trains HFViTForMaskedPatchPrediction, not {type(model).__name__}")
+    check_normalisation(normalise.mean, normalise.std)
+    return MaskedPatchObjective(model)

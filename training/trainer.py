@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import PartialState
 from accelerate.utils import gather_object
 from huggingface_hub import get_token
 from torch.utils.data import DataLoader, Dataset
@@ -36,7 +35,6 @@ from transformers.trainer_callback import (
 )
 from transformers.trainer_utils import EvalPrediction, PredictionOutput, TrainOutput
 
-from hf_vit import HFViTForMaskedPatchPrediction
 from hf_vit.errors import HFViTError
 from hf_vit.hub import push_folder
 from hf_vit.model_card import write_card
@@ -48,13 +46,14 @@ from .arguments import TrainArguments, updates_of
 from .augmentation import Mixing
 from .averaging import WeightAverage
 from .data import ImageDataset, collate
-from .device import create_accelerator, memory_advice, on_cpu
+from .device import create_accelerator, memory_advice
 from .evaluation import Evaluated, evaluate
 from .flops import measured_peak, train_flops
-from .masked_patches import MASKED_PATCHES, MaskedPatchObjective, check_normalisation, colour_flops
-from .objective import Normalise, Objective
+from .masked_patches import MASKED_PATCHES, colour_flops
+from .objective import Normalise, create_objective
 from .optimization import GradualUnfreezing, averaged_by, create_optimizer, create_scheduler
 from .sampling import EvalOrder, KeyedDataset, TrainOrder, seed_draw, stack
+from .schedules import Stage, seen_at, stages_of, with_passes
 from .streaming import ImageStream, StreamOrder
 
 
@@ -91,7 +90,7 @@ class Trainer:
         optimizers: tuple[torch.optim.Optimizer | None, Any] = (None, None),
         about: dict[str, Any] | None = None,
     ):
-        args = _with_passes(args)
+        args = with_passes(args)
         self.model, self.args, self.image_processor = model, args, image_processor
         self.train_dataset, self.eval_dataset = _keyed(train_dataset), _keyed(eval_dataset)
         self.compute_metrics, self.about = compute_metrics, about or {}
@@ -101,13 +100,14 @@ class Trainer:
         if args.activation_checkpointing:
             model.activation_checkpointing_enable()
         optimizer, scheduler = optimizers
-        self.normalise = _normaliser(image_processor, model.config.num_channels)
+        self.normalise = Normalise.of(image_processor, model.config.num_channels)
         self.objective, self.optimizer = self.accelerator.prepare(
-            _objective(model, args, self.normalise), optimizer or create_optimizer(model, args)
+            create_objective(model, args, self.normalise), optimizer or create_optimizer(model, args)
         )
         self._parameters = list(self.objective.parameters())
         self.max_steps = self._count_steps()
-        epoch = 0.0 if self.train_dataset is None else len(self.train_dataset) / self.global_batch_size
+        epoch = 0.0 if self.train_dataset is None else len(self.train_dataset) / self._pictures()
+        self.stages = stages_of(args, model.config, self.max_steps, epoch, self.world_size)
         self.lr_scheduler = scheduler or create_scheduler(self.optimizer.optimizer, args, self.max_steps, epoch)
         every = updates_of("unfreeze_every", args.unfreeze_every, self.max_steps, epoch)
         self.unfreezing = GradualUnfreezing(self.objective, every) if every else None
@@ -123,7 +123,9 @@ class Trainer:
         self.last_evaluation: tuple[int, dict[str, float], int] | None = None  # update, scores, pictures
         self.unreadable: dict[str, None] = {}  # names in the order met; one met again counts once
         self.began, self.seconds = time.time(), 0.0
-        self.train_flops, self.peak = 0, None
+        self.peak: float | None = None
+        self._flops_of: dict[tuple[int, int] | None, int] = {}  # training on one picture of a stage's size
+        self._flops_logged = 0.0
         self._asked_to_stop = self._keeping_history = self._best_is_loaded = False
         self._places: dict[int, int] = {}  # update -> position, since the loss was last looked at
         self._grad_norm: torch.Tensor | None = None
@@ -150,14 +152,26 @@ class Trainer:
 
     @property
     def global_batch_size(self) -> int:
-        """Pictures of one update, over all processes and passes."""
+        """Pictures of one update, over all processes and passes; where it changes, of the present one."""
+        return self.stage_of(self.state.global_step).pictures
+
+    def stage_of(self, step: int) -> Stage:
+        """The stage of update `step` (from 0)."""
+        return next(stage for stage in reversed(self.stages) if stage.start <= step)
+
+    def pictures_after(self, step: int) -> int:
+        """Pictures of the updates from `step` to the end of the run."""
+        return sum(max(0, stage.stop - max(stage.start, step)) * stage.pictures for stage in self.stages)
+
+    def _pictures(self) -> int:
+        """Pictures of one update, where no schedule changes it."""
         return self.args.per_device_train_batch_size * self.args.gradient_accumulation_steps * self.world_size
 
     def _count_steps(self) -> int:
         """Updates of the run; epochs are rounded up."""
         if self.args.max_steps > 0 or self.train_dataset is None:
             return self.args.max_steps
-        return max(1, math.ceil(self.args.num_train_epochs * len(self.train_dataset) / self.global_batch_size))
+        return max(1, math.ceil(self.args.num_train_epochs * len(self.train_dataset) / self._pictures()))
 
     def _begin_callbacks(self, callbacks: list) -> None:
         self.control = TrainerControl()
@@ -220,13 +234,14 @@ class Trainer:
         return self._to_device(batches[0], 0)
 
     def _update(self, batches: list[dict]) -> None:
-        """One optimizer step over `gradient_accumulation_steps` batches, equal to one large batch."""
+        """One optimizer step over the batches of its passes, equal to one large batch."""
         step, passes = self.state.global_step, len(batches)
+        most = max(stage.passes for stage in self.stages)
         count = self._count(batches)
         if not self.objective.training:
             self.objective.train()
         for number, batch in enumerate(batches):
-            draw = step * passes + number
+            draw = step * most + number
             seed_draw(self.args.seed, draw, self.rank, self.accelerator.device)
             with self.accelerator.accumulate(self.objective):
                 pixel_values, labels = self._to_device(batch, draw)
@@ -290,13 +305,13 @@ class Trainer:
 
     def _advance(self) -> bool:
         """Count an update; True if an epoch ended with it."""
-        size, before = len(self.train_dataset), self.position
+        size, before, stage = len(self.train_dataset), self.position, self.stage_of(self.state.global_step)
         self._places[self.state.global_step] = before
-        self.position += self.global_batch_size
+        self.position += stage.pictures
         self.state.global_step += 1
         self.state.epoch = self.position / size
-        self.state.total_flos += self.train_flops * self.global_batch_size
-        self.watch.lap(self.global_batch_size)
+        self.state.total_flos += self._flops_of[stage.image_size] * stage.pictures
+        self.watch.lap(stage.pictures)
         self.display.advance()
         if self.accelerator.device.type == "cuda":
             self._done = torch.cuda.Event()
@@ -312,17 +327,24 @@ class Trainer:
 
     def _updates(self) -> Iterator[list[dict]]:
         """The batches of one update after another, from `position` to the end of the run."""
-        stop = self.position + (self.max_steps - self.state.global_step) * self.global_batch_size
-        loader = self._loader(self.train_dataset, self._order(self.position, stop))
+        for stage in self.stages:
+            if self.state.global_step < stage.stop:
+                yield from self._updates_of(stage)
+
+    def _updates_of(self, stage: Stage) -> Iterator[list[dict]]:
+        """The batches of one update after another, from `position` to the end of a stage."""
+        stop = self.position + (stage.stop - self.state.global_step) * stage.pictures
+        loader = self._loader(seen_at(self.train_dataset, stage.image_size), self._order(stage, self.position, stop))
         self.callback_handler.train_dataloader = loader
+        self.accelerator.gradient_accumulation_steps, self.accelerator.step = stage.passes, 0
         batches = iter(loader)
         self.watch.start()
         while True:
             began, busy = time.perf_counter(), self._device_is_busy()
-            update = list(itertools.islice(batches, self.args.gradient_accumulation_steps))
+            update = list(itertools.islice(batches, stage.passes))
             if not (busy and self._device_is_busy()):
                 self.watch.wait(time.perf_counter() - began)
-            if len(update) < self.args.gradient_accumulation_steps:
+            if len(update) < stage.passes:
                 return
             yield update
 
@@ -330,9 +352,9 @@ class Trainer:
         """Whether the GPU still works on the last update: waiting for data then costs nothing."""
         return self._done is not None and not self._done.query()
 
-    def _order(self, position: int, stop: int) -> TrainOrder | StreamOrder:
+    def _order(self, stage: Stage, position: int, stop: int) -> TrainOrder | StreamOrder:
         """The batches of this process from one place of the row to another."""
-        data, size = self.train_dataset, self.args.per_device_train_batch_size
+        data, size = self.train_dataset, stage.batch_size
         where = {"position": position, "stop": stop, "rank": self.rank, "world_size": self.world_size}
         if isinstance(data, ImageStream):
             return data.order(size, seed=self.args.seed, **where)
@@ -387,8 +409,8 @@ class Trainer:
 
     def _names_of(self, step: int) -> list[str]:
         """The files that this process read for an update."""
-        start = self._places[step]
-        batches = self._order(start, start + self.global_batch_size)
+        start, stage = self._places[step], self.stage_of(step)
+        batches = self._order(stage, start, start + stage.pictures)
         items = [self.train_dataset[key] for keys in batches for key in keys]
         return [str(item["name"] if "name" in item else item["unreadable"]) for item in items]
 
@@ -403,17 +425,17 @@ class Trainer:
     def _speed(self) -> dict[str, float]:
         """What the clock says since the last log."""
         seconds, rate, waiting = self.watch.interval()
-        left = (self.max_steps - self.state.global_step) * self.global_batch_size
         speed = {
             "seconds": self.watch.seconds,
             "interval_seconds": seconds,
             "images_per_second": rate,
             "data_wait": waiting,
             "memory_peak_bytes": progress.memory_peak(self.accelerator.device),
-            "eta_seconds": left / max(rate, 1e-9),
+            "eta_seconds": self.pictures_after(self.state.global_step) / max(rate, 1e-9),
         }
+        flops, self._flops_logged = self.state.total_flos - self._flops_logged, self.state.total_flos
         if self.peak is not None:
-            speed["mfu"] = rate * self.train_flops / (self.peak * self.world_size)
+            speed["mfu"] = flops / (seconds * self.peak * self.world_size)
         return speed
 
     def log(self, logs: dict[str, float], speed: dict[str, float] | None = None) -> None:
@@ -531,42 +553,50 @@ class Trainer:
         if self.args.push_to_hub and get_token() is None:
             raise HFViTError("--push_to_hub needs a Hugging Face token: run `hf auth login`, or set HF_TOKEN")
         self.began, self._keeping_history = time.time(), True
+        self._flops_of = {stage.image_size: self._train_flops(stage.image_size) for stage in self.stages}
         if report.is_hf_vit(self.model):
-            frozen = not any(p.requires_grad for p in self.model.base_model.parameters())
-            self.train_flops = train_flops(self.model.config, frozen=frozen, compiled=self.args.torch_compile)
-            if self.args.loss == MASKED_PATCHES:
-                self.train_flops += 3 * colour_flops(self.model.config)
             self.peak = measured_peak(self.accelerator.device, self.precision)
         if folder is not None:
             resuming.load(self, folder)
             self.display.say(f"resuming from {folder}, after update {self.state.global_step} of {self.max_steps}")
+        self._flops_logged = self.state.total_flos
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
             self.output_dir.mkdir(parents=True, exist_ok=True)
             disk.sweep(self.output_dir)
             progress.write_history(self.output_dir, self.state.log_history)
         self.state.max_steps = self.max_steps
-        self.state.num_train_epochs = math.ceil(self.max_steps * self.global_batch_size / len(self.train_dataset))
+        self.state.num_train_epochs = math.ceil(self.pictures_after(0) / len(self.train_dataset))
         self.state.train_batch_size = self.args.per_device_train_batch_size
         self.state.compute_steps(self.args, self.max_steps)
         self.accelerator.init_trackers(self.args.run_name or self.name, _flat(dataclasses.asdict(self.args)))
         self.display.begin(self.state.global_step, self.max_steps)
         self.control = self._event("on_train_begin")
 
+    def _train_flops(self, image_size: tuple[int, int] | None) -> int:
+        """Operations of training on one picture of that size; 0 for a network that the account does not know."""
+        if not report.is_hf_vit(self.model):
+            return 0
+        frozen = not any(p.requires_grad for p in self.model.base_model.parameters())
+        found = train_flops(self.model.config, image_size, frozen=frozen, compiled=self.args.torch_compile)
+        return found + 3 * colour_flops(self.model.config, image_size) * (self.args.loss == MASKED_PATCHES)
+
     def _check_data(self) -> None:
         if self.train_dataset is None:
             raise HFViTError("nothing to train on: give a train_dataset")
-        size, passes = len(self.train_dataset), self.args.gradient_accumulation_steps
+        largest, size = max(self.stages, key=lambda stage: stage.pictures), len(self.train_dataset)
+        for stage in self.stages:
+            seen_at(self.train_dataset, stage.image_size)
         if self.unfreezing is not None and self.unfreezing.last >= self.max_steps:
             raise HFViTError(
                 f"--unfreeze_every {self.args.unfreeze_every}: the lowest layer would begin at update "
                 f"{self.unfreezing.last}, after the end of training ({self.max_steps}): lower it"
             )
-        if self.global_batch_size > size:
+        if largest.pictures > size:
             raise HFViTError(
-                f"a batch of {self.global_batch_size} pictures ({self.args.per_device_train_batch_size} x {passes} "
-                f"passes x {self.world_size} processes) is larger than the {size} training pictures: lower "
-                f"--per_device_train_batch_size to {max(1, size // (passes * self.world_size))} or less"
+                f"a batch of {largest.pictures} pictures ({largest.batch_size} x {largest.passes} passes x "
+                f"{self.world_size} processes) is larger than the {size} training pictures: lower "
+                f"--per_device_train_batch_size to {max(1, size // (largest.passes * self.world_size))} or less"
             )
 
     def _end(self) -> TrainOutput:
@@ -668,44 +698,8 @@ class Trainer:
         return push_folder(self.output_dir, self.name, private=private, checkpoint=checkpoint, **kwargs)
 
 
-def _with_passes(args: TrainArguments) -> TrainArguments:
-    """Where `global_batch_size` is given, the passes that it takes on these devices."""
-    if args.global_batch_size is None:
-        return args
-    devices, size = PartialState(cpu=on_cpu(args)).num_processes, args.per_device_train_batch_size
-    passes, rest = divmod(args.global_batch_size, size * devices)
-    if rest or not passes:
-        raise HFViTError(
-            f"--global_batch_size {args.global_batch_size} is no multiple of {size} pictures on {devices} devices: "
-            "change --per_device_train_batch_size"
-        )
-    return dataclasses.replace(args, gradient_accumulation_steps=passes)
-
-
 def _keyed(dataset: Dataset | None) -> Dataset | None:
     return dataset if dataset is None or isinstance(dataset, OURS | KeyedDataset) else KeyedDataset(dataset)
-
-
-def _objective(model: PreTrainedModel, args: TrainArguments, normalise: Normalise) -> torch.nn.Module:
-    """What is minimised: classes, or colours of masked patches."""
-    if args.loss != MASKED_PATCHES:
-        return Objective(model, args.loss, args.label_smoothing_factor)
-    if not isinstance(model, HFViTForMaskedPatchPrediction):
-        raise HFViTError(
-            f"--loss {MASKED_PATCHES} trains an HFViTForMaskedPatchPrediction, not {type(model).__name__}"
-        )
-    check_normalisation(normalise.mean, normalise.std)
-    return MaskedPatchObjective(model)
-
-
-def _normaliser(image_processor, channels: int) -> Normalise:
-    """The image processor's numbers; mean and std 0.5, as all of Google's ViTs, without one."""
-    if image_processor is None:
-        return Normalise([0.5] * channels, [0.5] * channels)
-    scale = image_processor.rescale_factor if image_processor.do_rescale else 1.0
-    if not image_processor.do_normalize:
-        return Normalise([0.0] * channels, [1.0] * channels, scale)
-    return Normalise(list(image_processor.image_mean), list(image_processor.image_std), scale)
 
 
 def _leave_signals_to_the_loop(worker: int) -> None:

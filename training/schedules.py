@@ -1,0 +1,134 @@
+"""What changes in the course of a run besides its rate: the size of the pictures, and how many make an update.
+
+For the Trainer. A run is a row of stages, each a function of the update alone, so that a resumed run goes on in the
+right one. Small pictures first save most of the compute of early training (EfficientNetV2, arXiv:2104.00298); the
+network refits its positions to every size, and is evaluated and saved at its own. Batches that grow do what a falling
+rate does (arXiv:1711.00489).
+"""
+
+import dataclasses
+from typing import Any
+
+from accelerate import PartialState
+
+from hf_vit import HFViTConfig
+from hf_vit.errors import HFViTError
+
+from .arguments import TrainArguments, updates_of
+from .augmentation import PictureTransform
+from .data import ImageDataset
+from .device import on_cpu
+from .streaming import ImageStream
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """Updates `start` up to `stop`, which are alike.
+
+    Attributes:
+        image_size: height and width in pixels; None: that of the model. batch_size: pictures of one forward pass on
+        one device. passes: of one update. pictures: of one update, over all devices.
+    """
+
+    start: int
+    stop: int
+    image_size: tuple[int, int] | None
+    batch_size: int
+    passes: int
+    pictures: int
+
+    def __str__(self) -> str:
+        size = "" if self.image_size is None else f" of {self.image_size[0]} x {self.image_size[1]} px"
+        return f"{self.pictures} pictures{size} to update {self.stop:,}"
+
+
+def stages_of(args: TrainArguments, config, max_steps: int, epoch: float, devices: int) -> list[Stage]:
+    """The stages of a run, in order; one, where nothing changes.
+
+    Args:
+        config: of the model. max_steps: updates of the run. epoch: updates of one epoch.
+
+    Raises:
+        HFViTError: sizes, batches or updates that cannot be meant.
+    """
+    sizes = _changes("image_size_schedule", args.image_size_schedule, max_steps, epoch) if max_steps > 0 else {}
+    batches = _changes("batch_size_schedule", args.batch_size_schedule, max_steps, epoch) if max_steps > 0 else {}
+    starts = sorted({0, *sizes, *batches})
+    size, (batch, passes) = None, (args.per_device_train_batch_size, args.gradient_accumulation_steps)
+    found = []
+    for start, stop in zip(starts, [*starts[1:], max_steps]):
+        if start in sizes:
+            size = _size(sizes[start], config)
+        if start in batches:
+            batch, passes = _parts_of(batches[start], args.per_device_train_batch_size, devices)
+        found.append(Stage(start, stop, size, batch, passes, batch * passes * devices))
+    return found
+
+
+def _changes(name: str, schedule: dict[str, Any], max_steps: int, epoch: float) -> dict[int, Any]:
+    """{update: value from it on}."""
+    changes = {updates_of(name, begin, max_steps, epoch): value for begin, value in schedule.items()}
+    if len(changes) < len(schedule):
+        raise HFViTError(f"--{name} {_words(schedule)}: two of these begin at the same of {max_steps} updates")
+    if changes and max(changes) >= max_steps:
+        raise HFViTError(f"--{name} {_words(schedule)}: one begins after the last of {max_steps} updates")
+    return changes
+
+
+def _words(schedule: dict[str, Any]) -> str:
+    return " ".join(f"{begin}={value}" for begin, value in schedule.items())
+
+
+def _size(value: Any, config) -> tuple[int, int]:
+    sides = [value, value] if isinstance(value, int) else value
+    if not (isinstance(sides, list) and len(sides) == 2 and all(isinstance(side, int) for side in sides)):
+        raise HFViTError(f"--image_size_schedule {value!r}: give pixels, or [height, width]")
+    if not isinstance(config, HFViTConfig):
+        raise HFViTError("--image_size_schedule needs a network that reads pictures of any size: one of hf_vit's")
+    if min(config.grid_for(tuple(sides))) < 1:
+        down, across = config.total_stride
+        raise HFViTError(f"--image_size_schedule {value}: smaller than one patch of {down} x {across} pixels")
+    return sides[0], sides[1]
+
+
+def _parts_of(pictures: Any, largest: int, devices: int) -> tuple[int, int]:
+    """Pictures of one pass, at most `largest`, and passes, for an update of so many on so many devices."""
+    if not isinstance(pictures, int) or pictures < 1:
+        raise HFViTError(f"--batch_size_schedule {pictures!r}: give pictures of one update, 1 or more")
+    passes = -(-pictures // (largest * devices))
+    size, rest = divmod(pictures, passes * devices)
+    if rest:
+        raise HFViTError(
+            f"--batch_size_schedule: an update of {pictures} pictures cannot be shared by {passes} passes of at most "
+            f"{largest} (--per_device_train_batch_size) on {devices} devices: take a multiple of {passes * devices}"
+        )
+    return size, passes
+
+
+def with_passes(args: TrainArguments) -> TrainArguments:
+    """Where `global_batch_size` is given, the passes that it takes on these devices."""
+    if args.global_batch_size is None:
+        return args
+    devices, size = PartialState(cpu=on_cpu(args)).num_processes, args.per_device_train_batch_size
+    passes, rest = divmod(args.global_batch_size, size * devices)
+    if rest or not passes:
+        raise HFViTError(
+            f"--global_batch_size {args.global_batch_size} is no multiple of {size} pictures on {devices} devices: "
+            "change --per_device_train_batch_size"
+        )
+    return dataclasses.replace(args, gradient_accumulation_steps=passes)
+
+
+def seen_at(dataset, image_size: tuple[int, int] | None):
+    """The same pictures at another size.
+
+    Raises:
+        HFViTError: data whose pictures have no size to choose.
+    """
+    if image_size is None:
+        return dataset
+    if not isinstance(dataset, ImageDataset | ImageStream) or not isinstance(dataset.transform, PictureTransform):
+        raise HFViTError("--image_size_schedule needs a data set of training.data with a transform of its own")
+    if getattr(dataset.transform, "crop", None) == "none":
+        raise HFViTError("--image_size_schedule resizes pictures, --crop none does not: choose another crop")
+    return dataset.with_transform(dataclasses.replace(dataset.transform, image_size=image_size), dataset.seed)
