@@ -3,9 +3,9 @@
     python -m training.study pretraining --out studies/pretraining --data cifar10=copies/cifar10
     accelerate launch -m training.study resolution --scale gpu --out studies/resolution
 
-Studies: data_scale, compute, resolution, pretraining, ablations, noisy_student, generated (training/studies/). What is
-claimed, and when it counts as shown, is written to plan.md before the first run; results.json, figure.png and report.md
-follow the last. The same command goes on where a killed one stopped; a folder of other settings is refused.
+Studies: data_scale, compute, resolution, pretraining, generated, ablations, noisy_student (training/studies/). What
+is claimed, and when it counts as shown, is written to plan.md before the first run; results.json, figure.png and
+report.md follow the last. The same command goes on where a killed one stopped; a folder of other settings is refused.
 """
 
 import argparse

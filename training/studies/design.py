@@ -38,7 +38,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Score:
-    """One measured number and what it cost: seconds and exaFLOPs of its cell and of those it builds on."""
+    """One measured number and what it cost: the exaFLOPs of its cell and of those it builds on."""
 
     panel: str
     series: str
@@ -46,8 +46,7 @@ class Score:
     seed: int
     value: float
     n: int
-    seconds: float
-    exaflops: float | None = None
+    exaflops: float
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,8 @@ def cells(settings: dict[str, Any]) -> list[Cell]:
     for seed in settings["seeds"]:
         options = {"dataset": "cell:classes-0", "set": network, "max_steps": settings["pretrain_steps"], "seed": seed}
         found.append(Cell(f"pretrained-{seed}", "pretrain", common | options))
-        options = {"set": settings["model"], "image_size": settings["image_size"], "seed": seed}
-        found.append(Cell(f"mimetic-{seed}", "initialise", options))
+        options = {"how": "mimetic", "set": settings["model"], "image_size": settings["image_size"], "seed": seed}
+        found.append(Cell(f"mimetic-{seed}", "start", options))
     for fraction in settings["fractions"]:
         for seed in settings["seeds"]:
             starts = {
@@ -64,7 +64,7 @@ STUDY = Study(
     settings={
         "cpu": {
             "seeds": [0, 1, 2], "image_size": 32, "model": CPU_MODEL, "run": CPU_RUN, "train": CPU_TRAIN,
-            "fractions": [0.01, 0.1, 1.0], "pretrain_steps": 1500, "finetune_steps": 300,
+            "fractions": [0.01, 0.1, 1.0], "pretrain_steps": 1000, "finetune_steps": 200,
         },
         "gpu": {
             "seeds": [0, 1, 2], "image_size": 32, "model": GPU_MODEL, "run": {}, "train": GPU_TRAIN,
@@ -92,7 +92,7 @@ STUDY = Study(
     ),
     log_x=True,
     notes=(
-        "Pre-trained on the first, third, ... class, fine-tuned and tested on the others: no picture and no class is in "
-        "both. Its updates come on top of those of fine-tuning.",
+        "Pre-trained on the first, third, ... class, fine-tuned and tested on the others: no picture and no class is "
+        "in both. Its updates come on top of those of fine-tuning.",
     ),
 )  # fmt: skip

@@ -10,39 +10,30 @@ from matplotlib.figure import Figure
 
 from ..checkpointing import read_json
 from ..facts import FACTS_NAME, public_name
-from ..progress import clock
-from .bit import train_flops
 from .design import Cell, Score, Scores, Study
+from .peers import train_flops
 
 
 COLOURS = ("#4269d0", "#ff725c", "#3ca951", "#a463f2", "#9c6b4e", "#6cc5b0", "#efb118", "#97bbf5")
 
 
 def read_scores(cells: list[Cell], folder: Path) -> list[Score]:
-    """The scores of the finished cells, with the cost of each: its own and that of the models it starts from."""
+    """The scores of the finished cells; the cost of each is its own and that of the models it starts from."""
     by_name, costs = {cell.name: cell for cell in cells}, {}
 
-    def cost(cell: Cell) -> tuple[float, float]:
+    def cost(cell: Cell) -> float:
         if cell.name not in costs:
-            facts = read_json(folder / cell.name / FACTS_NAME)
-            seconds, exaflops = facts.get("training", {}).get("seconds", 0.0), exaflops_of(facts)
-            for value in cell.options.values():
-                if isinstance(value, str) and value.startswith("cell:"):
-                    before = cost(by_name[value.removeprefix("cell:")])
-                    seconds, exaflops = seconds + before[0], exaflops + before[1]
-            costs[cell.name] = (seconds, exaflops)
+            before = [value for value in cell.options.values() if isinstance(value, str) and value.startswith("cell:")]
+            own = exaflops_of(read_json(folder / cell.name / FACTS_NAME))
+            costs[cell.name] = own + sum(cost(by_name[name.removeprefix("cell:")]) for name in before)
         return costs[cell.name]
 
     found = []
     for cell in cells:
-        if cell.series is None:
-            continue
-        facts = read_json(folder / cell.name / FACTS_NAME)
-        row = next(row for row in facts["results"] if row["metric"] == cell.metric)
-        seconds, exaflops = cost(cell)
-        found.append(
-            Score(cell.panel, cell.series, cell.x, cell.seed, row["value"], row["n"], round(seconds, 1), exaflops)
-        )
+        if cell.series is not None:
+            rows = read_json(folder / cell.name / FACTS_NAME)["results"]
+            row = next(row for row in rows if row["metric"] == cell.metric)
+            found.append(Score(cell.panel, cell.series, cell.x, cell.seed, row["value"], row["n"], cost(cell)))
     return found
 
 
@@ -72,8 +63,8 @@ def plan(study: Study, settings: dict[str, Any], cells: list[Cell]) -> str:
     ]
     lines += [f"{place}. {rule.claim}: {rule.accept}." for place, rule in enumerate(study.rules, 1)]
     lines += ["", *(f"{note}" for note in study.notes), ""] if study.notes else [""]
-    lines += [f"{len(cells)} cells; n = {len(seeds)} seeds ({', '.join(map(str, seeds))}); scores are of the test split, "
-              "looked at once, after training.", ""]  # fmt: skip
+    lines += [f"{len(cells)} cells; n = {len(seeds)} seeds ({', '.join(map(str, seeds))}); scores are of the test "
+              "split, looked at once, after training.", ""]  # fmt: skip
     shown = {k: v for k, v in settings.items() if k not in ("scale", "data", "seeds")}
     data = ", ".join(f"{name} = {public_name(where)}" for name, where in settings["data"].items())
     lines += [f"Data: {data}.", "", "Settings:", "", *(f"- {k}: `{json.dumps(v)}`" for k, v in shown.items()), ""]
@@ -97,7 +88,6 @@ def results(study: Study, settings: dict[str, Any], scores: list[Score], cells: 
             {name: value for name, value in vars(score).items() if value not in ("", None)} for score in scores
         ],
         "cells": len(cells),
-        "training_seconds": round(sum(one["training"]["seconds"] for one in trained), 1),
         "environment": trained[-1]["environment"],
         "commits": sorted({str(one["environment"]["commit"]) for one in trained}),
     }
@@ -115,17 +105,17 @@ def table(study: Study, scores: Scores) -> list[str]:
     lines = []
     for panel in scores.panels():
         lines += ["", f"**{panel}**"] if panel else []
-        lines += ["", f"| | {study.x_label} | accuracy, mean ± sd | each seed | n | exaFLOPs | seconds |",
-                  "|---|---|---|---|---|---|---|"]  # fmt: skip
+        lines += ["", f"| | {study.x_label} | accuracy, mean ± sd | each seed | n | exaFLOPs |",
+                  "|---|---|---|---|---|---|"]  # fmt: skip
         for series in scores.series(panel):
             for x in scores.places(panel):
                 rows = [row for row in scores.rows if (row.panel, row.series, row.x) == (panel, series, x)]
                 if rows:
                     values, place = [row.value for row in rows], f"{x:g}" if isinstance(x, int | float) else x
-                    cost = statistics.fmean(row.exaflops or 0 for row in rows)
+                    cost = statistics.fmean(row.exaflops for row in rows)
                     lines.append(
                         f"| {series} | {place} | {spread(values)} | {', '.join(f'{100 * v:.2f}' for v in values)} | "
-                        f"{rows[0].n:,} | {cost:.3g} | {statistics.fmean(row.seconds for row in rows):.0f} |"
+                        f"{rows[0].n:,} | {cost:.3g} |"
                     )
     return lines
 
@@ -142,12 +132,12 @@ def report(study: Study, settings: dict[str, Any], scores: Scores, found: dict[s
     lines += [
         *table(study, scores),
         "",
-        "exaFLOPs and seconds are of training, with that of the models started from.",
+        "exaFLOPs are of training, with that of the models started from.",
         "",
     ]
     lines += [
         f"Measured on {machine['hardware']}{threads}, {machine['precision']}, torch {machine['torch']}, "
-        f"{machine['date'][:10]}, commit {', '.join(found['commits'])}; {clock(found['training_seconds'])} of training.",
+        f"{machine['date'][:10]}, commit {', '.join(found['commits'])}.",
         "",
         f"![{study.question}](figure.png)",
         "",
@@ -177,7 +167,7 @@ def draw_lines(axis, study: Study, scores: Scores, panel: str) -> None:
         for row in rows:
             at.setdefault(row.x, []).append(row)
         points = [
-            (statistics.fmean(r.exaflops or 0 for r in group) if study.x_is_compute else x, group)
+            (statistics.fmean(r.exaflops for r in group) if study.x_is_compute else x, group)
             for x, group in at.items()
         ]
         points.sort(key=lambda point: point[0])

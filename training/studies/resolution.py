@@ -43,7 +43,7 @@ STUDY = Study(
     settings={
         "cpu": {
             "seeds": [0, 1, 2], "image_size": 32, "higher": [48], "model": CPU_MODEL, "run": CPU_RUN,
-            "train": CPU_TRAIN, "pretrain_steps": 1500, "finetune_steps": 400, "finetune_rate": 5e-4,
+            "train": CPU_TRAIN, "pretrain_steps": 1000, "finetune_steps": 300, "finetune_rate": 5e-4,
         },
         "gpu": {
             "seeds": [0, 1, 2], "image_size": 32, "higher": [48, 64], "model": GPU_MODEL, "run": {},
@@ -60,7 +60,7 @@ STUDY = Study(
         ),
     ),
     notes=(
-        "All pictures of CIFAR-10 have 32 px: above that they are enlarged, so that a patch covers less of the picture. "
+        "All pictures of CIFAR-10 have 32 px: above that they are enlarged, so that a patch covers less of each. "
         "A higher resolution costs more operations for the same updates.",
     ),
 )  # fmt: skip

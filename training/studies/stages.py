@@ -21,14 +21,15 @@ from ..arguments import parse
 from ..checkpointing import checkpoints, read_json
 from ..classifiers import open_classifier
 from ..data import ImageDataset, open_dataset
+from ..dyck import warm_up
 from ..facts import FACTS_NAME, write_facts
 from ..features import compute_features
 from ..few_shot import few_shot
 from ..mimetic import mimetic_
 from ..run import run
 from ..scoring import create_machine
-from .bit import run_bit
 from .design import Cell
+from .peers import run_peer
 
 
 def run_cell(cell: Cell, folder: Path) -> dict[str, Any]:
@@ -62,14 +63,14 @@ def words(options: dict[str, Any]) -> list[str]:
 
 
 def train(stage: str) -> Callable[[Path, dict[str, Any]], dict[str, Any]]:
-    """`training.pretrain` or `training.finetune`; `network: bit` trains the ResNet of bit.py instead of ours."""
+    """`training.pretrain` or `training.finetune`; `peer: {model_type: ...}` trains such a network instead of ours."""
 
     def stage_of(folder: Path, options: dict[str, Any]) -> dict[str, Any]:
-        bit = options.pop("bit", None)
+        peer = options.pop("peer", None)
         fixed = {"output_dir": folder, "resume_from_checkpoint": "true", "save_total_limit": 1, "disable_tqdm": True}
         arguments = parse(words({**options, **fixed}), stage)
-        if bit is not None:
-            return run_bit(arguments, stage, bit)
+        if peer is not None:
+            return run_peer(arguments, stage, peer)
         return run(arguments, stage, more_follow=True)
 
     return stage_of
@@ -91,15 +92,20 @@ def probe(folder: Path, options: dict[str, Any]) -> dict[str, Any]:
     return finish(folder, {"results": [result]})
 
 
-def initialise(folder: Path, options: dict[str, Any]) -> dict[str, Any]:
-    """A model folder with mimetic initialisation, which fine-tuning then starts from."""
-    torch.manual_seed(options["seed"])
-    model = HFViTForImageClassification(HFViTConfig(image_size=options["image_size"], num_labels=2, **options["set"]))
-    mimetic_(model, options["seed"])
+def start(folder: Path, options: dict[str, Any]) -> dict[str, Any]:
+    """A model folder that fine-tuning begins from: `how` is mimetic, or dyck with its `steps` and `batch`."""
     if accelerate.PartialState().is_main_process:
+        seed = options["seed"]
+        torch.manual_seed(seed)
+        config = HFViTConfig(image_size=options["image_size"], num_labels=2, **options["set"])
+        model = HFViTForImageClassification(config)
+        if options["how"] == "mimetic":
+            mimetic_(model, seed)
+        else:
+            warm_up(model, seed, options["steps"], options["batch"])
         folder.mkdir(parents=True, exist_ok=True)
         model.save_pretrained(folder)
-    return finish(folder, {"initialisation": "mimetic"})
+    return finish(folder, {"start": options["how"]})
 
 
 def subset(folder: Path, options: dict[str, Any]) -> dict[str, Any]:
@@ -145,6 +151,6 @@ STAGES: dict[str, Callable[[Path, dict[str, Any]], dict[str, Any]]] = {
     "pretrain": train("pretrain"),
     "finetune": train("finetune"),
     "probe": probe,
-    "initialise": initialise,
+    "start": start,
     "subset": subset,
 }

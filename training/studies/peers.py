@@ -1,0 +1,84 @@
+"""Networks to compare with: any of transformers' image classifiers, trained by the same Trainer on the same pictures.
+
+For stages.py and report.py. Above all BiT (arXiv:1912.11370: pre-activation, GroupNorm, weight standardisation), the
+ViT paper's "ResNet (BiT)"; EfficientNet as Noisy Student's teacher.
+"""
+
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+import transformers
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import AutoConfig, AutoModelForImageClassification, PreTrainedModel
+
+from hf_vit.errors import HFViTError
+
+from ..arguments import Arguments
+from ..run import finish, image_processor_for, pixels, train_or_leave_nothing
+from ..splits import open_splits, transforms
+from ..trainer import Trainer
+
+
+def run_peer(arguments: Arguments, stage: str, fields: dict[str, Any]) -> dict[str, Any]:
+    """Train and evaluate another network as `run.run` does ours; its facts (empty if a signal ended the run early).
+
+    Args:
+        fields: of its config, `model_type` among them, for a start from scratch.
+
+    Raises:
+        HFViTError: no picture size; whatever data and training raise.
+    """
+    wish, data, seed = arguments.model, arguments.data, arguments.train.seed
+    if wish.image_size is None:
+        raise HFViTError("a convolutional network takes pictures of any size: give --image_size")
+    splits = open_splits(data, seed)
+    transformers.set_seed(seed)
+    side = pixels(wish.image_size)
+    model = build(wish.model, splits.train.label_names, fields | {"image_size": side})
+    view = SimpleNamespace(image_size_hw=(side, side) if isinstance(side, int) else tuple(side), num_channels=3)
+    train_transform, eval_transform = transforms(data, view)
+    trainer = Trainer(
+        model,
+        arguments.train,
+        splits.train.with_transform(train_transform, seed),
+        splits.evaluation.with_transform(eval_transform, seed),
+        image_processor_for(view, data, None),
+        about={
+            "stage": stage,
+            "recipe": arguments.recipe,
+            "arguments": arguments.non_default(),
+            "augmentation": train_transform.describe(),
+            "data": {"train_fraction": data.train_fraction},
+        },
+    )
+    train_or_leave_nothing(trainer)
+    return finish(trainer)
+
+
+def build(folder: str | None, names: list[str], fields: dict[str, Any]) -> PreTrainedModel:
+    """The network for these classes: from `folder` with a new head, or new. The head begins at zero, as ours."""
+    labels = {"id2label": dict(enumerate(names)), "label2id": {name: place for place, name in enumerate(names)}}
+    if folder is None:
+        model = AutoModelForImageClassification.from_config(AutoConfig.for_model(**fields, **labels))
+    else:
+        model = AutoModelForImageClassification.from_pretrained(folder, ignore_mismatched_sizes=True, **labels)
+    head = [layer for layer in model.modules() if isinstance(layer, nn.Linear)][-1]
+    nn.init.zeros_(head.weight)
+    nn.init.zeros_(head.bias)
+    return model
+
+
+def train_flops(facts: dict[str, Any]) -> int:
+    """Operations of such a network's training, from its facts: three forward passes for every picture it saw.
+
+    Counted by torch; the gradient of the pictures, which nobody computes, is in it.
+    """
+    about, training = facts["model"], facts["training"]
+    config = AutoConfig.for_model(about["model_type"], num_labels=about["num_labels"], **about["architecture"])
+    model = AutoModelForImageClassification.from_config(config).eval()
+    counter = FlopCounterMode(display=False)
+    with counter, torch.no_grad():
+        model(torch.zeros(1, 3, *about["image_size"]))
+    return 3 * counter.get_total_flops() * training["steps"] * training["global_batch_size"]
