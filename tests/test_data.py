@@ -160,6 +160,37 @@ def test_string_labels_become_sorted_classes_in_every_split(tmp_path):
     assert open_table(root, tmp_path, split="validation").labels.tolist() == [1]
 
 
+def test_neighbouring_numbers_as_one_class(tmp_path):
+    features = datasets.Features({"image": datasets.Image(), "angle": datasets.Value("int64"),
+                                  "named": datasets.ClassLabel(num_classes=40)})  # fmt: skip
+    numbers = list(range(40)) * 2
+    columns = {"image": encoded(80), "angle": numbers, "named": numbers}
+    path = write_parquet(tmp_path / "angles.parquet", columns, features)
+    for column in ("angle", "named"):
+        data = open_table(path, tmp_path, label_column=f"{column}//2.5")
+        assert data.label_names == [str(number) for number in range(16)]
+        assert data.labels.tolist() == [int(number / 2.5) for number in numbers]  # VTAB's floor(label / (40 / 16))
+    with pytest.raises(HFViTError, match="no column 'angle//0'"):
+        open_table(path, tmp_path, label_column="angle//0")
+
+
+def test_slices_of_tables_that_come_class_by_class_keep_every_class(tmp_path):
+    sorted_rows = write_parquet(tmp_path / "sorted.parquet", {"image": encoded(40), "label": [0] * 20 + [1] * 20})
+    data = open_table(sorted_rows, tmp_path, split="train[:50%]")
+    assert len(data) == 20 and set(data.labels) == {0, 1}
+    mixed = write_parquet(tmp_path / "mixed.parquet", {"image": encoded(40), "label": [0, 1, 1, 0] * 10})
+    assert open_table(mixed, tmp_path, split="train[:4]").rows.tolist() == [0, 1, 2, 3]
+
+
+def test_what_datasets_refuses_is_one_line(tmp_path, monkeypatch):
+    def no_scripts(*args, **options):
+        raise RuntimeError("Dataset scripts are no longer supported, but found sketch.py")
+
+    monkeypatch.setattr("datasets.load_dataset_builder", no_scripts)
+    with pytest.raises(HFViTError, match=r"'owner/sketch' cannot be read \(Dataset scripts are"):
+        open_dataset("owner/sketch", split="test")
+
+
 def test_two_columns_that_could_be_the_label(tmp_path):
     path = write_parquet(tmp_path / "t.parquet", {"img": encoded(2), "fine_label": [0, 1], "coarse_label": [1, 0]})
     with pytest.raises(HFViTError, match=r"fine_label, coarse_label; choose one with --label_column"):

@@ -5,13 +5,14 @@
 
 Workers decode, crop and flip, and hand over uint8; normalising and mixing run on the device. What a picture becomes
 depends on (seed, epoch, index) alone: neither on the number of workers, nor on the order in which they come.
-The sources behind the door are in sources.py, picture formats in pictures.py.
+The sources behind the door are sources.py, tables.py and shards.py; picture formats are in pictures.py.
 """
 
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from os import PathLike
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ from hf_vit.errors import HFViTError
 from .augmentation import PictureTransform
 from .pictures import UnreadableImage, decode
 from .randomness import SPLIT, TRANSFORM, generator
+from .shards import is_shard_pattern, shards_door
 from .sources import (
     SPLIT_NAMES,
     Columns,
@@ -30,11 +32,15 @@ from .sources import (
     Source,
     SyntheticSource,
     digest,
+    digits_split,
+    folder_door,
+    hidden,
     listed,
     nested_order,
-    open_door,
     relabel,
+    synthetic_door,
 )
+from .tables import hub_door, parquet_door
 
 
 Transform = Callable[[Image.Image, np.random.Generator], np.ndarray]
@@ -193,7 +199,8 @@ def open_dataset(
         config_name: configuration of a Hub data set.
         split: "train", "test", ..., a slice such as "train[:98%]" or "train[800:1000]", or a sum "train+validation".
             Rows of tables keep their order; sources sorted by class are sliced in a fixed random order instead.
-        image_column, label_column: columns of a table; found by type and name where there is no doubt.
+        image_column, label_column: columns of a table; found by type and name where there is no doubt. COLUMN//NUMBER
+            makes one class of neighbouring numbers: `cls//2.5` has 16 where `cls` has 40, as VTAB's dSprites.
         fraction: share of the split to keep; stratified and nested, so that 1 % lies inside 10 %.
         label_names: classes that the labels must count in (those of the training data, for evaluation).
         on_unreadable: "skip" lists unreadable pictures in the batch, "stop" raises UnreadableImage.
@@ -202,8 +209,7 @@ def open_dataset(
     Raises:
         HFViTError: with cause and way out, for anything the user can mend.
     """
-    if on_unreadable not in ON_UNREADABLE:
-        raise HFViTError(f"on_unreadable must be one of {', '.join(ON_UNREADABLE)}, got '{on_unreadable}'")
+    check_reading(on_unreadable, fraction)
     names = None if label_names is None else list(label_names)
     door = open_door(name, config_name, Columns(image_column, label_column, names), cache_dir)
     parts = [open_part(door, part.strip(), names, on_unreadable, split) for part in split.split("+")]
@@ -211,6 +217,51 @@ def open_dataset(
     if names is None and len(dataset.label_names) < 2:
         raise HFViTError(f"'{name}' has only one class, {listed(dataset.label_names)}; a classifier needs two or more")
     return take_fraction(dataset, fraction)
+
+
+def check_reading(on_unreadable: str, fraction: float) -> None:
+    """Raise HFViTError for what cannot be meant."""
+    if on_unreadable not in ON_UNREADABLE:
+        raise HFViTError(f"on_unreadable must be one of {', '.join(ON_UNREADABLE)}, got '{on_unreadable}'")
+    if not 0.0 < fraction <= 1.0:
+        raise HFViTError(f"the fraction of a data set must lie in (0, 1], got {fraction}")
+
+
+def open_door(name: str, config_name: str | None, columns: Columns, cache_dir: str | PathLike | None) -> Door:
+    """Find out what `name` means.
+
+    Raises:
+        HFViTError: nothing of that name, or no pictures in it.
+    """
+    if name == "digits":
+        return Door(name, ["train", "test"], digits_split)
+    if name.startswith("synthetic:"):
+        return synthetic_door(name)
+    path = Path(name).expanduser()
+    if path.is_dir() and any(path.glob("*.tar")):
+        return shards_door(name, str(path / "*.tar"), columns, cache_dir)
+    if is_shard_pattern(name):
+        return shards_door(name, name, columns, cache_dir)
+    if path.exists():
+        return local_door(name, path.resolve(), columns, cache_dir)
+    if not re.fullmatch(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?", name) or path.suffix in (".parquet", ".tar"):
+        raise HFViTError(
+            f"no file or folder '{name}'; give a folder of train/CLASS/*.jpg, a parquet file or folder, "
+            "a Hub id such as user/name, or a built-in name: digits, synthetic:glyphs"
+        )
+    return hub_door(name, config_name, columns, cache_dir)
+
+
+def local_door(name: str, path: Path, columns: Columns, cache_dir: str | PathLike | None) -> Door:
+    """Door of a file or folder: parquet where there is any, else a folder of class folders."""
+    if path.is_file():
+        if path.suffix != ".parquet":
+            raise HFViTError(f"'{name}' is a file, but not a .parquet file; give the folder that holds the pictures")
+        return parquet_door(name, path.parent, [path], columns, cache_dir)
+    tables = sorted(file for file in path.rglob("*.parquet") if not hidden(file.relative_to(path)))
+    if tables:
+        return parquet_door(name, path, tables, columns, cache_dir)
+    return folder_door(name, path)
 
 
 def open_part(door: Door, part: str, names: list[str] | None, on_unreadable: str, split: str) -> ImageDataset:
@@ -296,8 +347,7 @@ def concatenate(parts: Sequence[ImageDataset], split: str) -> ImageDataset:
 
 def take_fraction(dataset: ImageDataset, fraction: float, seed: int = 0) -> ImageDataset:
     """A stratified share of the pictures; a smaller share lies inside a larger one."""
-    if not 0.0 < fraction <= 1.0:
-        raise HFViTError(f"the fraction of a data set must lie in (0, 1], got {fraction}")
+    check_reading(dataset.on_unreadable, fraction)
     if fraction == 1.0:
         return dataset
     count = round(fraction * len(dataset))

@@ -23,13 +23,13 @@ from hf_vit.errors import HFViTError
 from . import report_scores as report
 from .augmentation import RESAMPLING
 from .classifiers import Classifier, open_classifier
-from .data import ImageDataset, open_dataset
+from .data import ImageDataset, open_dataset, open_door
 from .features import compute_features
 from .few_shot import L2, NeighbourProbe, few_shot
 from .labels import LabelMatch, match_labels, read_real_labels, real_rows
 from .metrics.calibration.calibration import METHOD, calibration
 from .scoring import TTA, Machine, Scored, create_machine, preprocessing, score_dataset
-from .sources import Columns, listed, open_door
+from .sources import Columns, listed
 from .speed import measure_speed
 from .splits import EVAL_SPLITS
 

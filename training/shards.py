@@ -14,7 +14,7 @@ import os
 import re
 import tarfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,9 @@ from PIL import Image
 
 from hf_vit.errors import HFViTError
 
+from .columns import integer_rows
 from .pictures import EXTENSIONS, one_line, open_picture
+from .sources import SPLIT_IN_FILE_NAME, SPLIT_NAMES, Columns, Door, classes_in_turn, digest, own_cache, relabel
 
 
 LABEL_FIELDS = ("label", "cls", "class", "class_id", "class_name")  # of a .json member
@@ -214,3 +216,54 @@ def json_label(text: str) -> Any:
     content = json.loads(text)
     found = [content[field] for field in LABEL_FIELDS if isinstance(content.get(field), (int, str))]
     return found[0] if found else None
+
+
+def shards_door(name: str, pattern: str, columns: Columns, cache_dir: str | os.PathLike | None) -> Door:
+    """Door of tar shards on a local disk."""
+    if "://" in pattern:
+        raise HFViTError(f"'{name}' lies elsewhere; stream it (--streaming), or copy the shards to this machine")
+    splits = shards_by_split(expand_shards(pattern))
+
+    def load(split: str) -> TarSource:
+        index, mark = load_index(name, splits[split], columns.label_names, cache_dir)
+        return TarSource(index, index.labels, index.label_names, mark, classes_in_turn(index.labels))
+
+    return Door(name, list(splits), load)
+
+
+def shards_by_split(files: Sequence[str]) -> dict[str, list[str]]:
+    """Shards under their split: named in the file's name, or by the folder that holds it, else "train"."""
+    splits: dict[str, list[str]] = {}
+    for file in files:
+        folder, base = os.path.split(file.split("?")[0])
+        found = SPLIT_IN_FILE_NAME.findall(base)
+        word = found[-1] if found else os.path.basename(folder)
+        splits.setdefault(SPLIT_NAMES.get(word.lower(), "train"), []).append(file)
+    return splits
+
+
+def load_index(
+    name: str, urls: list[str], label_names: list[str] | None, cache_dir: str | os.PathLike | None
+) -> tuple[TarIndex, str]:
+    """The index of shards with checked labels, and its fingerprint."""
+    facts = shard_facts(urls)
+    index = index_shards(urls, own_cache(cache_dir) / f"shards-{digest(*facts)}.npz")
+    index = with_names(index, name, label_names)
+    names = [os.path.basename(url) for url in urls]
+    arrays = (index.shard, index.offset, index.size, index.labels)
+    return index, digest(*names, *index.label_names, *(array.tobytes() for array in arrays))
+
+
+def with_names(index: TarIndex, name: str, label_names: list[str] | None) -> TarIndex:
+    """The index with class names and checked labels: as given, or one per number from 0.
+
+    Raises:
+        HFViTError: labels below 0, above the given names, or with gaps.
+    """
+    if index.label_names:
+        if label_names is None:
+            return index
+        labels = relabel(index.labels, index.label_names, label_names, f"'{name}'")
+        return replace(index, labels=labels, label_names=label_names)
+    labels, names = integer_rows(name, "cls", index.labels.tolist(), label_names)
+    return replace(index, labels=labels, label_names=names)

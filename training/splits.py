@@ -10,9 +10,9 @@ from hf_vit.errors import HFViTError
 
 from .arguments import DataArguments
 from .augmentation import EvalTransform, TrainTransform
-from .data import ImageDataset, carve_dev_split, open_dataset, take_fraction
+from .data import ImageDataset, carve_dev_split, open_dataset, open_door, take_fraction
 from .duplicates import Duplicate, deduplicate
-from .sources import Columns, open_door
+from .sources import Columns
 from .streaming import ImageStream, open_stream, stream_files
 
 

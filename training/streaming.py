@@ -28,26 +28,13 @@ import torch
 
 from hf_vit.errors import HFViTError
 
-from .data import ON_UNREADABLE, Transform, View
+from .columns import class_label_rows, find_image_column, find_label_column, integer_rows, string_rows
+from .data import Transform, View, check_reading
 from .pictures import UnreadableImage, one_line, open_picture
 from .randomness import STREAM, SUBSET, generator
-from .shards import TarIndex, expand_shards, is_shard_pattern
-from .sources import (
-    SPLIT_NAMES,
-    Columns,
-    by_split,
-    class_label_rows,
-    digest,
-    find_image_column,
-    find_label_column,
-    hub_files,
-    integer_rows,
-    listed,
-    load_index,
-    relabel,
-    shards_by_split,
-    string_rows,
-)
+from .shards import TarIndex, expand_shards, is_shard_pattern, load_index, shards_by_split
+from .sources import SPLIT_NAMES, Columns, by_split, digest, listed, relabel
+from .tables import hub_files
 
 
 WINDOW = 2048  # records that are read ahead and shuffled; two windows are in memory
@@ -393,10 +380,7 @@ def open_stream(
     Raises:
         HFViTError: with cause and way out, for anything the user can mend.
     """
-    if on_unreadable not in ON_UNREADABLE:
-        raise HFViTError(f"on_unreadable must be one of {', '.join(ON_UNREADABLE)}, got '{on_unreadable}'")
-    if not 0.0 < fraction <= 1.0:
-        raise HFViTError(f"the fraction of a data set must lie in (0, 1], got {fraction}")
+    check_reading(on_unreadable, fraction)
     if window < 1:
         raise HFViTError(f"a window holds at least 1 record, got {window}")
     names = None if label_names is None else list(label_names)

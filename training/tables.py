@@ -1,0 +1,192 @@
+"""Tables of pictures and labels: parquet files, and data sets on the Hub through `datasets`.
+
+Behind data.py's door. The pictures stay encoded until they are asked for.
+"""
+
+import os
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from hf_vit.errors import HFViTError
+
+from .columns import class_label_rows, find_image_column, find_label_column, integer_rows, string_rows
+from .pictures import UnreadableImage, one_line, open_picture
+from .sources import Columns, Door, by_split, classes_in_turn, digest, own_cache
+
+
+GROUPED = re.compile(r"(?P<column>.+)//(?P<group>[1-9]\d*(\.\d+)?)")
+
+
+@dataclass(frozen=True)
+class TableSource:
+    """Rows of a `datasets.Dataset`, memory-mapped; the pictures stay encoded until they are asked for."""
+
+    table: Any
+    image_column: str
+    labels: np.ndarray
+    label_names: list[str]
+    prefix: str
+    fingerprint: str
+    sorted_by_class: bool = False
+
+    def record(self, row: int) -> dict[str, Any]:
+        """The encoded picture: {"bytes": ..., "path": ...}, either may be None."""
+        # One row of the Arrow table: ten times faster than Dataset.__getitem__, which formats all columns.
+        value = self.table.data.fast_slice(row, 1).column(self.image_column)[0].as_py()
+        return value if isinstance(value, dict) else {"bytes": value, "path": None}
+
+    def open(self, row: int) -> Image.Image:
+        record, name = self.record(row), self.name(row)
+        if record is None or (record.get("bytes") is None and record.get("path") is None):
+            raise UnreadableImage(f"{name}: the row holds no picture")
+        return open_picture(record["bytes"] if record.get("bytes") is not None else record["path"], name)
+
+    def name(self, row: int) -> str:
+        return f"{self.prefix}[{row}]"
+
+
+def parquet_door(
+    name: str, root: Path, files: list[Path], columns: Columns, cache_dir: str | os.PathLike | None
+) -> Door:
+    """Door of parquet files; the split is read from the file or folder name and is "train" where it names none."""
+    import datasets
+
+    splits = by_split([str(file.relative_to(root)) for file in files])
+
+    def load(split: str) -> TableSource:
+        # `datasets` keys its cache by folder names and patterns: two folders of one name share their rows there.
+        # A cache folder of our own per path, size and time of change cannot be stale.
+        paths = [root / file for file in splits[split]]
+        stats = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
+        try:
+            table = datasets.load_dataset(
+                "parquet", data_files={split: [str(path) for path in paths]}, split=split,
+                cache_dir=str(own_cache(cache_dir) / digest(*stats)),
+            )  # fmt: skip
+        except Exception as error:  # datasets wraps whatever pyarrow raises
+            cause = error.__cause__ or error
+            if "BatchSize must be greater than 0" in str(cause):  # how it says that no file has a row
+                raise HFViTError(f"split '{split}' of '{name}' is empty") from error
+            raise HFViTError(f"cannot read split '{split}' of '{name}' ({one_line(cause)})") from error
+        return table_source(name, split, table, columns, lambda: load("train") if "train" in splits else None)
+
+    return Door(name, list(splits), load)
+
+
+def hub_door(name: str, config_name: str | None, columns: Columns, cache_dir: str | os.PathLike | None) -> Door:
+    """Door of a data set on the Hub.
+
+    Raises:
+        HFViTError: unreachable, unknown, private, or of several configurations none of which was chosen.
+    """
+    import datasets
+
+    knock(name)
+    cache = None if cache_dir is None else str(cache_dir)
+    builder = ask(name, lambda: datasets.load_dataset_builder(name, config_name, cache_dir=cache))
+    splits = list(builder.info.splits or ()) or ask(name, lambda: datasets.get_dataset_split_names(name, config_name))
+
+    def load(split: str) -> TableSource:
+        table = ask(name, lambda: datasets.load_dataset(name, config_name, split=split, cache_dir=cache))
+        return table_source(name, split, table, columns, lambda: load("train") if "train" in splits else None)
+
+    return Door(name, splits, load)
+
+
+def hub_files(name: str, config_name: str | None, cache_dir: str | os.PathLike | None) -> dict[str, list[str]]:
+    """Addresses of the files of each split of a Hub data set; none where they are made by a script."""
+    import datasets
+
+    knock(name)
+    cache = None if cache_dir is None else str(cache_dir)
+    builder = ask(name, lambda: datasets.load_dataset_builder(name, config_name, cache_dir=cache))
+    return {str(split): list(files) for split, files in (builder.config.data_files or {}).items()}
+
+
+def knock(name: str) -> None:
+    """Ask the Hub for a data set, once and quickly: `datasets` retries for half a minute where there is no network.
+
+    Raises:
+        HFViTError: unreachable, unknown, private or gated. Silent when the user works offline from the cache.
+    """
+    import huggingface_hub
+    from huggingface_hub.errors import GatedRepoError, OfflineModeIsEnabled, RepositoryNotFoundError
+
+    try:
+        huggingface_hub.HfApi().dataset_info(name, timeout=10)
+    except GatedRepoError as error:
+        raise HFViTError(f"the Hub dataset '{name}' is gated; accept its terms and run `hf auth login`") from error
+    except RepositoryNotFoundError as error:
+        raise HFViTError(
+            f"'{name}' is neither a local path nor a dataset on the Hub; check the name, "
+            "or run `hf auth login` if it is private"
+        ) from error
+    except OfflineModeIsEnabled:
+        pass
+    except Exception as error:  # the HTTP library's own exceptions, which differ between versions of huggingface_hub
+        raise unreachable(name, error) from error
+
+
+def ask(name: str, question: Callable[[], Any]) -> Any:
+    """What `datasets` answers; its errors as ours."""
+    try:
+        return question()
+    except (ConnectionError, FileNotFoundError) as error:
+        raise unreachable(name, error) from error
+    except Exception as error:  # a loading script, a damaged download, an unknown configuration: each its own kind
+        cause = error.__cause__ or error
+        raise HFViTError(f"'{name}' cannot be read ({one_line(cause)})") from error
+
+
+def unreachable(name: str, error: BaseException) -> HFViTError:
+    """The error for a Hub id without network."""
+    return HFViTError(
+        f"'{name}' is neither a local path nor a Hub dataset that can be reached now ({one_line(error)}); give "
+        "a folder of train/CLASS/*.jpg, a parquet folder or `digits`, or go online; what was downloaded before opens "
+        "with HF_HUB_OFFLINE=1"
+    )
+
+
+def table_source(
+    name: str, split: str, table: Any, columns: Columns, load_train: Callable[[], TableSource | None]
+) -> TableSource:
+    """One split of a table: its columns found, its labels read and checked."""
+    import datasets
+
+    image_column = find_image_column(name, table.features, columns.image)
+    wanted, group = grouped(columns.label, table.features)
+    label_column = find_label_column(name, table.features, wanted, image_column)
+    table = table.cast_column(image_column, datasets.Image(decode=False))
+    names = columns.label_names
+    feature = table.features[label_column]
+    values = table.data.column(label_column).to_pylist()
+    if group is not None:
+        labels = class_label_rows(name, label_column, values)
+        labels, names = integer_rows(name, label_column, (labels // group).astype(int).tolist(), names)
+    elif isinstance(feature, datasets.ClassLabel):
+        labels, names = class_label_rows(name, label_column, values), list(feature.names)
+    elif values and isinstance(values[0], str):
+        if names is None and split != "train":
+            train = load_train()
+            names = None if train is None else train.label_names
+        labels, names = string_rows(name, label_column, values, names)
+    else:
+        labels, names = integer_rows(name, label_column, values, names)
+    prefix = f"{Path(name).name}:{split}"
+    sample = np.unique(np.linspace(0, len(labels) - 1, num=min(64, len(labels)), dtype=np.int64))
+    source = TableSource(table, image_column, labels, names, prefix, "", classes_in_turn(labels))
+    pieces = [str(source.record(int(row))["bytes"] or source.record(int(row))["path"]).encode() for row in sample]
+    mark = digest(*names, labels.tobytes(), *pieces)
+    return replace(source, fingerprint=mark)
+
+
+def grouped(wanted: str | None, features: Any) -> tuple[str | None, float | None]:
+    """The column and the divisor of `COLUMN//NUMBER`, which makes one class of neighbouring numbers."""
+    match = None if wanted is None or wanted in features else GROUPED.fullmatch(wanted)
+    return (wanted, None) if match is None else (match["column"], float(match["group"]))
