@@ -365,7 +365,9 @@ def bad(tmp_path, models):
         folder.mkdir(parents=True)
         Image.new("RGB", (20, 20), (number * 90, 0, 0)).save(folder / "a.png")
     (tmp_path / "short.json").write_text("[[1], [2]]")
-    (tmp_path / "beyond.json").write_text(json.dumps([[11]] * 360))
+    (tmp_path / "beyond.json").write_text(json.dumps([[*range(12)]] * 360))
+    (tmp_path / "shifted.json").write_text(json.dumps([[(int(label) + 1) % 10] for label in
+                                                       open_dataset("digits", split="test").labels]))  # fmt: skip
     (tmp_path / "map.json").write_text(json.dumps({"zer0": "0"}))
     pictures = [{"bytes": (tmp_path / "pets" / "test" / "0ne" / "a.png").read_bytes(), "path": None}]
     for name, columns in (("unlabelled", {}), ("marked", {"label": [-1]}), ("empty", {"label": [0]})):
@@ -391,6 +393,7 @@ def bad(tmp_path, models):
         ({"dataset": "digits", "split": "test[5:5]"}, "holds none of the 360 pictures"),
         ({"dataset": "digits", "real_labels": "{bad}/short.json"}, "ReaL labels of 2 pictures, but the split has 360"),
         ({"dataset": "digits", "real_labels": "{bad}/beyond.json"}, "ReaL label 11 is outside the model's 10 outputs"),
+        ({"dataset": "digits", "real_labels": "{bad}/shifted.json"}, "own class in 0% of 360 cases"),
         ({"dataset": "digits", "real_labels": "{bad}/none.json"}, "no such file"),
         ({"dataset": "digits", "label_subset": "imagenet_a"}, "must differ and lie within the head's 0..9"),
         ({"dataset": "digits", "label_subset": "imagenet_z"}, "neither a file nor one of data, imagenet_a"),

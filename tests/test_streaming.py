@@ -246,6 +246,14 @@ def test_string_labels_of_shards(tmp_path):
     assert dataset.label_names == ["cat", "owl"] and dataset.labels.tolist() == [1, 0, 1]
 
 
+def test_columns_of_shards(shards):
+    halved = open_dataset(str(shards), split="train", label_column="cls//2", cache_dir=shards / "cache")
+    assert halved.labels.tolist() == [number % 3 // 2 for number in range(15)] and halved.label_names == ["0", "1"]
+    for columns in ({"label_column": "fine_label"}, {"image_column": "jpg"}):
+        with pytest.raises(HFViTError, match="tar shards, which have no columns"):
+            open_dataset(str(shards), split="train", cache_dir=shards / "cache", **columns)
+
+
 def test_patterns():
     assert expand_braces("a-{08..10}.tar") == ["a-08.tar", "a-09.tar", "a-10.tar"]
     assert expand_braces("{x,y}-{1..2}.tar") == ["x-1.tar", "x-2.tar", "y-1.tar", "y-2.tar"]

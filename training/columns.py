@@ -3,6 +3,8 @@
 For tables.py, shards.py and streaming.py.
 """
 
+import re
+from collections.abc import Container
 from typing import Any
 
 import numpy as np
@@ -14,6 +16,7 @@ from .sources import LISTED, listed, relabel
 
 IMAGE_COLUMNS = ("image", "img", "images", "picture", "photo", "jpg", "jpeg", "png", "webp")
 LABEL_COLUMNS = ("label", "labels", "fine_label", "coarse_label", "class", "target", "category", "cls")
+GROUPED = re.compile(r"(?P<column>.+)//(?P<group>[1-9]\d*(\.\d+)?)")
 
 
 def find_image_column(name: str, features: Any, wanted: str | None) -> str:
@@ -57,6 +60,12 @@ def find_label_column(name: str, features: Any, wanted: str | None, image_column
             f"'{name}' has several columns that could be the label, {listed(found)}; choose one with --label_column"
         )
     return found[0]
+
+
+def grouped(wanted: str | None, columns: Container[str]) -> tuple[str | None, float | None]:
+    """The column and the divisor of `COLUMN//NUMBER`, which makes one class of neighbouring numbers."""
+    match = None if wanted is None or wanted in columns else GROUPED.fullmatch(wanted)
+    return (wanted, None) if match is None else (match["column"], float(match["group"]))
 
 
 def class_label_rows(name: str, column: str, values: list) -> np.ndarray:

@@ -25,6 +25,7 @@ IMAGENET = Path(__file__).with_name("imagenet.yaml")
 BY_NUMBER = "number"
 OF_THE_DATA = "data"
 REAL_FILE = re.compile(r"ILSVRC2012_val_(\d{8})")
+OWN_AMONG_REAL = 0.5
 OFFERED = 5  # pairs that an error message offers
 
 
@@ -273,3 +274,19 @@ def real_rows(lists: Sequence[Sequence[int]], names: Sequence[str], rows: Sequen
     for row, place in enumerate(places):
         table[row, : len(lists[place])] = lists[place]
     return table
+
+
+def check_real(real: np.ndarray, places: np.ndarray) -> None:
+    """Raise HFViTError where ReaL labels are those of other pictures.
+
+    Args:
+        real: int64 (N, any), filled up with -1. places: int64 (N,), the outputs of the pictures' own classes, which
+            are among their ReaL labels nine times of ten.
+    """
+    counted = (real >= 0).any(1)
+    share = (real == places[:, None]).any(1)[counted].mean() if counted.any() else 1.0
+    if share < OWN_AMONG_REAL:
+        raise HFViTError(
+            f"the ReaL labels name the pictures' own class in {share:.0%} of {int(counted.sum()):,} cases (about 90 % "
+            "is usual): pictures or outputs stand in another order than ImageNet's"
+        )

@@ -16,6 +16,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import transformers
 
 from hf_vit.errors import HFViTError
@@ -26,7 +27,7 @@ from .classifiers import Classifier, open_classifier
 from .data import ImageDataset, open_dataset, open_door
 from .features import compute_features
 from .few_shot import L2, NeighbourProbe, few_shot
-from .labels import LabelMatch, match_labels, read_real_labels, real_rows
+from .labels import LabelMatch, check_real, match_labels, read_real_labels, real_rows
 from .metrics.calibration.calibration import METHOD, calibration
 from .scoring import TTA, Machine, Scored, create_machine, preprocessing, score_dataset
 from .sources import Columns, listed
@@ -178,7 +179,7 @@ def score(args: argparse.Namespace, machine: Machine) -> dict[str, Any]:
     rows, scored, match = [], None, None
     if not probing:
         match = match_labels(dataset.label_names, headed(classifier), args.label_map, args.label_subset)
-        real = None if args.real_labels is None else real_labels(args.real_labels, dataset)
+        real = None if args.real_labels is None else real_labels(args.real_labels, dataset, match)
         scored = score_dataset(classifier, dataset, match, machine, args.tta, real)
         rows = score_rows(scored, machine.accelerator.is_main_process)
     else:
@@ -254,10 +255,12 @@ def headed(classifier: Classifier) -> list[str]:
     return names
 
 
-def real_labels(path: str, dataset: ImageDataset):
+def real_labels(path: str, dataset: ImageDataset, match: LabelMatch) -> np.ndarray:
     """The ReaL labels of a data set's pictures: by file name, else in the order of the whole validation set."""
     names = [dataset.picture_name(index) for index in range(len(dataset))]
-    return real_rows(read_real_labels(path), names, dataset.rows.tolist(), len(dataset.source.labels))
+    rows = real_rows(read_real_labels(path), names, dataset.rows.tolist(), len(dataset.source.labels))
+    check_real(rows, match.places[dataset.labels])
+    return rows
 
 
 # -- what is measured ------------------------------------------------------------------------------------------------

@@ -23,7 +23,7 @@ from PIL import Image
 
 from hf_vit.errors import HFViTError
 
-from .columns import integer_rows
+from .columns import grouped, integer_rows, refuse_unlabelled
 from .pictures import EXTENSIONS, one_line, open_picture
 from .sources import SPLIT_IN_FILE_NAME, SPLIT_NAMES, Columns, Door, classes_in_turn, digest, own_cache, relabel
 
@@ -225,7 +225,7 @@ def shards_door(name: str, pattern: str, columns: Columns, cache_dir: str | os.P
     splits = shards_by_split(expand_shards(pattern))
 
     def load(split: str) -> TarSource:
-        index, mark = load_index(name, splits[split], columns.label_names, cache_dir)
+        index, mark = load_index(name, splits[split], columns, cache_dir)
         return TarSource(index, index.labels, index.label_names, mark, classes_in_turn(index.labels))
 
     return Door(name, list(splits), load)
@@ -243,27 +243,37 @@ def shards_by_split(files: Sequence[str]) -> dict[str, list[str]]:
 
 
 def load_index(
-    name: str, urls: list[str], label_names: list[str] | None, cache_dir: str | os.PathLike | None
+    name: str, urls: list[str], columns: Columns, cache_dir: str | os.PathLike | None
 ) -> tuple[TarIndex, str]:
     """The index of shards with checked labels, and its fingerprint."""
     facts = shard_facts(urls)
     index = index_shards(urls, own_cache(cache_dir) / f"shards-{digest(*facts)}.npz")
-    index = with_names(index, name, label_names)
+    index = with_names(index, name, columns)
     names = [os.path.basename(url) for url in urls]
     arrays = (index.shard, index.offset, index.size, index.labels)
     return index, digest(*names, *index.label_names, *(array.tobytes() for array in arrays))
 
 
-def with_names(index: TarIndex, name: str, label_names: list[str] | None) -> TarIndex:
+def with_names(index: TarIndex, name: str, columns: Columns) -> TarIndex:
     """The index with class names and checked labels: as given, or one per number from 0.
 
     Raises:
-        HFViTError: labels below 0, above the given names, or with gaps.
+        HFViTError: labels below 0, above the given names, or with gaps; a column, which shards do not have.
     """
+    wanted, group = grouped(columns.label, ())
+    if columns.image is not None or wanted not in (None, "cls"):
+        raise HFViTError(
+            f"'{name}' is tar shards, which have no columns: the picture is the first of a record, the label its .cls "
+            "or the label in its .json; leave out --image_column and --label_column"
+        )
     if index.label_names:
-        if label_names is None:
+        if columns.label_names is None:
             return index
-        labels = relabel(index.labels, index.label_names, label_names, f"'{name}'")
-        return replace(index, labels=labels, label_names=label_names)
-    labels, names = integer_rows(name, "cls", index.labels.tolist(), label_names)
+        labels = relabel(index.labels, index.label_names, columns.label_names, f"'{name}'")
+        return replace(index, labels=labels, label_names=columns.label_names)
+    values = index.labels
+    if group is not None:
+        refuse_unlabelled(name, "cls", values)
+        values = (values // group).astype(int)
+    labels, names = integer_rows(name, "cls", values.tolist(), columns.label_names)
     return replace(index, labels=labels, label_names=names)

@@ -392,7 +392,7 @@ def open_stream(
         raise HFViTError(f"'{name}' has no split '{split}' to stream; available: {listed(list(splits))}{hint}")
     urls = splits[chosen]
     if is_shard_pattern(urls[0]):
-        chunks: Chunks = TarChunks.of(*load_index(name, urls, names, cache_dir))
+        chunks: Chunks = TarChunks.of(*load_index(name, urls, columns, cache_dir))
     else:
         chunks = ParquetChunks.of(name, urls, columns)
     if len(chunks.label_names) < 2 and names is None:

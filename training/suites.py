@@ -146,7 +146,8 @@ def task_arguments(args: argparse.Namespace, task: dict[str, Any], local: str | 
     """The options with the task's data set in them."""
     chosen = copy.copy(args)
     chosen.dataset, chosen.split, chosen.train_split = local or task["dataset"], task["split"], task["train_split"]
-    chosen.label_column = args.label_column or (None if local else task.get("label_column"))
+    own = task.get("label_column", "")
+    chosen.label_column = args.label_column or (own if "//" in own or not local else "") or None
     chosen.label_subset, chosen.suite, chosen.data, chosen.output_dir = task.get("label_subset"), None, [], None
     chosen.where = args.output_dir
     if not task.get("real"):
@@ -188,7 +189,7 @@ def score_head(
     if task.get("real"):
         if args.real_labels is None:
             raise HFViTError("ReaL labels are wanted: give --real_labels real.json")
-        real = one.real_labels(args.real_labels, test)
+        real = one.real_labels(args.real_labels, test, match)
     scores = score_dataset(classifier, test, match, machine, args.tta, real).totals.scores()
     value, count = scores["real_accuracy" if task.get("real") else "accuracy"]
     return {"accuracy": value, "n": count, "labels": match.how}

@@ -4,7 +4,6 @@ Behind data.py's door. The pictures stay encoded until they are asked for.
 """
 
 import os
-import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,12 +14,9 @@ from PIL import Image
 
 from hf_vit.errors import HFViTError
 
-from .columns import class_label_rows, find_image_column, find_label_column, integer_rows, string_rows
+from .columns import class_label_rows, find_image_column, find_label_column, grouped, integer_rows, string_rows
 from .pictures import UnreadableImage, one_line, open_picture
 from .sources import Columns, Door, by_split, classes_in_turn, digest, own_cache
-
-
-GROUPED = re.compile(r"(?P<column>.+)//(?P<group>[1-9]\d*(\.\d+)?)")
 
 
 @dataclass(frozen=True)
@@ -184,9 +180,3 @@ def table_source(
     pieces = [str(source.record(int(row))["bytes"] or source.record(int(row))["path"]).encode() for row in sample]
     mark = digest(*names, labels.tobytes(), *pieces)
     return replace(source, fingerprint=mark)
-
-
-def grouped(wanted: str | None, features: Any) -> tuple[str | None, float | None]:
-    """The column and the divisor of `COLUMN//NUMBER`, which makes one class of neighbouring numbers."""
-    match = None if wanted is None or wanted in features else GROUPED.fullmatch(wanted)
-    return (wanted, None) if match is None else (match["column"], float(match["group"]))
