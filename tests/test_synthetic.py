@@ -6,13 +6,13 @@ import pytest
 from hf_vit.errors import HFViTError
 from training.augmentation import EvalTransform
 from training.data import open_dataset
-from training.fractals import sample_singular_values, sample_system
-from training.glyphs import LETTERS
 from training.randomness import generator
 from training.synthetic import FAMILIES, SyntheticImages, find_family
+from training.synthetic.fractals import sample_singular_values, sample_system
+from training.synthetic.glyphs import LETTERS
 
 
-NAMES = [name + suffix for name in FAMILIES for suffix in ("", "-colour")]
+NAMES = [name + suffix for name in FAMILIES for suffix in ("", "-colour", "-clouds")]
 
 
 @pytest.mark.parametrize("family", NAMES)
@@ -42,7 +42,7 @@ def test_sets_are_nested(family):
 
 
 @pytest.mark.parametrize("family", NAMES)
-@pytest.mark.parametrize("size", [8, 33])
+@pytest.mark.parametrize("size", [16, 33])
 def test_no_picture_is_blank(family, size):
     images = SyntheticImages(family, classes=min(52, find_family(family).classes), instances=4, size=size)
     for index in range(0, len(images), 3):
@@ -95,7 +95,7 @@ def test_names():
         ("synthetic:glyphs@53,5", "2 to 52 classes, asked for 53"),
         ("synthetic:glyphs@1,5", "2 to 52 classes, asked for 1"),
         ("synthetic:glyphs@5,0", "at least 1 instance"),
-        ("synthetic:glyphs@5,5,4", "at least 8 px"),
+        ("synthetic:glyphs@5,5,4", "16 to 1024 px a side, asked for 4"),
     ],
 )
 def test_sets_that_do_not_exist(name, message):

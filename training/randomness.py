@@ -19,13 +19,46 @@ SPLIT = 4  # (0): the fixed order in which slices such as train[:98%] are taken 
 STREAM = 5  # (seed, epoch, window): the order of shards and of the records inside a window
 IMAGE = 6  # (seed, family, class, instance): one generated picture
 CLASS = 7  # (seed, family, class): the parameters that define a generated class
+LABEL = 8  # (seed, class, instance): a generated picture's wrong label, where some are wanted
+
+# The constants of splitmix64 (Steele, Lea and Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014).
+GOLDEN, FIRST_MIX, SECOND_MIX = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
 
 
-def generator(purpose: int, seed: int, first: int = 0, second: int = 0, third: int = 0) -> np.random.Generator:
+def generator(
+    purpose: int, seed: int, first: int = 0, second: int = 0, third: int = 0, block: int = 0
+) -> np.random.Generator:
     """Return the generator at the address (purpose, seed, first, second, third); words are taken modulo 2^64.
 
-    The lowest counter word stays free: each address has 2^64 blocks of numbers before it meets another.
+    The lowest counter word stays free: each address has 2^64 blocks of four 64-bit numbers before it meets another.
+
+    Args:
+        block: how many of them to leave out, for several independent streams at one address.
     """
     key = ((purpose & WORD) << 64) | (seed & WORD)
-    counter = ((third & WORD) << 192) | ((second & WORD) << 128) | ((first & WORD) << 64)
+    counter = ((third & WORD) << 192) | ((second & WORD) << 128) | ((first & WORD) << 64) | (block & WORD)
     return np.random.Generator(np.random.Philox(key=key, counter=counter))
+
+
+def shares(words: np.ndarray) -> list[float]:
+    """64-bit words as numbers from 0 to 1, 1 excluded, of 53 bits."""
+    return [(int(word) >> 11) * 2.0**-53 for word in words]
+
+
+def hashed(purpose: int, seed: int, first: np.ndarray, second: np.ndarray | int = 0) -> np.ndarray:
+    """One 64-bit word per address, for many addresses at once: uint64, of the shape of `first` and `second`."""
+    state = np.uint64(mixed((seed + mixed(purpose)) & WORD))
+    for part in (first, second):
+        state = (state ^ np.asarray(part).astype(np.uint64)) + np.uint64(GOLDEN)
+        state = (state ^ (state >> np.uint64(30))) * np.uint64(FIRST_MIX)
+        state = (state ^ (state >> np.uint64(27))) * np.uint64(SECOND_MIX)
+        state = state ^ (state >> np.uint64(31))
+    return state
+
+
+def mixed(word: int) -> int:
+    """The same for one word, as a plain number."""
+    word = (word + GOLDEN) & WORD
+    word = ((word ^ (word >> 30)) * FIRST_MIX) & WORD
+    word = ((word ^ (word >> 27)) * SECOND_MIX) & WORD
+    return word ^ (word >> 31)

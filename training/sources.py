@@ -20,7 +20,7 @@ from hf_vit.errors import HFViTError
 
 from .pictures import EXTENSIONS, open_picture
 from .randomness import SUBSET, generator
-from .synthetic import SMALLEST_SIZE, SyntheticImages
+from .synthetic import SMALLEST_SIZE, SyntheticImages, parse_name
 
 
 SPLIT_NAMES = {
@@ -207,9 +207,8 @@ class SyntheticSource:
 
 
 def synthetic_door(name: str) -> Door:
-    """Door of `synthetic:FAMILY[@classes,instances[,size]]`; no instance is in two splits."""
-    images = SyntheticImages.from_name(name)
-    size_is_given = name.count(",") == 2
+    """Door of a set of generated pictures; no instance is in two splits."""
+    images, size_is_given = parse_name(name)
 
     def load(split: str) -> SyntheticSource:
         part = images.split(split)

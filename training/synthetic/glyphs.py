@@ -1,4 +1,4 @@
-"""Rendered letters as formula-free pre-training data: the family `glyphs` of synthetic.py.
+"""Rendered letters as formula-free pre-training data: the family `glyphs` of families.py.
 
 The letters a-z and A-Z, never digits, which the quickstart learns afterwards, in the 22 text fonts that come with
 matplotlib (DejaVu Sans, Mono and Serif, STIX, Computer Modern; free licences). Other versions of the fonts draw other

@@ -1,0 +1,21 @@
+"""Generated pictures: pre-training data of any size without a download.
+
+    images = SyntheticImages("glyphs", classes=52, instances=600, size=24)
+    images[0]                       # {"image": uint8 (24, 24, 3), "label": 0}
+
+A picture is a pure function of (seed, family, class, instance, size): any worker, rank, resumed run or machine draws
+the same one (for glyphs, where the fonts are the same), and nothing is stored. The instance fixes shape and shading as
+shares of the side, so another size shows the same picture at another resolution, but for its noise. Sets are nested:
+more instances, more classes or a longer prefix only add pictures.
+
+    images.py       sets: labels, mixtures, long tails, wrong labels, splits, names such as synthetic:atoms@1000,1000
+    families.py     the kinds of pictures: glyphs.py, contours.py and lines.py, fractals.py; shading.py
+    batches.py      many pictures at once on any device
+    export.py       `python -m training.synthetic NAME --out DIR`: parquet or WebDataset shards
+"""
+
+from .families import FAMILIES, SMALLEST_SIZE, draw, find_family
+from .images import FORM, OutOfRange, SyntheticImages, parse_name
+
+
+__all__ = ["FAMILIES", "FORM", "SMALLEST_SIZE", "OutOfRange", "SyntheticImages", "draw", "find_family", "parse_name"]

@@ -1,0 +1,96 @@
+"""From ink to pictures: greys, colours, backgrounds. For families.py.
+
+Ink is float32 (size, size) from 0 (background) to 1, or uint8 from 0 to 255.
+"""
+
+import numpy as np
+
+
+OCTAVES = 3  # of a cloudy background: 2, 4 and 8 cells a side
+
+
+def white_on_black(ink: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """uint8 ink as it is."""
+    return three_channels(ink)
+
+
+def black_on_white(ink: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """The negative of uint8 ink."""
+    return three_channels(255 - ink)
+
+
+def shade_grey(ink: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Float ink on a background, both grey: 9 of 10 bright on nearly black, others clearly different; some noise."""
+    kind, paper, contrast, noise = rng.random(4)
+    if kind < 0.9:
+        background, foreground = 0.12 * max(0.0, 2 * paper - 1), 1.0 - 0.35 * contrast
+    else:
+        background, foreground = contrasting(paper, 0.35 + 0.65 * contrast)
+    grey = background + (foreground - background) * ink
+    grey = add_noise(grey, noise, rng)
+    return three_channels(np.rint(255 * grey).astype(np.uint8))
+
+
+def three_channels(grey: np.ndarray) -> np.ndarray:
+    """Grey as uint8 (size, size, 3)."""
+    return np.repeat(grey[:, :, None], 3, axis=2)
+
+
+def shade_colour(ink: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Ink on a background of two colours that differ clearly in at least one channel; some noise."""
+    background, foreground, noise = two_colours(rng)
+    colour = background + (foreground - background) * share(ink)[:, :, None]
+    return np.rint(255 * add_noise(colour, noise, rng)).astype(np.uint8)
+
+
+def shade_clouds(ink: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Ink in one colour on clouds, which go from a second colour up to halfway to a third."""
+    background, foreground, noise = two_colours(rng)
+    third = rng.random(3, dtype=np.float32)
+    clouds = cloudy(len(ink), rng)[:, :, None]
+    background = background + (third - background) * (np.float32(0.5) * clouds)
+    colour = background + (foreground - background) * share(ink)[:, :, None]
+    return np.rint(255 * add_noise(colour, noise, rng)).astype(np.uint8)
+
+
+def share(ink: np.ndarray) -> np.ndarray:
+    """Ink from 0 to 1."""
+    return ink if ink.dtype == np.float32 else ink.astype(np.float32) / 255
+
+
+def two_colours(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, float]:
+    """Background and foreground, float32 (3,), that differ by half at least in one channel; and a number for noise."""
+    *numbers, noise = rng.random(7)
+    pairs = [contrasting(numbers[channel], numbers[3 + channel]) for channel in range(3)]
+    strongest = int(np.argmax([abs(foreground - background) for background, foreground in pairs]))
+    pairs[strongest] = contrasting(numbers[strongest], 0.5 + 0.5 * numbers[3 + strongest])
+    background, foreground = (np.array(side, dtype=np.float32) for side in zip(*pairs))
+    return background, foreground, noise
+
+
+def contrasting(background: float, contrast: float) -> tuple[float, float]:
+    """A background, and a foreground `contrast` away from it on the side with more room, as far as 0..1 allows."""
+    if background < 0.5:
+        return background * (1 - contrast), background * (1 - contrast) + contrast
+    return 1 - (1 - background) * (1 - contrast), background * (1 - contrast)
+
+
+def cloudy(size: int, rng: np.random.Generator) -> np.ndarray:
+    """Random values between ever finer grids of points, each half as strong: float32 (size, size) from 0 to 1."""
+    clouds = np.zeros((size, size), dtype=np.float32)
+    for octave in range(OCTAVES):
+        cells = 2 << octave
+        grid = rng.random((cells + 1, cells + 1), dtype=np.float32)
+        place = (np.arange(size, dtype=np.float32) + np.float32(0.5)) * np.float32(cells / size)
+        below = place.astype(np.intp)
+        above = place - below
+        rows = grid[below] * (1 - above)[:, None] + grid[below + 1] * above[:, None]
+        clouds += np.float32(0.5**octave) * (rows[:, below] * (1 - above) + rows[:, below + 1] * above)
+    return clouds / np.float32(2 - 0.5 ** (OCTAVES - 1))
+
+
+def add_noise(values: np.ndarray, amount: float, rng: np.random.Generator) -> np.ndarray:
+    """Uniform noise in a third of the pictures; result within 0..1."""
+    if amount > 2 / 3:
+        values = values + np.float32(0.6 * (amount - 2 / 3)) * (rng.random(values.shape, dtype=np.float32) - 0.5)
+    return np.clip(values, 0.0, 1.0)
