@@ -1,7 +1,8 @@
 """`hf-vit export MODEL OUT --format onnx|torch-export`: a model for machines without transformers, checked on the way.
 
 OUT then holds `model.onnx` (or `model.pt2`), `config.json` with the label names, `preprocessor_config.json` and
-`export.json`, what was checked. Any batch size goes in; any image size too with `--dynamic-size`. The written file is
+`export.json`, what was checked. Any batch size goes in; any image size too with `--dynamic-size`, for hybrids any that
+is a multiple of `size_multiple_of` in export.json. The written file is
 run with onnxruntime (or torch) on random pictures and must agree with the model to 1e-4, or nothing is kept.
 
 With `--int8` the ONNX model is quantised for CPUs as well, and `--images` measures what that changes. Needs the
@@ -17,7 +18,8 @@ import json
 import logging
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +36,7 @@ from .errors import HFViTError
 from .inputs import find_pictures, image_size, load, read_pictures
 from .modeling_hf_vit import HFViTForImageClassification
 from .position_embedding import INTERPOLATIONS
+from .resnet_stem import StdConv2d
 
 
 EXAMPLES = """\
@@ -115,8 +118,9 @@ class Logits(nn.Module):
     """A classifier with one tensor in and one out.
 
     Args:
-        dynamic_size: leave out the model's checks of the image size, which fix it while exporting, and refit positions
-            to whatever grid comes (the identity, for the grid they are made for).
+        dynamic_size: leave out the model's checks of the image size, which fix it while exporting, refit positions to
+            whatever grid comes (the identity, for the grid they are made for), and pad a ResNet as sizes that its
+            strides divide are padded.
     """
 
     def __init__(self, model: HFViTForImageClassification, dynamic_size: bool = False):
@@ -128,6 +132,11 @@ class Logits(nn.Module):
             embeddings.patch_embeddings.forward = lambda pixels: _project(embeddings.patch_embeddings, pixels)
             if embeddings.position_embeddings is not None:
                 embeddings.patch_positions = lambda grid: _positions(embeddings, grid)
+            if (stem := embeddings.patch_embeddings.backbone) is not None:
+                stem.forward = partial(_stem, stem)
+                for module in stem.modules():
+                    if isinstance(module, StdConv2d):
+                        module.forward = partial(_convolve, module)  # type: ignore[method-assign]
 
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """`(B, C, H, W)` -> `(B, K)`."""
@@ -136,6 +145,25 @@ class Logits(nn.Module):
 
 def _project(patches: Any, pixels: torch.Tensor) -> torch.Tensor:
     return patches.projection(pixels if patches.backbone is None else patches.backbone(pixels))
+
+
+def _stem(stem: Any, pixels: torch.Tensor) -> torch.Tensor:
+    x = F.relu(stem.gn_root(stem.conv_root(pixels)))
+    x = F.max_pool2d(_pad(x, 3, 2, float("-inf")), 3, stride=2)
+    for stage in stem.stages:
+        x = stage(x)
+    return x
+
+
+def _convolve(convolution: StdConv2d, x: torch.Tensor) -> torch.Tensor:
+    kernel, stride = convolution.kernel_size[0], convolution.stride[0]
+    return F.conv2d(_pad(x, kernel, stride), convolution.standardized_weight(), stride=stride)
+
+
+def _pad(x: torch.Tensor, kernel: int, stride: int, value: float = 0.0) -> torch.Tensor:
+    """`same_padding` of a map that the stride divides: it does not depend on the size then."""
+    both = max(kernel - stride, 0)
+    return F.pad(x, (both // 2, both - both // 2) * 2, value=value) if both else x
 
 
 def _positions(embeddings: Any, grid: tuple[int, int]) -> torch.Tensor:
@@ -163,10 +191,11 @@ def export(loaded: Loaded, folder: Path, format: str, dynamic_size: bool) -> dic
     down, across = model.config.total_stride
     batch, sizes = torch.export.Dim("batch", min=1, max=65536), {}
     example = torch.zeros(2, model.config.num_channels, height, width)
-    if dynamic_size and model.config.resnet_depths is None:
-        sizes = {2: torch.export.Dim.DYNAMIC, 3: torch.export.Dim.DYNAMIC}
-    elif dynamic_size:  # the ResNet's paddings of an arbitrary size keep the exporter busy for minutes
+    multiples = model.config.resnet_depths is not None  # the padding of any size keeps the exporter busy for minutes
+    if dynamic_size and multiples:
         sizes = {2: down * torch.export.Dim("rows", min=1), 3: across * torch.export.Dim("columns", min=1)}
+    elif dynamic_size:
+        sizes = {2: torch.export.Dim.DYNAMIC, 3: torch.export.Dim.DYNAMIC}
     if dynamic_size:
         example = torch.zeros(2, model.config.num_channels, height + 2 * down, width + 3 * across)
     path = folder / FORMATS[format]
@@ -189,8 +218,10 @@ def export(loaded: Loaded, folder: Path, format: str, dynamic_size: bool) -> dic
     shapes = [(1, height, width), (3, height, width)]
     if dynamic_size:
         shapes += [(2, height + down, width), (1, height, width + 2 * across)]
-    checked = [difference(model, path, shape) for shape in shapes]
-    return {"format": format, "dynamic_size": dynamic_size, "tolerance": TOLERANCE, "checked": checked}
+    run = runner(path)
+    checked = [difference(model, run, shape) for shape in shapes]
+    account = {"format": format, "dynamic_size": dynamic_size, "tolerance": TOLERANCE, "checked": checked}
+    return account | ({"size_multiple_of": [down, across]} if dynamic_size and multiples else {})
 
 
 def _write_onnx(program: Any, path: Path, dynamic_size: bool) -> None:
@@ -223,7 +254,7 @@ def quiet() -> Iterator[None]:
 # -- checking ----------------------------------------------------------------------------------------------------
 
 
-def runner(path: Path) -> Any:
+def runner(path: Path) -> Callable[[np.ndarray], np.ndarray]:
     """A function from pixels `(B, C, H, W)` to logits `(B, K)`, numpy float32, that runs a written model."""
     if path.suffix == ".pt2":
         program = torch.export.load(path).module()
@@ -236,8 +267,10 @@ def runner(path: Path) -> Any:
     return lambda pixels: session.run(None, {"pixel_values": pixels})[0]
 
 
-def difference(model: HFViTForImageClassification, path: Path, shape: tuple[int, int, int]) -> dict[str, Any]:
-    """Largest difference of the logits on random pictures of one shape (batch, height, width).
+def difference(
+    model: HFViTForImageClassification, run: Callable[[np.ndarray], np.ndarray], shape: tuple[int, int, int]
+) -> dict[str, Any]:
+    """Largest difference of the logits of model and `run` on random pictures of one shape (batch, height, width).
 
     Raises:
         HFViTError: it is above the tolerance.
@@ -247,7 +280,7 @@ def difference(model: HFViTForImageClassification, path: Path, shape: tuple[int,
     pixels = torch.rand(batch, model.config.num_channels, height, width, generator=generator) * 2 - 1
     with torch.no_grad():
         expected = model(pixels).logits.numpy()
-    found = runner(path)(pixels.numpy())
+    found = run(pixels.numpy())
     largest = float(np.abs(found - expected).max())
     if not largest <= TOLERANCE * max(1.0, float(np.abs(expected).max())):
         raise HFViTError(

@@ -41,7 +41,7 @@ def export(capsys, *words):
     return json.loads(out)
 
 
-@pytest.mark.parametrize("fields", [{}, pytest.param(HYBRID, marks=pytest.mark.slow)], ids=["vit", "hybrid"])
+@pytest.mark.parametrize("fields", [{}, HYBRID], ids=["vit", "hybrid"])
 def test_onnx_of_any_batch_and_size(fields, tmp_path, capsys):
     onnxruntime = pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
@@ -62,14 +62,25 @@ def test_onnx_of_any_batch_and_size(fields, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("fields", [{}, HYBRID], ids=["vit", "hybrid"])
-def test_torch_export_needs_nothing_more(fields, tmp_path, capsys):
-    options = [] if fields else ["--dynamic-size"]
-    account = export(
-        capsys, saved(tmp_path / "model", **fields), tmp_path / "out", "--format", "torch-export", *options
-    )
-    assert all(row["largest_difference"] < 1e-4 for row in account["checked"])
+def test_torch_export_of_any_batch_and_size(fields, tmp_path, capsys):
+    folder = saved(tmp_path / "model", **fields)
+    account = export(capsys, folder, tmp_path / "out", "--format", "torch-export", "--dynamic-size")
+    assert len(account["checked"]) == 4 and all(row["largest_difference"] < 1e-4 for row in account["checked"])
+    program, pixels = torch.export.load(tmp_path / "out" / "model.pt2").module(), torch.randn(5, 3, 48, 72)
+    expected = HFViTForImageClassification.from_pretrained(folder).eval()(pixels).logits.detach()
+    torch.testing.assert_close(program(pixels).detach(), expected, atol=1e-4, rtol=1e-4)
+    assert account.get("size_multiple_of") == ([8, 8] if fields else None)
+    if not fields:
+        assert program(torch.zeros(1, 3, 37, 51)).shape == (1, 3)
+
+
+def test_a_fixed_size_stays_fixed(tmp_path, capsys):
+    account = export(capsys, saved(tmp_path / "model"), tmp_path / "out", "--format", "torch-export")
+    assert [(row["height"], row["width"]) for row in account["checked"]] == [(32, 32)] * 2
     program = torch.export.load(tmp_path / "out" / "model.pt2").module()
-    assert program(torch.zeros(4, 3, 32, 32) if fields else torch.zeros(4, 3, 40, 48)).shape == (4, 3)
+    assert program(torch.zeros(4, 3, 32, 32)).shape == (4, 3)
+    with pytest.raises(Exception, match="32"):
+        program(torch.zeros(1, 3, 40, 40))
 
 
 @pytest.mark.parametrize(
