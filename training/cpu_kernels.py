@@ -4,8 +4,8 @@ For the Trainer, with any model: `with CPUKernels(): loss = ...; loss.backward()
 
     scaled_dot_product_attention   in bfloat16 written out as products and a softmax: the backward pass of PyTorch's
                                    CPU kernel takes four times longer
-    linear                         in bfloat16 with a weight gradient whose narrow factor is transposed first; in
-                                   float32 by oneDNN where that is the faster library here, as on AMD
+    linear                         in bfloat16 with the bias inside oneDNN's product; in float32 by oneDNN where that
+                                   is the faster library here, as on AMD
     layer_norm                     under autocast rounded once, where each layer that reads it would round it again
     conv2d of patches              a matrix product; the convolution's weight gradient takes ten times longer
 
@@ -133,8 +133,8 @@ def linear(x, weight, bias=None) -> torch.Tensor | None:
     if x.numel() * weight.shape[0] < OPERATIONS or not weight.requires_grad:
         return None
     dtype = _compute_dtype(x)
-    if dtype == torch.bfloat16 and weight.shape[0] != weight.shape[1]:
-        function: type[torch.autograd.Function] = NarrowLinear
+    if dtype == torch.bfloat16:
+        function: type[torch.autograd.Function] = BFloat16Linear
     elif dtype == x.dtype == weight.dtype == torch.float32 and onednn_is_faster():
         function = OneDNNLinear
     else:
@@ -143,19 +143,15 @@ def linear(x, weight, bias=None) -> torch.Tensor | None:
         return function.apply(x.to(dtype).reshape(-1, x.shape[-1]), weight, bias).view(*x.shape[:-1], -1)
 
 
-class NarrowLinear(torch.autograd.Function):
-    """x W^T + b in the precision of x; `(T, in)` and `(out, in)` -> `(T, out)`.
-
-    In the gradient of W tokens are summed over, so one factor has to be transposed. oneDNN takes twice the time of the
-    forward pass for the product with it; transposing the narrow factor before takes a fifth.
-    """
+class BFloat16Linear(torch.autograd.Function):
+    """x W^T + b in bfloat16, `(T, in)` and `(out, in)` -> `(T, out)`; gradients in the parameters' own precision."""
 
     @staticmethod
     def forward(ctx, x, weight, bias):
-        low = weight.to(x.dtype)
+        low = weight.bfloat16()
         ctx.save_for_backward(x, low)
         ctx.dtypes = weight.dtype, None if bias is None else bias.dtype
-        return F.linear(x, low, None if bias is None else bias.to(x.dtype))
+        return torch.ops.mkldnn._linear_pointwise(x, low, None if bias is None else bias.bfloat16(), "none", [], "")
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -163,11 +159,9 @@ class NarrowLinear(torch.autograd.Function):
         x, weight = ctx.saved_tensors
         of_weight, of_bias = ctx.dtypes
         of_x = gradient @ weight if ctx.needs_input_grad[0] else None
-        if gradient.shape[1] < x.shape[1]:
-            change = (_transposed(gradient) @ x).to(of_weight)
-        else:
-            change = (_transposed(x) @ gradient).t().to(of_weight, memory_format=torch.contiguous_format)
-        return of_x, change, None if of_bias is None else gradient.sum(0).to(of_bias)
+        # oneDNN takes twice the time for a product with a transposed factor: the narrow one is turned before
+        turned = _transposed(gradient) if gradient.shape[1] < x.shape[1] else gradient.t()
+        return of_x, (turned @ x).to(of_weight), None if of_bias is None else gradient.sum(0).to(of_bias)
 
 
 def _transposed(matrix: torch.Tensor) -> torch.Tensor:
