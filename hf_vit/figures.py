@@ -63,7 +63,7 @@ def view_of(settings: Mapping[str, Any], picture_size: tuple[int, int]) -> View:
     return View(picture_size, crop, (top, left, crop[0] * down, crop[1] * across))
 
 
-def on_picture(heat: np.ndarray, stride: tuple[int, int], view: View) -> np.ndarray:
+def on_picture(heat: np.ndarray, stride: tuple[int, int], view: View, smooth: bool = True) -> np.ndarray:
     """A map over patches `(rows, columns)` in the pixels of the original picture, `(height, width)`.
 
     Interpolated linearly between the patches' centres, constant beyond the outermost; NaN where the model does not
@@ -71,13 +71,16 @@ def on_picture(heat: np.ndarray, stride: tuple[int, int], view: View) -> np.ndar
 
     Args:
         stride: pixels of the model's input from patch to patch, (down, across).
+        smooth: False shows each patch as it is.
     """
     top, left, height, width = view.window
     sides = []
     for axis, (start, length) in enumerate(((top, height), (left, width))):
         places = (np.arange(view.picture_size[axis]) + 0.5 - start) * view.model_size[axis] / length
         covered = min(heat.shape[axis] * stride[axis], view.model_size[axis])
-        sides.append((_linear(places / stride[axis] - 0.5, heat.shape[axis]), (places >= 0) & (places < covered)))
+        patches = places / stride[axis] - 0.5
+        weights = _linear(patches if smooth else patches.round(), heat.shape[axis])
+        sides.append((weights, (places >= 0) & (places < covered)))
     (vertical, seen_down), (horizontal, seen_across) = sides
     found = vertical @ np.asarray(heat, dtype=np.float64) @ horizontal.T
     return np.where(seen_down[:, None] & seen_across, found, np.nan)
@@ -87,6 +90,18 @@ def _linear(places: np.ndarray, cells: int) -> np.ndarray:
     """Weights `(places, cells)` of linear interpolation at real-valued cell numbers."""
     places = places.clip(0, cells - 1)
     return np.maximum(0, 1 - np.abs(places[:, None] - np.arange(cells)))
+
+
+def colours_on_picture(colours: np.ndarray, stride: tuple[int, int], view: View) -> np.ndarray:
+    """Colours of patches `(rows, columns, 3)` in [0, 1] -> `(height, width, 3)` uint8, white outside the window."""
+    found = [on_picture(colours[..., channel], stride, view, smooth=False) for channel in range(3)]
+    return (np.nan_to_num(np.stack(found, axis=-1), nan=1.0) * 255).round().astype(np.uint8)
+
+
+def enlarged(picture: np.ndarray, least: int) -> np.ndarray:
+    """A picture `(H, W, C)` whose longer side is below `least` pixels, enlarged by a whole number to about that."""
+    factor = max(1, round(least / max(picture.shape[:2])))
+    return picture.repeat(factor, axis=0).repeat(factor, axis=1)
 
 
 def scaled(heat: np.ndarray) -> np.ndarray:
@@ -126,6 +141,12 @@ def _page(width: float, height: float, **options: Any) -> Figure:
     figure = Figure(figsize=(width, height), dpi=110, layout="constrained", **options)
     FigureCanvasAgg(figure)
     return figure
+
+
+def _cell(side: float, proportion: float) -> tuple[float, float]:
+    """Width and height in inches of a map of that height over width: the longer side is `side`, or half more."""
+    long = side * min(max(proportion, 1 / proportion), 1.5)
+    return (long / proportion, long) if proportion > 1 else (long, max(long * proportion, 0.25 * side))
 
 
 def _bare(axes: Any, image: np.ndarray, title: str = "", size: float = 9.0, **options: Any) -> None:
@@ -184,20 +205,28 @@ def draw_examples(
 
 
 def draw_attention_heads(
-    maps: Mapping[int, np.ndarray], title: str = "", numbers: Sequence[int] | None = None
+    maps: Mapping[int, np.ndarray],
+    title: str = "",
+    numbers: Sequence[int] | None = None,
+    proportion: float | None = None,
 ) -> Figure:
     """One map for each block (rows) and head (columns); `{layer: (heads, rows, columns)}`, each with its own scale.
 
-    `numbers` of the heads, where they are not the first ones.
+    Args:
+        numbers: of the heads, where they are not the first ones.
+        proportion: height over width of what the model sees of the picture; that of the grid of patches where None.
     """
     layers = list(maps)
     heads, rows, columns = maps[layers[0]].shape
     numbers = range(heads) if numbers is None else numbers
-    figure = _page(1.15 * heads + 0.6, 1.15 * len(layers) * max(rows / columns, 0.4) + 0.7)
+    proportion = rows / columns if proportion is None else proportion
+    wide, tall = _cell(1.15, proportion)
+    figure = _page(wide * heads + 0.6, tall * len(layers) + 0.7)
     grid = figure.subplots(len(layers), heads, squeeze=False)
+    options = {"cmap": HEAT, "aspect": proportion * columns / rows}
     for number, layer in enumerate(layers):
         for head in range(heads):
-            _bare(grid[number, head], maps[layer][head], f"head {numbers[head]}" if number == 0 else "", 8, cmap=HEAT)
+            _bare(grid[number, head], maps[layer][head], f"head {numbers[head]}" if number == 0 else "", 8, **options)
         grid[number, 0].set_ylabel(f"block {layer}", size=8, color=INK)
     if title:
         figure.suptitle(title, size=10, color=INK)
@@ -272,7 +301,7 @@ def draw_attention_distance(distances: Mapping[str, np.ndarray], title: str = ""
 
 def draw_curves(fractions: np.ndarray, curves: Mapping[str, tuple[np.ndarray, np.ndarray]], title: str = "") -> Figure:
     """Deletion and insertion side by side: `{method: (deletion, insertion)}`, each `(S + 1,)`; areas in the legend."""
-    figure = _page(8.4, 3.5)
+    figure = _page(8.4, 3.3 + 0.17 * len(curves))
     for axes, which, name in zip(figure.subplots(1, 2, sharey=True), (0, 1), ("deletion", "insertion")):
         for number, (method, pair) in enumerate(curves.items()):
             width = 1.2 + 0.7 * max(0, 3 - number)  # equal curves lie on each other: the wider ones stay visible
@@ -284,7 +313,7 @@ def draw_curves(fractions: np.ndarray, curves: Mapping[str, tuple[np.ndarray, np
         better = "smaller" if which == 0 else "larger"
         axes.set(xlabel="share of patches " + ("taken out" if which == 0 else "put in"), ylim=(0, 1.02))
         axes.set_title(f"{name}: area, {better} is better", size=9, color=INK)
-        axes.legend(frameon=False, fontsize=7.5)
+        axes.legend(frameon=False, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.16))
         axes.spines[["top", "right"]].set_visible(False)
         if which == 0:
             axes.set_ylabel("probability of the class")
@@ -293,13 +322,18 @@ def draw_curves(fractions: np.ndarray, curves: Mapping[str, tuple[np.ndarray, np
     return figure
 
 
-def draw_norms(norms: Mapping[int, np.ndarray], title: str = "") -> Figure:
-    """Lengths of the patch tokens after chosen blocks, `{layer: (rows, columns)}`, one colour scale each."""
-    _, columns = next(iter(norms.values())).shape
-    rows = len(next(iter(norms.values())))
-    figure = _page(2.4 * len(norms) + 0.3, 2.2 * max(rows / columns, 0.4) + 0.6)
+def draw_norms(norms: Mapping[int, np.ndarray], title: str = "", proportion: float | None = None) -> Figure:
+    """Lengths of the patch tokens after chosen blocks, `{layer: (rows, columns)}`, one colour scale each.
+
+    `proportion`: as in `draw_attention_heads`.
+    """
+    rows, columns = next(iter(norms.values())).shape
+    proportion = rows / columns if proportion is None else proportion
+    wide, tall = _cell(1.9, proportion)
+    figure = _page((max(wide, 1.6) + 0.6) * len(norms) + 0.3, tall + 0.8)
+    options = {"cmap": NORMS, "aspect": proportion * columns / rows}
     for axes, (layer, values) in zip(figure.subplots(1, len(norms), squeeze=False)[0], norms.items()):
-        _bare(axes, values, f"block {layer}: largest / median {values.max() / np.median(values):.1f}", 8, cmap=NORMS)
+        _bare(axes, values, f"block {layer}\nlargest / median {values.max() / np.median(values):.1f}", 8, **options)
         figure.colorbar(axes.images[0], ax=axes, shrink=0.75).ax.tick_params(labelsize=7)
     if title:
         figure.suptitle(title, size=10, color=INK)

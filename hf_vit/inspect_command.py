@@ -5,8 +5,8 @@ Called by `hf_vit/cli.py`, which adds `--json` and turns errors into one line an
     report.html           one page with every picture inside it: to look at, to send
     numbers.json          what was measured
     model-1/              figures of the model: filters.png, positions.png, distance.png, and for each picture a folder
-        001-NAME/         original-size overlays (attention.png, rollout.png, ...), heads.png, norms.png, colours.png,
-                          curves.png
+        001-NAME/         overlays of the original's size (attention.png, rollout.png, ...; below PAGE_WIDTH pixels
+                          enlarged by a whole number), heads.png, norms.png, colours.png, curves.png
     model-2/              the same of the model to compare with
 """
 
@@ -150,7 +150,8 @@ def _subject(name: str, number: int, arguments: argparse.Namespace) -> Subject:
     folder = arguments.out / f"model-{number}"
     folder.mkdir(parents=True, exist_ok=True)
     processor = ViTImageProcessorPil(**loaded.processor)
-    return Subject(name, model, processor, folder, layers, _class(model, arguments.target), methods)
+    title = Path(name).resolve().name if Path(name).exists() else name  # the page may be sent to people
+    return Subject(title, model, processor, folder, layers, _class(model, arguments.target), methods)
 
 
 def _class(model: Any, name: str | None) -> int | None:
@@ -186,14 +187,14 @@ def _inspect(subject: Subject, picture: Image.Image, name: str, arguments: argpa
         names = model.config.id2label
         row["labels"] = [(names[place], value) for value, place in zip(best.values.tolist(), best.indices.tolist())]
         row["explained"] = names[target]
-    original = np.asarray(picture.convert("RGB"))
+    original = figures.enlarged(np.asarray(picture.convert("RGB")), PAGE_WIDTH)
     view = figures.view_of(subject.processor.to_dict(), original.shape[:2])
     for method in subject.methods:
         heat = explain(model, pixels, method, target)[0].cpu().numpy()
         seen = figures.overlay(original, figures.on_picture(heat, model.config.total_stride, view))
         Image.fromarray(seen).save(folder / f"{method}.png")
         row["maps"].append((method, seen))
-    row["original"] = original
+    row |= {"original": original, "view": view}
     _draw_tokens(subject, pixels, folder, row, arguments, figures)
     if arguments.steps and model.config.num_labels and subject.methods:
         _draw_curves(subject, pixels, target, folder, row, arguments, figures)
@@ -210,9 +211,11 @@ def _draw_tokens(
     asking = "of the class token" if model.config.use_class_token else "of the patches, their mean"
     asking = "of the first patch" if model.config.pooling == "first" else asking
     heads = {layer: maps[layer][0].cpu().numpy() for layer in layers}
-    figure = figures.draw_attention_heads(heads, f"attention {asking}", head_numbers(model, arguments.heads))
+    shape = row["view"].window[2] / row["view"].window[3]  # of what the model sees, before it was squashed
+    figure = figures.draw_attention_heads(heads, f"attention {asking}", head_numbers(model, arguments.heads), shape)
     norms = {layer: values[0].cpu().numpy() for layer, values in token_norms(model, pixels, layers).items()}
-    for file, drawn in (("heads", figure), ("norms", figures.draw_norms(norms, "length of the patch tokens"))):
+    lengths = figures.draw_norms(norms, "length of the patch tokens", shape)
+    for file, drawn in (("heads", figure), ("norms", lengths)):
         figures.save(drawn, folder / f"{file}.png")
         row["figures"].append((file, _inline(drawn)))
 
@@ -249,11 +252,9 @@ def _colour_features(subject: Subject, rows: list[dict], figures: Any) -> None:
         return
     colours = feature_colours(torch.stack(subject.features)).numpy()
     for row, colour in zip(rows, colours):
-        height, width = row["original"].shape[:2]
-        small = Image.fromarray((colour * 255).round().astype(np.uint8))
-        large = small.resize((width, height), Image.Resampling.NEAREST)
-        large.save(row["folder"] / "colours.png")
-        row["maps"].append(("features", np.asarray(large)))
+        large = figures.colours_on_picture(colour, subject.model.config.total_stride, row["view"])
+        Image.fromarray(large).save(row["folder"] / "colours.png")
+        row["maps"].append(("features", large))
 
 
 # -- the model ------------------------------------------------------------------------------------------------------

@@ -15,13 +15,16 @@ from transformers.models.vit import ViTImageProcessorPil
 from hf_vit import HFViTError
 from hf_vit.figures import (
     View,
+    colours_on_picture,
     draw_attention_distance,
     draw_attention_heads,
     draw_curves,
+    draw_examples,
     draw_filters,
     draw_norms,
     draw_position_similarity,
     draw_table,
+    enlarged,
     on_picture,
     overlay,
     save,
@@ -82,6 +85,30 @@ def test_the_window_is_the_one_that_the_processor_crops(size):
     )
 
 
+def test_colours_are_those_of_the_patches():
+    colours = np.zeros((2, 3, 3))
+    colours[1, 2] = 1, 0.5, 0
+    view = View((50, 60), (16, 24), (0.0, 10.0, 50.0, 40.0))  # what the model sees: the middle 40 columns
+    found = colours_on_picture(colours, (8, 8), view)
+    assert found.shape == (50, 60, 3) and found.dtype == np.uint8
+    assert (
+        (found[30:, 40:49] == [255, 128, 0]).all() and (found[:24, 11:49] == 0).all() and (found[:, 50:] == 255).all()
+    )
+    assert enlarged(found, 200).shape == (150, 180, 3) and enlarged(found, 20).shape == found.shape
+
+
+def test_maps_have_the_proportions_of_the_picture():
+    square = {0: np.random.default_rng(0).random((2, 6, 6))}
+    for proportion in (0.5, 1.0, 3.0):
+        for figure in (
+            draw_attention_heads(square, proportion=proportion),
+            draw_norms({0: square[0][0]}, proportion=proportion),
+        ):
+            figure.canvas.draw()
+            box = figure.axes[0].get_window_extent()
+            assert box.height / box.width == pytest.approx(proportion, rel=0.02)
+
+
 def test_linear_ramps_stay_linear():
     view = View((64, 64), (64, 64), (0.0, 0.0, 64.0, 64.0))
     found = on_picture(np.arange(8.0)[:, None].repeat(8, 1), (8, 8), view)
@@ -113,6 +140,9 @@ def test_every_figure_is_drawn(tmp_path):
     steps = np.linspace(0, 1, 5)
     drawn = {
         "table": draw_table([[random.random((8, 12, 3))] * 2] * 2, ["a", "b"], ["x", "y"], "title"),
+        "examples": draw_examples(
+            [[random.random((8, 4 + n, 3))] * 2 for n in range(8)], list("abcdefgh"), ["x", "y"]
+        ),
         "heads": draw_attention_heads({0: random.random((3, 4, 6)), -1: random.random((3, 4, 6))}, numbers=[0, 2, 5]),
         "filters": draw_filters(random.random((10, 3, 4, 4)), np.full(10, 0.1)),
         "grey filters": draw_filters(random.random((2, 1, 4, 8)), np.full(2, 0.1)),

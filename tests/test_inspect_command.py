@@ -71,10 +71,23 @@ def test_one_page_of_two_models(capsys, model, pictures, tmp_path):
     for place in ("model-1", "model-2"):
         for name in ("attention", "rollout", "gradient_rollout", "relevance", "colours"):
             with Image.open(tmp_path / "out" / place / "001-a" / f"{name}.png") as seen:
-                assert seen.size == (50, 30)  # the original's
+                assert seen.size == (350, 210)  # 50 x 30, enlarged to see something
         for name in ("002-b <i>/heads", "002-b <i>/norms", "002-b <i>/curves", "filters", "positions", "distance"):
             assert (tmp_path / "out" / place / f"{name}.png").is_file()
     assert (tmp_path / "out" / "distances.png").is_file()
+
+
+def test_the_page_names_no_folder_and_overlays_are_as_large_as_pictures(capsys, model, tmp_path):
+    """A greyscale photograph that its EXIF turns, larger than the page shows it."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("L", (700, 400), 90).save(tmp_path / "turned.jpg", exif=exif)
+    words = (tmp_path / "turned.jpg", "--out", tmp_path / "out", "--steps", 0)
+    assert run(capsys, model, *words)[0] == 0
+    for name in ("rollout", "colours"):
+        with Image.open(tmp_path / "out" / "model-1" / "001-turned" / f"{name}.png") as seen:
+            assert seen.size == (400, 700)
+    assert f"<h1>What {model.name} sees</h1>" in (tmp_path / "out" / "report.html").read_text()
 
 
 def test_a_model_without_pictures(capsys, model, tmp_path):
