@@ -69,6 +69,10 @@ class Difference:
         """Whether the mean is at least `margin`, and clear: more than two standard errors above zero."""
         return self.mean >= margin and self.mean > CLEAR * self.error
 
+    def below(self) -> bool:
+        """Whether the mean is clearly below zero."""
+        return self.mean < -CLEAR * self.error
+
     def tied(self, margin: float) -> bool:
         """Whether the mean is within `margin` of zero, or within two standard errors."""
         return abs(self.mean) <= max(margin, CLEAR * self.error if len(self.values) > 1 else 0.0)
@@ -146,6 +150,7 @@ CPU_MODEL = {
     "hidden_size": 128, "num_hidden_layers": 6, "num_attention_heads": 2, "intermediate_size": 256, "patch_size": 8,
     "pooling": "gap", "use_class_token": False,
 }  # fmt: skip
+CPU_TINY = CPU_MODEL | {"hidden_size": 96, "num_hidden_layers": 4, "intermediate_size": 192}
 CPU_RUN = {"attn_implementation": "eager"}  # fields that a config does not keep
 CPU_TRAIN = {
     "per_device_train_batch_size": 64, "per_device_eval_batch_size": 250, "bf16": True, "dataloader_num_workers": 1,
@@ -168,3 +173,13 @@ SMOKE = {
     },
     "train": {"per_device_train_batch_size": 8, "crop": "squash", "logging_steps": 1, "warmup_steps": 1},
 }  # fmt: skip
+
+# The other two of the paper's families; 32 px give the ViT's number of tokens, or a ResNet of like cost.
+SMALL_BIT = {
+    "model_type": "bit", "embedding_size": 32, "hidden_sizes": [64, 128, 256], "depths": [2, 2, 2], "num_groups": 8,
+    "layer_type": "preactivation",
+}  # fmt: skip
+BIT = SMALL_BIT | {"embedding_size": 64, "hidden_sizes": [256, 512, 1024], "depths": [3, 4, 6], "num_groups": 32}
+SMALL_HYBRID = {"resnet_depths": [1], "resnet_width_factor": 0.5, "patch_size": 2}
+SMOKE_BIT = SMALL_BIT | {"embedding_size": 8, "hidden_sizes": [16, 16], "depths": [1, 1], "num_groups": 4}
+SMOKE_HYBRID = {"resnet_depths": [1], "resnet_width_factor": 0.5, "patch_size": 2}

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from .design import CPU_MODEL, CPU_RUN, CPU_TRAIN, GPU_MODEL, GPU_TRAIN, SMOKE, Cell, Rule, Scores, Study
+from .design import CPU_RUN, CPU_TINY, CPU_TRAIN, GPU_MODEL, GPU_TRAIN, SMOKE, Cell, Rule, Scores, Study
 
 
 SCRATCH, LONGER, MIMETIC, DYCK = "from scratch", "from scratch, as long as both", "mimetic", "k-Dyck warm-up"
@@ -82,7 +82,7 @@ STUDY = Study(
     data={"cifar10": "uoft-cs/cifar10", "flowers": "dpdl-benchmark/oxford_flowers102", "digits": "digits"},
     settings={
         "cpu": {
-            "seeds": [0, 1, 2], "image_size": 32, "model": CPU_MODEL, "run": CPU_RUN, "train": CPU_TRAIN,
+            "seeds": [0, 1, 2], "image_size": 32, "model": CPU_TINY, "run": CPU_RUN, "train": CPU_TRAIN,
             "families": {"letters": "synthetic:glyphs-colour@52,2000", "atoms": "synthetic:atoms-colour@100,1000"},
             "dyck": {"steps": 100, "batch": 64}, "targets": TARGETS, "budgets": [1000], "finetune_steps": 200,
         },

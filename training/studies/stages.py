@@ -20,14 +20,15 @@ from hf_vit.errors import HFViTError
 from ..arguments import parse
 from ..checkpointing import checkpoints, read_json
 from ..classifiers import open_classifier
-from ..data import ImageDataset, open_dataset
+from ..data import ImageDataset, open_dataset, take_fraction
 from ..dyck import warm_up
 from ..facts import FACTS_NAME, write_facts
 from ..features import compute_features
 from ..few_shot import few_shot
+from ..labels import match_labels
 from ..mimetic import mimetic_
 from ..run import run
-from ..scoring import create_machine
+from ..scoring import create_machine, score_dataset
 from .design import Cell
 from .peers import run_peer
 
@@ -124,6 +125,54 @@ def subset(folder: Path, options: dict[str, Any]) -> dict[str, Any]:
     return finish(folder, {"classes": "every second"})
 
 
+def pseudo_labels(folder: Path, options: dict[str, Any]) -> dict[str, Any]:
+    """A teacher's labels for the pictures outside the labelled part, as parquet: both parts in train, and the test.
+
+    Noisy Student (arXiv:1911.04252): of every class the surest pictures above `confidence`, `keep` in all; where a
+    class has fewer, some are there twice and more.
+    """
+    whole = open_dataset(options["dataset"], split="train")
+    names = whole.label_names
+    test = open_dataset(options["dataset"], split="test", label_names=names)
+    own = np.isin(whole.rows, take_fraction(whole, options["labelled"]).rows)
+    first, others = np.flatnonzero(own), np.flatnonzero(~own)
+    if not len(others):
+        raise HFViTError("pseudo-labels are for pictures outside the labelled part: lower `labelled` below 1")
+    classifier, machine = open_classifier(str(options["model"])), create_machine(False, batch_size=250)
+    match = match_labels(names, classifier.label_names)
+    logits = score_dataset(classifier, whole.select(others), match, machine).logits
+    facts: dict[str, Any] = {}
+    if machine.accelerator.is_main_process:
+        if logits is None:
+            raise HFViTError(f"{len(others):,} pictures are too many for pseudo-labels at once: give fewer")
+        shares = torch.from_numpy(logits).softmax(1).numpy()[:, match.places]
+        rows, labels = surest(shares, options["keep"], options["confidence"])
+        (folder / "data").mkdir(parents=True, exist_ok=True)
+        train = np.concatenate([whole.labels[first], labels])
+        write_pictures(folder, "train", whole, np.concatenate([first, others[rows]]), train.tolist(), names)
+        write_pictures(folder, "test", test, np.arange(len(test)), test.labels.tolist(), names)
+        right = float((whole.labels[others[rows]] == labels).mean()) if len(rows) else None
+        facts = {"pseudo_labels": len(rows), "pseudo_labels_right": right}
+    return finish(folder, facts)
+
+
+def surest(shares: np.ndarray, keep: int, confidence: float) -> tuple[np.ndarray, np.ndarray]:
+    """Rows and labels of the pictures that a teacher is surest of, as many for each class.
+
+    Args:
+        shares: (N, K) probabilities. keep: pictures of all classes together. confidence: least probability.
+    """
+    chosen, labels, each = [], [], max(1, keep // shares.shape[1])
+    for label in range(shares.shape[1]):
+        own = np.flatnonzero((shares.argmax(1) == label) & (shares[:, label] >= confidence))
+        own = own[np.argsort(-shares[own, label], kind="stable")][:each]
+        if len(own):
+            own = np.resize(own, each)
+        chosen.append(own)
+        labels.append(np.full(len(own), label))
+    return np.concatenate(chosen), np.concatenate(labels)
+
+
 def write_pictures(
     folder: Path, split: str, dataset: ImageDataset, rows: np.ndarray, labels: list[int], names: list[str]
 ) -> None:
@@ -144,7 +193,7 @@ def finish(folder: Path, facts: dict[str, Any]) -> dict[str, Any]:
         folder.mkdir(parents=True, exist_ok=True)
         write_facts(folder, facts)
     accelerate.PartialState().wait_for_everyone()
-    return facts
+    return read_json(folder / FACTS_NAME)
 
 
 STAGES: dict[str, Callable[[Path, dict[str, Any]], dict[str, Any]]] = {
@@ -153,4 +202,5 @@ STAGES: dict[str, Callable[[Path, dict[str, Any]], dict[str, Any]]] = {
     "probe": probe,
     "start": start,
     "subset": subset,
+    "pseudo_labels": pseudo_labels,
 }

@@ -1,0 +1,144 @@
+"""What the parts of ViT are worth: positions, pooling and its rate, head, optimizer, masked patches."""
+
+from typing import Any
+
+from .design import CPU_MODEL, CPU_RUN, CPU_TRAIN, GPU_MODEL, GPU_TRAIN, SMOKE, Cell, Rule, Scores, Study
+
+
+POSITIONS, POOLING, HEAD, OPTIMIZER, MASKED = (
+    "position embeddings", "pooling and its rate", "head", "optimizer", "masked patches, few labels",
+)  # fmt: skip
+LOW, HIGH = "low rate", "high rate"
+TIED = 0.003
+
+
+def variants(settings: dict[str, Any]) -> list[tuple[str, str, str, dict[str, Any], dict[str, Any]]]:
+    """(panel, series, x, fields of the model, arguments of the run), one change at a time."""
+    rate, rates = settings["train"]["learning_rate"], settings["rates"]
+    width = settings["model"]["hidden_size"]
+    token = {"pooling": "token", "use_class_token": True}
+    mean = {"pooling": "gap", "use_class_token": False}
+    found = [
+        (POSITIONS, name, "", {"position_embedding_type": kind}, {})
+        for name, kind in {"none": "none", "1-D, learned": "learned1d", "2-D, learned": "learned",
+                           "2-D, sines and cosines": "sincos2d"}.items()
+    ]  # fmt: skip
+    for name, fields in {"class token": token, "mean of the tokens": mean}.items():
+        found += [(POOLING, name, which, fields, {"learning_rate": rates[which]}) for which in (LOW, HIGH)]
+    found.append((HEAD, "linear", "", {}, {}))
+    found.append((HEAD, "one hidden layer", "", {"representation_size": width}, {}))
+    found.append((OPTIMIZER, "Adam", "", {}, {"learning_rate": rate}))
+    found.append((OPTIMIZER, "SGD", "", {}, {"optim": "sgd", "learning_rate": settings["sgd_rate"]}))
+    return found
+
+
+def cells(settings: dict[str, Any]) -> list[Cell]:
+    """Every variant from scratch, at equal updates; then masked patches on all pictures, labels on few."""
+    common = settings["train"] | {"image_size": settings["image_size"], "dataset": settings["data"]["cifar10"]}
+    network, run, found = settings["model"], settings["run"], []
+    for number, (panel, series, x, fields, changed) in enumerate(variants(settings)):
+        for seed in settings["seeds"]:
+            options = common | {"max_steps": settings["steps"], "set": network | fields | run, "seed": seed} | changed
+            found.append(Cell(f"variant-{number}-{seed}", "pretrain", options, series, x, seed, panel))
+    for seed in settings["seeds"]:
+        options = common | {"max_steps": settings["masked_steps"], "set": network | run, "seed": seed}
+        found.append(Cell(f"masked-{seed}", "pretrain", options | {"loss": "masked_patches"}))
+        few = common | {"max_steps": settings["finetune_steps"], "train_fraction": settings["few"], "seed": seed}
+        starts = {
+            "from scratch": {"set": network | run},
+            "masked patches first": {"model": f"cell:masked-{seed}", "set": run},
+        }
+        for number, (series, start) in enumerate(starts.items()):
+            found.append(Cell(f"few-{number}-{seed}", "finetune", few | start, series, "", seed, MASKED))
+    return found
+
+
+def positions_needed(scores: Scores, settings: dict[str, Any]) -> tuple[bool, str]:
+    leads = {
+        name: scores.difference(name, "none", "", POSITIONS) for name in scores.series(POSITIONS) if name != "none"
+    }
+    return all(lead.above() for lead in leads.values()), "; ".join(f"{name}: {lead}" for name, lead in leads.items())
+
+
+def positions_alike(scores: Scores, settings: dict[str, Any]) -> tuple[bool, str]:
+    names = [name for name in scores.series(POSITIONS) if name not in ("none", "2-D, learned")]
+    leads = {name: scores.difference(name, "2-D, learned", "", POSITIONS) for name in names}
+    return all(lead.tied(TIED) for lead in leads.values()), "; ".join(
+        f"{name}: {lead}" for name, lead in leads.items()
+    )
+
+
+def pooling_pattern(scores: Scores, settings: dict[str, Any]) -> tuple[bool, str]:
+    own = scores.difference_of(("mean of the tokens", LOW, POOLING), ("class token", HIGH, POOLING))
+    wrong = scores.difference_of(("mean of the tokens", HIGH, POOLING), ("mean of the tokens", LOW, POOLING))
+    text = f"mean at the low rate over class token at the high: {own}; mean, high over low rate: {wrong}"
+    return own.tied(TIED) and wrong.below(), text
+
+
+def head_alike(scores: Scores, settings: dict[str, Any]) -> tuple[bool, str]:
+    lead = scores.difference("one hidden layer", "linear", "", HEAD)
+    return lead.tied(TIED), str(lead)
+
+
+def adam_better(scores: Scores, settings: dict[str, Any]) -> tuple[bool, str]:
+    lead = scores.difference("Adam", "SGD", "", OPTIMIZER)
+    return lead.above(), str(lead)
+
+
+def masked_helps(scores: Scores, settings: dict[str, Any]) -> tuple[bool, str]:
+    lead = scores.difference("masked patches first", "from scratch", "", MASKED)
+    return lead.above(), str(lead)
+
+
+STUDY = Study(
+    name="ablations",
+    question="What are the parts of ViT worth?",
+    source="arXiv:2010.11929, Tables 7 and 8, Figure 9, B.1.2; SimpleViT (arXiv:2205.01580) for the head",
+    x_label="variant",
+    data={"cifar10": "uoft-cs/cifar10"},
+    settings={
+        "cpu": {
+            "seeds": [0, 1, 2], "image_size": 32, "model": CPU_MODEL, "run": CPU_RUN, "train": CPU_TRAIN,
+            "rates": {LOW: 3e-4, HIGH: 8e-4}, "sgd_rate": 0.03, "steps": 600, "masked_steps": 600,
+            "finetune_steps": 200, "few": 0.1,
+        },
+        "gpu": {
+            "seeds": [0, 1, 2], "image_size": 32, "model": GPU_MODEL, "run": {}, "train": GPU_TRAIN,
+            "rates": {LOW: 3e-4, HIGH: 8e-4}, "sgd_rate": 0.03, "steps": 20000, "masked_steps": 20000,
+            "finetune_steps": 2000, "few": 0.1,
+        },
+        "smoke": SMOKE | {
+            "train": SMOKE["train"] | {"learning_rate": 1e-3}, "rates": {LOW: 3e-4, HIGH: 8e-4}, "sgd_rate": 0.03,
+            "steps": 2, "masked_steps": 2, "finetune_steps": 2, "few": 1.0, "seeds": [0],
+        },
+    },
+    cells=cells,
+    rules=(
+        Rule(
+            "Without position embeddings ViT is clearly worse",
+            "every kind of position embedding is above none by more than two standard errors",
+            positions_needed,
+        ),
+        Rule(
+            "The kinds of position embeddings hardly differ",
+            "each is within 0.3 points of 2-D learned ones, or within two standard errors",
+            positions_alike,
+        ),
+        Rule(
+            "Class token and mean of the tokens are equal, each at its own learning rate (8e-4 and 3e-4)",
+            "the difference is within 0.3 points or two standard errors, and the mean is clearly worse at 8e-4",
+            pooling_pattern,
+        ),
+        Rule(
+            "A head with a hidden layer is worth no more than a linear one",
+            "the difference is within 0.3 points or two standard errors",
+            head_alike,
+        ),
+        Rule("Adam trains better than SGD", "the gain is above two standard errors", adam_better),
+        Rule(
+            "Masked patch prediction helps where labels are few",
+            "the gain over training from scratch at equal updates with labels is above two standard errors",
+            masked_helps,
+        ),
+    ),
+)  # fmt: skip

@@ -1,0 +1,94 @@
+"""Noisy Student: a teacher labels pictures, a larger student learns them under noise and is the next teacher."""
+
+from typing import Any
+
+from .design import CPU_MODEL, CPU_RUN, CPU_TRAIN, GPU_MODEL, GPU_TRAIN, SMOKE, Cell, Rule, Scores, Study
+
+
+TEACHER, STUDENT, CONTROL = "teacher", "student", "student's network and noise, labels only"
+
+
+def cells(settings: dict[str, Any]) -> list[Cell]:
+    """Teacher on the labelled part; then in turn pseudo-labels for the rest, and a student on both."""
+    data = settings["data"]["cifar10"]
+    common, noise = settings["train"] | {"image_size": settings["image_size"]}, settings["noise"]
+    labelled, found = settings["labelled"], []
+    larger = {"set": settings["model"] | settings["student"] | settings["run"]}
+    first = {"peer": settings["peer"]} if settings["peer"] else {"set": settings["model"] | settings["run"]}
+    for seed in settings["seeds"]:
+        options = common | {"dataset": data, "train_fraction": labelled, "seed": seed}
+        steps = {"max_steps": settings["steps"]}
+        teacher, found_of = f"teacher-{seed}", settings["teacher"]
+        if found_of is None:
+            found.append(Cell(teacher, "pretrain", options | steps | first, TEACHER, 0, seed))
+        for turn in range(1, settings["turns"] + 1):
+            labels = {
+                "dataset": data,
+                "labelled": labelled,
+                "keep": settings["keep"],
+                "confidence": settings["confidence"],
+            }
+            labels["model"] = found_of if turn == 1 and found_of is not None else f"cell:{teacher}"
+            found.append(Cell(f"labels-{turn}-{seed}", "pseudo_labels", labels))
+            teacher = f"student-{turn}-{seed}"
+            own = common | noise | larger | {"dataset": f"cell:labels-{turn}-{seed}", "seed": seed}
+            found.append(Cell(teacher, "pretrain", own | steps, STUDENT, turn, seed))
+        found.append(Cell(f"control-{seed}", "pretrain", options | noise | larger | steps, CONTROL, 0, seed))
+    return found
+
+
+def student_better(scores: Scores, settings: dict[str, Any]) -> tuple[bool, str]:
+    if settings["teacher"] is not None:
+        lead = scores.difference_of((STUDENT, settings["turns"]), (CONTROL, 0))
+        return lead.above(), f"over the same training without pseudo-labels: {lead}"
+    leads = {turn: scores.difference_of((STUDENT, turn), (TEACHER, 0)) for turn in range(1, settings["turns"] + 1)}
+    return leads[settings["turns"]].above(), "; ".join(f"after {turn}: {lead}" for turn, lead in leads.items())
+
+
+def labels_matter(scores: Scores, settings: dict[str, Any]) -> tuple[bool, str]:
+    lead = scores.difference_of((STUDENT, settings["turns"]), (CONTROL, 0))
+    return lead.above(), str(lead)
+
+
+NOISE = {"auto_augment": "rand-m9-mstd0.5-inc1"}
+
+STUDY = Study(
+    name="noisy_student",
+    question="Does a student that learns its teacher's labels under noise become better than the teacher?",
+    source="arXiv:1911.04252; the Noisy Student column of arXiv:2010.11929, Table 2",
+    x_label="turns of teacher and student",
+    data={"cifar10": "uoft-cs/cifar10"},
+    settings={
+        "cpu": {
+            "seeds": [0, 1, 2], "image_size": 32, "model": CPU_MODEL, "run": CPU_RUN, "train": CPU_TRAIN,
+            "teacher": None, "peer": None, "student": {"hidden_size": 192, "intermediate_size": 384},
+            "noise": NOISE, "labelled": 0.1, "keep": 20000, "confidence": 0.3, "steps": 800, "turns": 2,
+        },
+        "gpu": {
+            "seeds": [0, 1, 2], "image_size": 32, "model": GPU_MODEL, "run": {}, "train": GPU_TRAIN,
+            "teacher": None,
+            "peer": {"model_type": "efficientnet", "width_coefficient": 1.0, "depth_coefficient": 1.0},
+            "student": {"drop_path_rate": 0.2}, "noise": NOISE | {"random_erasing": 0.25}, "labelled": 0.1,
+            "keep": 45000, "confidence": 0.3, "steps": 20000, "turns": 3,
+        },
+        "smoke": SMOKE | {
+            "teacher": None, "peer": None, "student": {"hidden_size": 24}, "noise": {}, "labelled": 0.2,
+            "keep": 20, "confidence": 0.0, "steps": 2, "turns": 2, "seeds": [0],
+        },
+    },
+    cells=cells,
+    rules=(
+        Rule("The last student beats the teacher", "the gain is above two standard errors", student_better),
+        Rule(
+            "It owes that to the teacher's labels, not to its size and noise",
+            "the gain over the same network and noise on the labelled part alone, at equal updates, is above two "
+            "standard errors",
+            labels_matter,
+        ),
+    ),
+    notes=(
+        "The labelled part keeps its labels; those of the rest are never read. Kept is the teacher's choice where its "
+        "confidence is high enough, the surest first, as many of each class; scarce classes repeat theirs. `teacher` "
+        "takes any classifier with the labels of the data, `peer` trains a network of transformers (EfficientNet).",
+    ),
+)  # fmt: skip
