@@ -15,15 +15,20 @@ from torch import nn
 GROUPS = 32
 
 
-def same_padding(x: torch.Tensor, kernel: int, stride: int, value: float = 0.0) -> torch.Tensor:
-    """Pad height and width as XLA's SAME does: the odd pixel goes to the bottom and the right.
+def same_amounts(x: torch.Tensor, kernel: int, stride: int) -> tuple[int, int, int, int]:
+    """XLA's SAME padding of `(B, C, H, W)`: left, right, top, bottom; the odd pixel goes to the bottom and the right.
 
-    `(B, C, H, W)` -> padded so that a VALID window of this kernel and stride gives ceil(H / stride) rows.
+    With it a VALID window of this kernel and stride gives ceil(H / stride) rows.
     """
     height, width = x.shape[-2:]
     down = max((-(-height // stride) - 1) * stride + kernel - height, 0)
     right = max((-(-width // stride) - 1) * stride + kernel - width, 0)
-    return F.pad(x, (right // 2, right - right // 2, down // 2, down - down // 2), value=value)
+    return right // 2, right - right // 2, down // 2, down - down // 2
+
+
+def same_padding(x: torch.Tensor, kernel: int, stride: int, value: float = 0.0) -> torch.Tensor:
+    """`(B, C, H, W)`, padded as XLA's SAME does."""
+    return F.pad(x, same_amounts(x, kernel, stride), value=value)
 
 
 def with_role(module: nn.Module, role: str):
@@ -42,18 +47,70 @@ class StdConv2d(nn.Conv2d):
 
     def standardized_weight(self) -> torch.Tensor:
         """Zero mean and unit population deviation over (in, height, width); eps outside or inside the root."""
-        mean = self.weight.mean(dim=(1, 2, 3), keepdim=True)
-        centred = self.weight - mean
-        variance = centred.square().mean(dim=(1, 2, 3), keepdim=True)
-        if self.variant == "std_plus_eps":
-            return centred / (variance.sqrt() + self.eps)
-        return centred * torch.rsqrt(variance + self.eps)
+        return standardize(self.weight, self.eps, self.variant)[0]
+
+    def kernel(self) -> torch.Tensor:
+        """The standardised weight, computed once for each value of the weight and kept.
+
+        A change is seen by the weight's version (optimizers, `load_state_dict`, averages), its address, or its place
+        being taken (FSDP); `weight.data` must not be written to. Compiled and traced code computes it.
+        """
+        weight = self.weight
+        traced = torch.compiler.is_compiling() or torch.jit.is_tracing() or torch._C._are_functorch_transforms_active()
+        if traced or type(weight) is not nn.Parameter or weight.is_inference():
+            return self.standardized_weight()
+        value = (weight._version, weight.data_ptr(), weight.dtype, weight.device)
+        if self._kept is None or self._kept[0] != value:
+            with torch.inference_mode(False), torch.no_grad():
+                self._kept = value, standardize(weight, self.eps, self.variant)
+        standardized, *factors = self._kept[1]
+        if torch.is_grad_enabled() and weight.requires_grad:
+            return StandardizationGradient.apply(weight, standardized, *factors)
+        return standardized
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        kernel, stride = self.kernel_size[0], self.stride[0]
-        if kernel > 1:
-            x = same_padding(x, kernel, stride)
-        return F.conv2d(x, self.standardized_weight(), stride=self.stride)
+        left, right, top, bottom = amounts = same_amounts(x, self.kernel_size[0], self.stride[0])
+        if left == right and top == bottom:
+            return F.conv2d(x, self.kernel(), stride=self.stride, padding=(top, left))
+        return F.conv2d(F.pad(x, amounts), self.kernel(), stride=self.stride)
+
+    _kept: tuple | None = None
+
+    def __setattr__(self, name: str, value) -> None:
+        if name == "weight":  # also when FSDP puts the gathered weight in its place, at an unchanged version
+            self.__dict__.pop("_kept", None)
+        super().__setattr__(name, value)
+
+    def __getstate__(self) -> dict:
+        return {name: value for name, value in self.__dict__.items() if name != "_kept"}
+
+
+def standardize(weight: torch.Tensor, eps: float, variant: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """w^, the standardised kernel, and the factors r and t per output channel that its gradient takes."""
+    centred = weight - weight.mean(dim=(1, 2, 3), keepdim=True)
+    variance = centred.square().mean(dim=(1, 2, 3), keepdim=True)
+    if variant == "std_plus_eps":
+        deviation = variance.sqrt()
+        return centred / (deviation + eps), 1 / (deviation + eps), 1 / deviation
+    scale = torch.rsqrt(variance + eps)
+    return centred * scale, scale, scale
+
+
+class StandardizationGradient(torch.autograd.Function):
+    """The gradient of w^ = r (w - mean w), where w^ was computed before: r (g - mean g) - t mean(g w^) w^."""
+
+    @staticmethod
+    def forward(ctx, weight, standardized, r, t):
+        ctx.save_for_backward(standardized, r, t)
+        return standardized.detach()
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, gradient):
+        standardized, r, t = ctx.saved_tensors
+        over = {"dim": (1, 2, 3), "keepdim": True}
+        centred = gradient - gradient.mean(**over)
+        return r * centred - t * (gradient * standardized).mean(**over) * standardized, None, None, None
 
 
 class ResidualUnit(nn.Module):

@@ -3,6 +3,7 @@
 pytest tests/test_resnet_stem.py
 """
 
+import copy
 import math
 
 import pytest
@@ -11,8 +12,8 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hf_vit import HFViTConfig
-from hf_vit.resnet_stem import ResidualUnit, ResNetStem, StdConv2d, same_padding
+from hf_vit import HFViTConfig, resnet_stem
+from hf_vit.resnet_stem import ResidualUnit, ResNetStem, StdConv2d, same_padding, standardize
 
 
 def tiny(**fields) -> HFViTConfig:
@@ -45,6 +46,81 @@ def test_even_input_pads_bottom_and_right():
     x = torch.arange(16.0).reshape(1, 1, 4, 4)
     assert torch.equal(same_padding(x, 3, 2), F.pad(x, (0, 1, 0, 1)))
     assert torch.equal(same_padding(x, 7, 2), F.pad(x, (2, 3, 2, 3)))
+
+
+@pytest.fixture
+def computed(monkeypatch) -> list:
+    """A list that grows by one with every standardisation."""
+    calls, formula = [], resnet_stem.standardize
+    monkeypatch.setattr(resnet_stem, "standardize", lambda *args: (calls.append(1), formula(*args))[1])
+    return calls
+
+
+@pytest.mark.parametrize("variant", ["std_plus_eps", "sqrt_var_plus_eps"])
+def test_gradient_of_the_kept_kernel_is_that_of_the_formula(variant):
+    conv = StdConv2d(3, 8, 3, 1, eps=1e-2, variant=variant).double()
+    x = torch.randn(2, 3, 6, 6, dtype=torch.float64)
+    for _ in range(2):  # the second time from what was kept
+        ours = torch.autograd.grad(conv(x).square().sum(), conv.weight)[0]
+        kernel = standardize(conv.weight, conv.eps, variant)[0]
+        formula = torch.autograd.grad(F.conv2d(x, kernel, padding=1).square().sum(), conv.weight)[0]
+        torch.testing.assert_close(ours, formula)
+
+
+def test_standardised_once_for_each_value_of_the_weight(computed):
+    conv = StdConv2d(3, 8, 3, 1, eps=1e-5, variant="std_plus_eps")
+    x = torch.randn(2, 3, 6, 6)
+    optimizer = torch.optim.SGD(conv.parameters(), lr=0.1)
+
+    def computes(expected: int, run) -> None:
+        computed.clear()
+        run()
+        assert len(computed) == expected
+        before = conv._kept[1][0]
+        assert torch.equal(before, standardize(conv.weight, conv.eps, conv.variant)[0])
+
+    with torch.inference_mode():
+        computes(1, lambda: conv(x))
+        computes(0, lambda: conv(x))
+    for _ in range(2):  # two updates of two micro-batches, each computed again in its backward pass
+        checkpointed = [torch.utils.checkpoint.checkpoint(conv, x, use_reentrant=False).sum() for _ in range(2)]
+        computes(0, lambda: [one.backward() for one in checkpointed])  # noqa: B023
+        optimizer.step()
+        computes(1, lambda: (conv(x), conv(x)))
+    computes(1, lambda: (conv.load_state_dict({"weight": torch.randn(8, 3, 3, 3)}), conv(x)))
+    with torch.no_grad():
+        conv.weight.copy_(torch.randn(8, 3, 3, 3))  # how averages are put in place
+    computes(1, lambda: conv(x))
+    computes(1, lambda: conv.double()(x.double()))
+    gathered = torch.nn.Parameter(conv.weight.detach())
+    conv.weight = gathered  # FSDP: same version, same address, perhaps other contents
+    computes(1, lambda: conv(x.double()))
+
+
+def test_copies_and_pickles_leave_the_kept_kernel_behind():
+    conv = StdConv2d(3, 8, 3, 1, eps=1e-5, variant="std_plus_eps")
+    x = torch.randn(2, 3, 6, 6)
+    expected = conv(x)
+    twin = copy.deepcopy(conv)
+    assert twin._kept is None
+    torch.testing.assert_close(twin(x), expected)
+    with torch.no_grad():
+        twin.weight.mul_(-1)
+    torch.testing.assert_close(twin(x), -expected)
+    torch.testing.assert_close(conv(x), expected)
+
+
+def test_compiled_and_under_function_transforms():
+    conv = StdConv2d(3, 8, 3, 2, eps=1e-5, variant="std_plus_eps").double()
+    x = torch.randn(4, 3, 6, 6, dtype=torch.float64)
+    torch.testing.assert_close(torch.compile(conv, fullgraph=True, backend="aot_eager")(x), conv(x))
+
+    def loss(weights, one):
+        return torch.func.functional_call(conv, weights, (one[None],)).square().sum()
+
+    each = torch.func.vmap(torch.func.grad(loss), (None, 0))(dict(conv.named_parameters()), x)["weight"]
+    whole = torch.autograd.grad(conv(x).square().sum(), conv.weight)[0]
+    torch.testing.assert_close(each.sum(0), whole)
 
 
 def test_unit_is_post_activation_with_the_stride_on_the_3x3():
