@@ -78,7 +78,8 @@ class Difference:
         return abs(self.mean) <= max(margin, CLEAR * self.error if len(self.values) > 1 else 0.0)
 
     def __str__(self) -> str:
-        return f"{100 * self.mean:+.2f} ± {100 * self.error:.2f} points"
+        error = f" ± {100 * self.error:.2f}" if len(self.values) > 1 else ""
+        return f"{100 * self.mean:+.2f}{error} points"
 
 
 class Scores:

@@ -64,7 +64,7 @@ STUDY = Study(
     settings={
         "cpu": {
             "seeds": [0, 1, 2], "image_size": 32, "model": CPU_MODEL, "run": CPU_RUN, "train": CPU_TRAIN,
-            "fractions": [0.01, 0.1, 1.0], "pretrain_steps": 800, "finetune_steps": 150,
+            "fractions": [0.01, 0.1, 1.0], "pretrain_steps": 500, "finetune_steps": 100,
         },
         "gpu": {
             "seeds": [0, 1, 2], "image_size": 32, "model": GPU_MODEL, "run": {}, "train": GPU_TRAIN,
