@@ -24,7 +24,7 @@ from transformers.core_model_loading import WeightRenaming
 from transformers.utils import cached_file
 
 from .configuration_hf_vit import HFViTConfig, as_pair
-from .inference import prepare_layers
+from .inference import prepare_encoder
 from .position_embedding import resize_patch_kernel
 
 
@@ -125,10 +125,10 @@ class HFViTPreTrainedModel(PreTrainedModel):
                 init.constant_(module.bias, self.config.head_bias_init if role == "classifier" else 0.0)
         elif role == "layer_scale":
             init.constant_(module.get_parameter("lambda1"), float(self.config.layer_scale_init or 0.0))
-        elif role == "probe":
+        elif role == "probe" and scheme != "truncated_normal":
             limit = math.sqrt(6 / (1 + self.config.hidden_size))
             init.uniform_(module.get_parameter("probe"), -limit, limit)
-        elif role == "tokens":
+        elif role in ("tokens", "probe"):
             self._init_tokens(dict(module.named_parameters(recurse=False)), scheme)
 
     def _init_tokens(self, tokens: dict[str, nn.Parameter], scheme: str) -> None:
@@ -304,7 +304,7 @@ class HFViTPreTrainedModel(PreTrainedModel):
         self.eval()
         if dtype is not None:
             self.to(dtype)  # type: ignore[arg-type]
-        prepare_layers(self.encoder.layers)
+        prepare_encoder(self.encoder)
         return self
 
     # -- looking inside

@@ -78,6 +78,10 @@ def test_the_resolved_config_given_back_is_the_same_run(tmp_path):
         ("--max_steps 10 --warmup_steps 20", "longer than the training of 10"),
         ("--warmup_steps soon", "give updates, a share below 1"),
         ("--layer_decay 1.5", "give a share above 0"),
+        ("--sweep learning_rate=[0.1,0.2]", "a sweep chooses on a dev split: give --dev_fraction"),
+        ("--loss masked_patches --mixup_alpha 0.2", "has no labels for --mixup_alpha"),
+        ("--loss masked_patches --cutmix_alpha 1", "has no labels for --cutmix_alpha"),
+        ("--mixup_alpha -1", "--mixup_alpha -1.0: give 0 or more"),
     ],
 )
 def test_bad_input_is_one_line_that_names_the_way_out(words, message):

@@ -81,6 +81,7 @@ def test_two_updates_of_a_tiny_one(name, tmp_path, pictures, pretrained):
         words += ["resnet_depths=[1]", "patch_size=1"] if name.startswith("hybrid") else []
     else:
         words += ["--model", str(pretrained)]
+    words += ["--image_size_schedule", "0=8", "50%=16"] if "image_size_schedule" in written else []
     arguments = parse(words, stage)
     splits = open_splits(arguments.data, 0)
     model, processor, _ = build_model(arguments, splits.train.label_names)

@@ -311,6 +311,16 @@ def test_precision_recomputation_and_compilation_train_alike(tmp_path, extra):
     assert found[0] == pytest.approx(found[1], abs=2e-2 if "bf16" in extra else 1e-6)
 
 
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+def test_drop_path_trains_alike_whether_compiled_or_skipping_the_work(tmp_path, backend):
+    found = []
+    for name, values in (("plain", {}), ("compiled", {"torch_compile": True, "torch_compile_backend": backend})):
+        model = tiny(num_hidden_layers=3, drop_path_rate=0.5)
+        Trainer(model, arguments(tmp_path / name, logging_steps=1, **values), Pictures(40)).train()
+        found.append([line["loss"] for line in history(tmp_path / name)])
+    assert found[0] == pytest.approx(found[1], abs=1e-6)  # the same samples are dropped: one draw of one generator
+
+
 def test_csv_tracker_holds_every_logged_number(tmp_path):
     Trainer(tiny(), arguments(tmp_path / "out", report_to=["csv"]), Pictures(40)).train()
     lines = (tmp_path / "out/metrics.csv").read_text().splitlines()

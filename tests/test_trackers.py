@@ -1,0 +1,38 @@
+"""Where the numbers of a run also go: every logged one reaches TensorBoard's event file, by its name and update.
+
+pytest tests/test_trackers.py
+"""
+
+import pytest
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS
+from test_trainer import Pictures, arguments, history, tiny
+
+from hf_vit.errors import HFViTError
+from training import trackers
+from training.trainer import Trainer
+
+
+def test_tensorboard_holds_every_number_of_the_history(tmp_path):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    args = arguments(tmp_path / "out", report_to=["tensorboard"], eval_steps=3, run_name="first")
+    trainer = Trainer(tiny(), args, Pictures(40), Pictures(10))
+    trainer.train()
+    trainer.accelerator.end_training()
+    files = [path for path in (tmp_path / "out").rglob("events.out.tfevents.*") if path.parent.name == "first"]
+    events = EventAccumulator(str(files[0].parent)).Reload()
+    for name in ("loss", "accuracy", "learning_rate", "grad_norm", "eval_loss", "eval_accuracy"):
+        kept = {line["step"]: line[name] for line in history(tmp_path / "out") if name in line}
+        assert {event.step: event.value for event in events.Scalars(name)} == pytest.approx(kept, rel=1e-6), name
+    assert len(events.Scalars("images_per_second")) == 3
+
+
+def test_a_tracker_without_its_package_or_unknown_is_one_line(monkeypatch):
+    monkeypatch.setattr(trackers, "get_available_trackers", list)
+    for name in map(str, LOGGER_TYPE_TO_CLASS):
+        with pytest.raises(HFViTError, match=f"--report_to {name} needs its package: pip install {name}"):
+            trackers.chosen_trackers([name], "run", "out")
+    with pytest.raises(HFViTError, match=r"choose from none, csv, .*tensorboard.*trackio"):
+        trackers.chosen_trackers(["paper"], "run", "out")
+    assert trackers.chosen_trackers(["none"], "run", "out") == []
