@@ -1,12 +1,12 @@
-"""Blocks prepared for inference: the same products, computed the fastest way this machine has, found by measuring.
+"""The network prepared for inference: the same products, the fastest way this machine has, found by measuring.
 
-`model.optimize_for_inference()` puts a `PreparedLayer` before the `forward` of every block. Weights stay where they
-are; what is prepared from them (joined, packed for oneDNN, LayerScale folded in) is a copy that is made again when
-they change. A call that needs the plain block gets it: training, gradients, autocast, `torch.compile`,
+`model.optimize_for_inference()` puts a `Prepared` before the `forward` of every block. Weights stay where they are;
+what is prepared from them (joined, packed for oneDNN, LayerScale folded in) is a copy that is made again when they
+change. A call that needs the plain block gets it: training, gradients, autocast, `torch.compile`,
 `output_attentions`, hooks inside the block, other layers in place of ours (LoRA). So a prepared model trains, saves,
 loads, copies and compiles as before, at the speed of before.
 
-This file travels to the Hub beside the weights: it imports only torch and transformers.
+This file travels to the Hub beside the weights: it imports only torch, transformers and its sibling.
 """
 
 import time
@@ -18,6 +18,8 @@ import torch.nn.functional as F
 from torch import nn
 from transformers.activations import GELUActivation, GELUTanh
 from transformers.utils import logging
+
+from .resnet_stem import StdConv2d
 
 
 logger = logging.get_logger(__name__)
@@ -142,91 +144,119 @@ def attend_by_products(query: torch.Tensor, key: torch.Tensor, value: torch.Tens
     return torch.matmul(scores.softmax(dim=-1), value)
 
 
-class PreparedLayer:
-    """Stands before the `forward` of an `HFViTLayer`: the same block, or a call of the plain one where it is needed.
+class Prepared:
+    """Stands before the `forward` of a module: the same computation prepared, or the plain one where that is needed.
 
     Args:
-        layer: the block.
-        choices: which way was the fastest for what shape, shared by all blocks.
+        module: whose `forward` it is.
+        choices: which way was the fastest for what shape, shared by all modules of a model.
     """
 
-    def __init__(self, layer: nn.Module, choices: dict[tuple, str]):
-        self.layer, self.choices = layer, choices
-        self.modules: list[nn.Module] = []
+    def __init__(self, module: nn.Module, choices: dict[tuple, str]):
+        self.module: Any = module
+        self.choices = choices
         self.seen: list[tuple] = []
 
     def __getstate__(self) -> dict:
         """What copies and pickles keep; the rest is prepared again."""
-        return {"layer": self.layer, "choices": self.choices, "modules": [], "seen": []}
+        return {"module": self.module, "choices": self.choices, "seen": []}
 
-    def __call__(self, hidden_states: torch.Tensor, **kwargs) -> torch.Tensor:
-        if not self.serves(hidden_states, kwargs):
-            return type(self.layer).forward(self.layer, hidden_states, **kwargs)
-        images = max(1, ROWS_AT_ONCE // hidden_states.shape[1])
-        x = torch.empty_like(hidden_states)
-        for before, after in zip(hidden_states.split(images), x.split(images)):
-            torch.add(before, self.attention(before), out=after)  # Eq. 2
-            after.add_(self.mlp(after))  # Eq. 3
-        return x
+    def __call__(self, x: torch.Tensor, **kwargs) -> torch.Tensor:
+        if self.serves(x, kwargs):
+            return self.run(x)
+        return self.plain(x, **kwargs)
 
-    def serves(self, hidden_states: torch.Tensor, kwargs: dict) -> bool:
-        """Whether this call may take the prepared block; prepares it where weights or layers are new."""
-        layer: Any = self.layer
-        if layer.training or torch.compiler.is_compiling() or torch.jit.is_tracing():
+    def plain(self, x: torch.Tensor, **kwargs) -> torch.Tensor:
+        return type(self.module).forward(self.module, x, **kwargs)
+
+    def serves(self, x: torch.Tensor, kwargs: dict) -> bool:
+        """Whether this call may take the prepared way; prepares it where weights or layers are new."""
+        if self.module.training or torch.compiler.is_compiling() or torch.jit.is_tracing():
             return False
-        if kwargs.get("output_attentions") or layer.attention.config.output_attentions:
+        if torch.is_autocast_enabled(x.device.type) or torch._C._are_functorch_transforms_active():
             return False
-        if torch.is_autocast_enabled(hidden_states.device.type):
+        if torch.is_grad_enabled() and (x.requires_grad or any(p.requires_grad for p in self.module.parameters())):
+            logger.warning_once("gradients are on: what was prepared serves under torch.inference_mode() or no_grad()")
             return False
-        if torch.is_grad_enabled() and (
-            hidden_states.requires_grad or any(p.requires_grad for p in layer.parameters())
-        ):
-            logger.warning_once(
-                "gradients are on: prepared blocks serve under torch.inference_mode() or no_grad() only"
-            )
-            return False
-        if not self.is_current() and not self.prepare():
-            return False
-        return not any(module._forward_hooks or module._forward_pre_hooks for module in self.modules)
+        return self.is_current() or self.prepare()
 
     def is_current(self) -> bool:
         """Whether layers and weights are those that were prepared, with the same contents."""
         return bool(self.seen) and all(
-            held.get(name) is value and (version is None or (value._version, value.data_ptr()) == version)
-            for held, name, value, version in self.seen
+            held.get(name) is value and (state is None or (value._version, value.data_ptr()) == state)
+            for held, name, value, state in self.seen
         )
 
     def prepare(self) -> bool:
-        """Join and fold; False where a layer is not one of ours or a weight not an ordinary one."""
-        layer: Any = self.layer
-        attention, mlp = layer.attention, layer.mlp
-        products = (attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj, mlp.fc1, mlp.fc2)
-        ordinary = all(type(product) is nn.Linear for product in products) and all(
-            type(weight) is nn.Parameter and not weight.is_inference() for weight in layer.parameters()
-        )
-        if not ordinary:
-            logger.warning_once("blocks with replaced layers or unusual weights are not prepared for inference")
+        """Remember layers and weights, and build from them; False where one is not ours or not an ordinary tensor."""
+        if not self.ordinary():
+            logger.warning_once("replaced layers and unusual weights are not prepared for inference")
             return False
-        self.modules = [module for module in layer.modules() if module is not layer]
         self.seen = [
             (held, name, value, (value._version, value.data_ptr()) if isinstance(value, nn.Parameter) else None)
-            for module in layer.modules()
+            for module in self.module.modules()
             for held in (module._modules, module._parameters)
             for name, value in held.items()
             if value is not None
         ]
         with torch.no_grad():
-            self.qkv = Dense([(p.weight, p.bias) for p in products[:3]], self.choices)
-            self.out = Dense([scaled(attention.o_proj, layer.layer_scale1)], self.choices)
-            self.fc1 = Dense([(mlp.fc1.weight, mlp.fc1.bias)], self.choices, mlp.activation_fn)
-            self.fc2 = Dense([scaled(mlp.fc2, layer.layer_scale2)], self.choices)
+            self.build()
         return True
+
+    def ordinary(self) -> bool:
+        return all(type(weight) is nn.Parameter and not weight.is_inference() for weight in self.module.parameters())
+
+    def build(self) -> None:
+        """What is computed once from the weights; nothing, where there is nothing."""
+
+    def run(self, x: torch.Tensor) -> torch.Tensor:
+        raise NotImplementedError
+
+    def choose(self, case: tuple, ways: Ways, *inputs) -> Callable:
+        """The fastest of these ways, measured on these inputs where the case is new."""
+        if case not in self.choices:
+            self.choices[case] = fastest(ways, *inputs)
+        return ways[self.choices[case]]
+
+
+class PreparedLayer(Prepared):
+    """A block of the encoder."""
+
+    def serves(self, x: torch.Tensor, kwargs: dict) -> bool:
+        if kwargs.get("output_attentions") or self.module.attention.config.output_attentions:
+            return False
+        return super().serves(x, kwargs) and not any(
+            module._forward_hooks or module._forward_pre_hooks for module in self.inside
+        )
+
+    def ordinary(self) -> bool:
+        return super().ordinary() and all(type(product) is nn.Linear for product in self.products())
+
+    def products(self) -> tuple:
+        attention, mlp = self.module.attention, self.module.mlp
+        return attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj, mlp.fc1, mlp.fc2
+
+    def build(self) -> None:
+        layer = self.module
+        self.inside = [module for module in layer.modules() if module is not layer]
+        query, key, value, out, fc1, fc2 = self.products()
+        self.qkv = Dense([(part.weight, part.bias) for part in (query, key, value)], self.choices)
+        self.out = Dense([scaled(out, layer.layer_scale1)], self.choices)
+        self.fc1 = Dense([(fc1.weight, fc1.bias)], self.choices, layer.mlp.activation_fn)
+        self.fc2 = Dense([scaled(fc2, layer.layer_scale2)], self.choices)
+
+    def run(self, x: torch.Tensor) -> torch.Tensor:
+        images = max(1, ROWS_AT_ONCE // x.shape[1])
+        result = torch.empty_like(x)
+        for before, after in zip(x.split(images), result.split(images)):
+            torch.add(before, self.attention(before), out=after)  # Eq. 2
+            after.add_(self.mlp(after))  # Eq. 3
+        return result
 
     def attention(self, x: torch.Tensor) -> torch.Tensor:
         """LayerScale(MSA(LN(x))), `(B, N, D)` -> `(B, N, D)`."""
-        layer: Any = self.layer
-        msa = layer.attention
-        rows = layer.layernorm_before(x).flatten(0, 1)  # (B * N, D)
+        msa = self.module.attention
+        rows = self.module.layernorm_before(x).flatten(0, 1)  # (B * N, D)
         query, key, value = (
             part.view(*x.shape[:2], -1, msa.head_dim).transpose(1, 2) for part in self.qkv(rows)
         )  # (B, k, N, d)
@@ -238,15 +268,58 @@ class PreparedLayer:
         ways: Ways = {"sdpa": attend_by_sdpa, "products": attend_by_products}
         some = max(1, min(len(query), MEASURED_ROWS // query.shape[2]))
         case = ("attention", *query.shape[1:], query.dtype, some)
-        if case not in self.choices:
-            self.choices[case] = fastest(ways, query[:some], key[:some], value[:some], scale)
-        return ways[self.choices[case]](query, key, value, scale)
+        return self.choose(case, ways, query[:some], key[:some], value[:some], scale)(query, key, value, scale)
 
     def mlp(self, x: torch.Tensor) -> torch.Tensor:
         """LayerScale(MLP(LN(x))), `(B, N, D)` -> `(B, N, D)`."""
-        layer: Any = self.layer
-        rows = layer.layernorm_after(x).flatten(0, 1)
+        rows = self.module.layernorm_after(x).flatten(0, 1)
         return self.fc2(*self.fc1(rows))[0].view(x.shape)
+
+
+class PreparedStem(Prepared):
+    """A hybrid's ResNet, in the order of memory that is the faster."""
+
+    def run(self, x: torch.Tensor) -> torch.Tensor:
+        ways: Ways = {
+            "channels first": self.plain,
+            "channels last": lambda x: self.plain(x.contiguous(memory_format=torch.channels_last)),
+        }
+        return self.choose(("stem", *x.shape[2:], x.dtype), ways, x[:1])(x)
+
+
+class PreparedConvolution(Prepared):
+    """A standardised convolution of the ResNet."""
+
+    def build(self) -> None:
+        self.packed: dict[tuple, torch.Tensor] = {}
+
+    def run(self, x: torch.Tensor) -> torch.Tensor:
+        ways: Ways = {"eager": self.plain}
+        if onednn_packs(x):
+            ways["packed"] = self.by_onednn
+        conv = self.module
+        last = x.is_contiguous(memory_format=torch.channels_last)
+        case = ("convolution", *conv.weight.shape, *conv.stride, *x.shape[2:], last, x.dtype, len(x) > 1)
+        return self.choose(case, ways, x)(x)
+
+    def by_onednn(self, x: torch.Tensor) -> torch.Tensor:
+        conv = self.module
+        left, right, top, bottom = amounts = conv.padding_of(x)
+        if left == right and top == bottom:
+            padding = [top, left]
+        else:
+            x, padding = F.pad(x, amounts), [0, 0]
+        stride, one = list(conv.stride), [1, 1]
+        case = (*x.shape[2:], *padding)
+        if case not in self.packed:
+            self.packed = {
+                case: torch.ops.mkldnn._reorder_convolution_weight(
+                    conv.kernel(), padding, stride, one, 1, list(x.shape)
+                )
+            }
+        return torch.ops.mkldnn._convolution_pointwise(
+            x, self.packed[case], None, padding, stride, one, 1, "none", [], ""
+        )
 
 
 def scaled(product: nn.Linear, layer_scale: nn.Module) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -257,8 +330,13 @@ def scaled(product: nn.Linear, layer_scale: nn.Module) -> tuple[torch.Tensor, to
     return product.weight * factor[:, None], product.bias * factor
 
 
-def prepare_layers(layers: nn.ModuleList) -> None:
-    """Put a `PreparedLayer` before every block; again where there is one already."""
+def prepare_encoder(encoder: Any) -> None:
+    """Prepare an encoder's blocks and, of a hybrid, the ResNet; again where they are already."""
     choices: dict[tuple, str] = {}
-    for layer in layers:
-        layer.__dict__["forward"] = PreparedLayer(layer, choices)
+    stem = encoder.embeddings.patch_embeddings.backbone
+    prepared: list[tuple[type[Prepared], nn.Module]] = [(PreparedLayer, layer) for layer in encoder.layers]
+    if stem is not None:
+        prepared.append((PreparedStem, stem))
+        prepared += [(PreparedConvolution, module) for module in stem.modules() if isinstance(module, StdConv2d)]
+    for stand_in, module in prepared:
+        module.__dict__["forward"] = stand_in(module, choices)

@@ -69,10 +69,13 @@ class StdConv2d(nn.Conv2d):
         return standardized
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        left, right, top, bottom = amounts = same_amounts(x, self.kernel_size[0], self.stride[0])
+        left, right, top, bottom = amounts = self.padding_of(x)
         if left == right and top == bottom:
             return F.conv2d(x, self.kernel(), stride=self.stride, padding=(top, left))
         return F.conv2d(F.pad(x, amounts), self.kernel(), stride=self.stride)
+
+    def padding_of(self, x: torch.Tensor) -> tuple[int, int, int, int]:
+        return same_amounts(x, self.kernel_size[0], self.stride[0])
 
     _kept: tuple | None = None
 
