@@ -44,10 +44,8 @@ def dyck_strings(count: int, length: int, kinds: int, rng: torch.Generator) -> t
     return strings
 
 
-def warm_up(
-    model: HFViTForImageClassification, seed: int, steps: int, batch: int, kinds: int = KINDS
-) -> HFViTForImageClassification:
-    """Train the blocks and the last LayerNorm of a model on brackets, in place; returns it.
+def warm_up(model: HFViTForImageClassification, seed: int, steps: int, batch: int, kinds: int = KINDS) -> list[float]:
+    """Train the blocks and the last LayerNorm of a model on brackets, in place; the loss of every update.
 
     Args:
         seed: of strings, masks and embeddings. steps: updates (AdamW, linear warm-up, cosine). batch: strings of each.
@@ -75,6 +73,7 @@ def warm_up(
         [ramp],
     )
     model.train()
+    losses = []
     for _ in range(steps):
         strings = dyck_strings(batch, length, kinds, rng)
         hidden = (strings >= kinds) & (torch.rand(batch, length, generator=rng) < MASKED)
@@ -88,4 +87,6 @@ def warm_up(
         loss.backward()
         optimizer.step()
         schedule.step()
-    return model.eval()
+        losses.append(loss.item())
+    model.eval()
+    return losses

@@ -88,8 +88,8 @@ def settings_of(study: Study, args: argparse.Namespace) -> dict[str, Any]:
     """The scale's settings with what the command line changes; `scale` and `data` among them."""
     if args.scale not in SCALES:
         raise HFViTError(f"--scale {args.scale}: choose from {', '.join(SCALES)}")
-    settings = {"scale": args.scale, "data": dict(study.data), **study.settings[args.scale]}
-    settings["data"] |= settings.pop("replaced_data", {})
+    settings = {"scale": args.scale, **study.settings[args.scale]}
+    settings["data"] = study.data | settings.get("data", {})
     settings["data"] |= pairs("data", args.data, settings["data"])
     settings |= pairs("settings", args.settings, {k: v for k, v in settings.items() if k not in ("data", "scale")})
     settings["train"] = settings["train"] | pairs("train", args.train, None)
@@ -144,10 +144,10 @@ def begin(study: Study, settings: dict[str, Any], folder: Path, cells: list[Cell
     Raises:
         HFViTError: a folder of something else (says what differs), or data that cannot be opened.
     """
-    chosen = {"study": study.name, **settings}
+    chosen = json.loads(json.dumps({"study": study.name, **settings}))
     known = folder / SETTINGS_NAME
     if known.is_file():
-        differs = differences(read_json(known), read_json_like(chosen))
+        differs = differences(read_json(known), chosen)
         if differs:
             raise HFViTError(
                 f"{folder} holds another study ({differs}): restore these settings, or give another --out"
@@ -155,6 +155,8 @@ def begin(study: Study, settings: dict[str, Any], folder: Path, cells: list[Cell
     elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise HFViTError(f"{folder} is not empty and holds no study: give another --out")
     for name, where in settings["data"].items():
+        if all(cell.options.get("dataset") != where for cell in cells):
+            continue
         try:
             open_dataset(where, split="train")
         except (HFViTError, OSError) as error:
@@ -167,18 +169,14 @@ def begin(study: Study, settings: dict[str, Any], folder: Path, cells: list[Cell
         print(text)
 
 
-def read_json_like(value: dict[str, Any]) -> dict[str, Any]:
-    """As it would come back from a JSON file: tuples are lists there."""
-    return json.loads(json.dumps(value))
-
-
 def resolved(cell: Cell, folder: Path) -> Cell:
     """The cell with the folders of others in place of their names."""
-    options = {}
-    for name, value in cell.options.items():
-        if isinstance(value, str) and value.startswith("cell:"):
-            value = str(folder / CELLS_NAME / value.removeprefix("cell:"))
-        options[name] = value
+    options = {
+        name: str(folder / CELLS_NAME / value.removeprefix("cell:"))
+        if isinstance(value, str) and value.startswith("cell:")
+        else value
+        for name, value in cell.options.items()
+    }
     return dataclasses.replace(cell, options=options)
 
 

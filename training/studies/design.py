@@ -168,7 +168,7 @@ GPU_TRAIN = {
     "crop": "resize_small_random", "resize_small": 1.25, "auto_augment": "rand-m9-mstd0.5-inc1",
 }  # fmt: skip
 SMOKE = {
-    "seeds": [0, 1], "image_size": 16, "run": {},
+    "data": {"cifar10": "digits"}, "seeds": [0, 1], "image_size": 16, "run": {},
     "model": {
         "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16, "patch_size": 8,
     },

@@ -43,7 +43,7 @@ STUDY = Study(
     settings={
         "cpu": {
             "seeds": [0, 1, 2], "image_size": 32, "higher": [48], "model": CPU_MODEL, "run": CPU_RUN,
-            "train": CPU_TRAIN, "pretrain_steps": 500, "finetune_steps": 150, "finetune_rate": 5e-4,
+            "train": CPU_TRAIN, "pretrain_steps": 400, "finetune_steps": 100, "finetune_rate": 5e-4,
         },
         "gpu": {
             "seeds": [0, 1, 2], "image_size": 32, "higher": [48, 64], "model": GPU_MODEL, "run": {},

@@ -95,18 +95,20 @@ def probe(folder: Path, options: dict[str, Any]) -> dict[str, Any]:
 
 def start(folder: Path, options: dict[str, Any]) -> dict[str, Any]:
     """A model folder that fine-tuning begins from: `how` is mimetic, or dyck with its `steps` and `batch`."""
+    facts: dict[str, Any] = {"start": options["how"]}
     if accelerate.PartialState().is_main_process:
         seed = options["seed"]
         torch.manual_seed(seed)
-        config = HFViTConfig(image_size=options["image_size"], num_labels=2, **options["set"])
+        config = HFViTConfig(image_size=options["image_size"], num_labels=0, **options["set"])
         model = HFViTForImageClassification(config)
         if options["how"] == "mimetic":
             mimetic_(model, seed)
         else:
-            warm_up(model, seed, options["steps"], options["batch"])
+            losses = warm_up(model, seed, options["steps"], options["batch"])
+            facts |= {"first_loss": losses[0], "last_loss": losses[-1], "steps": len(losses)}
         folder.mkdir(parents=True, exist_ok=True)
         model.save_pretrained(folder)
-    return finish(folder, {"start": options["how"]})
+    return finish(folder, facts)
 
 
 def subset(folder: Path, options: dict[str, Any]) -> dict[str, Any]:

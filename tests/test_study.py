@@ -1,0 +1,177 @@
+"""Studies: every one runs, goes on where it stopped, refuses other people's folders, and judges by its rules.
+
+python -m pytest tests/test_study.py
+"""
+
+import json
+
+import numpy as np
+import pytest
+
+from training import study
+from training.data import open_dataset
+from training.studies import STUDIES, ablations, data_scale, pretraining, resolution
+from training.studies.design import Difference, Score, Scores
+from training.studies.stages import subset, surest, words
+
+
+def smoke(name, folder, *more):
+    return study.main([name, "--out", str(folder), "--scale", "smoke", *more])
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_every_study_runs(name, tmp_path):
+    found = smoke(name, tmp_path / "out", "--seeds", "0")
+    assert found["scores"] and all(0 <= score["value"] <= 1 and score["n"] > 0 for score in found["scores"])
+    assert len(found["verdicts"]) == len(STUDIES[name].rules)
+    report = (tmp_path / "out" / "report.md").read_text()
+    assert all(rule.accept in report for rule in STUDIES[name].rules) and "at this scale**" in report
+    assert (tmp_path / "out" / "figure.png").stat().st_size > 1000
+    assert not list((tmp_path / "out").rglob("checkpoint-*"))
+    assert str(tmp_path) not in (tmp_path / "out" / "results.json").read_text() + report
+
+
+def test_rules_are_written_before_anything_runs_and_a_killed_study_goes_on(tmp_path, monkeypatch):
+    ran, run_cell = [], study.run_cell
+
+    def until_third(cell, folder):
+        if len(ran) == 2:
+            raise KeyboardInterrupt
+        ran.append(cell.name)
+        return run_cell(cell, folder)
+
+    monkeypatch.setattr(study, "run_cell", until_third)
+    with pytest.raises(KeyboardInterrupt):
+        smoke("resolution", tmp_path / "out", "--seeds", "0")
+    assert resolution.STUDY.rules[0].accept in (tmp_path / "out" / "plan.md").read_text()
+    assert not (tmp_path / "out" / "report.md").exists()
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out" / "cells").rglob("facts.json")}
+    assert len(before) == 2
+    monkeypatch.setattr(study, "run_cell", run_cell)
+    killed = smoke("resolution", tmp_path / "out", "--seeds", "0")
+    assert all(path.stat().st_mtime_ns == then for path, then in before.items())
+    whole = smoke("resolution", tmp_path / "whole", "--seeds", "0")
+    assert [s["value"] for s in killed["scores"]] == [s["value"] for s in whole["scores"]]
+
+
+def refusal(capsys, *argv):
+    with pytest.raises(SystemExit) as stopped:
+        study.main([str(word) for word in argv])
+    assert stopped.value.code == 2
+    text = capsys.readouterr().err
+    assert text.startswith("error: ") and text.count("\n") == 1
+    return text
+
+
+def test_what_cannot_be_meant_is_refused(tmp_path, capsys):
+    out = ("--out", tmp_path / "new", "--scale", "smoke")
+    assert "did you mean pretraining?" in refusal(capsys, "pretrainning", *out)
+    assert "choose from cpu, gpu, smoke" in refusal(capsys, "resolution", "--out", tmp_path, "--scale", "huge")
+    assert "did you mean cifar10?" in refusal(capsys, "resolution", *out, "--data", "cifar=x")
+    assert "did you mean pretrain_steps?" in refusal(capsys, "resolution", *out, "--settings", "pretrain_step=3")
+    assert "NAME=VALUE" in refusal(capsys, "resolution", *out, "--train", "bf16")
+    assert "each seed once" in refusal(capsys, "resolution", *out, "--seeds", 1, 1)
+    text = refusal(capsys, "resolution", *out, "--data", f"cifar10={tmp_path / 'nowhere'}")
+    assert "nowhere" in text and "--data cifar10=PATH" in text
+    assert not (tmp_path / "new").exists()
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.tex").write_text("")
+    assert "holds no study" in refusal(capsys, "resolution", "--out", tmp_path / "mine", "--scale", "smoke")
+
+
+def test_a_folder_of_another_study_or_of_other_settings_is_refused(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(study, "run_cell", lambda cell, folder: pytest.exit("not here"))
+    folder = tmp_path / "out"
+    folder.mkdir()
+    args = study.build_parser().parse_args(["resolution", "--out", str(folder), "--scale", "smoke"])
+    settings = study.settings_of(resolution.STUDY, args)
+    study.begin(resolution.STUDY, settings, folder, resolution.STUDY.cells(settings), main=True)
+    assert '"pretraining" here' in refusal(capsys, "pretraining", "--out", folder, "--scale", "smoke")
+    text = refusal(capsys, "resolution", "--out", folder, "--scale", "smoke", "--settings", "finetune_steps=3")
+    assert "finetune_steps: 2 there, 3 here" in text
+
+
+def test_settings_reach_the_runs(tmp_path):
+    more = ("--settings", "finetune_steps=3", "--train", "learning_rate=0.5", "--seeds", "7")
+    smoke("resolution", tmp_path / "out", *more)
+    facts = json.loads((tmp_path / "out" / "cells" / "before-7" / "facts.json").read_text())
+    assert facts["training"]["arguments"]["learning_rate"] == 0.5 and facts["training"]["seed"] == 7
+    facts = json.loads((tmp_path / "out" / "cells" / "after-24-7" / "facts.json").read_text())
+    assert facts["training"]["steps"] == 3 and facts["model"]["image_size"] == [24, 24]
+
+
+def scores(values):
+    """{(series, x[, panel]): values by seed}."""
+    return Scores(
+        Score(place[2] if len(place) > 2 else "", place[0], place[1], seed, value, 100, 1.0)
+        for place, row in values.items()
+        for seed, value in enumerate(row)
+    )
+
+
+def test_differences_are_paired_by_seed():
+    found = scores({("a", 1): [0.5, 0.6, 0.7], ("b", 1): [0.4, 0.5, 0.61]}).difference("a", "b", 1)
+    assert found.mean == pytest.approx(0.29 / 3) and found.error == pytest.approx(0.0033333)
+    assert found.above(0.095) and not found.above(0.1) and not found.below()
+    assert not Difference((0.2, -0.1, 0.1)).above() and Difference((0.2, -0.1, 0.1)).tied(0.0)
+    assert not Difference((0.5,)).above()  # one seed shows nothing
+
+
+def judged(name, claim, values, settings):
+    rule = next(rule for rule in STUDIES[name].rules if claim in rule.claim)
+    return rule.judge(scores(values), settings)[0]
+
+
+def test_rules_tell_what_shows_from_what_does_not():
+    three = {"fractions": [0.01, 0.1]}
+    low, high = [0.3, 0.31, 0.32], [0.4, 0.42, 0.41]
+    gain = {(pretraining.SCRATCH, 0.01): low, (pretraining.PRETRAINED, 0.01): high}
+    same = {(pretraining.SCRATCH, 0.1): high, (pretraining.PRETRAINED, 0.1): high}
+    assert not judged("pretraining", "beats training", gain | same, three)
+    clear = {(pretraining.SCRATCH, 0.1): low, (pretraining.PRETRAINED, 0.1): [0.35, 0.36, 0.38]}
+    assert judged("pretraining", "beats training", gain | clear, three)
+    assert judged("pretraining", "where labels are few", gain | clear, three)
+    sizes = {"image_size": 32, "higher": [48]}
+    further = {("further training", 32): low, ("further training", 48): [v + 0.004 for v in low]}
+    assert not judged("resolution", "higher resolution", further, sizes)  # clear, but below half a point
+    further[("further training", 48)] = [0.306, 0.317, 0.326]
+    assert judged("resolution", "higher resolution", further, sizes)
+    shares, gaps = {"shares": [0.1, 1.0]}, {}
+    for panel in (data_scale.FEW, data_scale.TUNED):
+        gaps |= {(data_scale.RESNET, 0.1, panel): high, (data_scale.VIT, 0.1, panel): low}
+        gaps |= {(data_scale.RESNET, 1.0, panel): high, (data_scale.VIT, 1.0, panel): [0.39, 0.40, 0.41]}
+    assert judged("data_scale", "gains more", gaps, shares) and not judged("data_scale", "overtakes", gaps, shares)
+    gaps |= {(data_scale.VIT, 1.0, data_scale.FEW): [0.5, 0.52, 0.51]}
+    assert judged("data_scale", "overtakes", gaps, shares)
+    rates = {("class token", ablations.HIGH): high, ("mean of the tokens", ablations.LOW): high}
+    rates |= {("mean of the tokens", ablations.HIGH): low}
+    placed = {(*place, ablations.POOLING): row for place, row in rates.items()}
+    assert judged("ablations", "at its own learning rate", placed, {})
+    placed[("mean of the tokens", ablations.HIGH, ablations.POOLING)] = high
+    assert not judged("ablations", "at its own learning rate", placed, {})
+
+
+def test_halves_of_the_classes_keep_pictures_and_share_none(tmp_path):
+    whole = open_dataset("digits", split="test")
+    parts = []
+    for first in (0, 1):
+        subset(tmp_path / str(first), {"dataset": "digits", "first": first})
+        parts.append(open_dataset(str(tmp_path / str(first)), split="test"))
+    assert [part.label_names for part in parts] == [list("02468"), list("13579")]
+    assert sum(map(len, parts)) == len(whole)
+    row = int(np.flatnonzero(whole.labels == 3)[0])
+    place = int(np.flatnonzero(parts[1].labels == 1)[0])
+    assert np.array_equal(np.asarray(parts[1].read(place)[0]), np.asarray(whole.read(row)[0]))
+
+
+def test_pseudo_labels_are_sure_and_balanced():
+    shares = np.array([[0.9, 0.1], [0.8, 0.2], [0.6, 0.4], [0.3, 0.7], [0.55, 0.45]])
+    rows, labels = surest(shares, keep=4, confidence=0.6)
+    assert rows.tolist() == [0, 1, 3, 3] and labels.tolist() == [0, 0, 1, 1]  # class 1 repeats its only one
+    rows, _ = surest(shares, keep=4, confidence=0.85)
+    assert rows.tolist() == [0, 0]
+
+
+def test_words_of_a_command_line():
+    options = {"set": {"patch_size": 4}, "crop_area": [0.1, 1.0], "flip": False, "empty": {}, "none": None}
+    assert words(options) == ["--set", "patch_size=4", "--crop_area", "0.1", "1.0", "--flip", "False"]
