@@ -1,17 +1,35 @@
 """Generated pictures: the same bytes at the same address, different ones everywhere else, and never a blank one."""
 
+import hashlib
+
 import numpy as np
 import pytest
+import torch
 
 from hf_vit.errors import HFViTError
 from training.augmentation import EvalTransform
 from training.data import open_dataset
 from training.randomness import generator
-from training.synthetic import FAMILIES, SyntheticImages, find_family
+from training.sources import synthetic_door
+from training.streaming import open_stream
+from training.synthetic import FAMILIES, SyntheticImages, draw, find_family
 from training.synthetic.fractals import sample_singular_values, sample_system
 from training.synthetic.glyphs import LETTERS
 
 
+GOLDEN = [
+    ("glyphs", 24, "2ce83acf212965a6"),
+    ("glyphs", 33, "530f3ecb8b64a4a1"),
+    ("glyphs-colour", 24, "6d1aaba4a59ba6a1"),
+    ("glyphs-colour", 33, "28d943cfc07d5020"),
+    ("atoms", 32, "d87c7b4b463b4911"),
+    ("atoms", 224, "c6a0b9219eaf9e0d"),
+    ("contours", 32, "2468fa3c336e238e"),
+    ("contours", 224, "f76cc301a788b7a6"),
+    ("fractals", 32, "40e8a5f0a4940d0c"),
+    ("fractals", 96, "5e1c704b876475eb"),
+    ("fractals-clouds", 32, "dd6466173522112c"),
+]
 NAMES = [name + suffix for name in FAMILIES for suffix in ("", "-colour", "-clouds")]
 
 
@@ -83,8 +101,15 @@ def test_names():
     assert (images.classes, images.instances, images.size) == (10, 20, 24)
     assert SyntheticImages.from_name("synthetic:glyphs").classes == 52
     assert images.name(11) == "glyphs/b/1"
-    for name in ("synthetic:", "synthetic:glyphs@", "synthetic:glyphs@10", "synthetic:glyphs@a,b", "glyphs@1,2"):
-        with pytest.raises(HFViTError, match="not understood"):
+    images = SyntheticImages.from_name("synthetic:atoms+glyphs-colour@60,20,zipf=1.5,objects=3,label_noise=0.1")
+    assert (images.family, images.classes, images.size) == ("atoms+glyphs-colour", 60, 32)
+    assert (images.zipf, images.objects, images.label_noise) == (1.5, 3, 0.1)
+    assert SyntheticImages.from_name("synthetic:atoms@zipf=1").classes == 1000
+    for name in (
+        "synthetic:", "synthetic:glyphs@", "synthetic:glyphs@10", "synthetic:glyphs@a,b", "glyphs@1,2",
+        "synthetic:glyphs@1,2,3,4", "synthetic:glyphs@zipf=1,5,5", "synthetic:glyphs@5,5,zipf=1,zipf=2",
+    ):  # fmt: skip
+        with pytest.raises(HFViTError, match="not understood; write synthetic:FAMILY"):
             SyntheticImages.from_name(name)
 
 
@@ -92,22 +117,152 @@ def test_names():
     ("name", "message"),
     [
         ("synthetic:runes@5,5", "no synthetic family 'runes'; there are glyphs"),
+        ("synthetic:fractal@5,5", "no synthetic family 'fractal'.*did you mean fractals?"),
+        ("synthetic:glyphs-color@5,5", "no synthetic family 'glyphs-color'.*did you mean glyphs-colour?"),
         ("synthetic:glyphs@53,5", "2 to 52 classes, asked for 53"),
+        ("synthetic:glyphs+glyphs-colour@105,5", "2 to 104 classes, asked for 105"),
+        ("synthetic:glyphs+glyphs@5,5", "names a family twice"),
         ("synthetic:glyphs@1,5", "2 to 52 classes, asked for 1"),
         ("synthetic:glyphs@5,0", "at least 1 instance"),
-        ("synthetic:glyphs@5,5,4", "16 to 1024 px a side, asked for 4"),
+        ("synthetic:glyphs@5,5,15", "16 to 1024 px a side, asked for 15"),
+        ("synthetic:atoms@5,5,1025", "16 to 1024 px a side, asked for 1025"),
+        (
+            "synthetic:atoms@5,5,zip=1",
+            "unknown option 'zip'; there are objects, zipf, label_noise; did you mean zipf?",
+        ),
+        ("synthetic:atoms@5,5,zipf=x", "option zipf of .* is a number, got 'x'"),
+        ("synthetic:atoms@5,5,objects=1.5", "option objects of .* is a whole number, got '1.5'"),
+        ("synthetic:atoms@5,5,zipf=-1", "zipf lies between 0"),
+        ("synthetic:atoms@5,5,label_noise=1", "share from 0 to below 1"),
+        ("synthetic:atoms@5,5,label_noise=nan", "share from 0 to below 1"),
+        ("synthetic:atoms@5,5,objects=0", "shows 1 to 100 objects, asked for 0"),
     ],
 )
 def test_sets_that_do_not_exist(name, message):
-    with pytest.raises(HFViTError, match=message):
+    with pytest.raises(HFViTError, match=message) as caught:
         open_dataset(name, split="train")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("address", "message"),
+    [
+        ({"label": 52}, "glyphs has classes 0 to 51, asked for 52"),
+        ({"label": -1}, "asked for -1"),
+        ({"instance": -1}, "instances 0 to .*, asked for -1"),
+        ({"instance": 1 << 50}, "instances 0 to"),
+        ({"size": 8}, "16 to 1024 px"),
+        ({"objects": 0}, "at least 1 object"),
+    ],
+)
+def test_pictures_that_do_not_exist(address, message):
+    with pytest.raises(HFViTError, match=message):
+        draw("glyphs", **({"label": 0, "instance": 0, "size": 16} | address))
+
+
+def digest_of(family, size):
+    """SHA-256 over some pictures of a set."""
+    images = SyntheticImages(family, 52, 600, size)
+    state = hashlib.sha256()
+    for index in range(0, len(images), 613):
+        state.update(images[index]["image"].tobytes())
+    return state.hexdigest()[:16]
+
+
+@pytest.mark.parametrize(("family", "size", "expected"), GOLDEN)
+def test_bytes_never_change(family, size, expected):
+    """Recipes and cards rest on these pictures; a family whose bytes change needs another version."""
+    assert digest_of(family, size) == expected
+
+
+def test_fingerprints_tell_versions_and_options_apart():
+    def fingerprint(name):
+        return synthetic_door(name).load("train").fingerprint
+
+    assert fingerprint("synthetic:glyphs@52,600") == "de6d2ce1dec7eb01c7612125c198f470"
+    assert fingerprint("synthetic:glyphs@52,600,24") == "433349e52b2f391b52d3cd797ce18dba"
+    names = ["glyphs@9,9", "glyphs@9,9,24", "glyphs-colour@9,9", "atoms@9,9", "glyphs+atoms@9,9", "atoms+glyphs@9,9"]
+    names += [f"glyphs@9,9,{option}" for option in ("zipf=1", "zipf=2", "label_noise=0.1", "objects=2")]
+    assert len({fingerprint(f"synthetic:{name}") for name in names}) == len(names)
+    assert SyntheticImages("atoms", 5, 5).describe()["versions"] == [2]
+
+
+def test_mixtures_take_turns_and_are_nested():
+    small = SyntheticImages("atoms+glyphs+glyphs-clouds", classes=10, instances=2, size=16)
+    large = SyntheticImages("atoms+glyphs+glyphs-clouds", classes=200, instances=3, size=16)
+    assert small.label_names[:4] == ["atoms/atom-0", "glyphs/a", "glyphs-clouds/a", "atoms/atom-1"]
+    assert small.label_names == large.label_names[:10] and len(set(large.label_names)) == 200
+    assert large.address(155) == ("glyphs-clouds", 51) and large.address(156) == ("atoms", 52)
+    for label in (0, 1, 2):
+        family, number = small.address(label)
+        alone = draw(family, number, 1, 16)
+        np.testing.assert_array_equal(small[10 + label]["image"], alone)
+        np.testing.assert_array_equal(large[200 + label]["image"], alone)
+
+
+def test_long_tails():
+    images = SyntheticImages("glyphs", classes=20, instances=30, size=16, zipf=1.0)
+    counts = np.bincount(images.labels)
+    np.testing.assert_array_equal(counts, [-(-30 // rank) for rank in range(1, 21)])
+    assert len(images) == counts.sum() == len({images.name(index) for index in range(len(images))})
+    assert [images[index]["label"] for index in range(len(images))] == images.labels.tolist()
+    more = SyntheticImages("glyphs", classes=20, instances=45, size=16, zipf=1.0)
+    assert {images.name(i) for i in range(len(images))} < {more.name(i) for i in range(len(more))}
+    assert len(images.split("test")) == 60 and (np.bincount(images.split("test").labels) == 3).all()
+
+
+def test_label_noise():
+    clean = SyntheticImages("glyphs", classes=10, instances=400, size=16)
+    noisy = SyntheticImages("glyphs", classes=10, instances=400, size=16, label_noise=0.25)
+    wrong = noisy.labels != clean.labels
+    assert 0.22 < wrong.mean() < 0.28
+    matrix = np.zeros((10, 10))
+    np.add.at(matrix, (clean.labels[wrong], noisy.labels[wrong]), 1)
+    assert (np.diag(matrix) == 0).all() and matrix[~np.eye(10, dtype=bool)].min() > 2
+    for index in (0, 5, 1234):
+        np.testing.assert_array_equal(noisy[index]["image"], clean[index]["image"])
+        assert noisy[index]["label"] == noisy.labels[index]
+    assert (noisy.split("test").labels == clean.split("test").labels).all()
+    more = SyntheticImages("glyphs", classes=10, instances=800, size=16, label_noise=0.5)
+    assert (more.labels[:4000][wrong] == noisy.labels[wrong]).all()  # what is wrong stays wrong
+
+
+@pytest.mark.parametrize("family", ["glyphs", "atoms-colour", "contours"])
+def test_several_objects(family):
+    one = SyntheticImages(family, classes=8, instances=3, size=64)
+    several = SyntheticImages(family, classes=8, instances=3, size=64, objects=4)
+    for index in range(24):
+        picture = several[index]["image"]
+        assert picture.shape == (64, 64, 3) and picture.std() > 1
+        assert not np.array_equal(picture, one[index]["image"])
+        np.testing.assert_array_equal(picture, several[index]["image"])
+
+
+def test_streams_show_the_same_pictures():
+    view = EvalTransform(20)
+    copy = open_dataset("synthetic:glyphs+atoms@6,100,label_noise=0.1", split="train").with_transform(view)
+    stream = open_stream("synthetic:glyphs+atoms@6,100,label_noise=0.1", split="train").with_transform(view)
+    assert (
+        stream.label_names == copy.label_names and stream.fingerprint == copy.source.fingerprint and len(stream) == 600
+    )
+    seen = []
+    for records in stream.order(batch_size=50, seed=0, position=0, stop=600):
+        seen += [record.index for record in records]
+        item, same = stream[records[0]], copy[records[0].index]
+        assert item["labels"] == same["labels"] and item["name"] == same["name"]
+        assert torch.equal(item["pixel_values"], same["pixel_values"])
+    assert sorted(seen) == list(range(600))
+    with pytest.raises(HFViTError, match="no split 'all' to stream; available: train, validation, test"):
+        open_stream("synthetic:glyphs@6,100", split="all")
 
 
 def test_index_outside_the_set():
     images = SyntheticImages("glyphs", classes=5, instances=2, size=16)
     for index in (-1, 10):
-        with pytest.raises(IndexError):
+        with pytest.raises(IndexError, match=f"pictures 0 to 9 here, asked for {index}") as caught:
             images[index]
+        assert isinstance(caught.value, HFViTError)
+    assert len(list(images)) == 10
 
 
 def test_splits_share_no_picture_and_the_door_draws_at_the_transform_s_size():

@@ -25,15 +25,17 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
+from PIL import Image
 
 from hf_vit.errors import HFViTError
 
+from .augmentation import PictureTransform
 from .columns import class_label_rows, find_image_column, find_label_column, integer_rows, string_rows
 from .data import Transform, View, check_reading
 from .pictures import UnreadableImage, one_line, open_picture
 from .randomness import STREAM, SUBSET, generator
 from .shards import TarIndex, expand_shards, is_shard_pattern, load_index, shards_by_split
-from .sources import SPLIT_NAMES, Columns, by_split, digest, listed, relabel
+from .sources import SPLIT_NAMES, Columns, SyntheticSource, by_split, digest, listed, relabel, synthetic_door
 from .tables import hub_files
 
 
@@ -64,6 +66,14 @@ class Chunks(Protocol):
 
     def read(self, chunk: int) -> list[Encoded]:
         """All records of a chunk, in order."""
+
+    def open(self, data: bytes, name: str) -> Image.Image:
+        """A record's picture, in the worker that decodes it."""
+        return open_picture(data, name)
+
+    def drawn_for(self, height: int, width: int) -> "Chunks":
+        """The same for a transform's result of that size."""
+        return self
 
 
 @dataclass(frozen=True)
@@ -115,7 +125,10 @@ class ImageStream(torch.utils.data.Dataset):
 
     def with_transform(self, transform: Transform | None, seed: int = 0) -> "ImageStream":
         """The same stream seen through `transform(picture, rng) -> uint8 (H, W, C)`."""
-        return replace(self, transform=transform, seed=seed)
+        chunks = self.chunks
+        if isinstance(transform, PictureTransform):
+            chunks = chunks.drawn_for(*transform.image_size_hw)
+        return replace(self, chunks=chunks, transform=transform, seed=seed)
 
     def __getitem__(self, record: Record) -> dict[str, Any]:
         """Decode a record to an item, as `ImageDataset` does; the randomness is that of (seed, epoch, index)."""
@@ -123,7 +136,7 @@ class ImageStream(torch.utils.data.Dataset):
         def opened():
             if record.data is None:
                 raise UnreadableImage(f"{record.name}: the row holds no picture")
-            return open_picture(record.data, record.name)
+            return self.chunks.open(record.data, record.name)
 
         view = View(self.transform, self.seed, self.on_unreadable)
         return view.item(opened, record.label, record.name, record.epoch, record.index)
@@ -222,7 +235,7 @@ class StreamOrder:
 
 
 @dataclass(frozen=True)
-class TarChunks:
+class TarChunks(Chunks):
     """Runs of neighbouring records in tar shards, each read as one range of bytes."""
 
     index: TarIndex
@@ -266,7 +279,7 @@ def cat_range(files: Any, path: str, begin: int, end: int) -> bytes:
 
 
 @dataclass(frozen=True)
-class ParquetChunks:
+class ParquetChunks(Chunks):
     """Row groups of parquet files, of which only the columns of pictures and labels are read."""
 
     urls: list[str]
@@ -354,6 +367,37 @@ def read_footer(url: str) -> Any:
         raise HFViTError(f"cannot read '{url}' as parquet ({one_line(error)})") from error
 
 
+@dataclass(frozen=True)
+class SyntheticChunks(Chunks):
+    """Runs of generated pictures; a record carries its number, and the worker draws it."""
+
+    source: SyntheticSource
+    numbers: np.ndarray  # of each class among `label_names`
+    sizes: np.ndarray
+    label_names: list[str]
+    fingerprint: str
+
+    @classmethod
+    def of(cls, name: str, split: str, label_names: list[str] | None) -> "SyntheticChunks":
+        """Cut a split of a set into runs of at most `RUN` pictures."""
+        source = synthetic_door(name).load(split)
+        own, wanted = source.label_names, label_names or source.label_names
+        numbers = relabel(np.arange(len(own)), own, wanted, f"'{name}'")
+        sizes = np.diff(np.arange(0, len(source.labels), RUN), append=len(source.labels))
+        return cls(source, numbers, sizes, wanted, source.fingerprint)
+
+    def read(self, chunk: int) -> list[Encoded]:
+        rows = range(chunk * RUN, chunk * RUN + int(self.sizes[chunk]))
+        labels = self.numbers[self.source.labels[rows.start : rows.stop]]
+        return [(row.to_bytes(8, "little"), int(label), self.source.name(row)) for row, label in zip(rows, labels)]
+
+    def open(self, data: bytes, name: str) -> Image.Image:
+        return self.source.open(int.from_bytes(data, "little"))
+
+    def drawn_for(self, height: int, width: int) -> "SyntheticChunks":
+        return replace(self, source=self.source.drawn_for(height, width))
+
+
 def open_stream(
     name: str,
     *,
@@ -371,7 +415,7 @@ def open_stream(
 
     Args:
         name: tar shards ("path/train-{000..127}.tar", also a URL or a folder), parquet files (a file, folder or URL
-            pattern), or the id of a Hub data set that is stored as parquet or tar.
+            pattern), the id of a Hub data set that is stored as parquet or tar, or "synthetic:NAME".
         split: the name of a split. Slices need a copy: `open_dataset`.
         fraction: share of the records to keep; nested, but drawn record by record, so not stratified.
         window: records that are read ahead and shuffled.
@@ -391,8 +435,10 @@ def open_stream(
         hint = "; slices need a copy: train without --streaming" if "[" in split or "+" in split else ""
         raise HFViTError(f"'{name}' has no split '{split}' to stream; available: {listed(list(splits))}{hint}")
     urls = splits[chosen]
-    if is_shard_pattern(urls[0]):
-        chunks: Chunks = TarChunks.of(*load_index(name, urls, columns, cache_dir))
+    if name.startswith("synthetic:"):
+        chunks: Chunks = SyntheticChunks.of(name, chosen, names)
+    elif is_shard_pattern(urls[0]):
+        chunks = TarChunks.of(*load_index(name, urls, columns, cache_dir))
     else:
         chunks = ParquetChunks.of(name, urls, columns)
     if len(chunks.label_names) < 2 and names is None:
@@ -404,7 +450,9 @@ def open_stream(
 
 
 def stream_files(name: str, config_name: str | None, cache_dir: str | os.PathLike | None) -> dict[str, list[str]]:
-    """The files of each split that can be streamed: all tar shards, or all parquet files."""
+    """The tar shards or parquet files of each split that can be streamed; of generated pictures none."""
+    if name.startswith("synthetic:"):
+        return {split: [] for split in synthetic_door(name).splits}
     path = Path(name).expanduser()
     if path.is_dir():
         shards = [str(file) for file in sorted(path.glob("*.tar"))]

@@ -31,7 +31,7 @@ EXACT = 2.0**20
 @dataclass(frozen=True)
 class Formula:
     """What a class fixes. `direction` (2, V): cosine and sine; `move` (V,): mean move outward from polygon to polygon,
-    `noise`: half the range of what is random in it, both in canvas pixels."""
+    `pace`: its mean over the vertices, `noise`: half the range of what is random in it, all in canvas pixels."""
 
     family: int
     lines: int
@@ -39,6 +39,7 @@ class Formula:
     ovals: tuple[float, float]
     direction: np.ndarray
     move: np.ndarray
+    pace: float
     noise: float
 
     @property
@@ -69,7 +70,9 @@ def atom_formula(seed: int, label: int) -> Formula:
     angle = np.arange(vertices) * (2 * np.pi / vertices)
     wave = exact(0.5 * np.sin(first * angle) + 0.5 * np.sin(second * angle))
     # n = noise * c - c - wave, and a vertex moves out by w - n.
-    return Formula(ATOMS, lines, radius, ovals, directions(angle), noise + growth + wave, noise * NOISE)
+    return Formula(
+        ATOMS, lines, radius, ovals, directions(angle), noise + growth + wave, noise + growth, noise * NOISE
+    )
 
 
 @lru_cache(maxsize=4096)
@@ -83,7 +86,7 @@ def contour_formula(seed: int, label: int) -> Formula:
     angle = np.arange(vertices) * (2 * np.pi / vertices)
     # n = noise * 2c - c, and a vertex moves out by w - n.
     move = np.full(vertices, noise + growth)
-    return Formula(CONTOURS, lines, 0.0, (1.0, 1.0), directions(angle), move, 2.0 * noise * NOISE)
+    return Formula(CONTOURS, lines, 0.0, (1.0, 1.0), directions(angle), move, noise + growth, 2.0 * noise * NOISE)
 
 
 def directions(angle: np.ndarray) -> np.ndarray:
@@ -124,7 +127,7 @@ def stride(formula: Formula, size: int) -> int:
 
 def every(formula: Formula, size: int) -> int:
     """Which polygons are drawn: so many that their mean distance stays below `CLOSEST`."""
-    return max(1, int(CLOSEST / (float(formula.move.mean()) * size / CANVAS)))
+    return max(1, int(CLOSEST / (formula.pace * size / CANVAS)))
 
 
 def draw(formula: Formula, seed: int, label: int, instance: int, size: int, attempt: int) -> np.ndarray:

@@ -157,7 +157,8 @@ def chaos_game(system: System, words: np.ndarray) -> np.ndarray:
     matrices, shifts = system
     (a, b), (c, d) = matrices.transpose(1, 2, 0)
     weights = np.maximum(np.abs(a * d - b * c), 1e-3)
-    ends = np.rint(np.cumsum(weights) / weights.sum() * CHAINS).astype(np.intp)
+    ends = np.cumsum(weights)
+    ends = np.rint(ends / ends[-1] * CHAINS).astype(np.intp)
     # a, b, c, d, e, f of x' = a x + b y + e, y' = c x + d y + f for each place: (6, CHAINS).
     table = np.concatenate([matrices.reshape(-1, 4), shifts], axis=1).T.astype(np.float32)
     a, b, c, d, e, f = np.repeat(table, np.diff(ends, prepend=0), axis=1)
