@@ -79,7 +79,11 @@ def test_sharding_changes_no_optimizer_and_they_resume(tmp_path, values, atol):
     values = {**STEPS, "weight_decay": 0.1, "per_device_train_batch_size": 4, **values}
     two = launch(tmp_path / "two", 2, **values)
     sharded = launch(tmp_path / "fsdp2", 2, "fsdp2", **values)
-    same(two, sharded, atol)
+    losses = [[line["loss"] for line in lines if "loss" in line] for lines in (two[0], sharded[0])]
+    assert losses[0] == pytest.approx(losses[1], abs=atol)
+    for name, weight in two[1].items():
+        if "k_proj.bias" not in name:  # zero gradient but for rounding
+            np.testing.assert_allclose(weight, sharded[1][name], atol=atol, err_msg=name)
     forget_the_end(tmp_path / "fsdp2")
     assert launch(tmp_path / "fsdp2", 2, "fsdp2", resume=True, **values)[0] == sharded[0]
 

@@ -13,8 +13,9 @@ from PIL import Image
 
 from hf_vit import HFViTConfig, HFViTForImageClassification
 from training.arguments import RECIPES, parse
+from training.flops import train_flops
 from training.masked_patches import masked_model
-from training.run import build_model
+from training.run import build_model, scratch_config
 from training.splits import open_splits, transforms
 from training.trainer import Trainer
 
@@ -24,7 +25,8 @@ TINY = "hidden_size=16 num_hidden_layers=2 num_attention_heads=2 intermediate_si
 SMALL = (
     "--use_cpu --disable_tqdm --dataloader_num_workers 0 --bf16 false --per_device_train_batch_size 4 "
     "--per_device_eval_batch_size 8 --global_batch_size 8 --max_steps 2 --warmup_steps 1 --mixing_off 0 "
-    "--save_strategy no --label_column null --train_split train --eval_split test --image_size 16"
+    "--save_strategy no --label_column null --train_split train --eval_split test --image_size 16 "
+    "--torch_compile_backend eager"
 )
 
 
@@ -105,6 +107,17 @@ def test_the_header_says_where_it_comes_from_and_a_grid_has_its_dev_split(name):
     found = parse(["--config", name], stage_of(name))
     assert not found.train.sweep or found.data.dev_fraction
     assert found.train.global_batch_size is None or found.train.global_batch_size % 32 == 0
+
+
+@pytest.mark.parametrize("minutes", [5, 15])
+def test_the_timed_recipes_of_cifar10_fit_their_time_on_one_h200(minutes):
+    """At 40 % of the peak, and at what 15 cores bring; a minute is left for starting, compiling and evaluating."""
+    recipe = parse(["--config", f"cifar10_{minutes}min"], "pretrain")
+    config = scratch_config(recipe.model, dict(enumerate("abcdefghij")))
+    pictures, seconds = recipe.train.num_train_epochs * 50_000, 60 * (minutes - 1)
+    assert pictures * train_flops(config, compiled=True) / (0.4 * 989e12) < seconds
+    assert pictures / (recipe.train.dataloader_num_workers * 1_500) < seconds
+    assert f"within {minutes} minutes" in header(f"cifar10_{minutes}min")
 
 
 def test_the_papers_recipes_have_the_papers_numbers():
