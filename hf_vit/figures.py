@@ -290,12 +290,12 @@ def draw_attention_distance(distances: Mapping[str, np.ndarray], title: str = ""
         axes.plot(depth[:, 0] + shift, table.mean(axis=1), color=colour, lw=1)
     axes.set_ylim(0, 1.06 * max(table.max() for table in distances.values()))
     longest = max(len(table) for table in distances.values())
-    axes.set(xlabel="block", ylabel="mean attention distance (pixels)")
+    axes.set(xlabel="block (a point for each head, the line is their mean)", ylabel="mean attention distance (pixels)")
     axes.set_xticks(range(0, longest, max(1, longest // 12)))
     axes.spines[["top", "right"]].set_visible(False)
     if len(distances) > 1:
         axes.legend(frameon=False, fontsize=8)
-    axes.set_title(title or "one point per head, line: their mean", size=10, color=INK)
+    axes.set_title(title or "attention distance", size=10, color=INK)
     return figure
 
 
@@ -313,7 +313,7 @@ def draw_curves(fractions: np.ndarray, curves: Mapping[str, tuple[np.ndarray, np
         better = "smaller" if which == 0 else "larger"
         axes.set(xlabel="share of patches " + ("taken out" if which == 0 else "put in"), ylim=(0, 1.02))
         axes.set_title(f"{name}: area, {better} is better", size=9, color=INK)
-        axes.legend(frameon=False, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.16))
+        axes.legend(frameon=False, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.2))
         axes.spines[["top", "right"]].set_visible(False)
         if which == 0:
             axes.set_ylabel("probability of the class")

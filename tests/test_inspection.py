@@ -6,9 +6,12 @@ python -m pytest tests/test_inspection.py
 import gc
 import os
 import shutil
+import subprocess
+import sys
 
 import pytest
 import torch
+from conftest import ROOT
 
 from hf_vit import HFViTConfig, HFViTError, HFViTForImageClassification, HFViTModel
 from hf_vit.inspection import (
@@ -261,6 +264,44 @@ def test_one_block_at_a_time_is_in_memory(pixels):
     gc.unfreeze()
     for hook in hooks:
         hook.remove()
+
+
+MEMORY = """
+import gc
+import torch
+from hf_vit import HFViTConfig, HFViTForImageClassification
+from hf_vit.inspection import attention_maps, rollout_map
+
+def status(key):
+    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith(key))
+
+torch.set_num_threads(1)
+start = status("VmRSS")
+with torch.device("meta"):
+    config = HFViTConfig.from_preset("vit-large-patch16-384", image_size=512, num_labels=10)
+    model = HFViTForImageClassification(config)
+model = model.to_empty(device="cpu").eval().requires_grad_(False)
+for parameter in model.parameters():
+    parameter.uniform_(-0.02, 0.02)
+pixels = torch.randn(1, 3, 512, 512)
+for run in (model, model, lambda x: attention_maps(model, x), lambda x: rollout_map(model, x)):
+    gc.collect()
+    open("/proc/self/clear_refs", "w").write("5")  # the peak begins anew
+    run(pixels)
+    print(status("VmHWM") - start)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_peak_memory_is_that_of_a_forward_pass():
+    """ViT-L/16 at 512 px, without what Python and torch take: one block's maps within 1.2 times, rollout too."""
+    words = [sys.executable, "-c", MEMORY]
+    ran = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert ran.returncode == 0, ran.stderr
+    _, forward, maps, rolled = map(int, ran.stdout.split())
+    assert forward > 1_200_000  # the weights alone, or nothing was measured
+    assert maps < 1.2 * forward and rolled < 1.2 * forward
 
 
 # -- relevance
