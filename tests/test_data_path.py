@@ -1,0 +1,34 @@
+"""The benchmark of the data path: its pictures are like photographs, and both ways make the same picture.
+
+pytest tests/test_data_path.py
+"""
+
+import io
+
+import numpy as np
+from PIL import Image
+
+from benchmarks import data_path
+from training.randomness import TRANSFORM, generator
+
+
+def test_pictures_have_the_entropy_and_spectrum_of_photographs():
+    files = [data_path.drawn(400, 300, 90, number) for number in range(2)]
+    assert files == [data_path.drawn(400, 300, 90, number) for number in range(2)] and files[0] != files[1]
+    assert 1.4 < data_path.bits_per_pixel(files) < 3.5
+    grey = np.asarray(Image.open(io.BytesIO(files[0])).convert("L"), dtype=float)
+    amplitude = np.abs(np.fft.fft2(grey - grey.mean()))
+    frequency = np.hypot(np.fft.fftfreq(300)[:, None] * 300, np.fft.fftfreq(400) * 400)
+    rings = [(frequency >= low) & (frequency < 2 * low) for low in (2, 16)]
+    (low, near), (high, far) = ((np.log(amplitude[ring].mean()), np.log(frequency[ring].mean())) for ring in rings)
+    assert 0.8 < (low - high) / (far - near) < 1.6  # photographs: 1.2 on average
+
+
+def test_both_ways_make_the_same_picture():
+    data = data_path.drawn(640, 480, 90, 0)
+    for number in range(4):
+        ours, plain = (way(data, generator(TRANSFORM, 0, number)) for way in (data_path.ours, data_path.plain))
+        assert ours.shape == plain.shape == (224, 224, 3) and ours.dtype == plain.dtype == np.uint8
+        assert np.abs(ours.astype(int) - plain).mean() < 4  # decoded at 1/2 or 1/1 and resampled from there
+    seconds = data_path.compare([data], rounds=1)
+    assert set(seconds) == {"ours", "plain PIL", "bits"} and all(len(values) == 1 for values in seconds.values())
