@@ -1,118 +1,98 @@
-"""Our forward pass against transformers' ViT with the same weights, in one run, in turns.
+"""Every speed claim of this repository against its peers: one table, all candidates in turns in one process.
 
-    make bench
-    python -m benchmarks.run --preset vit-small-patch16-224 --batch_size 8 --rounds 20
+    make bench                                                       # every CPU suite, in the peers' environment
+    make bench ARGS="--suite cpu-inference --precision float32 --batch_size 8"
+    python -m benchmarks.run --suite gpu
+    python -m benchmarks.run --list
 
-Each round times every candidate once, in rotating order, so that a machine that slows down slows all of them. Reported
-are median, quartiles and the ratio to the first; the table is printed, everything goes to benchmarks/results/*.json.
+Medians and quartiles over rounds; a column for each of ours says how many times faster it is than the row, the row
+"limit" is the work's matrix products alone. Numbers of every round, versions, threads and commit go to
+benchmarks/results/SUITE-DEVICE.json; a point that is measured again replaces its entry there.
 """
 
 import argparse
 import json
-import statistics
 import sys
-import tempfile
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
 import transformers
-from transformers import ViTForImageClassification
 
-from hf_vit import HFViTConfig, HFViTForImageClassification, __version__
-from training.facts import processor_name
+from . import peers
+
+
+peers.declare_torchvision_operators()
+
+from . import cpu_inference, cpu_training, gpu, prediction, startup  # noqa: E402
+from .measure import Point, environment, lines, machine, measure  # noqa: E402
 
 
 RESULTS = Path(__file__).parent / "results"
+SUITES: dict[str, Callable[[argparse.Namespace], Iterator[Point]]] = {
+    "cpu-inference": cpu_inference.points,
+    "cpu-hybrids": cpu_inference.hybrids,
+    "cpu-training": cpu_training.points,
+    "cpu-sparse": cpu_training.sparse,
+    "startup": startup.points,
+    "predict": prediction.points,
+    "gpu": gpu.points,
+}
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.run", description="Forward pass against transformers.")
-    parser.add_argument("--preset", default="vit-small-patch16-224", help="size (default: vit-small-patch16-224)")
-    parser.add_argument("--batch_size", type=int, default=8, help="pictures of one pass (default: 8)")
-    parser.add_argument("--rounds", type=int, default=15, help="timed passes of each candidate (default: 15)")
-    arguments = parser.parse_args(argv)
+    arguments = build_parser().parse_args(argv)
+    if arguments.list:
+        for name, points in SUITES.items():
+            about = (sys.modules[points.__module__].__doc__ or "").split("\n")[0]
+            print(f"{name:<16}{about}")
+        return 0
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    device = torch.accelerator.current_accelerator() or torch.device("cpu")
-    torch.manual_seed(0)
-    ours, theirs = pair(arguments.preset, device)
-    pixels = torch.randn(arguments.batch_size, 3, *ours.config.image_size_hw, device=device)
-    with torch.inference_mode():
-        difference = (ours(pixels).logits - theirs(pixels).logits).abs().max().item()
-        candidates = {"hf_vit": lambda: ours(pixels), "transformers ViT": lambda: theirs(pixels)}
-        seconds = interleaved(candidates, arguments.rounds, device)
-    result = {
-        "what": "forward pass",
-        "preset": arguments.preset,
-        "batch_size": arguments.batch_size,
-        "rounds": arguments.rounds,
-        "largest_difference_of_logits": difference,
-        "seconds": seconds,
-        "environment": {
-            "hardware": torch.cuda.get_device_name() if device.type == "cuda" else processor_name(),
-            "threads": torch.get_num_threads(),
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-            "hf_vit": __version__,
-        },
-    }
-    RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"forward-{arguments.preset}-{device.type}.json"
-    path.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    print(table(result))
-    print(f"\nlargest difference of logits {difference:.1e}; written to {path.relative_to(RESULTS.parent.parent)}")
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    for suite in arguments.suite or [name for name in SUITES if name != "gpu"]:
+        run(suite, arguments)
     return 0
 
 
-def pair(preset: str, device: torch.device) -> tuple[HFViTForImageClassification, ViTForImageClassification]:
-    """Ours, and transformers' with the same weights, in eval mode."""
-    config = HFViTConfig.from_preset(preset, num_labels=1000)
-    if config.resnet_depths is not None or config.pooling != "token":
-        raise SystemExit(f"error: transformers has no counterpart of {preset}; choose a plain ViT with a class token")
-    ours = HFViTForImageClassification(config)
-    torch.nn.init.normal_(ours.classifier.weight, std=0.02)
-    with tempfile.TemporaryDirectory() as folder:
-        ours.save_pretrained(folder)
-        theirs = ViTForImageClassification.from_pretrained(folder)
-    return ours.eval().to(device), theirs.eval().to(device)
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.run", description="Speed against peers.")
+    parser.add_argument("--suite", nargs="+", choices=SUITES, help="which (default: every one for CPUs)")
+    parser.add_argument("--list", action="store_true", help="name the suites and stop")
+    parser.add_argument("--precision", nargs="+", choices=cpu_inference.DTYPES, default=list(cpu_inference.DTYPES))
+    parser.add_argument("--batch_size", type=int, nargs="+", help="pictures of a call (default: the suite's)")
+    parser.add_argument("--preset", nargs="+", choices=gpu.SIZES, help="of the suite gpu (default: all)")
+    parser.add_argument("--seconds", type=float, default=30, help="measuring time of a point, about (default: 30)")
+    parser.add_argument("--threads", type=int, help="of torch (default: its own choice)")
+    parser.add_argument("--compiled", action="store_true", help="CPU inference: torch.compile of the peers as well")
+    parser.add_argument("--tiny", action="store_true", help="suite gpu: one block, two pictures, any device")
+    return parser
 
 
-def interleaved(candidates: dict[str, Callable], rounds: int, device: torch.device) -> dict[str, list[float]]:
-    """Seconds of each pass of each candidate; one warm-up pass each is not counted."""
-    names, seconds = list(candidates), {name: [] for name in candidates}
-    for number in range(rounds + 1):
-        shift = number % len(names)
-        for name in names[shift:] + names[:shift]:
-            synchronize(device)
-            began = time.perf_counter()
-            candidates[name]()
-            synchronize(device)
-            if number:
-                seconds[name].append(time.perf_counter() - began)
-        print(f"\rround {number} of {rounds}", end="", file=sys.stderr, flush=True)
-    print("\r" + " " * 30 + "\r", end="", file=sys.stderr)
-    return seconds
+def run(suite: str, arguments: argparse.Namespace) -> None:
+    """Measure, print and keep one suite."""
+    accelerator = torch.accelerator.current_accelerator() if suite == "gpu" else None
+    device = accelerator or torch.device("cpu")
+    limits = machine(device)
+    rates = ", ".join(f"{name.replace('_', ' ')} {value:.3g}" for name, value in limits.items())
+    print(f"== {suite}: {environment(device)['hardware']}, {torch.get_num_threads()} threads; {rates}\n", flush=True)
+    for point in SUITES[suite](arguments):
+        result = measure(point, arguments.seconds, device) | {"machine": limits, "environment": environment(device)}
+        print("\n".join(lines(result)) + "\n", flush=True)
+        if not arguments.tiny:
+            keep(result, RESULTS / f"{suite}{f'-{device.type}' if suite == 'gpu' else ''}.json")
 
 
-def synchronize(device: torch.device) -> None:
-    if device.type != "cpu":
-        torch.accelerator.synchronize()
-
-
-def table(result: dict) -> str:
-    """Rows of median, quartiles, images/s and ratio to the first candidate."""
-    first = None
-    lines = [f"{result['preset']}, forward, batch {result['batch_size']}, {result['rounds']} rounds in turns", ""]
-    lines.append(f"{'':<20}{'median ms':>12}{'quartiles ms':>20}{'images/s':>12}{'ratio':>8}")
-    for name, values in result["seconds"].items():
-        low, median, high = statistics.quantiles(values, n=4)
-        first = first or median
-        spread = f"{1e3 * low:.1f} to {1e3 * high:.1f}"
-        rate = result["batch_size"] / median
-        lines.append(f"{name:<20}{1e3 * median:>12.1f}{spread:>20}{rate:>12.1f}{median / first:>8.2f}")
-    return "\n".join(lines)
+def keep(result: dict, path: Path) -> None:
+    """Add a point to the results file, in the place of an earlier measurement of the same."""
+    kept = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
+    result["seconds"] = {
+        name: [float(f"{value:.5g}") for value in values] for name, values in result["seconds"].items()
+    }
+    kept = [old for old in kept if old["title"] != result["title"]] + [result]
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(sorted(kept, key=lambda old: old["title"]), indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -10,21 +10,27 @@ import json
 import sys
 import tempfile
 from collections.abc import Sequence
-from itertools import islice
 from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
 import transformers
 from torch.utils.flop_counter import FlopCounterMode
-from transformers.models.vit import ViTImageProcessorPil
 
-from hf_vit import HFViTConfig, HFViTForImageClassification, __version__, demo, export, inspect_command
+from hf_vit import (
+    HFViTConfig,
+    HFViTForImageClassification,
+    __version__,
+    demo,
+    export,
+    inspect_command,
+    predict_command,
+)
 from hf_vit.checkpoints import convert
 from hf_vit.configuration_hf_vit import PRESETS
 from hf_vit.errors import HFViTError
 from hf_vit.hub import push_folder, push_space
-from hf_vit.inputs import find_pictures, image_size, load, pick_device, positive, read_pictures
+from hf_vit.inputs import image_size, load, print_table
 from hf_vit.model_card import write_card
 
 
@@ -187,58 +193,13 @@ def describe(config: HFViTConfig) -> dict[str, Any]:
     }
 
 
-# -- predict -----------------------------------------------------------------------------------------------------
+# -- predict (its options and its work are hf_vit/predict_command.py) ---------------------------------------------
 
 
 def add_predict(commands: Any) -> None:
-    parser = command(
-        commands,
-        "predict",
-        run_predict,
-        "classify pictures",
-        "  hf-vit predict cat.jpg --model path/to/model\n"
-        "  hf-vit predict pictures/ 'more/*.png' --model owner/name --top-k 3\n"
-        "  hf-vit predict https://example.org/cat.jpg --model path/to/model\n"
-        "  hf-vit predict pictures/ --model path/to/model --json > predictions.json",
+    predict_command.add_arguments(
+        command(commands, "predict", predict_command.run, "classify pictures", predict_command.EXAMPLES)
     )
-    parser.add_argument("images", nargs="+", help="files, folders (searched through), glob patterns and addresses")
-    parser.add_argument("--model", required=True, help="folder, Hub id or checkpoint file")
-    parser.add_argument("--top-k", type=positive, default=5, metavar="K", help="labels for each picture (default 5)")
-    parser.add_argument("--batch-size", type=positive, default=16, metavar="N", help="pictures at a time (default 16)")
-    parser.add_argument("--image-size", type=int, nargs="+", metavar="PX", help="one number, or height and width")
-    parser.add_argument("--device", help="cpu, cuda, cuda:1, mps (default: a GPU where there is one)")
-
-
-def run_predict(arguments: argparse.Namespace) -> int:
-    paths = find_pictures(arguments.images, addresses=True)
-    device = pick_device(arguments.device)
-    size = image_size(arguments)
-    loaded = load(arguments.model, **({} if size is None else {"image_size": size}))
-    model, processor = loaded.model, ViTImageProcessorPil(**loaded.processor)
-    model.to(device)  # type: ignore[arg-type]  # transformers' wrapper hides that `to` takes a device
-    names: dict[Any, str] = model.config.id2label or {}
-    predictions: list[dict[str, Any]] = []
-    unreadable: list[dict[str, str]] = []
-    readable = read_pictures(paths, "L" if model.config.num_channels == 1 else "RGB", unreadable)
-    while batch := list(islice(readable, arguments.batch_size)):
-        pixels = processor([picture for _, picture in batch], return_tensors="pt")["pixel_values"]
-        with torch.inference_mode():
-            scores = model(pixels.to(device, model.dtype)).logits.float().softmax(dim=-1)
-        best = scores.topk(min(arguments.top_k, scores.shape[-1]))
-        for (path, _), values, classes in zip(batch, best.values.tolist(), best.indices.tolist()):
-            labels = [{"label": names[number], "score": value} for number, value in zip(classes, values)]
-            predictions.append({"image": str(path), "labels": labels})
-    if arguments.json:
-        print(json.dumps({"model": arguments.model, "predictions": predictions, "unreadable": unreadable}, indent=2))
-    else:
-        print_table(
-            [(row["image"], *(f"{hit['label']} {hit['score']:.1%}" for hit in row["labels"])) for row in predictions]
-        )
-    if unreadable:
-        print(f"{len(unreadable)} of {len(paths)} pictures could not be read:", file=sys.stderr)
-        for row in unreadable:
-            print(f"  {row['image']}: {row['reason']}", file=sys.stderr)
-    return 1 if unreadable else 0
 
 
 # -- export (its options and its work are hf_vit/export.py) -------------------------------------------------------
@@ -331,22 +292,6 @@ def push_demo(arguments: argparse.Namespace) -> int:
         url = push_space(Path(folder) / "space", arguments.repo, private=arguments.private)
     print(json.dumps({"url": url}) if arguments.json else url)
     return 0
-
-
-# -- small things ------------------------------------------------------------------------------------------------
-
-
-def print_table(table: Sequence[Sequence[str]]) -> None:
-    """Columns padded to their longest entry; numbers to the right."""
-    columns = max(map(len, table), default=0)
-    widths = [max(len(row[at]) for row in table if at < len(row)) for at in range(columns)]
-    right = [all(row[at].replace(",", "").isdigit() for row in table[1:] if at < len(row)) for at in range(columns)]
-    for row in table:
-        cells = [
-            cell.rjust(width) if flush and len(table) > 1 else cell.ljust(width)
-            for cell, width, flush in zip(row, widths, right)
-        ]
-        print("  ".join(cells).rstrip())
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What people give to the commands: pictures, models, devices, numbers. Found, checked and read; imported by commands.
+"""What people give to the commands: pictures, models, devices, numbers. Found, checked, read; and printed as tables.
 
 Bad input is an `HFViTError` or, for an option's text, an error of argparse; a picture that cannot be read is listed.
 """
@@ -11,7 +11,7 @@ import sys
 import urllib.request
 import warnings
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from http.client import HTTPException
 from itertools import islice
@@ -75,18 +75,31 @@ def find_pictures(patterns: Sequence[str], addresses: bool = False) -> list[Any]
 
 
 def read_pictures(
-    paths: Sequence[Where], mode: str, unreadable: list[dict[str, str]]
-) -> Iterator[tuple[Where, Image.Image]]:
+    paths: Sequence[Where],
+    mode: str,
+    unreadable: list[dict[str, str]],
+    then: Callable[[Image.Image], Any] = lambda picture: picture,
+    in_memory: int = READ_AHEAD,
+) -> Iterator[tuple[Where, Any]]:
     """Each picture upright and in the given mode, in order; those that cannot be read go into `unreadable`.
 
     Threads read ahead, so that the next pictures are ready when a model is done with these.
+
+    Args:
+        then: what the threads do with each picture; its result is yielded in the picture's place.
+        in_memory: pictures that are ready or being read beyond those in use.
     """
+
+    def read(path: Path | str) -> Any:
+        found = read_picture(path, mode)
+        return found if isinstance(found, str) else then(found)
+
     rest = iter(paths)
     with ThreadPoolExecutor(READERS) as pool:
-        ahead = deque((path, pool.submit(read_picture, path, mode)) for path in islice(rest, READ_AHEAD))
+        ahead = deque((path, pool.submit(read, path)) for path in islice(rest, in_memory))
         while ahead:
             path, reading = ahead.popleft()
-            ahead.extend((after, pool.submit(read_picture, after, mode)) for after in islice(rest, 1))
+            ahead.extend((after, pool.submit(read, after)) for after in islice(rest, 1))
             found = reading.result()
             if isinstance(found, str):
                 unreadable.append({"image": str(path), "reason": found})
@@ -140,3 +153,16 @@ def positive(text: str) -> int:
     if not text.isdigit() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"'{text}' is not a whole number above 0")
     return int(text)
+
+
+def print_table(table: Sequence[Sequence[str]]) -> None:
+    """Columns padded to their longest entry; numbers to the right."""
+    columns = max(map(len, table), default=0)
+    widths = [max(len(row[at]) for row in table if at < len(row)) for at in range(columns)]
+    right = [all(row[at].replace(",", "").isdigit() for row in table[1:] if at < len(row)) for at in range(columns)]
+    for row in table:
+        cells = [
+            cell.rjust(width) if flush and len(table) > 1 else cell.ljust(width)
+            for cell, width, flush in zip(row, widths, right)
+        ]
+        print("  ".join(cells).rstrip())

@@ -76,6 +76,18 @@ def test_patches_are_the_convolution(size):
         torch.testing.assert_close(one, other.float(), rtol=1e-5, atol=1e-5)
 
 
+def test_gelu_of_bfloat16_is_within_its_rounding():
+    x = torch.linspace(-8, 8, 2001).bfloat16().requires_grad_()
+    exact = F.gelu(x.double(), approximate="tanh")
+    with CPUKernels():
+        y = F.gelu(x, approximate="tanh")
+    assert y.dtype == torch.bfloat16 and torch.equal(y, F.gelu(x))
+    assert ((y - exact).abs() <= 5e-4 + 2**-8 * exact.abs()).all()
+    plain = F.gelu(x.float(), approximate="tanh")
+    with CPUKernels():
+        assert torch.equal(F.gelu(x.float(), approximate="tanh"), plain)
+
+
 def test_a_norm_is_rounded_once_for_all_who_read_it():
     x, weight, bias = torch.randn(3, 8, requires_grad=True), torch.rand(8), torch.randn(8)
     exact = F.layer_norm(x, (8,), weight, bias, 1e-6)

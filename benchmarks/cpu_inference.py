@@ -1,0 +1,66 @@
+"""Inference on CPUs: ours as loaded and ours optimised, beside every peer's plain model and the runtimes.
+
+A suite of `benchmarks.run`. Precision is that of the weights. torch.compile is among the candidates with `--compiled`;
+it takes minutes to begin.
+"""
+
+import argparse
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import nn
+
+from hf_vit import HFViTConfig, HFViTForImageClassification
+
+from . import peers
+from .measure import Point, filled, free, products
+
+
+CPU = torch.device("cpu")
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+def points(options: argparse.Namespace, preset: str = "vit-base-patch16-224") -> Iterator[Point]:
+    for precision in options.precision:
+        for batch in options.batch_size or [1, 8, 32]:
+            yield point(preset, DTYPES[precision], batch, options.compiled)
+            free()
+
+
+def hybrids(options: argparse.Namespace) -> Iterator[Point]:
+    for preset in ("r50-vit-base-patch16-224", "r26-vit-small-patch32-224"):
+        for precision in options.precision:
+            for batch in options.batch_size or [1, 8]:
+                yield point(preset, DTYPES[precision], batch, options.compiled)
+                free()
+
+
+def point(preset: str, dtype: torch.dtype, batch: int, compiled: bool) -> Point:
+    config = HFViTConfig.from_preset(preset, num_labels=1000)
+    pixels = torch.randn(batch, 3, *config.image_size_hw)
+    plain, prepared = (filled(lambda: HFViTForImageClassification(config), CPU).eval() for _ in range(2))
+    others, absent = peers.networks(preset)
+    models = {name: filled(build, CPU).eval().to(dtype) for name, build in others.items()}
+    calls = {name: forward(model, pixels.to(dtype)) for name, model in models.items()}
+    if compiled:
+        calls |= {
+            f"{name}, compiled": forward(torch.compile(model), pixels.to(dtype)) for name, model in models.items()
+        }
+    found, missing = peers.runtimes(plain, pixels, dtype)
+    plain.to(dtype)
+    prepared.optimize_for_inference(dtype)
+    ours = {"hf_vit": forward(plain, pixels.to(dtype)), "hf_vit, optimised": forward(prepared, pixels.to(dtype))}
+    precision = str(dtype).removeprefix("torch.")
+    limit = products(plain, pixels.to(dtype), dtype)
+    return Point(
+        f"inference {precision}, {preset}, batch {batch}", batch, ours, calls | found, limit, absent | missing
+    )
+
+
+def forward(model: nn.Module, pixels: torch.Tensor) -> Callable[[], Any]:
+    def call() -> Any:
+        with torch.inference_mode():
+            return model(pixels)
+
+    return call

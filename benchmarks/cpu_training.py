@@ -1,0 +1,136 @@
+"""The training step on CPUs: forward, backward, AdamW; ours with the kernels that the Trainer uses, peers as they are.
+
+A suite of `benchmarks.run`. Peers' optimizers are those of their own training scripts: transformers' Trainer fuses
+AdamW, timm's factory gives PyTorch's default. Flax's ViT is a few lines of our own (`flax_vit.py`), compiled by XLA.
+"""
+
+import argparse
+import contextlib
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from hf_vit import HFViTConfig, HFViTForImageClassification
+from training.cpu_kernels import CPUKernels
+
+from . import peers
+from .measure import Point, filled, free, products
+
+
+CPU = torch.device("cpu")
+
+
+def points(options: argparse.Namespace) -> Iterator[Point]:
+    preset, batch = "vit-base-patch16-224", (options.batch_size or [8])[0]
+    for precision in options.precision:
+        autocast = precision == "bfloat16"
+        config = HFViTConfig.from_preset(preset, num_labels=1000)
+        pixels, labels = torch.randn(batch, 3, *config.image_size_hw), torch.randint(1000, (batch,))
+        model = filled(lambda config=config: HFViTForImageClassification(config), CPU)
+        others, absent = peers.networks(preset)
+        others["transformers ViT, eager attention"] = lambda: peers.networks(preset, attention="eager")[0][
+            "transformers ViT"
+        ]()
+        calls = {}
+        for name, build in others.items():
+            theirs = filled(build, CPU)
+            calls[name] = step(theirs, pixels, labels, autocast, optimizer_of(name, theirs))
+        found, missing = flax_step(config, pixels, labels, autocast)
+        ours = {"hf_vit": step(model, pixels, labels, autocast, fused(model), CPUKernels())}
+        plain = filled(lambda config=config: HFViTForImageClassification(config), CPU)
+        calls["hf_vit without its CPU kernels"] = step(plain, pixels, labels, autocast, fused(plain))
+        low = torch.bfloat16 if autocast else torch.float32
+        title = f"training step {'bfloat16 autocast' if autocast else 'float32'}, {preset}, batch {batch}"
+        yield Point(title, batch, ours, calls | found, products(model, pixels, low, training=True), absent | missing)
+        free()
+
+
+def sparse(options: argparse.Namespace) -> Iterator[Point]:
+    """What is left out costs nothing: drop path in ViT-L against timm's, patch dropout against none."""
+    batch = (options.batch_size or [8])[0]
+    pixels, labels = torch.randn(batch, 3, 224, 224), torch.randint(1000, (batch,))
+    preset = "vit-large-patch16-224"
+    config = HFViTConfig.from_preset(preset, num_labels=1000, drop_path_rate=0.4)
+    model = filled(lambda: HFViTForImageClassification(config), CPU)
+    others, absent = peers.networks(preset, drop_path=0.4)
+    calls = {"timm": step(filled(others["timm"], CPU), pixels, labels, True)} if "timm" in others else {}
+    absent |= {"transformers ViT": "no stochastic depth"}
+    yield Point(
+        f"forward and backward bfloat16 autocast, {preset}, drop path 0.4, batch {batch}",
+        batch, {"hf_vit": step(model, pixels, labels, True, None, CPUKernels())}, calls, absent=absent,
+        note="both drop 0 in the first block to 0.4 in the last; timm multiplies by zero, ours does not compute",
+    )  # fmt: skip
+    free()
+    preset = "vit-base-patch16-224"
+    half, whole = (
+        filled(
+            lambda rate=rate: HFViTForImageClassification(
+                HFViTConfig.from_preset(preset, num_labels=1000, patch_dropout_rate=rate)
+            ),
+            CPU,
+        )
+        for rate in (0.5, 0.0)
+    )
+    others, absent = peers.networks(preset, patch_dropout=0.5)
+    calls = {"hf_vit, no patch dropout": step(whole, pixels, labels, True, fused(whole), CPUKernels())}
+    if "timm" in others:
+        theirs = filled(others["timm"], CPU)
+        calls["timm, patch dropout 0.5"] = step(theirs, pixels, labels, True, optimizer_of("timm", theirs))
+    yield Point(
+        f"training step bfloat16 autocast, {preset}, patch dropout 0.5, batch {batch}",
+        batch, {"hf_vit": step(half, pixels, labels, True, fused(half), CPUKernels())}, calls,
+        absent={"transformers ViT": "no patch dropout"},
+    )  # fmt: skip
+
+
+def step(
+    model: nn.Module,
+    pixels: torch.Tensor,
+    labels: torch.Tensor,
+    autocast: bool,
+    optimizer: torch.optim.Optimizer | None = None,
+    kernels: CPUKernels | None = None,
+) -> Callable[[], None]:
+    """One update, or forward and backward alone without an optimizer."""
+    model.train()
+    device = pixels.device.type
+
+    def run() -> None:
+        with kernels or contextlib.nullcontext():
+            with torch.autocast(device, torch.bfloat16, enabled=autocast):
+                output = model(pixels)
+                loss = F.cross_entropy((output if torch.is_tensor(output) else output.logits).float(), labels)
+            loss.backward()
+            if optimizer is not None:
+                optimizer.step()
+            model.zero_grad()
+
+    return run
+
+
+def fused(model: nn.Module) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(model.parameters(), lr=1e-6, fused=True)
+
+
+def optimizer_of(name: str, model: nn.Module) -> torch.optim.Optimizer:
+    """AdamW as the peer's own training script makes it."""
+    if name.startswith("timm"):
+        from timm.optim import create_optimizer_v2
+
+        return create_optimizer_v2(model, opt="adamw", lr=1e-6)
+    return fused(model)
+
+
+def flax_step(
+    config: HFViTConfig, pixels: torch.Tensor, labels: torch.Tensor, autocast: bool
+) -> tuple[dict[str, Callable[[], Any]], dict[str, str]]:
+    """One update of the same network in Flax, in float32 or with bfloat16 activations."""
+    reasons: Iterable[str] = filter(None, map(peers.missing, ("jax", "flax", "optax")))
+    if reason := next(iter(reasons), None):
+        return {}, {"JAX, Flax": reason}
+    from .flax_vit import update
+
+    return {"JAX, Flax": update(config, pixels.numpy(), labels.numpy(), low=autocast)}, {}

@@ -1,0 +1,249 @@
+"""How every speed claim is measured: candidates in turns in one process, medians and quartiles, the machine's limit.
+
+A point is one row of work (a model, a precision, a batch) and its candidates: ours, each peer's, and the machine's
+limit as one more candidate, timed in the same rounds. For the suites of this folder.
+"""
+
+import gc
+import importlib.metadata
+import os
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from training.facts import commit, processor_name
+
+
+LIMIT = "limit: its products alone"
+PACKAGES = (
+    "torch", "transformers", "timm", "torchvision", "vit-pytorch", "onnxruntime", "openvino", "jax", "flax", "hf-vit",
+)  # fmt: skip
+ROUNDS = range(5, 41)  # counted; as many as the time of a point allows
+
+
+@dataclass
+class Point:
+    """One row of work.
+
+    Attributes:
+        title: what is done, in one line; it names the result. images: of one call.
+        ours, peers: candidates by name; a call does the work once.
+        limit: the work's matrix products and convolutions alone, in the same precision, at the layer's own shapes.
+        absent: peers that do not run here, with the reason. quoted: published figures, with their source.
+        unit: of one image, or "s" for calls that are not about images.
+    """
+
+    title: str
+    images: int
+    ours: dict[str, Callable[[], Any]]
+    peers: dict[str, Callable[[], Any]]
+    limit: Callable[[], Any] | None = None
+    absent: dict[str, str] = field(default_factory=dict)
+    quoted: list[str] = field(default_factory=list)
+    note: str = ""
+    unit: str = "ms/image"
+
+
+def measure(point: Point, seconds: float, device: torch.device) -> dict[str, Any]:
+    """Time all candidates of a point in turns for about so many seconds; what goes into the results file."""
+    candidates = point.ours | point.peers | ({LIMIT: point.limit} if point.limit else {})
+    times = interleaved(candidates, seconds, device)
+    return {
+        "title": point.title,
+        "images": point.images,
+        "unit": point.unit,
+        "ours": list(point.ours),
+        "peers": list(point.peers),
+        "seconds": times,
+        "absent": point.absent,
+        "quoted": point.quoted,
+        "note": point.note,
+    }
+
+
+def interleaved(
+    candidates: dict[str, Callable[[], Any]], seconds: float, device: torch.device
+) -> dict[str, list[float]]:
+    """Seconds of each call of each candidate, one call each a round, in rotating order; the first round is warm-up."""
+    names, times = list(candidates), {name: [] for name in candidates}
+    number, began = 0, time.perf_counter()
+    while number <= ROUNDS[0] or (number <= ROUNDS[-1] and time.perf_counter() - began < seconds):
+        shift = number % len(names)
+        for name in names[shift:] + names[:shift]:
+            synchronize(device)
+            start = time.perf_counter()
+            candidates[name]()
+            synchronize(device)
+            if number:
+                times[name].append(time.perf_counter() - start)
+        number += 1
+        if sys.stderr.isatty():
+            print(f"\rround {number}", end="", file=sys.stderr, flush=True)
+    return times
+
+
+def synchronize(device: torch.device) -> None:
+    if device.type != "cpu":
+        torch.accelerator.synchronize()
+
+
+# -- the machine's limit ---------------------------------------------------------------------------------------------
+
+
+def products(model: nn.Module, pixels: torch.Tensor, dtype: torch.dtype, training: bool = False) -> Callable[[], None]:
+    """A call that does a model's matrix products and convolutions alone, each at its own shape, with its own weights.
+
+    What is left of the time of the model is norms, activations, softmax, casts and Python. In training each product
+    comes three times, as in backward passes; attention's two come as four.
+    """
+    calls: list[Callable[[], Any]] = []
+
+    def note(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        x = torch.randn(inputs[0].shape, device=pixels.device).to(dtype)
+        weight = module.weight.detach().to(dtype)
+        if isinstance(module, nn.Linear):
+            x = x.reshape(-1, x.shape[-1])
+            calls.append(lambda: F.linear(x, weight))
+            if training:
+                gradient = F.linear(x, weight)
+                calls.extend([lambda: gradient @ weight, lambda: gradient.t() @ x])
+        else:
+            stride = module.stride
+            calls.append(lambda: F.conv2d(x, weight, stride=stride))
+            if training:
+                leaves = x.requires_grad_(module.in_channels > 3), weight.requires_grad_()
+                gradient = torch.ones_like(F.conv2d(*leaves, stride=stride))
+                wanted = [leaf for leaf in leaves if leaf.requires_grad]
+                calls[-1] = lambda: torch.autograd.grad(F.conv2d(*leaves, stride=stride), wanted, gradient)
+
+    def attend(module: nn.Module, inputs: tuple[torch.Tensor, ...], kwargs: dict) -> None:
+        batch, tokens, width = (inputs[0] if inputs else kwargs["hidden_states"]).shape
+        heads = model.config.num_attention_heads
+        query = torch.randn(batch * heads, tokens, width // heads, device=pixels.device).to(dtype)
+        scores = torch.bmm(query, query.transpose(1, 2))
+        once = [lambda: torch.bmm(query, query.transpose(1, 2)), lambda: torch.bmm(scores, query)]
+        calls.extend(once * (3 if training else 1))
+
+    hooks = [
+        module.register_forward_pre_hook(note)
+        for module in model.modules()
+        if isinstance(module, nn.Linear | nn.Conv2d)
+    ]
+    hooks += [
+        module.register_forward_pre_hook(attend, with_kwargs=True)
+        for name, module in model.named_modules()
+        if name.endswith("attention") and hasattr(module, "q_proj")
+    ]
+    with torch.no_grad():
+        model(pixels)
+    for hook in hooks:
+        hook.remove()
+
+    def run() -> None:
+        with torch.set_grad_enabled(training):
+            for call in calls:
+                call()
+
+    return run
+
+
+def machine(device: torch.device) -> dict[str, float]:
+    """Peak rates of this machine now: products of a ViT-B's widest layer, FLOP/s; copying memory, bytes/s."""
+    found = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        x, weight = (torch.randn(*shape, device=device).to(dtype) for shape in ((1576, 768), (3072, 768)))
+        taken = _fastest(lambda x=x, weight=weight: F.linear(x, weight), device)
+        found[f"{dtype}".removeprefix("torch.") + "_flops_per_second"] = 2 * 1576 * 768 * 3072 / taken
+    big = torch.ones(1 << 26, device=device)
+    target = torch.empty_like(big)
+    found["memory_bytes_per_second"] = 2 * 4 * big.numel() / _fastest(lambda: target.copy_(big), device)
+    return found
+
+
+def _fastest(call: Callable[[], Any], device: torch.device, rounds: int = 10) -> float:
+    return min(interleaved({"": call}, 0.0, device)[""] + interleaved({"": call}, 0.02 * rounds, device)[""])
+
+
+# -- models without waiting ------------------------------------------------------------------------------------------
+
+
+def filled(build: Callable[[], nn.Module], device: torch.device) -> nn.Module:
+    """A model with small random weights, without its own initialisation, which takes longer than the measurement."""
+    with torch.device("meta"):
+        model = build()
+    model.to_empty(device=device)
+    generator = torch.Generator(device).manual_seed(0)
+    with torch.no_grad():
+        for tensor in [*model.parameters(), *model.buffers()]:
+            if tensor.is_floating_point():
+                tensor.normal_(std=0.02, generator=generator)
+    return model
+
+
+# -- the report ------------------------------------------------------------------------------------------------------
+
+
+def environment(device: torch.device) -> dict[str, Any]:
+    """Hardware, threads, versions and commit."""
+    versions = {}
+    for package in PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            versions[package] = None
+    gpu = device.type == "cuda"
+    return {
+        "hardware": torch.cuda.get_device_name() if gpu else processor_name(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        "versions": versions,
+        "commit": commit(),
+        "date": time.strftime("%Y-%m-%d", time.gmtime()),
+    }
+
+
+def ratio(result: dict[str, Any], slower: str, faster: str) -> float:
+    """How many times faster: the median over rounds of the ratio within a round."""
+    seconds = result["seconds"]
+    return statistics.median(a / b for a, b in zip(seconds[slower], seconds[faster]))
+
+
+def lines(result: dict[str, Any]) -> Iterator[str]:
+    """The table of one point: each candidate's median, quartiles, and how many times faster ours are than it."""
+    ours = result["ours"]
+    scale = 1e3 / result["images"] if result["unit"] == "ms/image" else 1.0
+    heads = "".join(f"{short(name):>16}" for name in ours)
+    yield f"{result['title']}  ({len(result['seconds'][ours[0]])} rounds in turns)"
+    yield f"  {'':<34}{result['unit']:>10}{'quartiles':>22}{heads}"
+    for name, taken in result["seconds"].items():
+        low, middle, high = (scale * value for value in statistics.quantiles(taken, n=4))
+        spread = f"{low:.4g} to {high:.4g}"
+        cells = "".join(
+            f"{'' if name in ours and name == one else f'{ratio(result, name, one):.2f}x':>16}" for one in ours
+        )
+        yield f"  {name:<34}{middle:>10.4g}{spread:>22}{cells}"
+    for name, reason in result["absent"].items():
+        yield f"  {name:<34}{'absent':>10}  {reason}"
+    for text in [*result["quoted"], *([result["note"]] if result["note"] else [])]:
+        yield f"  ({text})"
+
+
+def short(name: str) -> str:
+    """Head of a column: how many times faster this one of ours is than the row."""
+    return name.removeprefix("hf_vit, ").removeprefix("hf_vit ")[:14]
+
+
+def free() -> None:
+    """Give a finished point's models back before the next is built."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

@@ -1,0 +1,71 @@
+"""`hf-vit predict` on a folder: against reading the same pictures alone, and computing alone on pictures in memory.
+
+A suite of `benchmarks.run`. The pictures are JPEG files of 500 x 375 pixels, written for the occasion.
+"""
+
+import argparse
+import contextlib
+import io
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from transformers import ViTImageProcessor
+
+from hf_vit import HFViTConfig, HFViTForImageClassification, cli
+from hf_vit.predict_command import PREPARE_FROM, batches, prepared
+
+from .cpu_inference import CPU
+from .measure import Point, filled
+
+
+BATCH = 16
+
+
+def points(options: argparse.Namespace) -> Iterator[Point]:
+    for preset in ("vit-small-patch16-224", "vit-base-patch16-224"):
+        with tempfile.TemporaryDirectory() as folder:
+            yield point(preset, Path(folder), max(PREPARE_FROM, 48))
+
+
+def point(preset: str, folder: Path, count: int) -> Point:
+    pictures, home = folder / "pictures", folder / "model"
+    pictures.mkdir()
+    random = np.random.default_rng(0)
+    for number in range(count):
+        coarse = random.integers(0, 255, (24, 32, 3), dtype=np.uint8)
+        Image.fromarray(coarse).resize((500, 375), Image.Resampling.BICUBIC).save(
+            pictures / f"{number}.jpg", quality=90
+        )
+    config = HFViTConfig.from_preset(preset, num_labels=1000)
+    model = filled(lambda: HFViTForImageClassification(config), CPU).eval()
+    model.save_pretrained(home)
+    processor = ViTImageProcessor(image_mean=[0.5] * 3, image_std=[0.5] * 3)
+    processor.save_pretrained(home)
+    prepared(model, count)
+    paths, pixels = sorted(pictures.iterdir()), torch.randn(BATCH, 3, 224, 224)
+    words = ["predict", str(pictures), "--model", str(home), "--batch-size", str(BATCH), "--json"]
+
+    def predict() -> None:
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            assert cli.main(words) == 0
+
+    def read() -> None:
+        assert sum(len(names) for names, _ in batches(paths, processor, "RGB", BATCH, [])) == count
+
+    def compute() -> None:
+        with torch.inference_mode():
+            for _ in range(0, count, BATCH):
+                model(pixels)
+
+    def load() -> None:
+        HFViTForImageClassification.from_pretrained(home)
+
+    return Point(
+        f"hf-vit predict, {preset}, {count} pictures", count, {"hf-vit predict": predict},
+        {"reading alone": read, "computing alone": compute, "loading the model alone": load},
+        note="on a CPU reading and computing share the cores: the least possible is their sum over free cores",
+    )  # fmt: skip

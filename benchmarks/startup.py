@@ -1,0 +1,67 @@
+"""Start-up: importing, and loading a ViT-L, in time and in memory, beside transformers.
+
+A suite of `benchmarks.run`. Every call is a Python of its own, with files already in the page cache.
+"""
+
+import argparse
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from hf_vit import HFViTConfig, HFViTForImageClassification
+
+from .cpu_inference import CPU
+from .measure import Point, filled
+
+
+LOAD = """
+import sys
+import transformers
+from {module} import {name}
+transformers.logging.disable_progress_bar()
+def peak():
+    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM")) * 1024
+before = peak()
+model = {name}.from_pretrained(sys.argv[1])
+weights = sum(p.numel() * p.element_size() for p in model.parameters())
+print((peak() - before) / weights)
+"""
+
+
+def points(options: argparse.Namespace) -> Iterator[Point]:
+    def imports(statement: str) -> Callable[[], None]:
+        return lambda: python(statement)
+
+    yield Point(
+        "import", 1, {"hf_vit and transformers": imports("import transformers, hf_vit")},
+        {"transformers": imports("import transformers"), "torch": imports("import torch")},
+        unit="s", note="a whole Python each; the first two differ by what `import hf_vit` adds",
+    )  # fmt: skip
+    with tempfile.TemporaryDirectory() as folder:
+        config = HFViTConfig.from_preset("vit-large-patch16-224", num_labels=1000)
+        filled(lambda: HFViTForImageClassification(config), CPU).save_pretrained(folder)
+        memory: dict[str, float] = {}
+
+        def load(module: str, name: str) -> Callable[[], None]:
+            def call() -> None:
+                memory[module] = float(python(LOAD.format(module=module, name=name), folder))
+
+            return call
+
+        ours, theirs = load("hf_vit", "HFViTForImageClassification"), load("transformers", "ViTForImageClassification")
+        ours(), theirs()
+        yield Point(
+            "load a ViT-L/16, 1.2 GB of float32", 1, {"hf_vit": ours}, {"transformers ViT": theirs}, unit="s",
+            note="a whole Python each, imports included; resident memory grows at most by "
+            + ", ".join(f"{peak:.2f} x the weights ({module})" for module, peak in memory.items()),
+        )  # fmt: skip
+
+
+def python(code: str, *arguments: str) -> str:
+    """What a Python of its own prints."""
+    command = [sys.executable, "-c", code, *arguments]
+    root = Path(__file__).parent.parent
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True)
+    return done.stdout
