@@ -1,4 +1,4 @@
-"""Arguments: recipes and flags share their keys, every value gets its type, and what is misspelt is named.
+"""Arguments: the resolved ones are the run again, and those that contradict each other are refused.
 
 pytest tests/test_arguments.py
 """
@@ -6,46 +6,10 @@ pytest tests/test_arguments.py
 import dataclasses
 
 import pytest
-import yaml
 
 from hf_vit.errors import HFViTError
-from training.arguments import FIELDS, GROUPS, RECIPES, Arguments, TrainArguments, parse
-
-
-def test_flags_override_the_recipe_and_the_recipe_the_defaults(tmp_path):
-    recipe = tmp_path / "mine.yaml"
-    recipe.write_text(
-        "learning_rate: 3e-3\nmax_steps: 7\nset: {hidden_size: 64, pooling: gap}\nimage_size: [24, 32]\n"
-    )
-    found = parse(["--config", str(recipe), "--max_steps", "9", "--set", "hidden_size=128"], "finetune")
-    assert found.train.learning_rate == 3e-3  # YAML 1.1 reads 3e-3 as a word
-    assert found.train.max_steps == 9
-    assert found.model.set == {"hidden_size": 128, "pooling": "gap"}
-    assert found.model.image_size == [24, 32]
-    assert found.train.per_device_train_batch_size == TrainArguments().per_device_train_batch_size
-    assert found.recipe == "mine"
-
-
-def test_set_reads_yaml_values():
-    words = [
-        "--set",
-        "layer_norm_eps=1e-5",
-        "resnet_depths=[3,4]",
-        "qk_norm=true",
-        "--set",
-        "representation_size=null",
-    ]
-    fields = parse(words, "pretrain").model.set
-    assert fields == {"layer_norm_eps": 1e-5, "resnet_depths": [3, 4], "qk_norm": True, "representation_size": None}
-
-
-def test_booleans_as_flag_value_and_negation():
-    assert parse(["--bf16"], "finetune").train.bf16 is True
-    assert parse(["--bf16", "false"], "finetune").train.bf16 is False
-    assert parse(["--no_flip"], "finetune").data.flip is False
-    assert parse(["--resume_from_checkpoint"], "finetune").train.resume_from_checkpoint is True
-    path = "out/checkpoint-3"
-    assert parse(["--resume_from_checkpoint", path], "finetune").train.resume_from_checkpoint == path
+from training.arguments import GROUPS, Arguments
+from training.command_line import parse
 
 
 def test_the_resolved_config_given_back_is_the_same_run(tmp_path):
@@ -59,15 +23,6 @@ def test_the_resolved_config_given_back_is_the_same_run(tmp_path):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ("--learning_rte 1", "did you mean --learning_rate"),
-        ("--learning_rate fast", "--learning_rate 'fast': give a number"),
-        ("--max_steps 1.5", "--max_steps '1.5': give a whole number"),
-        ("--crop insepton", "did you mean inception"),
-        ("--flip perhaps", "give true or false"),
-        ("--image_size 8 wide", "give whole numbers"),
-        ("--config no_such", "no recipe 'no_such'"),
-        ("--set hidden_size", "give field=value"),
-        ("stray", "what is 'stray'"),
         ("--bf16 --fp16", "one of --bf16"),
         ("--save_total_limit 0", "give 1 or more"),
         ("--load_best_model_at_end", "needs evaluations"),
@@ -84,37 +39,10 @@ def test_the_resolved_config_given_back_is_the_same_run(tmp_path):
         ("--mixup_alpha -1", "--mixup_alpha -1.0: give 0 or more"),
     ],
 )
-def test_bad_input_is_one_line_that_names_the_way_out(words, message):
+def test_numbers_that_cannot_be_meant_and_contradictions_are_one_line(words, message):
     with pytest.raises(HFViTError, match=message.replace("(", r"\(")) as error:
         parse(words.split(), "finetune")
     assert "\n" not in str(error.value)
-
-
-def test_an_unknown_key_of_a_recipe_is_named_with_its_file(tmp_path):
-    (tmp_path / "r.yaml").write_text("weight_decy: 0.1\n")
-    with pytest.raises(HFViTError, match=r"weight_decy.*r\.yaml.*weight_decay"):
-        parse(["--config", str(tmp_path / "r.yaml")], "finetune")
-
-
-def test_every_recipe_of_the_tree_parses_and_states_source_expectation_and_measurement():
-    recipes = sorted(RECIPES.glob("*.yaml"))
-    assert recipes
-    for path in recipes:
-        for word in ("# source:", "# expected:", "# measured:"):
-            assert word in path.read_text(), (path.name, word)
-        assert set(yaml.safe_load(path.read_text())) <= set(FIELDS), path.name
-        parse(["--config", path.stem], "finetune")
-
-
-def test_help_gives_every_option_with_its_group(capsys):
-    with pytest.raises(SystemExit):
-        parse(["--help"], "finetune")
-    text = capsys.readouterr().out
-    for name in FIELDS:
-        assert f"--{name}" in text
-    for group in GROUPS.values():
-        assert group.__doc__ in text
-    assert "unit: updates" in text and "source: Table 4" in text
 
 
 def test_names_do_not_collide_between_the_groups():

@@ -9,7 +9,7 @@ import torch
 
 from hf_vit import HFViTConfig, HFViTForImageClassification
 from hf_vit.errors import HFViTError
-from training.arguments import TrainArguments, updates_of
+from training.arguments import TrainArguments
 from training.optimization import (
     GradualUnfreezing,
     averaged_by,
@@ -84,14 +84,6 @@ def test_the_scheduler_gives_the_first_update_rate_zero_and_ends_at_lr_end():
         optimizer.step()
         scheduler.step()
     assert rates[0] == 0 and max(rates) == rates[4] == pytest.approx(0.1) and rates[20] == pytest.approx(0.01)
-
-
-@pytest.mark.parametrize(
-    ("value", "updates"),
-    [(0.1, 6), (10, 10), (0, 0), ("10", 10), ("10%", 6), ("10 percent", 6), ("2 epochs", 9), ("0.5 epoch", 2)],
-)
-def test_lengths_are_updates_shares_epochs_or_percent(value, updates):
-    assert updates_of("warmup_steps", value, 55, 4.5) == updates
 
 
 def big_vision(step, total, warmup, cooldown, timescale):

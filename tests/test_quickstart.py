@@ -14,7 +14,7 @@ from transformers import ViTImageProcessor
 
 from hf_vit import HFViTConfig, HFViTError, HFViTForImageClassification
 from training import quickstart
-from training.arguments import parse
+from training.command_line import parse
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,8 @@ import hf_vit
 from hf_vit import HFViTConfig, HFViTForImageClassification
 from hf_vit.cli import build_parser
 from training import quickstart, score
-from training.arguments import FIELDS, parse
+from training.arguments import FIELDS
+from training.command_line import parse
 
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -12,7 +12,8 @@ import yaml
 from PIL import Image
 
 from hf_vit import HFViTConfig, HFViTForImageClassification
-from training.arguments import RECIPES, parse
+from training.arguments import RECIPES
+from training.command_line import parse
 from training.flops import train_flops
 from training.masked_patches import masked_model
 from training.run import build_model, scratch_config

@@ -9,8 +9,9 @@ from test_trainer import Pictures, arguments, history, tiny
 
 from hf_vit import HFViTConfig
 from hf_vit.errors import HFViTError
-from training.arguments import TrainArguments, parse
+from training.arguments import TrainArguments
 from training.augmentation import EvalTransform, TrainTransform
+from training.command_line import parse
 from training.data import open_dataset
 from training.flops import train_flops
 from training.schedules import stages_of

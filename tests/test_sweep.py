@@ -9,7 +9,7 @@ import pytest
 
 from hf_vit.errors import HFViTError
 from training import finetune, run
-from training.arguments import parse
+from training.command_line import parse
 from training.sweep import grid, trial_of
 
 

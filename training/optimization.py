@@ -17,7 +17,8 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from hf_vit.errors import HFViTError
 
-from .arguments import RAMPS, TrainArguments, check_ramps, updates_of
+from .arguments import TrainArguments
+from .lengths import RAMPS, check_ramps, updates_of
 
 
 # Tables and tokens: they are matrices, but not kernels.

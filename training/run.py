@@ -23,10 +23,11 @@ from hf_vit.checkpoints import load_checkpoint
 from hf_vit.errors import HFViTError
 
 from . import progress
-from .arguments import RESOLVED_NAME, Arguments, DataArguments, parse
+from .arguments import RESOLVED_NAME, Arguments, DataArguments
 from .augmentation import RESAMPLING
 from .checkpointing import checkpoints, write_json
 from .classifiers import knock
+from .command_line import parse
 from .data import ImageDataset
 from .device import on_cpu
 from .duplicates import Duplicate

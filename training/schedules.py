@@ -14,10 +14,11 @@ from accelerate import PartialState
 from hf_vit import HFViTConfig
 from hf_vit.errors import HFViTError
 
-from .arguments import TrainArguments, updates_of
+from .arguments import TrainArguments
 from .augmentation import PictureTransform
 from .data import ImageDataset
 from .device import on_cpu
+from .lengths import updates_of
 from .streaming import ImageStream
 
 

@@ -16,9 +16,9 @@ import yaml
 from hf_vit.errors import HFViTError
 
 from . import score as one
-from .arguments import parse as parse_training
 from .checkpointing import write_json
 from .classifiers import Classifier
+from .command_line import parse as parse_training
 from .data import ImageDataset
 from .facts import FACTS_NAME, environment_facts, public_name
 from .features import compute_features, model_fingerprint

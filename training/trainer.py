@@ -42,13 +42,15 @@ from hf_vit.model_card import write_card
 from . import attention_examples, progress, resuming
 from . import checkpointing as disk
 from . import facts as report
-from .arguments import TrainArguments, updates_of
+from .arguments import TrainArguments
 from .augmentation import Mixing
 from .averaging import WeightAverage
+from .cpu_kernels import kernels_for
 from .data import ImageDataset, collate
 from .device import create_accelerator, memory_advice
 from .evaluation import Evaluated, evaluate
 from .flops import measured_peak, train_flops
+from .lengths import updates_of
 from .masked_patches import MASKED_PATCHES, colour_flops
 from .objective import Normalise, create_objective
 from .optimization import GradualUnfreezing, averaged_by, create_optimizer, create_scheduler
@@ -105,6 +107,7 @@ class Trainer:
             create_objective(model, args, self.normalise), optimizer or create_optimizer(model, args)
         )
         self._parameters = list(self.objective.parameters())
+        self.kernels = kernels_for(self.accelerator.device, args.cpu_kernels, args.torch_compile)
         self.max_steps = self._count_steps()
         epoch = 0.0 if self.train_dataset is None else len(self.train_dataset) / self._pictures()
         self.stages = stages_of(args, model.config, self.max_steps, epoch, self.world_size)
@@ -210,7 +213,8 @@ class Trainer:
                 self.control = self._event("on_epoch_begin")
                 for batches in self._updates():
                     self.control = self._event("on_step_begin")
-                    self._update(batches)
+                    with self.kernels:
+                        self._update(batches)
                     epoch_ended = self._advance()
                     self.control = self._event("on_step_end")
                     if epoch_ended:

@@ -17,9 +17,9 @@ import torch
 from hf_vit import HFViTConfig, HFViTForImageClassification
 from hf_vit.errors import HFViTError
 
-from ..arguments import parse
 from ..checkpointing import checkpoints, read_json
 from ..classifiers import open_classifier
+from ..command_line import parse
 from ..data import ImageDataset, open_dataset, take_fraction
 from ..dyck import warm_up
 from ..facts import FACTS_NAME, write_facts
@@ -39,16 +39,18 @@ def run_cell(cell: Cell, folder: Path) -> dict[str, Any]:
     Raises:
         HFViTError: the stage's errors; a signal that asked the run to stop.
     """
-    if (folder / FACTS_NAME).is_file():
+    state = accelerate.PartialState()
+    finished = (folder / FACTS_NAME).is_file()
+    state.wait_for_everyone()  # all have looked before the first one writes
+    if finished:
         return read_json(folder / FACTS_NAME)
-    main = accelerate.PartialState().is_main_process
     facts = STAGES[cell.stage](folder, dict(cell.options))
     if not facts:
         raise HFViTError("stopped by a signal: the same command goes on from here")
-    if main:
+    if state.is_main_process:
         for checkpoint in checkpoints(folder):  # a finished cell needs none
             shutil.rmtree(checkpoint)
-    accelerate.PartialState().wait_for_everyone()
+    state.wait_for_everyone()
     return facts
 
 

@@ -1,0 +1,253 @@
+"""From a recipe and the command line to the arguments of a run; every value gets its type, or one line says why not.
+
+For pretrain, finetune and whatever starts them. A recipe (YAML) and the flags have the same keys; flags override the
+recipe, both override the defaults; an unknown key is an error that gives the nearest known name.
+"""
+
+import argparse
+import dataclasses
+import difflib
+import re
+import types
+import typing
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from hf_vit.errors import HFViTError
+
+from .arguments import FIELDS, GROUPS, RECIPES, RESOLVED_NAME, Arguments, ModelArguments
+
+
+EXAMPLES = {
+    "set": "hidden_size=128",
+    "sweep": "learning_rate=[0.01,0.03]",
+    "image_size_schedule": "0=128 50%=160 80%=224",
+    "batch_size_schedule": "50%=2048",
+}
+NOT_SWEPT = ("sweep", "output_dir", "dataset", "train_split", "eval_split", "dev_fraction", "seed")
+TYPES: dict[str, Any] = {
+    name: hint for group in GROUPS.values() for name, hint in typing.get_type_hints(group).items()
+}
+
+# What differs between the two scripts' defaults: from scratch, the paper's Table 3 for small data sets.
+STAGE_DEFAULTS: dict[str, dict[str, Any]] = {
+    "pretrain": {"learning_rate": 1e-3, "weight_decay": 0.1},
+    "finetune": {},
+}
+
+
+def parse(argv: list[str] | None, stage: str) -> Arguments:
+    """Read the arguments of one run.
+
+    Args:
+        argv: the command line without the program's name; None reads sys.argv.
+        stage: "pretrain" or "finetune"; chooses defaults and the text of `--help`.
+
+    Raises:
+        HFViTError: an unknown key or flag, a value of the wrong type, a missing recipe.
+    """
+    flags, unknown = _parser(stage).parse_known_args(argv)
+    for word in unknown:
+        if word.startswith("-"):
+            raise HFViTError(_unknown(f"option {word.split('=')[0]}", word.lstrip("-").split("=")[0], prefix="--"))
+    if unknown:
+        raise HFViTError(f"what is {unknown[0]!r}? Every value follows its --option")
+    given = {name: value for name, value in vars(flags).items() if value is not argparse.SUPPRESS}
+    recipe = given.pop("config", None)
+    values = dict(STAGE_DEFAULTS[stage])
+    if recipe is not None:
+        values |= _read_recipe(recipe)
+    chosen_fields = given.pop("set", None)
+    values |= {name: coerce(name, value) for name, value in given.items()}
+    if chosen_fields is not None:
+        pairs = coerce("set", [pair for group in chosen_fields for pair in group])
+        values["set"] = values.get("set", {}) | pairs
+    if "model" in given:
+        values.pop("preset", None) if "preset" not in given else None
+    groups = {
+        key: group(**{f.name: values[f.name] for f in dataclasses.fields(group) if f.name in values})
+        for key, group in GROUPS.items()
+    }
+    return Arguments(**groups, recipe=None if recipe is None else Path(recipe).stem)
+
+
+def coerce(name: str, value: Any) -> Any:
+    """Bring a word of the command line or a value of a recipe to the type of the field `name`."""
+    hint, choices = TYPES[name], FIELDS[name].metadata["choices"]
+    if name == "sweep":
+        return _grid(_config_fields(value, name))
+    if hint == dict[str, Any]:
+        return _config_fields(value, name)
+    try:
+        result = _as_type(hint, value)
+    except (TypeError, ValueError):
+        raise HFViTError(f"--{name} {value!r}: give {in_words(hint)}") from None
+    if choices and result is not None and result not in choices:
+        near = difflib.get_close_matches(str(result), choices, 1)
+        raise HFViTError(
+            f"--{name} {result!r}: choose from {', '.join(choices)}" + (f"; did you mean {near[0]}?" if near else "")
+        )
+    return result
+
+
+def in_words(hint: Any) -> str:
+    """What a value of that type is called."""
+    if isinstance(hint, types.UnionType):
+        return " or ".join(in_words(kind) for kind in typing.get_args(hint) if kind is not type(None))
+    if typing.get_origin(hint) is list:
+        return in_words(typing.get_args(hint)[0]).removeprefix("a ") + "s"
+    return {int: "a whole number", float: "a number", bool: "true or false", str: "a word"}[hint]
+
+
+def _as_type(hint: Any, value: Any) -> Any:
+    """Convert, or raise ValueError; None is allowed where the hint says so."""
+    options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    if value is None or (isinstance(value, str) and value.lower() in ("none", "null") and type(None) in options):
+        if type(None) not in options:
+            raise ValueError(value)
+        return None
+    for kind in sorted((o for o in options if o is not type(None)), key=lambda o: o is str):
+        try:
+            return _as_kind(kind, value)
+        except (TypeError, ValueError):
+            continue
+    raise ValueError(value)
+
+
+def _as_kind(kind: Any, value: Any) -> Any:
+    if typing.get_origin(kind) is list:
+        items = value if isinstance(value, list | tuple) else [value]
+        return [_as_kind(typing.get_args(kind)[0], item) for item in items]
+    if isinstance(value, list | tuple | dict):
+        raise ValueError(value)
+    if kind is bool:
+        words = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+        return words[value.lower()] if isinstance(value, str) and value.lower() in words else _only(bool, value)
+    if kind is int:
+        if isinstance(value, bool) or float(value) != int(float(value)):
+            raise ValueError(value)
+        return int(float(value))
+    if kind is float:
+        return float(_only((int, float, str), value))
+    return str(_only((str, int, float), value))
+
+
+def _only(kinds, value: Any) -> Any:
+    if not isinstance(value, kinds) or (isinstance(value, bool) and kinds is not bool):
+        raise ValueError(value)
+    return value
+
+
+def _grid(values: dict[str, Any]) -> dict[str, list]:
+    """The values of a sweep, each of its argument's type."""
+    for name, items in values.items():
+        if name not in FIELDS or name in NOT_SWEPT or name in {f.name for f in dataclasses.fields(ModelArguments)}:
+            raise HFViTError(f"--sweep {name}: only arguments of training and of augmentation can be swept")
+        if not isinstance(items, list) or not items:
+            raise HFViTError(f"--sweep {name}: give a list of values, such as --sweep {name}=[0.01,0.03]")
+    return {name: [coerce(name, item) for item in items] for name, items in values.items()}
+
+
+def _config_fields(value: Any, name: str) -> dict[str, Any]:
+    """`["pooling=gap", "layer_norm_eps=1e-6"]`, or a mapping, as fields of the model's config with YAML's types."""
+    if isinstance(value, dict):
+        pairs = value
+    else:
+        pairs = {}
+        for pair in value:
+            field, equals, text = pair.partition("=")
+            if not equals:
+                raise HFViTError(f"--{name} {pair!r}: give field=value, such as --{name} {EXAMPLES[name]}")
+            pairs[field] = yaml.safe_load(text)
+    return {str(field): _number(item) for field, item in pairs.items()}
+
+
+def _number(value: Any) -> Any:
+    """YAML 1.1 reads 1e-6 as a word: numbers are what Python reads as one."""
+    if isinstance(value, str) and re.fullmatch(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?", value):
+        return float(value)
+    return value
+
+
+def _read_recipe(name: str) -> dict[str, Any]:
+    """Read a YAML file by path, or by its name in training/recipes."""
+    path = next((p for p in (Path(name), RECIPES / name, RECIPES / f"{name}.yaml") if p.is_file()), None)
+    if path is None:
+        known = ", ".join(sorted(p.stem for p in RECIPES.glob("*.yaml")))
+        raise HFViTError(f"no recipe {name!r}: give the path of a YAML file, or one of {known}")
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except yaml.YAMLError as error:
+        raise HFViTError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise HFViTError(f"{path}: a recipe is lines of `name: value`")
+    for key in values:
+        if key not in FIELDS:
+            raise HFViTError(_unknown(f"key {key!r} in {path}", str(key)))
+    return {key: coerce(key, value) for key, value in values.items()}
+
+
+def _unknown(what: str, name: str, prefix: str = "") -> str:
+    near = difflib.get_close_matches(name, [*FIELDS, "config"], 1, cutoff=0.5)
+    return f"unknown {what}" + (f"; did you mean {prefix}{near[0]}?" if near else "; --help lists what there is")
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse whose errors are ours: one line, raised, not printed with the usage."""
+
+    def error(self, message: str):
+        raise HFViTError(message)
+
+
+def _parser(stage: str) -> argparse.ArgumentParser:
+    """Flags from the dataclasses; every value stays a word here and is given its type by `coerce`."""
+    parser = _Parser(
+        prog=f"python -m training.{stage}",
+        usage="%(prog)s [--config RECIPE] [--OPTION VALUE ...]",
+        description=f"{stage.capitalize()} a Vision Transformer. Flags override --config; both override the defaults.",
+        argument_default=argparse.SUPPRESS,
+        allow_abbrev=False,
+        formatter_class=argparse.RawTextHelpFormatter,
+    )
+    parser.add_argument(
+        "--config", metavar="RECIPE", help=f"YAML file, a name in training/recipes, or a run's {RESOLVED_NAME}"
+    )
+    for group in GROUPS.values():
+        section = parser.add_argument_group((group.__doc__ or "").strip())
+        for field in dataclasses.fields(group):
+            _add_flag(section, field, STAGE_DEFAULTS[stage])
+    return parser
+
+
+def _add_flag(section, field: dataclasses.Field, stage_defaults: dict[str, Any]) -> None:
+    meta = field.metadata
+    default = stage_defaults.get(field.name, field.default)
+    if default is dataclasses.MISSING:
+        default = field.default_factory()
+    notes = [
+        meta["unit"] and f"unit: {meta['unit']}",
+        meta["source"] and f"source: {meta['source']}",
+        meta["choices"] and f"one of: {', '.join(meta['choices'])}",
+        f"default: {default}",
+    ]
+    text = meta["help"].replace("%", "%%") + "\n    " + "; ".join(n for n in notes if n).replace("%", "%%")
+    keywords: dict[str, Any] = {"help": text, "metavar": field.name.upper()}
+    if TYPES[field.name] is bool:
+        keywords |= {"nargs": "?", "const": "true", "metavar": "true|false"}
+    elif meta["nargs"] == "?":
+        keywords |= {"nargs": "?", "const": "true"}
+    elif meta["nargs"] is not None:
+        keywords["nargs"] = meta["nargs"]
+    if field.name == "set":
+        keywords |= {"action": "append", "metavar": "FIELD=VALUE"}
+    section.add_argument(f"--{field.name}", **keywords)
+    if TYPES[field.name] is bool and default is True:
+        section.add_argument(
+            f"--no_{field.name}",
+            dest=field.name,
+            action="store_const",
+            const="false",
+            help=f"the same as --{field.name} false",
+        )
