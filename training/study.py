@@ -113,15 +113,25 @@ def pairs(option: str, texts: list[str], known: dict[str, Any] | None) -> dict[s
                 f"--{option} {name}: the study has {', '.join(known)}" + (f"; did you mean {near[0]}?" if near else "")
             )
         found[name] = value if option == "data" else yaml.safe_load(value)
+        if option == "settings" and any(
+            isinstance(found[name], k) != isinstance(known[name], k) for k in (list, dict)
+        ):
+            raise HFViTError(f"--settings {text}: give a value like {json.dumps(known[name])}")
     return found
 
 
 def run_study(study: Study, settings: dict[str, Any], folder: Path) -> dict[str, Any]:
     """Every cell that is not finished, then the results."""
     state = accelerate.PartialState(cpu=not torch.accelerator.is_available())
-    cells = study.cells(settings)
-    begin(study, settings, folder, cells, state.is_main_process)
+    cells, chosen = study.cells(settings), json.loads(json.dumps({"study": study.name, **settings}))
+    check(study, chosen, folder, cells)
     state.wait_for_everyone()
+    if state.is_main_process:  # what is asked is written down before anything runs
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / SETTINGS_NAME, chosen)
+        text = plan(study, settings, cells)
+        (folder / PLAN_NAME).write_text(text, encoding="utf-8")
+        print(text)
     for number, cell in enumerate(cells, 1):
         if state.is_main_process:
             print(f"\n[{number}/{len(cells)}] {study.name}: {cell.name}", flush=True)
@@ -138,13 +148,8 @@ def run_study(study: Study, settings: dict[str, Any], folder: Path) -> dict[str,
     return found
 
 
-def begin(study: Study, settings: dict[str, Any], folder: Path, cells: list[Cell], main: bool) -> None:
-    """Check the folder and the data; write down what is asked before anything runs.
-
-    Raises:
-        HFViTError: a folder of something else (says what differs), or data that cannot be opened.
-    """
-    chosen = json.loads(json.dumps({"study": study.name, **settings}))
+def check(study: Study, chosen: dict[str, Any], folder: Path, cells: list[Cell]) -> None:
+    """Raise HFViTError for a folder of something else (says what differs), and for data that cannot be opened."""
     known = folder / SETTINGS_NAME
     if known.is_file():
         differs = differences(read_json(known), chosen)
@@ -154,19 +159,13 @@ def begin(study: Study, settings: dict[str, Any], folder: Path, cells: list[Cell
             )
     elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise HFViTError(f"{folder} is not empty and holds no study: give another --out")
-    for name, where in settings["data"].items():
+    for name, where in chosen["data"].items():
         if all(cell.options.get("dataset") != where for cell in cells):
             continue
         try:
             open_dataset(where, split="train")
         except (HFViTError, OSError) as error:
             raise HFViTError(f"data '{name}': {error}; another place: --data {name}=PATH") from None
-    if main:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_json(known, chosen)
-        text = plan(study, settings, cells)
-        (folder / PLAN_NAME).write_text(text, encoding="utf-8")
-        print(text)
 
 
 def resolved(cell: Cell, folder: Path) -> Cell:

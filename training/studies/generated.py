@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from hf_vit.errors import HFViTError
+
 from .design import CPU_RUN, CPU_TINY, CPU_TRAIN, GPU_MODEL, GPU_TRAIN, SMOKE, Cell, Rule, Scores, Study
 
 
@@ -21,7 +23,10 @@ def cells(settings: dict[str, Any]) -> list[Cell]:
             for budget in budgets:
                 options = common | {"dataset": name, "set": network, "max_steps": budget, "seed": seed, "flip": False}
                 found.append(Cell(f"{family}-{budget}-{seed}", "pretrain", options | {"crop": "squash"}))
-    for panel, target in settings["targets"].items():
+    for panel in settings["targets"]:
+        if panel not in TARGETS:
+            raise HFViTError(f"targets: {panel!r} is none of {', '.join(TARGETS)}")
+        target = TARGETS[panel]
         data = {"dataset": settings["data"][target["data"]], **target["options"]}
         starts: list[tuple[str, int, dict[str, Any]]] = [(SCRATCH, 0, {}), (MIMETIC, 0, {"model": "mimetic"})]
         starts.append((DYCK, 0, {"model": "dyck"}))
@@ -33,7 +38,7 @@ def cells(settings: dict[str, Any]) -> list[Cell]:
                 options = common | data | {"max_steps": tuned, "set": network, "seed": seed} | start
                 if "model" in start:
                     options |= {"model": f"cell:{start['model']}-{seed}", "set": run}
-                name = f"{panel.replace(' ', '-').replace('%', '')}-{number}-{seed}"
+                name = f"{panel}-{number}-{seed}".replace(", ", "-").replace("%", "")
                 found.append(Cell(name, "finetune", options, series, budget, seed, panel))
     return found
 
@@ -84,17 +89,18 @@ STUDY = Study(
         "cpu": {
             "seeds": [0, 1, 2], "image_size": 32, "model": CPU_TINY, "run": CPU_RUN, "train": CPU_TRAIN,
             "families": {"letters": "synthetic:glyphs-colour@52,2000", "atoms": "synthetic:atoms-colour@100,1000"},
-            "dyck": {"steps": 100, "batch": 64}, "targets": TARGETS, "budgets": [1000], "finetune_steps": 200,
+            "dyck": {"steps": 100, "batch": 64}, "targets": list(TARGETS), "budgets": [1000], "finetune_steps": 200,
         },
         "gpu": {
             "seeds": [0, 1, 2], "image_size": 32, "model": GPU_MODEL, "run": {}, "train": GPU_TRAIN,
             "families": {"letters": "synthetic:glyphs-colour@52,20000", "atoms": "synthetic:atoms-colour@1000,10000"},
-            "dyck": {"steps": 400, "batch": 256}, "targets": TARGETS, "budgets": [2000, 40000], "finetune_steps": 3000,
+            "dyck": {"steps": 400, "batch": 256}, "targets": list(TARGETS), "budgets": [2000, 40000],
+            "finetune_steps": 3000,
         },
         "smoke": SMOKE | {
             "families": {"letters": "synthetic:glyphs@4,10", "atoms": "synthetic:atoms@4,10"},
             "dyck": {"steps": 2, "batch": 4}, "budgets": [2], "finetune_steps": 2,
-            "targets": {"digits": TARGETS["digits"]},
+            "targets": ["digits"],
         },
     },
     cells=cells,
