@@ -4,12 +4,13 @@ python -m pytest tests/test_inspect_command.py
 """
 
 import json
+import sys
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import ViTImageProcessor
+from transformers import BitConfig, BitForImageClassification, ViTImageProcessor
 
 from hf_vit import HFViTConfig, HFViTForImageClassification
 from hf_vit.cli import main
@@ -123,12 +124,22 @@ def test_unreadable_pictures_are_listed(capsys, model, pictures, tmp_path):
     assert "broken.png" in (tmp_path / "out" / "report.html").read_text()
 
 
+def test_without_matplotlib(capsys, monkeypatch, model, tmp_path):
+    monkeypatch.setitem(sys.modules, "hf_vit.figures", None)
+    monkeypatch.delattr("hf_vit.figures", raising=False)
+    status, printed, err = run(capsys, model, "--out", tmp_path / "out")
+    assert status == 2 and not printed and "drawing needs matplotlib" in err and 'pip install "hf-vit[inspect]"' in err
+
+
 def test_bad_input_is_one_line(capsys, model, pictures, tmp_path):
     torch.save({"conv1.weight": torch.zeros(64, 3, 7, 7), "fc.weight": torch.zeros(5, 64)}, tmp_path / "resnet.pth")
     (tmp_path / "broken.png").write_text("not a picture")
+    bit = BitForImageClassification(BitConfig(embedding_size=8, hidden_sizes=[8, 8], depths=[1, 1], num_groups=2))
+    bit.save_pretrained(tmp_path / "bit")
     out = ("--out", tmp_path / "out")
     cases = [
         ((tmp_path / "resnet.pth", *out), "a convolutional network"),
+        ((tmp_path / "bit", *out), "a convolutional network"),
         ((tmp_path / "nothing", *out), "no such file or folder"),
         ((model, pictures, *out, "--layers", 2), "layer 2 does not exist: the model has 2, 0 to 1"),
         ((model, pictures, *out, "--heads", 7), "head 7 does not exist: the model has 2, 0 to 1"),

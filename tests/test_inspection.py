@@ -76,7 +76,11 @@ def eager(model, pixels):
 
 def test_maps_equal_those_of_the_attention_interface(model, pixels):
     maps = attention_maps(model, pixels, layers=[0, -1, 1], heads=[-1, 0])
+    own = model.attention_maps(pixels, layers=[0, -1])
     published = eager(model, pixels).attentions
+    assert list(own) == [0, -1]
+    for index, found in own.items():
+        torch.testing.assert_close(found, published[index])
     assert list(maps) == [0, -1, 1]
     for index, found in maps.items():
         torch.testing.assert_close(found, published[index][:, [3, 0]])
@@ -197,6 +201,24 @@ def test_compiled_models(how, pixels):
     torch.testing.assert_close(attention_maps(model, pixels)[-1], maps)
     for method in METHODS:
         torch.testing.assert_close(explain(model, pixels, method), expected[method], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("size", [(16, 80), (41, 70)])
+def test_any_size_and_shape_of_picture(model, size):
+    """Pictures of another size are explained as by a model whose positions were resized to it."""
+    pixels, (rows, columns) = torch.randn(2, 3, *size), model.config.grid_for(size)
+    maps = {method: explain(model, pixels, method, 1) for method in METHODS}
+    rolled, distance, states = rollout(model, pixels), attention_distance(model, pixels), token_states(model, pixels)
+    down, across = model.config.total_stride
+    model.resize_position_embeddings((rows * down, columns * across))
+    if model.config.resnet_depths is None:
+        pixels = pixels[..., : rows * down, : columns * across]  # a ResNet sees the edge that patches would cut off
+    for method, found in maps.items():
+        assert found.shape == (2, rows, columns)
+        torch.testing.assert_close(explain(model, pixels, method, 1), found, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(rollout(model, pixels), rolled)
+    torch.testing.assert_close(attention_distance(model, pixels), distance)
+    torch.testing.assert_close(token_states(model, pixels)[-1], states[-1], rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.slow
@@ -393,6 +415,22 @@ def test_states_norms_and_colours(model, pixels):
     torch.testing.assert_close(token_norms(model, pixels, [0])[0].flatten(1), raw.norm(dim=-1))
     colours = feature_colours(states[-1])
     assert colours.shape == (2, *model.config.grid_size, 3) and colours.min() >= 0 and colours.max() <= 1
+
+
+def test_an_outlier_token_stands_out(pixels):
+    """What registers take up: one patch made many times longer is the largest of its map, at its place."""
+    model = build()
+
+    def stretch(block, args, output):
+        output = output.clone()
+        output[:, 1 + 13] *= 30  # the class token, then 4 x 6 patches
+        return output
+
+    hook = model.vit.layers[1].register_forward_hook(stretch)
+    norms = token_norms(model, pixels, [0, 1])
+    hook.remove()
+    assert norms[1].flatten(1).argmax(1).tolist() == [13, 13]
+    assert norms[1].amax() / norms[1].median() > 10 > 3 > norms[0].amax() / norms[0].median()
 
 
 def test_equal_features_have_equal_colours():
