@@ -13,7 +13,9 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from .data import ImageDataset
 from .randomness import generator
+from .streaming import ImageStream
 
 
 # First words of addresses (see randomness.py): what the numbers are for.
@@ -108,6 +110,12 @@ class KeyedDataset(Dataset):
             "index": key[1],
             "name": f"item {key[1]}",
         }
+
+
+def keyed(dataset: Dataset | None) -> Dataset | None:
+    """The data set itself, where it can be addressed by (epoch, index)."""
+    ours = dataset is None or isinstance(dataset, ImageDataset | ImageStream | KeyedDataset)
+    return dataset if ours else KeyedDataset(dataset)
 
 
 def stack(items: list[dict]) -> dict:

@@ -5,6 +5,7 @@ For the Trainer. `--report_to tensorboard csv`.
 
 import csv
 from pathlib import Path
+from typing import Any
 
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker, get_available_trackers, on_main_process
 
@@ -54,3 +55,10 @@ def chosen_trackers(names: list[str], run_name: str, logging_dir: str) -> list:
         if name != "csv" and name not in available:
             raise HFViTError(f"--report_to {name} needs its package: pip install {name}, or use --report_to csv")
     return [CSVTracker(run_name, logging_dir) if name == "csv" else name for name in wanted]
+
+
+def flat(values: dict[str, Any]) -> dict[str, Any]:
+    """What trackers accept as a run's configuration."""
+    return {
+        name: value if isinstance(value, int | float | str | bool) else str(value) for name, value in values.items()
+    }

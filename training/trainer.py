@@ -13,11 +13,8 @@ remembers two numbers, and a resumed run is the uninterrupted one, bit for bit, 
 import dataclasses
 import itertools
 import math
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +43,7 @@ from .arguments import TrainArguments
 from .augmentation import Mixing
 from .averaging import WeightAverage
 from .cpu_kernels import kernels_for
-from .data import ImageDataset, collate
+from .data import collate
 from .device import create_accelerator, memory_advice
 from .evaluation import Evaluated, evaluate
 from .flops import measured_peak, train_flops
@@ -54,14 +51,14 @@ from .lengths import updates_of
 from .masked_patches import MASKED_PATCHES, colour_flops
 from .objective import Normalise, create_objective
 from .optimization import GradualUnfreezing, averaged_by, create_optimizer, create_scheduler
-from .sampling import EvalOrder, KeyedDataset, TrainOrder, seed_draw, stack
+from .sampling import EvalOrder, KeyedDataset, TrainOrder, keyed, seed_draw, stack
 from .schedules import Stage, seen_at, stages_of, with_passes
+from .signals import StopRequest, leave_to_the_loop
 from .streaming import ImageStream, StreamOrder
+from .trackers import flat
 
 
-AGREE_EVERY = 10  # updates between the processes' agreeing whether one of them was asked to stop
 NEVER = 1 << 62
-OURS = ImageDataset | ImageStream
 
 
 class Trainer:
@@ -94,7 +91,7 @@ class Trainer:
     ):
         args = with_passes(args)
         self.model, self.args, self.image_processor = model, args, image_processor
-        self.train_dataset, self.eval_dataset = _keyed(train_dataset), _keyed(eval_dataset)
+        self.train_dataset, self.eval_dataset = keyed(train_dataset), keyed(eval_dataset)
         self.compute_metrics, self.about = compute_metrics, about or {}
         attention_examples.check(args.card_examples, model, self.eval_dataset, image_processor)
         self.accelerator = create_accelerator(args)
@@ -122,14 +119,14 @@ class Trainer:
         self.meter, self.watch = progress.Meter(self.accelerator.device), progress.Stopwatch()
         self.display = progress.Display(self.accelerator.is_main_process, not args.disable_tqdm)
         self.position = 0  # pictures of the endless row of epochs that are behind us
-        self.interrupted = False
+        self.stop_request, self.interrupted = StopRequest(self.accelerator), False
         self.last_evaluation: tuple[int, dict[str, float], int] | None = None  # update, scores, pictures
         self.unreadable: dict[str, None] = {}  # names in the order met; one met again counts once
         self.began, self.seconds = time.time(), 0.0
         self.peak: float | None = None
         self._flops_of: dict[tuple[int, int] | None, int] = {}  # training on one picture of a stage's size
         self._flops_logged = 0.0
-        self._asked_to_stop = self._keeping_history = self._best_is_loaded = False
+        self._keeping_history = self._best_is_loaded = False
         self._places: dict[int, int] = {}  # update -> position, since the loss was last looked at
         self._grad_norm: torch.Tensor | None = None
         self._done: torch.cuda.Event | None = None  # end of the last update on the GPU
@@ -208,7 +205,7 @@ class Trainer:
             HFViTError: bad input; a loss that is not finite; no memory; no space on the disk.
         """
         self._begin(self.args.resume_from_checkpoint if resume_from_checkpoint is None else resume_from_checkpoint)
-        with self._listening_for_sigterm(), memory_advice(self.args):
+        with self.stop_request.listening(), memory_advice(self.args):
             while self.state.global_step < self.max_steps and not self.control.should_training_stop:
                 self.control = self._event("on_epoch_begin")
                 for batches in self._updates():
@@ -219,7 +216,8 @@ class Trainer:
                     self.control = self._event("on_step_end")
                     if epoch_ended:
                         self.control = self._event("on_epoch_end")
-                    self._stop_if_asked()
+                    if self.stop_request.made(self.state.global_step):
+                        self.interrupted = self.control.should_training_stop = True
                     self._log_evaluate_save()
                     if self.control.should_training_stop:
                         break
@@ -369,11 +367,11 @@ class Trainer:
         return DataLoader(
             dataset,
             batch_sampler=order,
-            collate_fn=collate if isinstance(dataset, OURS) else stack,
+            collate_fn=stack if isinstance(dataset, KeyedDataset) else collate,
             num_workers=workers,
             prefetch_factor=self.args.dataloader_prefetch_factor if workers else None,
             pin_memory=self.accelerator.device.type == "cuda",
-            worker_init_fn=_leave_signals_to_the_loop,
+            worker_init_fn=leave_to_the_loop,
         )
 
     # -- logging, evaluating, saving ---------------------------------------------------------------------------------
@@ -466,7 +464,7 @@ class Trainer:
         Returns:
             `eval_loss`, `eval_accuracy`, `eval_top5_accuracy` (above five classes), and what `compute_metrics` adds.
         """
-        dataset = self.eval_dataset if eval_dataset is None else _keyed(eval_dataset)
+        dataset = self.eval_dataset if eval_dataset is None else keyed(eval_dataset)
         if dataset is None:
             raise HFViTError("nothing to evaluate on: give an eval_dataset")
         found = self._evaluate(dataset, keep_outputs=self.compute_metrics is not None)
@@ -484,7 +482,7 @@ class Trainer:
 
     def predict(self, test_dataset: Dataset, metric_key_prefix: str = "test") -> PredictionOutput:
         """Logits (N, K), labels (N,) and scores, in the order of the data."""
-        found = self._evaluate(_keyed(test_dataset), keep_outputs=True)
+        found = self._evaluate(keyed(test_dataset), keep_outputs=True)
         metrics = found.metrics(metric_key_prefix)
         self.control = self._event("on_predict", metrics=metrics)
         return PredictionOutput(found.logits, found.labels, metrics)
@@ -573,7 +571,7 @@ class Trainer:
         self.state.num_train_epochs = math.ceil(self.pictures_after(0) / len(self.train_dataset))
         self.state.train_batch_size = self.args.per_device_train_batch_size
         self.state.compute_steps(self.args, self.max_steps)
-        self.accelerator.init_trackers(self.args.run_name or self.name, _flat(dataclasses.asdict(self.args)))
+        self.accelerator.init_trackers(self.args.run_name or self.name, flat(dataclasses.asdict(self.args)))
         self.display.begin(self.state.global_step, self.max_steps)
         self.control = self._event("on_train_begin")
 
@@ -620,34 +618,6 @@ class Trainer:
             "total_flos": self.state.total_flos,
         }
         return TrainOutput(self.state.global_step, losses[-1] if losses else math.nan, metrics)
-
-    @contextmanager
-    def _listening_for_sigterm(self) -> Iterator[None]:
-        """Within it, SIGTERM ends the run after the current update, with a checkpoint."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-
-        def ask(number: int, frame) -> None:
-            self._asked_to_stop = True
-
-        before = signal.signal(signal.SIGTERM, ask)
-        try:
-            yield
-        finally:
-            signal.signal(signal.SIGTERM, before)
-
-    def _stop_if_asked(self) -> None:
-        """Stop on a signal; with several processes all of them have to learn of it first."""
-        asked = self._asked_to_stop
-        if self.world_size > 1:
-            if self.state.global_step % AGREE_EVERY:
-                return
-            if asked:
-                self.accelerator.set_trigger()
-            asked = self.accelerator.check_trigger()
-        if asked:
-            self.interrupted = self.control.should_training_stop = True
 
     # -- what stays --------------------------------------------------------------------------------------------------
 
@@ -700,20 +670,3 @@ class Trainer:
             return None
         private = self.args.hub_private_repo
         return push_folder(self.output_dir, self.name, private=private, checkpoint=checkpoint, **kwargs)
-
-
-def _keyed(dataset: Dataset | None) -> Dataset | None:
-    return dataset if dataset is None or isinstance(dataset, OURS | KeyedDataset) else KeyedDataset(dataset)
-
-
-def _leave_signals_to_the_loop(worker: int) -> None:
-    """A signal to the whole process group is for the loop, which ends the workers itself."""
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
-def _flat(values: dict[str, Any]) -> dict[str, Any]:
-    """What trackers accept as configuration."""
-    return {
-        name: value if isinstance(value, int | float | str | bool) else str(value) for name, value in values.items()
-    }
