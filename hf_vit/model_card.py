@@ -407,7 +407,16 @@ def code(value: Any) -> str:
 
 
 def setting(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value)
+    return value if isinstance(value, str) else json.dumps(rounded(value))
+
+
+def rounded(value: Any) -> Any:
+    """Numbers with six digits, also those in lists and mappings: a third is 0.333333."""
+    if isinstance(value, dict):
+        return {key: rounded(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [rounded(inner) for inner in value]
+    return float(f"{value:.6g}") if isinstance(value, float) else value
 
 
 def count(parameters: int) -> str:

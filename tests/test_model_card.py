@@ -37,7 +37,7 @@ FACTS = {
     "training": {
         "stage": "finetune", "recipe": "training/recipes/vit_finetune.yaml", "seed": 1, "steps": 500, "epochs": 10.25,
         "arguments": {"learning_rate": 0.003, "output_dir": "/home/me/out", "hub_token": "hf_abc", "optim": "sgd"},
-        "augmentation": {"crop": "inception", "crop_area": [0.05, 1.0]},
+        "augmentation": {"crop": "inception", "crop_area": [0.05, 1.0], "crop_ratio": [3 / 4, 4 / 3]},
         "global_batch_size": 64, "seconds": 123.4, "images_per_second": 456.7, "final_loss": 0.1234,
     },
     "compute": {"forward_flops_per_image": 2_500_000_000, "train_exaflops": 0.00024, "device_hours": 0.0343},
@@ -93,7 +93,7 @@ def test_what_was_measured_is_on_the_card(facts):
     card = render_card(facts)
     for said in ("5.5 million", "5,526,924", "224 x 160", "90.00% ± 1.58", "0.3100", "1,437", "360", "0.003", "sgd",
                  "2.5 GFLOPs", "0.00024 exaFLOPs", "456.7", "A CPU", "`daisy`", "`wild | rose`",
-                 "2 pictures of the data", "abc123", "inception", "`vit_finetune.yaml`",
+                 "2 pictures of the data", "abc123", "inception", "`[0.75, 1.33333]`", "`vit_finetune.yaml`",
                  "![Training curve](training_curve.png)"):  # fmt: skip
         assert said in card, said
 
