@@ -38,7 +38,7 @@ def cells(settings: dict[str, Any]) -> list[Cell]:
                 options = common | data | {"max_steps": tuned, "set": network, "seed": seed} | start
                 if "model" in start:
                     options |= {"model": f"cell:{start['model']}-{seed}", "set": run}
-                name = f"{panel}-{number}-{seed}".replace(", ", "-").replace("%", "")
+                name = f"{panel}-{number}-{seed}".replace(", ", "-").replace(" ", "-").replace("%", "")
                 found.append(Cell(name, "finetune", options, series, budget, seed, panel))
     return found
 
@@ -73,8 +73,10 @@ def over_dyck(scores: Scores, settings: dict[str, Any]) -> tuple[bool, str]:
 CIFAR = {
     f"CIFAR-10, {share:.0%}": {"data": "cifar10", "options": {"train_fraction": share}} for share in (0.01, 0.1, 1.0)
 }
+DIGITS = {"crop": "squash", "flip": False}
 TARGETS = {
-    "digits": {"data": "digits", "options": {"crop": "squash", "flip": False}},
+    "digits": {"data": "digits", "options": DIGITS},
+    "digits, ten labels per class": {"data": "digits", "options": DIGITS | {"samples_per_class": 10}},
     "flowers": {"data": "flowers", "options": {}},
 } | CIFAR
 
