@@ -111,10 +111,12 @@ def products(model: nn.Module, pixels: torch.Tensor, dtype: torch.dtype, trainin
         weight = module.weight.detach().to(dtype)
         if isinstance(module, nn.Linear):
             x = x.reshape(-1, x.shape[-1])
-            calls.append(lambda: F.linear(x, weight))
+            result = x @ weight.t()
+            calls.append(lambda: torch.mm(x, weight.t(), out=result))
             if training:
-                gradient = F.linear(x, weight)
-                calls.extend([lambda: gradient @ weight, lambda: gradient.t() @ x])
+                of_x, of_weight = torch.empty_like(x), torch.empty_like(weight)
+                calls.append(lambda: torch.mm(result, weight, out=of_x))
+                calls.append(lambda: torch.mm(result.t(), x, out=of_weight))
         else:
             stride = module.stride
             calls.append(lambda: F.conv2d(x, weight, stride=stride))
@@ -128,8 +130,11 @@ def products(model: nn.Module, pixels: torch.Tensor, dtype: torch.dtype, trainin
         batch, tokens, width = (inputs[0] if inputs else kwargs["hidden_states"]).shape
         heads = model.config.num_attention_heads
         query = torch.randn(batch * heads, tokens, width // heads, device=pixels.device).to(dtype)
-        scores = torch.bmm(query, query.transpose(1, 2))
-        once = [lambda: torch.bmm(query, query.transpose(1, 2)), lambda: torch.bmm(scores, query)]
+        scores, result = torch.bmm(query, query.transpose(1, 2)), torch.empty_like(query)
+        once = [
+            lambda: torch.bmm(query, query.transpose(1, 2), out=scores),
+            lambda: torch.bmm(scores, query, out=result),
+        ]
         calls.extend(once * (3 if training else 1))
 
     hooks = [

@@ -9,7 +9,9 @@ import torch.nn.functional as F
 
 from hf_vit import HFViTConfig, HFViTForImageClassification
 from training import cpu_kernels
-from training.cpu_kernels import BFloat16Linear, CPUKernels, OneDNNLinear
+from training.arguments import TrainArguments
+from training.cpu_kernels import BFloat16Linear, CPUKernels, OneDNNLinear, kernels_for
+from training.trainer import Trainer
 
 
 @pytest.fixture(autouse=True)
@@ -176,6 +178,24 @@ def test_the_choice_of_library_is_a_measurement(monkeypatch):
     assert choose(4, 4, 4) is False and choose(4, 4, 4) is True
 
 
-def test_freed_memory_is_kept_without_harm():
-    cpu_kernels.keep_freed_memory()
-    assert torch.ones(1 << 20).sum() == 1 << 20
+def test_the_switch_is_honoured():
+    cpu, gpu = torch.device("cpu"), torch.device("cuda")
+    assert isinstance(kernels_for(cpu, True, False), CPUKernels)
+    for off in ((cpu, False, False), (cpu, True, True), (gpu, True, False)):
+        assert not isinstance(kernels_for(*off), CPUKernels)
+
+
+@pytest.mark.parametrize("wanted", [True, False])
+def test_the_trainer_uses_them_unless_told_not_to(wanted, tmp_path, monkeypatch):
+    calls = used(monkeypatch, "Attention")
+    config = HFViTConfig(
+        image_size=16, patch_size=4, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32,
+        num_labels=3,
+    )  # fmt: skip
+    data = [{"pixel_values": torch.randn(3, 16, 16), "labels": number % 3} for number in range(4)]
+    arguments = TrainArguments(
+        output_dir=str(tmp_path), max_steps=1, per_device_train_batch_size=4, bf16=True, use_cpu=True,
+        cpu_kernels=wanted, save_strategy="no",
+    )  # fmt: skip
+    Trainer(HFViTForImageClassification(config), arguments, data).train()
+    assert bool(calls) == wanted

@@ -15,11 +15,10 @@ agree to rounding: in bfloat16 the scores of attention are rounded once more tha
 eager attention, and gradients that meet at a norm are added in bfloat16. What was tried is in benchmarks/LOG.md.
 """
 
-import ctypes
 import functools
-import sys
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 import torch.nn.functional as F
@@ -53,15 +52,9 @@ class CPUKernels(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def keep_freed_memory() -> None:
-    """Let glibc keep what tensors free for the next ones, where it would hand it back page by page.
-
-    Large tensors are otherwise fetched from the kernel, zeroed, anew in every update. Elsewhere it does nothing.
-    """
-    if sys.platform == "linux" and (mallopt := getattr(ctypes.CDLL(None), "mallopt", None)) is not None:
-        trim_threshold, mmap_threshold = -1, -3  # names and numbers of malloc.h
-        mallopt(mmap_threshold, 1 << 30)
-        mallopt(trim_threshold, (1 << 31) - 1)
+def kernels_for(device: torch.device, wanted: bool, compiled: bool) -> AbstractContextManager:
+    """What updates on a device run in; torch.compile makes kernels of its own."""
+    return CPUKernels() if wanted and device.type == "cpu" and not compiled else nullcontext()
 
 
 def _compute_dtype(tensor: torch.Tensor) -> torch.dtype:

@@ -1,0 +1,187 @@
+"""No slowdown creeps in: counts of work, without a clock, against the recorded ones and against transformers' ViT.
+
+    make bench-check
+    python -m benchmarks.check --update        # after a change that is meant to be
+
+Counted for each case: operations that reach the kernels, GFLOP of their products, megabytes that they write, and
+calls of Python functions; for loading, random initialisations; for `import hf_vit`, modules. The same everywhere for
+one version of torch and transformers. More than recorded by one percent is a failure (exit status 1); fewer asks for
+`--update`.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
+
+from hf_vit import HFViTConfig, HFViTForImageClassification
+from training.cpu_kernels import CPUKernels
+
+from .cpu_training import fused, step
+from .peers import transformers_vit
+
+
+RECORDED = Path(__file__).parent / "results" / "counts.json"
+TOLERANCE = 1.01
+VERSIONS = {"torch": torch.__version__.split("+")[0], "transformers": transformers.__version__}
+TRANSFORMERS = " (transformers)"
+
+
+class Operations(TorchDispatchMode):
+    """Counts operations and the bytes of their new results; views, no-ops and tensors without data cost nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count, self.bytes, self.names = 0, 0, Counter[str]()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        given = {x.data_ptr() for x in tree_leaves((args, kwargs)) if torch.is_tensor(x)}
+        made = [x for x in tree_leaves(result) if torch.is_tensor(x) and not x.is_meta and x.data_ptr() not in given]
+        if not func.is_view and (made or (func._schema.is_mutable and not args[0].is_meta)):
+            self.count += 1
+            self.names[func.overloadpacket.__name__] += 1
+            self.bytes += sum(x.numel() * x.element_size() for x in made)
+        return result
+
+
+def counted(work: Callable[[], Any]) -> dict[str, float]:
+    """Operations, GFLOP, megabytes and Python calls of a second run of some work."""
+    work()
+    calls = 0
+
+    def note(frame: Any, event: str, argument: Any) -> None:
+        nonlocal calls
+        calls += event == "call"
+
+    sys.setprofile(note)
+    try:
+        work()
+    finally:
+        sys.setprofile(None)
+    with FlopCounterMode(display=False) as flops:
+        work()
+    with Operations() as operations:
+        work()
+    return {
+        "operations": operations.count,
+        "gflop": round(flops.get_total_flops() / 1e9, 4),
+        "megabytes": round(operations.bytes / 1e6, 3),
+        "python_calls": calls,
+    }
+
+
+def config(**changes: Any) -> HFViTConfig:
+    """Four blocks of a ViT-Ti at 224 px: enough to show every kind of operation."""
+    sizes = {"hidden_size": 192, "num_hidden_layers": 4, "num_attention_heads": 3, "intermediate_size": 768}
+    return HFViTConfig(**{"image_size": 224, "patch_size": 16, "num_labels": 10, **sizes, **changes})
+
+
+def cases() -> dict[str, dict[str, float]]:
+    torch.manual_seed(0)
+    torch.set_num_threads(1)
+    pixels, labels = torch.randn(8, 3, 224, 224), torch.arange(8)
+
+    def ours(**changes: Any) -> HFViTForImageClassification:
+        return HFViTForImageClassification(config(**changes)).eval()
+
+    def forward(model: torch.nn.Module) -> Callable[[], Any]:
+        return torch.inference_mode()(lambda: model(pixels))
+
+    def update(model: torch.nn.Module, low: bool, kernels: CPUKernels | None) -> Callable[[], None]:
+        taken = step(model, pixels, labels, low, fused(model), kernels)
+
+        def run() -> None:
+            torch.manual_seed(1)  # the same samples drop the same paths
+            taken()
+
+        return run
+
+    theirs = transformers_vit(config(), "sdpa").eval()
+    hybrid = ours(resnet_depths=(2, 2), patch_size=2)
+    return {
+        "forward": counted(forward(ours())),
+        f"forward{TRANSFORMERS}": counted(forward(theirs)),
+        "forward of a hybrid": counted(forward(hybrid)),
+        "training step, float32": counted(update(ours(), False, CPUKernels())),
+        f"training step, float32{TRANSFORMERS}": counted(update(theirs, False, None)),
+        "training step, bfloat16": counted(update(ours(), True, CPUKernels())),
+        "training step, drop path 0.4": counted(update(ours(drop_path_rate=0.4), False, CPUKernels())),
+        "training step, patch dropout 0.5": counted(update(ours(patch_dropout_rate=0.5), False, CPUKernels())),
+        "loading": loading(),
+        "import hf_vit": importing(),
+    }
+
+
+def loading() -> dict[str, float]:
+    """Tensors of random numbers drawn by `from_pretrained`: no weight is initialised to be overwritten."""
+    with tempfile.TemporaryDirectory() as folder:
+        HFViTForImageClassification(config()).save_pretrained(folder)
+        with Operations() as operations:
+            HFViTForImageClassification.from_pretrained(folder)
+    draws = sum(count for name, count in operations.names.items() if "uniform" in name or "normal" in name)
+    return {"random_operations": draws, "operations": operations.count}
+
+
+def importing() -> dict[str, float]:
+    """Modules that `import hf_vit` adds to those of `import transformers`."""
+    code = "import sys, transformers; n = len(sys.modules); import hf_vit; print(len(sys.modules) - n)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return {"modules": int(done.stdout)}
+
+
+def compare(found: dict[str, dict[str, float]], recorded: dict[str, dict[str, float]]) -> list[str]:
+    """What is worse than recorded, or than transformers in the same run, in one line each."""
+    worse = []
+    for case, counts in found.items():
+        for name, value in counts.items():
+            before = recorded.get(case, {}).get(name)
+            if before is None:
+                worse.append(f"{case}: {name} is not recorded: run with --update")
+            elif value > before * TOLERANCE:
+                worse.append(f"{case}: {name} {value:,} against {before:,} recorded")
+        theirs = found.get(case + TRANSFORMERS)
+        if theirs:
+            worse += [
+                f"{case}: {name} {counts[name]:,} against {theirs[name]:,} of transformers"
+                for name in ("operations", "gflop")
+                if counts[name] > theirs[name] * TOLERANCE
+            ]
+    return worse
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.check", description="Counts of work, without a clock.")
+    parser.add_argument("--update", action="store_true", help="record what is found")
+    arguments = parser.parse_args(argv)
+    found = cases()
+    for case, counts in found.items():
+        print(f"{case:<42}" + "  ".join(f"{name} {value:,}" for name, value in counts.items()))
+    if arguments.update:
+        RECORDED.write_text(json.dumps({"versions": VERSIONS, "counts": found}, indent=1) + "\n", encoding="utf-8")
+        return 0
+    kept = json.loads(RECORDED.read_text(encoding="utf-8"))
+    if kept["versions"] != VERSIONS:
+        print(
+            f"recorded with {kept['versions']}, this is {VERSIONS}: install constraints.txt, or --update",
+            file=sys.stderr,
+        )
+        return 2
+    worse = compare(found, kept["counts"])
+    print("\n".join(worse) or "\nno more work than recorded", file=sys.stderr if worse else sys.stdout)
+    return 1 if worse else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
