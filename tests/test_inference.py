@@ -96,7 +96,7 @@ def test_outputs_have_the_same_names_and_hidden_states():
             assert list(answer) == list(expected)
             for name in answer:
                 torch.testing.assert_close(answer[name], expected[name], atol=2e-5, rtol=2e-5)
-    assert torch.equal(fast.attention_maps(pixels)[-1], plain.attention_maps(pixels)[-1])
+    torch.testing.assert_close(fast.attention_maps(pixels)[-1], plain.attention_maps(pixels)[-1])
 
 
 def plain_calls(model, monkeypatch) -> list:
@@ -120,6 +120,8 @@ def test_steps_aside_and_comes_back(monkeypatch):
 
     with torch.no_grad():
         assert count(lambda: model(pixels)) == 0
+        assert count(lambda: model(pixels, output_attentions=True)) == 2
+        assert count(lambda: model(pixels)) == 0  # although transformers' recorders now hang in the blocks
         with torch.autocast("cpu", torch.bfloat16):
             assert count(lambda: model(pixels)) == 2
         seen = []
@@ -213,5 +215,5 @@ def test_the_fastest_is_kept_only_where_it_is_clearly_faster(monkeypatch):
         return way
 
     x = torch.zeros(1)
-    assert inference.fastest({"eager": taking(1.0), "a": taking(0.99), "b": taking(1.2)}, x) == "eager"
+    assert inference.fastest({"eager": taking(1.0), "a": taking(0.96), "b": taking(1.2)}, x) == "eager"
     assert inference.fastest({"eager": taking(1.0), "a": taking(0.9), "b": taking(0.8)}, x) == "b"

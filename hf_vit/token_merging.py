@@ -1,0 +1,164 @@
+"""Token merging (ToMe, arXiv:2210.09461): after the attention of each block, the r most alike patch tokens become one.
+
+For inference, without training: `merge_tokens(model, r=8)`. Class and register tokens (and the token that pooling
+"first" reads) are never merged. Keys, averaged over heads, say what is alike; a token that stands for s patches counts
+s times in attention and pooling. Works with models that were prepared by `optimize_for_inference`, before or after.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from .errors import HFViTError
+from .inference import Around, PreparedLayer, is_watched
+from .modeling_hf_vit import HFViTForImageClassification, HFViTModel
+
+
+def merge_tokens(model: nn.Module, r: int | Sequence[int], proportional: bool = True) -> nn.Module:
+    """Let every block of a model merge r pairs of tokens, in place. Returns the model; `r=0` is the plain model again.
+
+    In training mode nothing is merged. `last_hidden_state` has as many tokens as are left.
+
+    Args:
+        model: `HFViTForImageClassification` or `HFViTModel`.
+        r: pairs merged in each block, or a number for each block; no more than half of the patch tokens are.
+        proportional: attention and pooling count a merged token as often as it has patches (the paper's choice).
+
+    Raises:
+        HFViTError: another kind of model, a negative r, or not one number for each block.
+    """
+    if not isinstance(model, (HFViTModel, HFViTForImageClassification)):
+        raise HFViTError(f"tokens of a {type(model).__name__} cannot be merged: it answers for every patch")
+    encoder: Any = model.encoder
+    pairs = [r] * len(encoder.layers) if isinstance(r, int) else list(r)
+    if len(pairs) != len(encoder.layers) or any(not isinstance(count, int) or count < 0 for count in pairs):
+        raise HFViTError(f"r={r}: give one number from 0, or {len(encoder.layers)} of them, one for each block")
+    state = MergeState(encoder.config, proportional)
+    for index, (layer, count) in enumerate(zip(encoder.layers, pairs)):
+        current = layer.__dict__.pop("forward", None)
+        before = current.before if isinstance(current, MergingLayer) else current
+        stand_in = MergingLayer(layer, count, state, before, first=index == 0) if any(pairs) else before
+        if stand_in is not None:
+            layer.__dict__["forward"] = stand_in
+    encoder.__dict__.pop("pool", None)
+    if any(pairs) and encoder.config.pooling in ("gap", "map"):
+        encoder.__dict__["pool"] = MergedPool(encoder, state)
+    return model
+
+
+class MergeState:
+    """What the blocks of one forward pass hand on: for how many patches each token stands, `(B, N)`; None for one."""
+
+    def __init__(self, config, proportional: bool):
+        self.protected = max(config.num_prefix_tokens, int(config.pooling == "first"))
+        self.proportional = proportional
+        self.sizes: torch.Tensor | None = None
+
+    def bias(self, like: torch.Tensor) -> torch.Tensor | None:
+        """log s, added to the scores of Eq. 6: `(B, 1, 1, N)`, or None where every token stands for itself."""
+        if self.sizes is None or not self.proportional:
+            return None
+        return self.sizes.log().to(like.dtype)[:, None, None]
+
+
+class MergingLayer(Around):
+    """Stands before the `forward` of an `HFViTLayer`: Eq. 2, merging, Eq. 3."""
+
+    def __init__(self, layer: nn.Module, r: int, state: MergeState, before: Any, first: bool):
+        self.layer: Any = layer
+        self.r, self.state, self.before, self.first = r, state, before, first
+
+    def __call__(self, x: torch.Tensor, **kwargs) -> torch.Tensor:
+        layer, state = self.layer, self.state
+        if self.first:
+            state.sizes = None
+        if layer.training:
+            return type(layer).forward(layer, x, **kwargs)
+        asks = kwargs.get("output_attentions") or layer.attention.config.output_attentions
+        if asks or is_watched(layer.attention):
+            raise HFViTError("attention maps are of unmerged tokens: call merge_tokens(model, r=0) first")
+        prepared = isinstance(self.before, PreparedLayer) and self.before.serves(x, kwargs)
+        parts = self.before if prepared else PlainParts(layer)
+        query, key, value = parts.heads(layer.layernorm_before(x))
+        mixed = F.scaled_dot_product_attention(
+            query, key, value, attn_mask=state.bias(query), scale=layer.attention.scaling
+        )
+        x = x + parts.project(mixed)  # Eq. 2
+        x = merge(x, key.mean(dim=1), self.r, state)
+        return x + parts.mlp(x)  # Eq. 3
+
+
+class PlainParts:
+    """The branches of a plain block, with gradients, under the names that a `PreparedLayer` has."""
+
+    def __init__(self, layer: Any):
+        self.layer = layer
+
+    def heads(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        attention = self.layer.attention
+        return *attention.queries_and_keys(x), attention._heads(attention.v_proj(x))
+
+    def project(self, mixed: torch.Tensor) -> torch.Tensor:
+        return self.layer.layer_scale1(self.layer.attention.o_proj(mixed.transpose(1, 2).flatten(2)))
+
+    def mlp(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layer.layer_scale2(self.layer.mlp(self.layer.layernorm_after(x)))
+
+
+class MergedPool:
+    """Stands before `HFViTModel.pool` for the poolings that read all tokens."""
+
+    def __init__(self, encoder: nn.Module, state: MergeState):
+        self.encoder: Any = encoder
+        self.state = state
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        encoder, bias, sizes = self.encoder, self.state.bias(x), self.state.sizes
+        if bias is None or sizes is None:
+            return type(encoder).pool(encoder, x)
+        if encoder.map_head is None:
+            weights = sizes[:, encoder.config.num_prefix_tokens :, None].to(x.dtype)
+            return (x[:, encoder.config.num_prefix_tokens :] * weights).sum(1) / weights.sum(1)
+        head = encoder.map_head
+        query, key = head.attention.queries_and_keys(x, head.probe.expand(len(x), -1, -1))
+        value = head.attention._heads(head.attention.v_proj(x))
+        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=bias, scale=head.attention.scaling)
+        pooled = head.attention.o_proj(mixed.transpose(1, 2).flatten(2))
+        return (pooled + head.mlp(head.layernorm(pooled)))[:, 0]
+
+
+def merge(x: torch.Tensor, keys: torch.Tensor, r: int, state: MergeState) -> torch.Tensor:
+    """Average the r most alike pairs of tokens, weighted by what they stand for: `(B, N, D)` -> `(B, N - r, D)`.
+
+    The paper's bipartite matching: every second token looks for its nearest among the others, and the r nearest pairs
+    merge. Order: protected tokens, those left of the first half in their order, the second half.
+    """
+    batch, tokens, _ = x.shape
+    free = tokens - state.protected
+    r = min(r, free // 2)
+    if r == 0:
+        return x
+    sizes = x.new_ones(batch, tokens, dtype=torch.float32) if state.sizes is None else state.sizes
+    kept, kept_sizes = x[:, : state.protected], sizes[:, : state.protected]
+    keys = F.normalize(keys[:, state.protected :], dim=-1)
+    nearness, partner = (keys[:, ::2] @ keys[:, 1::2].transpose(1, 2)).max(dim=-1)  # (B, ceil(free / 2)) each
+    order = nearness.argsort(dim=-1, descending=True)
+    leaving, staying = order[:, :r], order[:, r:].sort(dim=-1).values
+    target = partner.gather(1, leaving)  # (B, r), among the second half
+
+    def halves(values: torch.Tensor) -> torch.Tensor:
+        """`(B, free, width)` -> `(B, free - r, width)`: sums where tokens merge."""
+        first, second = values[:, ::2], values[:, 1::2]
+        wide = values.shape[2]
+        moved = first.gather(1, leaving[..., None].expand(-1, -1, wide))
+        rest = first.gather(1, staying[..., None].expand(-1, -1, wide))
+        return torch.cat([rest, second.scatter_add(1, target[..., None].expand(-1, -1, wide), moved)], dim=1)
+
+    weights = sizes[:, state.protected :, None]
+    merged_sizes = halves(weights)
+    merged = halves(x[:, state.protected :] * weights.to(x.dtype)) / merged_sizes.to(x.dtype)
+    state.sizes = torch.cat([kept_sizes, merged_sizes[..., 0]], dim=1)
+    return torch.cat([kept, merged], dim=1)
