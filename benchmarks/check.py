@@ -47,9 +47,10 @@ class Operations(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        given = {x.data_ptr() for x in tree_leaves((args, kwargs)) if torch.is_tensor(x)}
+        inputs = [x for x in tree_leaves((args, kwargs)) if torch.is_tensor(x)]
+        given = {x.data_ptr() for x in inputs}
         made = [x for x in tree_leaves(result) if torch.is_tensor(x) and not x.is_meta and x.data_ptr() not in given]
-        if not func.is_view and (made or (func._schema.is_mutable and not args[0].is_meta)):
+        if not func.is_view and (made or (func._schema.is_mutable and not inputs[0].is_meta)):
             self.count += 1
             self.names[func.overloadpacket.__name__] += 1
             self.bytes += sum(x.numel() * x.element_size() for x in made)

@@ -38,7 +38,9 @@ def points(options: argparse.Namespace) -> Iterator[Point]:
         for name, build in others.items():
             theirs = filled(build, CPU)
             calls[name] = step(theirs, pixels, labels, autocast, optimizer_of(name, theirs))
-        found, missing = flax_step(config, pixels, labels, autocast)
+        found, missing = {}, {"JAX, Flax": "--without"}
+        if "JAX, Flax" not in options.without:
+            found, missing = flax_step(config, pixels, labels, autocast)
         ours = {"hf_vit": step(model, pixels, labels, autocast, fused(model), CPUKernels())}
         plain = filled(lambda config=config: HFViTForImageClassification(config), CPU)
         calls["hf_vit without its CPU kernels"] = step(plain, pixels, labels, autocast, fused(plain))

@@ -11,7 +11,7 @@ import platform
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,7 +26,8 @@ LIMIT = "limit: its products alone"
 PACKAGES = (
     "torch", "transformers", "timm", "torchvision", "vit-pytorch", "onnxruntime", "openvino", "jax", "flax", "hf-vit",
 )  # fmt: skip
-ROUNDS = range(5, 41)  # counted; as many as the time of a point allows
+ROUNDS = range(4, 41)  # counted; as many as the time of a point allows
+SLOW, SELDOM = 4, 3  # what takes four times as long as the fastest is timed in every third round
 
 
 @dataclass
@@ -52,8 +53,11 @@ class Point:
     unit: str = "ms/image"
 
 
-def measure(point: Point, seconds: float, device: torch.device) -> dict[str, Any]:
+def measure(point: Point, seconds: float, device: torch.device, without: Sequence[str] = ()) -> dict[str, Any]:
     """Time all candidates of a point in turns for about so many seconds; what goes into the results file."""
+    for name in [name for name in point.peers if name in without]:
+        del point.peers[name]
+        point.absent[name] = "--without"
     candidates = point.ours | point.peers | ({LIMIT: point.limit} if point.limit else {})
     times = interleaved(candidates, seconds, device)
     return {
@@ -72,18 +76,24 @@ def measure(point: Point, seconds: float, device: torch.device) -> dict[str, Any
 def interleaved(
     candidates: dict[str, Callable[[], Any]], seconds: float, device: torch.device
 ) -> dict[str, list[float]]:
-    """Seconds of each call of each candidate, one call each a round, in rotating order; the first round is warm-up."""
+    """Seconds of each call of each candidate, one call each a round, in rotating order; the first is warm-up."""
     names, times = list(candidates), {name: [] for name in candidates}
+    warm_up: dict[str, float] = {}
     number, began = 0, time.perf_counter()
     while number <= ROUNDS[0] or (number <= ROUNDS[-1] and time.perf_counter() - began < seconds):
         shift = number % len(names)
         for name in names[shift:] + names[:shift]:
+            if number % SELDOM and warm_up[name] > SLOW * min(warm_up.values()):
+                continue
             synchronize(device)
             start = time.perf_counter()
             candidates[name]()
             synchronize(device)
+            taken = time.perf_counter() - start
             if number:
-                times[name].append(time.perf_counter() - start)
+                times[name].append(taken)
+            else:
+                warm_up[name] = taken
         number += 1
         if sys.stderr.isatty():
             print(f"\rround {number}", end="", file=sys.stderr, flush=True)
@@ -190,6 +200,9 @@ def filled(build: Callable[[], nn.Module], device: torch.device) -> nn.Module:
         for tensor in [*model.parameters(), *model.buffers()]:
             if tensor.is_floating_point():
                 tensor.normal_(std=0.02, generator=generator)
+    for module in model.modules():
+        if isinstance(module, nn.LayerNorm | nn.GroupNorm):
+            module.reset_parameters()  # small factors here would make gradients too small for normal numbers
     return model
 
 
@@ -217,9 +230,11 @@ def environment(device: torch.device) -> dict[str, Any]:
 
 
 def ratio(result: dict[str, Any], slower: str, faster: str) -> float:
-    """How many times faster: the median over rounds of the ratio within a round."""
-    seconds = result["seconds"]
-    return statistics.median(a / b for a, b in zip(seconds[slower], seconds[faster]))
+    """How many times faster: the median over rounds of the ratio within a round; of medians where one had fewer."""
+    one, other = result["seconds"][slower], result["seconds"][faster]
+    if len(one) != len(other):
+        return statistics.median(one) / statistics.median(other)
+    return statistics.median(a / b for a, b in zip(one, other))
 
 
 def lines(result: dict[str, Any]) -> Iterator[str]:

@@ -63,6 +63,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--precision", nargs="+", choices=cpu_inference.DTYPES, default=list(cpu_inference.DTYPES))
     parser.add_argument("--batch_size", type=int, nargs="+", help="pictures of a call (default: the suite's)")
     parser.add_argument("--preset", nargs="+", choices=gpu.SIZES, help="of the suite gpu (default: all)")
+    parser.add_argument("--without", nargs="+", default=[], metavar="PEER", help="leave out rows by name")
     parser.add_argument("--seconds", type=float, default=30, help="measuring time of a point, about (default: 30)")
     parser.add_argument("--threads", type=int, help="of torch (default: its own choice)")
     parser.add_argument("--compiled", action="store_true", help="CPU inference: torch.compile of the peers as well")
@@ -78,7 +79,10 @@ def run(suite: str, arguments: argparse.Namespace) -> None:
     rates = ", ".join(f"{name.replace('_', ' ')} {value:.3g}" for name, value in limits.items())
     print(f"== {suite}: {environment(device)['hardware']}, {torch.get_num_threads()} threads; {rates}\n", flush=True)
     for point in SUITES[suite](arguments):
-        result = measure(point, arguments.seconds, device) | {"machine": limits, "environment": environment(device)}
+        result = measure(point, arguments.seconds, device, arguments.without) | {
+            "machine": limits,
+            "environment": environment(device),
+        }
         print("\n".join(lines(result)) + "\n", flush=True)
         if not arguments.tiny:
             keep(result, RESULTS / f"{suite}{f'-{device.type}' if suite == 'gpu' else ''}.json")

@@ -13,14 +13,16 @@ import pytest
 import torch
 from conftest import ROOT
 from PIL import Image
-from transformers import ViTImageProcessor
+from transformers import ViTForImageClassification, ViTImageProcessor
 
 import hf_vit
+from benchmarks import run as benchmark
 from hf_vit import HFViTConfig, HFViTForImageClassification
 from hf_vit.cli import build_parser
-from training import quickstart, score
+from training import quickstart, score, study
 from training.arguments import FIELDS
 from training.command_line import parse
+from training.synthetic import export
 
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -84,6 +86,21 @@ def test_what_to_write_now_runs(workplace):
     assert (workplace / "out-vit" / "model.safetensors").is_file() and (workplace / "out.npz").is_file()
 
 
+def test_what_was_written_for_transformers_gives_the_same(workplace):
+    rows = re.findall(r"^\| transformers \| `([^`]+)`.*\| `([^`]+)` \|$", README, re.MULTILINE)
+    ours = HFViTForImageClassification.from_pretrained("quickstart/digits").eval()
+    hf_vit.save_checkpoint(ours, "vit", format="transformers")
+    theirs = ViTForImageClassification.from_pretrained("vit", attn_implementation="eager").eval()
+    pixels, compared = torch.randn(2, 3, 24, 24), 0
+    for before, now in rows:
+        names = {"ViTForImageClassification": ViTForImageClassification, "pixels": pixels}
+        answer = eval(before, names | {"model": theirs})
+        if isinstance(answer, torch.Tensor):
+            torch.testing.assert_close(eval(now, names | {"model": ours}), answer, atol=1e-5, rtol=1e-4)
+            compared += 1
+    assert compared == 2 and len(rows) == 4
+
+
 def test_there_are_commands_of_every_kind():
     kinds = {" ".join(line.split()[:1]) for line in commands()}
     assert {"accelerate", "hf-vit", "make", "pip"} <= kinds and len(commands()) > 12
@@ -98,8 +115,9 @@ def test_command_is_accepted(line, workplace):
         targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
         assert words[1] in targets
         for word in words[2:]:
-            assert word.startswith("ARGS=") and words[1] == "quickstart"
-            quickstart.build_parser().parse_args(shlex.split(word.removeprefix("ARGS=")))
+            assert word.startswith("ARGS=")
+            parser = {"quickstart": quickstart, "bench": benchmark}[words[1]].build_parser()
+            parser.parse_args(shlex.split(word.removeprefix("ARGS=")))
     elif words[:2] == ["pip", "install"]:
         extras = re.search(r"\[([\w,-]+)\]", line)
         for extra in extras[1].split(",") if extras else []:
@@ -108,9 +126,9 @@ def test_command_is_accepted(line, workplace):
     else:
         module = words[words.index("-m") + 1].removeprefix("hf_vit.")
         package, script = module.split(".")
-        assert (ROOT / package / f"{script}.py").is_file()
-        accepted = score.parse if script == "score" else partial(parse, stage=script)
-        accepted(words[words.index("-m") + 2 :])
+        assert (ROOT / package / f"{script}.py").is_file() or (ROOT / package / script / "__main__.py").is_file()
+        parsers = {"score": score.parse, "study": study.build_parser().parse_args, "synthetic": export.parse}
+        parsers.get(script, partial(parse, stage=script))(words[words.index("-m") + 2 :])
 
 
 def test_options_named_in_sentences_exist():
