@@ -116,11 +116,12 @@ class Scores:
 
 @dataclass(frozen=True)
 class Rule:
-    """A claim and when it counts as shown; `judge(scores, settings)` returns the answer and the numbers behind it."""
+    """A claim and when it counts as shown; `judge(scores, settings)` returns the answer (None: not asked) and the
+    numbers behind it."""
 
     claim: str
     accept: str
-    judge: Callable[[Scores, dict[str, Any]], tuple[bool, str]]
+    judge: Callable[[Scores, dict[str, Any]], tuple[bool | None, str]]
 
 
 @dataclass(frozen=True)

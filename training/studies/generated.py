@@ -32,7 +32,7 @@ def cells(settings: dict[str, Any]) -> list[Cell]:
         starts.append((DYCK, 0, {"model": "dyck"}))
         for budget in budgets:
             starts += [(family, budget, {"model": f"{family}-{budget}"}) for family in settings["families"]]
-            starts.append((LONGER, budget, {"max_steps": budget + tuned}))
+            starts += [(LONGER, budget, {"max_steps": budget + tuned})] if settings["longer"] else []
         for seed in settings["seeds"]:
             for number, (series, budget, start) in enumerate(starts):
                 options = common | data | {"max_steps": tuned, "set": network, "seed": seed} | start
@@ -58,7 +58,9 @@ def over_scratch(scores: Scores, settings: dict[str, Any]) -> tuple[bool, str]:
     return gains(scores, settings, SCRATCH, by_budget=False)
 
 
-def over_longer(scores: Scores, settings: dict[str, Any]) -> tuple[bool, str]:
+def over_longer(scores: Scores, settings: dict[str, Any]) -> tuple[bool | None, str]:
+    if not settings["longer"]:
+        return None, "Not run (`longer` is false)"
     return gains(scores, settings, LONGER, by_budget=True)
 
 
@@ -92,16 +94,17 @@ STUDY = Study(
             "seeds": [0, 1, 2], "image_size": 32, "model": CPU_TINY, "run": CPU_RUN, "train": CPU_TRAIN,
             "families": {"letters": "synthetic:glyphs-colour@52,2000", "atoms": "synthetic:atoms-colour@100,1000"},
             "dyck": {"steps": 100, "batch": 64}, "targets": list(TARGETS), "budgets": [1000], "finetune_steps": 200,
+            "longer": True,
         },
         "gpu": {
             "seeds": [0, 1, 2], "image_size": 32, "model": GPU_MODEL, "run": {}, "train": GPU_TRAIN,
             "families": {"letters": "synthetic:glyphs-colour@52,20000", "atoms": "synthetic:atoms-colour@1000,10000"},
             "dyck": {"steps": 400, "batch": 256}, "targets": list(TARGETS), "budgets": [2000, 40000],
-            "finetune_steps": 3000,
+            "finetune_steps": 3000, "longer": True,
         },
         "smoke": SMOKE | {
             "families": {"letters": "synthetic:glyphs@4,10", "atoms": "synthetic:atoms@4,10"},
-            "dyck": {"steps": 2, "batch": 4}, "budgets": [2], "finetune_steps": 2,
+            "dyck": {"steps": 2, "batch": 4}, "budgets": [2], "finetune_steps": 2, "longer": True,
             "targets": ["digits"],
         },
     },

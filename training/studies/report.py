@@ -81,7 +81,7 @@ def results(study: Study, settings: dict[str, Any], scores: list[Score], cells: 
         "question": study.question,
         "settings": settings | {"data": {name: public_name(where) for name, where in settings["data"].items()}},
         "verdicts": [
-            {"claim": rule.claim, "accept": rule.accept, "shows": bool(shows), "numbers": numbers}
+            {"claim": rule.claim, "accept": rule.accept, "shows": shows, "numbers": numbers}
             for rule, shows, numbers in judged
         ],
         "scores": [
@@ -124,7 +124,7 @@ def report(study: Study, settings: dict[str, Any], scores: Scores, found: dict[s
     """Plan, verdict, table and conditions."""
     lines = [plan(study, settings, cells), "## Verdict", ""]
     for verdict in found["verdicts"]:
-        shows = "shows at this scale" if verdict["shows"] else "does not show at this scale"
+        shows = {True: "shows at this scale", False: "does not show at this scale", None: "not asked"}[verdict["shows"]]
         lines.append(f"- {verdict['claim']}: **{shows}**. {verdict['numbers']}.")
     lines += ["", "(± after a difference: standard error; below: standard deviation over seeds.)", "", "## Scores"]
     machine = found["environment"]
