@@ -29,6 +29,7 @@ def points(options: argparse.Namespace, preset: str = "vit-base-patch16-224") ->
 
 
 def hybrids(options: argparse.Namespace) -> Iterator[Point]:
+    """Hybrids on CPUs; BiT-50 is another network, for scale."""
     for preset in ("r50-vit-base-patch16-224", "r26-vit-small-patch32-224"):
         for precision in options.precision:
             for batch in options.batch_size or [1, 8]:

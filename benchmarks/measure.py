@@ -27,7 +27,7 @@ PACKAGES = (
     "torch", "transformers", "timm", "torchvision", "vit-pytorch", "onnxruntime", "openvino", "jax", "flax", "hf-vit",
 )  # fmt: skip
 ROUNDS = range(4, 41)  # counted; as many as the time of a point allows
-SLOW, SELDOM = 4, 3  # what takes four times as long as the fastest is timed in every third round
+SLOW, SELDOM = 4, 3  # what takes four times as long as most is timed in every third round
 
 
 @dataclass
@@ -83,7 +83,7 @@ def interleaved(
     while number <= ROUNDS[0] or (number <= ROUNDS[-1] and time.perf_counter() - began < seconds):
         shift = number % len(names)
         for name in names[shift:] + names[:shift]:
-            if number % SELDOM and warm_up[name] > SLOW * min(warm_up.values()):
+            if number and number % SELDOM != 1 and warm_up[name] > SLOW * statistics.median(warm_up.values()):
                 continue
             synchronize(device)
             start = time.perf_counter()

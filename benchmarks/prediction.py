@@ -26,9 +26,8 @@ BATCH = 16
 
 
 def points(options: argparse.Namespace) -> Iterator[Point]:
-    for preset in ("vit-small-patch16-224", "vit-base-patch16-224"):
-        with tempfile.TemporaryDirectory() as folder:
-            yield point(preset, Path(folder), max(PREPARE_FROM, 48))
+    with tempfile.TemporaryDirectory() as folder:
+        yield point("vit-small-patch16-224", Path(folder), PREPARE_FROM)
 
 
 def point(preset: str, folder: Path, count: int) -> Point:

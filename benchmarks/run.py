@@ -33,7 +33,8 @@ SUITES: dict[str, Callable[[argparse.Namespace], Iterator[Point]]] = {
     "cpu-inference": cpu_inference.points,
     "cpu-hybrids": cpu_inference.hybrids,
     "cpu-training": cpu_training.points,
-    "cpu-sparse": cpu_training.sparse,
+    "cpu-drop-path": cpu_training.drop_path,
+    "cpu-patch-dropout": cpu_training.patch_dropout,
     "startup": startup.points,
     "predict": prediction.points,
     "gpu": gpu.points,
@@ -44,8 +45,8 @@ def main(argv: list[str] | None = None) -> int:
     arguments = build_parser().parse_args(argv)
     if arguments.list:
         for name, points in SUITES.items():
-            about = (sys.modules[points.__module__].__doc__ or "").split("\n")[0]
-            print(f"{name:<16}{about}")
+            about = (points.__doc__ or sys.modules[points.__module__].__doc__ or "").split("\n")[0]
+            print(f"{name:<20}{about}")
         return 0
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()

@@ -34,7 +34,7 @@ def test_candidates_take_turns_and_the_first_round_is_not_counted():
 
 def test_a_slow_candidate_comes_in_every_third_round(monkeypatch):
     clock = iter(range(10**6))
-    times = {"fast": 1, "slow": 9}
+    times = {"fast": 1, "middle": 2, "slow": 9}
     now = [0.0]
 
     def call(name):
@@ -42,7 +42,7 @@ def test_a_slow_candidate_comes_in_every_third_round(monkeypatch):
 
     monkeypatch.setattr(measure.time, "perf_counter", lambda: now[0] + 0 * next(clock))
     taken = measure.interleaved({name: lambda name=name: call(name) for name in times}, 0.0, CPU)
-    assert taken == {"fast": [1.0] * 4, "slow": [9.0]}
+    assert taken == {"fast": [1.0] * 4, "middle": [2.0] * 4, "slow": [9.0] * 2}
     assert measure.ratio({"seconds": taken}, "slow", "fast") == 9
 
 

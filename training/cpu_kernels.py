@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from torch.overrides import TorchFunctionMode
 
 
-TOKENS = range(128, 1025)  # fewer are too little work for Python, more need the memory that flash attention saves
+TOKENS = range(64, 1025)  # fewer are too little work for Python, more need the memory that flash attention saves
 ELEMENTS = 1 << 20  # of a tensor
 OPERATIONS = 1 << 28  # multiply-adds of a linear layer
 ROWS = 64  # of a matrix that are transposed at a time
