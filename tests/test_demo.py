@@ -113,16 +113,18 @@ def served(command, port, **options):
         **options,
     )
     address = f"http://127.0.0.1:{port}"
-    for _ in range(240):
-        assert process.poll() is None, "the page ended"
-        try:
-            urllib.request.urlopen(address, timeout=5)
-            break
-        except OSError:
-            time.sleep(0.5)
-    yield address
-    process.terminate()
-    process.wait()
+    try:
+        for _ in range(240):
+            assert process.poll() is None, "the page ended"
+            try:
+                urllib.request.urlopen(address, timeout=5)
+                break
+            except OSError:
+                time.sleep(0.5)
+        yield address
+    finally:
+        process.terminate()
+        process.wait()
 
 
 @pytest.fixture
