@@ -35,8 +35,8 @@ def generator(
     Args:
         block: how many of them to leave out, for several independent streams at one address.
     """
-    key = ((purpose & WORD) << 64) | (seed & WORD)
-    counter = ((third & WORD) << 192) | ((second & WORD) << 128) | ((first & WORD) << 64) | (block & WORD)
+    key = np.array([seed & WORD, purpose & WORD], dtype=np.uint64)
+    counter = np.array([block & WORD, first & WORD, second & WORD, third & WORD], dtype=np.uint64)
     return np.random.Generator(np.random.Philox(key=key, counter=counter))
 
 

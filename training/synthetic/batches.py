@@ -16,7 +16,7 @@ import torch
 from hf_vit.errors import HFViTError
 
 from ..randomness import IMAGE, WORD, generator
-from .contours import ATTEMPT, HEADER, Formula, atom_formula, contour_formula, every, picture_formula, stride
+from .contours import ATTEMPT, HEADER, Formula, atom_formula, contour_formula, picture_formula
 from .families import BLANK, TRIES
 from .images import SyntheticImages
 from .lines import FRACTION, HALF, OFFSET
@@ -80,7 +80,8 @@ def draw_attempt(
     """One attempt at pictures of (family, class, instance): ink, uint8 (n, size, size)."""
     size = images.size
     formulas = [FORMULAS[family](images.seed, label) for family, label, _ in addresses]
-    words = random_words(formulas, addresses, images.seed, attempt, device)
+    blocks = max(-(-formula.words(size) // 4) for formula in formulas)
+    words = random_words(blocks, formulas, addresses, images.seed, attempt, device)
     headers = [
         generator(IMAGE, images.seed, formula.family, label, instance, attempt * ATTEMPT).bit_generator.random_raw(
             HEADER
@@ -88,21 +89,19 @@ def draw_attempt(
         for formula, (_, label, instance) in zip(formulas, addresses)
     ]
     parts = [picture_formula(formula, header, size) for formula, header in zip(formulas, headers)]
-    vertices = torch.tensor([part[0].shape[1] for part in parts], device=device)
     start, step, spread = (padded([part[row] for part in parts], device) for row in range(3))
 
     def column(values):
         return torch.tensor(values, device=device)[:, None]
 
-    lines = column([formula.lines for formula in formulas])
-    strides, all_vertices = column([stride(f, size) for f in formulas]), column([f.vertices for f in formulas])
+    lines, vertices = (column([f.noise_shape(size)[axis] for f in formulas]) for axis in (0, 2))
     line = torch.arange(int(lines.max()), device=device)
     vertex = torch.arange(start.shape[2], device=device)
     greys = words.gather(1, (8 * HEADER + line).expand(len(words), -1)).to(torch.int64)
     # The byte of (line, axis, vertex): greys lie before, in whole words.
-    row = (2 * line[:, None] + torch.arange(2, device=device)).flatten()
+    row = torch.arange(2 * len(line), device=device)
     before = column([8 * (HEADER + formula.grey_words) for formula in formulas])
-    place = (before + row * all_vertices)[:, :, None] + (vertex * strides)[:, None, :]
+    place = (before + row * vertices)[:, :, None] + vertex
     noise = words.gather(1, place.clamp_(max=words.shape[1] - 1).flatten(1))
     noise = noise.view(len(words), len(line), 2, len(vertex))
     sums = noise.to(torch.int32).cumsum(1, dtype=torch.int32).to(torch.float32)
@@ -111,10 +110,10 @@ def draw_attempt(
     corners += start[:, None]
     corners -= sums.mul_(spread[:, None])
     corners = corners.to(torch.int64) - OFFSET
-    spacing = column([every(formula, size) for formula in formulas])
+    spacing = column([formula.every(size) for formula in formulas])
     drawn = (line < lines) & ((lines - 1 - line) % spacing == 0)
-    exists = drawn[:, :, None] & (vertex < vertices[:, None])[:, None, :]
-    following = torch.where(vertex + 1 < vertices[:, None], vertex + 1, 0)
+    exists = drawn[:, :, None] & (vertex < vertices)[:, None, :]
+    following = torch.where(vertex + 1 < vertices, vertex + 1, 0)
     following = following[:, None, None, :].expand(corners.shape)
     return draw_lines(corners, corners.gather(3, following), exists, greys, size)
 
@@ -162,11 +161,11 @@ def padded(parts: list[np.ndarray], device: torch.device) -> torch.Tensor:
 
 
 def random_words(
-    formulas: list[Formula], addresses: list[tuple[str, int, int]], seed: int, attempt: int, device: torch.device
-) -> torch.Tensor:
+    blocks: int, formulas: list[Formula], addresses: list[tuple[str, int, int]], seed: int, attempt: int,
+    device: torch.device,
+) -> torch.Tensor:  # fmt: skip
     """What `generator(IMAGE, seed, family, class, instance, attempt).random_raw` gives, as bytes:
-    uint8 (n, 8 * words of the longest)."""
-    blocks = max(-(-formula.words // 4) for formula in formulas)
+    uint8 (n, 32 * blocks)."""
     counter = torch.arange(1, blocks + 1, device=device) + attempt * ATTEMPT
     words = [[formula.family, label, instance] for formula, (_, label, instance) in zip(formulas, addresses)]
     family, label, instance = torch.tensor(words, device=device).T[:, :, None].expand(3, -1, blocks)

@@ -9,6 +9,7 @@ standard deviation of 0.33; here it is uniform noise of that deviation, in 256 s
 Sines, cosines and logarithms, in whose last bit processors differ, are rounded to 2^-20 before anything rests on them.
 """
 
+import math
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -21,7 +22,7 @@ from .lines import OFFSET, Polygons, draw_polygons
 CANVAS = 512.0  # the formulas' own pixels
 NOISE = 0.329 * 3**0.5  # half range of uniform noise with the standard deviation of 1-D Perlin noise
 ATOMS, CONTOURS = 2, 3  # the families' numbers in random addresses
-MOST_VERTICES = 2  # per pixel of the picture's side: finer polygons look the same
+MOST_VERTICES = 1.5  # per pixel of the picture's side: finer polygons look the same
 CLOSEST = 0.5  # px, mean distance of neighbouring polygons, below which not all are drawn
 HEADER = 8  # 64-bit words of a picture's own: centre, radius, ovals; what follows are greys, then the noise
 ATTEMPT = 1 << 32  # blocks of random numbers from one attempt at a picture to the next
@@ -52,10 +53,21 @@ class Formula:
         """64-bit words of the greys: a byte per polygon, in whole blocks of four words."""
         return 4 * -(-self.lines // 32)
 
-    @property
-    def words(self) -> int:
-        """64-bit words of a whole picture."""
-        return HEADER + self.grey_words + -(-2 * self.lines * self.vertices // 8)
+    def stride(self, size: int) -> int:
+        """Which vertices are drawn: every one, or every second, ..."""
+        return math.ceil(self.vertices / (MOST_VERTICES * size))
+
+    def every(self, size: int) -> int:
+        """Which polygons are drawn: so many that their mean distance stays below `CLOSEST`."""
+        return max(1, int(CLOSEST / (self.pace * size / CANVAS)))
+
+    def noise_shape(self, size: int) -> tuple[int, int, int]:
+        """Polygons, axes, drawn vertices."""
+        return self.lines, 2, -(-self.vertices // self.stride(size))
+
+    def words(self, size: int) -> int:
+        """64-bit words of a whole picture: header, greys, a byte of noise per polygon, axis and drawn vertex."""
+        return HEADER + self.grey_words + -(-math.prod(self.noise_shape(size)) // 8)
 
 
 @lru_cache(maxsize=4096)
@@ -111,7 +123,7 @@ def picture_formula(formula: Formula, header: np.ndarray, size: int) -> tuple[np
         reach, radius, ovals = 400.0, 100.0 * radius, (1.0 + wide, 1.0 + high)
     else:
         reach, radius = CANVAS, formula.radius
-    kept = slice(None, None, stride(formula, size))
+    kept = slice(None, None, formula.stride(size))
     direction, scale = formula.direction[:, kept], size / CANVAS
     centre = np.array([[CANVAS / 2 + reach * (x - 0.5)], [CANVAS / 2 + reach * (y - 0.5)]])
     start = (radius * np.array(ovals)[:, None] * direction + centre) * scale + OFFSET
@@ -120,25 +132,15 @@ def picture_formula(formula: Formula, header: np.ndarray, size: int) -> tuple[np
     return start.astype(np.float32), step.astype(np.float32), spread.astype(np.float32)
 
 
-def stride(formula: Formula, size: int) -> int:
-    """Which vertices are drawn: every one, or every second, ..."""
-    return -(-formula.vertices // (MOST_VERTICES * size))
-
-
-def every(formula: Formula, size: int) -> int:
-    """Which polygons are drawn: so many that their mean distance stays below `CLOSEST`."""
-    return max(1, int(CLOSEST / (formula.pace * size / CANVAS)))
-
-
 def draw(formula: Formula, seed: int, label: int, instance: int, size: int, attempt: int) -> np.ndarray:
     """One picture, polygons in random greys on black: uint8 (size, size)."""
     rng = generator(IMAGE, seed, formula.family, label, instance, attempt * ATTEMPT)
-    words = rng.bit_generator.random_raw(formula.words).astype("<u8", copy=False)
+    words = rng.bit_generator.random_raw(formula.words(size)).astype("<u8", copy=False)
     start, step, spread = picture_formula(formula, words[:HEADER], size)
     numbers = words[HEADER:].view(np.uint8)
-    noise = numbers[8 * formula.grey_words :][: 2 * formula.lines * formula.vertices]
-    noise = noise.reshape(formula.lines, 2, formula.vertices)[:, :, :: stride(formula, size)]
-    return draw_polygons(Polygons(start, step, spread, noise, numbers[: formula.lines], every(formula, size)), size)
+    shape = formula.noise_shape(size)
+    noise = numbers[8 * formula.grey_words :][: math.prod(shape)].reshape(shape)
+    return draw_polygons(Polygons(start, step, spread, noise, numbers[: formula.lines], formula.every(size)), size)
 
 
 def draw_atom(seed: int, label: int, instance: int, size: int, attempt: int) -> np.ndarray:

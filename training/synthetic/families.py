@@ -35,7 +35,10 @@ SEVERAL = 1 << 49  # and of those that place several objects
 OBJECT = 1 << 48  # from the instance that a picture shows first to that of its next object
 OBJECT_SHARE = 0.3, 0.6  # of the side, what one of several objects takes
 
-Drawn = tuple[np.ndarray, np.random.Generator]  # ink, and the generator of its shading
+Drawn = tuple[np.ndarray, Callable[[], np.random.Generator]]  # ink, and what gives the generator of its shading
+
+
+Shade = Callable[[np.ndarray, Callable[[], np.random.Generator]], np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -44,7 +47,7 @@ class Family:
 
     `number`: its own in random addresses. `version` counts the changes to what it draws.
     `draw(seed, label, instance, size)` gives ink;
-    `shade(ink, generator)` makes it uint8 (size, size, 3).
+    `shade(ink, source of a generator)` makes it uint8 (size, size, 3).
     """
 
     number: int
@@ -52,7 +55,7 @@ class Family:
     classes: int
     class_name: Callable[[int], str]
     draw: Callable[[int, int, int, int], Drawn]
-    shade: Callable[[np.ndarray, np.random.Generator], np.ndarray]
+    shade: Shade
 
 
 def fullest(tries: Iterable[np.ndarray]) -> np.ndarray:
@@ -72,7 +75,7 @@ def formula(number: int, draw_attempt: Callable[[int, int, int, int, int], np.nd
 
     def draw_formula(seed: int, label: int, instance: int, size: int) -> Drawn:
         ink = fullest(draw_attempt(seed, label, instance, size, attempt) for attempt in range(TRIES))
-        return ink, generator(IMAGE, seed, number, label, instance, SHADING)
+        return ink, lambda: generator(IMAGE, seed, number, label, instance, SHADING)
 
     return draw_formula
 
@@ -85,7 +88,7 @@ def draw_letter(seed: int, label: int, instance: int, size: int) -> Drawn:
         if ink.mean() > 1 / BLANK and ink.max() > 0.5:
             break
         ink = max(ink, draw_glyph(seed, label, size, rng), key=np.mean)
-    return ink, rng
+    return ink, lambda: rng
 
 
 FAMILIES = {
@@ -161,7 +164,7 @@ def several(family: Family, seed: int, label: int, instance: int, size: int, obj
         left, upper = int(x * (size - side + 1)), int(y * (size - side + 1))
         place = canvas[upper : upper + side, left : left + side]
         np.maximum(place, ink, out=place)
-    return canvas, rng
+    return canvas, lambda: rng
 
 
 def check_size(size: int) -> None:

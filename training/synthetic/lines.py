@@ -17,7 +17,7 @@ OFFSET = 4096  # px, makes every coordinate positive, so that cutting off the fr
 FRACTION = 10  # bits after the point while a line is stepped through; the lowest 8 bits of all carry its grey
 HALF = 1 << 17  # half a pixel
 BLOCK = 8
-LINES_AT_ONCE = 6000  # lines from vertex to vertex that are drawn in one go: what stays in the processor's cache
+LINES_AT_ONCE = 5000  # lines from vertex to vertex that are drawn in one go: what stays in the processor's cache
 
 
 @dataclass(frozen=True)

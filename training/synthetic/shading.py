@@ -3,24 +3,28 @@
 Ink is float32 (size, size) from 0 (background) to 1, or uint8 from 0 to 255.
 """
 
+from collections.abc import Callable
+
 import numpy as np
 
 
+Source = Callable[[], np.random.Generator]  # asked for only where shading is random
 OCTAVES = 3  # of a cloudy background: 2, 4 and 8 cells a side
 
 
-def white_on_black(ink: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def white_on_black(ink: np.ndarray, source: Source) -> np.ndarray:
     """uint8 ink as it is."""
     return three_channels(ink)
 
 
-def black_on_white(ink: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def black_on_white(ink: np.ndarray, source: Source) -> np.ndarray:
     """The negative of uint8 ink."""
     return three_channels(255 - ink)
 
 
-def shade_grey(ink: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def shade_grey(ink: np.ndarray, source: Source) -> np.ndarray:
     """Float ink on a background, both grey: 9 of 10 bright on nearly black, others clearly different; some noise."""
+    rng = source()
     kind, paper, contrast, noise = rng.random(4)
     if kind < 0.9:
         background, foreground = 0.12 * max(0.0, 2 * paper - 1), 1.0 - 0.35 * contrast
@@ -33,18 +37,23 @@ def shade_grey(ink: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 def three_channels(grey: np.ndarray) -> np.ndarray:
     """Grey as uint8 (size, size, 3)."""
-    return np.repeat(grey[:, :, None], 3, axis=2)
+    picture = np.empty((*grey.shape, 3), dtype=np.uint8)
+    for channel in range(3):  # faster than broadcasting or repeating
+        picture[:, :, channel] = grey
+    return picture
 
 
-def shade_colour(ink: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def shade_colour(ink: np.ndarray, source: Source) -> np.ndarray:
     """Ink on a background of two colours that differ clearly in at least one channel; some noise."""
+    rng = source()
     background, foreground, noise = two_colours(rng)
     colour = background + (foreground - background) * share(ink)[:, :, None]
     return np.rint(255 * add_noise(colour, noise, rng)).astype(np.uint8)
 
 
-def shade_clouds(ink: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def shade_clouds(ink: np.ndarray, source: Source) -> np.ndarray:
     """Ink in one colour on clouds, which go from a second colour up to halfway to a third."""
+    rng = source()
     background, foreground, noise = two_colours(rng)
     third = rng.random(3, dtype=np.float32)
     clouds = cloudy(len(ink), rng)[:, :, None]
