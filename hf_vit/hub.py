@@ -185,6 +185,8 @@ class Upload:
                 revision=revision,
                 create_pr=create_pr,
             )
+            if create_pr and done.pr_url is None:
+                raise HFViTError(f"{self.repo_id} holds exactly these files: there is nothing to propose")
             return done.pr_url or f"{self.api.endpoint}/{'spaces/' * (self.kind == 'space')}{self.repo_id}"
 
         # A second try could open a second pull request: whether the first one arrived cannot be asked.
@@ -197,7 +199,7 @@ class Upload:
             for attempt in range(1, attempts):
                 try:
                     return act()
-                except (HfHubHTTPError, TRANSPORT_ERROR, OSError) as error:
+                except (HfHubHTTPError, TRANSPORT_ERROR, OSError, RuntimeError) as error:
                     if not is_passing(error):
                         raise
                 time.sleep(min(FIRST_WAIT * 2 ** (attempt - 1), LONGEST_WAIT))
@@ -205,8 +207,12 @@ class Upload:
         raise AssertionError("unreachable: one_line_errors raises")
 
 
-def is_passing(error: Exception) -> bool:
+def is_passing(error: BaseException) -> bool:
     """Whether another try may mend it: a busy or broken server, a network that was away."""
+    if isinstance(
+        error, RuntimeError
+    ):  # how the transfer of a large file fails: over LFS with its cause, over Xet bare
+        return error.__cause__ is None or is_passing(error.__cause__)
     if isinstance(error, HfHubHTTPError) and getattr(error, "response", None) is not None:
         return error.response.status_code in PASSING
     return isinstance(error, TRANSPORT_ERROR | LocalEntryNotFoundError | ConnectionError)
@@ -308,7 +314,8 @@ def one_line_errors(repo_id: str, token: str) -> Iterator[None]:
         reason = " ".join(str(error).split()).replace(token, "***")
         raise HFViTError(f"the Hub refuses the upload to {repo_id}: {reason}") from None
     except (TRANSPORT_ERROR, OSError, RuntimeError) as error:
-        reason = " ".join(str(error).split()).replace(token, "***")
+        why = f"{error} {error.__cause__}" if isinstance(error, RuntimeError) and error.__cause__ else str(error)
+        reason = " ".join(why.split()).replace(token, "***")
         raise HFViTError(
             f"cannot upload to {constants.ENDPOINT} ({reason}): check the network, then push again"
         ) from None

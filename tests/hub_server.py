@@ -30,17 +30,21 @@ LFS_SUFFIXES = (".safetensors", ".png", ".npz")
 
 @dataclass
 class Faults:
-    """Which requests fail, and how: a share `rate` of them, drawn with `seed`."""
+    """Which requests fail, and how: a share `rate` of those whose path begins so, drawn with `seed`."""
 
     rate: float
     seed: int
     kinds: tuple[str, ...] = ("500", "429", "cut before", "cut after")
+    path: str = ""
+    most: int = 1 << 30  # so many and no more
 
     def __post_init__(self):
         self.random, self.lock, self.happened = random.Random(self.seed), threading.Lock(), []
 
-    def draw(self) -> str | None:
+    def draw(self, path: str) -> str | None:
         with self.lock:
+            if not path.startswith(self.path) or len(self.happened) >= self.most:
+                return None
             kind = self.random.choice(self.kinds) if self.random.random() < self.rate else None
             self.happened += [kind] if kind else []
         return kind
@@ -68,10 +72,11 @@ class HubServer:
     Args:
         users: {token: user name}.
         read_only: tokens without write permission.
+        reserved: names that nobody can have.
     """
 
-    def __init__(self, users: dict[str, str], read_only: tuple[str, ...] = ()):
-        self.users, self.read_only = users, read_only
+    def __init__(self, users: dict[str, str], read_only: tuple[str, ...] = (), reserved: tuple[str, ...] = ()):
+        self.users, self.read_only, self.reserved = users, read_only, reserved
         self.repositories: dict[str, Repository] = {}
         self.lfs: dict[str, bytes] = {}
         self.requests: list[str] = []
@@ -142,7 +147,7 @@ class Handler(BaseHTTPRequestHandler):
         if self.hub.held and self.hub.held in path:
             self.hub.holding.set()
             return self.connection.recv(1) and None  # until the other side is gone
-        self.fault = self.hub.faults.draw() if self.hub.faults else None
+        self.fault = self.hub.faults.draw(path) if self.hub.faults else None
         if self.fault == "cut before":
             return self.cut()
         if self.fault in ("500", "429"):
@@ -189,6 +194,8 @@ class Handler(BaseHTTPRequestHandler):
         name = f"{wanted.get('organization') or self.user}/{wanted['name']}"
         if self.token in self.hub.read_only or not self.owns(name):
             return self.refuse(403, "", f"You don't have the rights to create a model under {name.split('/')[0]}")
+        if name in self.hub.reserved:
+            return self.refuse(409, "", "This name is reserved")
         name = f"spaces/{name}" if wanted.get("type") == "space" else name
         reply = {"url": f"{self.hub.endpoint}/{name}", "name": name, "id": name.removeprefix("spaces/")}
         if name in self.hub.repositories:

@@ -72,7 +72,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def hub():
-    with HubServer(users={WRITER: "alice", READER: "alice"}, read_only=(READER,)) as server:
+    with HubServer(users={WRITER: "alice", READER: "alice"}, read_only=(READER,), reserved=("alice/taken",)) as server:
         bert = Repository(commits={"1" * 40: {"config.json": b'{"model_type": "bert"}'}}, refs={"main": "1" * 40})
         server.repositories |= {"alice/bert": bert, "alice/small": Repository(largest=100)}
         yield server
@@ -85,7 +85,7 @@ def run(hub, home, code, *arguments, token=None):
         env=hub.environment(home=home, token=token),
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
     )
     assert done.returncode == 0, done.stderr
     assert "secret" not in done.stdout + done.stderr
@@ -106,6 +106,7 @@ PUSHES = {
     "a data set": (WRITER, {"repo_id": "datasets/alice/x"}),
     "another model": (WRITER, {"repo_id": "alice/bert"}),
     "too large": (WRITER, {"repo_id": "alice/small"}),
+    "name taken": (WRITER, {"repo_id": "alice/taken"}),
     "no network": (WRITER, {"repo_id": "alice/x"}),
 }
 
@@ -150,8 +151,8 @@ def test_pushed_model_loads_where_hf_vit_cannot_be_imported(hub, folder, answers
     from transformers import (
         AutoBackbone, AutoConfig, AutoImageProcessor, AutoModel, AutoModelForImageClassification, pipeline
     )
-    def logits_of(name):
-        model = AutoModelForImageClassification.from_pretrained(name, trust_remote_code=True)
+    def logits_of(name, revision="main"):
+        model = AutoModelForImageClassification.from_pretrained(name, revision=revision, trust_remote_code=True)
         return model(**pixels).logits.tolist()
     name = "alice/shapes"
     picture = Image.new("RGB", (20, 30), (200, 30, 90))
@@ -160,12 +161,15 @@ def test_pushed_model_loads_where_hf_vit_cannot_be_imported(hub, folder, answers
     model = AutoModelForImageClassification.from_pretrained(name, trust_remote_code=True)
     features = AutoModel.from_pretrained(name, trust_remote_code=True)(**pixels).pooler_output
     maps = AutoBackbone.from_pretrained(name, trust_remote_code=True)(**pixels).feature_maps
+    classify = pipeline("image-classification", model=name, trust_remote_code=True)
     found = {
         "type": AutoConfig.from_pretrained(name, trust_remote_code=True).model_type,
         "logits": logits_of(name),
         "from features": model.classifier(features).tolist(),
         "maps": maps[-1].tolist(),
-        "scores": pipeline("image-classification", model=name, trust_remote_code=True)(picture),
+        "branch": logits_of("alice/hidden", "trial"),
+        "pull request": logits_of("alice/hidden", "refs/pr/1"),
+        "scores": classify(picture, function_to_apply="none"),
     }
     model.push_to_hub("alice/again")
     processor.push_to_hub("alice/again")
@@ -179,8 +183,9 @@ def test_pushed_model_loads_where_hf_vit_cannot_be_imported(hub, folder, answers
         expected, maps = model(**pixels).logits, HFViTBackbone.from_pretrained(folder)(**pixels).feature_maps
     assert found["type"] == "hf_vit" and found["maps"] == maps[-1].tolist()
     assert found["logits"] == found["from features"] == found["pushed again"] == expected.tolist()
-    scores = {LABELS[number]: score for number, score in enumerate(expected.softmax(-1)[0].tolist())}
-    assert {row["label"]: pytest.approx(row["score"], rel=1e-6) for row in found["scores"]} == scores
+    assert found["branch"] == found["pull request"] == expected.tolist()
+    logits = {LABELS[number]: logit for number, logit in enumerate(expected[0].tolist())}
+    assert {row["label"]: row["score"] for row in found["scores"]} == logits
     _, again = hub.repositories["alice/again"].files("main")
     assert {name for name in files if name.endswith(".py")} <= set(again)
 
@@ -216,6 +221,35 @@ def test_branch_pull_request_and_private(hub, answers):
     assert "model.safetensors" in repository.files("refs/pr/1")[1]
 
 
+def test_the_command_pushes_to_branches_and_pull_requests(hub, folder, tmp_path):
+    code = """
+    import contextlib, io, json, sys
+    from pathlib import Path
+    from hf_vit.cli import main
+    folder, said = sys.argv[1], []
+    def push(*options):
+        with contextlib.redirect_stderr(io.StringIO()) as err, contextlib.redirect_stdout(io.StringIO()) as out:
+            said.append([main(["push", folder, *options]), out.getvalue() + err.getvalue()])
+    push("commanded", "--private", "--json")
+    push("alice/commanded", "--revision", "trial")
+    push("alice/commanded", "--create-pr")
+    Path(folder, "history.jsonl").write_text("{}")
+    push("alice/commanded", "--create-pr")
+    push("alice/commanded", "--space", "--create-pr")
+    print(json.dumps(said))
+    """
+    said = run(hub, tmp_path, code, shutil.copytree(folder, tmp_path / "shapes"), token=WRITER)
+    assert [status for status, _ in said] == [0, 0, 2, 0, 2]
+    assert json.loads(said[0][1])["url"] == said[1][1].strip() == f"{hub.endpoint}/alice/commanded"
+    assert "nothing to propose" in said[2][1] and "a Space is uploaded to its main branch" in said[4][1]
+    assert said[3][1].strip() == f"{hub.endpoint}/alice/commanded/discussions/1"
+    repository = hub.repositories["alice/commanded"]
+    assert repository.private and set(repository.refs) == {"main", "trial", "refs/pr/1"}
+    for revision in repository.refs:
+        assert {"model.safetensors", "README.md", "facts.json"} <= set(repository.files(revision)[1])
+    assert "spaces/alice/commanded" not in hub.repositories
+
+
 def test_a_card_written_by_hand_is_kept(hub, answers):
     card = hub.repositories["alice/edited"].files("main")[1]["README.md"].decode()
     assert card.endswith("A sentence of mine.\n") and 'model="alice/edited"' not in card
@@ -231,6 +265,7 @@ def test_a_card_written_by_hand_is_kept(hub, answers):
         ("no name", "'not a name' is not the name of a repository"),
         ("a data set", "'datasets/alice/x' is not the name of a model repository"),
         ("another model", "alice/bert holds a model of type 'bert', this one is 'hf_vit'"),
+        ("name taken", "the name alice/taken is taken: choose another"),
         ("too large", "refuses the upload to alice/small: LFS"),
         ("no network", "cannot upload to http://127.0.0.1:9"),
     ],
