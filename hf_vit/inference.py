@@ -144,12 +144,6 @@ def attend_by_products(query: torch.Tensor, key: torch.Tensor, value: torch.Tens
     return torch.matmul(scores.softmax(dim=-1), value)
 
 
-class Around:
-    """Stands before the `forward` of a block for another reason, and calls what stood there: `before`."""
-
-    before: Any = None
-
-
 class Prepared:
     """Stands before the `forward` of a module: the same computation prepared, or the plain one where that is needed.
 
@@ -292,6 +286,105 @@ class PreparedLayer(Prepared):
         return self.fc2(*self.fc1(rows))[0].view(x.shape)
 
 
+class Int8Layer(PreparedLayer):
+    """A block of the encoder whose products are of int8 weights (one scale a row) and int8 activations.
+
+    Args:
+        scales: what one step of an activation is worth, for the inputs of "qkv", "out", "fc1" and "fc2".
+    """
+
+    def __init__(self, module: nn.Module, choices: dict[tuple, str], scales: dict[str, float]):
+        super().__init__(module, choices)
+        self.scales = scales
+
+    def __getstate__(self) -> dict:
+        return super().__getstate__() | {"scales": self.scales}
+
+    def build(self) -> None:
+        super().build()
+        parts = {"qkv": self.qkv, "out": self.out, "fc1": self.fc1, "fc2": self.fc2}
+        self.int8 = {name: int8_weight(*dense._join()) for name, dense in parts.items()}
+
+    def heads(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        msa = self.module.attention
+        joined = self.product("qkv", self.rounded("qkv", x.flatten(0, 1)), torch.bfloat16)
+        query, key, value = (
+            part.view(*x.shape[:2], -1, msa.head_dim).transpose(1, 2) for part in joined.chunk(3, dim=1)
+        )
+        if isinstance(msa.q_norm, nn.Identity):
+            return query, key, value
+        return msa.q_norm(query.to(x.dtype)).bfloat16(), msa.k_norm(key.to(x.dtype)).bfloat16(), value
+
+    def project(self, mixed: torch.Tensor) -> torch.Tensor:
+        batch, _, tokens, _ = mixed.shape
+        rows = self.rounded("out", mixed.transpose(1, 2).reshape(batch * tokens, -1))
+        return self.product("out", rows, torch.float32).view(batch, tokens, -1)
+
+    def mlp(self, x: torch.Tensor) -> torch.Tensor:
+        rows = self.rounded("fc1", self.module.layernorm_after(x).flatten(0, 1))
+        hidden = self.product("fc1", rows, torch.int8, "gelu", self.scales["fc2"])
+        return self.product("fc2", hidden, torch.float32).view(x.shape)
+
+    def rounded(self, name: str, rows: torch.Tensor) -> torch.Tensor:
+        """Fresh rows as int8 steps; they are overwritten. Larger values than calibration saw are cut."""
+        return rows.float().mul_(1 / self.scales[name]).round_().clamp_(-127, 127).to(torch.int8)
+
+    def product(
+        self, name: str, rows: torch.Tensor, dtype: torch.dtype, activation: str = "none", step: float = 1.0
+    ) -> torch.Tensor:
+        """`activation(x W^T + b)` in this dtype; int8 results count in steps of `step`."""
+        packed, weight_scales, zeros, bias = self.int8[name]
+        form = "none" if activation == "gelu" else ""
+        return torch.ops.onednn.qlinear_pointwise(
+            rows, self.scales[name], 0, packed, weight_scales, zeros, bias, step, 0, dtype, activation, [], form
+        )
+
+
+def int8_weight(weight: torch.Tensor, bias: torch.Tensor | None) -> tuple:
+    """A weight in oneDNN's int8 layout, its scales and zero points for each row, and the bias in float32."""
+    scales = weight.float().abs().amax(dim=1).clamp(min=1e-12) / 127
+    steps = (weight.float() / scales[:, None]).round().to(torch.int8)
+    zeros = torch.zeros(len(weight), dtype=torch.int32)
+    return torch.ops.onednn.qlinear_prepack(steps, None), scales, zeros, None if bias is None else bias.float()
+
+
+@torch.no_grad()
+def measure_scales(encoder: Any, pixel_values: torch.Tensor) -> list[dict[str, float]]:
+    """For each block the scales that an `Int8Layer` takes: the largest activations that these pictures cause, by 127.
+
+    Raises:
+        ValueError: blocks that have no int8 form: another activation than GELU, other layers than ours, not on a CPU.
+    """
+    wanted = []
+    for layer in encoder.layers:
+        plain = PreparedLayer(layer, {})
+        if not plain.ordinary() or gelu_form(layer.mlp.activation_fn, torch.bfloat16) is None:
+            raise ValueError("int8 needs the layers of this package with a GELU between fc1 and fc2")
+        if not onednn_packs(layer.mlp.fc1.weight):
+            raise ValueError("int8 products are oneDNN's: the model has to be on a CPU, in float32 or bfloat16")
+        query, _, _, out, fc1, fc2 = plain.products()
+        wanted.append({"qkv": query, "out": out, "fc1": fc1, "fc2": fc2})
+    largest = [dict.fromkeys(products, 0.0) for products in wanted]
+
+    def keep(found: dict[str, float], name: str) -> Callable:
+        def hook(module, args) -> None:
+            found[name] = max(found[name], args[0].abs().max().item())
+
+        return hook
+
+    hooks = [
+        product.register_forward_pre_hook(keep(found, name))
+        for found, products in zip(largest, wanted)
+        for name, product in products.items()
+    ]
+    try:
+        encoder(pixel_values)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return [{name: max(value, 1e-12) / 127 for name, value in found.items()} for found in largest]
+
+
 class PreparedStem(Prepared):
     """A hybrid's ResNet, in the order of memory that is the faster."""
 
@@ -346,17 +439,20 @@ def scaled(product: nn.Linear, layer_scale: nn.Module) -> tuple[torch.Tensor, to
     return product.weight * factor[:, None], product.bias * factor
 
 
-def prepare_encoder(encoder: Any) -> None:
+def prepare_encoder(encoder: Any, int8_calibration: torch.Tensor | None = None) -> None:
     """Prepare an encoder's blocks and, of a hybrid, the ResNet; again where they are already."""
     choices: dict[tuple, str] = {}
     stem = encoder.embeddings.patch_embeddings.backbone
-    prepared: list[tuple[type[Prepared], nn.Module]] = [(PreparedLayer, layer) for layer in encoder.layers]
+    prepared: list[Prepared] = [PreparedLayer(layer, choices) for layer in encoder.layers]
+    if int8_calibration is not None:
+        scales = measure_scales(encoder, int8_calibration)
+        prepared = [Int8Layer(layer, choices, found) for layer, found in zip(encoder.layers, scales)]
     if stem is not None:
-        prepared.append((PreparedStem, stem))
-        prepared += [(PreparedConvolution, module) for module in stem.modules() if isinstance(module, StdConv2d)]
-    for kind, module in prepared:
-        current = module.__dict__.get("forward")
-        if isinstance(current, Around):
-            current.before = kind(module, choices)
+        prepared.append(PreparedStem(stem, choices))
+        prepared += [PreparedConvolution(conv, choices) for conv in stem.modules() if isinstance(conv, StdConv2d)]
+    for one in prepared:
+        current = one.module.__dict__.get("forward")
+        if current is None or isinstance(current, Prepared):
+            one.module.__dict__["forward"] = one
         else:
-            module.__dict__["forward"] = kind(module, choices)
+            current.before = one  # merging of tokens, which calls what stood there before it

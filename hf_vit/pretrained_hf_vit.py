@@ -284,27 +284,31 @@ class HFViTPreTrainedModel(PreTrainedModel):
 
     # -- speed
 
-    def optimize_for_inference(self, dtype: torch.dtype | None = None):
-        """Prepare the blocks for fast inference, in place; evaluation mode from here on. Returns the model.
+    def optimize_for_inference(self, dtype: torch.dtype | None = None, int8_calibration: torch.Tensor | None = None):
+        """Prepare the network for fast inference, in place; evaluation mode from here on. Returns the model.
 
-        Under `torch.inference_mode()` or `no_grad()` every block computes its products the fastest way that this
-        machine has, measured once for each size of batch. Everything else goes on to work, at the plain model's speed:
-        training, `output_attentions`, hooks, `torch.compile`; saving writes the plain weights. Prepared copies of
-        weights need as much memory again, and are made again when weights change.
+        Under `torch.inference_mode()` or `no_grad()` blocks, and a hybrid's ResNet, compute the fastest way that this
+        machine has, measured once for each size of batch: the first pass of a size takes longer. Everything else goes
+        on to work, at the plain model's speed and precision: training, `output_attentions`, hooks, `torch.compile`;
+        saving writes the plain weights. Prepared copies of weights need as much memory again at most, and are made
+        again when weights change.
 
         Args:
-            dtype: `torch.bfloat16` or another floating dtype, that weights are converted to; float32 logits stay
-                within 2e-5 (hybrids 5e-5) of the plain model's, bfloat16 ones as near to float32 as plain bfloat16.
+            dtype: a floating dtype that weights are converted to, such as `torch.bfloat16`. Float32 logits stay within
+                2e-5 (hybrids 5e-5) of the plain model's, bfloat16 ones as near to float32 as plain bfloat16.
+            int8_calibration: `(B, C, H, W)`, some dozens of normalised pictures like those to come: the blocks'
+                products become int8 (weights and activations) with scales measured on them, attention bfloat16. CPU
+                only; logits move by some percent of the largest: check the accuracy on pictures with labels.
 
         Raises:
-            ValueError: a dtype that is not floating.
+            ValueError: a dtype that is not floating; int8 for blocks or a device that have none.
         """
         if dtype is not None and not dtype.is_floating_point:
             raise ValueError(f"dtype={dtype} is not a floating dtype: use torch.float32 or torch.bfloat16")
         self.eval()
         if dtype is not None:
             self.to(dtype)  # type: ignore[arg-type]
-        prepare_encoder(self.encoder)
+        prepare_encoder(self.encoder, int8_calibration)
         return self
 
     # -- looking inside

@@ -13,8 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from .errors import HFViTError
-from .inference import Around, PreparedLayer, is_watched
-from .modeling_hf_vit import HFViTForImageClassification, HFViTModel
+from .inference import is_watched
 
 
 def merge_tokens(model: nn.Module, r: int | Sequence[int], proportional: bool = True) -> nn.Module:
@@ -30,7 +29,7 @@ def merge_tokens(model: nn.Module, r: int | Sequence[int], proportional: bool = 
     Raises:
         HFViTError: another kind of model, a negative r, or not one number for each block.
     """
-    if not isinstance(model, (HFViTModel, HFViTForImageClassification)):
+    if type(model).__name__ not in ("HFViTModel", "HFViTForImageClassification"):  # also those loaded with their code
         raise HFViTError(f"tokens of a {type(model).__name__} cannot be merged: it answers for every patch")
     encoder: Any = model.encoder
     pairs = [r] * len(encoder.layers) if isinstance(r, int) else list(r)
@@ -64,7 +63,7 @@ class MergeState:
         return self.sizes.log().to(like.dtype)[:, None, None]
 
 
-class MergingLayer(Around):
+class MergingLayer:
     """Stands before the `forward` of an `HFViTLayer`: Eq. 2, merging, Eq. 3."""
 
     def __init__(self, layer: nn.Module, r: int, state: MergeState, before: Any, first: bool):
@@ -80,7 +79,7 @@ class MergingLayer(Around):
         asks = kwargs.get("output_attentions") or layer.attention.config.output_attentions
         if asks or is_watched(layer.attention):
             raise HFViTError("attention maps are of unmerged tokens: call merge_tokens(model, r=0) first")
-        prepared = isinstance(self.before, PreparedLayer) and self.before.serves(x, kwargs)
+        prepared = self.before is not None and self.before.serves(x, kwargs)
         parts = self.before if prepared else PlainParts(layer)
         query, key, value = parts.heads(layer.layernorm_before(x))
         mixed = F.scaled_dot_product_attention(

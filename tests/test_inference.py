@@ -217,3 +217,28 @@ def test_the_fastest_is_kept_only_where_it_is_clearly_faster(monkeypatch):
     x = torch.zeros(1)
     assert inference.fastest({"eager": taking(1.0), "a": taking(0.96), "b": taking(1.2)}, x) == "eager"
     assert inference.fastest({"eager": taking(1.0), "a": taking(0.9), "b": taking(0.8)}, x) == "b"
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "relu"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_int8_is_near_and_follows_the_weights(kind, dtype):
+    plain, other = tiny(**KINDS[kind]), tiny(**KINDS[kind])
+    pixels = torch.randn(8, 3, 32, 32)
+    fast = copy.deepcopy(plain).optimize_for_inference(dtype, int8_calibration=pixels)
+    with torch.no_grad():
+        for _ in range(2):
+            expected, answer = plain(pixels).logits, fast(pixels).logits
+            assert answer.dtype == dtype
+            assert 0 < (answer - expected).abs().max() <= 0.25 * expected.abs().max()
+            torch.testing.assert_close(copy.deepcopy(fast)(pixels).logits, answer)
+            for model in (plain, fast):
+                model.load_state_dict(other.state_dict())
+            fast.optimize_for_inference(int8_calibration=pixels)
+
+
+def test_int8_says_what_it_cannot():
+    pixels = torch.randn(2, 3, 32, 32)
+    with pytest.raises(ValueError, match="GELU"):
+        tiny(hidden_act="relu").optimize_for_inference(int8_calibration=pixels)
+    with pytest.raises(ValueError, match="CPU"):
+        tiny().optimize_for_inference(torch.float64, int8_calibration=pixels.double())
