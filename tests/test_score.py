@@ -20,8 +20,11 @@ from PIL import Image
 from pyarrow import Table
 from pyarrow.parquet import write_table
 from transformers import (
+    AutoImageProcessor,
     BitConfig,
     BitForImageClassification,
+    EfficientNetConfig,
+    EfficientNetForImageClassification,
     ResNetConfig,
     ResNetForImageClassification,
     ViTConfig,
@@ -63,7 +66,7 @@ def save_tiny(folder, size=16, seed=0, **fields):
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
-    """Folders: ours; of transformers ViT, ResNet (BatchNorm), and BiT with a processor that crops."""
+    """Folders: ours; of transformers ViT, ResNet (BatchNorm), EfficientNet, and BiT with a processor that crops."""
     root = tmp_path_factory.mktemp("models")
     save_tiny(root / "ours")
     small = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
@@ -73,6 +76,14 @@ def models(tmp_path_factory):
     ViTImageProcessorPil(size={"height": 16, "width": 16}).save_pretrained(root / "vit")
     bit = BitConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], num_groups=4, num_labels=10)
     BitForImageClassification(bit).save_pretrained(root / "bit")
+    slim = EfficientNetConfig(
+        image_size=32, width_coefficient=0.1, depth_coefficient=0.1, hidden_dim=128, num_labels=10
+    )
+    EfficientNetForImageClassification(slim).save_pretrained(root / "efficientnet")
+    (root / "efficientnet" / "preprocessor_config.json").write_text(
+        json.dumps({"image_processor_type": "EfficientNetImageProcessor", "size": {"height": 32, "width": 32},
+                    "resample": 2, "image_mean": [0.4] * 3, "image_std": [0.2, 0.3, 0.4], "include_top": True})
+    )  # fmt: skip
     resnet = ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], num_labels=10)
     ResNetForImageClassification(resnet).save_pretrained(root / "resnet")
     ViTImageProcessorPil(size={"height": 16, "width": 16}).save_pretrained(root / "resnet")
@@ -181,7 +192,8 @@ def test_accuracy_is_that_of_a_plain_loop(models):
 
 
 @pytest.mark.parametrize(
-    "name, resize, crop", [("vit", "squash", None), ("bit", "resize small side, centre crop", 0.8)]
+    "name, resize, crop",
+    [("vit", "squash", None), ("efficientnet", "squash", None), ("bit", "resize small side, centre crop", 0.8)],
 )
 def test_classifiers_of_transformers_by_the_same_command(models, name, resize, crop):
     facts = score.main(["--model", models[name], "--dataset", "digits", "--use_cpu", "--split", "test[:40]"])
@@ -191,6 +203,16 @@ def test_classifiers_of_transformers_by_the_same_command(models, name, resize, c
     assert value(facts, "accuracy") >= 0 and facts["scoring"]["labels"] == "by number"
     if name == "bit":
         assert view["mean"] == [0.4] * 3 and view["resample"] == "bicubic" and view["image_size"] == [32, 32]
+
+
+@pytest.mark.parametrize("name", ["vit", "efficientnet", "bit"])
+def test_pictures_reach_the_model_as_from_its_own_processor(models, name):
+    classifier, data = open_classifier(models[name]), open_dataset("digits", split="test[:3]")
+    found = next(batches(classifier, data, create_machine(True, batch_size=3)))[0][:, 0]
+    own = AutoImageProcessor.from_pretrained(models[name], backend="pil")
+    expected = own([data.read(index)[0] for index in range(3)], return_tensors="pt")["pixel_values"]
+    apart = (found - expected).abs()
+    assert apart.mean() < (0.05 if name == "bit" else 1e-5)  # bit: resized once, where its processor rounds between
 
 
 def test_a_checkpoint_file_and_another_resolution(goldens, tmp_path):
@@ -280,7 +302,7 @@ def test_probes_and_their_features_on_disk(models, tmp_path, monkeypatch):
 
 
 def test_features_are_what_the_classifier_reads(models):
-    for name in ("ours", "vit", "bit", "resnet"):
+    for name in ("ours", "vit", "bit", "resnet", "efficientnet"):
         classifier = open_classifier(models[name])
         pixels = torch.randn(3, 3, *classifier.transform.image_size_hw)
         with torch.no_grad():

@@ -198,10 +198,21 @@ def settings_of(processor, config) -> tuple[tuple[int, int], float | None]:
 
 
 def normaliser(processor, channels: int) -> Normalise:
-    """The processor's numbers for uint8 pictures."""
+    """The processor's numbers for uint8 pictures: as it names them, or as it is seen to do where that differs.
+
+    EfficientNet's, for one, divides by the standard deviation twice (`include_top`).
+    """
     scale = processor.rescale_factor if processor.do_rescale else 1.0
-    if not processor.do_normalize:
-        return Normalise([0.0] * channels, [1.0] * channels, scale)
     mean, std = (list(v) if isinstance(v, list | tuple) else [v] * channels
                  for v in (processor.image_mean, processor.image_std))  # fmt: skip
-    return Normalise(mean, std, scale)
+    if not processor.do_normalize:
+        mean, std = [0.0] * channels, [1.0] * channels
+    if channels != 3:
+        return Normalise(mean, std, scale)
+    pictures = [Image.new("RGB", (64, 64), colour) for colour in ("black", "white")]
+    dark, light = processor(pictures, return_tensors="pt")["pixel_values"][:, :, 0, 0].double()
+    named = (torch.tensor([[0.0], [255.0]], dtype=torch.float64) * scale - torch.tensor(mean)) / torch.tensor(std)
+    if torch.allclose(torch.stack([dark, light]), named, atol=1e-4):
+        return Normalise(mean, std, scale)
+    seen = 1 / (light - dark)
+    return Normalise((-dark * seen).tolist(), seen.tolist(), 1 / 255)
