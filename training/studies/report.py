@@ -15,6 +15,7 @@ from .peers import train_flops
 
 
 COLOURS = ("#4269d0", "#ff725c", "#3ca951", "#a463f2", "#9c6b4e", "#6cc5b0", "#efb118", "#97bbf5")
+ANSWERS = {True: "shows at this scale", False: "does not show at this scale", None: "not asked"}
 
 
 def read_scores(cells: list[Cell], folder: Path) -> list[Score]:
@@ -124,7 +125,7 @@ def report(study: Study, settings: dict[str, Any], scores: Scores, found: dict[s
     """Plan, verdict, table and conditions."""
     lines = [plan(study, settings, cells), "## Verdict", ""]
     for verdict in found["verdicts"]:
-        shows = {True: "shows at this scale", False: "does not show at this scale", None: "not asked"}[verdict["shows"]]
+        shows = ANSWERS[verdict["shows"]]
         lines.append(f"- {verdict['claim']}: **{shows}**. {verdict['numbers']}.")
     lines += ["", "(± after a difference: standard error; below: standard deviation over seeds.)", "", "## Scores"]
     machine = found["environment"]
