@@ -23,7 +23,7 @@ CANVAS = 512.0  # the formulas' own pixels
 NOISE = 0.329 * 3**0.5  # half range of uniform noise with the standard deviation of 1-D Perlin noise
 ATOMS, CONTOURS = 2, 3  # the families' numbers in random addresses
 MOST_VERTICES = 1.5  # per pixel of the picture's side: finer polygons look the same
-CLOSEST = 0.5  # px, mean distance of neighbouring polygons, below which not all are drawn
+CLOSEST = 1.0  # px, largest mean distance of neighbouring polygons, below which not all are drawn
 HEADER = 8  # 64-bit words of a picture's own: centre, radius, ovals; what follows are greys, then the noise
 ATTEMPT = 1 << 32  # blocks of random numbers from one attempt at a picture to the next
 EXACT = 2.0**20
@@ -32,7 +32,7 @@ EXACT = 2.0**20
 @dataclass(frozen=True)
 class Formula:
     """What a class fixes. `direction` (2, V): cosine and sine; `move` (V,): mean move outward from polygon to polygon,
-    `pace`: its mean over the vertices, `noise`: half the range of what is random in it, all in canvas pixels."""
+    `pace`: its largest over the vertices, `noise`: half the range of what is random in it, all in canvas pixels."""
 
     family: int
     lines: int
@@ -58,7 +58,7 @@ class Formula:
         return math.ceil(self.vertices / (MOST_VERTICES * size))
 
     def every(self, size: int) -> int:
-        """Which polygons are drawn: so many that their mean distance stays below `CLOSEST`."""
+        """Which polygons are drawn: so many that nowhere their mean distance is above `CLOSEST`."""
         return max(1, int(CLOSEST / (self.pace * size / CANVAS)))
 
     def noise_shape(self, size: int) -> tuple[int, int, int]:
@@ -82,9 +82,8 @@ def atom_formula(seed: int, label: int) -> Formula:
     angle = np.arange(vertices) * (2 * np.pi / vertices)
     wave = exact(0.5 * np.sin(first * angle) + 0.5 * np.sin(second * angle))
     # n = noise * c - c - wave, and a vertex moves out by w - n.
-    return Formula(
-        ATOMS, lines, radius, ovals, directions(angle), noise + growth + wave, noise + growth, noise * NOISE
-    )
+    move = noise + growth + wave
+    return Formula(ATOMS, lines, radius, ovals, directions(angle), move, float(move.max()), noise * NOISE)
 
 
 @lru_cache(maxsize=4096)
