@@ -63,11 +63,22 @@ def test_every_upload_ends_complete_or_says_so(hub, folder, tmp_path):  # noqa: 
     assert all(complete(hub, name, folder) for name in names)
 
 
+def test_a_transfer_that_fails_is_tried_again(hub, folder, tmp_path):  # noqa: F811
+    hub.faults = Faults(1.0, seed=0, kinds=("500",), path="/lfs/", most=12)  # more than huggingface_hub's own tries
+    answers = run(hub, tmp_path / "a", PUSH, folder, "alice/late", token=WRITER)
+    assert answers["alice/late"].startswith("http") and complete(hub, "alice/late", folder)
+    hub.faults, hub.lfs = Faults(1.0, seed=0, kinds=("500", "cut before"), path="/lfs/"), {}
+    answers = run(hub, tmp_path / "b", PUSH, folder, "alice/never", token=WRITER)
+    assert answers["alice/never"].startswith("HFViTError: cannot upload to")
+    assert "Error while uploading" in answers["alice/never"]
+    assert not hub.repositories["alice/never"].files("main")[1]
+
+
 def test_an_interrupted_push_leaves_the_repository_as_it_was_and_continues(hub, folder, tmp_path):  # noqa: F811
     hub.held = "/commit/"
     command = [sys.executable, "-c", PUSH, str(folder), "alice/it"]
     process = subprocess.Popen(command, env=hub.environment(home=tmp_path / "a", token=WRITER))
-    assert hub.holding.wait(60)
+    assert hub.holding.wait(600)
     process.kill()
     process.wait()
     hub.held = ""
@@ -110,6 +121,8 @@ print(json.dumps(found))
 def test_a_repository_filled_while_training_loads_at_every_commit(hub, tmp_path):
     strategies = ["end", "every_save", "checkpoint"]
     run(hub, tmp_path / "a", TRAIN, tmp_path / "runs", *strategies, token=WRITER)
+    written = [path for path in (tmp_path / "runs").rglob("*") if path.is_file()]
+    assert written and not [path for path in written if WRITER.encode() in path.read_bytes()]
     commits = {name: [c for c in hub.repositories[f"alice/{name}"].commits if c != "0" * 40] for name in strategies}
     assert {name: len(made) for name, made in commits.items()} == {"end": 1, "every_save": 3, "checkpoint": 3}
     for name, made in commits.items():
