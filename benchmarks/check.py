@@ -4,14 +4,13 @@
     python -m benchmarks.check --update        # after a change that is meant to be
 
 Counted for each case: operations that reach the kernels, GFLOP of their products, megabytes that they write, and
-calls of Python functions; for loading, random initialisations; for `import hf_vit`, modules. The same everywhere for
-one version of torch and transformers. More than recorded by one percent is a failure (exit status 1); fewer asks for
+calls of Python functions; for loading, random initialisations. The same everywhere for one version of torch and
+transformers. More than recorded by one percent is a failure (exit status 1); fewer asks for
 `--update`.
 """
 
 import argparse
 import json
-import subprocess
 import sys
 import tempfile
 from collections import Counter
@@ -122,7 +121,6 @@ def cases() -> dict[str, dict[str, float]]:
         "training step, drop path 0.4": counted(update(ours(drop_path_rate=0.4), False, CPUKernels())),
         "training step, patch dropout 0.5": counted(update(ours(patch_dropout_rate=0.5), False, CPUKernels())),
         "loading": loading(),
-        "import hf_vit": importing(),
     }
 
 
@@ -134,13 +132,6 @@ def loading() -> dict[str, float]:
             HFViTForImageClassification.from_pretrained(folder)
     draws = sum(count for name, count in operations.names.items() if "uniform" in name or "normal" in name)
     return {"random_operations": draws, "operations": operations.count}
-
-
-def importing() -> dict[str, float]:
-    """Modules that `import hf_vit` adds to those of `import transformers`."""
-    code = "import sys, transformers; n = len(sys.modules); import hf_vit; print(len(sys.modules) - n)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    return {"modules": int(done.stdout)}
 
 
 def compare(found: dict[str, dict[str, float]], recorded: dict[str, dict[str, float]]) -> list[str]:
