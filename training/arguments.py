@@ -58,7 +58,8 @@ class DataArguments:
     """Which pictures, and how they are cut for training and evaluation."""
 
     dataset: str | None = option(
-        None, "Hub id, image folder, parquet file or folder, shards, `digits`, or `synthetic:FAMILY[@classes,instances]`"
+        None,
+        "Hub id, image folder, parquet file or folder, shards, `digits`, or `synthetic:FAMILY[@classes,instances]`",
     )
     dataset_config_name: str | None = option(None, "configuration of a Hub dataset")
     train_split: str = option("train", "split to train on, such as train[:98%]", "", "datasets")
