@@ -1,8 +1,4 @@
-"""Other people's ViTs and hybrids, built as their own libraries build them; one that is not here says why.
-
-Import this before anything that imports torchvision: its Python part is needed (timm imports it), its compiled part is
-not, and does not load beside a torch of another build. Its operators are then declared, without an implementation.
-"""
+"""Other people's ViTs and hybrids, built as their own libraries build them; one that is not here says why."""
 
 import importlib
 import tempfile
@@ -23,21 +19,6 @@ TIMM = {  # ours -> timm's name
     "r50-vit-base-patch16-224": "vit_base_r50_s16_224",
     "r26-vit-small-patch32-224": "vit_small_r26_s32_224",
 }
-DECLARED = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
-_library: list[torch.library.Library] = []
-
-
-def declare_torchvision_operators() -> None:
-    """Let `import torchvision` succeed without its compiled part."""
-    try:
-        importlib.import_module("torchvision")
-    except ImportError:
-        return
-    except RuntimeError:  # operator torchvision::nms does not exist
-        _library.append(torch.library.Library("torchvision", "DEF"))
-        for name in ("nms", "qnms"):
-            _library[0].define(f"{name}{DECLARED}")
-        importlib.import_module("torchvision")
 
 
 def missing(package: str) -> str | None:

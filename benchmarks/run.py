@@ -19,13 +19,12 @@ from pathlib import Path
 import torch
 import transformers
 
-from . import peers
+from . import torchvision_operators  # noqa: F401 - before whatever imports torchvision
 
 
-peers.declare_torchvision_operators()
-
-from . import cpu_inference, cpu_training, gpu, prediction, startup  # noqa: E402
-from .measure import Point, environment, lines, machine, measure  # noqa: E402
+# isort: split
+from . import cpu_inference, cpu_training, gpu, prediction, startup
+from .measure import Point, environment, lines, machine, measure
 
 
 RESULTS = Path(__file__).parent / "results"

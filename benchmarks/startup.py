@@ -18,8 +18,7 @@ from .measure import Point, filled
 
 LOAD = """
 import sys
-from benchmarks.peers import declare_torchvision_operators
-declare_torchvision_operators()
+import benchmarks.torchvision_operators
 import transformers
 from {module} import {name}
 transformers.logging.disable_progress_bar()

@@ -4,8 +4,8 @@ For the Trainer, with any model: `with CPUKernels(): loss = ...; loss.backward()
 
     scaled_dot_product_attention   in bfloat16 written out as products and a softmax: the backward pass of PyTorch's
                                    CPU kernel takes four times longer
-    linear                         in bfloat16 with the bias inside oneDNN's product; in float32 by oneDNN where that
-                                   is the faster library here, as on AMD
+    linear                         in bfloat16 with the bias inside oneDNN's product; in float32 by oneDNN on AMD,
+                                   where it is the faster library
     layer_norm                     under autocast rounded once, where each layer that reads it would round it again
     gelu (tanh)                    in bfloat16 the erf form, 4.8e-4 apart at most and two to five times faster
     conv2d of patches              a matrix product; the convolution's weight gradient takes ten times longer
@@ -16,8 +16,6 @@ eager attention, and gradients that meet at a norm are added in bfloat16. What w
 """
 
 import functools
-import statistics
-import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 
@@ -25,12 +23,13 @@ import torch
 import torch.nn.functional as F
 from torch.overrides import TorchFunctionMode
 
+from .facts import processor_name
+
 
 TOKENS = range(64, 1025)  # fewer are too little work for Python, more need the memory that flash attention saves
 ELEMENTS = 1 << 20  # of a tensor
 OPERATIONS = 1 << 28  # multiply-adds of a linear layer
 ROWS = 64  # of a matrix that are transposed at a time
-MARGIN = 1.25  # how much faster oneDNN has to be: a choice that noise does not turn
 
 
 class CPUKernels(TorchFunctionMode):
@@ -192,27 +191,11 @@ class OneDNNLinear(torch.autograd.Function):
 
 
 @functools.cache
-def onednn_is_faster(tokens: int = 1024, inputs: int = 768, outputs: int = 3072, rounds: int = 4) -> bool:
-    """Whether oneDNN beats MKL by a margin in a layer of a ViT-B, forward and backward; measured once, in a second."""
-    if not torch.backends.mkldnn.is_available():
-        return False
-    with torch.enable_grad():
-        shapes = (tokens, inputs), (outputs, inputs), (outputs,)
-        x, weight, bias = (torch.ones(shape, requires_grad=True) for shape in shapes)
-        gradient = torch.ones(tokens, outputs)
-        mkl, onednn = [], []
-        for _ in range(rounds):  # in turns: what slows one for a while slows both
-            mkl.append(_seconds(lambda: torch.autograd.grad(F.linear(x, weight, bias), (x, weight, bias), gradient)))
-            onednn.append(
-                _seconds(lambda: torch.autograd.grad(OneDNNLinear.apply(x, weight, bias), (x, weight, bias), gradient))
-            )
-    return statistics.median(onednn[1:]) * MARGIN < min(mkl)
-
-
-def _seconds(call: Callable[[], object]) -> float:
-    began = time.perf_counter()
-    call()
-    return time.perf_counter() - began
+def onednn_is_faster() -> bool:
+    """Whether float32 products are oneDNN's: on AMD, where MKL keeps to slower instructions (Zen 5: 178 against 425
+    GFLOP/s). A rule and no measurement, whose noise would change what a seed computes.
+    """
+    return torch.backends.mkldnn.is_available() and "AMD" in processor_name()
 
 
 # -- GELU and norms ---------------------------------------------------------------------------------------------------
