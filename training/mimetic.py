@@ -11,7 +11,7 @@ from hf_vit.errors import HFViTError
 from hf_vit.position_embedding import sincos2d
 
 
-QUERY_KEY = (0.7, 0.7)  # noise, identity; section 3 of the paper
+QUERY_KEY = (0.7, 0.7)  # noise, identity: those of osiriszjq/structured_init's ViTs
 VALUE_OUTPUT = (0.4, 0.4)
 
 
