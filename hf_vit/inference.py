@@ -10,6 +10,7 @@ This file travels to the Hub beside the weights: it imports only torch, transfor
 """
 
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any
 
@@ -144,7 +145,7 @@ def attend_by_products(query: torch.Tensor, key: torch.Tensor, value: torch.Tens
     return torch.matmul(scores.softmax(dim=-1), value)
 
 
-class Prepared:
+class Prepared(ABC):
     """Stands before the `forward` of a module: the same computation prepared, or the plain one where that is needed.
 
     Args:
@@ -209,8 +210,9 @@ class Prepared:
     def build(self) -> None:
         """What is computed once from the weights; nothing, where there is nothing."""
 
+    @abstractmethod
     def run(self, x: torch.Tensor) -> torch.Tensor:
-        raise NotImplementedError
+        """The prepared computation."""
 
     def choose(self, case: tuple, ways: Ways, *inputs) -> Callable:
         """The fastest of these ways, measured on these inputs where the case is new."""

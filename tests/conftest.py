@@ -76,5 +76,5 @@ def shared() -> Path:
     """Folder beside the clone with photographs and further goldens; tests that need it are skipped without it."""
     folder = ROOT.parent / "shared"
     if not folder.is_dir():
-        pytest.skip("needs the folder ../shared beside the clone")
+        pytest.skip("its photographs are not part of the repository: they are read from ../shared, beside the clone")
     return folder

@@ -227,7 +227,7 @@ def test_any_size_and_shape_of_picture(model, size):
 def test_inductor(kind, how, pixels):
     """Compiled by inductor: the same maps and explanations, and the compiled graph is used again afterwards."""
     if shutil.which(os.environ.get("CXX", "g++")) is None:
-        pytest.skip("inductor needs a C++ compiler")
+        pytest.skip("inductor compiles C++: install g++, or set CXX")
     model = build(**KINDS[kind])
     expected = {method: explain(model, pixels, method, 1) for method in METHODS}
     maps, rolled, distance = attention_maps(model, pixels), rollout(model, pixels), attention_distance(model, pixels)
@@ -315,7 +315,7 @@ for run in (model, model, lambda x: attention_maps(model, x), lambda x: rollout_
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process its peak memory anew, in /proc")
 def test_peak_memory_is_that_of_a_forward_pass():
     """ViT-L/16 at 512 px, without what Python and torch take: one block's maps within 1.2 times, rollout too."""
     words = [sys.executable, "-c", MEMORY]
