@@ -207,8 +207,9 @@ class Prepared(ABC):
     def ordinary(self) -> bool:
         return all(type(weight) is nn.Parameter and not weight.is_inference() for weight in self.module.parameters())
 
+    @abstractmethod
     def build(self) -> None:
-        """What is computed once from the weights; nothing, where there is nothing."""
+        """What is computed once from the weights."""
 
     @abstractmethod
     def run(self, x: torch.Tensor) -> torch.Tensor:
@@ -389,6 +390,9 @@ def measure_scales(encoder: Any, pixel_values: torch.Tensor) -> list[dict[str, f
 
 class PreparedStem(Prepared):
     """A hybrid's ResNet, in the order of memory that is the faster."""
+
+    def build(self) -> None:
+        """Nothing: the weights stay as they are."""
 
     def run(self, x: torch.Tensor) -> torch.Tensor:
         ways: Ways = {
