@@ -17,11 +17,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import settings
 
 
 ROOT = Path(__file__).resolve().parent.parent
 LOOPBACK = ("127.", "::1", "localhost")
 
+settings.register_profile("same", derandomize=True)  # the same examples in every run, here and in CI
+settings.load_profile("same")
 
 SUITE_MARKERS = (
     "accelerate_tests",

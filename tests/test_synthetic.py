@@ -86,7 +86,7 @@ def test_blank_attempts_are_drawn_again():
     assert blank
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=60, deadline=None)
 @given(
     st.sampled_from(sorted(FAMILIES)),
     st.integers(-(2**63), 2**63 - 1),

@@ -18,7 +18,7 @@ INPUTS = "predictions: logits, or log-probabilities (N, K). references: class nu
 METHOD = "one temperature, Firth's penalty, fitted on the other nine tenths; 1 where it gains less than chance (5 %)"
 FOLDS = 10
 CHANCE = 3.841  # twice the log-likelihood that one useless parameter gains in one of twenty cases (chi-squared)
-COLDEST, HOTTEST = 0.01, 100.0  # temperatures
+PLACES = np.geomspace(0.01, 100, 15)  # of 1 / T, among which the best is looked for first; PLACES[7] is 1
 BLOCK = 2**17  # logits at a time
 
 
@@ -55,17 +55,26 @@ def moments(logits: np.ndarray, references: np.ndarray, sharpness: float) -> np.
     return found
 
 
-def fit(logits: np.ndarray, references: np.ndarray, sharpness: float, there: np.ndarray) -> tuple[float, float]:
-    """The 1 / T with the least penalised NLL, and the NLL there; Newton's method in a bracket.
+def scan(logits: np.ndarray, references: np.ndarray) -> np.ndarray:
+    """The moments of every picture at every one of PLACES (P, 4, N)."""
+    return np.stack([moments(logits, references, sharpness) for sharpness in PLACES])
+
+
+def fit(logits: np.ndarray, references: np.ndarray, places: np.ndarray, there: np.ndarray) -> tuple[float, float]:
+    """The 1 / T with the least penalised NLL, and the NLL there; Newton's method about the best of some places.
+
+    The penalised NLL of few pictures, all classified right, has several minima: hence places a factor of two apart.
 
     Args:
-        sharpness: where to begin. there: the sums of the moments (4,) at that place.
+        places: rising (P,). there: the sums of the moments at each of them (P, 4).
     """
-    low, high = 1 / HOTTEST, 1 / COLDEST
+    first = int(np.argmin(there[:, 0] - np.log(np.maximum(there[:, 2], 1e-300)) / 2))
+    low, high = places[max(first - 1, 0)], places[min(first + 1, len(places) - 1)]
+    sharpness = following = places[first]
+    nll, slope, curvature, skew = there[first]
     if not np.ptp(logits, axis=1).any():  # any temperature is right
-        return 1.0, float(there[0])
+        return 1.0, float(nll)
     for _ in range(100):
-        nll, slope, curvature, skew = there
         slope = slope - skew / (2 * curvature) if curvature > 0 else np.inf  # so sharp that all is certain
         low, high = (low, sharpness) if slope > 0 else (sharpness, high)
         step = sharpness - slope / curvature if np.isfinite(slope) else low
@@ -73,13 +82,13 @@ def fit(logits: np.ndarray, references: np.ndarray, sharpness: float, there: np.
         if abs(following - sharpness) <= 1e-6 * sharpness:
             break
         sharpness = following
-        there = moments(logits, references, sharpness).sum(1)
+        nll, slope, curvature, skew = moments(logits, references, sharpness).sum(1)
     return float(following), float(nll)
 
 
 def fit_temperature(logits: np.ndarray, references: np.ndarray) -> float:
     """The temperature in [0.01, 100] with the least NLL less half the log of its curvature in 1 / T."""
-    return 1 / fit(logits, references, 1.0, moments(logits, references, 1.0).sum(1))[0]
+    return 1 / fit(logits, references, PLACES, scan(logits, references).sum(2))[0]
 
 
 def scores(log_probabilities: np.ndarray, references: np.ndarray, bins: int) -> dict[str, float]:
@@ -99,15 +108,18 @@ def temperatures(logits: np.ndarray, references: np.ndarray) -> tuple[np.ndarray
     right = logits.argmax(1) == references
     fold = np.empty(len(references), dtype=np.int64)
     fold[np.argsort(right, kind="stable")] = np.arange(len(references)) % FOLDS
-    plain = moments(logits, references, 1.0)
-    best, nll = fit(logits, references, 1.0, plain.sum(1))
-    fitted = moments(logits, references, best)
+    found = scan(logits, references)
+    plain = found[7, 0]
+    best, nll = fit(logits, references, PLACES, found.sum(2))
+    where = int(np.searchsorted(PLACES, best))  # what fits nine tenths is a step or two away from it
+    places = np.insert(PLACES, where, best)
+    found = np.insert(found, where, moments(logits, references, best), axis=0)
     each = np.empty(len(references))
     for number in range(min(FOLDS, len(references))):
-        rest = fold != number  # whose best is a step or two away from that of all
-        sharpness, least = fit(logits[rest], references[rest], best, fitted[:, rest].sum(1))
-        each[fold == number] = 1 / sharpness if 2 * (plain[0, rest].sum() - least) > CHANCE else 1.0
-    return each, 1 / best if 2 * (plain[0].sum() - nll) > CHANCE else 1.0
+        rest = fold != number
+        sharpness, least = fit(logits[rest], references[rest], places, found[:, :, rest].sum(2))
+        each[fold == number] = 1 / sharpness if 2 * (plain[rest].sum() - least) > CHANCE else 1.0
+    return each, 1 / best if 2 * (plain.sum() - nll) > CHANCE else 1.0
 
 
 def calibration(logits: np.ndarray, references: np.ndarray, bins: int = 15) -> dict[str, float]:
