@@ -163,8 +163,7 @@ def main() -> None:
     axes.axis("off")
     figure.subplots_adjust(left=0, right=1, top=1, bottom=0)
     figure.patch.set_facecolor(PAPER)
-    target = Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).with_name("pipeline.svg")
-    figure.savefig(target, dpi=110, metadata={"Date": None} if target.suffix == ".svg" else None)
+    figure.savefig(Path(__file__).with_name("pipeline.svg"), dpi=110, metadata={"Date": None})
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ transformers. More than recorded by one percent is a failure (exit status 1); fe
 `--update`.
 """
 
-import argparse
 import json
 import sys
 import tempfile
@@ -25,6 +24,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from hf_vit import HFViTConfig, HFViTForImageClassification
+from hf_vit.errors import HFViTError, Parser, report_error
 from training.cpu_kernels import CPUKernels
 
 from .cpu_training import fused, step
@@ -155,9 +155,12 @@ def compare(found: dict[str, dict[str, float]], recorded: dict[str, dict[str, fl
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.check", description="Counts of work, without a clock.")
+    parser = Parser(prog="python -m benchmarks.check", description="Counts of work, without a clock.")
     parser.add_argument("--update", action="store_true", help="record what is found")
-    arguments = parser.parse_args(argv)
+    try:
+        arguments = parser.parse_args(argv)
+    except HFViTError as error:
+        return report_error(error)
     found = cases()
     for case, counts in found.items():
         print(f"{case:<42}" + "  ".join(f"{name} {value:,}" for name, value in counts.items()))
@@ -166,11 +169,8 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     kept = json.loads(RECORDED.read_text(encoding="utf-8"))
     if kept["versions"] != VERSIONS:
-        print(
-            f"recorded with {kept['versions']}, this is {VERSIONS}: install constraints.txt, or --update",
-            file=sys.stderr,
-        )
-        return 2
+        wrong = f"recorded with {kept['versions']}, this is {VERSIONS}: install constraints.txt, or --update"
+        return report_error(HFViTError(wrong))
     worse = compare(found, kept["counts"])
     print("\n".join(worse) or "\nno more work than recorded", file=sys.stderr if worse else sys.stdout)
     return 1 if worse else 0

@@ -16,7 +16,6 @@ A JPEG's bits can only be read from the start, so `bound` is how much faster tha
 nothing but read the bits of the rows down to the window's lower edge (timed as decoding these rows at 1/8).
 """
 
-import argparse
 import io
 import json
 import math
@@ -30,7 +29,7 @@ import numpy as np
 import PIL
 from PIL import Image, ImageDraw, ImageFilter
 
-from hf_vit.errors import HFViTError
+from hf_vit.errors import HFViTError, Parser, report_error
 from training.augmentation import TrainTransform, inception_window
 from training.facts import commit, processor_name
 from training.pictures import EXTENSIONS, open_picture, without_rows_below
@@ -47,15 +46,14 @@ BLUR = 0.7  # of the lens, in pixels
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.data_path", description="Our data path against PIL.")
+    parser = Parser(prog="python -m benchmarks.data_path", description="Our data path against PIL.")
     parser.add_argument("--pictures", type=Path, help="folder of JPEGs to use instead of drawn ones")
     parser.add_argument("--rounds", type=int, default=8, help="counted rounds of each (default: 8)")
-    arguments = parser.parse_args(argv)
     try:
+        arguments = parser.parse_args(argv)
         sets = from_folder(arguments.pictures) if arguments.pictures else drawn_sets()
     except HFViTError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return report_error(error)
     rows = {name: compare(files, arguments.rounds) for name, files in sets.items()}
     report(sets, rows, arguments.rounds)
     return 0

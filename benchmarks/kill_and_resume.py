@@ -10,7 +10,6 @@ Map-style reading with 0, 2 and 4 workers, streaming with 0, 2 and 4 workers, an
 means: the same bytes of model.safetensors and history.jsonl.
 """
 
-import argparse
 import contextlib
 import hashlib
 import json
@@ -29,6 +28,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from hf_vit.errors import HFViTError, Parser, report_error
 from training import finetune
 from training.data import open_dataset
 from training.facts import commit, processor_name
@@ -71,10 +71,13 @@ KINDS = [
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.kill_and_resume", description="Kill, resume, compare.")
+    parser = Parser(prog="python -m benchmarks.kill_and_resume", description="Kill, resume, compare.")
     parser.add_argument("--kills", type=int, default=20, help="trials (default: 20)")
     parser.add_argument("--seed", type=int, default=0, help="of the moments (default: 0)")
-    arguments = parser.parse_args(argv)
+    try:
+        arguments = parser.parse_args(argv)
+    except HFViTError as error:
+        return report_error(error)
     torch.set_num_threads(1)
     moments, trials = random.Random(arguments.seed), []
     with tempfile.TemporaryDirectory() as root:

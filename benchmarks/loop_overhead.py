@@ -10,7 +10,6 @@ round is not counted. Compared are the medians over rounds of the median time of
 on the CPU the processor time of the process, which other programs on the machine disturb less.
 """
 
-import argparse
 import json
 import logging
 import math
@@ -25,6 +24,7 @@ import torch
 import transformers
 
 from hf_vit import HFViTConfig, HFViTForImageClassification
+from hf_vit.errors import Parser, report_error
 from training.arguments import TrainArguments
 from training.augmentation import TrainTransform
 from training.data import collate, open_dataset
@@ -39,17 +39,18 @@ LOG_EVERY = 10
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.loop_overhead", description="Trainer against bare loop."
-    )
+    parser = Parser(prog="python -m benchmarks.loop_overhead", description="Trainer against bare loop.")
     parser.add_argument("--preset", default=None, help="size (default: the quickstart's ViT at 16 px)")
     parser.add_argument("--batch_size", type=int, default=128, help="pictures of an update (default: 128)")
     parser.add_argument("--updates", type=int, default=20, help="updates of a run (default: 20)")
     parser.add_argument("--rounds", type=int, default=10, help="counted runs of each (default: 10)")
-    arguments = parser.parse_args(argv)
+    try:
+        arguments = parser.parse_args(argv)
+        config = model_config(arguments.preset)
+    except ValueError as error:
+        return report_error(error)
     transformers.logging.set_verbosity(logging.ERROR)
     transformers.logging.disable_progress_bar()
-    config = model_config(arguments.preset)
     data = open_dataset("synthetic:glyphs@52,200", split="train")
     data = data.with_transform(TrainTransform(config.image_size_hw, crop="squash"))
     device = torch.accelerator.current_accelerator() or torch.device("cpu")

@@ -23,6 +23,8 @@ from . import torchvision_operators  # noqa: F401 - before whatever imports torc
 
 
 # isort: split
+from hf_vit.errors import HFViTError, Parser, report_error
+
 from . import cpu_inference, cpu_training, gpu, prediction, startup
 from .measure import Point, environment, lines, machine, measure
 
@@ -41,7 +43,10 @@ SUITES: dict[str, Callable[[argparse.Namespace], Iterator[Point]]] = {
 
 
 def main(argv: list[str] | None = None) -> int:
-    arguments = build_parser().parse_args(argv)
+    try:
+        arguments = build_parser().parse_args(argv)
+    except HFViTError as error:
+        return report_error(error)
     if arguments.list:
         for name, points in SUITES.items():
             about = (points.__doc__ or sys.modules[points.__module__].__doc__ or "").split("\n")[0]
@@ -57,7 +62,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.run", description="Speed against peers.")
+    parser = Parser(prog="python -m benchmarks.run", description="Speed against peers.")
     parser.add_argument("--suite", nargs="+", choices=SUITES, help="which (default: every one for CPUs)")
     parser.add_argument("--list", action="store_true", help="name the suites and stop")
     parser.add_argument("--precision", nargs="+", choices=cpu_inference.DTYPES, default=list(cpu_inference.DTYPES))

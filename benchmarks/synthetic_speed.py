@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from hf_vit.errors import HFViTError
+from hf_vit.errors import HFViTError, Parser, report_error
 from training.facts import commit, processor_name
 from training.synthetic import FAMILIES, SyntheticImages
 from training.synthetic.batches import FORMULAS, draw_batch
@@ -31,17 +31,16 @@ Seconds = dict[str, list[float]]
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.synthetic_speed", description="Pictures per second.")
+    parser = Parser(prog="python -m benchmarks.synthetic_speed", description="Pictures per second.")
     parser.add_argument("--rounds", type=int, default=15, help="counted rounds of each (default: 15)")
     parser.add_argument("--device", help="also draw batches on this device, such as cuda")
-    given = parser.parse_args(argv)
     torch.set_num_threads(1)
     try:
+        given = parser.parse_args(argv)
         seconds, first = one_by_one(given.rounds)
         batches = in_batches(given.rounds, given.device) if given.device else {}
     except (HFViTError, RuntimeError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return report_error(error)
     report(seconds, first, batches, given)
     return 0
 

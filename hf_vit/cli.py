@@ -11,7 +11,7 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 import transformers
@@ -28,7 +28,7 @@ from hf_vit import (
 )
 from hf_vit.checkpoints import convert
 from hf_vit.configuration_hf_vit import PRESETS
-from hf_vit.errors import HFViTError
+from hf_vit.errors import HFViTError, Parser, report_error
 from hf_vit.hub import push_folder, push_space
 from hf_vit.inputs import image_size, load, print_table
 from hf_vit.model_card import write_card
@@ -36,22 +36,13 @@ from hf_vit.model_card import write_card
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; `argv` is what follows `hf-vit`. Returns the exit status."""
-    parser = build_parser()
-    arguments = parser.parse_args(argv)
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
     try:
+        arguments = build_parser().parse_args(argv)
+        transformers.logging.set_verbosity_error()
+        transformers.logging.disable_progress_bar()
         return arguments.run(arguments)
     except (ValueError, OSError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-
-
-class Parser(argparse.ArgumentParser):
-    """argparse with errors of one line."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"error: {message} (options and examples: {self.prog} --help)\n")
+        return report_error(error)
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -1,5 +1,26 @@
-"""The one error of this package that a user can mend: its message names the cause and the way out, in one line."""
+"""Bad input: the one error that a user can mend, the parser that raises it, and the line that command lines print.
+
+Its message names the cause and the way out, in one line. For every room of hf_vit but those that travel to the Hub, for
+training and benchmarks.
+"""
+
+import argparse
+import sys
+from typing import NoReturn
 
 
 class HFViTError(ValueError):
     """Bad input. Command lines print it as `error: ...` and exit with status 2; libraries let it through."""
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse that raises a bad option as an HFViTError, in place of the usage on the screen."""
+
+    def error(self, message: str) -> NoReturn:
+        raise HFViTError(f"{message} (--help lists the options)")
+
+
+def report_error(error: Exception) -> int:
+    """Print an error as one line on stderr; returns the exit status of a command that ends with it."""
+    print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+    return 2

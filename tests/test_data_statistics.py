@@ -5,7 +5,6 @@ import json
 import pytest
 from PIL import Image
 
-from hf_vit.errors import HFViTError
 from training.data import open_dataset
 from training.data_statistics import main, statistics
 
@@ -41,5 +40,7 @@ def test_command(capsys):
     facts = main(["--dataset", "digits", "--split", "test", "--sample", "20"])
     assert json.loads(capsys.readouterr().out) == facts
     assert facts["images"] == 360 and facts["opened"] == 20 and facts["width"]["largest"] == 8
-    with pytest.raises(HFViTError):
+    with pytest.raises(SystemExit, match="2"):
         main(["--dataset", "/no/such/place"])
+    out, err = capsys.readouterr()
+    assert not out and err.startswith("error: no file or folder '/no/such/place'") and err.count("\n") == 1

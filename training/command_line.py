@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from hf_vit.errors import HFViTError
+from hf_vit.errors import HFViTError, Parser
 
 from .arguments import FIELDS, GROUPS, RECIPES, RESOLVED_NAME, Arguments, ModelArguments
 
@@ -194,16 +194,9 @@ def _unknown(what: str, name: str, prefix: str = "") -> str:
     return f"unknown {what}" + (f"; did you mean {prefix}{near[0]}?" if near else "; --help lists what there is")
 
 
-class _Parser(argparse.ArgumentParser):
-    """argparse whose errors are ours: one line, raised, not printed with the usage."""
-
-    def error(self, message: str):
-        raise HFViTError(message)
-
-
 def _parser(stage: str) -> argparse.ArgumentParser:
     """Flags from the dataclasses; every value stays a word here and is given its type by `coerce`."""
-    parser = _Parser(
+    parser = Parser(
         prog=f"python -m training.{stage}",
         usage="%(prog)s [--config RECIPE] [--OPTION VALUE ...]",
         description=f"{stage.capitalize()} a Vision Transformer. Flags override --config; both override the defaults.",

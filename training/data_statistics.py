@@ -3,14 +3,12 @@
 python -m training.data_statistics --dataset path/or/hub-id --split train
 """
 
-import argparse
 import json
-import sys
 from typing import Any
 
 import numpy as np
 
-from hf_vit.errors import HFViTError
+from hf_vit.errors import HFViTError, Parser, report_error
 
 from .data import ImageDataset, UnreadableImage, open_dataset
 from .pictures import upright_size
@@ -65,27 +63,26 @@ def statistics(dataset: ImageDataset, sample: int = SAMPLE) -> dict[str, Any]:
 
 
 def main(argv: list[str] | None = None) -> dict[str, Any]:
-    """Print the statistics of a data set as JSON."""
-    parser = argparse.ArgumentParser(prog="training.data_statistics", description=(__doc__ or "").splitlines()[0])
+    """Print the statistics of a data set as JSON; bad input is one line on stderr and exit status 2."""
+    parser = Parser(prog="python -m training.data_statistics", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--dataset", required=True, help="folder, parquet, shards, Hub id, digits or synthetic:NAME")
     parser.add_argument("--dataset_config_name", help="configuration of a Hub dataset")
     parser.add_argument("--split", default="train", help="split, such as train or train[:98%%] (default: train)")
     parser.add_argument("--image_column", help="column with the pictures")
     parser.add_argument("--label_column", help="column with the labels")
     parser.add_argument("--sample", type=int, default=SAMPLE, help=f"pictures to open, 0 for all (default: {SAMPLE})")
-    given = parser.parse_args(argv)
-    dataset = open_dataset(
-        given.dataset, config_name=given.dataset_config_name, split=given.split,
-        image_column=given.image_column, label_column=given.label_column,
-    )  # fmt: skip
-    facts = statistics(dataset, given.sample)
+    try:
+        given = parser.parse_args(argv)
+        dataset = open_dataset(
+            given.dataset, config_name=given.dataset_config_name, split=given.split,
+            image_column=given.image_column, label_column=given.label_column,
+        )  # fmt: skip
+        facts = statistics(dataset, given.sample)
+    except (HFViTError, OSError) as error:
+        raise SystemExit(report_error(error)) from None
     print(json.dumps(facts, indent=2, ensure_ascii=False))
     return facts
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (HFViTError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    main()

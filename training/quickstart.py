@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from hf_vit.errors import HFViTError
+from hf_vit.errors import HFViTError, Parser, report_error
 from hf_vit.hub import push_folder
 from hf_vit.model_card import load_facts
 
@@ -91,20 +91,19 @@ VARIANTS = [Variant(pretrained, few) for few in (False, True) for pretrained in 
 
 def main(argv: list[str] | None = None) -> int:
     """Run everything; the exit status is 0 only if every stage and the check succeeded."""
-    arguments = build_parser().parse_args(argv)
     try:
+        arguments = build_parser().parse_args(argv)
         seeds = [arguments.seed] if arguments.seeds is None else arguments.seeds
         return run(Path(arguments.output_dir), list(dict.fromkeys(seeds)), arguments.push_to_hub)
     except (HFViTError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return report_error(error)
     except KeyboardInterrupt:
         print("\nstopped; the next run begins anew", file=sys.stderr)
         return 130
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m training.quickstart", description="The main job in one command.")
+    parser = Parser(prog="python -m training.quickstart", description="The main job in one command.")
     parser.add_argument("--output_dir", default="quickstart", help="folder of the results (default: quickstart)")
     parser.add_argument("--seed", type=int, default=0, help="of every stage (default: 0)")
     parser.add_argument("--seeds", type=int, nargs="+", help="repeat the fine-tunings with each; the first is kept")

@@ -6,7 +6,6 @@ For pretrain and finetune, which differ in their defaults and in what they may s
 import dataclasses
 import logging
 import shutil
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from transformers.models.vit import ViTImageProcessorPil
 
 from hf_vit import HFViTConfig, HFViTForImageClassification
 from hf_vit.checkpoints import load_checkpoint
-from hf_vit.errors import HFViTError
+from hf_vit.errors import HFViTError, report_error
 
 from . import progress
 from .arguments import RESOLVED_NAME, Arguments, DataArguments
@@ -51,8 +50,7 @@ def command(stage: str, argv: list[str] | None = None) -> dict[str, Any]:
             return sweep(arguments, stage, run)
         return run(arguments, stage)
     except (HFViTError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
+        raise SystemExit(report_error(error)) from None
 
 
 def run(

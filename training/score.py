@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import transformers
 
-from hf_vit.errors import HFViTError
+from hf_vit.errors import HFViTError, Parser, report_error
 
 from . import report_scores as report
 from .augmentation import RESAMPLING
@@ -33,13 +33,6 @@ from .scoring import TTA, Machine, Scored, create_machine, preprocessing, score_
 from .sources import Columns, listed
 from .speed import measure_speed
 from .splits import EVAL_SPLITS
-
-
-class Parser(argparse.ArgumentParser):
-    """argparse whose errors are ours: one line."""
-
-    def error(self, message: str):
-        raise HFViTError(f"{message} (--help lists every option)")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -165,8 +158,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         machine.accelerator.end_training()
         return facts
     except (HFViTError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
+        raise SystemExit(report_error(error)) from None
 
 
 def score(args: argparse.Namespace, machine: Machine) -> dict[str, Any]:

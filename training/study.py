@@ -20,7 +20,7 @@ import accelerate
 import torch
 import yaml
 
-from hf_vit.errors import HFViTError
+from hf_vit.errors import HFViTError, Parser, report_error
 
 from .checkpointing import differences, read_json, write_json
 from .data import open_dataset
@@ -32,13 +32,6 @@ from .studies.stages import run_cell
 
 SETTINGS_NAME, PLAN_NAME, RESULTS_NAME = "study.json", "plan.md", "results.json"
 REPORT_NAME, FIGURE_NAME, CELLS_NAME = "report.md", "figure.png", "cells"
-
-
-class Parser(argparse.ArgumentParser):
-    """argparse whose errors are ours: one line."""
-
-    def error(self, message: str):
-        raise HFViTError(f"{message} (--help lists every option)")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -66,8 +59,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         study = find(args.study)
         return run_study(study, settings_of(study, args), Path(args.out))
     except (HFViTError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
+        raise SystemExit(report_error(error)) from None
     finally:
         if accelerate.PartialState._shared_state:
             accelerate.PartialState().destroy_process_group()

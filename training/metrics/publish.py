@@ -3,15 +3,13 @@
 python -m training.metrics.publish real_accuracy owner
 """
 
-import argparse
 import ast
-import sys
 from pathlib import Path
 
 import yaml
 from huggingface_hub import CommitOperationAdd, HfApi, get_token
 
-from hf_vit.errors import HFViTError
+from hf_vit.errors import HFViTError, Parser, report_error
 from hf_vit.hub import one_line_errors
 
 
@@ -69,16 +67,15 @@ def publish(name: str, owner: str, private: bool = False) -> str:
 
 def main(argv: list[str] | None = None) -> str:
     """Publish and print the address; bad input is one line on stderr and exit status 2."""
-    parser = argparse.ArgumentParser(prog="python -m training.metrics.publish", description=__doc__)
+    parser = Parser(prog="python -m training.metrics.publish", description=__doc__)
     parser.add_argument("name", help=", ".join(NAMES))
     parser.add_argument("owner", help="user or organisation on the Hub")
     parser.add_argument("--private", action="store_true", help="for yourself")
-    args = parser.parse_args(argv)
     try:
+        args = parser.parse_args(argv)
         address = publish(args.name, args.owner, args.private)
     except (HFViTError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
+        raise SystemExit(report_error(error)) from None
     print(address)
     return address
 

@@ -12,7 +12,6 @@ import argparse
 import io
 import json
 import os
-import sys
 import tarfile
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -27,7 +26,7 @@ import torch
 from PIL import Image
 from tqdm.auto import tqdm
 
-from hf_vit.errors import HFViTError
+from hf_vit.errors import HFViTError, Parser, report_error
 
 from .batches import check, draw_batch
 from .images import DEFAULT_SEED, FIRST_INSTANCE, FORM, SyntheticImages
@@ -144,7 +143,7 @@ def prepare(folder: Path, images: SyntheticImages, given: argparse.Namespace) ->
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m training.synthetic", description=(__doc__ or "").splitlines()[0])
+    parser = Parser(prog="python -m training.synthetic", description=(__doc__ or "").splitlines()[0])
     add = parser.add_argument
     add("name", help=FORM)
     add("--out", type=Path, required=True, help="folder to write to; goes on where the same command was interrupted")
@@ -202,6 +201,5 @@ def main(argv: list[str] | None = None) -> int:
     try:
         export(parse(argv))
     except (HFViTError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return report_error(error)
     return 0
