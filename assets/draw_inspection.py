@@ -1,11 +1,14 @@
 """Draws the two inspection pictures of README.md: python assets/draw_inspection.py (under a minute on one core)
 
 A tiny ViT learns on generated pictures to tell which of eight patterns one of four bright patches has; the other three
-mean nothing. So it is known where it must look, and which explanation says so.
+mean nothing. So it is known where it must look, and which explanation says so. tests/test_draw_inspection.py trains
+others on the same task.
 """
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,13 +24,17 @@ from hf_vit.relevance import METHODS, explain
 ASSETS = Path(__file__).parent
 GRID, PATCH, CLASSES, OTHERS = (4, 6), 6, 8, 3
 COLOURS = torch.tensor([[0.9, 0.5, -0.3], [-0.4, 0.6, 0.9], [0.7, 0.8, -0.5], [0.8, -0.2, 0.5]])
+Pictures = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # pixels (count, C, H, W), place and class (count,)
 
 
-def pictures(count: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Noise with bright patches: pixels `(count, 3, H, W)`, the place of the one that counts, its class."""
-    rows, columns = GRID
-    patterns = torch.randn(CLASSES + 1, PATCH, PATCH, generator=torch.Generator().manual_seed(5)).sign()
-    patterns = torch.cat([torch.zeros(1, PATCH, PATCH), patterns])  # 0: no bright patch
+def bright_patches(count: int, generator: torch.Generator, grid: tuple[int, int], patch: int) -> Pictures:
+    """Black pictures of one channel with a few bright patches: one has its class's pattern, the others mean nothing.
+
+    In three of ten pictures the first is missing, which is a class of its own: to answer, a model must find it.
+    """
+    rows, columns = grid
+    patterns = torch.randn(CLASSES + 1, patch, patch, generator=torch.Generator().manual_seed(5)).sign()
+    patterns = torch.cat([torch.zeros(1, patch, patch), patterns])  # 0: no bright patch
     order = torch.rand(count, rows * columns, generator=generator).argsort(1)
     label = torch.randint(0, CLASSES, (count,), generator=generator)
     missing = torch.rand(count, generator=generator) < 0.3
@@ -35,24 +42,26 @@ def pictures(count: int, generator: torch.Generator) -> tuple[torch.Tensor, torc
     shown = torch.zeros(count, rows * columns, dtype=torch.long)
     shown.scatter_(1, order[:, 1 : 1 + OTHERS], CLASSES + 1)
     shown.scatter_(1, order[:, :1], torch.where(missing, 0, label + 1)[:, None])
-    bright = patterns[shown].view(count, rows, columns, PATCH, PATCH).permute(0, 1, 3, 2, 4)
-    bright = bright.reshape(count, 1, rows * PATCH, columns * PATCH)
+    bright = patterns[shown].view(count, rows, columns, patch, patch).permute(0, 1, 3, 2, 4)  # (count, rows, p, ...)
+    return bright.reshape(count, 1, rows * patch, columns * patch), order[:, 0], label
+
+
+def pictures(count: int, generator: torch.Generator) -> Pictures:
+    """Bright patches in colour on noise."""
+    bright, place, label = bright_patches(count, generator, GRID, PATCH)
     colour = COLOURS[torch.randint(0, len(COLOURS), (count,), generator=generator)][:, :, None, None]
     noise = torch.randn(count, 3, *bright.shape[2:], generator=generator) * 0.15 - 0.35
-    return noise + 0.9 * bright * colour, order[:, 0], label
+    return noise + 0.9 * bright * colour, place, label
 
 
-def train(steps: int = 200) -> HFViTForImageClassification:
+def train(config: HFViTConfig, draw: Callable[[int, torch.Generator], Pictures], steps: int) -> Any:
+    """A classifier that has learnt from `steps` batches of 64 pictures."""
     torch.manual_seed(0)
     generator = torch.Generator().manual_seed(1)
-    config = HFViTConfig(
-        image_size=(GRID[0] * PATCH, GRID[1] * PATCH), patch_size=PATCH, hidden_size=48, num_hidden_layers=2,
-        num_attention_heads=2, intermediate_size=96, num_labels=CLASSES + 1,
-    )  # fmt: skip
     model = HFViTForImageClassification(config)
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=0.01)
     for _ in range(steps):
-        pixels, _, label = pictures(64, generator)
+        pixels, _, label = draw(64, generator)
         optimizer.zero_grad()
         torch.nn.functional.cross_entropy(model(pixels).logits, label, label_smoothing=0.1).backward()
         optimizer.step()
@@ -61,7 +70,11 @@ def train(steps: int = 200) -> HFViTForImageClassification:
 
 def main() -> None:
     torch.set_num_threads(1)
-    model = train()
+    config = HFViTConfig(
+        image_size=(GRID[0] * PATCH, GRID[1] * PATCH), patch_size=PATCH, hidden_size=48, num_hidden_layers=2,
+        num_attention_heads=2, intermediate_size=96, num_labels=CLASSES + 1,
+    )  # fmt: skip
+    model = train(config, pictures, steps=200)
     pixels, place, label = pictures(400, torch.Generator().manual_seed(2))
     there = label < CLASSES
     pixels, place, label = pixels[there], place[there], label[there]
