@@ -164,10 +164,12 @@ class HFViTPreTrainedModel(PreTrainedModel):
             return super().from_pretrained(None, *model_args, config=config, **kwargs)
         hub = {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
         source = cls.config_class.from_pretrained(path, **hub)
-        if config is None or isinstance(config, (str, Path)):
+        if config is None and kwargs == hub:
+            config = source
+        elif config is None or isinstance(config, (str, Path)):
             config, kwargs = cls.config_class.from_pretrained(config or path, return_unused_kwargs=True, **kwargs)
             kwargs |= hub
-        load = copy.deepcopy(config)
+        load = copy.copy(config)  # transformers copies it whole
         for name in ("image_size", "patch_size", "num_channels", "representation_size", "id2label", "label2id"):
             setattr(load, name, getattr(source, name))
         if cls._reads_upstream_pooler and source.representation_size is None and config.representation_size is None:
