@@ -39,7 +39,7 @@ from .inspection import (
     token_norms,
     token_states,
 )
-from .perturbation import BASELINES, compare_explanations
+from .perturbation import BASELINES, compare_explanations, probabilities
 from .relevance import METHODS, explain
 
 
@@ -117,13 +117,13 @@ def run(arguments: argparse.Namespace) -> int:
     subjects = [_subject(name, number, arguments) for number, name in enumerate(names, start=1)]
     modes = {"L" if subject.model.config.num_channels == 1 else "RGB" for subject in subjects}
     unreadable: list[dict[str, str]] = []
-    pictures = list(read_pictures(paths, "RGB" if "RGB" in modes else "L", unreadable))
-    if paths and not pictures:
-        raise HFViTError(f"none of {len(paths)} pictures could be read; {paths[0]}: {unreadable[0]['reason']}")
     shown: list[dict[str, Any]] = []
+    pictures = read_pictures(paths, "RGB" if "RGB" in modes else "L", unreadable, in_memory=1)
     for number, (path, picture) in enumerate(pictures, start=1):
         rows = [_inspect(subject, picture, f"{number:03d}-{path.stem}", arguments, figures) for subject in subjects]
         shown.append({"name": path.name, "path": str(path), "size": picture.size, "models": rows})
+    if paths and not shown:
+        raise HFViTError(f"none of {len(paths)} pictures could be read; {paths[0]}: {unreadable[0]['reason']}")
     for place, subject in enumerate(subjects):
         _colour_features(subject, [picture["models"][place] for picture in shown], figures)
         _describe(subject, figures)
@@ -181,7 +181,7 @@ def _inspect(subject: Subject, picture: Image.Image, name: str, arguments: argpa
     target = subject.target
     if model.config.num_labels:
         with torch.no_grad():
-            scores = model(pixels).logits.float().softmax(dim=-1)[0]
+            scores = probabilities(model, model(pixels).logits.float())[0]
         best = scores.topk(min(3, len(scores)))
         target = int(best.indices[0]) if target is None else target
         names = model.config.id2label
@@ -189,15 +189,16 @@ def _inspect(subject: Subject, picture: Image.Image, name: str, arguments: argpa
         row["explained"] = names[target]
     original = figures.enlarged(np.asarray(picture.convert("RGB")), PAGE_WIDTH)
     view = figures.view_of(subject.processor.to_dict(), original.shape[:2])
-    for method in subject.methods:
-        heat = explain(model, pixels, method, target)[0].cpu().numpy()
-        seen = figures.overlay(original, figures.on_picture(heat, model.config.total_stride, view))
+    row |= {"original": _thumbnail(original), "view": view}
+    maps = {method: explain(model, pixels, method, target) for method in subject.methods}
+    for method, heat in maps.items():
+        placed = figures.on_picture(heat[0].cpu().numpy(), model.config.total_stride, view)
+        seen = figures.overlay(original, placed)
         Image.fromarray(seen).save(folder / f"{method}.png")
-        row["maps"].append((method, seen))
-    row |= {"original": original, "view": view}
+        row["maps"].append((method.replace("_", " "), _thumbnail(seen)))
     _draw_tokens(subject, pixels, folder, row, arguments, figures)
-    if arguments.steps and model.config.num_labels and subject.methods:
-        _draw_curves(subject, pixels, target, folder, row, arguments, figures)
+    if arguments.steps and model.config.num_labels and maps:
+        _draw_curves(subject, pixels, maps, target, row, arguments, figures)
     subject.distances.append(attention_distance(model, pixels))
     subject.features.append(token_states(model, pixels, normalised=True)[-1][0].cpu())
     return row
@@ -223,18 +224,18 @@ def _draw_tokens(
 def _draw_curves(
     subject: Subject,
     pixels: torch.Tensor,
+    maps: dict[str, torch.Tensor],
     target: int | None,
-    folder: Path,
     row: dict,
     arguments: argparse.Namespace,
     figures: Any,
 ) -> None:
     curves = compare_explanations(
-        subject.model, pixels, subject.methods, target, arguments.steps, arguments.baseline, random_orders=3
+        subject.model, pixels, maps, target, arguments.steps, arguments.baseline, random_orders=3
     )
     drawn = {method: (found.deletion[0].numpy(), found.insertion[0].numpy()) for method, found in curves.items()}
     figure = figures.draw_curves(next(iter(curves.values())).fractions.numpy(), drawn, f"class: {row['explained']}")
-    figures.save(figure, folder / "curves.png")
+    figures.save(figure, row["folder"] / "curves.png")
     row["figures"].append(("curves", _inline(figure)))
     row["areas"] = {
         method: {
@@ -254,7 +255,7 @@ def _colour_features(subject: Subject, rows: list[dict], figures: Any) -> None:
     for row, colour in zip(rows, colours):
         large = figures.colours_on_picture(colour, subject.model.config.total_stride, row["view"])
         Image.fromarray(large).save(row["folder"] / "colours.png")
-        row["maps"].append(("features", large))
+        row["maps"].append(("features", _thumbnail(large)))
 
 
 # -- the model ------------------------------------------------------------------------------------------------------
@@ -352,10 +353,6 @@ def _write(
         "unreadable": unreadable,
     }
     (out / "numbers.json").write_text(json.dumps(numbers, indent=2) + "\n", encoding="utf-8")
-    for picture in shown:
-        for row in picture["models"]:
-            row["original"] = _thumbnail(row["original"])
-            row["maps"] = [(method.replace("_", " "), _thumbnail(seen)) for method, seen in row["maps"]]
     environment = jinja2.Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )

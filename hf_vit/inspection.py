@@ -50,17 +50,23 @@ def plain(model: nn.Module) -> Any:
 
 
 @contextmanager
-def watched(model: nn.Module) -> Iterator[Any]:
-    """The model in eval mode and uncompiled, as it was afterwards."""
-    inside = plain(model)
-    training = [module for module in inside.modules() if module.training]
-    inside.eval()
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """The model in eval mode, as it was afterwards."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
     try:
-        with torch.compiler.set_stance("force_eager"):
-            yield inside
+        yield
     finally:
         for module in training:
             module.training = True
+
+
+@contextmanager
+def watched(model: nn.Module) -> Iterator[Any]:
+    """The model inside `torch.compile`'s wrapper, in eval mode and uncompiled, as it was afterwards."""
+    inside = plain(model)
+    with evaluating(inside), torch.compiler.set_stance("force_eager"):
+        yield inside
 
 
 def layer_numbers(model: nn.Module, layers: Sequence[int] | None) -> dict[int, int]:
@@ -142,8 +148,18 @@ def grid_of(model: nn.Module, pixel_values: torch.Tensor) -> tuple[int, int]:
 
 
 def on_grid(model: nn.Module, tokens: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
-    """Values of all tokens `(..., N)` -> those of the patches `(..., rows, columns)`; class and registers left out."""
-    return tokens[..., plain(model).config.num_prefix_tokens :].unflatten(-1, grid)
+    """Values of all tokens `(..., N)` -> those of the patches `(..., rows, columns)`; class and registers left out.
+
+    Raises:
+        HFViTError: patches that are no longer there.
+    """
+    patches = tokens[..., plain(model).config.num_prefix_tokens :]
+    if patches.shape[-1] != grid[0] * grid[1]:
+        raise HFViTError(
+            f"{patches.shape[-1]} of {grid[0]} x {grid[1]} patch tokens are left, the others were merged: call "
+            "merge_tokens(model, r=0) first"
+        )
+    return patches.unflatten(-1, grid)
 
 
 # -- attention ------------------------------------------------------------------------------------------------------
@@ -368,7 +384,7 @@ def token_states(
     """The patch tokens after chosen blocks, `(B, rows, columns, D)`; `normalised` by the model's final LayerNorm."""
     numbers, states = layer_numbers(model, layers), {}
     with watched(model) as inside:
-        encoder, prefix, grid = inside.base_model, inside.config.num_prefix_tokens, grid_of(inside, pixel_values)
+        encoder, grid = inside.base_model, grid_of(inside, pixel_values)
 
         def keep(number: int) -> Callable:
             def hook(block: nn.Module, args: tuple, output: torch.Tensor) -> None:
@@ -384,7 +400,8 @@ def token_states(
                 hook.remove()
         final: Any = encoder.layernorm if normalised else nn.Identity()
         return {
-            index: final(states[number])[:, prefix:].float().unflatten(1, grid) for index, number in numbers.items()
+            index: on_grid(inside, final(states[number]).float().transpose(1, 2), grid).permute(0, 2, 3, 1)
+            for index, number in numbers.items()
         }
 
 

@@ -7,7 +7,7 @@ better than a random one explains nothing. Works for every image classifier, als
 Source: Petsiuk, Das and Saenko, RISE (arXiv:1806.07421), section 4.3; here patch by patch.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from .errors import HFViTError
+from .inspection import evaluating
 from .relevance import METHODS, Target, class_numbers, explain
 
 
@@ -55,11 +56,11 @@ def cells(model: nn.Module, image_size: tuple[int, int], grid: tuple[int, int]) 
     """The number of the patch that every pixel belongs to, `(H, W)`, row by row from 0.
 
     Pixels that a ViT cuts off at the right and the bottom belong to the last patch beside them. A model that is not
-    hf_vit's is thought of as a grid of equal cells.
+    hf_vit's is thought of as a grid of equal cells, and so is one whose patches are not those of the grid.
     """
     config: Any = getattr(model, "config", None)
     (height, width), (rows, columns) = image_size, grid
-    if getattr(config, "model_type", None) == "hf_vit":
+    if getattr(config, "model_type", None) == "hf_vit" and config.grid_for(image_size) == grid:
         down, across = config.total_stride
         row, column = torch.arange(height) // down, torch.arange(width) // across
     else:
@@ -125,9 +126,7 @@ def perturbation_curves(
         raise HFViTError(f"importance has shape {tuple(importance.shape)}: expected ({batch}, rows, columns)")
     if not importance.isfinite().all() or steps < 1:
         raise HFViTError("importance must be finite and steps at least 1")
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
+    with evaluating(model):
         absent, count = _nothing(pixel_values, baseline), grid[0] * grid[1]
         chosen = class_numbers(_logits(model, pixel_values), target)[:, None]
         order = importance.flatten(1).argsort(dim=1, descending=True, stable=True)
@@ -141,14 +140,12 @@ def perturbation_curves(
             first = rank < round(fraction * count)
             for kept, found in ((~first, deletion), (first, insertion)):
                 logits = _logits(model, torch.where(kept, pixel_values, absent))
-                found.append(_probability(model, logits).gather(1, chosen)[:, 0].cpu())
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
+                found.append(probabilities(model, logits).gather(1, chosen)[:, 0].cpu())
     return Curves(fractions, torch.stack(deletion, dim=1), torch.stack(insertion, dim=1))
 
 
-def _probability(model: nn.Module, logits: torch.Tensor) -> torch.Tensor:
+def probabilities(model: nn.Module, logits: torch.Tensor) -> torch.Tensor:
+    """Of each class, `(B, K)`: they sum to one, or each stands alone where `config.problem_type` is multi-label."""
     several = getattr(getattr(model, "config", None), "problem_type", None) == "multi_label_classification"
     return logits.sigmoid() if several else logits.softmax(dim=1)
 
@@ -156,19 +153,24 @@ def _probability(model: nn.Module, logits: torch.Tensor) -> torch.Tensor:
 def compare_explanations(
     model: nn.Module,
     pixel_values: torch.Tensor,
-    methods: Sequence[str] = METHODS,
+    methods: Sequence[str] | Mapping[str, torch.Tensor] = METHODS,
     target: Target = None,
     steps: int = 20,
     baseline: str = "blur",
     random_orders: int = 5,
     seed: int = 0,
 ) -> dict[str, Curves]:
-    """Curves of each method, and of `"random"`: the mean over that many random orders, drawn from `seed`."""
-    with torch.no_grad():
+    """Curves of each method, and of `"random"`: the mean over that many random orders, drawn from `seed`.
+
+    Args:
+        methods: names, or maps `(B, rows, columns)` by name, of whatever origin.
+    """
+    with torch.no_grad(), evaluating(model):
         chosen = class_numbers(_logits(model, pixel_values), target)  # the same class for all
+    maps = methods if isinstance(methods, Mapping) else {}
     found, grid = {}, None
     for method in methods:
-        importance = explain(model, pixel_values, method, chosen)
+        importance = maps[method] if maps else explain(model, pixel_values, method, chosen)
         grid = importance.shape
         found[method] = perturbation_curves(model, pixel_values, importance, chosen, steps, baseline)
     if random_orders and grid is not None:

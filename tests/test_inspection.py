@@ -31,7 +31,7 @@ KINDS = {
     "token": {},
     "gap": {"pooling": "gap", "num_register_tokens": 2},
     "map": {"pooling": "map"},
-    "first": {"pooling": "first"},
+    "first": {"pooling": "first", "patch_size": (4, 12)},
     "registers": {"num_register_tokens": 3, "representation_size": 8, "qk_norm": True, "layer_scale_init": 0.5},
     "root hybrid": {"resnet_depths": (), "patch_size": 2},
     "two-stage hybrid": {"resnet_depths": (1, 1), "patch_size": (1, 1), "pooling": "map"},

@@ -12,8 +12,9 @@ import torch
 from test_inspection import HEIGHT, KINDS, WIDTH, build, eager
 
 from hf_vit import HFViTError
-from hf_vit.inspection import attention_distance, attention_maps, rollout, token_states
+from hf_vit.inspection import attention_distance, attention_maps, probe_attention, rollout, token_states
 from hf_vit.relevance import METHODS, explain, gradient_rollout, relevance
+from hf_vit.token_merging import merge_tokens
 
 
 @pytest.fixture(params=KINDS, ids=lambda name: name.replace(" ", "-"))
@@ -52,6 +53,12 @@ def test_explanations_read_the_matrices_as_the_pooling_does(model, pixels):
             continue  # the probe's weights have a gradient of their own: test_probe_of_relevance
         read = rows[:, prefix:].mean(1) if config.pooling == "gap" else rows[:, 0]
         torch.testing.assert_close(found, read[:, prefix:].unflatten(1, grid))
+    rolled = rollout(model, pixels)
+    if config.pooling == "map":
+        read = (probe_attention(model, pixels).mean(1).flatten(1)[:, None] @ rolled)[:, 0]
+    else:
+        read = rolled[:, prefix:].mean(1) if config.pooling == "gap" else rolled[:, 0]
+    torch.testing.assert_close(explain(model, pixels, "rollout"), read[:, prefix:].unflatten(1, grid))
     for method in ("rollout", "attention"):
         found = explain(model, pixels, method)
         assert found.shape == (2, *grid) and (found >= 0).all() and not found.requires_grad
@@ -78,6 +85,9 @@ def test_probe_of_relevance(pixels):
     first = (kept[0] * gradient).clamp_min(0).mean(1)
     expected = (first @ relevance(model, pixels, 2))[:, 0].unflatten(1, (4, 6))
     torch.testing.assert_close(explain(model, pixels, "relevance", 2), expected, rtol=1e-4, atol=1e-6)
+    shares = first / first.sum(-1, keepdim=True)
+    expected = (shares @ gradient_rollout(model, pixels, 2))[:, 0].unflatten(1, (4, 6))
+    torch.testing.assert_close(explain(model, pixels, "gradient_rollout", 2), expected, rtol=1e-4, atol=1e-6)
 
 
 # -- the state of the model does not matter, and stays
@@ -96,8 +106,8 @@ def test_every_backend_shows_the_same_and_is_put_back(backend, pixels):
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.vit.layers.modules())
 
 
-@pytest.mark.parametrize("how", ["wrapper", "in place", "encoder in place", "blocks in place"])
-def test_compiled_models(how, pixels):
+@pytest.mark.parametrize("how", ["wrapper", "in place", "encoder in place", "blocks in place", "prepared"])
+def test_compiled_and_prepared_models(how, pixels):
     model, expected = build(), {}
     for method in METHODS:
         expected[method] = explain(model, pixels, method)
@@ -106,6 +116,8 @@ def test_compiled_models(how, pixels):
         model = torch.compile(model, backend="eager")
     elif how == "in place":
         model.compile(backend="eager")
+    elif how == "prepared":
+        model.optimize_for_inference()
     elif how == "encoder in place":
         model.vit.compile(backend="eager")
     else:
@@ -207,7 +219,7 @@ def test_one_block_at_a_time_is_in_memory(pixels):
 
 
 def test_bad_input_is_named(pixels):
-    model = build()
+    model, merged = build(), merge_tokens(build(pooling="map"), r=4)
     resnet = torch.nn.Sequential(torch.nn.Conv2d(3, 5, 3), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten())
     cases = [
         (lambda: explain(resnet, pixels), "has no attention"),
@@ -216,6 +228,10 @@ def test_bad_input_is_named(pixels):
         (lambda: explain(model, pixels, "relevance", torch.tensor([1, 2, 3])), "one class number or 2"),
         (lambda: explain(model.vit, pixels, "relevance"), "HFViTModel without classifier"),
         (lambda: explain(build(num_hidden_layers=0), pixels), "no transformer blocks"),
+        (lambda: explain(merged, pixels, "attention"), "12 of 4 x 6 patch tokens are left, the others were merged"),
+        (lambda: explain(merged, pixels, "rollout"), "call merge_tokens.model, r=0. first"),
+        (lambda: explain(merged, pixels, "relevance"), "call merge_tokens.model, r=0. first"),
+        (lambda: token_states(merged, pixels), "call merge_tokens.model, r=0. first"),
     ]
     for call, message in cases:
         with pytest.raises(HFViTError, match=message):
