@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from .design import CPU_MODEL, CPU_RUN, CPU_TRAIN, GPU_MODEL, GPU_TRAIN, SMOKE, Cell, Rule, Scores, Study
+from .design import CIFAR10, EVERY, Cell, Rule, Scores, Study, by_scale
 
 
 POSITIONS, POOLING, HEAD, OPTIMIZER, MASKED = (
@@ -95,23 +95,21 @@ STUDY = Study(
     question="What are the parts of ViT worth?",
     source="arXiv:2010.11929, Tables 7 and 8, Figure 9, B.1.2; SimpleViT (arXiv:2205.01580) for the head",
     x_label="variant",
-    data={"cifar10": "uoft-cs/cifar10"},
-    settings={
+    data=CIFAR10,
+    settings=by_scale({
         "cpu": {
-            "seeds": [0, 1, 2], "image_size": 32, "model": CPU_MODEL, "run": CPU_RUN, "train": CPU_TRAIN,
             "rates": {LOW: 3e-4, HIGH: 8e-4}, "sgd_rate": 0.03, "steps": 600, "masked_steps": 600,
             "finetune_steps": 200, "few": 0.1,
         },
         "gpu": {
-            "seeds": [0, 1, 2], "image_size": 32, "model": GPU_MODEL, "run": {}, "train": GPU_TRAIN,
             "rates": {LOW: 3e-4, HIGH: 8e-4}, "sgd_rate": 0.03, "steps": 20000, "masked_steps": 20000,
             "finetune_steps": 2000, "few": 0.1,
         },
-        "smoke": SMOKE | {
-            "train": SMOKE["train"] | {"learning_rate": 1e-3}, "rates": {LOW: 3e-4, HIGH: 8e-4}, "sgd_rate": 0.03,
-            "steps": 2, "masked_steps": 2, "finetune_steps": 2, "few": 1.0, "seeds": [0],
+        "smoke": {
+            "train": EVERY["smoke"]["train"] | {"learning_rate": 1e-3}, "rates": {LOW: 3e-4, HIGH: 8e-4},
+            "sgd_rate": 0.03, "steps": 2, "masked_steps": 2, "finetune_steps": 2, "few": 1.0, "seeds": [0],
         },
-    },
+    }),
     cells=cells,
     rules=(
         Rule(

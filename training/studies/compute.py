@@ -5,23 +5,7 @@ import math
 from typing import Any
 
 from .data_scale import HYBRID, RESNET, VIT
-from .design import (
-    BIT,
-    CPU_MODEL,
-    CPU_RUN,
-    CPU_TRAIN,
-    GPU_MODEL,
-    GPU_TRAIN,
-    SMALL_BIT,
-    SMALL_HYBRID,
-    SMOKE,
-    SMOKE_BIT,
-    SMOKE_HYBRID,
-    Cell,
-    Rule,
-    Scores,
-    Study,
-)
+from .design import CIFAR10, RIVALS, Cell, Rule, Scores, Study, by_scale
 
 
 def networks(settings: dict[str, Any], width: float) -> dict[str, dict[str, Any]]:
@@ -90,20 +74,12 @@ STUDY = Study(
     question="Which family is most accurate for its operations of training?",
     source="arXiv:2010.11929, Figure 5 and Table 6",
     x_label="width",
-    data={"cifar10": "uoft-cs/cifar10"},
-    settings={
-        "cpu": {
-            "seeds": [0, 1, 2], "image_size": 32, "model": CPU_MODEL, "run": CPU_RUN, "train": CPU_TRAIN,
-            "bit": SMALL_BIT, "hybrid": SMALL_HYBRID, "widths": [0.5, 1.0, 2.0], "steps": 800,
-        },
-        "gpu": {
-            "seeds": [0, 1, 2], "image_size": 32, "model": GPU_MODEL, "run": {}, "train": GPU_TRAIN,
-            "bit": BIT, "hybrid": SMALL_HYBRID, "widths": [0.25, 0.5, 1.0, 2.0], "steps": 10000,
-        },
-        "smoke": SMOKE | {
-            "bit": SMOKE_BIT, "hybrid": SMOKE_HYBRID, "widths": [0.5, 1.0], "steps": 2, "seeds": [0],
-        },
-    },
+    data=CIFAR10,
+    settings=by_scale(RIVALS, {
+        "cpu": {"widths": [0.5, 1.0, 2.0], "steps": 800},
+        "gpu": {"widths": [0.25, 0.5, 1.0, 2.0], "steps": 10000},
+        "smoke": {"widths": [0.5, 1.0], "steps": 2, "seeds": [0]},
+    }),
     cells=cells,
     rules=(
         Rule(

@@ -3,23 +3,7 @@
 import itertools
 from typing import Any
 
-from .design import (
-    BIT,
-    CPU_MODEL,
-    CPU_RUN,
-    CPU_TRAIN,
-    GPU_MODEL,
-    GPU_TRAIN,
-    SMALL_BIT,
-    SMALL_HYBRID,
-    SMOKE,
-    SMOKE_BIT,
-    SMOKE_HYBRID,
-    Cell,
-    Rule,
-    Scores,
-    Study,
-)
+from .design import CIFAR10, RIVALS, Cell, Rule, Scores, Study, by_scale
 
 
 VIT, RESNET, HYBRID = "ViT", "ResNet (BiT)", "hybrid"
@@ -79,23 +63,21 @@ STUDY = Study(
     question="Who gains more from more pre-training pictures: ViT, ResNet or hybrid?",
     source="arXiv:2010.11929, Figures 3 and 4",
     x_label="share of the pre-training pictures",
-    data={"cifar10": "uoft-cs/cifar10"},
-    settings={
+    data=CIFAR10,
+    settings=by_scale(RIVALS, {
         "cpu": {
-            "seeds": [0, 1, 2], "image_size": 32, "model": CPU_MODEL, "run": CPU_RUN, "train": CPU_TRAIN,
-            "bit": SMALL_BIT, "hybrid": SMALL_HYBRID, "shares": [0.01, 0.1, 1.0], "shots": 10,
-            "probe_pictures": 500, "pretrain_steps": 500, "finetune_steps": 150, "finetune_fraction": 0.1,
+            "shares": [0.01, 0.1, 1.0], "shots": 10, "probe_pictures": 500, "pretrain_steps": 500,
+            "finetune_steps": 150, "finetune_fraction": 0.1,
         },
         "gpu": {
-            "seeds": [0, 1, 2], "image_size": 32, "model": GPU_MODEL, "run": {}, "train": GPU_TRAIN,
-            "bit": BIT, "hybrid": SMALL_HYBRID, "shares": [0.01, 0.1, 1.0], "shots": 10,
-            "probe_pictures": 500, "pretrain_steps": 20000, "finetune_steps": 2000, "finetune_fraction": 0.1,
+            "shares": [0.01, 0.1, 1.0], "shots": 10, "probe_pictures": 500, "pretrain_steps": 20000,
+            "finetune_steps": 2000, "finetune_fraction": 0.1,
         },
-        "smoke": SMOKE | {
-            "bit": SMOKE_BIT, "hybrid": SMOKE_HYBRID, "shares": [0.5, 1.0], "shots": 2, "probe_pictures": 20,
-            "pretrain_steps": 2, "finetune_steps": 2, "finetune_fraction": 1.0, "seeds": [0],
+        "smoke": {
+            "shares": [0.5, 1.0], "shots": 2, "probe_pictures": 20, "pretrain_steps": 2, "finetune_steps": 2,
+            "finetune_fraction": 1.0, "seeds": [0],
         },
-    },
+    }),
     cells=cells,
     rules=(
         Rule(

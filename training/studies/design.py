@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 
-SCALES = ("cpu", "gpu", "smoke")
 CLEAR = 2.0  # standard errors that a mean difference has to be away from zero
 
 
@@ -147,41 +146,67 @@ class Study:
     notes: tuple[str, ...] = field(default=())
 
 
-# Small plain ViTs, by scale. Eager attention: the fused CPU kernel's backward pass is slower in bfloat16 than it.
-CPU_MODEL = {
-    "hidden_size": 128, "num_hidden_layers": 6, "num_attention_heads": 2, "intermediate_size": 256, "patch_size": 8,
-    "pooling": "gap", "use_class_token": False,
-}  # fmt: skip
-CPU_TINY = CPU_MODEL | {"hidden_size": 96, "num_hidden_layers": 4, "intermediate_size": 192}
-CPU_RUN = {"attn_implementation": "eager"}  # fields that a config does not keep
-CPU_TRAIN = {
-    "per_device_train_batch_size": 64, "per_device_eval_batch_size": 250, "bf16": True, "dataloader_num_workers": 1,
-    "learning_rate": 1e-3, "weight_decay": 0.05, "warmup_steps": 0.1, "crop": "resize_small_random",
-    "resize_small": 1.25, "logging_steps": 100,
-}  # fmt: skip
-GPU_MODEL = {
-    "hidden_size": 384, "num_hidden_layers": 12, "num_attention_heads": 6, "intermediate_size": 1536, "patch_size": 4,
-    "pooling": "gap", "use_class_token": False, "drop_path_rate": 0.1,
-}  # fmt: skip
-GPU_TRAIN = {
-    "per_device_train_batch_size": 256, "per_device_eval_batch_size": 1000, "bf16": True,
-    "dataloader_num_workers": 12, "learning_rate": 1e-3, "weight_decay": 0.05, "warmup_steps": 0.1,
-    "crop": "resize_small_random", "resize_small": 1.25, "auto_augment": "rand-m9-mstd0.5-inc1",
-}  # fmt: skip
-SMOKE = {
-    "data": {"cifar10": "digits"}, "seeds": [0, 1], "image_size": 16, "run": {},
-    "model": {
-        "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16, "patch_size": 8,
+CIFAR10 = {"cifar10": "uoft-cs/cifar10"}
+
+# What every study has, by scale: small plain ViTs, their training, seeds, the side of the pictures.
+EVERY: dict[str, dict[str, Any]] = {
+    "cpu": {
+        "seeds": [0, 1, 2], "image_size": 32,
+        "model": {
+            "hidden_size": 128, "num_hidden_layers": 6, "num_attention_heads": 2, "intermediate_size": 256,
+            "patch_size": 8, "pooling": "gap", "use_class_token": False,
+        },
+        # Fields that a config does not keep. The fused CPU kernel's backward pass is slower in bfloat16 than eager.
+        "run": {"attn_implementation": "eager"},
+        "train": {
+            "per_device_train_batch_size": 64, "per_device_eval_batch_size": 250, "bf16": True,
+            "dataloader_num_workers": 1, "learning_rate": 1e-3, "weight_decay": 0.05, "warmup_steps": 0.1,
+            "crop": "resize_small_random", "resize_small": 1.25, "logging_steps": 100,
+        },
     },
-    "train": {"per_device_train_batch_size": 8, "crop": "squash", "logging_steps": 1, "warmup_steps": 1},
+    "gpu": {
+        "seeds": [0, 1, 2], "image_size": 32,
+        "model": {
+            "hidden_size": 384, "num_hidden_layers": 12, "num_attention_heads": 6, "intermediate_size": 1536,
+            "patch_size": 4, "pooling": "gap", "use_class_token": False, "drop_path_rate": 0.1,
+        },
+        "run": {},
+        "train": {
+            "per_device_train_batch_size": 256, "per_device_eval_batch_size": 1000, "bf16": True,
+            "dataloader_num_workers": 12, "learning_rate": 1e-3, "weight_decay": 0.05, "warmup_steps": 0.1,
+            "crop": "resize_small_random", "resize_small": 1.25, "auto_augment": "rand-m9-mstd0.5-inc1",
+        },
+    },
+    "smoke": {
+        "data": {"cifar10": "digits"}, "seeds": [0, 1], "image_size": 16, "run": {},
+        "model": {
+            "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16,
+            "patch_size": 8,
+        },
+        "train": {"per_device_train_batch_size": 8, "crop": "squash", "logging_steps": 1, "warmup_steps": 1},
+    },
 }  # fmt: skip
+SCALES = tuple(EVERY)
 
 # The other two of the paper's families; 32 px give the ViT's number of tokens, or a ResNet of like cost.
-SMALL_BIT = {
+BIT = {
     "model_type": "bit", "embedding_size": 32, "hidden_sizes": [64, 128, 256], "depths": [2, 2, 2], "num_groups": 8,
     "layer_type": "preactivation",
 }  # fmt: skip
-BIT = SMALL_BIT | {"embedding_size": 64, "hidden_sizes": [256, 512, 1024], "depths": [3, 4, 6], "num_groups": 32}
-SMALL_HYBRID = {"resnet_depths": [1], "resnet_width_factor": 0.5, "patch_size": 2}
-SMOKE_BIT = SMALL_BIT | {"embedding_size": 8, "hidden_sizes": [16, 16], "depths": [1, 1], "num_groups": 4}
-SMOKE_HYBRID = {"resnet_depths": [1], "resnet_width_factor": 0.5, "patch_size": 2}
+LARGE_BIT = {"embedding_size": 64, "hidden_sizes": [256, 512, 1024], "depths": [3, 4, 6], "num_groups": 32}
+SMOKE_BIT = {"embedding_size": 8, "hidden_sizes": [16, 16], "depths": [1, 1], "num_groups": 4}
+HYBRID = {"resnet_depths": [1], "resnet_width_factor": 0.5, "patch_size": 2}
+RIVALS = {
+    "cpu": {"bit": BIT, "hybrid": HYBRID},
+    "gpu": {"bit": BIT | LARGE_BIT, "hybrid": HYBRID},
+    "smoke": {"bit": BIT | SMOKE_BIT, "hybrid": HYBRID},
+}
+
+
+def by_scale(*layers: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """A study's settings: those of every study, and what each layer adds or replaces at a scale."""
+    found = {scale: dict(common) for scale, common in EVERY.items()}
+    for layer in layers:
+        for scale, own in layer.items():
+            found[scale] |= own
+    return found

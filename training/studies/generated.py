@@ -4,7 +4,7 @@ from typing import Any
 
 from hf_vit.errors import HFViTError
 
-from .design import CPU_RUN, CPU_TINY, CPU_TRAIN, GPU_MODEL, GPU_TRAIN, SMOKE, Cell, Rule, Scores, Study
+from .design import CIFAR10, EVERY, Cell, Rule, Scores, Study, by_scale
 
 
 SCRATCH, LONGER, MIMETIC, DYCK = "from scratch", "from scratch, as long as both", "mimetic", "k-Dyck warm-up"
@@ -88,26 +88,25 @@ STUDY = Study(
     source="arXiv:2208.13430 and kin report gains at 80 million pictures and more; arXiv:2511.13945 losses at 1 % of "
     "the updates; mimetic initialisation: arXiv:2305.09828; k-Dyck warm-up: arXiv:2511.13945",
     x_label="updates of pre-training",
-    data={"cifar10": "uoft-cs/cifar10", "flowers": "dpdl-benchmark/oxford_flowers102", "digits": "digits"},
-    settings={
+    data=CIFAR10 | {"flowers": "dpdl-benchmark/oxford_flowers102", "digits": "digits"},
+    settings=by_scale({
         "cpu": {
-            "seeds": [0, 1, 2], "image_size": 32, "model": CPU_TINY, "run": CPU_RUN, "train": CPU_TRAIN,
+            "model": EVERY["cpu"]["model"] | {"hidden_size": 96, "num_hidden_layers": 4, "intermediate_size": 192},
             "families": {"letters": "synthetic:glyphs-colour@52,2000", "atoms": "synthetic:atoms-colour@100,1000"},
             "dyck": {"steps": 100, "batch": 64}, "targets": list(TARGETS), "budgets": [1000], "finetune_steps": 200,
             "longer": True,
         },
         "gpu": {
-            "seeds": [0, 1, 2], "image_size": 32, "model": GPU_MODEL, "run": {}, "train": GPU_TRAIN,
             "families": {"letters": "synthetic:glyphs-colour@52,20000", "atoms": "synthetic:atoms-colour@1000,10000"},
             "dyck": {"steps": 400, "batch": 256}, "targets": list(TARGETS), "budgets": [2000, 40000],
             "finetune_steps": 3000, "longer": True,
         },
-        "smoke": SMOKE | {
+        "smoke": {
             "families": {"letters": "synthetic:glyphs@4,10", "atoms": "synthetic:atoms@4,10"},
             "dyck": {"steps": 2, "batch": 4}, "budgets": [2], "finetune_steps": 2, "longer": True,
             "targets": ["digits"],
         },
-    },
+    }),
     cells=cells,
     rules=(
         Rule(

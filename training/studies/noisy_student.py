@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from .design import CPU_MODEL, CPU_RUN, CPU_TRAIN, GPU_MODEL, GPU_TRAIN, SMOKE, Cell, Rule, Scores, Study
+from .design import CIFAR10, Cell, Rule, Scores, Study, by_scale
 
 
 TEACHER, STUDENT, CONTROL = "teacher", "student", "student's network and noise, labels only"
@@ -57,25 +57,23 @@ STUDY = Study(
     question="Does a student that learns its teacher's labels under noise become better than the teacher?",
     source="arXiv:1911.04252; the Noisy Student column of arXiv:2010.11929, Table 2",
     x_label="turns of teacher and student",
-    data={"cifar10": "uoft-cs/cifar10"},
-    settings={
+    data=CIFAR10,
+    settings=by_scale({
         "cpu": {
-            "seeds": [0, 1, 2], "image_size": 32, "model": CPU_MODEL, "run": CPU_RUN, "train": CPU_TRAIN,
             "teacher": None, "peer": None, "student": {"hidden_size": 192, "intermediate_size": 384},
             "noise": NOISE, "labelled": 0.1, "keep": 20000, "confidence": 0.3, "steps": 800, "turns": 2,
         },
         "gpu": {
-            "seeds": [0, 1, 2], "image_size": 32, "model": GPU_MODEL, "run": {}, "train": GPU_TRAIN,
             "teacher": None,
             "peer": {"model_type": "efficientnet", "width_coefficient": 1.0, "depth_coefficient": 1.0},
             "student": {"drop_path_rate": 0.2}, "noise": NOISE | {"random_erasing": 0.25}, "labelled": 0.1,
             "keep": 45000, "confidence": 0.3, "steps": 20000, "turns": 3,
         },
-        "smoke": SMOKE | {
+        "smoke": {
             "teacher": None, "peer": None, "student": {"hidden_size": 24}, "noise": {}, "labelled": 0.2,
             "keep": 20, "confidence": 0.0, "steps": 2, "turns": 2, "seeds": [0],
         },
-    },
+    }),
     cells=cells,
     rules=(
         Rule("The last student beats the teacher", "the gain is above two standard errors", student_better),

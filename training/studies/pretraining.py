@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from .design import CPU_MODEL, CPU_RUN, CPU_TRAIN, GPU_MODEL, GPU_TRAIN, SMOKE, Cell, Difference, Rule, Scores, Study
+from .design import CIFAR10, Cell, Difference, Rule, Scores, Study, by_scale
 
 
 SCRATCH, PRETRAINED = "from scratch", "pre-trained"
@@ -49,18 +49,12 @@ STUDY = Study(
     question="Does fine-tuning from a pre-trained ViT beat the same fine-tuning from scratch, at equal updates?",
     source="arXiv:2010.11929, Figure 3 and Table 5",
     x_label="share of the labels of the fine-tuning classes",
-    data={"cifar10": "uoft-cs/cifar10"},
-    settings={
-        "cpu": {
-            "seeds": [0, 1, 2], "image_size": 32, "model": CPU_MODEL, "run": CPU_RUN, "train": CPU_TRAIN,
-            "fractions": [0.01, 0.1, 1.0], "pretrain_steps": 500, "finetune_steps": 100,
-        },
-        "gpu": {
-            "seeds": [0, 1, 2], "image_size": 32, "model": GPU_MODEL, "run": {}, "train": GPU_TRAIN,
-            "fractions": [0.01, 0.1, 1.0], "pretrain_steps": 15000, "finetune_steps": 3000,
-        },
-        "smoke": SMOKE | {"fractions": [0.5, 1.0], "pretrain_steps": 2, "finetune_steps": 2},
-    },
+    data=CIFAR10,
+    settings=by_scale({
+        "cpu": {"fractions": [0.01, 0.1, 1.0], "pretrain_steps": 500, "finetune_steps": 100},
+        "gpu": {"fractions": [0.01, 0.1, 1.0], "pretrain_steps": 15000, "finetune_steps": 3000},
+        "smoke": {"fractions": [0.5, 1.0], "pretrain_steps": 2, "finetune_steps": 2},
+    }),
     cells=cells,
     rules=(
         Rule(

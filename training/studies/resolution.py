@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from .design import CPU_MODEL, CPU_RUN, CPU_TRAIN, GPU_MODEL, GPU_TRAIN, SMOKE, Cell, Rule, Scores, Study
+from .design import CIFAR10, Cell, Rule, Scores, Study, by_scale
 
 
 BEFORE = "before"
@@ -39,18 +39,12 @@ STUDY = Study(
     question="Does fine-tuning at a higher resolution beat the same further updates at the old one?",
     source="arXiv:2010.11929, section 3.2; expected: +1.5 to 3 points from 224 to 384 px on ImageNet",
     x_label="resolution of the further training (px)",
-    data={"cifar10": "uoft-cs/cifar10"},
-    settings={
-        "cpu": {
-            "seeds": [0, 1, 2], "image_size": 32, "higher": [48], "model": CPU_MODEL, "run": CPU_RUN,
-            "train": CPU_TRAIN, "pretrain_steps": 400, "finetune_steps": 100, "finetune_rate": 5e-4,
-        },
-        "gpu": {
-            "seeds": [0, 1, 2], "image_size": 32, "higher": [48, 64], "model": GPU_MODEL, "run": {},
-            "train": GPU_TRAIN, "pretrain_steps": 20000, "finetune_steps": 2000, "finetune_rate": 3e-4,
-        },
-        "smoke": SMOKE | {"higher": [24], "pretrain_steps": 2, "finetune_steps": 2, "finetune_rate": 1e-3},
-    },
+    data=CIFAR10,
+    settings=by_scale({
+        "cpu": {"higher": [48], "pretrain_steps": 400, "finetune_steps": 100, "finetune_rate": 5e-4},
+        "gpu": {"higher": [48, 64], "pretrain_steps": 20000, "finetune_steps": 2000, "finetune_rate": 3e-4},
+        "smoke": {"higher": [24], "pretrain_steps": 2, "finetune_steps": 2, "finetune_rate": 1e-3},
+    }),
     cells=cells,
     rules=(
         Rule(
