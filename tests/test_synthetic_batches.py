@@ -6,14 +6,16 @@ import torch
 
 from hf_vit.errors import HFViTError
 from training.randomness import IMAGE, generator
-from training.synthetic import SyntheticImages
+from training.synthetic import SyntheticImages, batches
 from training.synthetic.batches import draw_batch, philox, signed
 from training.synthetic.lines import OFFSET, Polygons, draw_polygons, running_sums
 
 
 @pytest.mark.parametrize(("family", "size"), [("atoms", 32), ("contours", 48), ("atoms+contours", 96), ("atoms", 224)])
-def test_batches_have_the_same_bytes(family, size):
+@pytest.mark.parametrize("way", ["draw_one_by_one", "draw_together"])
+def test_batches_have_the_same_bytes(family, size, way, monkeypatch):
     """With blank pictures among them, which are drawn again, and more than are drawn in one go."""
+    monkeypatch.setattr(batches, "draw_one_by_one", getattr(batches, way))  # what a CPU takes
     images = SyntheticImages(family, 40, 4, size, seed=-3, first_instance=1 << 41, zipf=0.5, label_noise=0.3)
     indices = list(range(0, len(images), 2 if size < 64 else 11))
     pixels, labels = draw_batch(images, indices)
