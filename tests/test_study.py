@@ -3,7 +3,10 @@
 python -m pytest tests/test_study.py
 """
 
+import dataclasses
 import json
+import runpy
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,8 +14,13 @@ import pytest
 from training import study
 from training.data import open_dataset
 from training.studies import STUDIES, ablations, data_scale, pretraining, resolution
-from training.studies.design import Difference, Score, Scores
+from training.studies.design import Cell, Difference, Score, Scores
+from training.studies.report import is_curve, read_scores, report, scores_of
 from training.studies.stages import subset, surest, words
+
+
+ROOT = Path(__file__).parent.parent
+MEASURED = sorted(ROOT.glob("benchmarks/studies/*/results.json"))
 
 
 def smoke(name, folder, *more):
@@ -93,6 +101,74 @@ def test_a_folder_of_another_study_or_of_other_settings_is_refused(tmp_path, cap
     assert '"pretraining" here' in refusal(capsys, "pretraining", "--out", folder, "--scale", "smoke")
     text = refusal(capsys, "resolution", "--out", folder, "--scale", "smoke", "--settings", "finetune_steps=3")
     assert "finetune_steps: 2 there, 3 here" in text
+
+
+def test_a_study_whose_definition_has_changed_is_refused(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(study, "run_cell", stop)
+    folder, one = tmp_path / "out", STUDIES["resolution"]
+    with pytest.raises(KeyboardInterrupt):
+        smoke("resolution", folder)
+
+    def changed(cell):
+        return dataclasses.replace(cell, options=cell.options | {"image_size": 48})
+
+    def cells(settings):
+        return [changed(cell) if cell.name == "after-24-1" else cell for cell in one.cells(settings)]
+
+    rule = dataclasses.replace(one.rules[0], accept="any gain")
+    for other, differs in (
+        (dataclasses.replace(one, cells=cells), "after-24-1: image_size: 24 there, 48 here; 1 in all"),
+        (dataclasses.replace(one, rules=(rule,)), f"rule '{rule.claim}': "),
+        (dataclasses.replace(one, cells=lambda settings: one.cells(settings)[:-1]), "after-24-1: "),
+    ):
+        monkeypatch.setitem(study.STUDIES, "resolution", other)
+        text = refusal(capsys, "resolution", "--out", folder, "--scale", "smoke")
+        assert differs in text and "as it was defined before" in text and "another --out" in text
+    assert one.rules[0].accept in (folder / "plan.md").read_text()
+    monkeypatch.setitem(study.STUDIES, "resolution", one)
+    with pytest.raises(KeyboardInterrupt):
+        smoke("resolution", folder)
+
+
+@pytest.mark.parametrize("path", MEASURED, ids=lambda path: path.parent.name)
+def test_reports_of_measured_studies_say_what_their_results_say(path):
+    """Rules judge the scores as the verdicts say; after a change of wording, python assets/draw_studies.py."""
+    found = json.loads(path.read_text(encoding="utf-8"))
+    asked, measured = STUDIES[found["study"]], scores_of(found)
+    for rule, verdict in zip(asked.rules, found["verdicts"], strict=True):
+        assert (rule.claim, rule.accept) == (verdict["claim"], verdict["accept"])
+        assert rule.judge(measured, found["settings"]) == (verdict["shows"], verdict["numbers"])
+    assert path.with_name("report.md").read_text(encoding="utf-8") == report(asked, found)
+    assert path.with_name("figure.png").is_file()
+
+
+def test_the_list_of_measured_studies_is_whole():
+    index = runpy.run_path(str(ROOT / "assets" / "draw_studies.py"))["index"](ROOT / "benchmarks" / "studies")
+    assert MEASURED and all(path.parent.name in index for path in MEASURED)
+    assert (ROOT / "benchmarks" / "studies" / "README.md").read_text(encoding="utf-8") == index
+
+
+def test_the_cost_of_a_score_has_that_of_all_it_starts_from_once(tmp_path):
+    cells = [
+        Cell("first", "pretrain", {}),
+        Cell("labels", "pseudo_labels", {"model": "cell:first"}),
+        Cell("second", "finetune", {"dataset": "cell:labels", "model": "cell:first"}, "tuned"),
+    ]
+    for cell, cost in zip(cells, (4.0, None, 0.5)):
+        facts = {"results": [{"metric": "loss", "value": 9}, {"metric": "accuracy", "value": 0.25, "n": 7}]}
+        facts |= {} if cost is None else {"training": {}, "compute": {"train_exaflops": cost}}
+        (tmp_path / cell.name).mkdir()
+        (tmp_path / cell.name / "facts.json").write_text(json.dumps(facts))
+    (score,) = read_scores(cells, tmp_path)
+    assert (score.series, score.value, score.n) == ("tuned", 0.25, 7)
+    assert score.exaflops == 4.5
+
+
+def test_curves_are_drawn_where_a_series_has_several_places():
+    row = [0.5]
+    assert is_curve(scores({("a", 1): row, ("a", 2): row, ("b", 1): row}), "")
+    assert not is_curve(scores({("a", 1): row, ("b", 2): row}), "")
+    assert not is_curve(scores({("a", "x"): row, ("a", "y"): row}), "")
 
 
 def test_settings_reach_the_runs(tmp_path):

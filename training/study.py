@@ -5,7 +5,8 @@
 
 Studies: data_scale, compute, resolution, pretraining, generated, ablations, noisy_student (training/studies/). What
 is claimed, and when it counts as shown, is written to plan.md before the first run; results.json, figure.png and
-report.md follow the last. The same command goes on where a killed one stopped; a folder of other settings is refused.
+report.md follow the last. The same command goes on where a killed one stopped; a folder of other settings, or that
+other code began, with other cells or rules, is refused.
 """
 
 import argparse
@@ -25,13 +26,12 @@ from hf_vit.errors import HFViTError, Parser, report_error
 from .checkpointing import differences, read_json, write_json
 from .data import open_dataset
 from .studies import STUDIES
-from .studies.design import SCALES, Cell, Scores, Study
-from .studies.report import draw, plan, read_scores, report, results
+from .studies.design import SCALES, Cell, Study
+from .studies.report import RESULTS_NAME, plan, read_scores, results, write_report
 from .studies.stages import run_cell
 
 
-SETTINGS_NAME, PLAN_NAME, RESULTS_NAME = "study.json", "plan.md", "results.json"
-REPORT_NAME, FIGURE_NAME, CELLS_NAME = "report.md", "figure.png", "cells"
+SETTINGS_NAME, PLAN_NAME, CELLS_NAME = "study.json", "plan.md", "cells"
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -115,13 +115,14 @@ def pairs(option: str, texts: list[str], known: dict[str, Any] | None) -> dict[s
 def run_study(study: Study, settings: dict[str, Any], folder: Path) -> dict[str, Any]:
     """Every cell that is not finished, then the results."""
     state = accelerate.PartialState(cpu=not torch.accelerator.is_available())
-    cells, chosen = study.cells(settings), json.loads(json.dumps({"study": study.name, **settings}))
+    cells = study.cells(settings)
+    chosen = json.loads(json.dumps({"study": study.name, **settings, "definition": definition(study, cells)}))
     check(study, chosen, folder, cells)
     state.wait_for_everyone()
     if state.is_main_process:  # what is asked is written down before anything runs
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / SETTINGS_NAME, chosen)
-        text = plan(study, settings, cells)
+        text = plan(study, settings, len(cells))
         (folder / PLAN_NAME).write_text(text, encoding="utf-8")
         print(text)
     for number, cell in enumerate(cells, 1):
@@ -131,12 +132,19 @@ def run_study(study: Study, settings: dict[str, Any], folder: Path) -> dict[str,
     scores = read_scores(cells, folder / CELLS_NAME)
     found = results(study, settings, scores, cells, folder / CELLS_NAME)
     if state.is_main_process:
-        text = report(study, settings, Scores(scores), found, cells)
-        draw(study, Scores(scores), folder / FIGURE_NAME)
         write_json(folder / RESULTS_NAME, found)
-        (folder / REPORT_NAME).write_text(text, encoding="utf-8")
-        print(f"\n{text}\nwritten to {folder}")
+        print(f"\n{write_report(study, found, folder)}\nwritten to {folder}")
     state.wait_for_everyone()
+    return found
+
+
+def definition(study: Study, cells: list[Cell]) -> dict[str, Any]:
+    """What the code makes of the settings, by name: every rule, and every entry of every cell."""
+    found: dict[str, Any] = {f"rule {rule.claim!r}": rule.accept for rule in study.rules}
+    for cell in cells:
+        entries = vars(cell) | cell.options
+        del entries["name"], entries["options"]
+        found |= {f"{cell.name}: {entry}": value for entry, value in entries.items()}
     return found
 
 
@@ -144,10 +152,20 @@ def check(study: Study, chosen: dict[str, Any], folder: Path, cells: list[Cell])
     """Raise HFViTError for a folder of something else (says what differs), and for data that cannot be opened."""
     known = folder / SETTINGS_NAME
     if known.is_file():
-        differs = differences(read_json(known), chosen)
+        there = read_json(known)
+        written, now = there.pop("definition", {}), {k: v for k, v in chosen.items() if k != "definition"}
+        differs = differences(there, now)
         if differs:
             raise HFViTError(
                 f"{folder} holds another study ({differs}): restore these settings, or give another --out"
+            )
+        here = chosen["definition"]
+        changed = [entry for entry in {**here, **written} if written.get(entry) != here.get(entry)]
+        if changed:
+            first = differences(*({changed[0]: side.get(changed[0])} for side in (written, here)))
+            raise HFViTError(
+                f"{folder} holds this study as it was defined before ({first}; {len(changed)} in all): go on with the "
+                "code that began it, or give another --out"
             )
     elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise HFViTError(f"{folder} is not empty and holds no study: give another --out")

@@ -1,6 +1,7 @@
 """From the cells' facts to scores, table, figure and verdict. For study.py."""
 
 import json
+import math
 import statistics
 from pathlib import Path
 from typing import Any
@@ -14,27 +15,26 @@ from .design import Cell, Score, Scores, Study
 from .peers import train_flops
 
 
+RESULTS_NAME, REPORT_NAME, FIGURE_NAME = "results.json", "report.md", "figure.png"
+PANELS = 3  # side by side in a figure
 COLOURS = ("#4269d0", "#ff725c", "#3ca951", "#a463f2", "#9c6b4e", "#6cc5b0", "#efb118", "#97bbf5")
 ANSWERS = {True: "shows at this scale", False: "does not show at this scale", None: "not asked"}
 
 
 def read_scores(cells: list[Cell], folder: Path) -> list[Score]:
-    """The scores of the finished cells; the cost of each is its own and that of the models it starts from."""
-    by_name, costs = {cell.name: cell for cell in cells}, {}
-
-    def cost(cell: Cell) -> float:
-        if cell.name not in costs:
-            before = [value for value in cell.options.values() if isinstance(value, str) and value.startswith("cell:")]
-            own = exaflops_of(read_json(folder / cell.name / FACTS_NAME))
-            costs[cell.name] = own + sum(cost(by_name[name.removeprefix("cell:")]) for name in before)
-        return costs[cell.name]
-
+    """The scores of the finished cells; the cost of each is its own and, once each, that of those it starts from."""
+    facts = {cell.name: read_json(folder / cell.name / FACTS_NAME) for cell in cells}
+    costs = {name: exaflops_of(one) for name, one in facts.items()}
+    lineage: dict[str, set[str]] = {}
     found = []
-    for cell in cells:
+    for cell in cells:  # each comes after those it starts from
+        texts = [value for value in cell.options.values() if isinstance(value, str)]
+        before = [lineage[text.removeprefix("cell:")] for text in texts if text.startswith("cell:")]
+        lineage[cell.name] = {cell.name}.union(*before)
         if cell.series is not None:
-            rows = read_json(folder / cell.name / FACTS_NAME)["results"]
-            row = next(row for row in rows if row["metric"] == cell.metric)
-            found.append(Score(cell.panel, cell.series, cell.x, cell.seed, row["value"], row["n"], cost(cell)))
+            row = next(row for row in facts[cell.name]["results"] if row["metric"] == cell.metric)
+            cost = math.fsum(costs[name] for name in lineage[cell.name])
+            found.append(Score(cell.panel, cell.series, cell.x, cell.seed, row["value"], row["n"], cost))
     return found
 
 
@@ -47,7 +47,7 @@ def exaflops_of(facts: dict[str, Any]) -> float:
     return train_flops(facts) / 1e18
 
 
-def plan(study: Study, settings: dict[str, Any], cells: list[Cell]) -> str:
+def plan(study: Study, settings: dict[str, Any], cells: int) -> str:
     """What is asked, and when it counts as shown: written before anything runs."""
     seeds = settings["seeds"]
     lines = [
@@ -64,7 +64,7 @@ def plan(study: Study, settings: dict[str, Any], cells: list[Cell]) -> str:
     ]
     lines += [f"{place}. {rule.claim}: {rule.accept}." for place, rule in enumerate(study.rules, 1)]
     lines += ["", *(f"{note}" for note in study.notes), ""] if study.notes else [""]
-    lines += [f"{len(cells)} cells; n = {len(seeds)} seeds ({', '.join(map(str, seeds))}); scores are of the test "
+    lines += [f"{cells} cells; n = {len(seeds)} seeds ({', '.join(map(str, seeds))}); scores are of the test "
               "split, looked at once, after training.", ""]  # fmt: skip
     shown = {k: v for k, v in settings.items() if k not in ("scale", "data", "seeds")}
     data = ", ".join(f"{name} = {public_name(where)}" for name, where in settings["data"].items())
@@ -121,26 +121,39 @@ def table(study: Study, scores: Scores) -> list[str]:
     return lines
 
 
-def report(study: Study, settings: dict[str, Any], scores: Scores, found: dict[str, Any], cells: list[Cell]) -> str:
+def scores_of(found: dict[str, Any]) -> Scores:
+    """The scores of a results.json."""
+    return Scores(Score(**{"panel": "", "x": "", **row}) for row in found["scores"])
+
+
+def write_report(study: Study, found: dict[str, Any], folder: Path) -> str:
+    """Report and figure of these results into a folder; the report is returned."""
+    text = report(study, found)
+    draw(study, scores_of(found), folder / FIGURE_NAME)
+    (folder / REPORT_NAME).write_text(text, encoding="utf-8")
+    return text
+
+
+def report(study: Study, found: dict[str, Any]) -> str:
     """Plan, verdict, table and conditions."""
-    lines = [plan(study, settings, cells), "## Verdict", ""]
+    lines = [plan(study, found["settings"], found["cells"]), "## Verdict", ""]
     for verdict in found["verdicts"]:
         shows = ANSWERS[verdict["shows"]]
         lines.append(f"- {verdict['claim']}: **{shows}**. {verdict['numbers']}.")
     lines += ["", "(± after a difference: standard error; below: standard deviation over seeds.)", "", "## Scores"]
     machine = found["environment"]
-    threads = f", {machine['threads']} threads" if "threads" in machine else ""
+    threads = f", {machine['threads']} thread{'s' * (machine['threads'] > 1)}" if "threads" in machine else ""
     lines += [
-        *table(study, scores),
+        *table(study, scores_of(found)),
         "",
-        "exaFLOPs are of training, with that of the models started from.",
+        "exaFLOPs are of training on pictures, with that of the models started from.",
         "",
     ]
     lines += [
         f"Measured on {machine['hardware']}{threads}, {machine['precision']}, torch {machine['torch']}, "
         f"{machine['date'][:10]}, commit {', '.join(found['commits'])}.",
         "",
-        f"![{study.question}](figure.png)",
+        f"![{study.question}]({FIGURE_NAME})",
         "",
     ]
     return "\n".join(lines)
@@ -149,50 +162,72 @@ def report(study: Study, settings: dict[str, Any], scores: Scores, found: dict[s
 def draw(study: Study, scores: Scores, path: Path) -> None:
     """One plot a panel: mean over seeds with every seed as a point."""
     panels = scores.panels()
-    figure = Figure(figsize=(1.2 + 4.2 * len(panels), 3.8), dpi=110, layout="constrained")
+    columns, rows = min(PANELS, len(panels)), math.ceil(len(panels) / PANELS)
+    figure = Figure(figsize=(2.6 + 3.9 * columns, 3.6 * rows), dpi=110, layout="constrained")
     FigureCanvasAgg(figure)
-    for axis, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels):
-        if study.x_is_compute or all(isinstance(x, int | float) for x in scores.places(panel)):
-            draw_lines(axis, study, scores, panel)
+    colours = dict(zip(dict.fromkeys(row.series for row in scores.rows), COLOURS * 2))
+    lines: dict[str, Any] = {}
+    axes = figure.subplots(rows, columns, squeeze=False).flat
+    for panel, axis in zip(panels, axes):
+        if study.x_is_compute or is_curve(scores, panel):
+            lines |= draw_lines(axis, study, scores, panel, colours)
         else:
-            draw_rows(axis, scores, panel)
+            draw_rows(axis, scores, panel, colours)
         axis.set_title(panel or study.name, fontsize=10)
         axis.grid(alpha=0.3)
+    for axis in axes:  # what is left of the last row
+        axis.set_axis_off()
+    if lines:
+        figure.legend(lines.values(), lines, loc="outside right upper", frameon=False, fontsize=8)
     figure.savefig(path, facecolor="white", metadata={"Software": None})
 
 
-def draw_lines(axis, study: Study, scores: Scores, panel: str) -> None:
-    for series, colour in zip(scores.series(panel), COLOURS):
-        rows = [row for row in scores.rows if (row.panel, row.series) == (panel, series)]
+def is_curve(scores: Scores, panel: str) -> bool:
+    """Whether places are numbers, and some series has several."""
+    places = scores.places(panel)
+    several = (sum(bool(scores.at(series, x, panel)) for x in places) > 1 for series in scores.series(panel))
+    return all(isinstance(x, int | float) for x in places) and any(several)
+
+
+def draw_lines(axis, study: Study, scores: Scores, panel: str, colours: dict[str, str]) -> dict[str, Any]:
+    """Accuracy over place or cost; the line of each series."""
+    lines = {}
+    for series in scores.series(panel):
         at: dict[Any, list[Score]] = {}
-        for row in rows:
-            at.setdefault(row.x, []).append(row)
+        for row in scores.rows:
+            if (row.panel, row.series) == (panel, series):
+                at.setdefault(row.x, []).append(row)
         points = [
             (statistics.fmean(r.exaflops for r in group) if study.x_is_compute else x, group)
             for x, group in at.items()
         ]
         points.sort(key=lambda point: point[0])
         means = [100 * statistics.fmean(r.value for r in group) for _, group in points]
-        axis.plot([x for x, _ in points], means, "o-", color=colour, label=series, markersize=4, linewidth=1.6)
+        colour = colours[series]
+        (lines[series],) = axis.plot([x for x, _ in points], means, "o-", color=colour, markersize=4, linewidth=1.6)
         for x, group in points:
             axis.plot([x] * len(group), [100 * r.value for r in group], ".", color=colour, alpha=0.4, markersize=5)
     if study.log_x or study.x_is_compute:
         axis.set_xscale("log")
+    if not study.x_is_compute:
+        places = scores.places(panel)
+        axis.set_xticks(places, [f"{x:g}" for x in places])
+        axis.set_xticks([], minor=True)
     axis.set_xlabel("exaFLOPs of training" if study.x_is_compute else study.x_label)
     axis.set_ylabel("test accuracy (%)")
-    axis.legend(frameon=False, fontsize=8)
+    return lines
 
 
-def draw_rows(axis, scores: Scores, panel: str) -> None:
+def draw_rows(axis, scores: Scores, panel: str, colours: dict[str, str]) -> None:
     """Named variants: one line each."""
     labels = [
         (series, x) for series in scores.series(panel) for x in scores.places(panel) if scores.at(series, x, panel)
     ]
     for height, (series, x) in enumerate(labels):
         values = [100 * value for value in scores.at(series, x, panel).values()]
-        colour = COLOURS[scores.series(panel).index(series) % len(COLOURS)]
-        axis.plot(values, [height] * len(values), ".", color=colour, alpha=0.5)
-        axis.plot(statistics.fmean(values), height, "o", color=colour)
-    axis.set_yticks(range(len(labels)), [f"{series} {x}".strip() for series, x in labels], fontsize=8)
-    axis.invert_yaxis()
+        axis.plot(values, [height] * len(values), ".", color=colours[series], alpha=0.5)
+        axis.plot(statistics.fmean(values), height, "o", color=colours[series])
+    axis.set_yticks(range(len(labels)), [", ".join(filter(None, (series, str(x)))) for series, x in labels])
+    axis.tick_params(axis="y", labelsize=8)
+    axis.set_ylim(len(labels) - 0.5, -0.5)
     axis.set_xlabel("test accuracy (%)")
