@@ -11,16 +11,14 @@ from hf_vit import HFViTConfig, HFViTForImageClassification
 from training import progress
 
 
-def test_the_meter_adds_up_pictures_and_remembers_the_first_bad_update():
+def test_the_meter_adds_up_pictures():
     meter = progress.Meter(torch.device("cpu"))
     logits = torch.eye(3)
-    meter.add(torch.tensor([1.0, 2.0, 3.0]), logits, torch.tensor([0, 1, 0]), step=4)
+    meter.add(torch.tensor([1.0, 2.0, 3.0]), logits, torch.tensor([0, 1, 0]))
     soft = torch.tensor([[0.6, 0.4, 0.0], [0.6, 0.4, 0.0], [0.0, 0.2, 0.8]])
-    meter.add(torch.tensor([1.0, 1.0, 1.0]), logits, soft, step=5)
-    assert meter.sums.tolist() == [9.0, 4.0, 6.0] and int(meter.bad_step) == -1
-    meter.add(torch.tensor([1.0, float("nan"), 1.0]), logits, soft, step=6)
-    meter.add(torch.tensor([1.0, float("inf"), 1.0]), logits, soft, step=7)
-    assert int(meter.bad_step) == 6
+    meter.add(torch.tensor([1.0, 1.0, 1.0]), logits, soft)
+    assert meter.sums.tolist() == [9.0, 4.0, 6.0]
+    assert float(meter.add(torch.tensor([1.0, 2.5, 1.0]), logits, soft)) == 4.5
     meter.reset()
     assert meter.sums.tolist() == [0.0, 0.0, 0.0]
 
@@ -28,24 +26,27 @@ def test_the_meter_adds_up_pictures_and_remembers_the_first_bad_update():
 def test_the_stopwatch_leaves_pauses_out(monkeypatch):
     now = [0.0]
     monkeypatch.setattr(progress.time, "perf_counter", lambda: now[0])
-    watch = progress.Stopwatch()
+    watch = progress.Stopwatch(torch.device("cpu"))
 
     def after(seconds):
         now[0] += seconds
 
     watch.start()
-    after(2)
-    watch.wait(0.5)
+    after(1.5)
+    with watch.wait():
+        after(0.5)
     watch.lap(64)
     after(100)  # an evaluation
     watch.start()
     after(2)
     watch.lap(64)
     assert (watch.seconds, watch.images) == (4.0, 128)
-    assert watch.interval() == (4.0, 32.0, 0.125)
+    found = {"seconds": 4.0, "interval_seconds": 4.0, "images_per_second": 32.0, "data_wait": 0.125}
+    assert watch.interval() == found
     after(1)
     watch.lap(10)
-    assert watch.interval() == (1.0, 10.0, 0.0)
+    found = {"seconds": 5.0, "interval_seconds": 1.0, "images_per_second": 10.0, "data_wait": 0.0}
+    assert watch.interval() == found
 
 
 def test_the_display_gives_one_line_a_log_where_there_is_no_terminal(capsys):

@@ -23,6 +23,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.distributed.tensor import DTensor, distribute_tensor
+from transformers import PreTrainedModel
 
 from hf_vit.errors import HFViTError
 
@@ -175,6 +176,13 @@ def like(value: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
 def weights_of(model: nn.Module, keep: bool = True) -> dict[str, torch.Tensor]:
     """Full weights by name, on the CPU. Every process has to call it."""
     return {name: whole(value, keep) for name, value in model.state_dict().items()}
+
+
+def write_model(folder: Path, model: PreTrainedModel, weights: dict[str, torch.Tensor], image_processor) -> None:
+    """Write a folder that `from_pretrained` loads: these weights, config, code, and the processor if there is one."""
+    model.save_pretrained(folder, state_dict=weights)
+    if image_processor is not None:
+        image_processor.save_pretrained(folder)
 
 
 @torch.no_grad()

@@ -3,12 +3,14 @@
 For the Trainer and score.py. Sums are kept on the device in double precision and read once, at the end.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from accelerate import Accelerator
 from torch.utils.data import DataLoader
+from transformers.trainer_utils import EvalPrediction
 
 from .sampling import EvalOrder
 
@@ -25,10 +27,14 @@ class Evaluated:
     logits: np.ndarray | None = None
     labels: np.ndarray | None = None
 
-    def metrics(self, prefix: str = "eval") -> dict[str, float]:
-        """The scores under transformers' names."""
+    def metrics(self, prefix: str, more: Callable[[EvalPrediction], dict] | None = None) -> dict[str, float]:
+        """The scores under transformers' names, `prefix_loss` and so on, and what `more` finds in the outputs."""
         scores = {"loss": self.loss, "accuracy": self.accuracy, "top5_accuracy": self.top5_accuracy}
-        return {f"{prefix}_{name}": value for name, value in scores.items() if value is not None}
+        found = {f"{prefix}_{name}": value for name, value in scores.items() if value is not None}
+        if more is not None:
+            extra = more(EvalPrediction(predictions=self.logits, label_ids=self.labels))
+            found |= {f"{prefix}_{name.removeprefix(f'{prefix}_')}": value for name, value in extra.items()}
+        return found
 
 
 def score(losses: torch.Tensor, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

@@ -18,10 +18,11 @@ import hf_vit
 from hf_vit import HFViTConfig
 
 from . import progress
+from .arguments import TrainArguments
 from .checkpointing import write_json
 from .data import ImageDataset
-from .flops import forward_flops
-from .masked_patches import MASKED_PATCHES
+from .flops import forward_flops, train_flops
+from .masked_patches import MASKED_PATCHES, colour_flops
 from .streaming import ImageStream
 
 
@@ -172,6 +173,15 @@ def training_facts(trainer) -> dict[str, Any]:
     if trainer.args.load_best_model_at_end:
         facts["best_step"] = state.best_global_step
     return facts
+
+
+def picture_flops(model: torch.nn.Module, args: TrainArguments, image_size: tuple[int, int] | None) -> int:
+    """Operations of training on one picture of that size; 0 for a network that the account does not know."""
+    if not is_hf_vit(model):
+        return 0
+    frozen = not any(p.requires_grad for p in model.base_model.parameters())
+    found = train_flops(model.config, image_size, frozen=frozen, compiled=args.torch_compile)
+    return found + 3 * colour_flops(model.config, image_size) * (args.loss == MASKED_PATCHES)
 
 
 def compute_facts(trainer) -> dict[str, Any]:

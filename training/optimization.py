@@ -264,6 +264,14 @@ class GradualUnfreezing:
         self.last = top * every  # the update at which the lowest layer begins
         self.waiting = [(p, (top - numbers[name]) * every) for name, p in model.named_parameters()]
 
+    def check(self, max_steps: int) -> None:
+        """Raise HFViTError if the run ends before its lowest layer begins to train."""
+        if self.last >= max_steps:
+            raise HFViTError(
+                f"--unfreeze_every: the lowest layer would begin at update {self.last}, after the end of training "
+                f"({max_steps}): lower it"
+            )
+
     def drop_gradients(self, step: int) -> None:
         """Drop the gradients of the layers that do not train at update `step` (from 0)."""
         if step < self.last:

@@ -9,6 +9,8 @@ import os
 import resource
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -29,17 +31,16 @@ WAITING_HINT = 0.2
 
 
 class Meter:
-    """Sums since the last log, on the device: loss, hits, pictures; and the first update whose loss was not finite."""
+    """Sums since the last log, on the device: loss, hits, pictures."""
 
     def __init__(self, device: torch.device):
         self.device = device
         self.wide = torch.float32 if device.type == "mps" else torch.float64
         self.sums = torch.zeros(3, dtype=self.wide, device=device)
-        self.bad_step = torch.full((), -1, dtype=torch.int64, device=device)
 
     @torch.no_grad()
-    def add(self, losses: torch.Tensor, logits: torch.Tensor, labels: torch.Tensor, step: int) -> None:
-        """Count one batch of update `step`.
+    def add(self, losses: torch.Tensor, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """Count one batch; returns the sum of its losses.
 
         Args:
             losses: (B,). logits, labels: (B, K) and (B,), or soft labels (B, K), whose largest share is the truth; or
@@ -50,13 +51,7 @@ class Meter:
         hits = (logits.argmax(-1) == truth).to(self.wide)  # (B, [n])
         hits = hits if hits.ndim == 1 else hits.mean(dim=1)
         self.sums += torch.stack([total, hits.sum(), torch.full_like(total, len(losses))])
-        self.mark(total, step)
-
-    @torch.no_grad()
-    def mark(self, value: torch.Tensor, step: int) -> None:
-        """Remember `step` if `value` is not finite and no earlier one was."""
-        bad = ~torch.isfinite(value) & (self.bad_step < 0)
-        self.bad_step = torch.where(bad, torch.full_like(self.bad_step, step), self.bad_step)
+        return total
 
     def reset(self) -> None:
         self.sums.zero_()
@@ -65,41 +60,58 @@ class Meter:
 class Stopwatch:
     """Seconds and pictures of training proper, without evaluation and checkpoints."""
 
-    def __init__(self):
+    def __init__(self, device: torch.device):
+        self.device = device
         self.seconds = self.waiting = 0.0
         self.images = 0
         self._mark = time.perf_counter()
         self._interval = (0.0, 0.0, 0)
+        self._done: torch.cuda.Event | None = None  # end of the last update on the GPU
 
     def start(self) -> None:
         """Begin, or go on after a pause."""
         self._mark = time.perf_counter()
 
     def pause(self) -> None:
-        self.lap(0)
-
-    def lap(self, images: int) -> None:
-        """An update of `images` pictures is done."""
         now = time.perf_counter()
         self.seconds += now - self._mark
         self._mark = now
-        self.images += images
 
-    def wait(self, seconds: float) -> None:
-        """So long, of the time counted, went by in waiting for data."""
-        self.waiting += seconds
+    def lap(self, images: int) -> None:
+        """An update of `images` pictures is done."""
+        self.pause()
+        self.images += images
+        if self.device.type == "cuda":
+            self._done = torch.cuda.Event()
+            self._done.record()
+
+    @contextmanager
+    def wait(self) -> Iterator[None]:
+        """Time within it goes by in waiting for data; it costs nothing while the GPU works on the last update."""
+        began, busy = time.perf_counter(), self._device_is_busy()
+        yield
+        if not (busy and self._device_is_busy()):
+            self.waiting += time.perf_counter() - began
+
+    def _device_is_busy(self) -> bool:
+        return self._done is not None and not self._done.query()
 
     def recall(self, seconds: float, waiting: float, images: int) -> None:
         """Go on from what an earlier process had measured."""
         self.seconds, self.waiting, self.images = seconds, waiting, images
         self._interval = (seconds, waiting, images)
 
-    def interval(self) -> tuple[float, float, float]:
-        """Seconds, pictures per second and share of waiting since the last call."""
+    def interval(self) -> dict[str, float]:
+        """`seconds` of training up to now; since the last call, seconds, pictures per second and share of waiting."""
         seconds, waiting, images = self._interval
         self._interval = (self.seconds, self.waiting, self.images)
         spent = max(self.seconds - seconds, 1e-9)
-        return spent, (self.images - images) / spent, (self.waiting - waiting) / spent
+        return {
+            "seconds": self.seconds,
+            "interval_seconds": spent,
+            "images_per_second": (self.images - images) / spent,
+            "data_wait": (self.waiting - waiting) / spent,
+        }
 
 
 def memory_peak(device: torch.device) -> int:

@@ -38,9 +38,7 @@ def save(trainer, folder: Path) -> None:
     memory = _memory(trainer, rest)
     if main:
         with disk.written_aside(folder) as aside:
-            trainer.model.save_pretrained(aside, state_dict=weights)
-            if trainer.image_processor is not None:
-                trainer.image_processor.save_pretrained(aside)
+            disk.write_model(aside, trainer.model, weights, trainer.image_processor)
             disk.write_tensors(aside / "optimizer.safetensors", tensors)
             if averaged is not None:
                 disk.write_tensors(aside / "ema.safetensors", averaged)

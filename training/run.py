@@ -169,8 +169,8 @@ def describe(trainer: Trainer, train: ImageDataset | ImageStream, evaluation: Im
             f"{trainer.world_size} x {trainer.accelerator.device}",
         ),
     ]
-    if len(trainer.stages) > 1:
-        rows.append(("stages", "; ".join(map(str, trainer.stages))))
+    if len(trainer.plan.stages) > 1:
+        rows.append(("stages", "; ".join(map(str, trainer.plan.stages))))
     return progress.table(rows)
 
 

@@ -1,4 +1,4 @@
-"""What changes in the course of a run besides its rate: the size of the pictures, and how many make an update.
+"""How long a run is, and what changes in its course besides the rate: size of the pictures, how many make an update.
 
 For the Trainer. A run is a row of stages, each a function of the update alone, so that a resumed run goes on in the
 right one. Small pictures first save most of the compute of early training (EfficientNetV2, arXiv:2104.00298); the
@@ -7,6 +7,7 @@ rate does (arXiv:1711.00489).
 """
 
 import dataclasses
+import math
 from typing import Any
 
 from accelerate import PartialState
@@ -41,6 +42,50 @@ class Stage:
     def __str__(self) -> str:
         size = "" if self.image_size is None else f" of {self.image_size[0]} x {self.image_size[1]} px"
         return f"{self.pictures} pictures{size} to update {self.stop:,}"
+
+
+class Plan:
+    """How many updates a run has, and what each of them is.
+
+    Args:
+        config: of the model. pictures: of the training data, None without any. devices: processes of the run.
+
+    Attributes:
+        max_steps: updates of the run; epochs are rounded up. epoch: updates of one, where no schedule changes them.
+        stages: in order.
+    """
+
+    def __init__(self, args: TrainArguments, config, pictures: int | None, devices: int):
+        self.args, self.devices, self.max_steps = args, devices, args.max_steps
+        update = args.per_device_train_batch_size * args.gradient_accumulation_steps * devices
+        self.epoch = (pictures or 0) / update
+        if args.max_steps <= 0 and pictures is not None:
+            self.max_steps = max(1, math.ceil(args.num_train_epochs * pictures / update))
+        self.stages = stages_of(args, config, self.max_steps, self.epoch, devices)
+
+    def updates_of(self, name: str) -> int:
+        """The argument `name`, a length of training, in updates."""
+        return updates_of(name, getattr(self.args, name), self.max_steps, self.epoch)
+
+    def stage_of(self, step: int) -> Stage:
+        """The stage of update `step` (from 0)."""
+        return next(stage for stage in reversed(self.stages) if stage.start <= step)
+
+    def pictures_after(self, step: int) -> int:
+        """Pictures of the updates from `step` to the end of the run."""
+        return sum(max(0, stage.stop - max(stage.start, step)) * stage.pictures for stage in self.stages)
+
+    def check(self, dataset) -> None:
+        """Raise HFViTError for data that are too few, or have no size to choose."""
+        for stage in self.stages:
+            seen_at(dataset, stage.image_size)
+        largest, size = max(self.stages, key=lambda stage: stage.pictures), len(dataset)
+        if largest.pictures > size:
+            raise HFViTError(
+                f"a batch of {largest.pictures} pictures ({largest.batch_size} x {largest.passes} passes x "
+                f"{self.devices} processes) is larger than the {size} training pictures: lower "
+                f"--per_device_train_batch_size to {max(1, size // (largest.passes * self.devices))} or less"
+            )
 
 
 def stages_of(args: TrainArguments, config, max_steps: int, epoch: float, devices: int) -> list[Stage]:

@@ -11,17 +11,16 @@ remembers two numbers, and a resumed run is the uninterrupted one, bit for bit, 
 """
 
 import dataclasses
-import itertools
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import gather_object
 from huggingface_hub import get_token
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 from transformers import PreTrainedModel
 from transformers.trainer_callback import (
     CallbackHandler,
@@ -34,31 +33,25 @@ from transformers.trainer_utils import EvalPrediction, PredictionOutput, TrainOu
 
 from hf_vit.errors import HFViTError
 from hf_vit.hub import push_folder
-from hf_vit.model_card import write_card
 
-from . import attention_examples, progress, resuming
+from . import attention_examples, outcome, progress, resuming
 from . import checkpointing as disk
 from . import facts as report
 from .arguments import TrainArguments
 from .augmentation import Mixing
 from .averaging import WeightAverage
+from .batches import Batches, loader_of
 from .cpu_kernels import kernels_for
-from .data import collate
 from .device import create_accelerator, memory_advice
 from .evaluation import Evaluated, evaluate
-from .flops import measured_peak, train_flops
-from .lengths import updates_of
-from .masked_patches import MASKED_PATCHES, colour_flops
+from .finite import FiniteCheck
+from .flops import measured_peak
 from .objective import Normalise, create_objective
 from .optimization import GradualUnfreezing, averaged_by, create_optimizer, create_scheduler
-from .sampling import EvalOrder, KeyedDataset, TrainOrder, keyed, seed_draw, stack
-from .schedules import Stage, seen_at, stages_of, with_passes
-from .signals import StopRequest, leave_to_the_loop
-from .streaming import ImageStream, StreamOrder
+from .sampling import EvalOrder, keyed, seed_draw
+from .schedules import Plan, with_passes
+from .signals import StopRequest
 from .trackers import flat
-
-
-NEVER = 1 << 62
 
 
 class Trainer:
@@ -105,18 +98,20 @@ class Trainer:
         )
         self._parameters = list(self.objective.parameters())
         self.kernels = kernels_for(self.accelerator.device, args.cpu_kernels, args.torch_compile)
-        self.max_steps = self._count_steps()
-        epoch = 0.0 if self.train_dataset is None else len(self.train_dataset) / self._pictures()
-        self.stages = stages_of(args, model.config, self.max_steps, epoch, self.world_size)
-        self.lr_scheduler = scheduler or create_scheduler(self.optimizer.optimizer, args, self.max_steps, epoch)
-        every = updates_of("unfreeze_every", args.unfreeze_every, self.max_steps, epoch)
+        data, config = self.train_dataset, model.config
+        self.plan = Plan(args, config, None if data is None else len(data), self.world_size)
+        self.max_steps = self.plan.max_steps
+        self.lr_scheduler = scheduler or create_scheduler(
+            self.optimizer.optimizer, args, self.max_steps, self.plan.epoch
+        )
+        every = self.plan.updates_of("unfreeze_every")
         self.unfreezing = GradualUnfreezing(self.objective, every) if every else None
         self.average = WeightAverage(model, args.ema_decay) if args.ema_decay else None
-        self.mixing = None
-        if args.mixup_alpha or args.cutmix_alpha:
-            self.mixing = Mixing(args.mixup_alpha, args.cutmix_alpha, model.config.num_labels, args.seed)
-        self.mixing_ends = self.max_steps - updates_of("mixing_off", args.mixing_off, self.max_steps, epoch)
-        self.meter, self.watch = progress.Meter(self.accelerator.device), progress.Stopwatch()
+        mixes = args.mixup_alpha or args.cutmix_alpha
+        self.mixing = Mixing(args.mixup_alpha, args.cutmix_alpha, config.num_labels, args.seed) if mixes else None
+        self.mixing_ends = self.max_steps - self.plan.updates_of("mixing_off")
+        device = self.accelerator.device
+        self.meter, self.watch = progress.Meter(device), progress.Stopwatch(device)
         self.display = progress.Display(self.accelerator.is_main_process, not args.disable_tqdm)
         self.position = 0  # pictures of the endless row of epochs that are behind us
         self.stop_request, self.interrupted = StopRequest(self.accelerator), False
@@ -127,10 +122,12 @@ class Trainer:
         self._flops_of: dict[tuple[int, int] | None, int] = {}  # training on one picture of a stage's size
         self._flops_logged = 0.0
         self._keeping_history = self._best_is_loaded = False
-        self._places: dict[int, int] = {}  # update -> position, since the loss was last looked at
         self._grad_norm: torch.Tensor | None = None
-        self._done: torch.cuda.Event | None = None  # end of the last update on the GPU
         self._begin_callbacks(callbacks or [])
+        self.batches = Batches(
+            data, args, self.plan, self.rank, self.world_size, device, self.callback_handler, self.watch
+        )
+        self.finite = FiniteCheck(self.accelerator, self.batches)
 
     # -- what a run is -----------------------------------------------------------------------------------------------
 
@@ -153,25 +150,7 @@ class Trainer:
     @property
     def global_batch_size(self) -> int:
         """Pictures of one update, over all processes and passes; where it changes, of the present one."""
-        return self.stage_of(self.state.global_step).pictures
-
-    def stage_of(self, step: int) -> Stage:
-        """The stage of update `step` (from 0)."""
-        return next(stage for stage in reversed(self.stages) if stage.start <= step)
-
-    def pictures_after(self, step: int) -> int:
-        """Pictures of the updates from `step` to the end of the run."""
-        return sum(max(0, stage.stop - max(stage.start, step)) * stage.pictures for stage in self.stages)
-
-    def _pictures(self) -> int:
-        """Pictures of one update, where no schedule changes it."""
-        return self.args.per_device_train_batch_size * self.args.gradient_accumulation_steps * self.world_size
-
-    def _count_steps(self) -> int:
-        """Updates of the run; epochs are rounded up."""
-        if self.args.max_steps > 0 or self.train_dataset is None:
-            return self.args.max_steps
-        return max(1, math.ceil(self.args.num_train_epochs * len(self.train_dataset) / self._pictures()))
+        return self.plan.stage_of(self.state.global_step).pictures
 
     def _begin_callbacks(self, callbacks: list) -> None:
         self.control = TrainerControl()
@@ -208,7 +187,7 @@ class Trainer:
         with self.stop_request.listening(), memory_advice(self.args):
             while self.state.global_step < self.max_steps and not self.control.should_training_stop:
                 self.control = self._event("on_epoch_begin")
-                for batches in self._updates():
+                for batches in self.batches.updates(self.state.global_step, self.position):
                     self.control = self._event("on_step_begin")
                     with self.kernels:
                         self._update(batches)
@@ -222,7 +201,7 @@ class Trainer:
                     if self.control.should_training_stop:
                         break
                     if self.control.should_epoch_stop:
-                        self.position = self._next_epoch()
+                        self.position = self.batches.next_epoch(self.position)
                         break
                     if epoch_ended:
                         self.control = self._event("on_epoch_begin")
@@ -232,14 +211,15 @@ class Trainer:
     def first_batch(self) -> tuple[torch.Tensor, torch.Tensor]:
         """The run's first forward pass: normalised pictures (B, C, H, W), and labels (B,), or (B, K) where mixed."""
         self._check_data()
-        batches = next(self._updates())
-        return self._to_device(batches[0], 0)
+        return self._to_device(next(self.batches.updates(0, 0))[0], 0)
 
     def _update(self, batches: list[dict]) -> None:
         """One optimizer step over the batches of its passes, equal to one large batch."""
         step, passes = self.state.global_step, len(batches)
-        most = max(stage.passes for stage in self.stages)
+        most = max(stage.passes for stage in self.plan.stages)
         count = self._count(batches)
+        self.finite.begin(step, self.position)
+        self.accelerator.gradient_accumulation_steps, self.accelerator.step = passes, 0
         if not self.objective.training:
             self.objective.train()
         for number, batch in enumerate(batches):
@@ -251,7 +231,7 @@ class Trainer:
                 losses, logits, labels = (part[: len(batch["labels"])] for part in found)
                 # Accelerate divides by the passes and averages over the processes: what remains is the mean over all.
                 self.accelerator.backward(losses.sum() * (passes * self.world_size) / count)
-                self.meter.add(losses.detach(), logits.detach(), labels, step)
+                self.finite.see(self.meter.add(losses.detach(), logits.detach(), labels), step)
                 if self.accelerator.sync_gradients:
                     if self.unfreezing is not None:
                         self.unfreezing.drop_gradients(step)
@@ -271,7 +251,7 @@ class Trainer:
             norm = self.accelerator.clip_grad_norm_(self._parameters, self.args.max_grad_norm)
             self._grad_norm = disk.local(norm)
             if self.accelerator.scaler is None:  # a scaled loss overflows now and then, and its step is left out
-                self.meter.mark(self._grad_norm, step)
+                self.finite.see(self._grad_norm, step)
         self.control = self._event("on_pre_optimizer_step")
 
     def _count(self, batches: list[dict]) -> int | torch.Tensor:
@@ -307,82 +287,24 @@ class Trainer:
 
     def _advance(self) -> bool:
         """Count an update; True if an epoch ended with it."""
-        size, before, stage = len(self.train_dataset), self.position, self.stage_of(self.state.global_step)
-        self._places[self.state.global_step] = before
+        size, before, stage = len(self.train_dataset), self.position, self.plan.stage_of(self.state.global_step)
         self.position += stage.pictures
         self.state.global_step += 1
         self.state.epoch = self.position / size
         self.state.total_flos += self._flops_of[stage.image_size] * stage.pictures
         self.watch.lap(stage.pictures)
         self.display.advance()
-        if self.accelerator.device.type == "cuda":
-            self._done = torch.cuda.Event()
-            self._done.record()
         return self.position // size > before // size
-
-    # -- batches -----------------------------------------------------------------------------------------------------
-
-    def _next_epoch(self) -> int:
-        """The next place of the row at which an epoch begins, for all processes alike."""
-        size = len(self.train_dataset)
-        return math.ceil(math.ceil(self.position / size) * size / self.world_size) * self.world_size
-
-    def _updates(self) -> Iterator[list[dict]]:
-        """The batches of one update after another, from `position` to the end of the run."""
-        for stage in self.stages:
-            if self.state.global_step < stage.stop:
-                yield from self._updates_of(stage)
-
-    def _updates_of(self, stage: Stage) -> Iterator[list[dict]]:
-        """The batches of one update after another, from `position` to the end of a stage."""
-        stop = self.position + (stage.stop - self.state.global_step) * stage.pictures
-        loader = self._loader(seen_at(self.train_dataset, stage.image_size), self._order(stage, self.position, stop))
-        self.callback_handler.train_dataloader = loader
-        self.accelerator.gradient_accumulation_steps, self.accelerator.step = stage.passes, 0
-        batches = iter(loader)
-        self.watch.start()
-        while True:
-            began, busy = time.perf_counter(), self._device_is_busy()
-            update = list(itertools.islice(batches, stage.passes))
-            if not (busy and self._device_is_busy()):
-                self.watch.wait(time.perf_counter() - began)
-            if len(update) < stage.passes:
-                return
-            yield update
-
-    def _device_is_busy(self) -> bool:
-        """Whether the GPU still works on the last update: waiting for data then costs nothing."""
-        return self._done is not None and not self._done.query()
-
-    def _order(self, stage: Stage, position: int, stop: int) -> TrainOrder | StreamOrder:
-        """The batches of this process from one place of the row to another."""
-        data, size = self.train_dataset, stage.batch_size
-        where = {"position": position, "stop": stop, "rank": self.rank, "world_size": self.world_size}
-        if isinstance(data, ImageStream):
-            return data.order(size, seed=self.args.seed, **where)
-        return TrainOrder(len(data), size, seed=self.args.seed, **where)
-
-    def _loader(self, dataset: Dataset, order: TrainOrder | StreamOrder | EvalOrder) -> DataLoader:
-        workers = self.args.dataloader_num_workers
-        return DataLoader(
-            dataset,
-            batch_sampler=order,
-            collate_fn=stack if isinstance(dataset, KeyedDataset) else collate,
-            num_workers=workers,
-            prefetch_factor=self.args.dataloader_prefetch_factor if workers else None,
-            pin_memory=self.accelerator.device.type == "cuda",
-            worker_init_fn=leave_to_the_loop,
-        )
 
     # -- logging, evaluating, saving ---------------------------------------------------------------------------------
 
     def _log_evaluate_save(self) -> None:
         """What the callbacks asked for after an update. The loss is looked at before anything is kept."""
         self.control.should_log |= self.state.global_step >= self.max_steps
-        save = self.control.should_save and self.args.save_strategy != "no"
+        save = self.control.should_save
         if self.control.should_log or self.control.should_evaluate or save or self.interrupted:
             self.watch.pause()
-            self._check_finite()
+            self.finite.check(self.output_dir)
         if self.control.should_log:
             self._log_training()
         if self.control.should_evaluate:
@@ -390,31 +312,6 @@ class Trainer:
         if save or self.interrupted:
             self.save_checkpoint()
             self.control = self._event("on_save")
-
-    def _check_finite(self) -> None:
-        """Raise HFViTError naming the update and its files if a loss or gradient was not finite."""
-        bad = int(self.meter.bad_step)
-        first = torch.tensor([bad if bad >= 0 else NEVER], device=self.accelerator.device)
-        step = int(self.accelerator.gather(first).min())
-        if step == NEVER:
-            self._places.clear()
-            return
-        names = self._names_of(step) if bad == step else []
-        names = names if self.world_size == 1 else gather_object(names)
-        kept = disk.checkpoints(self.output_dir)
-        good = f"the last good checkpoint is {kept[-1]}" if kept else "there is no checkpoint yet"
-        raise HFViTError(
-            f"the loss is not finite at update {step + 1} (batch: {', '.join(names[:8])}"
-            f"{', ...' if len(names) > 8 else ''}); {good}. "
-            "Lower --learning_rate, raise --warmup_steps, or set --max_grad_norm 1"
-        )
-
-    def _names_of(self, step: int) -> list[str]:
-        """The files that this process read for an update."""
-        start, stage = self._places[step], self.stage_of(step)
-        batches = self._order(stage, start, start + stage.pictures)
-        items = [self.train_dataset[key] for keys in batches for key in keys]
-        return [str(item["name"] if "name" in item else item["unreadable"]) for item in items]
 
     def _log_training(self) -> None:
         loss, hits, count = self.accelerator.reduce(self.meter.sums, "sum").tolist()
@@ -426,18 +323,13 @@ class Trainer:
 
     def _speed(self) -> dict[str, float]:
         """What the clock says since the last log."""
-        seconds, rate, waiting = self.watch.interval()
-        speed = {
-            "seconds": self.watch.seconds,
-            "interval_seconds": seconds,
-            "images_per_second": rate,
-            "data_wait": waiting,
-            "memory_peak_bytes": progress.memory_peak(self.accelerator.device),
-            "eta_seconds": self.pictures_after(self.state.global_step) / max(rate, 1e-9),
-        }
+        speed = self.watch.interval()
+        left = self.plan.pictures_after(self.state.global_step)
+        speed["eta_seconds"] = left / max(speed["images_per_second"], 1e-9)
+        speed["memory_peak_bytes"] = progress.memory_peak(self.accelerator.device)
         flops, self._flops_logged = self.state.total_flos - self._flops_logged, self.state.total_flos
         if self.peak is not None:
-            speed["mfu"] = flops / (seconds * self.peak * self.world_size)
+            speed["mfu"] = flops / (speed["interval_seconds"] * self.peak * self.world_size)
         return speed
 
     def log(self, logs: dict[str, float], speed: dict[str, float] | None = None) -> None:
@@ -468,11 +360,7 @@ class Trainer:
         if dataset is None:
             raise HFViTError("nothing to evaluate on: give an eval_dataset")
         found = self._evaluate(dataset, keep_outputs=self.compute_metrics is not None)
-        metrics = found.metrics(metric_key_prefix)
-        if self.compute_metrics is not None:
-            extra = self.compute_metrics(EvalPrediction(predictions=found.logits, label_ids=found.labels))
-            head = f"{metric_key_prefix}_"
-            metrics |= {head + name.removeprefix(head): value for name, value in extra.items()}
+        metrics = found.metrics(metric_key_prefix, self.compute_metrics)
         if eval_dataset is None:
             self.last_evaluation = (self.state.global_step, metrics, found.count)
         if not self._best_is_loaded:  # those weights belong to an earlier update, which has its line
@@ -483,27 +371,25 @@ class Trainer:
     def predict(self, test_dataset: Dataset, metric_key_prefix: str = "test") -> PredictionOutput:
         """Logits (N, K), labels (N,) and scores, in the order of the data."""
         found = self._evaluate(keyed(test_dataset), keep_outputs=True)
-        metrics = found.metrics(metric_key_prefix)
+        metrics = found.metrics(metric_key_prefix, self.compute_metrics)
         self.control = self._event("on_predict", metrics=metrics)
         return PredictionOutput(found.logits, found.labels, metrics)
 
     def _evaluate(self, dataset: Dataset, keep_outputs: bool) -> Evaluated:
         size = self.args.per_device_eval_batch_size
         order = EvalOrder(len(dataset), size, rank=self.rank, world_size=self.world_size)
-        loader = self._loader(dataset, order)
+        loader = loader_of(dataset, order, self.args, self.accelerator.device)
         self.callback_handler.eval_dataloader = loader
 
         def on_batch() -> None:
             self.control = self._event("on_prediction_step")
 
-        with self._averaged():
+        with self.averaged():
             return evaluate(self.objective, loader, order, self.accelerator, self._to_device, keep_outputs, on_batch)
 
-    def _averaged(self):
+    def averaged(self) -> AbstractContextManager[None]:
         """Within it, the model holds the average of its weights, if one is kept."""
-        if self.average is None:
-            return averaged_by(self.optimizer.optimizer)
-        return self.average.applied()
+        return averaged_by(self.optimizer.optimizer) if self.average is None else self.average.applied()
 
     def _note_best(self, metrics: dict[str, float]) -> bool:
         """Remember the best score; True if its weights have to be kept."""
@@ -527,19 +413,8 @@ class Trainer:
             disk.rotate(self.output_dir, self.args.save_total_limit, self.state.best_model_checkpoint)
         self.accelerator.wait_for_everyone()
         if self.args.push_to_hub and self.args.hub_strategy != "end":
-            self._push_midway(folder)
+            outcome.push_midway(self, folder if self.args.hub_strategy == "checkpoint" else None)
         return folder
-
-    def _push_midway(self, checkpoint: Path) -> None:
-        """Upload the run as it stands, whole: what anybody loads meanwhile is a model with its card."""
-        self.seconds = time.time() - self.began
-        self.save_model()
-        measured = self.last_evaluation is not None and self.last_evaluation[0] == self.state.global_step
-        self.create_model_card(**({} if measured else {"results": []}))
-        try:
-            self.push_to_hub(checkpoint if self.args.hub_strategy == "checkpoint" else None, attempts=2)
-        except HFViTError as error:  # the network is no reason to stop; the end of the run uploads again
-            self.display.say(f"not uploaded: {error}")
 
     # -- beginning and end -------------------------------------------------------------------------------------------
 
@@ -555,7 +430,8 @@ class Trainer:
         if self.args.push_to_hub and get_token() is None:
             raise HFViTError("--push_to_hub needs a Hugging Face token: run `hf auth login`, or set HF_TOKEN")
         self.began, self._keeping_history = time.time(), True
-        self._flops_of = {stage.image_size: self._train_flops(stage.image_size) for stage in self.stages}
+        sizes = {stage.image_size for stage in self.plan.stages}
+        self._flops_of = {size: report.picture_flops(self.model, self.args, size) for size in sizes}
         if report.is_hf_vit(self.model):
             self.peak = measured_peak(self.accelerator.device, self.precision)
         if folder is not None:
@@ -568,38 +444,19 @@ class Trainer:
             disk.sweep(self.output_dir)
             progress.write_history(self.output_dir, self.state.log_history)
         self.state.max_steps = self.max_steps
-        self.state.num_train_epochs = math.ceil(self.pictures_after(0) / len(self.train_dataset))
+        self.state.num_train_epochs = math.ceil(self.plan.pictures_after(0) / len(self.train_dataset))
         self.state.train_batch_size = self.args.per_device_train_batch_size
         self.state.compute_steps(self.args, self.max_steps)
         self.accelerator.init_trackers(self.args.run_name or self.name, flat(dataclasses.asdict(self.args)))
         self.display.begin(self.state.global_step, self.max_steps)
         self.control = self._event("on_train_begin")
 
-    def _train_flops(self, image_size: tuple[int, int] | None) -> int:
-        """Operations of training on one picture of that size; 0 for a network that the account does not know."""
-        if not report.is_hf_vit(self.model):
-            return 0
-        frozen = not any(p.requires_grad for p in self.model.base_model.parameters())
-        found = train_flops(self.model.config, image_size, frozen=frozen, compiled=self.args.torch_compile)
-        return found + 3 * colour_flops(self.model.config, image_size) * (self.args.loss == MASKED_PATCHES)
-
     def _check_data(self) -> None:
         if self.train_dataset is None:
             raise HFViTError("nothing to train on: give a train_dataset")
-        largest, size = max(self.stages, key=lambda stage: stage.pictures), len(self.train_dataset)
-        for stage in self.stages:
-            seen_at(self.train_dataset, stage.image_size)
-        if self.unfreezing is not None and self.unfreezing.last >= self.max_steps:
-            raise HFViTError(
-                f"--unfreeze_every {self.args.unfreeze_every}: the lowest layer would begin at update "
-                f"{self.unfreezing.last}, after the end of training ({self.max_steps}): lower it"
-            )
-        if largest.pictures > size:
-            raise HFViTError(
-                f"a batch of {largest.pictures} pictures ({largest.batch_size} x {largest.passes} passes x "
-                f"{self.world_size} processes) is larger than the {size} training pictures: lower "
-                f"--per_device_train_batch_size to {max(1, size // (largest.passes * self.world_size))} or less"
-            )
+        self.plan.check(self.train_dataset)
+        if self.unfreezing is not None:
+            self.unfreezing.check(self.max_steps)
 
     def _end(self) -> TrainOutput:
         best = self.state.best_model_checkpoint
@@ -611,10 +468,9 @@ class Trainer:
         self.display.end()
         self.seconds = time.time() - self.began
         losses = [line["loss"] for line in self.state.log_history if "loss" in line]
-        rate = self.watch.images / max(self.watch.seconds, 1e-9)
         metrics = {
             "train_runtime": self.seconds,
-            "train_samples_per_second": rate,
+            "train_samples_per_second": self.watch.images / max(self.watch.seconds, 1e-9),
             "total_flos": self.state.total_flos,
         }
         return TrainOutput(self.state.global_step, losses[-1] if losses else math.nan, metrics)
@@ -623,17 +479,7 @@ class Trainer:
 
     def save_model(self, output_dir: str | Path | None = None) -> None:
         """Write weights (their average, if one is kept), config, code and processor; each file appears whole."""
-        folder = self.output_dir if output_dir is None else Path(output_dir)
-        main = self.accelerator.is_main_process
-        with self._averaged():
-            weights = disk.weights_of(self.model, keep=main)
-            if main:
-                with disk.written_aside(folder / ".finished") as aside:
-                    self.model.save_pretrained(aside, state_dict=weights)
-                    if self.image_processor is not None:
-                        self.image_processor.save_pretrained(aside)
-                disk.publish(folder / ".finished", folder)
-        self.accelerator.wait_for_everyone()
+        outcome.save_model(self, self.output_dir if output_dir is None else Path(output_dir))
 
     def create_model_card(self, **entries) -> dict[str, Any]:
         """Write facts.json, the training curve and the card rendered from them; returns the facts.
@@ -641,22 +487,7 @@ class Trainer:
         Args:
             entries: top-level facts to add or replace.
         """
-        names = list(self.unreadable)
-        unreadable = len(set(names if self.world_size == 1 else gather_object(names)))
-        facts = report.run_facts(self, unreadable) | entries
-        if self.accelerator.is_main_process:
-            self.output_dir.mkdir(parents=True, exist_ok=True)
-            if progress.draw_curve(self.state.log_history, self.output_dir / progress.CURVE_NAME):
-                facts["figures"] = [progress.CURVE_NAME]
-            positions = self.output_dir / progress.POSITIONS_NAME
-            if report.is_hf_vit(self.model) and progress.draw_positions(self.model, positions):
-                facts.setdefault("figures", []).append(positions.name)
-            with self._averaged():
-                attention_examples.add(self, facts)
-            report.write_facts(self.output_dir, facts)
-            write_card(self.output_dir)
-        self.accelerator.wait_for_everyone()
-        return facts
+        return outcome.write_facts_and_card(self, entries)
 
     def push_to_hub(self, checkpoint: Path | None = None, **kwargs) -> str | None:
         """Upload `output_dir` (weights, code, processor, card, facts); its address, on the main process.
