@@ -8,7 +8,7 @@ import dataclasses
 import pytest
 
 from hf_vit.errors import HFViTError
-from training.arguments import GROUPS, Arguments
+from training.arguments import GROUPS, Arguments, DataArguments, TrainArguments
 from training.command_line import parse
 
 
@@ -49,3 +49,10 @@ def test_names_do_not_collide_between_the_groups():
     names = [field.name for group in GROUPS.values() for field in dataclasses.fields(group)]
     assert len(names) == len(set(names))
     assert isinstance(parse([], "finetune"), Arguments)
+
+
+def test_a_word_that_is_none_of_the_choices_is_refused_also_from_python():
+    with pytest.raises(HFViTError, match=r"--optim 'adamw': choose from .*; did you mean adamw_torch"):
+        TrainArguments(optim="adamw")
+    with pytest.raises(HFViTError, match="--crop 'center': choose from inception"):
+        DataArguments(crop="center")

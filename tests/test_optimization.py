@@ -10,11 +10,13 @@ import torch
 from hf_vit import HFViTConfig, HFViTForImageClassification
 from hf_vit.errors import HFViTError
 from training.arguments import TrainArguments
+from training.masked_patches import masked_model
 from training.optimization import (
     GradualUnfreezing,
     averaged_by,
     create_optimizer,
     create_scheduler,
+    decays,
     layer_numbers,
     parameter_groups,
     rate_factor,
@@ -54,6 +56,13 @@ def test_a_probe_does_not_decay_and_frozen_parameters_are_left_out():
     model.freeze_backbone()
     moved = {id(p) for group in parameter_groups(model, 0.1) for p in group["params"]}
     assert moved == {id(model.classifier.weight), id(model.classifier.bias)}
+
+
+def test_tokens_that_only_some_networks_have_do_not_decay():
+    masked = masked_model(HFViTConfig(image_size=8, patch_size=4, hidden_size=8, num_attention_heads=2, num_labels=0))
+    kept = {id(p) for p in parameter_groups(masked, 0.1)[1]["params"]}
+    assert id(masked.mask_token) in kept
+    assert not decays("deit.embeddings.distillation_token", torch.zeros(1, 1, 8))
 
 
 def google(step, base, total, warmup, decay_type, linear_end=1e-5):

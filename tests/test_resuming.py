@@ -3,6 +3,7 @@
 pytest tests/test_resuming.py
 """
 
+import dataclasses
 import json
 import shutil
 
@@ -12,6 +13,8 @@ from test_trainer import Pictures, arguments, tiny
 from transformers import EarlyStoppingCallback, TrainerCallback
 
 from hf_vit.errors import HFViTError
+from training.augmentation import EvalTransform
+from training.data import open_dataset
 from training.trainer import Trainer
 
 
@@ -120,6 +123,18 @@ def test_other_data_are_refused_with_what_changed(tmp_path):
     run(tmp_path / "out", 4)
     with pytest.raises(HFViTError, match=r"the data changed \(images: 30 there, 31 here\)"):
         run(tmp_path / "out", resume=True, data=Pictures(31))
+
+
+def test_as_many_other_pictures_are_other_data(tmp_path):
+    one, other = (open_dataset("digits", split=split).with_transform(EvalTransform((8, 8)), 0)
+                  for split in ("train[:40]", "train[40:80]"))  # fmt: skip
+    assert len(one) == len(other) and one.fingerprint != other.fingerprint
+    values = {"max_steps": 4, "save_steps": 2, "logging_steps": 2}
+    Trainer(tiny(num_labels=10), arguments(tmp_path / "out", **values), one).train()
+    with pytest.raises(HFViTError, match=r"the data changed \(fingerprint: "):
+        Trainer(
+            tiny(num_labels=10), arguments(tmp_path / "out", **values), dataclasses.replace(other, split=one.split)
+        ).train(True)
 
 
 def test_another_architecture_is_refused_with_what_changed(tmp_path):

@@ -81,6 +81,26 @@ def test_the_first_updates_are_those_of_a_plain_pytorch_loop(tmp_path):
         torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=1e-5, msg=name)
 
 
+def test_without_clipping_the_step_has_the_gradients_length(tmp_path):
+    data, model, plain = Pictures(8), tiny(), tiny()
+    args = arguments(tmp_path / "out", max_steps=1, optim="sgd", lr_scheduler_type="constant", max_grad_norm=0)
+    Trainer(model, args, data).train()
+    plain((data.pixels.float() / 255 - 0.5) / 0.5, labels=data.labels).loss.backward()
+    assert torch.nn.utils.get_total_norm([p.grad for p in plain.parameters()]) > 1
+    moved = plain.classifier.bias.detach() - 1e-2 * plain.classifier.bias.grad
+    torch.testing.assert_close(model.classifier.bias.detach(), moved, atol=1e-6, rtol=1e-5)
+
+
+def test_epochs_are_a_length_and_are_rounded_up(tmp_path):
+    args = arguments(tmp_path / "out", max_steps=-1, num_train_epochs=1.9, warmup_steps="1 epoch", logging_steps=1,
+                     lr_scheduler_type="constant")  # fmt: skip
+    Trainer(tiny(), args, Pictures(40)).train()
+    rates = [line["learning_rate"] for line in history(tmp_path / "out")]
+    assert rates == pytest.approx(
+        [0.0, 2e-3, 4e-3, 6e-3, 8e-3, 1e-2, 1e-2, 1e-2, 1e-2, 1e-2]
+    )  # 9.5 updates, 5 of them
+
+
 def test_it_learns_and_the_logged_loss_is_the_mean_over_pictures(tmp_path):
     data = Pictures(40)
     trainer = Trainer(
@@ -128,6 +148,7 @@ def test_evaluation_counts_every_picture_once(tmp_path, batch):
     assert metrics["eval_accuracy"] == pytest.approx(float((logits.argmax(-1) == data.labels).float().mean()))
     assert metrics["eval_n"] == 23 and "eval_top5_accuracy" not in metrics
     predicted = trainer.predict(data)
+    assert predicted.metrics["test_n"] == 23 and predicted.metrics["test_loss"] == metrics["eval_loss"]
     np.testing.assert_allclose(predicted.predictions, logits.numpy(), atol=1e-5)
     np.testing.assert_array_equal(predicted.label_ids, data.labels.numpy())
     assert not (tmp_path / "out").exists()
@@ -204,6 +225,32 @@ def test_early_stopping_and_the_best_weights(tmp_path):
     assert {p.name for p in (tmp_path / "out").glob("checkpoint-*")} == {"checkpoint-4", "checkpoint-6"}
 
 
+def test_the_most_accurate_weights_are_kept_and_no_others(tmp_path):
+    class Scores(TrainerCallback):
+        """Puts an accuracy in the place of the one found."""
+
+        def on_step_end(self, args, state, control, **kwargs):
+            trainer.compute_metrics = lambda outputs: {"accuracy": accuracies[state.global_step]}
+
+    accuracies = {2: 0.2, 4: 0.6, 6: 0.4}
+    args = arguments(tmp_path / "out", eval_steps=2, save_strategy="best")
+    trainer = Trainer(tiny(), args, Pictures(40), Pictures(20), callbacks=[Scores])
+    trainer.train()
+    assert (trainer.state.best_metric, trainer.state.best_global_step) == (0.6, 4)
+    kept = {path.name for path in (tmp_path / "out").glob("checkpoint-*")}
+    assert kept == {"checkpoint-2", "checkpoint-4"}  # update 6 is no better
+
+
+def test_a_callback_that_asks_for_a_checkpoint_gets_one(tmp_path):
+    class Save(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            control.should_save = state.global_step == 4
+            return control
+
+    Trainer(tiny(), arguments(tmp_path / "out", save_strategy="no"), Pictures(40), callbacks=[Save]).train()
+    assert [path.name for path in (tmp_path / "out").glob("checkpoint-*")] == ["checkpoint-4"]
+
+
 def test_a_callback_can_end_an_epoch(tmp_path):
     class Skip(TrainerCallback):
         def on_step_end(self, args, state, control, **kwargs):
@@ -223,6 +270,20 @@ def test_a_loss_that_is_not_finite_names_update_and_files_and_keeps_the_last_goo
     message = str(error.value)
     assert "not finite at update 5 " in message and f"item {poison}" in message and "checkpoint-3" in message
     assert [p.name for p in (tmp_path / "out").glob("checkpoint-*")] == ["checkpoint-3"]
+
+
+def test_a_gradient_that_is_not_finite_stops_the_run_too(tmp_path):
+    model = tiny()
+
+    class Overflow(TrainerCallback):
+        def on_step_begin(self, args, state, control, **kwargs):
+            if state.global_step == 1:
+                model.classifier.bias.register_hook(lambda gradient: gradient * math.inf)
+
+    with pytest.raises(HFViTError, match="not finite at update 2 "):
+        Trainer(
+            model, arguments(tmp_path / "out", max_steps=2, save_steps=0), Pictures(40), callbacks=[Overflow]
+        ).train()
 
 
 def test_a_pass_without_a_readable_picture_counts_nothing(tmp_path):
@@ -374,14 +435,24 @@ def test_mixing_is_really_off_at_the_end(tmp_path, workers):
     trainer.objective.forward = noting
     trainer.train()
     assert soft == [True, True, True, False, False, False]
+    with pytest.raises(HFViTError, match="off in all 6 updates"):
+        Trainer(tiny(), arguments(tmp_path / "no", mixup_alpha=1.0, mixing_off=6), data).train()
 
 
 def test_unfreezing_moves_the_lowest_layer_last_and_must_reach_it(tmp_path):
     model = tiny(num_hidden_layers=2)
     torch.nn.init.normal_(model.classifier.weight)
-    before = {name: p.detach().clone() for name, p in model.named_parameters()}
-    Trainer(model, arguments(tmp_path / "out", max_steps=4, unfreeze_every=1, save_steps=0), Pictures(40)).train()
-    assert all(not torch.equal(before[n], p) for n, p in model.named_parameters() if "mlp.fc1.weight" in n)
+    before, moved = {name: p.detach().clone() for name, p in model.named_parameters()}, []
+
+    class Watch(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            changed = {name for name, p in model.named_parameters() if not torch.equal(before[name], p)}
+            moved.append([part for part in parts if any(part in name for name in changed)])
+
+    parts = ["classifier.weight", "layers.1.mlp.fc1.weight", "layers.0.mlp.fc1.weight", "cls_token"]
+    args = arguments(tmp_path / "out", max_steps=4, unfreeze_every=1, save_steps=0)
+    Trainer(model, args, Pictures(40), callbacks=[Watch]).train()
+    assert moved == [parts[:1], parts[:2], parts[:3], parts]
     with pytest.raises(HFViTError, match=r"begin at update 6, after the end of training \(6\)"):
         Trainer(tiny(num_hidden_layers=2), arguments(tmp_path / "no", unfreeze_every=2), Pictures(40)).train()
 

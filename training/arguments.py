@@ -10,6 +10,7 @@ Sources: Dosovitskiy et al. 2020 (arXiv:2010.11929), Tables 3 and 4, appendix B.
 # ruff: noqa: RUF009  (`option` returns a dataclass field)
 
 import dataclasses
+import difflib
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,17 @@ def option(default: Any, text: str, unit: str = "", source: str = "", choices: t
     if isinstance(default, list | dict):
         return dataclasses.field(default_factory=lambda: type(default)(default), metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
+
+
+def check_choice(field: dataclasses.Field, value: Any) -> None:
+    """Raise HFViTError for a word that the field does not offer."""
+    choices = field.metadata["choices"]
+    if choices and value is not None and value not in choices:
+        near = difflib.get_close_matches(str(value), choices, 1)
+        raise HFViTError(
+            f"--{field.name} {value!r}: choose from {', '.join(choices)}"
+            + (f"; did you mean {near[0]}?" if near else "")
+        )
 
 
 @dataclasses.dataclass
@@ -131,6 +143,10 @@ class DataArguments:
         "share",
         "timm; squash: vit_jax/input_pipeline.py",
     )
+
+    def __post_init__(self):
+        for field in dataclasses.fields(self):
+            check_choice(field, getattr(self, field.name))
 
 
 @dataclasses.dataclass
@@ -342,7 +358,9 @@ class TrainArguments:
         self.check()
 
     def check(self) -> None:
-        """Raise HFViTError for numbers that cannot be meant."""
+        """Raise HFViTError for words and numbers that cannot be meant."""
+        for field in dataclasses.fields(self):
+            check_choice(field, getattr(self, field.name))
         at_least_one = (
             "per_device_train_batch_size",
             "per_device_eval_batch_size",

@@ -17,7 +17,7 @@ import yaml
 
 from hf_vit.errors import HFViTError, Parser
 
-from .arguments import FIELDS, GROUPS, RECIPES, RESOLVED_NAME, Arguments, ModelArguments
+from .arguments import FIELDS, GROUPS, RECIPES, RESOLVED_NAME, Arguments, ModelArguments, check_choice
 
 
 EXAMPLES = {
@@ -64,8 +64,8 @@ def parse(argv: list[str] | None, stage: str) -> Arguments:
     if chosen_fields is not None:
         pairs = coerce("set", [pair for group in chosen_fields for pair in group])
         values["set"] = values.get("set", {}) | pairs
-    if "model" in given:
-        values.pop("preset", None) if "preset" not in given else None
+    if "model" in given and "preset" not in given:
+        values.pop("preset", None)
     groups = {
         key: group(**{f.name: values[f.name] for f in dataclasses.fields(group) if f.name in values})
         for key, group in GROUPS.items()
@@ -75,7 +75,7 @@ def parse(argv: list[str] | None, stage: str) -> Arguments:
 
 def coerce(name: str, value: Any) -> Any:
     """Bring a word of the command line or a value of a recipe to the type of the field `name`."""
-    hint, choices = TYPES[name], FIELDS[name].metadata["choices"]
+    hint = TYPES[name]
     if name == "sweep":
         return _grid(_config_fields(value, name))
     if hint == dict[str, Any]:
@@ -84,11 +84,7 @@ def coerce(name: str, value: Any) -> Any:
         result = _as_type(hint, value)
     except (TypeError, ValueError):
         raise HFViTError(f"--{name} {value!r}: give {in_words(hint)}") from None
-    if choices and result is not None and result not in choices:
-        near = difflib.get_close_matches(str(result), choices, 1)
-        raise HFViTError(
-            f"--{name} {result!r}: choose from {', '.join(choices)}" + (f"; did you mean {near[0]}?" if near else "")
-        )
+    check_choice(FIELDS[name], result)
     return result
 
 

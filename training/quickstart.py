@@ -152,13 +152,8 @@ def commands(root: Path, seeds: Sequence[int], extra: Sequence[str]) -> Iterator
     """(title, command line) of every stage, in order, with the options that matter written out."""
     package = __package__ or "training"
     launcher = ["accelerate", "launch", "--num_processes", "1", "--num_machines", "1", "--mixed_precision", "no"]
-    launcher += [
-        "--dynamo_backend",
-        "no",
-        "--num_cpu_threads_per_process",
-        str(max(1, usable_cores() - 1)),
-        "-m",
-    ]  # one draws pictures
+    threads = max(1, usable_cores() - 1)  # one core draws pictures
+    launcher += ["--dynamo_backend", "no", "--num_cpu_threads_per_process", str(threads), "-m"]
     pretrained = root / "pretrained"
     options = ["--config", PRETRAIN, "--seed", str(seeds[0]), "--output_dir", str(pretrained)]
     yield "pre-training on generated letters", [*launcher, f"{package}.pretrain", *options, *extra]

@@ -76,9 +76,14 @@ class Plan:
         return sum(max(0, stage.stop - max(stage.start, step)) * stage.pictures for stage in self.stages)
 
     def check(self, dataset) -> None:
-        """Raise HFViTError for data that are too few, or have no size to choose."""
+        """Raise HFViTError for data that are too few or have no size to choose, and for mixing that never happens."""
         for stage in self.stages:
             seen_at(dataset, stage.image_size)
+        if (self.args.mixup_alpha or self.args.cutmix_alpha) and self.updates_of("mixing_off") >= self.max_steps:
+            raise HFViTError(
+                f"--mixing_off {self.args.mixing_off}: mixup and cutmix would be off in all {self.max_steps} updates: "
+                "lower it, or leave them out"
+            )
         largest, size = max(self.stages, key=lambda stage: stage.pictures), len(dataset)
         if largest.pictures > size:
             raise HFViTError(
