@@ -266,7 +266,8 @@ def test_a_loss_that_is_not_finite_names_update_and_files_and_keeps_the_last_goo
     order = list(TrainOrder(40, 8, seed=42, position=0, stop=80, rank=0, world_size=1))
     poison = next(index for _, index in order[4])
     with pytest.raises(HFViTError) as error:
-        Trainer(tiny(), arguments(tmp_path / "out", logging_steps=50), Pictures(40, poison=poison)).train()
+        args = arguments(tmp_path / "out", max_steps=9, logging_steps=50)  # looked at before the checkpoint at 6
+        Trainer(tiny(), args, Pictures(40, poison=poison)).train()
     message = str(error.value)
     assert "not finite at update 5 " in message and f"item {poison}" in message and "checkpoint-3" in message
     assert [p.name for p in (tmp_path / "out").glob("checkpoint-*")] == ["checkpoint-3"]
