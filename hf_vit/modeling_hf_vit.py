@@ -268,7 +268,7 @@ class HFViTDropPath(nn.Module):
     """Stochastic depth: a branch is left out for whole samples while training (arXiv:1603.09382).
 
     The samples that leave it out are not computed. Compiled code, whose shapes have to be fixed, and whoever asks for
-    the weights of all samples compute and discard them: the same draws with the same chances either way.
+    the weights of all samples compute and discard them, with the same chances.
     """
 
     def __init__(self, rate: float):
@@ -527,10 +527,8 @@ class HFViTBackbone(BackboneMixin, HFViTPreTrainedModel):
         maps = []
         for stage, tokens in zip(self.stage_names, outputs.hidden_states):
             if stage in self.out_features:
-                patches = self.vit.layernorm(tokens)[:, self.config.num_prefix_tokens :]  # (B, N, D)
-                maps.append(
-                    patches.transpose(1, 2).reshape(tokens.shape[0], -1, rows, columns)
-                )  # (B, D, rows, columns)
+                patches = self.vit.layernorm(tokens)[:, self.config.num_prefix_tokens :].transpose(1, 2)  # (B, D, N)
+                maps.append(patches.unflatten(2, (rows, columns)))  # (B, D, rows, columns)
         return BackboneOutput(
             feature_maps=tuple(maps), hidden_states=outputs.hidden_states, attentions=outputs.attentions
         )

@@ -292,7 +292,7 @@ class HFViTPreTrainedModel(PreTrainedModel):
         Under `torch.inference_mode()` or `no_grad()` blocks, and a hybrid's ResNet, compute the fastest way that this
         machine has, measured once for each size of batch: the first pass of a size takes longer. Everything else goes
         on to work, at the plain model's speed and precision: training, `output_attentions`, hooks, `torch.compile`;
-        saving writes the plain weights. Prepared copies of weights need as much memory again at most, and are made
+        saving writes the plain weights. Prepared copies of weights need about as much memory again, and are made
         again when weights change.
 
         Args:

@@ -1,6 +1,6 @@
 """The distribution of every tensor under each initialiser, for a model with every part that there is.
 
-pytest tests/test_initialisers.py; Google's own ("jax"), tensor by tensor, is in test_modeling.py.
+pytest tests/test_initialisers.py; Google's own ("jax"), tensor by tensor, is in test_pretrained.py.
 """
 
 import math
