@@ -5,20 +5,36 @@ itself is torch's and runs over gloo.
 """
 
 import json
+import os
+import signal
 import sys
 
 from accelerate import DistributedType, PartialState
 from test_trainer import Pictures, arguments, tiny
+from transformers import TrainerCallback
 
 from training.trainer import Trainer
+
+
+class Sigterm(TrainerCallback):
+    """Asks the last process alone to stop, in the update after `step`."""
+
+    def __init__(self, step: int):
+        self.step = step
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        if state.global_step == self.step and not state.is_world_process_zero:
+            os.kill(os.getpid(), signal.SIGTERM)
 
 
 def main(folder: str, kind: str, values: dict) -> None:
     if kind == "fsdp2":
         PartialState(cpu=True)
         PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
-    resume = values.pop("resume", None)
-    trainer = Trainer(tiny(num_hidden_layers=2), arguments(folder, **values), Pictures(40), Pictures(23))
+    resume, sigterm = values.pop("resume", None), values.pop("sigterm", None)
+    callbacks = [] if sigterm is None else [Sigterm(sigterm)]
+    args = arguments(folder, **values)
+    trainer = Trainer(tiny(num_hidden_layers=2), args, Pictures(40), Pictures(23), callbacks=callbacks)
     trainer.train(resume)
     trainer.evaluate()
     predicted = trainer.predict(Pictures(23)).predictions

@@ -112,3 +112,15 @@ def test_two_processes_resume_with_the_same_bytes(tmp_path, kind):
     assert resumed[0] == whole[0]
     for name in ("model.safetensors", "history.jsonl"):
         assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "resumed" / name).read_bytes()
+
+
+@pytest.mark.slow
+def test_a_signal_to_one_process_ends_both_at_the_same_update_with_a_checkpoint(tmp_path):
+    values = {"max_steps": 25, "logging_steps": 5, "save_steps": 0, "per_device_train_batch_size": 4}
+    whole = launch(tmp_path / "whole", **values)
+    launch(tmp_path / "out", sigterm=3, **values)
+    assert [path.name for path in (tmp_path / "out").glob("checkpoint-*")] == ["checkpoint-10"]
+    history, weights, _ = launch(tmp_path / "out", resume=True, **values)
+    assert history == whole[0]
+    for name in weights:
+        np.testing.assert_array_equal(weights[name], whole[1][name], err_msg=name)
