@@ -46,12 +46,13 @@ KINDS = {
 
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_way_answers_as_the_plain_model(force, kind, way):
+def test_every_way_answers_as_the_plain_model(force, kind, way, monkeypatch):
     force(way)
+    monkeypatch.setattr(inference, "ROWS_AT_ONCE", 40)  # two pictures of 32 x 32 pixels, less than one of 40 x 72
     plain = tiny(**KINDS[kind])
     fast = copy.deepcopy(plain).optimize_for_inference()
     with torch.inference_mode():
-        for size, batch in (((32, 32), 1), ((40, 72), 3)):
+        for size, batch in (((32, 32), 1), ((32, 32), 5), ((40, 72), 3)):
             pixels = torch.randn(batch, 3, *size)
             expected, answer = plain(pixels), fast(pixels)
             torch.testing.assert_close(answer.logits, expected.logits, atol=2e-5, rtol=2e-5)
@@ -234,6 +235,24 @@ def test_int8_is_near_and_follows_the_weights(kind, dtype):
             for model in (plain, fast):
                 model.load_state_dict(other.state_dict())
             fast.optimize_for_inference(int8_calibration=pixels)
+
+
+def test_int8_scales_are_the_largest_activations_of_the_calibration_pictures():
+    model, largest = tiny(), {}
+    layer = model.vit.layers[1]
+    products = {
+        "qkv": layer.attention.k_proj,
+        "out": layer.attention.o_proj,
+        "fc1": layer.mlp.fc1,
+        "fc2": layer.mlp.fc2,
+    }
+    for name, product in products.items():
+        product.register_forward_pre_hook(
+            lambda _, args, name=name: largest.update({name: args[0].abs().max().item()})
+        )
+    with torch.no_grad():
+        found = inference.measure_scales(model.vit, torch.randn(3, 3, 32, 32))
+    assert len(found) == 2 and found[1] == pytest.approx({name: value / 127 for name, value in largest.items()})
 
 
 def test_int8_says_what_it_cannot():

@@ -122,6 +122,8 @@ def test_patch_size_and_channels_can_change(tmp_path):
     large = F.interpolate(x, (64, 64), mode="nearest")
     assert changed.vit.embeddings.patch_embeddings.projection.weight.shape == (32, 3, 16, 16)
     assert changed(large).logits.shape == (1, 5)
+    tables = [one.vit.embeddings.position_embeddings for one in (changed, model)]
+    assert torch.equal(*tables)  # 4 x 4 patches before and after
     for channels in (1, 4, 12):
         other = HFViTForImageClassification.from_pretrained(tmp_path, num_channels=channels).eval()
         grey = torch.randn(1, 1, 32, 32)

@@ -84,6 +84,19 @@ def test_with_prepared_blocks_before_or_after():
     assert type(plain.vit.layers[0].forward).__name__ == "PreparedLayer"
 
 
+def test_with_int8_blocks_before_or_after():
+    model = tiny()
+    pixels = torch.randn(4, 3, 32, 32)
+    with torch.no_grad():
+        expected = merge_tokens(copy.deepcopy(model), 3).vit(pixels).last_hidden_state
+        before = merge_tokens(copy.deepcopy(model).optimize_for_inference(int8_calibration=pixels), 3)
+        after = merge_tokens(copy.deepcopy(model), 3).optimize_for_inference(int8_calibration=pixels)
+        for one in (before, after):
+            answer = one.vit(pixels).last_hidden_state
+            assert answer.shape == expected.shape and not torch.equal(answer, expected)
+            torch.testing.assert_close(answer[:, 0], expected[:, 0], atol=0.25, rtol=0.25)
+
+
 def test_gradients_training_and_compiled():
     model = merge_tokens(tiny(), 3)
     pixels = torch.randn(2, 3, 32, 32)
