@@ -95,7 +95,7 @@ def test_probe_of_relevance(pixels):
 
 @pytest.mark.parametrize("backend", ["eager", "sdpa", "flex_attention"])
 def test_every_backend_shows_the_same_and_is_put_back(backend, pixels):
-    model = build()
+    model = build(hidden_dropout_prob=0.5, patch_dropout_rate=0.5)  # which would show in training mode
     expected = {method: explain(model, pixels, method) for method in METHODS}
     model.set_attn_implementation(backend)
     model.train()
