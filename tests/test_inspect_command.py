@@ -11,9 +11,12 @@ import pytest
 import torch
 from PIL import Image
 from transformers import BitConfig, BitForImageClassification, ViTImageProcessor
+from transformers.models.vit import ViTImageProcessorPil
 
-from hf_vit import HFViTConfig, HFViTForImageClassification
+from hf_vit import HFViTConfig, HFViTForImageClassification, figures
 from hf_vit.cli import main
+from hf_vit.perturbation import compare_explanations
+from hf_vit.relevance import explain
 
 
 def folder_of(path, **changes):
@@ -108,6 +111,56 @@ def test_choices_are_honoured(capsys, model, pictures, tmp_path):
     assert shown == {"relevance.png", "colours.png", "heads.png", "norms.png"}
 
 
+def test_choices_reach_what_is_computed(capsys, monkeypatch, model, pictures, tmp_path):
+    """Class, steps and baseline of the numbers, class of the overlay; blocks and heads of the figures."""
+    drawn = {}
+
+    def heads(maps, title, numbers, proportion):
+        drawn.update(layers=list(maps), heads=list(numbers), proportion=proportion)
+        return figures.Figure()
+
+    def norms(lengths, *_):
+        drawn.update(norms=list(lengths))
+        return figures.Figure()
+
+    monkeypatch.setattr(figures, "draw_attention_heads", heads)
+    monkeypatch.setattr(figures, "draw_norms", norms)
+    choices = ("--class", "2", "--steps", 3, "--baseline", "mean", "--methods", "rollout", "relevance")
+    words = (pictures / "a.png", "--out", tmp_path / "out", "--layers", -1, "--heads", 1, "--device", "cpu")
+    assert run(capsys, model, *words, *choices)[0] == 0
+    assert drawn == {"layers": [1], "heads": [1], "proportion": 30 / 50, "norms": [1]}
+    classifier = HFViTForImageClassification.from_pretrained(model).eval()
+    processor = ViTImageProcessorPil.from_pretrained(model)
+    with Image.open(pictures / "a.png") as picture:
+        pixels = processor(picture, return_tensors="pt")["pixel_values"]
+        original = figures.enlarged(np.asarray(picture), 360)
+    own = compare_explanations(classifier, pixels, ["rollout", "relevance"], 2, 3, "mean", random_orders=3)
+    numbers = json.loads((tmp_path / "out" / "numbers.json").read_text())
+    areas = numbers["pictures"][0]["models"][0]["areas"]
+    assert list(areas) == list(own)
+    for method, found in areas.items():
+        assert found["deletion"] == pytest.approx(own[method].deletion_area.item(), rel=1e-5)
+        assert found["insertion"] == pytest.approx(own[method].insertion_area.item(), rel=1e-5)
+    scores = [area["score"] for area in numbers["models"][0]["mean_areas"].values()]
+    assert scores == sorted(scores, reverse=True)  # the best first
+    view = figures.view_of(processor.to_dict(), original.shape[:2])
+    heat = figures.on_picture(explain(classifier, pixels, "relevance", 2)[0].numpy(), (4, 4), view)
+    with Image.open(tmp_path / "out" / "model-1" / "001-a" / "relevance.png") as seen:
+        assert np.array_equal(np.asarray(seen), figures.overlay(original, heat))
+
+
+def test_several_labels_have_probabilities_of_their_own(capsys, pictures, tmp_path):
+    several = folder_of(tmp_path / "several", problem_type="multi_label_classification")
+    words = (pictures / "a.png", "--out", tmp_path / "out", "--steps", 2, "--methods", "rollout")
+    assert run(capsys, several, *words)[0] == 0
+    found = json.loads((tmp_path / "out" / "numbers.json").read_text())["pictures"][0]["models"][0]
+    classifier = HFViTForImageClassification.from_pretrained(several).eval()
+    with Image.open(pictures / "a.png") as picture:
+        pixels = ViTImageProcessorPil.from_pretrained(several)(picture, return_tensors="pt")["pixel_values"]
+    expected = classifier(pixels).logits[0].sigmoid().sort(descending=True).values.tolist()
+    assert [score for _, score in found["labels"]] == pytest.approx(expected, rel=1e-4)
+
+
 def test_models_of_other_kinds(capsys, pictures, tmp_path):
     """No classifier and no positions; one channel."""
     bare = folder_of(tmp_path / "bare", id2label=None, num_labels=0, position_embedding_type="none", pooling="gap")
@@ -143,6 +196,7 @@ def test_bad_input_is_one_line(capsys, model, pictures, tmp_path):
         ((tmp_path / "nothing", *out), "no such file or folder"),
         ((model, pictures, *out, "--layers", 2), "layer 2 does not exist: the model has 2, 0 to 1"),
         ((model, pictures, *out, "--heads", 7), "head 7 does not exist: the model has 2, 0 to 1"),
+        ((model, pictures, *out, "--device", "nowhere"), "no device 'nowhere' here"),
         ((model, pictures, *out, "--class", "moon"), "no class 'moon': the model has 3 (circle, square, <star>"),
         ((model, tmp_path / "broken.png", *out), "none of 1 pictures could be read"),
         ((model, tmp_path / "missing.png", *out), "no picture at"),

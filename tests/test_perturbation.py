@@ -58,14 +58,16 @@ def test_curves_end_where_the_picture_does(kind):
 
 
 def test_random_is_the_mean_of_orders_drawn_from_the_seed():
-    model, pixels = build(), torch.randn(2, 3, HEIGHT, WIDTH)
+    """Of every classifier, where the maps are given."""
+    pixels, maps = torch.rand(2, 3, 8, 8) + 1, {"mine": torch.rand(2, 2, 2)}
     generator = torch.Generator().manual_seed(7)
-    orders = [torch.rand(2, 4, 6, generator=generator) for _ in range(3)]
-    runs = [perturbation_curves(model, pixels, order, 2, steps=3) for order in orders]
-    found = compare_explanations(model, pixels, ["attention"], 2, steps=3, random_orders=3, seed=7)["random"]
+    orders = [torch.rand(2, 2, 2, generator=generator) for _ in range(3)]
+    runs = [perturbation_curves(Corner(), pixels, order, 0, steps=4) for order in orders]
+    found = compare_explanations(Corner(), pixels, maps, 0, steps=4, random_orders=3, seed=7)["random"]
     for which in ("deletion", "insertion"):
         mean = torch.stack([getattr(run, which) for run in runs]).mean(0)
         torch.testing.assert_close(getattr(found, which), mean)
+        assert not torch.allclose(getattr(runs[0], which), mean)  # the orders differ
 
 
 def test_all_methods_explain_the_class_asked_for():
