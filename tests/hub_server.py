@@ -4,9 +4,10 @@
         environment = hub.environment(token="hf_alice", home=tmp_path)   # for a subprocess
 
 It knows what an upload and a download need: whoami, create, validate-yaml, preupload, LFS, commit, branches, pull
-requests, info, tree, resolve, and the errors the Hub answers with. Uploads take the LFS path (HF_HUB_DISABLE_XET=1).
-Models and Spaces ("spaces/owner/name" in `repositories`); everything is kept in memory. `faults` makes it a bad day:
-requests answered with 500 or 429, and connections cut before the request is read, or in the middle of the answer.
+requests, info, tree, paths-info, resolve with ranges of bytes, and the errors the Hub answers with. Uploads take the
+LFS path (HF_HUB_DISABLE_XET=1). Models, Spaces and data sets ("spaces/owner/name", "datasets/owner/name" in
+`repositories`); everything is kept in memory. `faults` makes it a bad day: requests answered with 500 or 429, and
+connections cut before the request is read, or in the middle of the answer.
 """
 
 import base64
@@ -19,13 +20,13 @@ import socket
 import threading
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from urllib.parse import parse_qs, unquote, urlsplit
 
 import yaml
 
 
-LFS_SUFFIXES = (".safetensors", ".png", ".npz")
+LFS_SUFFIXES = (".safetensors", ".png", ".npz", ".parquet", ".tar")
 
 
 @dataclass
@@ -165,7 +166,7 @@ class Handler(BaseHTTPRequestHandler):
     do_GET = do_HEAD = do_POST = do_PUT = handle_request
 
     def owns(self, name: str) -> bool:
-        return self.user is not None and self.user == name.removeprefix("spaces/").split("/")[0]
+        return self.user is not None and self.user == shown(name).split("/")[0]
 
     def repository(self, name: str, write: bool = False, read: bool = False) -> Repository | None:
         """The repository, or None after an error was answered; `read` is for the contents of its files."""
@@ -174,7 +175,7 @@ class Handler(BaseHTTPRequestHandler):
             self.refuse(404 if self.user else 401, "RepoNotFound", "Repository not found")
             return None
         if read and found.gated and not self.owns(name):
-            message = f"Access to model {name} is restricted. You must have access to it and be authenticated."
+            message = f"Access to {name} is restricted. You must have access to it and be authenticated."
             self.refuse(403 if self.user else 401, "GatedRepo", message)
             return None
         if write and (not self.owns(name) or self.token in self.hub.read_only):
@@ -196,8 +197,9 @@ class Handler(BaseHTTPRequestHandler):
             return self.refuse(403, "", f"You don't have the rights to create a model under {name.split('/')[0]}")
         if name in self.hub.reserved:
             return self.refuse(409, "", "This name is reserved")
-        name = f"spaces/{name}" if wanted.get("type") == "space" else name
-        reply = {"url": f"{self.hub.endpoint}/{name}", "name": name, "id": name.removeprefix("spaces/")}
+        kind = wanted.get("type", "model")
+        name = name if kind == "model" else f"{kind}s/{name}"
+        reply = {"url": f"{self.hub.endpoint}/{name}", "name": name, "id": shown(name)}
         if name in self.hub.repositories:
             return self.answer(409, reply | {"error": "You already created this model repo"})
         private = wanted.get("visibility") == "private" or bool(wanted.get("private"))
@@ -260,7 +262,7 @@ class Handler(BaseHTTPRequestHandler):
                 return self.refuse(400, "", "content does not match its hash")
             self.hub.lfs[oid] = self.body
             return self.answer(200)
-        self.answer(200, self.hub.lfs[oid])
+        self.part_of(self.hub.lfs[oid], ETag=f'"{oid}"')
 
     def lfs_verify(self) -> None:
         wanted = json.loads(self.body)
@@ -310,19 +312,27 @@ class Handler(BaseHTTPRequestHandler):
         files = self.found(name, revision or "main")
         if files:
             siblings = [{"rfilename": path} for path in sorted(files[1])]
-            private, shown = self.hub.repositories[name].private, name.removeprefix("spaces/")
-            reply = {"id": shown, "modelId": shown, "sha": files[0], "private": private, "siblings": siblings}
-            self.answer(200, reply)
+            repository = self.hub.repositories[name]
+            reply = {"id": shown(name), "modelId": shown(name), "sha": files[0], "siblings": siblings}
+            self.answer(200, reply | {"private": repository.private, "gated": "auto" if repository.gated else False})
 
     def tree(self, name: str, revision: str, folder: str | None) -> None:
         files = self.found(name, revision)
+        if not files:
+            return
+        prefix = f"{folder}/" if folder else ""
+        below = [path for path in entries_of(files[1]) if path.startswith(prefix)]
+        if folder and not below:
+            return self.refuse(404, "EntryNotFound", f"{folder} does not exist on {revision}")
+        if self.query.get("recursive", "").lower() != "true":
+            below = [path for path in below if "/" not in path.removeprefix(prefix)]
+        self.answer(200, [described(path, files[1]) for path in below])
+
+    def paths_info(self, name: str, revision: str) -> None:
+        files = self.found(name, revision)
         if files:
-            entries = [
-                {"type": "file", "path": path, "size": len(content), "oid": etag(path, content)}
-                for path, content in sorted(files[1].items())
-                if path.startswith(folder or "")
-            ]
-            self.answer(200, entries)
+            wanted = [path.strip("/") for path in parse_qs(self.body.decode())["paths"]]
+            self.answer(200, [described(path, files[1]) for path in wanted if path in entries_of(files[1])])
 
     def resolve(self, name: str, revision: str, path: str) -> None:
         files = self.found(name, revision, read=True)
@@ -334,6 +344,7 @@ class Handler(BaseHTTPRequestHandler):
             return self.answer(404, b"", X_Error_Code="EntryNotFound", X_Error_Message=message, X_Repo_Commit=commit)
         tag = etag(path, content)
         if path.endswith(LFS_SUFFIXES):
+            self.hub.lfs.setdefault(tag, content)  # a test may have put it into the repository by hand
             return self.answer(
                 302,
                 Location=f"http://127.0.0.1:{self.hub.port}/lfs/{tag}",
@@ -341,7 +352,37 @@ class Handler(BaseHTTPRequestHandler):
                 X_Linked_Etag=f'"{tag}"',
                 X_Linked_Size=str(len(content)),
             )
-        self.answer(200, content, ETag=f'"{tag}"', X_Repo_Commit=commit)
+        self.part_of(content, ETag=f'"{tag}"', X_Repo_Commit=commit)
+
+    def part_of(self, content: bytes, **headers: str) -> None:
+        """A file, or the range of its bytes that was asked for (RFC 9110, section 14)."""
+        wanted = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
+        if wanted is None:
+            return self.answer(200, content, **headers)
+        first, last = int(wanted[1]), min(int(wanted[2] or len(content)), len(content) - 1)
+        if first > last:
+            return self.answer(416, b"", Content_Range=f"bytes */{len(content)}")
+        self.answer(206, content[first : last + 1], Content_Range=f"bytes {first}-{last}/{len(content)}", **headers)
+
+
+def shown(name: str) -> str:
+    """A repository's name without the kind in front."""
+    return name.removeprefix("spaces/").removeprefix("datasets/")
+
+
+def entries_of(files: dict[str, bytes]) -> list[str]:
+    """Paths of all files and of the folders that hold them."""
+    folders = {str(folder) for path in files for folder in PurePosixPath(path).parents} - {"."}
+    return sorted([*files, *folders])
+
+
+def described(path: str, files: dict[str, bytes]) -> dict[str, object]:
+    """What the tree says about a file or folder."""
+    if path not in files:
+        return {"type": "directory", "path": path, "oid": hashlib.sha1(path.encode()).hexdigest(), "size": 0}
+    size, tag = len(files[path]), etag(path, files[path])
+    pointer = {"lfs": {"oid": tag, "size": size, "pointerSize": 130}} if path.endswith(LFS_SUFFIXES) else {}
+    return {"type": "file", "path": path, "size": size, "oid": tag, **pointer}
 
 
 def etag(path: str, content: bytes) -> str:
@@ -382,19 +423,20 @@ def card_errors(content: str, kind: str) -> list[str]:
     return errors
 
 
-KIND = r"/api/(?:models/|(?=spaces/))"
-MODEL = rf"{KIND}((?:spaces/)?[^/]+/[^/]+)"
+NAME = r"((?:(?:spaces|datasets)/)?[^/]+/[^/]+)"
+REPOSITORY = rf"/api/(?:models/|(?=spaces/|datasets/)){NAME}"
 ROUTES = (
     (("GET",), r"/api/whoami-v2", "whoami"),
     (("POST",), r"/api/repos/create", "create"),
     (("POST",), r"/api/validate-yaml", "validate_yaml"),
-    (("POST",), rf"{MODEL}/branch/(.+)", "branch"),
-    (("POST",), rf"{MODEL}/preupload/(.+)", "preupload"),
-    (("POST",), r"/((?:spaces/)?[^/]+/[^/]+)\.git/info/lfs/objects/batch", "lfs_batch"),
+    (("POST",), rf"{REPOSITORY}/branch/(.+)", "branch"),
+    (("POST",), rf"{REPOSITORY}/preupload/(.+)", "preupload"),
+    (("POST",), rf"/{NAME}\.git/info/lfs/objects/batch", "lfs_batch"),
     (("POST",), r"/lfs/verify", "lfs_verify"),
     (("GET", "HEAD", "PUT"), r"/lfs/([0-9a-f]{64})", "lfs_object"),
-    (("POST",), rf"{MODEL}/commit/(.+)", "commit"),
-    (("GET",), rf"{MODEL}(?:/revision/(.+))?", "info"),
-    (("GET",), rf"{MODEL}/tree/([^/]+|refs/pr/\d+)(?:/(.+))?", "tree"),
-    (("GET", "HEAD"), r"/((?:spaces/)?[^/]+/[^/]+)/resolve/(refs/pr/\d+|[^/]+)/(.+)", "resolve"),
+    (("POST",), rf"{REPOSITORY}/commit/(.+)", "commit"),
+    (("GET",), rf"{REPOSITORY}(?:/revision/(.+))?", "info"),
+    (("GET",), rf"{REPOSITORY}/tree/([^/]+|refs/pr/\d+)(?:/(.+))?", "tree"),
+    (("POST",), rf"{REPOSITORY}/paths-info/(.+)", "paths_info"),
+    (("GET", "HEAD"), rf"/{NAME}/resolve/(refs/pr/\d+|[^/]+)/(.+)", "resolve"),
 )
