@@ -430,3 +430,15 @@ def test_fingerprint_sees_what_changes(folder):
     changed = open_dataset(str(folder), split="train").fingerprint
     (folder / "train" / "cat" / "1.png").rename(folder / "train" / "dog" / "x.png")
     assert len({before, changed, open_dataset(str(folder), split="train").fingerprint}) == 3
+
+
+def test_fingerprint_of_a_table_sees_every_row(tmp_path):
+    """Also the rows between those whose bytes are looked at."""
+    rows, marks = [encoded(1)[0]] * 200, set()
+    for number in (None, 1, 100):
+        changed = [
+            {"bytes": png(picture(2, (9, 9))), "path": None} if row == number else rows[row] for row in range(200)
+        ]
+        path = write_parquet(tmp_path / "t.parquet", {"image": changed, "label": [0, 1] * 100})
+        marks.add(open_table(path, tmp_path).fingerprint)
+    assert len(marks) == 3

@@ -3,6 +3,7 @@
 pytest tests/test_splits.py
 """
 
+import datasets
 import numpy as np
 import pytest
 from PIL import Image
@@ -57,6 +58,42 @@ def test_pictures_of_the_evaluation_split_leave_the_training_split(tmp_path):
     found = open_splits(DataArguments(dataset=str(tmp_path), deduplicate_against="eval"), 0, said.append)
     assert len(found.train) == 36 and len(found.duplicates) == 4
     assert "4 training pictures are also in" in said[0] and "3.png" in said[0]
+
+
+def test_pictures_of_another_data_set_leave_the_training_split(tmp_path):
+    """Its test split is meant unless another is named, whatever the own evaluation split is; labels do not matter."""
+    for split, seeds in (("train", range(20)), ("validation", (90, 91))):
+        write(tmp_path / "own", split, seeds)
+    for split, seeds in (("train", (3, 4, 5)), ("test", (7, 95))):
+        write(tmp_path / "other", split, seeds)
+    own, other = str(tmp_path / "own"), str(tmp_path / "other")
+    said = []
+    found = open_splits(DataArguments(dataset=own, deduplicate_against=other), 0, said.append)
+    assert {twin.other_name for twin in found.duplicates} == {"test/cat/7.png", "test/dog/7.png"}
+    assert "(test)" in said[0] and found.evaluation.split == "validation"
+    both = DataArguments(dataset=own, deduplicate_against=other, deduplicate_split="train+test")
+    assert len(open_splits(both, 0, said.append).duplicates) == 8
+    file = tmp_path / "table-test.parquet"
+    twin = {"bytes": (tmp_path / "own" / "train" / "cat" / "2.png").read_bytes(), "path": None}
+    datasets.Dataset.from_dict({"image": [twin], "fine_label": [5], "coarse_label": [1]}).to_parquet(file)
+    unlabelled = DataArguments(dataset=own, deduplicate_against=str(file), cache_dir=str(tmp_path / "cache"))
+    (left_out,) = open_splits(unlabelled, 0, said.append).duplicates
+    assert left_out.name == "train/cat/2.png"
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"deduplicate_against": "{own}"}, "has no test split; choose with --deduplicate_split: train"),
+        ({"deduplicate_against": "eval", "deduplicate_split": "test"}, "--deduplicate_split is a split of"),
+        ({"deduplicate_split": "test"}, "--deduplicate_split is a split of"),
+    ],
+)
+def test_a_split_to_compare_with_that_is_not_there(tmp_path, values, message):
+    write(tmp_path, "train", range(20))
+    values = {name: value.replace("{own}", str(tmp_path)) for name, value in values.items()}
+    with pytest.raises(HFViTError, match=message):
+        open_splits(DataArguments(dataset=str(tmp_path), **values), 0, str)
 
 
 @pytest.mark.parametrize("values", [{"samples_per_class": 3}, {"dev_fraction": 0.1}, {"deduplicate_against": "eval"}])

@@ -95,6 +95,9 @@ class DataArguments:
         "",
         "section 4.1",
     )
+    deduplicate_split: str | None = option(
+        None, "split of deduplicate_against, such as train+test; default: test", "", "datasets"
+    )
     on_unreadable: str = option("skip", "what a picture that cannot be read does", "", "", ("skip", "stop"))
     cache_dir: str | None = option(None, "where `datasets` keeps its copies", "folder", "datasets")
     crop: str = option(

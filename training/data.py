@@ -189,6 +189,7 @@ def open_dataset(
     label_names: Sequence[str] | None = None,
     on_unreadable: str = "skip",
     cache_dir: str | PathLike | None = None,
+    labelled: bool = True,
 ) -> ImageDataset:
     """Open one split of a data set.
 
@@ -205,16 +206,17 @@ def open_dataset(
         label_names: classes that the labels must count in (those of the training data, for evaluation).
         on_unreadable: "skip" lists unreadable pictures in the batch, "stop" raises UnreadableImage.
         cache_dir: where tables are unpacked; the default is `datasets`' own cache.
+        labelled: False where only the pictures matter: a table's columns of labels are not looked at.
 
     Raises:
         HFViTError: with cause and way out, for anything the user can mend.
     """
     check_reading(on_unreadable, fraction)
     names = None if label_names is None else list(label_names)
-    door = open_door(name, config_name, Columns(image_column, label_column, names), cache_dir)
+    door = open_door(name, config_name, Columns(image_column, label_column, names, labelled), cache_dir)
     parts = [open_part(door, part.strip(), names, on_unreadable, split) for part in split.split("+")]
     dataset = parts[0] if len(parts) == 1 else concatenate(parts, split)
-    if names is None and len(dataset.label_names) < 2:
+    if labelled and names is None and len(dataset.label_names) < 2:
         raise HFViTError(f"'{name}' has only one class, {listed(dataset.label_names)}; a classifier needs two or more")
     return take_fraction(dataset, fraction)
 

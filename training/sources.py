@@ -68,6 +68,7 @@ class Columns:
     image: str | None = None
     label: str | None = None
     label_names: list[str] | None = None
+    labelled: bool = True  # False: labels are not looked at
 
 
 def listed(names: Sequence[object]) -> str:

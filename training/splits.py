@@ -64,10 +64,10 @@ def open_splits(data: DataArguments, seed: int, say=print) -> Splits:
         train, evaluation = carve_dev_split(train, share)
         say(f"no evaluation split: {len(evaluation):,} training pictures ({share:.0%}, stratified) are kept for it")
     duplicates: list[Duplicate] = []
+    if data.deduplicate_split is not None and data.deduplicate_against in (None, "eval"):
+        raise HFViTError("--deduplicate_split is a split of --deduplicate_against DATASET: give one, or leave it out")
     if data.deduplicate_against is not None:
-        other = evaluation
-        if data.deduplicate_against != "eval":
-            other = open_dataset(data.deduplicate_against, split=split or "test", cache_dir=data.cache_dir)
+        other = evaluation if data.deduplicate_against == "eval" else held_out(data)
         train, duplicates = deduplicate(train, other)
         say(duplicates_found(duplicates, other))
     if data.train_fraction < 1:
@@ -83,6 +83,18 @@ def found_eval_split(data: DataArguments) -> str | None:
     splits = open_door(data.dataset, data.dataset_config_name, columns, data.cache_dir).splits
     used = data.train_split.split("[")[0]
     return next((name for name in EVAL_SPLITS if name in splits and name != used), None)
+
+
+def held_out(data: DataArguments) -> ImageDataset:
+    """The pictures of another data set that must not be trained on: of its test split, unless another is named."""
+    name = data.deduplicate_against
+    split = data.deduplicate_split
+    if split is None:
+        splits = open_door(name, None, Columns(labelled=False), data.cache_dir).splits
+        if "test" not in splits:
+            raise HFViTError(f"'{name}' has no test split; choose with --deduplicate_split: {', '.join(splits)}")
+        split = "test"
+    return open_dataset(name, split=split, cache_dir=data.cache_dir, labelled=False)
 
 
 def open_streaming(data: DataArguments, common: dict[str, Any]) -> Splits:

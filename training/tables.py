@@ -4,6 +4,7 @@ Behind data.py's door. The pictures stay encoded until they are asked for.
 """
 
 import os
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -130,14 +131,24 @@ def knock(name: str) -> None:
 
 
 def ask(name: str, question: Callable[[], Any]) -> Any:
-    """What `datasets` answers; its errors as ours."""
+    """What `datasets` answers after `knock`; its errors as ours."""
+    from datasets.data_files import EmptyDatasetError
+    from datasets.exceptions import DataFilesNotFoundError, DatasetNotFoundError
+
     try:
         return question()
+    except DatasetNotFoundError as error:  # everybody may knock at a gated one
+        raise HFViTError(
+            f"'{name}' cannot be read ({one_line(error)}); accept its terms on its page and run `hf auth login`"
+        ) from error
+    except (DataFilesNotFoundError, EmptyDatasetError) as error:
+        raise HFViTError(f"'{name}' is on the Hub, but holds no data ({one_line(error)}); choose another") from error
     except (ConnectionError, FileNotFoundError) as error:
         raise unreachable(name, error) from error
     except Exception as error:  # a loading script, a damaged download, an unknown configuration: each its own kind
-        cause = error.__cause__ or error
-        raise HFViTError(f"'{name}' cannot be read ({one_line(cause)})") from error
+        cause = one_line(error.__cause__ or error)
+        hint = "; choose one with --dataset_config_name" if re.match("Config name|BuilderConfig", cause) else ""
+        raise HFViTError(f"'{name}' cannot be read ({cause}){hint}") from error
 
 
 def unreachable(name: str, error: BaseException) -> HFViTError:
@@ -154,29 +165,45 @@ def table_source(
 ) -> TableSource:
     """One split of a table: its columns found, its labels read and checked."""
     import datasets
+    from pyarrow import compute
 
     image_column = find_image_column(name, table.features, columns.image)
-    wanted, group = grouped(columns.label, table.features)
-    label_column = find_label_column(name, table.features, wanted, image_column)
+    labels, names = np.zeros(len(table), dtype=np.int64), ["unlabelled"]
+    if columns.labelled:
+        labels, names = read_labels(name, split, table, columns, image_column, load_train)
     table = table.cast_column(image_column, datasets.Image(decode=False))
-    names = columns.label_names
-    feature = table.features[label_column]
-    values = table.data.column(label_column).to_pylist()
-    if group is not None:
-        labels = class_label_rows(name, label_column, values)
-        labels, names = integer_rows(name, label_column, (labels // group).astype(int).tolist(), names)
-    elif isinstance(feature, datasets.ClassLabel):
-        labels, names = class_label_rows(name, label_column, values), list(feature.names)
-    elif values and isinstance(values[0], str):
-        if names is None and split != "train":
-            train = load_train()
-            names = None if train is None else train.label_names
-        labels, names = string_rows(name, label_column, values, names)
-    else:
-        labels, names = integer_rows(name, label_column, values, names)
     prefix = f"{Path(name).name}:{split}"
     sample = np.unique(np.linspace(0, len(labels) - 1, num=min(64, len(labels)), dtype=np.int64))
     source = TableSource(table, image_column, labels, names, prefix, "", classes_in_turn(labels))
     pieces = [str(source.record(int(row))["bytes"] or source.record(int(row))["path"]).encode() for row in sample]
-    mark = digest(*names, labels.tobytes(), *pieces)
+    sizes = compute.binary_length(compute.struct_field(table.data.column(image_column), "bytes"))
+    mark = digest(*names, labels.tobytes(), compute.fill_null(sizes, -1).to_numpy().tobytes(), *pieces)
     return replace(source, fingerprint=mark)
+
+
+def read_labels(
+    name: str,
+    split: str,
+    table: Any,
+    columns: Columns,
+    image_column: str,
+    load_train: Callable[[], TableSource | None],
+) -> tuple[np.ndarray, list[str]]:
+    """Labels of all rows, int64, and the names that they count in."""
+    import datasets
+
+    wanted, group = grouped(columns.label, table.features)
+    label_column = find_label_column(name, table.features, wanted, image_column)
+    names, feature = columns.label_names, table.features[label_column]
+    values = table.data.column(label_column).to_pylist()
+    if group is not None:
+        labels = class_label_rows(name, label_column, values)
+        return integer_rows(name, label_column, (labels // group).astype(int).tolist(), names)
+    if isinstance(feature, datasets.ClassLabel):
+        return class_label_rows(name, label_column, values), list(feature.names)
+    if values and isinstance(values[0], str):
+        if names is None and split != "train":
+            train = load_train()
+            names = None if train is None else train.label_names
+        return string_rows(name, label_column, values, names)
+    return integer_rows(name, label_column, values, names)
