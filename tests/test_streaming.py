@@ -246,6 +246,26 @@ def test_string_labels_of_shards(tmp_path):
     assert dataset.label_names == ["cat", "owl"] and dataset.labels.tolist() == [1, 0, 1]
 
 
+def test_names_beside_the_shards(shards):
+    cache = {"split": "train", "cache_dir": shards / "cache"}
+    names = shards / "label_names.json"
+    names.write_text('["cat", "dog", "owl", "newt"]')
+    for door in (open_dataset, open_stream):
+        assert door(str(shards), **cache).label_names == ["cat", "dog", "owl", "newt"]
+    turned = open_dataset(str(shards), **cache, label_names=["owl", "dog", "cat"])
+    assert turned.labels.tolist() == [2 - number % 3 for number in range(15)]
+    assert open_dataset(str(shards), **cache, label_column="cls//2").label_names == ["0", "1"]
+    for content, message in (
+        ('["cat", "dog"]', "label 2, but only 2 classes are known"),
+        ('{"0": "cat"}', r"label_names\.json' must hold a list"),
+        ('["cat", "cat", "dog"]', "must hold a list of the classes' names, each once"),
+        ("cat", r"label_names\.json' is not JSON"),
+    ):
+        names.write_text(content)
+        with pytest.raises(HFViTError, match=message):
+            open_dataset(str(shards), **cache)
+
+
 def test_columns_of_shards(shards):
     halved = open_dataset(str(shards), split="train", label_column="cls//2", cache_dir=shards / "cache")
     assert halved.labels.tolist() == [number % 3 // 2 for number in range(15)] and halved.label_names == ["0", "1"]

@@ -48,7 +48,9 @@ def test_webdataset_is_read_by_datasets_and_by_our_door(tmp_path, images):
     assert sorted(path.name for path in folder.glob("*.tar")) == [f"train-{n:06d}.tar" for n in range(3)]
     read = datasets.load_dataset(str(folder), split="train", cache_dir=str(tmp_path / "cache"))
     ours = open_dataset(str(folder), split="train", cache_dir=str(tmp_path / "index"))
-    assert len(read) == len(ours) == 120
+    streamed = open_stream(str(folder), split="train", cache_dir=str(tmp_path / "index"))
+    assert len(read) == len(ours) == len(streamed) == 120
+    assert ours.label_names == streamed.label_names == images.label_names
     for index in (0, 57, 119):
         item = images[index]
         np.testing.assert_array_equal(np.asarray(read[index]["png"].convert("RGB")), item["image"])

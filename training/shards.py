@@ -3,7 +3,8 @@
 A record is a run of neighbouring members that share their name up to the first dot: `000017.jpg`, `000017.cls`. The
 index holds where each picture's bytes lie and its label, so that shards on a local disk are as good as any other
 map-style data set (`TarSource`), and remote ones can be read a run at a time (streaming.py). It is built from the
-members' headers in one pass and kept in a cache folder, under the shards' names, sizes and times of change.
+members' headers in one pass and kept in a cache folder, under the shards' names, sizes and times of change. Labels
+that are numbers are called by them, unless a local `label_names.json` beside the shards, a list, names the classes.
 Format: https://github.com/webdataset/webdataset.
 """
 
@@ -28,6 +29,7 @@ from .pictures import EXTENSIONS, one_line, open_picture
 from .sources import SPLIT_IN_FILE_NAME, SPLIT_NAMES, Columns, Door, classes_in_turn, digest, own_cache, relabel
 
 
+NAMES_FILE = "label_names.json"
 LABEL_FIELDS = ("label", "cls", "class", "class_id", "class_name")  # of a .json member
 
 
@@ -255,10 +257,10 @@ def load_index(
 
 
 def with_names(index: TarIndex, name: str, columns: Columns) -> TarIndex:
-    """The index with class names and checked labels: as given, or one per number from 0.
+    """The index with class names and checked labels: as given, as named beside the shards, or one per number from 0.
 
     Raises:
-        HFViTError: labels below 0, above the given names, or with gaps; a column, which shards do not have.
+        HFViTError: labels below 0, above the names, or with gaps; a column, which shards do not have.
     """
     wanted, group = grouped(columns.label, ())
     if columns.image is not None or wanted not in (None, "cls"):
@@ -271,9 +273,31 @@ def with_names(index: TarIndex, name: str, columns: Columns) -> TarIndex:
             return index
         labels = relabel(index.labels, index.label_names, columns.label_names, f"'{name}'")
         return replace(index, labels=labels, label_names=columns.label_names)
-    values = index.labels
     if group is not None:
-        refuse_unlabelled(name, "cls", values)
-        values = (values // group).astype(int)
-    labels, names = integer_rows(name, "cls", values.tolist(), columns.label_names)
+        refuse_unlabelled(name, "cls", index.labels)
+        values = (index.labels // group).astype(int).tolist()
+        labels, names = integer_rows(name, "cls", values, columns.label_names)
+        return replace(index, labels=labels, label_names=names)
+    own = names_beside(index.urls[0]) or columns.label_names
+    labels, names = integer_rows(name, "cls", index.labels.tolist(), own)
+    if columns.label_names is not None and columns.label_names != names:
+        labels, names = relabel(labels, names, columns.label_names, f"'{name}'"), columns.label_names
     return replace(index, labels=labels, label_names=names)
+
+
+def names_beside(shard: str) -> list[str] | None:
+    """The classes' names in the `label_names.json` beside a local shard, None where there is none.
+
+    Raises:
+        HFViTError: it does not hold a list of different names.
+    """
+    path = Path(shard).with_name(NAMES_FILE)
+    if "://" in shard or not path.is_file():
+        return None
+    try:
+        names = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise HFViTError(f"'{path}' is not JSON ({one_line(error)})") from error
+    if not isinstance(names, list) or not all(isinstance(n, str) for n in names) or len(set(names)) < len(names):
+        raise HFViTError(f"'{path}' must hold a list of the classes' names, each once")
+    return names

@@ -4,8 +4,9 @@
     python -m training.synthetic synthetic:glyphs@52,600,32 --out glyphs --format webdataset --splits train
 
 Parquet with the columns `image` and `label` and the classes' names, as `datasets.load_dataset` and `--dataset` read
-it, or WebDataset tar shards of N.png and N.cls (the label's number). A shard appears under its name when it is whole;
-the same command goes on where it was interrupted, and a folder with anything else in it is refused.
+it, or WebDataset tar shards of N.png and N.cls (the label's number) beside a `label_names.json` of the classes' names.
+A shard appears under its name when it is whole; the same command goes on where it was interrupted, and a folder with
+anything else in it is refused.
 """
 
 import argparse
@@ -28,6 +29,7 @@ from tqdm.auto import tqdm
 
 from hf_vit.errors import HFViTError, Parser, report_error
 
+from ..shards import NAMES_FILE
 from .batches import check, draw_batch
 from .images import DEFAULT_SEED, FIRST_INSTANCE, FORM, SyntheticImages
 
@@ -164,6 +166,8 @@ def export(given: argparse.Namespace) -> int:
     if given.device is not None:
         check_device(images, given)
     prepare(given.out, images, given)
+    if given.format == "webdataset":
+        (given.out / NAMES_FILE).write_text(json.dumps(images.label_names) + "\n", encoding="utf-8")
     shards = plan(images, given)
     missing = [shard for shard in shards if not shard.path.exists()]
     total, todo = (sum(shard.last - shard.first for shard in some) for some in (shards, missing))
