@@ -5,6 +5,7 @@ pytest tests/test_suites.py
 
 import json
 import re
+import shutil
 
 import pytest
 import yaml
@@ -115,6 +116,47 @@ def test_a_local_copy_takes_the_place_of_the_hubs(suite):
     assert facts["tasks"]["far"]["status"] == "done"
 
 
+FINE_TUNED = ("--transfer", "finetune", "--finetune_set", "image_size=16", "save_strategy=no", "learning_rate=0.01",
+              "max_steps=1", "gradient_accumulation_steps=1")  # fmt: skip
+
+
+@pytest.mark.parametrize("words", [(), FINE_TUNED], ids=["probed", "fine-tuned"])
+def test_a_copy_that_changed_is_not_taken_for_the_old_one(suite, tmp_path, capsys, words):
+    command, folder = suite
+    copy = write_digits(tmp_path / "copy")
+    before = command("--data", f"probed={copy}", *words)["tasks"]["probed"]
+    assert before["data"]["test"]["pictures"] == before["n"] == 40
+    assert command("--data", f"probed={copy}", *words)["tasks"]["probed"] == before
+    kept = folder / "tasks" / "probed.json"
+    for split in ("train", "test"):
+        next((copy / split / "3").iterdir()).unlink()
+        with pytest.raises(SystemExit):
+            command("--data", f"probed={copy}", *words)
+        error = capsys.readouterr().err.strip().splitlines()[-1]
+        count = before["data"][split]["pictures"]
+        assert (
+            error.startswith(f"error: '{copy}' has changed since {kept} was written: ") and "remove that file" in error
+        )
+        assert f"{split} had {count} pictures, now has {count - 1}, and not the same ones" in error
+        kept.unlink()
+        after = command("--data", f"probed={copy}", *words)["tasks"]["probed"]
+        assert after["data"][split]["pictures"] == count - 1
+    assert after["n"] == 39
+    shutil.rmtree(copy)
+    assert command("--data", f"probed={copy}", *words)["tasks"]["probed"] == after
+
+
+def write_digits(folder):
+    """Four test pictures and six training pictures of each digit as files."""
+    for split, count in (("train", 6), ("test", 4)):
+        data = open_dataset("digits", split=split).per_class(count)
+        for index in range(len(data)):
+            image, label, name = data.read(index)
+            (folder / split / str(label)).mkdir(parents=True, exist_ok=True)
+            image.save(folder / split / str(label) / f"{name.split('/')[1]}.png")
+    return folder
+
+
 def test_fine_tuning_chooses_a_rate_and_resumes(suite, monkeypatch):
     command, folder = suite
     words = ("--transfer", "finetune", "--per_device_eval_batch_size", "64", "--finetune_set", "image_size=16",
@@ -170,6 +212,10 @@ def test_the_probe_is_the_ridge_of_the_features(suite, tmp_path):
         (["--suite", "vtab", "--data", "cifar10=x"], "the suite has no task 'cifar10'"),
         (["--suite", "vtab", "--knn", "5"], "--knn has no effect here"),
         (["--dataset", "digits", "--transfer", "finetune"], "--transfer has no effect here"),
+        (["--dataset", "digits", "--train_split", "test"], "--train_split has no effect here"),
+        (["--dataset", "digits", "--knn", "5", "--l2", "1"], "--l2 has no effect here"),
+        (["--suite", "vtab", "--transfer", "finetune", "--l2", "1"], "--l2 has no effect here"),
+        (["--suite", "vtab", "--finetune_set", "seed=1"], "--finetune_set has no effect here"),
         (["--dataset", "digits", "--knn", "5", "--tta", "flip"], "--tta has no effect here"),
         (["--suite", "vtab", "--dataset", "digits"], "Give --dataset"),
     ],

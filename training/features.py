@@ -55,7 +55,8 @@ def compute_features(
     path = Path(own_cache(cache_dir)) / f"features-{mark}.npz"
     if path.is_file():
         with np.load(path) as kept:
-            return Features(kept["features"], kept["labels"], cached=True)
+            if len(kept["labels"]) == len(dataset) or dataset.on_unreadable == "skip":
+                return Features(kept["features"], kept["labels"], cached=True)
     accelerator, device = machine.accelerator, machine.accelerator.device
     classifier.model.to(device)
     found = []

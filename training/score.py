@@ -129,6 +129,11 @@ def refuse_unused(args: argparse.Namespace) -> None:
         "a head (leave out --few_shot and --knn)": ("tta", "label_map", "label_subset", "real_labels")
         if args.few_shot is not None or args.knn is not None
         else (),
+        "--few_shot and --knn": ("train_split",) if args.few_shot is None and args.knn is None else (),
+        "--few_shot, or a suite with --transfer probe": ("l2",)
+        if (args.few_shot is None if args.suite is None else args.transfer != "probe")
+        else (),
+        "--transfer finetune": ("finetune_set",) if args.transfer != "finetune" else (),
     }
     parser = build_parser()
     for place, names in used_by.items():

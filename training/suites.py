@@ -27,6 +27,7 @@ from .labels import match_labels
 from .metrics.mean_per_class.mean_per_class import mean_per_class
 from .run import run
 from .scoring import Machine, preprocessing, score_dataset
+from .shards import is_shard_pattern
 from .sources import digest
 from .speed import measure_speed
 from .sweep import best, sweep
@@ -91,6 +92,8 @@ def run_suite(args: argparse.Namespace, machine: Machine) -> dict[str, Any]:
         chosen.mark = mark = mark_of(weights, task, chosen)
         file = folder / "tasks" / f"{name}.json"
         found = kept_result(file, mark)
+        if found is not None and name in local:
+            refuse_changed(found["data"], chosen, task, file)
         if found is None:
             found = {"mark": mark, **run_task(name, task, chosen, classifier, machine)}
             if main:
@@ -142,6 +145,35 @@ def kept_result(file: Path, mark: str) -> dict[str, Any] | None:
     return found if found.get("mark") == mark and found["status"] == "done" else None
 
 
+def read_copy(args: argparse.Namespace, task: dict[str, Any]) -> tuple[ImageDataset, dict[str, Any]]:
+    """The test split, and what a result is measured on: {split: {"pictures", "fingerprint"}}.
+
+    Raises:
+        HFViTError: what cannot be opened, or has other labels.
+    """
+    test = one.open_split(args, args.split)
+    check_classes(test, task)
+    opened = {args.split: test}
+    if task["method"] == "transfer":
+        opened[args.train_split] = one.open_split(args, args.train_split, test.label_names)
+    return test, {split: {"pictures": len(data), "fingerprint": data.fingerprint} for split, data in opened.items()}
+
+
+def refuse_changed(kept: dict[str, Any], args: argparse.Namespace, task: dict[str, Any], file: Path) -> None:
+    """Raise HFViTError where a local copy is not what a kept result was measured on, and say what changed."""
+    if not is_shard_pattern(args.dataset) and not Path(args.dataset).expanduser().exists():
+        return  # measured and deleted
+    now = read_copy(args, task)[1]
+    for split, facts in now.items():
+        before = kept[split]
+        if facts != before:
+            raise HFViTError(
+                f"'{args.dataset}' has changed since {file} was written: {split} had {before['pictures']:,} pictures, "
+                f"now has {facts['pictures']:,}, and not the same ones; put it back, or remove that file and measure "
+                "again"
+            )
+
+
 def task_arguments(args: argparse.Namespace, task: dict[str, Any], local: str | None) -> argparse.Namespace:
     """The options with the task's data set in them."""
     chosen = copy.copy(args)
@@ -160,16 +192,18 @@ def run_task(
 ) -> dict[str, Any]:
     """One task: {"status": "done", "accuracy", "n", ...}, or why there is no score."""
     try:
-        test = one.open_split(args, args.split)
-        check_classes(test, task)
+        test, data = read_copy(args, task)
     except (HFViTError, OSError) as error:
         return {"status": "not available", "reason": str(error)}
     try:
         if task["method"] == "head":
-            return {"status": "done", "method": "head", **score_head(task, args, classifier, test, machine)}
-        if args.transfer == "probe":
-            return {"status": "done", "method": "ridge probe", **probe(args, classifier, test, machine)}
-        return {"status": "done", "method": "fine-tuning", **fine_tune(name, task, args, machine)}
+            found = {"method": "head", **score_head(task, args, classifier, test, machine)}
+        elif args.transfer == "probe":
+            found = {"method": "ridge probe", **probe(args, classifier, test, machine)}
+        else:
+            args.mark = digest(args.mark, data)  # another copy, another run
+            found = {"method": "fine-tuning", **fine_tune(name, task, args, machine)}
+        return {"status": "done", **found, "data": data}
     except HFViTError as error:
         return {"status": "failed", "reason": str(error)}
 
@@ -261,7 +295,7 @@ def training_flags(folder: Path, task: dict[str, Any], args: argparse.Namespace,
         settings["dev_fraction"] = task["dev_fraction"]
     if folder.is_dir() and any(folder.iterdir()):
         settings["resume_from_checkpoint"] = True
-    for key in ("dataset_config_name", "image_column", "label_column", "cache_dir"):
+    for key in ("dataset_config_name", "image_column", "label_column", "cache_dir", "on_unreadable"):
         if getattr(args, key) is not None:
             settings[key] = getattr(args, key)
     return [word for key, value in (settings | own).items() for word in (f"--{key}", str(value))]
