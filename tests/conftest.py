@@ -55,6 +55,14 @@ def _fixed_seeds():
     torch.manual_seed(0)
 
 
+@pytest.fixture(scope="session")
+def models(tmp_path_factory):
+    """Folders of small classifiers of every kind, by name; for reading only."""
+    from tiny_classifiers import save_classifiers
+
+    return save_classifiers(tmp_path_factory.mktemp("models"))
+
+
 @pytest.fixture(autouse=True)
 def _no_network(monkeypatch):
     """A connection to anything but this machine is an error of the test that makes it."""

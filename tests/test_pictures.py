@@ -186,9 +186,12 @@ def test_missing_file_is_named(tmp_path):
         open_picture(tmp_path / "cat.png", "cat")
 
 
-def test_bombs_are_refused_before_decoding(tmp_path):
+def test_bombs_are_refused_before_decoding(tmp_path, monkeypatch):
     path = tmp_path / "bomb.png"
     Image.new("1", (20_000, 20_000)).save(path)
     with pytest.raises(UnreadableImage, match=r"^bomb\.png: refused"):
         open_picture(path, "bomb.png")
     assert 13_000**2 < MAX_PIXELS < 20_000**2
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)  # as programs do that read large pictures
+    with pytest.raises(UnreadableImage, match=r"^bomb\.png: refused, 20000x20000 px"):
+        open_picture(path, "bomb.png")

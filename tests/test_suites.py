@@ -9,7 +9,7 @@ import shutil
 
 import pytest
 import yaml
-from test_score import DIGITS, save_tiny
+from tiny_classifiers import DIGITS, save_tiny
 
 from training import score, suites
 from training.data import open_dataset
