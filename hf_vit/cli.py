@@ -98,7 +98,7 @@ def add_info(commands: Any) -> None:
 
 def run_info(arguments: argparse.Namespace) -> int:
     config = config_of(arguments.model)
-    if size := image_size(arguments):
+    if (size := image_size(arguments)) is not None:
         config.image_size = size
         config.check_architecture()
     facts = describe(config)

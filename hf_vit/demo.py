@@ -15,7 +15,7 @@ from transformers.models.vit import ViTImageProcessorPil
 
 from .errors import HFViTError
 from .hub import check_folder, files_to_upload
-from .inputs import load, pick_device
+from .inputs import load_classifier, pick_device
 
 
 EXAMPLES = """\
@@ -39,16 +39,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Serve until interrupted. Raises HFViTError: no gradio, no model, no free port."""
     try:
-        from .demo_page import Classifier, build_page, serve  # noqa: F401  gradio comes with it
+        from .demo_page import Classifier, serve
     except ImportError as error:
         raise HFViTError(f"{NEEDS_GRADIO} ({error})") from error
     device = pick_device(arguments.device)
     classifiers, given = [], [name for name in (arguments.model, arguments.compare) if name]
     short = [Path(name).name for name in given]
     for name, shown in zip(given, short if len(set(short)) == len(short) else given):
-        loaded = load(name)
-        if not loaded.model.config.num_labels:
-            raise HFViTError(f"{name} has no classifier: there is no label to show")
+        loaded = load_classifier(name)
         model = loaded.model.to(device)  # type: ignore[arg-type]  # transformers' wrapper hides that `to` takes one
         classifiers.append(Classifier(shown, model, ViTImageProcessorPil(**loaded.processor)))
     if arguments.json:
@@ -70,12 +68,9 @@ def write_space(folder: str | Path, target: str | Path, title: str) -> Path:
     """
     folder, target = Path(folder), Path(target)
     check_folder(folder)
-    inside = target / "model"
-    inside.mkdir(parents=True)
     for name in files_to_upload(folder):
-        (inside / name).parent.mkdir(exist_ok=True)
-        shutil.copyfile(folder / name, inside / name)
-    inside.rename(target / title)
+        (target / title / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(folder / name, target / title / name)
     shutil.copyfile(PAGE, target / "app.py")
     pins = "".join(f"{name}=={version(name).split('+')[0]}\n" for name in REQUIREMENTS)
     (target / "requirements.txt").write_text(pins, encoding="utf-8")

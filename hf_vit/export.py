@@ -2,8 +2,8 @@
 
 OUT then holds `model.onnx` (or `model.pt2`), `config.json` with the label names, `preprocessor_config.json` and
 `export.json`, what was checked. Any batch size goes in; any image size too with `--dynamic-size`, for hybrids any that
-is a multiple of `size_multiple_of` in export.json. The written file is
-run with onnxruntime (or torch) on random pictures and must agree with the model to 1e-4, or nothing is kept.
+is a multiple of `size_multiple_of` in export.json. The written file is run with onnxruntime (or torch) on random
+pictures and must agree with the model to 1e-4, or nothing is kept.
 
 With `--int8` the ONNX model is quantised for CPUs as well, and `--images` measures what that changes. Needs the
 packages of `pip install "hf-vit[export]"`. Called by `hf_vit/cli.py`, which adds `--json`.
@@ -33,7 +33,7 @@ from transformers.models.vit import ViTImageProcessorPil
 from .checkpoints import Loaded
 from .checkpoints.saving import replaced_folder, save_processor
 from .errors import HFViTError
-from .inputs import find_pictures, image_size, load, read_pictures
+from .inputs import find_pictures, image_size, load_classifier, read_pictures
 from .modeling_hf_vit import HFViTForImageClassification
 from .position_embedding import INTERPOLATIONS
 from .resnet_stem import StdConv2d
@@ -85,7 +85,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise HFViTError(f"{arguments.out}: there is something already; choose another place")
     need(["onnx", "onnxruntime", "onnxscript"] if arguments.format == "onnx" else [])
     size = image_size(arguments)
-    loaded = load(arguments.model, **({} if size is None else {"image_size": size}))
+    loaded = load_classifier(arguments.model, **({} if size is None else {"image_size": size}))
     with replaced_folder(arguments.out) as folder:
         account = export(loaded, folder, arguments.format, arguments.dynamic_size)
         if arguments.int8:
@@ -185,8 +185,6 @@ def export(loaded: Loaded, folder: Path, format: str, dynamic_size: bool) -> dic
         HFViTError: the exporter cannot, or the written model disagrees with ours.
     """
     model = loaded.model.float().eval()
-    if not model.config.num_labels:
-        raise HFViTError("the model has no classifier: give it one with num_labels, or fine-tune it first")
     height, width = model.config.image_size_hw
     down, across = model.config.total_stride
     batch, sizes = torch.export.Dim("batch", min=1, max=65536), {}

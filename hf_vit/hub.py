@@ -209,9 +209,7 @@ class Upload:
 
 def is_passing(error: BaseException) -> bool:
     """Whether another try may mend it: a busy or broken server, a network that was away."""
-    if isinstance(
-        error, RuntimeError
-    ):  # how the transfer of a large file fails: over LFS with its cause, over Xet bare
+    if isinstance(error, RuntimeError):  # a large file's transfer that failed: over LFS with its cause, over Xet bare
         return error.__cause__ is None or is_passing(error.__cause__)
     if isinstance(error, HfHubHTTPError) and getattr(error, "response", None) is not None:
         return error.response.status_code in PASSING
@@ -234,13 +232,23 @@ def check_folder(folder: Path) -> None:
     for name in sorted(needed):
         needed |= siblings(folder, name)
     missing = [name for name in ["preprocessor_config.json", *sorted(needed)] if not (folder / name).is_file()]
-    if not any(folder.glob("*.safetensors")):
-        missing.insert(0, "model.safetensors")
+    missing = [name for name in weight_files(folder) if not (folder / name).is_file()] + missing
     if missing:
         raise HFViTError(
             f"{folder} is incomplete, it lacks {', '.join(missing)}: save the model and its image processor there "
             "with save_pretrained"
         )
+
+
+def weight_files(folder: Path) -> list[str]:
+    """The files that hold the weights: one, or the pieces that an index names."""
+    index = folder / "model.safetensors.index.json"
+    if not index.is_file():
+        return ["model.safetensors"]
+    try:
+        return sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    except (ValueError, LookupError, TypeError, AttributeError):
+        raise HFViTError(f"{index} names no weights: save the model again with save_pretrained") from None
 
 
 def siblings(folder: Path, name: str) -> set[str]:
@@ -260,7 +268,7 @@ def siblings(folder: Path, name: str) -> set[str]:
 def files_to_upload(folder: Path) -> list[str]:
     """Names of the files that belong to the model, of its scores, and of the figures that its facts name."""
     found = (path for pattern in UPLOADED for path in folder.glob(pattern) if path.is_file())
-    names = {path.relative_to(folder).as_posix() for path in found}
+    names = {path.relative_to(folder).as_posix() for path in found if path.name[0] != "."}  # half-written ones
     figures = load_facts(folder).get("figures") or [] if (folder / FACTS).is_file() else []
     return sorted(names | {name for name in figures if (folder / name).is_file()})
 

@@ -44,6 +44,14 @@ def load(model: str, **changes: Any) -> Loaded:
     return loaded
 
 
+def load_classifier(model: str, **changes: Any) -> Loaded:
+    """As `load`; raises HFViTError if the model has no classes."""
+    loaded = load(model, **changes)
+    if not loaded.model.config.num_labels:
+        raise HFViTError(f"{model} has no classifier: fine-tune it on pictures with labels first")
+    return loaded
+
+
 def find_pictures(patterns: Sequence[str], addresses: bool = False) -> list[Any]:
     """The files that names, folders and glob patterns mean, in order, each once.
 

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from transformers.models.vit import ViTImageProcessorPil
 
-from .inputs import find_pictures, image_size, load, pick_device, positive, print_table, read_pictures
+from .inputs import find_pictures, image_size, load_classifier, pick_device, positive, print_table, read_pictures
 from .modeling_hf_vit import HFViTForImageClassification
 
 
@@ -42,7 +42,7 @@ def run(arguments: argparse.Namespace) -> int:
     paths = find_pictures(arguments.images, addresses=True)
     device = pick_device(arguments.device)
     size = image_size(arguments)
-    loaded = load(arguments.model, **({} if size is None else {"image_size": size}))
+    loaded = load_classifier(arguments.model, **({} if size is None else {"image_size": size}))
     processor = ViTImageProcessorPil(**loaded.processor)
     loaded.model.to(device)  # type: ignore[arg-type]  # transformers' wrapper hides that `to` takes a device
     model = prepared(loaded.model, len(paths))

@@ -5,6 +5,7 @@ python -m pytest tests/test_cli.py
 
 import functools
 import json
+import re
 import threading
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
@@ -103,11 +104,17 @@ def test_info_of_a_folder_at_another_size(capsys, model):
     status, out, _ = run(capsys, "info", model, "--image-size", 32, 16)
     assert status == 0
     assert "32 x 16 px, 9 tokens, 3 labels" in out and "2 blocks" in out
+    total = sum(
+        weight.numel()
+        for weight in HFViTForImageClassification.from_pretrained(model, image_size=(32, 16)).parameters()
+    )
+    assert re.search(rf"^total +{total:,} ", out, re.MULTILINE)
 
 
 def test_info_errors(capsys):
     assert "did you mean 'vit-base-patch16-224'" in error_of(capsys, "info", "vit-bass-patch16")
     assert "smaller than one patch" in error_of(capsys, "info", "vit-base-patch16", "--image-size", 8)
+    assert "at least 1 pixel" in error_of(capsys, "info", "vit-base-patch16", "--image-size", 0)
     assert "3 numbers" in error_of(capsys, "info", "vit-base-patch16", "--image-size", 8, 8, 8)
 
 
@@ -127,12 +134,11 @@ def test_predict_is_what_the_model_says(capsys, model, pictures):
 
 
 def test_predict_folders_globs_and_batches(capsys, model, pictures):
-    status, out, err = run(
-        capsys, "predict", pictures, pictures / "*.png", "--model", model, "--batch-size", 2, "--top-k", 1, "--json"
-    )
+    words = (pictures / "**" / "e.png", pictures, pictures / "*.png")
+    status, out, err = run(capsys, "predict", *words, "--model", model, "--batch-size", 2, "--top-k", 1, "--json")
     found = json.loads(out)
     names = [row["image"].removeprefix(f"{pictures}/") for row in found["predictions"]]
-    assert names == ["a.png", "b.jpg", "c.JPEG", "deep/d.bmp", "deep/e.png"]
+    assert names == ["deep/e.png", "a.png", "b.jpg", "c.JPEG", "deep/d.bmp"]
     assert all(len(row["labels"]) == 1 for row in found["predictions"])
     assert status == 1 and "broken.png" in err and found["unreadable"][0]["image"].endswith("broken.png")
 
@@ -169,6 +175,11 @@ def test_predict_errors(capsys, model, pictures, tmp_path):
     assert "no-such-model" in error_of(capsys, "predict", picture, "--model", "./no-such-model")
     assert "'0' is not a whole number above 0" in error_of(capsys, "predict", picture, "--model", "m", "--top-k", 0)
     assert "--model" in error_of(capsys, "predict", picture)
+    bare = HFViTConfig(
+        image_size=16, patch_size=8, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, num_labels=0
+    )
+    HFViTForImageClassification(bare).save_pretrained(tmp_path / "bare")
+    assert "has no classifier" in error_of(capsys, "predict", picture, "--model", tmp_path / "bare")
     assert "no device 'tpu9'" in error_of(capsys, "predict", picture, "--model", model, "--device", "tpu9")
 
 
@@ -179,6 +190,7 @@ def test_card_is_written_for_the_repository_asked_for(capsys, model):
     status, out, _ = run(capsys, "card", model, "--repo-id", "me/tiny")
     assert status == 0 and out.strip() == str(model / "README.md")
     assert 'model="me/tiny"' in (model / "README.md").read_text()
+    assert json.loads(run(capsys, "card", model, "--json")[1]) == {"card": str(model / "README.md")}
 
 
 def test_card_errors(capsys, tmp_path):

@@ -75,13 +75,14 @@ def test_the_space_is_complete_and_accepted(models, tmp_path):
 def test_push_as_a_space(models, tmp_path):
     with HubServer(users={"hf_w": "alice"}) as hub:
         done = subprocess.run(
-            [sys.executable, "-m", "hf_vit.cli", "push", str(models[0]), "alice/page", "--space"],
+            [sys.executable, "-m", "hf_vit.cli", "push", str(models[0]), "alice/page", "--space", "--private"],
             env=hub.environment(home=tmp_path, token="hf_w") | {"PYTHONPATH": str(ROOT)},
             capture_output=True,
             text=True,
         )
         assert done.returncode == 0, done.stderr
         assert done.stdout.strip() == f"{hub.endpoint}/spaces/alice/page"
+        assert hub.repositories["spaces/alice/page"].private
         assert {"app.py", "README.md", "letters/model.safetensors"} <= set(
             hub.repositories["spaces/alice/page"].files("main")[1]
         )

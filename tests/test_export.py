@@ -13,6 +13,8 @@ from transformers import ViTImageProcessor
 
 from hf_vit import HFViTConfig, HFViTForImageClassification
 from hf_vit.cli import main
+from hf_vit.export import _positions, compare
+from hf_vit.inputs import find_pictures, load
 
 
 SMALL = {
@@ -26,7 +28,8 @@ def saved(folder, **fields):
     """A tiny classifier with random weights everywhere, and its processor."""
     torch.manual_seed(0)
     model = HFViTForImageClassification(HFViTConfig(**(SMALL | fields)))
-    torch.nn.init.normal_(model.classifier.weight)
+    if model.config.num_labels:
+        torch.nn.init.normal_(model.classifier.weight)
     if model.vit.embeddings.position_embeddings is not None:
         torch.nn.init.normal_(model.vit.embeddings.position_embeddings)
     model.save_pretrained(folder)
@@ -104,10 +107,44 @@ def test_int8_is_smaller_and_measured(kind, fields, tmp_path, capsys):
     assert abs(int8["accuracy_float32"] - int8["accuracy_int8"]) <= 1 - int8["same_label"] + 1e-9
 
 
+def test_int8_is_measured_against_the_names_of_folders(tmp_path, monkeypatch):
+    """Of three labelled pictures two are right before and one after; a fourth lies in a folder that is no label."""
+    answers = {"model.onnx": {"blue": 2, "elsewhere": 0, "green": 1, "red": 2}}
+    answers["model.int8.onnx"] = answers["model.onnx"] | {"green": 0}
+    for name in answers["model.onnx"]:
+        (tmp_path / "pictures" / name).mkdir(parents=True)
+        Image.new("RGB", (8, 8)).save(tmp_path / "pictures" / name / "0.png")
+    rest = {file: iter(sorted(found)) for file, found in answers.items()}
+
+    def stand_in(path):
+        return lambda pixels: 9.0 * np.eye(3)[[answers[path.name][next(rest[path.name])]]]
+
+    monkeypatch.setattr("hf_vit.export.runner", stand_in)
+    found = compare(load(str(saved(tmp_path / "model"))), tmp_path, find_pictures([str(tmp_path / "pictures")]))
+    assert (found["n"], found["same_label"], found["labelled"]) == (4, 0.75, 3)
+    assert (found["accuracy_float32"], found["accuracy_int8"]) == pytest.approx((2 / 3, 1 / 3))
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"position_embedding_type": "learned1d"},
+        *({"position_interpolation": name} for name in ("bilinear_align_corners", "bicubic", "bicubic_antialias")),
+        {"use_class_token": False, "pooling": "gap"},
+    ],
+)
+def test_positions_of_any_grid_are_the_models(fields):
+    embeddings = HFViTForImageClassification(HFViTConfig(**(SMALL | fields))).vit.embeddings
+    torch.nn.init.normal_(embeddings.position_embeddings)
+    for grid in ((4, 4), (6, 3)):
+        torch.testing.assert_close(_positions(embeddings, grid), embeddings.patch_positions(grid))
+
+
 def test_what_cannot_be_is_one_line_and_leaves_nothing(tmp_path, capsys):
     model = saved(tmp_path / "model")
 
     def refused(*words):
+        capsys.readouterr()  # what saving a model printed
         try:
             assert main(["export", str(model), *map(str, words)]) == 2
         except SystemExit as stop:
@@ -121,6 +158,8 @@ def test_what_cannot_be_is_one_line_and_leaves_nothing(tmp_path, capsys):
     assert "give --int8 too" in refused(tmp_path / "out", "--images", "x.png")
     assert "something already" in refused(model)
     assert "no picture at 'x.png'" in refused(tmp_path / "out", "--int8", "weights", "--images", "x.png")
+    saved(model, num_labels=0, id2label=None)
+    assert "has no classifier" in refused(tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 

@@ -8,15 +8,17 @@ import shutil
 import subprocess
 import sys
 import textwrap
+from types import SimpleNamespace
 
 import pytest
 import torch
 from hub_server import HubServer, Repository
+from huggingface_hub.errors import HfHubHTTPError
 from PIL import Image
 from transformers import ViTImageProcessor
 
 from hf_vit import HFViTBackbone, HFViTConfig, HFViTError, HFViTForImageClassification
-from hf_vit.hub import check_folder, files_to_upload, push_folder
+from hf_vit.hub import TRANSPORT_ERROR, Upload, check_folder, files_to_upload, push_folder, push_space
 from hf_vit.model_card import write_card
 
 
@@ -144,6 +146,7 @@ def test_pushed_model_loads_where_hf_vit_cannot_be_imported(hub, folder, answers
     assert {*wanted.split(), "training_curve.png"} <= set(files)
     assert not [name for name in files if name.startswith(("checkpoint", "optimizer"))]
     assert 'model="alice/shapes"' in files["README.md"].decode()
+    assert len(hub.repositories["alice/shapes"].commits) == 2  # the empty one, and one with everything
 
     code = BLOCK_HF_VIT + textwrap.dedent("""
     import json, torch
@@ -290,6 +293,15 @@ def test_incomplete_folders_are_named_before_anything_is_sent(hub, folder, tmp_p
         (copy / name).unlink()
         with pytest.raises(HFViTError, match=f"lacks {name}"):
             check_folder(copy)
+    pieces = {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}
+    copy = shutil.copytree(folder, tmp_path / "in-pieces")
+    (copy / "model.safetensors").rename(copy / pieces["a"])
+    (copy / "model.safetensors.index.json").write_text(json.dumps({"weight_map": pieces}))
+    with pytest.raises(HFViTError, match=f"lacks {pieces['b']}"):
+        check_folder(copy)
+    (copy / "model.safetensors.index.json").write_text("{}")
+    with pytest.raises(HFViTError, match="names no weights"):
+        check_folder(copy)
     assert len(hub.requests) == before
 
 
@@ -301,3 +313,59 @@ def test_a_token_inside_the_folder_stops_the_upload(folder, tmp_path):
     with pytest.raises(HFViTError, match="contains your access token") as caught:
         push_folder(copy, "alice/x", token=WRITER)
     assert WRITER not in str(caught.value)
+    with pytest.raises(HFViTError, match=r"history\.jsonl contains your access token"):
+        push_space(copy, "alice/x", token=WRITER)
+
+
+def test_what_belongs_to_the_model_goes_and_nothing_else(folder, tmp_path):
+    copy = shutil.copytree(folder, tmp_path / "shapes")
+    (copy / ".eval_results").mkdir()
+    for name in (
+        ".eval_results/owner--data.yaml",
+        "history.jsonl",
+        "train.log",
+        "config_resolved.yaml",
+        ".facts.json",
+    ):
+        (copy / name).write_text("{}")
+    code = {path.name for path in folder.glob("*.py")}
+    assert len(code) == 6 and set(files_to_upload(copy)) == code | {
+        "README.md", "config.json", "facts.json", "history.jsonl", "model.safetensors", "preprocessor_config.json",
+        "training_curve.png", ".eval_results/owner--data.yaml",
+    }  # fmt: skip
+
+
+def answered(status):
+    """What huggingface_hub raises when the Hub answers so."""
+    response = SimpleNamespace(status_code=status, headers={}, request=None)
+    return HfHubHTTPError(f"{status}\nfor {WRITER}", response=response, server_message=f"no:\n{WRITER}")
+
+
+@pytest.mark.parametrize(
+    ("error", "tries"),
+    [
+        *((answered(status), 5) for status in (408, 429, 500, 502, 503, 504)),
+        *((answered(status), 1) for status in (400, 401, 403, 404, 409, 413)),
+        (TRANSPORT_ERROR(f"cut\n{WRITER}"), 5),
+        (ConnectionError(f"cut {WRITER}"), 5),
+        (RuntimeError(f"Error while uploading {WRITER}"), 5),
+        (OSError(f"disk\n{WRITER}"), 1),
+        (ValueError(f"metadata\n{WRITER}"), 1),
+    ],
+    ids=lambda value: " ".join(str(value).split()[:1]) if isinstance(value, Exception) else str(value),
+)
+def test_what_may_pass_is_tried_again_and_no_error_holds_the_token(error, tries, monkeypatch):
+    upload, made = Upload("alice/x", WRITER, attempts=5), []
+
+    def fail(*_, **__):
+        made.append(error)
+        raise error
+
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    monkeypatch.setattr(upload.api, "create_commit", fail)
+    for create_pr in (False, True):
+        made.clear()
+        with pytest.raises(HFViTError) as caught:
+            upload.commit({}, "message", create_pr=create_pr)
+        assert WRITER not in str(caught.value) and len(str(caught.value).splitlines()) == 1
+        assert len(made) == (1 if create_pr else tries)  # a second try could open a second pull request

@@ -84,15 +84,16 @@ def commit() -> str | None:
     """The commit of the clone this file lies in, with a + if files differ from it; None outside of one."""
     here = Path(__file__).parent
     try:
-        head, status = (
+        head, status, tracked = (
             subprocess.run(["git", *words], cwd=here, capture_output=True, text=True, timeout=10)
-            for words in (["rev-parse", "--short=12", "HEAD"], ["status", "--porcelain", "--untracked-files=no"])
+            for words in (
+                ["rev-parse", "--short=12", "HEAD"],
+                ["status", "--porcelain", "--untracked-files=no"],
+                ["ls-files", "--error-unmatch", __file__],
+            )
         )
     except (OSError, subprocess.TimeoutExpired):
         return None
-    tracked = subprocess.run(
-        ["git", "ls-files", "--error-unmatch", __file__], cwd=here, capture_output=True, timeout=10
-    )
     if head.returncode or tracked.returncode:
         return None
     return head.stdout.strip() + ("+" if status.stdout.strip() else "")
