@@ -28,7 +28,7 @@ logger = logging.get_logger(__name__)
 Ways = dict[str, Callable]
 ROUNDS, MARGIN = 6, 0.95  # a way replaces the first one where its best of six rounds is 5 % faster
 ROWS_AT_ONCE = 1600  # tokens of as many images go through a block together: what is between stays in the caches
-MEASURED_ROWS = 1024  # larger products are measured on as many rows, attention on as many tokens
+MEASURED_TOKENS = 1024  # attention of more is measured on as many
 
 
 def fastest(ways: Ways, *inputs) -> str:
@@ -69,7 +69,7 @@ def gelu_form(activation: nn.Module | None, dtype: torch.dtype) -> str | None:
 
 
 class Dense:
-    """`activation(x W^T + b)` for the rows of x; of several W (q, k and v) at once, side by side.
+    """`activation(x W^T + b)` for the rows of x, or `rest + x W^T + b`; of several W (q, k and v) at once, side by side.
 
     Args:
         parts: weights `(out, in)` and biases `(out,)` or None.
@@ -85,50 +85,66 @@ class Dense:
     ):
         self.parts, self.choices, self.activation = parts, choices, activation
         self.widths = [len(weight) for weight, _ in parts]
-        self.gelu = gelu_form(activation, parts[0][0].dtype)
+        weight = parts[0][0]
+        self.gelu = gelu_form(activation, weight.dtype)
         self.ways: Ways = {"eager": self.eager}
         if len(parts) > 1:
             self.ways["joined"] = self.joined
-        if onednn_packs(parts[0][0]):
+        if onednn_packs(weight):
             self.ways["packed"] = self.packed
-            if self.gelu:
-                self.ways["packed, GELU in the product"] = self.packed_gelu
+            if weight.dtype == torch.float32 and torch.backends.mkl.is_available():
+                self.ways["packed by MKL"] = self.packed_by_mkl
         self._joined: tuple[torch.Tensor, torch.Tensor | None] | None = None
         self._packed: torch.Tensor | None = None
+        self._mkl: torch.Tensor | None = None
+        self._mkl_rows = self._last_rows = 0
 
-    def __call__(self, rows: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """`(rows, in)` -> for each W `(rows, out)`."""
-        measured = rows[:MEASURED_ROWS]
-        key = (*self.widths, rows.shape[1], type(self.activation), rows.dtype, len(measured).bit_length())
+    def __call__(self, rows: torch.Tensor, *rest: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """`(rows, in)` -> for each W `(rows, out)`; `rest`, of that shape, is added."""
+        key = (*self.widths, rows.shape[1], type(self.activation), rows.dtype, len(rows).bit_length())
         if key not in self.choices:
-            self.choices[key] = fastest(self.ways, measured)
-        return self.ways[self.choices[key]](rows)
+            self.choices[key] = fastest(self.ways, rows, *rest)
+        return self.ways[self.choices[key]](rows, *rest)
 
-    def eager(self, rows: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        return tuple(self._activated(F.linear(rows, weight, bias)) for weight, bias in self.parts)
+    def eager(self, rows: torch.Tensor, *rest: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return tuple(self._finished(F.linear(rows, weight, bias), *rest) for weight, bias in self.parts)
 
-    def joined(self, rows: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    def joined(self, rows: torch.Tensor, *rest: torch.Tensor) -> tuple[torch.Tensor, ...]:
         self._joined = self._joined or self._join()
-        return self._activated(F.linear(rows, *self._joined)).split(self.widths, dim=1)
+        return self._finished(F.linear(rows, *self._joined), *rest).split(self.widths, dim=1)
 
-    def packed(self, rows: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        return self._activated(self._onednn(rows, "none", "")).split(self.widths, dim=1)
-
-    def packed_gelu(self, rows: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        return self._onednn(rows, "gelu", self.gelu).split(self.widths, dim=1)
-
-    def _onednn(self, rows: torch.Tensor, activation: str, algorithm: str | None) -> torch.Tensor:
+    def packed(self, rows: torch.Tensor, *rest: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """By oneDNN, which applies a GELU and adds the rest before a result leaves the cache."""
         if self._packed is None:
             weight, self._bias = self._join()
             self._packed = torch.ops.mkldnn._reorder_linear_weight(weight)
-        return torch.ops.mkldnn._linear_pointwise(rows, self._packed, self._bias, activation, [], algorithm)
+        product = torch.ops.mkldnn._linear_pointwise
+        if rest:
+            return (product.binary(rows, *rest, self._packed, self._bias, "add"),)
+        if self.gelu:
+            return product(rows, self._packed, self._bias, "gelu", [], self.gelu).split(self.widths, dim=1)
+        return self._finished(product(rows, self._packed, self._bias, "none", [], "")).split(self.widths, dim=1)
+
+    def packed_by_mkl(self, rows: torch.Tensor, *rest: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """MKL packs for one number of rows: for the first, and for another one when it comes twice in a row."""
+        count, self._last_rows, last = len(rows), len(rows), self._last_rows
+        if self._mkl is None or count == last != self._mkl_rows:
+            weight, self._mkl_bias = self._join()
+            self._mkl, self._mkl_rows = torch.ops.mkl._mkl_reorder_linear_weight(weight, count), count
+        if count != self._mkl_rows:
+            return self.eager(rows, *rest)
+        shape = self.parts[0][0][:1].expand(sum(self.widths), -1)  # of the weight; the values are not read
+        result = torch.ops.mkl._mkl_linear(rows, self._mkl, shape, self._mkl_bias, count)
+        return self._finished(result, *rest).split(self.widths, dim=1)
 
     def _join(self) -> tuple[torch.Tensor, torch.Tensor | None]:
         weights = torch.cat([weight for weight, _ in self.parts])
         biases = [bias for _, bias in self.parts if bias is not None]
         return weights, torch.cat(biases) if biases else None
 
-    def _activated(self, x: torch.Tensor) -> torch.Tensor:
+    def _finished(self, x: torch.Tensor, *rest: torch.Tensor) -> torch.Tensor:
+        for one in rest:
+            x.add_(one)
         if self.activation is None:
             return x
         return torch.ops.aten.gelu_(x, approximate=self.gelu) if self.gelu else self.activation(x)
@@ -156,7 +172,7 @@ class Prepared(ABC):
     def __init__(self, module: nn.Module, choices: dict[tuple, str]):
         self.module: Any = module
         self.choices = choices
-        self.seen: list[tuple] = []
+        self.seen: list = []
 
     def __getstate__(self) -> dict:
         """What copies and pickles keep; the rest is prepared again."""
@@ -183,23 +199,22 @@ class Prepared(ABC):
 
     def is_current(self) -> bool:
         """Whether layers and weights are those that were prepared, with the same contents."""
-        return bool(self.seen) and all(
-            held.get(name) is value and (state is None or (value._version, value.data_ptr()) == state)
-            for held, name, value, state in self.seen
-        )
+        return bool(self.seen) and self.seen == self.state()
+
+    def state(self) -> list:
+        """Changes when a layer or a weight is replaced, added or written to."""
+        members = [id(member) for held in self.held for member in held.values()]
+        return members + [(weight._version, weight.data_ptr()) for weight in self.weights]
 
     def prepare(self) -> bool:
         """Remember layers and weights, and build from them; False where one is not ours or not an ordinary tensor."""
         if not self.ordinary():
             logger.warning_once("replaced layers and unusual weights are not prepared for inference")
             return False
-        self.seen = [
-            (held, name, value, (value._version, value.data_ptr()) if isinstance(value, nn.Parameter) else None)
-            for module in self.module.modules()
-            for held in (module._modules, module._parameters)
-            for name, value in held.items()
-            if value is not None
-        ]
+        self.held = [held for module in self.module.modules() for held in (module._modules, module._parameters)]
+        self.weights = list(self.module.parameters())
+        self.alive = [member for held in self.held for member in held.values()]  # so that their ids stay theirs
+        self.seen = self.state()
         with torch.no_grad():
             self.build()
         return True
@@ -234,7 +249,10 @@ class PreparedLayer(Prepared):
     def serves(self, x: torch.Tensor, kwargs: dict) -> bool:
         if kwargs.get("output_attentions") or self.module.attention.config.output_attentions:
             return False
-        return super().serves(x, kwargs) and not any(is_watched(module) for module in self.inside)
+        if not super().serves(x, kwargs):
+            return False
+        hooked = [module for module in self.inside if module._forward_hooks or module._forward_pre_hooks]
+        return not any(map(is_watched, hooked))
 
     def ordinary(self) -> bool:
         return super().ordinary() and all(type(product) is nn.Linear for product in self.products())
@@ -254,16 +272,13 @@ class PreparedLayer(Prepared):
 
     def run(self, x: torch.Tensor) -> torch.Tensor:
         images = max(1, ROWS_AT_ONCE // x.shape[1])
-        result = torch.empty_like(x)
-        for before, after in zip(x.split(images), result.split(images)):
-            torch.add(before, self.attention(before), out=after)  # Eq. 2
-            after.add_(self.mlp(after))  # Eq. 3
-        return result
+        done = [self.mlp(self.attention(part)) for part in x.split(images)]
+        return done[0] if len(done) == 1 else torch.cat(done)
 
     def attention(self, x: torch.Tensor) -> torch.Tensor:
-        """LayerScale(MSA(LN(x))), `(B, N, D)` -> `(B, N, D)`."""
+        """Eq. 2: LayerScale(MSA(LN(x))) + x, `(B, N, D)` -> `(B, N, D)`."""
         query, key, value = self.heads(self.module.layernorm_before(x))
-        return self.project(self.attend(query, key, value, self.module.attention.scaling))
+        return self.project(self.attend(query, key, value, self.module.attention.scaling), x)
 
     def heads(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """q, k and v of Eq. 5: `(B, N, D)` -> `(B, k, N, d)` each."""
@@ -272,21 +287,21 @@ class PreparedLayer(Prepared):
         query, key, value = (part.view(*x.shape[:2], -1, msa.head_dim).transpose(1, 2) for part in parts)
         return msa.q_norm(query), msa.k_norm(key), value
 
-    def project(self, mixed: torch.Tensor) -> torch.Tensor:
-        """LayerScale and Eq. 8: `(B, k, N, d)` -> `(B, N, D)`."""
-        batch, _, tokens, _ = mixed.shape
-        return self.out(mixed.transpose(1, 2).reshape(batch * tokens, -1))[0].view(batch, tokens, -1)
+    def project(self, mixed: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        """LayerScale and Eq. 8, and the addition of Eq. 2: `(B, k, N, d)` and x `(B, N, D)` -> `(B, N, D)`."""
+        rows = mixed.transpose(1, 2).reshape(-1, x.shape[2])
+        return self.out(rows, x.flatten(0, 1))[0].view(x.shape)
 
     def attend(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float) -> torch.Tensor:
         ways: Ways = {"sdpa": attend_by_sdpa, "products": attend_by_products}
-        some = max(1, min(len(query), MEASURED_ROWS // query.shape[2]))
+        some = max(1, min(len(query), MEASURED_TOKENS // query.shape[2]))
         case = ("attention", *query.shape[1:], query.dtype, some)
         return self.choose(case, ways, query[:some], key[:some], value[:some], scale)(query, key, value, scale)
 
     def mlp(self, x: torch.Tensor) -> torch.Tensor:
-        """LayerScale(MLP(LN(x))), `(B, N, D)` -> `(B, N, D)`."""
+        """Eq. 3: LayerScale(MLP(LN(x))) + x, `(B, N, D)` -> `(B, N, D)`."""
         rows = self.module.layernorm_after(x).flatten(0, 1)
-        return self.fc2(*self.fc1(rows))[0].view(x.shape)
+        return self.fc2(*self.fc1(rows), x.flatten(0, 1))[0].view(x.shape)
 
 
 class Int8Layer(PreparedLayer):
@@ -318,15 +333,14 @@ class Int8Layer(PreparedLayer):
             return query, key, value
         return msa.q_norm(query.to(x.dtype)).bfloat16(), msa.k_norm(key.to(x.dtype)).bfloat16(), value
 
-    def project(self, mixed: torch.Tensor) -> torch.Tensor:
-        batch, _, tokens, _ = mixed.shape
-        rows = self.rounded("out", mixed.transpose(1, 2).reshape(batch * tokens, -1))
-        return self.product("out", rows, torch.float32).view(batch, tokens, -1)
+    def project(self, mixed: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        rows = self.rounded("out", mixed.transpose(1, 2).reshape(-1, x.shape[2]))
+        return torch.add(x, self.product("out", rows, torch.float32).view(x.shape), out=torch.empty_like(x))
 
     def mlp(self, x: torch.Tensor) -> torch.Tensor:
         rows = self.rounded("fc1", self.module.layernorm_after(x).flatten(0, 1))
         hidden = self.product("fc1", rows, torch.int8, "gelu", self.scales["fc2"])
-        return self.product("fc2", hidden, torch.float32).view(x.shape)
+        return torch.add(x, self.product("fc2", hidden, torch.float32).view(x.shape), out=torch.empty_like(x))
 
     def rounded(self, name: str, rows: torch.Tensor) -> torch.Tensor:
         """Fresh rows as int8 steps; they are overwritten. Larger values than calibration saw are cut."""

@@ -85,13 +85,13 @@ class MergingLayer:
         mixed = F.scaled_dot_product_attention(
             query, key, value, attn_mask=state.bias(query), scale=layer.attention.scaling
         )
-        x = x + parts.project(mixed)  # Eq. 2
+        x = parts.project(mixed, x)  # Eq. 2
         x = merge(x, key.mean(dim=1), self.r, state)
-        return x + parts.mlp(x)  # Eq. 3
+        return parts.mlp(x)  # Eq. 3
 
 
 class PlainParts:
-    """The branches of a plain block, with gradients, under the names that a `PreparedLayer` has."""
+    """The parts of a plain block, with gradients, under the names that a `PreparedLayer` has."""
 
     def __init__(self, layer: Any):
         self.layer = layer
@@ -100,11 +100,11 @@ class PlainParts:
         attention = self.layer.attention
         return *attention.queries_and_keys(x), attention._heads(attention.v_proj(x))
 
-    def project(self, mixed: torch.Tensor) -> torch.Tensor:
-        return self.layer.layer_scale1(self.layer.attention.o_proj(mixed.transpose(1, 2).flatten(2)))
+    def project(self, mixed: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        return x + self.layer.layer_scale1(self.layer.attention.o_proj(mixed.transpose(1, 2).flatten(2)))
 
     def mlp(self, x: torch.Tensor) -> torch.Tensor:
-        return self.layer.layer_scale2(self.layer.mlp(self.layer.layernorm_after(x)))
+        return x + self.layer.layer_scale2(self.layer.mlp(self.layer.layernorm_after(x)))
 
 
 class MergedPool:
