@@ -27,6 +27,8 @@ def force(monkeypatch):
 
     def choose(name):
         monkeypatch.setattr(inference, "fastest", lambda ways, *inputs: name if name in ways else next(iter(ways)))
+        if name == "joined":  # for devices without oneDNN
+            monkeypatch.setattr(inference, "onednn_packs", lambda weight: False)
 
     return choose
 
@@ -84,6 +86,20 @@ def test_bfloat16_is_as_near_to_float32_as_the_plain_model(force, way):
         fast = model.optimize_for_inference(torch.bfloat16)(pixels).logits
     assert fast.dtype == torch.bfloat16
     assert (fast - exact).abs().mean() <= 1.5 * (plain - exact).abs().mean()
+
+
+@pytest.mark.skipif(not torch.backends.mkl.is_available(), reason="this PyTorch has no MKL: install one that has")
+def test_mkl_packs_again_only_for_a_batch_that_stays(force):
+    force("packed by MKL")
+    plain = tiny()
+    fast = copy.deepcopy(plain).optimize_for_inference()
+    fc2 = None
+    with torch.inference_mode():
+        for batch, packed_for in ((2, 2), (3, 2), (2, 2), (3, 2), (3, 3), (2, 3)):
+            pixels = torch.randn(batch, 3, 32, 32)
+            torch.testing.assert_close(fast(pixels).logits, plain(pixels).logits, atol=2e-5, rtol=2e-5)
+            fc2 = fc2 or fast.vit.layers[0].forward.fc2
+            assert fc2._mkl_rows == packed_for * 17
 
 
 def test_outputs_have_the_same_names_and_hidden_states():
