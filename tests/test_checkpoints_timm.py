@@ -95,6 +95,19 @@ def test_folder_of_timm(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("name", "architecture"),
+    [("no_class_position", "deit3_small_patch16_224"), ("map", "vit_so400m_patch16_siglip_256")],
+)
+def test_what_a_name_of_timm_stands_for(tmp_path, name, architecture):
+    """That the class token has no position, that the GELU is the tanh form: no tensor shows it."""
+    model = load_checkpoint(_folder(tmp_path, name, architecture=architecture, model_args={"num_heads": 4}))
+    recorded = load_file(FOLDER / f"{name}.io.safetensors")
+    with torch.no_grad():
+        found = model(recorded["pixel_values"].float()).logits
+    assert (found - recorded["logits"]).abs().max() <= 1e-5 * recorded["logits"].abs().max()
+
+
+@pytest.mark.parametrize(
     ("extra", "named"),
     [
         ({"fc_norm.weight": (32,)}, "fc_norm"),

@@ -215,7 +215,7 @@ def test_compiles_whole():
 
 def test_the_encoder_alone_and_what_cannot_be():
     model = HFViTModel(tiny().config).eval()
-    assert model.optimize_for_inference() is model
+    assert model.train().optimize_for_inference() is model and not model.training
     with pytest.raises(ValueError, match="floating dtype"):
         model.optimize_for_inference(torch.int8)
 
@@ -268,6 +268,19 @@ def test_int8_scales_are_the_largest_activations_of_the_calibration_pictures():
     with torch.no_grad():
         found = inference.measure_scales(model.vit, torch.randn(3, 3, 32, 32))
     assert len(found) == 2 and found[1] == pytest.approx({name: value / 127 for name, value in largest.items()})
+
+
+def test_int8_branches_are_near_those_of_the_plain_block():
+    model, pixels = tiny(layer_scale_init=0.1, qk_norm=True), torch.randn(4, 3, 32, 32)
+    with torch.no_grad():
+        layer, x = model.vit.layers[0], model.vit.embeddings(pixels)
+        int8 = inference.Int8Layer(layer, {}, inference.measure_scales(model.vit, pixels)[0])
+        int8.prepare()
+        for answer, expected in (
+            (int8.attention(x), layer.layer_scale1(layer.attention(layer.layernorm_before(x))[0])),
+            (int8.mlp(x), layer.layer_scale2(layer.mlp(layer.layernorm_after(x)))),
+        ):
+            assert 0 < (answer - expected).norm() <= 0.05 * expected.norm()
 
 
 def test_int8_says_what_it_cannot():

@@ -252,7 +252,9 @@ def test_attention_maps_of_chosen_layers(backend):
     model = build()
     model.set_attn_implementation(backend)
     x = picture(model)
-    maps, all_layers = model.attention_maps(x, layers=[0, -1]), model(x, output_attentions=True).attentions
+    maps = model.attention_maps(x, layers=[0, -1])
+    assert not any(layer.attention._forward_hooks for layer in model.vit.layers)
+    all_layers = model(x, output_attentions=True).attentions
     assert list(maps) == [0, -1]
     torch.testing.assert_close(maps[0], all_layers[0])
     torch.testing.assert_close(maps[-1], all_layers[2])

@@ -10,7 +10,7 @@ import torch
 
 from hf_vit import HFViTBackbone
 from hf_vit.errors import HFViTError
-from hf_vit.token_merging import MergeState, merge, merge_tokens
+from hf_vit.token_merging import MergedPool, MergeState, merge, merge_tokens
 from tests.test_inference import KINDS, tiny
 
 
@@ -23,7 +23,9 @@ def test_r_0_is_the_plain_model_and_r_removes_r_tokens_a_block(kind):
     model = tiny(**KINDS[kind])
     pixels = torch.randn(2, 3, 64, 64)
     with torch.no_grad():
-        plain = model.vit(pixels)
+        plain, x = model.vit(pixels), model.vit.embeddings(pixels)
+        first = model.vit.layers[0](x)
+        torch.testing.assert_close(merge_tokens(model, [0, 5]).vit.layers[0](x), first, atol=2e-5, rtol=2e-5)
         for layers, left in ((0, 0), (3, 6), ([0, 5], 5), (10**6, None)):
             merged = merge_tokens(model, layers).vit(pixels)
             tokens = merged.last_hidden_state.shape[1]
@@ -62,12 +64,23 @@ def test_the_most_alike_pairs_merge_and_sizes_add_up():
     assert state.sizes.tolist() == [[1.0, 2.0, 3.0]]
 
 
-def test_prefix_tokens_stay_first_and_unmerged():
-    model = tiny(num_register_tokens=2)
-    state = state_of(model)
-    x = torch.randn(2, 3 + 16, 64)
-    assert torch.equal(merge(x, torch.randn(2, 19, 16), 8, state)[:, :3], x[:, :3])
-    assert state.sizes[:, :3].eq(1).all() and state.sizes.sum().item() == 2 * 19
+@pytest.mark.parametrize(
+    ("fields", "kept"), [({"num_register_tokens": 2}, 3), ({"pooling": "first"}, 1)], ids=["prefix", "first"]
+)
+def test_tokens_that_are_read_by_their_place_stay_first_and_unmerged(fields, kept):
+    state = state_of(tiny(**fields))
+    x = torch.randn(2, kept + 16, 64)
+    assert torch.equal(merge(x, torch.randn(2, kept + 16, 16), 8, state)[:, :kept], x[:, :kept])
+    assert state.sizes[:, :kept].eq(1).all() and state.sizes.sum().item() == 2 * (kept + 16)
+
+
+@pytest.mark.parametrize("pooling", ["gap", "map"])
+def test_pooling_counts_a_merged_token_as_often_as_it_has_patches(pooling):
+    model = tiny(pooling=pooling, use_class_token=False)
+    state, x = state_of(model), torch.randn(2, 3, 64)
+    state.sizes = torch.tensor([[1.0, 3.0, 2.0]]).expand(2, -1)
+    pooled = MergedPool(model.vit, state)(x)
+    torch.testing.assert_close(pooled, model.vit.pool(x[:, [0, 1, 1, 1, 2, 2]]), atol=1e-5, rtol=1e-5)
 
 
 def test_with_prepared_blocks_before_or_after():
