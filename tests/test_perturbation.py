@@ -104,6 +104,16 @@ def test_a_model_in_training_is_asked_as_it_evaluates_and_goes_on_training():
     assert [module.training for module in (model, model.vit.layers[0], model.vit.layers[1])] == [True, False, True]
 
 
+def test_the_class_is_the_one_that_a_model_in_training_gives_in_evaluation():
+    class Changeable(Corner):
+        def forward(self, pixel_values):
+            return super().forward(pixel_values) * (-1 if self.training else 1)
+
+    pixels, maps = torch.ones(1, 3, 8, 8), {"mine": torch.rand(1, 2, 2)}
+    found = compare_explanations(Changeable().train(), pixels, maps, steps=1, random_orders=0)["mine"]
+    assert found.deletion[0, 0] > 0.9
+
+
 def test_bad_input_is_named():
     model, pixels = build(), torch.randn(2, 3, HEIGHT, WIDTH)
     cases = [
