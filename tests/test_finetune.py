@@ -12,10 +12,14 @@ import torch
 import yaml
 from PIL import Image
 from transformers import AutoImageProcessor, AutoModelForImageClassification
+from transformers.models.vit import ViTImageProcessorPil
 
-from hf_vit import HFViTForImageClassification
+from hf_vit import HFViTConfig, HFViTForImageClassification
 from training import finetune, pretrain
+from training.arguments import DataArguments
+from training.command_line import parse
 from training.data import open_dataset
+from training.run import build_model, image_processor_for
 
 
 TINY = (
@@ -98,6 +102,26 @@ def test_the_processor_gives_the_trainers_predictions(tmp_path, pretrained):
     with torch.no_grad():
         logits = model(**processor([test.read(i)[0] for i in range(20)], return_tensors="pt")).logits
     np.testing.assert_allclose(logits.numpy(), np.load(out / "predictions.npz")["logits"][:20], atol=1e-5)
+
+
+def test_mean_and_deviation_are_those_of_the_base_model(tmp_path):
+    config = HFViTConfig(image_size=12, patch_size=4)
+    ViTImageProcessorPil(image_mean=[0.4, 0.5, 0.6], image_std=[0.2, 0.3, 0.1]).save_pretrained(tmp_path)
+    kept = image_processor_for(config, DataArguments(crop_pct=0.5), str(tmp_path))
+    assert (*kept.image_mean, *kept.image_std) == (0.4, 0.5, 0.6, 0.2, 0.3, 0.1)
+    assert kept.size["shortest_edge"] == 24 and kept.crop_size["height"] == 12
+    googles = image_processor_for(config, DataArguments(), None)
+    assert {*googles.image_mean, *googles.image_std} == {0.5} and googles.size["width"] == 12
+
+
+def test_the_representation_layer_goes_with_the_head_unless_it_is_kept(tmp_path):
+    config = HFViTConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16,
+                         image_size=8, patch_size=4, representation_size=8, num_labels=3)  # fmt: skip
+    HFViTForImageClassification(config).save_pretrained(tmp_path)
+    for options, width in ((["--keep_representation"], 8), ([], 16)):
+        arguments = parse(["--model", str(tmp_path), *options], "finetune")
+        model, _, _ = build_model(arguments, ["cat", "dog"])
+        assert model.classifier.weight.shape == (2, width)
 
 
 def test_the_resolved_config_repeats_the_run(tmp_path, photographs):

@@ -4,7 +4,9 @@ pytest tests/test_progress.py
 """
 
 import json
+import sys
 
+import pytest
 import torch
 
 from hf_vit import HFViTConfig, HFViTForImageClassification
@@ -62,6 +64,19 @@ def test_the_display_gives_one_line_a_log_where_there_is_no_terminal(capsys):
         "memory 1.00 GiB  ETA 1:02:05"
     )
     assert lines[1].startswith("hint: 31% of the time") and lines[2] == "evaluation 20/100  loss 0.25"
+
+
+@pytest.mark.parametrize(("share", "hints"), [(0.19, 0), (0.21, 1)])
+def test_the_bar_too_is_followed_by_one_hint_where_pictures_come_too_slowly(capsys, monkeypatch, share, hints):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    display = progress.Display(enabled=True, bar=True)
+    display.begin(0, 100)
+    speed = {"images_per_second": 10.0, "data_wait": share, "memory_peak_bytes": 0, "interval_seconds": 2.0}
+    for step in (10, 20):
+        display.show(step, {"loss": 0.5}, speed)
+    display.end()
+    shown = capsys.readouterr().err
+    assert shown.count("hint:") == hints and "10 images/s" in shown
 
 
 def test_a_silent_display_says_nothing(capsys):

@@ -17,6 +17,7 @@ from transformers import EarlyStoppingCallback, TrainerCallback
 
 from hf_vit import HFViTConfig, HFViTForImageClassification
 from hf_vit.errors import HFViTError
+from training import progress
 from training.arguments import TrainArguments
 from training.augmentation import EvalTransform
 from training.data import open_dataset
@@ -95,6 +96,8 @@ def test_epochs_are_a_length_and_are_rounded_up(tmp_path):
     args = arguments(tmp_path / "out", max_steps=-1, num_train_epochs=1.9, warmup_steps="1 epoch", logging_steps=1,
                      lr_scheduler_type="constant")  # fmt: skip
     Trainer(tiny(), args, Pictures(40)).train()
+    speed = [json.loads(line) for line in (tmp_path / "out/speed.jsonl").read_text().splitlines()]
+    assert speed[-1]["step"] == 10 and speed[-1]["eta_seconds"] == 0 < speed[0]["eta_seconds"]
     rates = [line["learning_rate"] for line in history(tmp_path / "out")]
     assert rates == pytest.approx(
         [0.0, 2e-3, 4e-3, 6e-3, 8e-3, 1e-2, 1e-2, 1e-2, 1e-2, 1e-2]
@@ -233,7 +236,7 @@ def test_the_most_accurate_weights_are_kept_and_no_others(tmp_path):
             trainer.compute_metrics = lambda outputs: {"accuracy": accuracies[state.global_step]}
 
     accuracies = {2: 0.2, 4: 0.6, 6: 0.4}
-    args = arguments(tmp_path / "out", eval_steps=2, save_strategy="best")
+    args = arguments(tmp_path / "out", eval_steps=2, save_strategy="best", metric_for_best_model="eval_accuracy")
     trainer = Trainer(tiny(), args, Pictures(40), Pictures(20), callbacks=[Scores])
     trainer.train()
     assert (trainer.state.best_metric, trainer.state.best_global_step) == (0.6, 4)
@@ -346,7 +349,7 @@ def test_given_optimizer_and_schedule_are_used(tmp_path):
     assert rates == pytest.approx([0.5, 0.5, 0.05, 0.05, 0.005, 0.005])
 
 
-def test_the_average_of_the_weights_is_what_is_evaluated_and_saved(tmp_path):
+def test_the_average_of_the_weights_is_what_is_evaluated_saved_and_drawn(tmp_path, monkeypatch):
     model = tiny()
     trainer = Trainer(model, arguments(tmp_path / "out", ema_decay=0.5), Pictures(40), Pictures(10))
     trainer.train()
@@ -359,6 +362,10 @@ def test_the_average_of_the_weights_is_what_is_evaluated_and_saved(tmp_path):
         assert torch.equal(value, raw[name])  # swapped back
     plain = Trainer(saved, arguments(tmp_path / "x"), eval_dataset=Pictures(10)).evaluate()
     assert plain == pytest.approx(scores, abs=1e-6)
+    drawn = []
+    monkeypatch.setattr(progress, "draw_positions", lambda model, path: drawn.append(model.classifier.weight.clone()))
+    trainer.create_model_card()
+    assert torch.equal(drawn[0], saved.classifier.weight)
 
 
 @pytest.mark.parametrize(

@@ -159,10 +159,10 @@ class Display:
             parts.append(f"memory {speed['memory_peak_bytes'] / 2**30:.2f} GiB")
         if self._bar is not None and speed:
             self._bar.set_postfix_str(", ".join(parts))
-            return
-        eta = f"  ETA {clock(speed['eta_seconds'])}" if speed else ""
-        head = "evaluation" if any(name.startswith("eval_") for name in logs) else "step"
-        self.say(f"{head} {step}/{self.max_steps}  " + "  ".join(parts) + eta)
+        else:
+            eta = f"  ETA {clock(speed['eta_seconds'])}" if speed else ""
+            head = "evaluation" if any(name.startswith("eval_") for name in logs) else "step"
+            self.say(f"{head} {step}/{self.max_steps}  " + "  ".join(parts) + eta)
         self._hint(speed)
 
     def _hint(self, speed: dict[str, Any]) -> None:

@@ -303,8 +303,8 @@ class Trainer:
         self.control.should_log |= self.state.global_step >= self.max_steps
         save = self.control.should_save
         if self.control.should_log or self.control.should_evaluate or save or self.interrupted:
+            self.finite.check(self.output_dir)  # waits for the device, whose time counts
             self.watch.pause()
-            self.finite.check(self.output_dir)
         if self.control.should_log:
             self._log_training()
         if self.control.should_evaluate:
