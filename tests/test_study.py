@@ -13,7 +13,7 @@ import pytest
 
 from training import study
 from training.data import open_dataset
-from training.studies import STUDIES, ablations, data_scale, pretraining, resolution
+from training.studies import STUDIES, ablations, data_scale, generated, noisy_student, pretraining, resolution
 from training.studies.design import Cell, Difference, Score, Scores
 from training.studies.report import is_curve, read_scores, report, scores_of
 from training.studies.stages import subset, surest, words
@@ -229,6 +229,103 @@ def test_rules_tell_what_shows_from_what_does_not():
     assert judged("ablations", "at its own learning rate", placed, {})
     placed[("mean of the tokens", ablations.HIGH, ablations.POOLING)] = high
     assert not judged("ablations", "at its own learning rate", placed, {})
+
+
+THIRD = [0.3, 0.31, 0.32]
+
+
+def over(values, *points):
+    """Scores that are so many points above, a little more or less by seed."""
+    return [value + point / 100 for value, point in zip(values, points)]
+
+
+def test_differences_are_of_the_seeds_that_both_have():
+    rows = [Score("", "a", 1, seed, 0.1 * seed, 9, 1.0) for seed in (2, 0, 1)]
+    rows += [Score("", "b", 1, seed, 0.1 * seed - 0.01, 9, 1.0) for seed in (1, 2, 5)]
+    assert Scores(rows).difference("a", "b", 1).values == pytest.approx((0.01, 0.01))
+
+
+def test_what_is_clear_and_what_is_tied():
+    clear, unclear = Difference((0.01, 0.02, 0.03)), Difference((0.0, 0.02, 0.04))  # errors 0.0058 and 0.0115
+    assert clear.above() and not unclear.above() and not clear.above(0.021)
+    assert Difference((-0.01, -0.02, -0.03)).below() and not Difference((0.0, -0.02, -0.04)).below()
+    assert not clear.tied(0.003) and unclear.tied(0.003) and not Difference((0.004, 0.004, 0.004)).tied(0.003)
+    assert Difference((0.004,)).tied(0.004) and not Difference((0.004,)).tied(0.003)  # no error of one seed
+
+
+def test_rules_of_the_ablations():
+    def shows(claim, panel, **rows):
+        placed = {(name.replace("_", " "), "", panel): row for name, row in rows.items()}
+        return judged("ablations", claim, placed, {})
+
+    positions = {"none": THIRD, "2-D, learned": over(THIRD, 2, 2.1, 2), "1-D, learned": over(THIRD, 2, 2, 2.1)}
+    for sincos, needed, alike in ((over(THIRD, 2, 1.9, 2), True, True), (over(THIRD, 4, -2, 4), False, True),
+                                  (over(THIRD, 3, 3.1, 3), True, False)):  # fmt: skip
+        rows = positions | {"2-D, sines and cosines": sincos}
+        assert shows("clearly worse", ablations.POSITIONS, **rows) is needed
+        assert shows("hardly differ", ablations.POSITIONS, **rows) is alike
+    assert shows("no more than a linear", ablations.HEAD, linear=THIRD, one_hidden_layer=over(THIRD, 0.2, 0.3, 0.2))
+    assert not shows("no more than a linear", ablations.HEAD, linear=THIRD, one_hidden_layer=over(THIRD, 1, 1.1, 1))
+    for adam, better in (((2, 2.1, 2), True), ((2, -2, 2), False), ((-2, -2.1, -2), False)):
+        assert shows("Adam", ablations.OPTIMIZER, SGD=THIRD, Adam=over(THIRD, *adam)) is better
+        rows = {"from_scratch": THIRD, "masked_patches_first": over(THIRD, *adam)}
+        assert shows("Masked patch", ablations.MASKED, **rows) is better
+
+
+def test_rules_of_noisy_student():
+    def shows(claim, first, second, control, teacher=None):
+        rows = {(noisy_student.TEACHER, 0): THIRD, (noisy_student.CONTROL, 0): over(THIRD, *control)}
+        rows |= {(noisy_student.STUDENT, 1): over(THIRD, *first), (noisy_student.STUDENT, 2): over(THIRD, *second)}
+        return judged("noisy_student", claim, rows, {"turns": 2, "teacher": teacher})
+
+    much, little = (2, 2.1, 2), (1, -1, 1)
+    assert shows("last student", little, much, much) and not shows("last student", much, little, little)
+    assert shows("teacher's labels", little, much, little) and not shows("teacher's labels", much, much, much)
+    assert not shows("last student", much, much, much, teacher="given")  # its own score is not among them
+
+
+def test_rules_of_generated_pictures():
+    settings = {"budgets": [5, 9], "targets": ["x", "y"], "families": {"letters": "", "atoms": ""}, "longer": True}
+
+    def shows(claim, y, budget=9):
+        starts = {(generated.SCRATCH, 0): THIRD, (generated.MIMETIC, 0): THIRD, (generated.DYCK, 0): THIRD}
+        starts |= {(generated.LONGER, 9): over(THIRD, 1, 1, 1), (generated.LONGER, 5): over(THIRD, 9, 9, 9)}
+        starts |= {("letters", 14 - budget): THIRD, ("atoms", 14 - budget): THIRD, ("letters", budget): THIRD}
+        values = {(*place, panel): row for place, row in starts.items() for panel in "xy"}
+        values |= {("atoms", budget, "x"): over(THIRD, 3, 3.1, 3), ("atoms", budget, "y"): over(THIRD, *y)}
+        return judged("generated", claim, values, settings)
+
+    for claim in ("from scratch at equal", "mimetic", "k-Dyck"):
+        assert shows(claim, (0.5, 0.6, 0.5)) and not shows(claim, (0.5, -0.6, 0.5))
+        assert not shows(claim, (3, 3.1, 3), budget=5)  # the largest budget counts
+    assert shows("as many updates", (2, 2.1, 2)) and not shows("as many updates", (0.5, 0.6, 0.5))
+    settings["longer"] = False
+    assert shows("as many updates", (2, 2.1, 2)) is None
+
+
+def test_rules_of_compute():
+    def shows(claim, vit, hybrid):
+        rows = []
+        for series, means, costs in (
+            (data_scale.VIT, vit, (2.0, 8.0)),
+            (data_scale.HYBRID, hybrid, (3.0, 12.0)),
+            (data_scale.RESNET, (0.3, 0.5), (1.0, 16.0)),
+        ):
+            rows += [Score("", series, x, 0, mean, 9, cost) for x, mean, cost in zip((0.5, 2.0), means, costs)]
+        return next(r for r in STUDIES["compute"].rules if claim in r.claim).judge(
+            Scores(rows), {"widths": [2.0, 0.5]}
+        )
+
+    # Between the ResNets, 0.3 at 1 and 0.5 at 16: 0.35 at 2 and 0.45 at 8, by logarithms.
+    assert (
+        shows("of the same cost", (0.36, 0.46), (0, 0))[0] and not shows("of the same cost", (0.34, 0.46), (0, 0))[0]
+    )
+    assert "+1.00" in shows("of the same cost", (0.36, 0.46), (0, 0))[1]
+    assert shows("lead shrinks", (0.3, 0.5), (0.32, 0.51))[0]
+    assert (
+        not shows("lead shrinks", (0.3, 0.5), (0.32, 0.53))[0]
+        and not shows("lead shrinks", (0.3, 0.5), (0.29, 0.4))[0]
+    )
 
 
 def test_halves_of_the_classes_keep_pictures_and_share_none(tmp_path):

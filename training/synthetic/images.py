@@ -7,6 +7,7 @@ For the data door (sources.py, streaming.py), export.py and batches.py.
 """
 
 import difflib
+import operator
 import re
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
@@ -139,6 +140,7 @@ class SyntheticImages:
 
     def place(self, index: int) -> tuple[int, int]:
         """(class, instance) of picture `index`."""
+        index = operator.index(index)  # numpy's whole numbers overflow in the addresses
         if not 0 <= index < len(self):
             raise OutOfRange(f"synthetic:{self.family} has pictures 0 to {len(self) - 1} here, asked for {index}")
         if not self.zipf:
