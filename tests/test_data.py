@@ -334,6 +334,8 @@ def test_dev_split_is_disjoint_stratified_and_fixed():
     assert np.bincount(dev.labels).min() >= 13
     np.testing.assert_array_equal(dev.rows, carve_dev_split(whole, 0.1, seed=3)[1].rows)
     assert dev.fingerprint != carve_dev_split(whole, 0.1, seed=4)[1].fingerprint
+    shared = set(carve_dev_split(whole, 0.1)[1].rows) & set(take_fraction(whole, 0.1).rows)
+    assert len(shared) < 40  # 14 by chance: what is kept to choose on says nothing of what a fraction keeps
 
 
 # Items

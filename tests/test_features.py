@@ -52,8 +52,8 @@ def test_features_without_the_unreadable_are_not_given_where_those_should_stop(m
 
 def test_other_pictures_or_another_view_have_other_features(models, tmp_path):
     machine, data = create_machine(True), open_dataset("digits", split="test[:6]")
-    for size, pictures in ((16, data), (16, data.select([1, 0, 2, 3, 4, 5])), (24, data)):
-        classifier = open_classifier(models["ours"], image_size=size)
+    for crop_pct, pictures in ((None, data), (None, data.select([1, 0, 2, 3, 4, 5])), (0.8, data)):
+        classifier = open_classifier(models["ours"], crop_pct=crop_pct)
         found = compute_features(classifier, pictures, machine, tmp_path)
         assert not found.cached
         np.testing.assert_array_equal(

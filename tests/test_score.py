@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from accelerate import Accelerator
 from conftest import ROOT
 from PIL import Image
 from pyarrow import Table
@@ -26,8 +27,9 @@ from hf_vit.hub import files_to_upload
 from hf_vit.model_card import render_card
 from training import score
 from training.classifiers import open_classifier
+from training.counts import Counts
 from training.data import open_dataset
-from training.report_scores import write_eval_results
+from training.report_scores import taken_for, write_eval_results
 from training.scoring import batches, create_machine
 
 
@@ -75,6 +77,14 @@ def test_ours_leaves_everything_behind(models, tmp_path, capsys):
     assert "## Results" in render_card(facts)
 
 
+def test_what_a_class_is_taken_for_is_another_class():
+    counts = Counts(3, torch.device("cpu"))
+    counts.add(torch.eye(3)[[0, 0, 0, 1, 2, 2, 2]], torch.tensor([0, 0, 0, 0, 1, 1, 2]))
+    totals = counts.total(Accelerator(cpu=True))
+    taken = [taken_for(totals, ["a", "b", "c"], number) for number in range(3)]
+    assert taken == ["taken for b 1 times", "taken for c 2 times", ""]
+
+
 def test_accuracy_is_that_of_a_plain_loop(models):
     model = HFViTForImageClassification.from_pretrained(models["ours"]).eval()
     data = open_dataset("digits", split="test")
@@ -96,6 +106,9 @@ def test_classifiers_of_transformers_by_the_same_command(models, name, resize, c
     assert (view["resize"], view["crop_pct"]) == (resize, crop)
     assert facts["model"]["model_type"] == name and facts["speed"]["gmacs"] > 0
     assert value(facts, "accuracy") >= 0 and facts["scoring"]["labels"] == "by number"
+    if name == "vit":  # patches, projections of attention, its two products, MLP, head; 17 tokens
+        by_hand = 16 * 48 * 32 + 17 * 4 * 32 * 32 + 2 * 17 * 17 * 32 + 17 * 2 * 32 * 32 + 32 * 10
+        assert facts["speed"]["gmacs"] * 1e9 == pytest.approx(by_hand)
     if name == "bit":
         assert view["mean"] == [0.4] * 3 and view["resample"] == "bicubic" and view["image_size"] == [32, 32]
 

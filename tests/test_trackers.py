@@ -1,7 +1,10 @@
-"""Where the numbers of a run also go: every logged one reaches TensorBoard's event file, by its name and update.
+"""Where the numbers of a run also go: every logged one reaches TensorBoard and trackio, by its name and update.
 
 pytest tests/test_trackers.py
 """
+
+import json
+import sqlite3
 
 import pytest
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS
@@ -26,6 +29,20 @@ def test_tensorboard_holds_every_number_of_the_history(tmp_path):
         kept = {line["step"]: line[name] for line in history(tmp_path / "out") if name in line}
         assert {event.step: event.value for event in events.Scalars(name)} == pytest.approx(kept, rel=1e-6), name
     assert len(events.Scalars("images_per_second")) == 3
+
+
+def test_trackio_holds_every_number_of_the_history(tmp_path, monkeypatch):
+    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))  # read when trackio is imported
+    pytest.importorskip("trackio", reason="trackio is not installed: pip install trackio")
+    args = arguments(tmp_path / "out", report_to=["trackio"], eval_steps=3, run_name="first")
+    trainer = Trainer(tiny(), args, Pictures(40), Pictures(10))
+    trainer.train()
+    trainer.accelerator.end_training()
+    with sqlite3.connect(tmp_path / "trackio" / "first.db") as kept:
+        rows = [(step, json.loads(text)) for step, text in kept.execute("select step, metrics from metrics")]
+    for name in ("loss", "accuracy", "learning_rate", "grad_norm", "eval_loss", "eval_accuracy"):
+        expected = {line["step"]: line[name] for line in history(tmp_path / "out") if name in line}
+        assert {step: values[name] for step, values in rows if name in values} == pytest.approx(expected), name
 
 
 def test_a_tracker_without_its_package_or_unknown_is_one_line(monkeypatch):
