@@ -262,6 +262,10 @@ def test_the_fields_of_the_config_are_the_rates_of_dropout():
     model = build(hidden_dropout_prob=0.25)
     rates = [module.p for module in model.modules() if isinstance(module, torch.nn.Dropout)]
     assert rates == [0.25] * (1 + 3 * 2)
+    passed = []
+    model.vit.layers[0].dropout.register_forward_hook(lambda *_: passed.append(1))
+    model(picture(model))
+    assert len(passed) == 2  # after attention, after the MLP
 
 
 @pytest.mark.parametrize(
@@ -288,9 +292,10 @@ def test_unused_pixels_are_mentioned_once(monkeypatch):
 # -- heads ------------------------------------------------------------------------------------------
 
 
-def test_replace_head_keeps_dtype_and_names():
-    model = build(representation_size=24).to(torch.bfloat16)
+def test_replace_head_keeps_dtype_names_and_the_initial_bias():
+    model = build(representation_size=24, head_bias_init=-10.0).to(torch.bfloat16)
     model.replace_head(2, id2label={0: "cat", 1: "dog"})
+    assert model.classifier.bias.eq(-10).all()
     assert model.classifier.weight.dtype == torch.bfloat16 and not model.classifier.weight.any()
     assert model.config.label2id == {"cat": 0, "dog": 1} and model.vit.pooler is None
     with pytest.raises(ValueError, match="name each of 0 to 2"):
