@@ -134,7 +134,7 @@ def test_predict_is_what_the_model_says(capsys, model, pictures):
 
 
 def test_predict_folders_globs_and_batches(capsys, model, pictures):
-    words = (pictures / "**" / "e.png", pictures, pictures / "*.png")
+    words = (pictures.parent / "**" / "e.png", pictures, pictures / "*.png")
     status, out, err = run(capsys, "predict", *words, "--model", model, "--batch-size", 2, "--top-k", 1, "--json")
     found = json.loads(out)
     names = [row["image"].removeprefix(f"{pictures}/") for row in found["predictions"]]

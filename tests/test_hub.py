@@ -320,6 +320,7 @@ def test_a_token_inside_the_folder_stops_the_upload(folder, tmp_path):
 def test_what_belongs_to_the_model_goes_and_nothing_else(folder, tmp_path):
     copy = shutil.copytree(folder, tmp_path / "shapes")
     (copy / ".eval_results").mkdir()
+    (copy / "mine.png").write_bytes(b"of a card written by hand")
     for name in (
         ".eval_results/owner--data.yaml",
         "history.jsonl",
@@ -331,7 +332,7 @@ def test_what_belongs_to_the_model_goes_and_nothing_else(folder, tmp_path):
     code = {path.name for path in folder.glob("*.py")}
     assert len(code) == 6 and set(files_to_upload(copy)) == code | {
         "README.md", "config.json", "facts.json", "history.jsonl", "model.safetensors", "preprocessor_config.json",
-        "training_curve.png", ".eval_results/owner--data.yaml",
+        "training_curve.png", "mine.png", ".eval_results/owner--data.yaml",
     }  # fmt: skip
 
 

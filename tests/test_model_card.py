@@ -36,7 +36,10 @@ FACTS = {
     },
     "training": {
         "stage": "finetune", "recipe": "training/recipes/vit_finetune.yaml", "seed": 1, "steps": 500, "epochs": 10.25,
-        "arguments": {"learning_rate": 0.003, "output_dir": "/home/me/out", "hub_token": "hf_abc", "optim": "sgd"},
+        "arguments": {
+            "learning_rate": 0.003, "output_dir": "/home/me/out", "hub_token": "hf_abc", "read_token": "hf_abc",
+            "optim": "sgd",
+        },
         "augmentation": {"crop": "inception", "crop_area": [0.05, 1.0], "crop_ratio": [3 / 4, 4 / 3]},
         "global_batch_size": 64, "seconds": 123.4, "images_per_second": 456.7, "final_loss": 0.1234,
     },
