@@ -85,6 +85,13 @@ def test_the_window_is_the_one_that_the_processor_crops(size):
     )
 
 
+def test_a_picture_that_the_processor_does_not_resize_keeps_its_pixels():
+    settings = {"size": {"height": 32, "width": 32}, "do_resize": False}
+    assert view_of(settings, (50, 80)) == View((50, 80), (50, 80), (0, 0, 50, 80))
+    cropped = settings | {"do_center_crop": True, "crop_size": {"height": 32, "width": 40}}
+    assert view_of(cropped, (50, 80)) == View((50, 80), (32, 40), (9, 20, 32, 40))
+
+
 def test_colours_are_those_of_the_patches():
     colours = np.zeros((2, 3, 3))
     colours[1, 2] = 1, 0.5, 0
