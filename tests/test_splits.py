@@ -96,7 +96,8 @@ def test_a_split_to_compare_with_that_is_not_there(tmp_path, values, message):
         open_splits(DataArguments(dataset=str(tmp_path), **values), 0, str)
 
 
-@pytest.mark.parametrize("values", [{"samples_per_class": 3}, {"dev_fraction": 0.1}, {"deduplicate_against": "eval"}])
+@pytest.mark.parametrize("values", [{"samples_per_class": 3}, {"dev_fraction": 0.1}, {"deduplicate_against": "eval"},
+                                    {"deduplicate_split": "test"}])  # fmt: skip
 def test_what_has_to_look_at_every_picture_cannot_be_streamed(tmp_path, values):
     with pytest.raises(HFViTError, match="leave out --streaming"):
         open_splits(DataArguments(dataset=str(tmp_path), streaming=True, **values), 0)

@@ -99,7 +99,7 @@ def held_out(data: DataArguments) -> ImageDataset:
 
 def open_streaming(data: DataArguments, common: dict[str, Any]) -> Splits:
     """Train from a stream; the evaluation split is read from a local copy, so that each picture counts once."""
-    for name in ("samples_per_class", "deduplicate_against", "dev_fraction"):
+    for name in ("samples_per_class", "deduplicate_against", "deduplicate_split", "dev_fraction"):
         if getattr(data, name) is not None:
             raise HFViTError(f"--{name} has to look at all pictures first: leave out --streaming")
     split = data.eval_split
