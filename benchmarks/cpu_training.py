@@ -6,6 +6,7 @@ AdamW, timm's factory gives PyTorch's default. Flax's ViT is a few lines of our 
 
 import argparse
 import contextlib
+import itertools
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -24,8 +25,8 @@ CPU = torch.device("cpu")
 
 
 def points(options: argparse.Namespace) -> Iterator[Point]:
-    preset, batch = "vit-base-patch16-224", (options.batch_size or [8])[0]
-    for precision in options.precision:
+    preset = "vit-base-patch16-224"
+    for precision, batch in itertools.product(options.precision, options.batch_size or [8]):
         autocast = precision == "bfloat16"
         config = HFViTConfig.from_preset(preset, num_labels=1000)
         pixels, labels = torch.randn(batch, 3, *config.image_size_hw), torch.randint(1000, (batch,))
@@ -52,13 +53,18 @@ def points(options: argparse.Namespace) -> Iterator[Point]:
 
 def drop_path(options: argparse.Namespace) -> Iterator[Point]:
     """Branches that are left out cost nothing: drop path in ViT-L against timm's."""
-    preset, batch = "vit-large-patch16-224", (options.batch_size or [8])[0]
+    for batch in options.batch_size or [8]:
+        yield drop_path_point("vit-large-patch16-224", batch)
+        free()
+
+
+def drop_path_point(preset: str, batch: int) -> Point:
     pixels, labels = torch.randn(batch, 3, 224, 224), torch.randint(1000, (batch,))
     config = HFViTConfig.from_preset(preset, num_labels=1000, drop_path_rate=0.4)
     model = filled(lambda: HFViTForImageClassification(config), CPU)
     others, absent = peers.networks(preset, drop_path=0.4)
     calls = {"timm": step(filled(others["timm"], CPU), pixels, labels, True)} if "timm" in others else {}
-    yield Point(
+    return Point(
         f"forward and backward bfloat16 autocast, {preset}, drop path 0.4, batch {batch}",
         batch, {"hf_vit": step(model, pixels, labels, True, None, CPUKernels())}, calls,
         absent=absent | {"transformers ViT": "no stochastic depth"},
@@ -68,7 +74,12 @@ def drop_path(options: argparse.Namespace) -> Iterator[Point]:
 
 def patch_dropout(options: argparse.Namespace) -> Iterator[Point]:
     """Patches that are left out cost nothing: half of them against none."""
-    preset, batch = "vit-base-patch16-224", (options.batch_size or [32])[0]
+    for batch in options.batch_size or [32]:
+        yield patch_dropout_point("vit-base-patch16-224", batch)
+        free()
+
+
+def patch_dropout_point(preset: str, batch: int) -> Point:
     pixels, labels = torch.randn(batch, 3, 224, 224), torch.randint(1000, (batch,))
     half, whole = (
         filled(
@@ -84,7 +95,7 @@ def patch_dropout(options: argparse.Namespace) -> Iterator[Point]:
     if "timm" in others:
         theirs = filled(others["timm"], CPU)
         calls["timm, patch dropout 0.5"] = step(theirs, pixels, labels, True, optimizer_of("timm", theirs))
-    yield Point(
+    return Point(
         f"training step bfloat16 autocast, {preset}, patch dropout 0.5, batch {batch}",
         batch, {"hf_vit": step(half, pixels, labels, True, fused(half), CPUKernels())}, calls,
         absent=absent | {"transformers ViT": "no patch dropout"},

@@ -40,11 +40,19 @@ SUITES: dict[str, Callable[[argparse.Namespace], Iterator[Point]]] = {
     "predict": prediction.points,
     "gpu": gpu.points,
 }
+INFERENCE, TRAINING = ("cpu-inference", "cpu-hybrids"), ("cpu-training", "cpu-drop-path", "cpu-patch-dropout")
+HEEDED = {  # by which suites an option is; given to another, it is an error
+    "precision": (*INFERENCE, "cpu-training"),
+    "batch_size": INFERENCE + TRAINING,
+    "compiled": INFERENCE,
+    "preset": ("gpu",),
+    "tiny": ("gpu",),
+}
 
 
 def main(argv: list[str] | None = None) -> int:
     try:
-        arguments = build_parser().parse_args(argv)
+        arguments = parse(argv)
     except HFViTError as error:
         return report_error(error)
     if arguments.list:
@@ -56,16 +64,35 @@ def main(argv: list[str] | None = None) -> int:
     transformers.logging.disable_progress_bar()
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
-    for suite in arguments.suite or [name for name in SUITES if name != "gpu"]:
-        run(suite, arguments)
+    seen: set[str] = set()
+    for suite in arguments.suite:
+        seen |= run(suite, arguments)
+    if unknown := sorted(set(arguments.without) - seen):
+        return report_error(
+            HFViTError(f"--without {' '.join(unknown)}: left out nothing; the rows are {', '.join(sorted(seen))}")
+        )
     return 0
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    """The command line, every suite for CPUs where none is named; an option that one does not heed is an error."""
+    arguments = build_parser().parse_args(argv)
+    arguments.suite = arguments.suite or [name for name in SUITES if name != "gpu"]
+    for option, suites in HEEDED.items():
+        deaf = [name for name in arguments.suite if name not in suites]
+        if getattr(arguments, option) and deaf:
+            raise HFViTError(
+                f"--{option} means nothing to {', '.join(deaf)}: name with --suite some of {', '.join(suites)}"
+            )
+    arguments.precision = arguments.precision or list(cpu_inference.DTYPES)
+    return arguments
 
 
 def build_parser() -> argparse.ArgumentParser:
     parser = Parser(prog="python -m benchmarks.run", description="Speed against peers.")
     parser.add_argument("--suite", nargs="+", choices=SUITES, help="which (default: every one for CPUs)")
     parser.add_argument("--list", action="store_true", help="name the suites and stop")
-    parser.add_argument("--precision", nargs="+", choices=cpu_inference.DTYPES, default=list(cpu_inference.DTYPES))
+    parser.add_argument("--precision", nargs="+", choices=cpu_inference.DTYPES, help="on CPUs (default: all)")
     parser.add_argument("--batch_size", type=int, nargs="+", help="pictures of a call (default: the suite's)")
     parser.add_argument("--preset", nargs="+", choices=gpu.SIZES, help="of the suite gpu (default: all)")
     parser.add_argument("--without", nargs="+", default=[], metavar="PEER", help="leave out rows by name")
@@ -76,8 +103,9 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def run(suite: str, arguments: argparse.Namespace) -> None:
-    """Measure, print and keep one suite."""
+def run(suite: str, arguments: argparse.Namespace) -> set[str]:
+    """Measure, print and keep one suite; returns the names of its peers."""
+    seen: set[str] = set()
     accelerator = torch.accelerator.current_accelerator() if suite == "gpu" else None
     device = accelerator or torch.device("cpu")
     limits = machine(device)
@@ -88,9 +116,11 @@ def run(suite: str, arguments: argparse.Namespace) -> None:
             "machine": limits,
             "environment": environment(device),
         }
+        seen |= {*result["peers"], *result["absent"]}
         print("\n".join(lines(result)) + "\n", flush=True)
         if not arguments.tiny:
             keep(result, RESULTS / f"{suite}{f'-{device.type}' if suite == 'gpu' else ''}.json")
+    return seen
 
 
 def keep(result: dict, path: Path) -> None:

@@ -158,7 +158,7 @@ def image_size(arguments: argparse.Namespace) -> int | tuple[int, int] | None:
 
 
 def positive(text: str) -> int:
-    if not text.isdigit() or int(text) < 1:
+    if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"'{text}' is not a whole number above 0")
     return int(text)
 
@@ -167,7 +167,7 @@ def print_table(table: Sequence[Sequence[str]]) -> None:
     """Columns padded to their longest entry; numbers to the right."""
     columns = max(map(len, table), default=0)
     widths = [max(len(row[at]) for row in table if at < len(row)) for at in range(columns)]
-    right = [all(row[at].replace(",", "").isdigit() for row in table[1:] if at < len(row)) for at in range(columns)]
+    right = [all(row[at].replace(",", "").isdecimal() for row in table[1:] if at < len(row)) for at in range(columns)]
     for row in table:
         cells = [
             cell.rjust(width) if flush and len(table) > 1 else cell.ljust(width)

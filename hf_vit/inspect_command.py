@@ -76,7 +76,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def whole(text: str) -> int:
-    if not text.isdigit():
+    if not text.isdecimal():
         raise argparse.ArgumentTypeError(f"'{text}' is not a whole number")
     return int(text)
 
@@ -162,7 +162,7 @@ def _class(model: Any, name: str | None) -> int | None:
     for number, label in names.items():
         if label == name:
             return int(number)
-    if name.isdigit() and int(name) < len(names):
+    if name.isdecimal() and int(name) < len(names):
         return int(name)
     some = ", ".join(list(names.values())[:5])
     raise HFViTError(f"no class '{name}': the model has {len(names)}{' (' + some + ', ...)' if names else ''}")

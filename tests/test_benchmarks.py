@@ -108,3 +108,29 @@ def test_suites_have_names_and_one_line_each(capsys):
     assert run.main(["--list"]) == 0
     shown = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in shown] == list(run.SUITES) and all(len(line) > 30 for line in shown)
+
+
+@pytest.mark.parametrize(
+    "words, said",
+    [
+        (["--precision", "float32"], "--precision means nothing to cpu-drop-path"),
+        (["--suite", "startup", "--batch_size", "8"], "--batch_size means nothing to startup: name with --suite"),
+        (["--suite", "cpu-inference", "--tiny"], "--tiny means nothing to cpu-inference"),
+        (["--suite", "cpu-inference", "gpu", "--preset", "vit-base-patch16-224"], "--preset means nothing to cpu-inf"),
+    ],
+)
+def test_an_option_that_a_suite_does_not_heed_is_an_error(words, said, capsys):
+    assert run.main(words) == 2
+    assert capsys.readouterr().err.startswith(f"error: {said}")
+
+
+def test_a_misspelt_peer_is_named_and_the_figures_are_kept(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(run, "RESULTS", tmp_path)
+    monkeypatch.setattr(run, "machine", lambda device: {})
+    monkeypatch.setitem(
+        run.SUITES, "startup", lambda options: iter([Point("work", 1, {"hf_vit": int}, {"timm": int, "flax": int})])
+    )
+    assert run.main(["--suite", "startup", "--without", "tim", "flax", "--seconds", "0"]) == 2
+    assert capsys.readouterr().err.strip() == "error: --without tim: left out nothing; the rows are flax, timm"
+    kept = json.loads((tmp_path / "startup.json").read_text())[0]
+    assert kept["absent"] == {"flax": "--without"} and kept["peers"] == ["timm"]

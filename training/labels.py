@@ -99,7 +99,7 @@ def subset_columns(name: str, outputs: int) -> np.ndarray:
         columns = known[name]
     elif Path(name).is_file():
         words = Path(name).read_text(encoding="utf-8").split()
-        if not all(word.isdigit() for word in words):
+        if not all(word.isdecimal() for word in words):
             raise HFViTError(f"--label_subset {name}: one class number per line is wanted")
         columns = [int(word) for word in words]
     else:
