@@ -3,9 +3,11 @@
 python -m pytest tests/test_readme.py
 """
 
+import json
 import re
 import shlex
 import shutil
+import statistics
 import subprocess
 from functools import partial
 
@@ -171,3 +173,21 @@ def test_stars_mark_the_files_that_travel():
 
     starred = set(re.findall(r"^  (\S+) +\*", README, re.MULTILINE))
     assert starred == set(TRAVELLING_FILES)
+
+
+def test_the_table_of_inference_is_what_was_measured():
+    points = json.loads((ROOT / "benchmarks" / "results" / "cpu-inference.json").read_text(encoding="utf-8"))
+    lines = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
+    first = next(number for number, line in enumerate(lines) if line.startswith("| ViT-B/16, 224 px, ms"))
+    columns = {"optimised": "hf_vit, optimised", "transformers": "transformers ViT"}
+    names = [columns.get(word.strip(), word.strip()) for word in lines[first].split("|")[2:-1]]
+    shown = {}
+    for line in lines[first + 2 : first + 2 + len(points)]:
+        title, *words = [word.strip() for word in line.split("|")[1:-1]]
+        shown[title] = {name: float(word) for name, word in zip(names, words, strict=True) if word}
+    measured = {}
+    for point in points:
+        precision, _, batch = point["title"].removeprefix("inference ").split(", ")
+        median = {name: 1e3 * statistics.median(times) / point["images"] for name, times in point["seconds"].items()}
+        measured[f"{precision}, {batch}"] = {name: round(median[name], 1) for name in names if name in median}
+    assert shown == measured
