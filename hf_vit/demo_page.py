@@ -67,9 +67,11 @@ class Classifier:
 
     @torch.inference_mode()
     def scores(self, picture: Image.Image) -> dict[str, float]:
-        """{label: probability} of every class."""
-        found = self.model(self.pixels(picture)).logits.float().softmax(dim=-1)[0].tolist()
-        return {self.labels[number]: score for number, score in enumerate(found)}
+        """{label: probability} of every class; each by itself where several may be right."""
+        logits = self.model(self.pixels(picture)).logits[0].float()
+        several = self.model.config.problem_type == "multi_label_classification"
+        found = logits.sigmoid() if several else logits.softmax(dim=0)
+        return {self.labels[number]: score for number, score in enumerate(found.tolist())}
 
     @torch.inference_mode()
     def overlay(self, picture: Image.Image, layer: int, head: str) -> Image.Image:

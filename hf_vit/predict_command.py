@@ -17,6 +17,7 @@ from transformers.models.vit import ViTImageProcessorPil
 
 from .inputs import find_pictures, image_size, load_classifier, pick_device, positive, print_table, read_pictures
 from .modeling_hf_vit import HFViTForImageClassification
+from .perturbation import probabilities
 
 
 EXAMPLES = """\
@@ -52,7 +53,7 @@ def run(arguments: argparse.Namespace) -> int:
     unreadable: list[dict[str, str]] = []
     for batch, pixels in batches(paths, processor, mode, arguments.batch_size, unreadable):
         with torch.inference_mode():
-            scores = model(pixels.to(device, model.dtype)).logits.float().softmax(dim=-1)
+            scores = probabilities(model, model(pixels.to(device, model.dtype)).logits.float())
         best = scores.topk(min(arguments.top_k, scores.shape[-1]))
         for path, values, classes in zip(batch, best.values.tolist(), best.indices.tolist()):
             labels = [{"label": names[number], "score": value} for number, value in zip(classes, values)]

@@ -133,6 +133,19 @@ def test_predict_is_what_the_model_says(capsys, model, pictures):
     assert [hit["score"] for hit in row["labels"]] == sorted((hit["score"] for hit in row["labels"]), reverse=True)
 
 
+def test_predict_gives_each_of_several_labels_its_own_probability(capsys, model, pictures, tmp_path):
+    classifier = HFViTForImageClassification.from_pretrained(model).eval()
+    classifier.config.problem_type = "multi_label_classification"
+    processor = ViTImageProcessor.from_pretrained(model)
+    for part in (classifier, processor):
+        part.save_pretrained(tmp_path)
+    _, out, _ = run(capsys, "predict", pictures / "a.png", "--model", tmp_path, "--json")
+    with torch.no_grad():
+        logits = classifier(**processor(Image.open(pictures / "a.png"), return_tensors="pt")).logits[0]
+    found = [hit["score"] for hit in json.loads(out)["predictions"][0]["labels"]]
+    assert found == pytest.approx(logits.sigmoid().sort(descending=True).values.tolist()[: len(found)])
+
+
 def test_predict_folders_globs_and_batches(capsys, model, pictures):
     words = (pictures.parent / "**" / "e.png", pictures, pictures / "*.png")
     status, out, err = run(capsys, "predict", *words, "--model", model, "--batch-size", 2, "--top-k", 1, "--json")

@@ -162,6 +162,10 @@ def test_labels_that_two_classes_share_stay_two(models):
     again = Classifier("letters", classifier.model, classifier.processor)
     scores = again.scores(Image.new("RGB", (32, 32), "red"))
     assert len(scores) == 8 and sum(scores.values()) == pytest.approx(1) and "crane (1)" in scores
+    again.model.config.problem_type = "multi_label_classification"
+    alone = torch.tensor(list(again.scores(Image.new("RGB", (32, 32), "red")).values()))
+    assert torch.allclose(alone.logit().softmax(0), torch.tensor(list(scores.values())), atol=1e-4)
+    assert float(alone.sum()) != pytest.approx(1, abs=0.05)
 
 
 @pytest.fixture(scope="module")
