@@ -139,7 +139,8 @@ def build_page(classifiers: Sequence[Classifier]) -> gr.Blocks:
     with page:
         inputs = [control for _, controls in columns for control in controls]
         outputs = [output for shown, _ in columns for output in shown]
-        picture.input(show, [picture, *inputs], outputs, concurrency_id="model")
+        # The last one counts: by default a picture that comes while an answer is awaited would be dropped.
+        picture.input(show, [picture, *inputs], outputs, concurrency_id="model", trigger_mode="always_last")
     return page
 
 
