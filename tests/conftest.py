@@ -87,5 +87,5 @@ def shared() -> Path:
     """Folder beside the clone with photographs and further goldens; tests that need it are skipped without it."""
     folder = ROOT.parent / "shared"
     if not folder.is_dir():
-        pytest.skip("its photographs are not part of the repository: they are read from ../shared, beside the clone")
+        pytest.skip("reads photographs that the repository may not hold: put the data sets into ../shared/data")
     return folder

@@ -8,7 +8,7 @@ python -m pytest tests/test_adapters.py
 
 import pytest
 import torch
-from test_inspection import HEIGHT, KINDS, WIDTH, build
+from inspected_models import HEIGHT, KINDS, WIDTH, build
 
 from hf_vit.adapters import Logits, grad_cam_layers, patch_maps, patch_mask, token_grid
 from hf_vit.perturbation import blurred

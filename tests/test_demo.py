@@ -185,7 +185,9 @@ def browser():
         own, options = Path(playwright.chromium.executable_path), {}
         if not own.exists():
             found = shutil.which("chromium") or shutil.which("google-chrome")
-            options["executable_path"] = found or pytest.skip("no Chromium: python -m playwright install chromium")
+            options["executable_path"] = found or pytest.skip(
+                "the page is used in Chromium, which pip does not install: python -m playwright install chromium"
+            )
         browser = playwright.chromium.launch(args=["--no-sandbox"], **options)
         yield browser
         browser.close()

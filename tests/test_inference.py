@@ -88,7 +88,10 @@ def test_bfloat16_is_as_near_to_float32_as_the_plain_model(force, way):
     assert (fast - exact).abs().mean() <= 1.5 * (plain - exact).abs().mean()
 
 
-@pytest.mark.skipif(not torch.backends.mkl.is_available(), reason="this PyTorch has no MKL: install one that has")
+@pytest.mark.skipif(
+    not torch.backends.mkl.is_available(),
+    reason="MKL is what is tested, and PyTorch is built without it for this processor or system",
+)
 def test_mkl_packs_again_only_for_a_batch_that_stays(force):
     force("packed by MKL")
     plain = tiny()

@@ -10,8 +10,9 @@ import sys
 import pytest
 import torch
 from conftest import ROOT
+from inspected_models import KINDS, build, each_kind, eager, two_pictures
 
-from hf_vit import HFViTConfig, HFViTError, HFViTForImageClassification, HFViTModel
+from hf_vit import HFViTError, HFViTModel
 from hf_vit.inspection import (
     attention_distance,
     attention_maps,
@@ -27,44 +28,7 @@ from hf_vit.inspection import (
 )
 
 
-KINDS = {
-    "token": {},
-    "gap": {"pooling": "gap", "num_register_tokens": 2},
-    "map": {"pooling": "map"},
-    "first": {"pooling": "first", "patch_size": (4, 12)},
-    "registers": {"num_register_tokens": 3, "representation_size": 8, "qk_norm": True, "layer_scale_init": 0.5},
-    "root hybrid": {"resnet_depths": (), "patch_size": 2},
-    "two-stage hybrid": {"resnet_depths": (1, 1), "patch_size": (1, 1), "pooling": "map"},
-}
-HEIGHT, WIDTH = 32, 48
-
-
-def build(**changes):
-    """A classifier of random weights, also those of the head, which starts at zero."""
-    torch.manual_seed(0)
-    sizes = {
-        "image_size": (HEIGHT, WIDTH), "patch_size": 8, "hidden_size": 32, "num_hidden_layers": 3,
-        "num_attention_heads": 4, "intermediate_size": 64, "num_labels": 5, "resnet_width_factor": 0.5,
-    }  # fmt: skip
-    model = HFViTForImageClassification(HFViTConfig(**(sizes | changes))).eval()
-    torch.nn.init.normal_(model.classifier.weight)
-    return model
-
-
-@pytest.fixture(params=KINDS, ids=lambda name: name.replace(" ", "-"))
-def model(request):
-    return build(**KINDS[request.param])
-
-
-@pytest.fixture
-def pixels():
-    return torch.randn(2, 3, HEIGHT, WIDTH)
-
-
-def eager(model, pixels):
-    """What transformers' own interface returns."""
-    model.set_attn_implementation("eager")
-    return model(pixels, output_attentions=True)
+model, pixels = each_kind, two_pictures
 
 
 # -- attention
@@ -195,7 +159,10 @@ for run in (model, model, lambda x: attention_maps(model, x), lambda x: rollout_
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process its peak memory anew, in /proc")
+@pytest.mark.skipif(
+    sys.platform != "linux",
+    reason="only Linux lets a process set its peak memory back; elsewhere the peak of start-up would count",
+)
 def test_peak_memory_is_that_of_a_forward_pass():
     """ViT-L/16 at 512 px, without what Python and torch take: one block's maps within 1.2 times, rollout too."""
     words = [sys.executable, "-c", MEMORY]

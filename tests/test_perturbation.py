@@ -5,7 +5,7 @@ python -m pytest tests/test_perturbation.py
 
 import pytest
 import torch
-from test_inspection import HEIGHT, KINDS, WIDTH, build
+from inspected_models import HEIGHT, KINDS, WIDTH, build
 
 from hf_vit import HFViTError
 from hf_vit.inspection import rollout_map

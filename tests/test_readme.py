@@ -148,7 +148,7 @@ def test_links_lead_somewhere():
 def test_tree_is_the_tree():
     listing = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True)
     if listing.returncode or not listing.stdout:
-        pytest.skip("git lists the files that the tree is compared with: run it in a clone")
+        pytest.skip("the tree is compared with the files that git tracks, and this is no clone of the repository")
     tracked = {path for path in listing.stdout.splitlines() if (ROOT / path).exists()}
     tree = re.search(r"## The tree\n\n```\n(.*?)```", README, re.DOTALL)[1]
     shown, folder = set(), ""

@@ -9,7 +9,7 @@ import shutil
 
 import pytest
 import torch
-from test_inspection import HEIGHT, KINDS, WIDTH, build, eager
+from inspected_models import KINDS, build, each_kind, eager, two_pictures
 
 from hf_vit import HFViTError
 from hf_vit.inspection import attention_distance, attention_maps, probe_attention, rollout, token_states
@@ -17,14 +17,7 @@ from hf_vit.relevance import METHODS, explain, gradient_rollout, relevance
 from hf_vit.token_merging import merge_tokens
 
 
-@pytest.fixture(params=KINDS, ids=lambda name: name.replace(" ", "-"))
-def model(request):
-    return build(**KINDS[request.param])
-
-
-@pytest.fixture
-def pixels():
-    return torch.randn(2, 3, HEIGHT, WIDTH)
+model, pixels = each_kind, two_pictures
 
 
 def test_relevance_is_chefers_product(model, pixels):
@@ -154,7 +147,7 @@ def test_any_size_and_shape_of_picture(model, size):
 def test_inductor(kind, how, pixels):
     """Compiled by inductor: the same maps and explanations, and the compiled graph is used again afterwards."""
     if shutil.which(os.environ.get("CXX", "g++")) is None:
-        pytest.skip("inductor compiles C++: install g++, or set CXX")
+        pytest.skip("torch.compile writes C++ and there is no compiler for it here: install g++, or set CXX to one")
     model = build(**KINDS[kind])
     expected = {method: explain(model, pixels, method, 1) for method in METHODS}
     maps, rolled, distance = attention_maps(model, pixels), rollout(model, pixels), attention_distance(model, pixels)

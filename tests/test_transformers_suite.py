@@ -31,7 +31,10 @@ from hf_vit import HFViTBackbone, HFViTConfig, HFViTForImageClassification, HFVi
 ROOT = Path(__file__).resolve().parent.parent
 SUITE = ROOT / ".cache" / f"transformers-{transformers.__version__}" / "tests"
 if not SUITE.is_dir():
-    pytest.skip("transformers' tests are not here: make transformers-suite fetches them", allow_module_level=True)
+    pytest.skip(
+        "the wheel of transformers is without its tests: make transformers-suite fetches and runs them",
+        allow_module_level=True,
+    )
 
 
 def upstream(name: str) -> types.ModuleType:
