@@ -1,16 +1,20 @@
-"""The way of a JPEG to a training picture: ours against the same steps in plain PIL, in turns, on one core.
+"""The way of a JPEG to a training picture: ours against the same steps in plain PIL, in turns, on every core at once.
 
     python -m benchmarks.data_path
-    python -m benchmarks.data_path --pictures FOLDER --rounds 12
+    python -m benchmarks.data_path --photographs FOLDER --rounds 12
 
-Decode, random window of 5 to 100 % of the area, resize to 224 px, flip, uint8 array. The peer does them as the image
+Decode, random window of 8 to 100 % of the area, resize to 224 px, flip, uint8 array. The peer does them as the image
 classification example of transformers does (torchvision's RandomResizedCrop and RandomHorizontalFlip on a PIL picture:
-decode all, crop, resize, transpose). Both draw the same windows from the same random numbers. Medians of processor
-time.
+decode all, crop, resize, transpose). Both draw the same windows from the same random numbers. A process per core, as
+the workers of a data loader; medians of processor time, so pictures a second are those of one core.
 
-Without --pictures the JPEGs are drawn here with the statistics of photographs: amplitudes fall with frequency as
-f^-1.2 (Tolhurst, Tadmor and Chao 1992, doi:10.1111/j.1475-1313.1992.tb00296.x), with edges of polygons. They have as
-many bits per pixel as photographs of the same quality (90: 2.2; scikit-learn's two sample photographs: 1.4 and 2.9).
+Photographs are fitted to each kind of size and quality: shrunk, the middle cut out, encoded. Those in the results are
+all pictures of at least 2048 x 1536 px in lomiri-wallpapers-16.04, lomiri-wallpapers-20.04 and the nature of
+mate-backgrounds (`apt-get download NAME`, `dpkg -x`; Debian 12; CC BY and CC BY-SA).
+
+Harder pictures are drawn here and need no download: the amplitudes of photographs, falling with frequency as f^-1.2
+(Tolhurst, Tadmor and Chao 1992, doi:10.1111/j.1475-1313.1992.tb00296.x), with edges of polygons, in focus everywhere.
+They have about twice as many bits per pixel as the photographs of the same kind.
 
 A JPEG's bits can only be read from the start, so `bound` is how much faster than the peer a path would be that did
 nothing but read the bits of the rows down to the window's lower edge (timed as decoding these rows at 1/8).
@@ -19,26 +23,33 @@ nothing but read the bits of the rows down to the window's lower edge (timed as 
 import io
 import json
 import math
+import multiprocessing
+import os
 import statistics
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import PIL
-from PIL import Image, ImageDraw, ImageFilter
+from PIL import Image, ImageDraw, ImageFilter, ImageOps
 
 from hf_vit.errors import HFViTError, Parser, report_error
 from training.augmentation import TrainTransform, inception_window
 from training.facts import commit, processor_name
-from training.pictures import EXTENSIONS, open_picture, without_rows_below
+from training.pictures import EXTENSIONS, decode, open_picture, without_rows_below
 from training.randomness import TRANSFORM, generator
 
 
 RESULTS = Path(__file__).parent / "results"
 KINDS = ((2048, 1536, 75), (2048, 1536, 90), (500, 375, 90))  # width, height, quality
-AREA, RATIO, TARGET = (0.05, 1.0), (3 / 4, 4 / 3), 224
+AREA, RATIO, TARGET = (
+    (0.08, 1.0),
+    (3 / 4, 4 / 3),
+    224,
+)  # defaults of RandomResizedCrop, which the example leaves as they are
 DRAWN, SEED = 12, 0  # pictures of each kind
 SLOPE = 1.2
 BRIGHTNESS, COLOUR = 50.0, 18.0  # standard deviations, of 255
@@ -47,21 +58,24 @@ BLUR = 0.7  # of the lens, in pixels
 
 def main(argv: list[str] | None = None) -> int:
     parser = Parser(prog="python -m benchmarks.data_path", description="Our data path against PIL.")
-    parser.add_argument("--pictures", type=Path, help="folder of JPEGs to use instead of drawn ones")
+    parser.add_argument("--photographs", type=Path, help="folder of photographs to use beside drawn pictures")
     parser.add_argument("--rounds", type=int, default=8, help="counted rounds of each (default: 8)")
+    parser.add_argument(
+        "--workers", type=int, default=os.cpu_count(), help="processes at once (default: one per core)"
+    )
     try:
         arguments = parser.parse_args(argv)
-        sets = from_folder(arguments.pictures) if arguments.pictures else drawn_sets()
+        sets = fitted_sets(arguments.photographs) if arguments.photographs else {}
+        sets |= drawn_sets()
     except HFViTError as error:
         return report_error(error)
-    rows = {name: compare(files, arguments.rounds) for name, files in sets.items()}
-    report(sets, rows, arguments.rounds)
+    report(sets, at_once(sets, arguments.rounds, arguments.workers), arguments.rounds, arguments.workers)
     return 0
 
 
 def drawn_sets() -> dict[str, list[bytes]]:
     """JPEGs of every kind, by its name."""
-    return {f"{w}x{h}, quality {q}": [drawn(w, h, q, number) for number in range(DRAWN)] for w, h, q in KINDS}
+    return {f"drawn, {w}x{h}, quality {q}": [drawn(w, h, q, n) for n in range(DRAWN)] for w, h, q in KINDS}
 
 
 def drawn(width: int, height: int, quality: int, number: int) -> bytes:
@@ -74,9 +88,7 @@ def drawn(width: int, height: int, quality: int, number: int) -> bytes:
     for _ in range(30):
         x, y, side = rng.random() * width, rng.random() * height, rng.random() * height / 4
         pen.polygon([(x, y), (x + side, y + side / 3), (x + side / 2, y + side)], tuple(rng.integers(0, 256, 3)))
-    buffer = io.BytesIO()
-    image.filter(ImageFilter.GaussianBlur(BLUR)).save(buffer, "JPEG", quality=quality)
-    return buffer.getvalue()
+    return encoded(image.filter(ImageFilter.GaussianBlur(BLUR)), quality)
 
 
 def layer(rng: np.random.Generator, width: int, height: int) -> np.ndarray:
@@ -88,11 +100,28 @@ def layer(rng: np.random.Generator, width: int, height: int) -> np.ndarray:
     return values / values.std()
 
 
-def from_folder(folder: Path) -> dict[str, list[bytes]]:
-    files = [path for path in sorted(folder.rglob("*")) if path.suffix.lower() in EXTENSIONS]
-    if not files:
-        raise HFViTError(f"{folder} holds no pictures: give a folder of JPEGs")
-    return {str(folder.name): [path.read_bytes() for path in files]}
+def fitted_sets(folder: Path) -> dict[str, list[bytes]]:
+    """JPEGs of every kind, by its name, from the pictures of a folder that are large enough for each."""
+    found: dict[str, list[bytes]] = {f"photographs, {w}x{h}, quality {q}": [] for w, h, q in KINDS}
+    width, height = max(w for w, _, _ in KINDS), max(h for _, h, _ in KINDS)
+    for path in sorted(folder.rglob("*")):
+        if path.suffix.lower() not in EXTENSIONS or path.is_symlink():
+            continue
+        opened = open_picture(path, path.name)
+        if opened.width < width or opened.height < height:
+            continue
+        image = decode(opened, path.name)
+        for files, (w, h, quality) in zip(found.values(), KINDS):
+            files.append(encoded(ImageOps.fit(image, (w, h), Image.Resampling.LANCZOS), quality))
+    if not all(found.values()):
+        raise HFViTError(f"{folder} holds no pictures of at least {width}x{height} px: give a folder of photographs")
+    return found
+
+
+def encoded(image: Image.Image, quality: int) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=quality)
+    return buffer.getvalue()
 
 
 def ours(data: bytes, rng: np.random.Generator) -> np.ndarray:
@@ -121,15 +150,26 @@ def bits(data: bytes, rng: np.random.Generator) -> None:
     image.load()
 
 
+WAYS: dict[str, Callable] = {"ours": ours, "plain PIL": plain, "bits": bits}
+
+
+def at_once(sets: dict[str, list[bytes]], rounds: int, workers: int) -> dict[str, dict[str, list[float]]]:
+    """`compare` of every set in as many processes, their rounds one after another."""
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
+        found = {name: [pool.submit(compare, files, rounds) for _ in range(workers)] for name, files in sets.items()}
+        return {
+            name: {way: [s for run in runs for s in run.result()[way]] for way in WAYS} for name, runs in found.items()
+        }
+
+
 def compare(files: list[bytes], rounds: int) -> dict[str, list[float]]:
     """Seconds of processor time a picture of each way, round by round; one more round warms up."""
-    ways: dict[str, Callable] = {"ours": ours, "plain PIL": plain, "bits": bits}
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    seconds: dict[str, list[float]] = {name: [] for name in WAYS}
     for number in range(rounds + 1):
-        for name in list(ways)[:: 1 if number % 2 else -1]:
+        for name in list(WAYS)[:: 1 if number % 2 else -1]:
             began = time.process_time()
             for index, data in enumerate(files):
-                ways[name](data, generator(TRANSFORM, SEED, number, index))
+                WAYS[name](data, generator(TRANSFORM, SEED, number, index))
             if number:
                 seconds[name].append((time.process_time() - began) / len(files))
     return seconds
@@ -141,22 +181,24 @@ def bits_per_pixel(files: list[bytes]) -> float:
     return 8 * sum(map(len, files)) / pixels
 
 
-def report(sets: dict[str, list[bytes]], rows: dict[str, dict[str, list[float]]], rounds: int) -> None:
-    print(f"{'pictures':<24}{'bits/px':>8}{'ours/s':>9}{'plain PIL/s':>13}{'ratio':>7}   rounds from .. to   bound")
+def report(sets: dict[str, list[bytes]], rows: dict[str, dict[str, list[float]]], rounds: int, workers: int) -> None:
+    print(f"{'pictures':<36}{'bits/px':>8}{'ours/s':>9}{'plain PIL/s':>13}{'ratio':>7}   rounds from .. to   bound")
     for name, seconds in rows.items():
         ratios = [other / own for own, other in zip(seconds["ours"], seconds["plain PIL"])]
         speeds = {way: 1 / statistics.median(values) for way, values in seconds.items()}
         print(
-            f"{name:<24}{bits_per_pixel(sets[name]):>8.2f}{speeds['ours']:>9.1f}{speeds['plain PIL']:>13.1f}"
+            f"{name:<36}{bits_per_pixel(sets[name]):>8.2f}{speeds['ours']:>9.1f}{speeds['plain PIL']:>13.1f}"
             f"{statistics.median(ratios):>7.2f}   {min(ratios):.2f} .. {max(ratios):.2f}"
             f"{speeds['bits'] / speeds['plain PIL']:>16.2f}"
         )
     result = {
         "what": "data path",
         "target": TARGET,
+        "pictures": {name: len(files) for name, files in sets.items()},
         "bits_per_pixel": {name: bits_per_pixel(files) for name, files in sets.items()},
         "rounds": rounds,
-        "clock": "processor time, one thread",
+        "workers": workers,
+        "clock": "processor time, one thread a worker",
         "seconds_per_picture": rows,
         "environment": {"hardware": processor_name(), "pillow": PIL.__version__, "commit": commit()},
     }

@@ -30,5 +30,19 @@ def test_both_ways_make_the_same_picture():
         ours, plain = (way(data, generator(TRANSFORM, 0, number)) for way in (data_path.ours, data_path.plain))
         assert ours.shape == plain.shape == (224, 224, 3) and ours.dtype == plain.dtype == np.uint8
         assert np.abs(ours.astype(int) - plain).mean() < 4  # decoded at 1/2 or 1/1 and resampled from there
-    seconds = data_path.compare([data], rounds=1)
-    assert set(seconds) == {"ours", "plain PIL", "bits"} and all(len(values) == 1 for values in seconds.values())
+    seconds = data_path.at_once({"one": [data]}, rounds=1, workers=2)["one"]
+    assert set(seconds) == {"ours", "plain PIL", "bits"} and all(len(values) == 2 for values in seconds.values())
+
+
+def test_photographs_are_fitted_to_every_kind(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(data_path, "KINDS", ((64, 48, 75), (32, 24, 90)))
+    for name, size in {"large.jpg": (200, 100), "exact.jpg": (64, 48), "low.jpg": (200, 40)}.items():
+        Image.new("RGB", size, "green").save(tmp_path / name)
+    sets = data_path.fitted_sets(tmp_path)
+    assert {name: [Image.open(io.BytesIO(data)).size for data in files] for name, files in sets.items()} == {
+        "photographs, 64x48, quality 75": [(64, 48)] * 2,
+        "photographs, 32x24, quality 90": [(32, 24)] * 2,
+    }
+    (tmp_path / "large.jpg").unlink(), (tmp_path / "exact.jpg").unlink()
+    assert data_path.main(["--photographs", str(tmp_path)]) == 2
+    assert "no pictures of at least 64x48 px" in capsys.readouterr().err

@@ -49,6 +49,8 @@ SEQUENTIAL_FRAMES = (0xC0, 0xC1)
 OTHER_FRAMES = (0xC2, 0xC3, 0xC5, 0xC6, 0xC7, 0xC9, 0xCA, 0xCB, 0xCD, 0xCE, 0xCF)
 START_OF_SCAN = 0xDA
 
+ANY_LENGTH = 1 << 30
+
 ORIENTATION = 0x0112  # the EXIF tag
 ORIENTATIONS_THAT_SWAP_SIDES = (5, 6, 7, 8)
 
@@ -147,6 +149,7 @@ def decode_window(
             enough = (enough[0], enough[1] * shorter[1] / height)
             image = open_picture(shorter[0], name)
     full = image.width
+    image.decodermaxblock = ANY_LENGTH  # all bytes at once: at the end of each 64 KiB libjpeg reads a bit at a time
     try:
         drafted = image.draft(None, (max(1, ceil(enough[0])), max(1, ceil(enough[1]))))
     except Exception as error:  # as above
@@ -181,9 +184,7 @@ def without_rows_below(data: bytes, row: int) -> tuple[bytes, int] | None:
     height = (row // block + 2) * block  # one row of blocks to spare: smoothing of colours looks across the border
     if height >= int.from_bytes(data[frame + 5 : frame + 7], "big"):
         return None
-    shorter = bytearray(data)
-    shorter[frame + 5 : frame + 7] = height.to_bytes(2, "big")
-    return bytes(shorter), height
+    return b"".join((data[: frame + 5], height.to_bytes(2, "big"), memoryview(data)[frame + 7 :])), height
 
 
 def upright_rgb(image: Image.Image, name: str, turn: int) -> Image.Image:
