@@ -1,7 +1,8 @@
 """Inference on CPUs: ours as loaded and ours optimised, beside every peer's plain model and the runtimes.
 
-A suite of `benchmarks.run`. Precision is that of the weights. torch.compile is among the candidates with `--compiled`;
-it takes minutes to begin.
+A suite of `benchmarks.run`. Precision is that of the weights; int8 takes its scales from the pixels. Google's
+networks have the tanh form of GELU and the peers' the erf form, so ours is loaded with each. `--compiled` adds
+torch.compile, which takes minutes to begin.
 """
 
 import argparse
@@ -40,7 +41,9 @@ def hybrids(options: argparse.Namespace) -> Iterator[Point]:
 def point(preset: str, dtype: torch.dtype, batch: int, compiled: bool) -> Point:
     config = HFViTConfig.from_preset(preset, num_labels=1000)
     pixels = torch.randn(batch, 3, *config.image_size_hw)
-    plain, prepared = (filled(lambda: HFViTForImageClassification(config), CPU).eval() for _ in range(2))
+    plain, prepared, rounded = (filled(lambda: HFViTForImageClassification(config), CPU).eval() for _ in range(3))
+    theirs = HFViTConfig.from_preset(preset, num_labels=1000, hidden_act="gelu")
+    erf = filled(lambda: HFViTForImageClassification(theirs), CPU).eval().to(dtype)
     others, absent = peers.networks(preset)
     models = {name: filled(build, CPU).eval().to(dtype) for name, build in others.items()}
     calls = {name: forward(model, pixels.to(dtype)) for name, model in models.items()}
@@ -51,8 +54,11 @@ def point(preset: str, dtype: torch.dtype, batch: int, compiled: bool) -> Point:
     found, missing = peers.runtimes(plain, pixels, dtype)
     plain.to(dtype)
     prepared.optimize_for_inference(dtype)
-    forward(prepared, pixels.to(dtype))()  # chooses and packs here, as runtimes compile before they are timed
-    ours = {"hf_vit": forward(plain, pixels.to(dtype)), "hf_vit, optimised": forward(prepared, pixels.to(dtype))}
+    rounded.to(dtype).optimize_for_inference(int8_calibration=pixels[:8].to(dtype))
+    networks = {"hf_vit": plain, "hf_vit, erf": erf, "hf_vit, optimised": prepared, "hf_vit, int8": rounded}
+    ours = {name: forward(model, pixels.to(dtype)) for name, model in networks.items()}
+    for call in ours.values():
+        call()  # chooses and packs here, as runtimes compile before they are timed
     precision = str(dtype).removeprefix("torch.")
     limit = products(plain, pixels.to(dtype), dtype)
     return Point(
