@@ -16,7 +16,7 @@ from training.trainer import Trainer
 
 @pytest.fixture(autouse=True)
 def small_counts_as_large(monkeypatch):
-    monkeypatch.setattr(cpu_kernels, "TOKENS", range(2, 1025))
+    monkeypatch.setattr(cpu_kernels, "QUERIES", 1)
     monkeypatch.setattr(cpu_kernels, "ELEMENTS", 1)
     monkeypatch.setattr(cpu_kernels, "OPERATIONS", 1)
     monkeypatch.setattr(cpu_kernels, "ROWS", 3)
@@ -127,6 +127,16 @@ def test_without_gradients_nothing_changes(monkeypatch):
     with CPUKernels(), torch.no_grad():
         F.scaled_dot_product_attention(q, q, q)
     assert not calls
+
+
+def test_few_tokens_count_by_what_there_is_to_do(monkeypatch):
+    monkeypatch.setattr(cpu_kernels, "QUERIES", 64)
+    calls = used(monkeypatch, "Attention")
+    for batch, count in ((1, 0), (8, 1)):  # 2 heads, 2 tokens of width 4
+        q = torch.randn(batch, 2, 2, 4, requires_grad=True, dtype=torch.bfloat16)
+        with CPUKernels():
+            F.scaled_dot_product_attention(q, q, q)
+        assert len(calls) == count
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])

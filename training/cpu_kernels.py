@@ -3,7 +3,7 @@
 For the Trainer, with any model: `with CPUKernels(): loss = ...; loss.backward()`. The model's code stays as it is.
 
     scaled_dot_product_attention   in bfloat16 written out as products and a softmax: the backward pass of PyTorch's
-                                   CPU kernel takes four times longer
+                                   CPU kernel takes four times longer, with few tokens eight times
     linear                         in bfloat16 with the bias inside oneDNN's product; in float32 by oneDNN on AMD,
                                    where it is the faster library
     layer_norm                     under autocast rounded once, where each layer that reads it would round it again
@@ -26,8 +26,9 @@ from torch.overrides import TorchFunctionMode
 from .facts import processor_name
 
 
-TOKENS = range(64, 1025)  # fewer are too little work for Python, more need the memory that flash attention saves
-ELEMENTS = 1 << 20  # of a tensor
+TOKENS = 1024  # more need the memory that flash attention saves
+QUERIES = 1 << 13  # elements of the queries of attention; fewer are too little work for Python
+ELEMENTS = 1 << 20  # of other tensors
 OPERATIONS = 1 << 28  # multiply-adds of a linear layer
 ROWS = 64  # of a matrix that are transposed at a time
 
@@ -96,7 +97,9 @@ def attention(
     if not plain or query.ndim != 4 or query.shape != key.shape or key.shape != value.shape:
         return None
     shape = query.shape
-    if shape[2] not in TOKENS or _compute_dtype(query) != torch.bfloat16 or not query.requires_grad:
+    if shape[2] > TOKENS or query.numel() < QUERIES:
+        return None
+    if _compute_dtype(query) != torch.bfloat16 or not query.requires_grad:
         return None
     with torch.autocast("cpu", enabled=False):
         flat = [x.bfloat16().reshape(-1, *shape[2:]) for x in (query, key, value)]  # (B * k, N, d)
