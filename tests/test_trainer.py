@@ -447,6 +447,22 @@ def test_mixing_is_really_off_at_the_end(tmp_path, workers):
         Trainer(tiny(), arguments(tmp_path / "no", mixup_alpha=1.0, mixing_off=6), data).train()
 
 
+def test_mixing_has_one_weight_for_all_passes_of_an_update(tmp_path):
+    """As big_vision: one for the whole step, however many pictures a device takes at once."""
+    args = arguments(tmp_path / "out", max_steps=3, mixup_alpha=1.0, gradient_accumulation_steps=4,
+                     per_device_train_batch_size=6, save_steps=0)  # fmt: skip
+    trainer, shares = Trainer(tiny(), args, Pictures(48)), []
+    forward = trainer.objective.forward
+
+    def noting(pixel_values, labels):
+        shares.append(round(float(labels[labels > 0.5].min()), 6))
+        return forward(pixel_values, labels)
+
+    trainer.objective.forward = noting
+    trainer.train()
+    assert [len(set(shares[i : i + 4])) for i in (0, 4, 8)] == [1, 1, 1] and len(set(shares)) == 3
+
+
 def test_unfreezing_moves_the_lowest_layer_last_and_must_reach_it(tmp_path):
     model = tiny(num_hidden_layers=2)
     torch.nn.init.normal_(model.classifier.weight)

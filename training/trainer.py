@@ -226,7 +226,7 @@ class Trainer:
             draw = step * most + number
             seed_draw(self.args.seed, draw, self.rank, self.accelerator.device)
             with self.accelerator.accumulate(self.objective):
-                pixel_values, labels = self._to_device(batch, draw)
+                pixel_values, labels = self._to_device(batch, step)
                 found = self.objective(pixel_values, labels)
                 losses, logits, labels = (part[: len(batch["labels"])] for part in found)
                 # Accelerate divides by the passes and averages over the processes: what remains is the mean over all.
@@ -265,8 +265,8 @@ class Trainer:
             raise HFViTError(f"no picture of update {self.state.global_step + 1} can be read: {', '.join(names[:3])}")
         return count
 
-    def _to_device(self, batch: dict, draw: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
-        """Normalised pictures and labels on the device; mixed if `draw` numbers a training batch."""
+    def _to_device(self, batch: dict, step: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+        """Normalised pictures and labels on the device; mixed if it is a batch of update `step`, all of one weight."""
         for name in batch["unreadable"]:
             if name not in self.unreadable:
                 self.unreadable[name] = None
@@ -280,9 +280,8 @@ class Trainer:
             pixel_values = pixel_values.new_zeros((1, self.model.config.num_channels, height, width))
             labels = labels.new_zeros(1)
         pixel_values = self.normalise(pixel_values)
-        mixes = self.mixing is not None and self.state.global_step < self.mixing_ends
-        if draw is not None and mixes:
-            pixel_values, labels = self.mixing(pixel_values, labels, draw)
+        if step is not None and self.mixing is not None and step < self.mixing_ends:
+            pixel_values, labels = self.mixing(pixel_values, labels, step)
         return pixel_values, labels
 
     def _advance(self) -> bool:
