@@ -44,6 +44,25 @@ def test_the_best_rate_on_the_dev_split_trains_on_everything(tmp_path, capsys, m
     assert "trained with other arguments" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    "words", ["--sweep max_steps=[8,2] --warmup_steps 4", "--sweep loss=[softmax,masked_patches] --mixup_alpha 0.1"]
+)
+def test_a_later_trial_that_cannot_be_meant_is_refused_before_the_first_runs(words, tmp_path, capsys):
+    line = LINE.split(" --max_steps")[0].split() + ["--dev_fraction", "0.1", *words.split()]
+    with pytest.raises(SystemExit):
+        finetune.main([*line, "--output_dir", str(tmp_path / "out")])
+    assert capsys.readouterr().err.startswith("error: ") and not (tmp_path / "out").exists()
+
+
+def test_a_flag_overrides_the_sweep_of_a_recipe():
+    words = ["--config", "finetune_cifar10", "--model", "x", "--output_dir", "out"]
+    swept, fixed = parse(words, "finetune"), parse([*words, "--learning_rate", "0.003"], "finetune")
+    assert swept.train.sweep and not fixed.train.sweep and fixed.train.learning_rate == 0.003
+    assert swept.data.dev_fraction == 0.02 and fixed.data.dev_fraction is None
+    both = parse([*words[2:], "--config", "augreg_transfer", "--max_steps", "900"], "finetune")
+    assert list(both.train.sweep) == ["learning_rate"] and (both.train.max_steps, both.data.dev_fraction) == (900, 0.1)
+
+
 def test_grids_and_trials():
     assert grid({"a": [1, 2], "b": [3, 4]}) == [{"a": 1, "b": 3}, {"a": 1, "b": 4}, {"a": 2, "b": 3}, {"a": 2, "b": 4}]
     found = parse([*LINE.split(), "--output_dir", "out", "--eval_split", "test", "--push_to_hub"], "finetune")
@@ -61,6 +80,7 @@ def test_grids_and_trials():
         ("--dev_fraction 0.1 --sweep learning_rate=[fast]", "--learning_rate 'fast': give a number"),
         ("--dev_fraction 0.1 --sweep model=[a,b]", "only arguments of training"),
         ("--dev_fraction 0.1 --sweep learning_rte=[1]", "only arguments of training"),
+        ("--dev_fraction 0.1 --eval_split test", "leave out one of them"),
     ],
 )
 def test_a_sweep_that_cannot_be_meant_is_refused(words, message):

@@ -11,6 +11,7 @@ Sources: Dosovitskiy et al. 2020 (arXiv:2010.11929), Tables 3 and 4, appendix B.
 
 import dataclasses
 import difflib
+import math
 from pathlib import Path
 from typing import Any
 
@@ -150,6 +151,8 @@ class DataArguments:
     def __post_init__(self):
         for field in dataclasses.fields(self):
             check_choice(field, getattr(self, field.name))
+        if not 0 < self.train_fraction <= 1:
+            raise HFViTError(f"--train_fraction {self.train_fraction}: give a share above 0, up to 1")
 
 
 @dataclasses.dataclass
@@ -375,7 +378,14 @@ class TrainArguments:
         for name in at_least_one:
             if getattr(self, name) < 1:
                 raise HFViTError(f"--{name} {getattr(self, name)}: give 1 or more")
-        for name in ("label_smoothing_factor", "ema_decay"):
+        for name in (
+            "label_smoothing_factor",
+            "ema_decay",
+            "adam_beta1",
+            "adam_beta2",
+            "momentum",
+            "muon_momentum",
+        ):
             if not 0 <= getattr(self, name) < 1:
                 raise HFViTError(f"--{name} {getattr(self, name)}: give a number from 0 up to, not including, 1")
         for name in (
@@ -385,13 +395,24 @@ class TrainArguments:
             "mixup_alpha",
             "cutmix_alpha",
             "lr_end",
+            "adam_epsilon",
             "save_steps",
             "dataloader_num_workers",
             "card_examples",
         ):
-            if getattr(self, name) < 0:
+            if not 0 <= getattr(self, name) < math.inf:
                 raise HFViTError(f"--{name} {getattr(self, name)}: give 0 or more")
-        if self.max_steps <= 0 and self.num_train_epochs <= 0:
+        if not 0 <= self.seed < 1 << 32:
+            raise HFViTError(f"--seed {self.seed}: give 0 to {(1 << 32) - 1}")
+        if self.lr_end > self.learning_rate:
+            raise HFViTError(f"--lr_end {self.lr_end} is above --learning_rate {self.learning_rate}: lower it")
+        if not all(0 < share < 1 for share in self.lr_steps):
+            raise HFViTError(
+                f"--lr_steps {' '.join(map(str, self.lr_steps))}: give shares of the run, between 0 and 1"
+            )
+        if self.max_steps < 1 and self.max_steps != -1:
+            raise HFViTError(f"--max_steps {self.max_steps}: give updates above 0, or -1 to count --num_train_epochs")
+        if self.max_steps < 0 and self.num_train_epochs <= 0:
             raise HFViTError("nothing to train: give --max_steps or --num_train_epochs above 0")
         if self.batch_size_schedule:
             if self.max_steps <= 0:
@@ -459,6 +480,10 @@ class Arguments:
             raise HFViTError("--loss masked_patches trains the backbone: leave out --freeze_backbone")
         if train.sweep and data.dev_fraction is None:
             raise HFViTError("a sweep chooses on a dev split: give --dev_fraction, such as 0.1 (carved from train)")
+        if data.dev_fraction is not None and data.eval_split is not None and not train.sweep:
+            raise HFViTError(
+                "--dev_fraction carves evaluation pictures from train, --eval_split names them: leave out one of them"
+            )
 
     def as_dict(self) -> dict[str, Any]:
         """Every field by its flat name, resolved."""

@@ -66,11 +66,22 @@ def parse(argv: list[str] | None, stage: str) -> Arguments:
         values["set"] = values.get("set", {}) | pairs
     if "model" in given and "preset" not in given:
         values.pop("preset", None)
+    _choose_once(values, given)
     groups = {
         key: group(**{f.name: values[f.name] for f in dataclasses.fields(group) if f.name in values})
         for key, group in GROUPS.items()
     }
     return Arguments(**groups, recipe=None if recipe is None else Path(recipe).stem)
+
+
+def _choose_once(values: dict[str, Any], given: dict[str, Any]) -> None:
+    """A flag takes its name out of a recipe's sweep; with nothing left to try, nothing is carved for it either."""
+    overridden = "sweep" not in given and any(name in given for name in values.get("sweep", {}))
+    if not overridden:
+        return
+    values["sweep"] = {name: items for name, items in values["sweep"].items() if name not in given}
+    if not values["sweep"] and "dev_fraction" not in given:
+        values.pop("dev_fraction", None)
 
 
 def coerce(name: str, value: Any) -> Any:
@@ -157,10 +168,10 @@ def _config_fields(value: Any, name: str) -> dict[str, Any]:
             if not equals:
                 raise HFViTError(f"--{name} {pair!r}: give field=value, such as --{name} {EXAMPLES[name]}")
             pairs[field] = yaml.safe_load(text)
-    return {str(field): _number(item) for field, item in pairs.items()}
+    return {str(field): as_number(item) for field, item in pairs.items()}
 
 
-def _number(value: Any) -> Any:
+def as_number(value: Any) -> Any:
     """YAML 1.1 reads 1e-6 as a word: numbers are what Python reads as one."""
     if isinstance(value, str) and re.fullmatch(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?", value):
         return float(value)

@@ -73,9 +73,9 @@ def sweep(
             f"{folder} is not empty: give another --output_dir, or --resume_from_checkpoint true to go on with it"
         )
     main = PartialState(cpu=on_cpu(arguments.train)).is_main_process
+    trials = [(values, trial_of(arguments, values)) for values in grid(arguments.train.sweep)]  # all can be meant
     rows = []
-    for values in grid(arguments.train.sweep):
-        trial = trial_of(arguments, values)
+    for values, trial in trials:
         facts = finished(trial) or run(trial, stage, more_follow=True)
         if not facts:
             return {}
