@@ -1,6 +1,7 @@
 """Generated pictures: the same bytes at the same address, different ones everywhere else, and never a blank one."""
 
 import hashlib
+import json
 
 import numpy as np
 import pytest
@@ -190,6 +191,14 @@ def test_sets_that_do_not_exist(name, message):
 def test_pictures_that_do_not_exist(address, message):
     with pytest.raises(HFViTError, match=message):
         draw("glyphs", **({"label": 0, "instance": 0, "size": 16} | address))
+
+
+def test_numbers_of_a_set_are_whole():
+    numpys = SyntheticImages("atoms", np.int64(5), np.int32(2), size=np.uint8(16), seed=np.int64(3))
+    assert json.dumps(numpys.describe()) == json.dumps(SyntheticImages("atoms", 5, 2, 16, 3).describe())
+    for name in ("classes", "instances", "size", "seed"):
+        with pytest.raises(HFViTError, match=f"^{name} of a synthetic set is a whole number, got 32.5$"):
+            SyntheticImages(**{"family": "atoms", "classes": 5, "instances": 2, name: 32.5})
 
 
 def digest_of(family, size, seed=0):

@@ -29,6 +29,7 @@ DEFAULT_SIZE = 32  # px, where neither the name nor a transform says how large
 # Where the instances of a split begin: far enough apart that no training set reaches the test set.
 FIRST_INSTANCE = {"train": 0, "validation": 1 << 40, "test": 1 << 41}
 HELD_OUT = 10  # one held-out instance per this many training instances
+WHOLE = ("classes", "instances", "size", "seed", "first_instance", "objects")
 OPTIONS = {"objects": int, "zipf": float, "label_noise": float}  # of a name, and what they are
 FORM = "synthetic:FAMILY[+FAMILY...][@classes,instances[,size]][,option=value...]"
 
@@ -64,6 +65,11 @@ class SyntheticImages:
     label_noise: float = 0.0
 
     def __post_init__(self):
+        for name in WHOLE:
+            try:
+                object.__setattr__(self, name, operator.index(getattr(self, name)))
+            except TypeError:
+                raise HFViTError(f"{name} of a synthetic set is a whole number, got {getattr(self, name)!r}") from None
         if not 2 <= self.classes <= self.all_classes:
             raise HFViTError(f"synthetic:{self.family} has 2 to {self.all_classes} classes, asked for {self.classes}")
         if self.instances < 1:
