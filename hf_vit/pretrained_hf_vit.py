@@ -11,16 +11,18 @@ import copy
 import math
 import shutil
 from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
 from safetensors import safe_open
 from torch import nn
+from torch.overrides import TorchFunctionMode
 from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.conversion_mapping import register_checkpoint_conversion_mapping
-from transformers.core_model_loading import WeightRenaming
+from transformers.core_model_loading import WeightConverter, WeightRenaming
 from transformers.utils import cached_file
 
 from .configuration_hf_vit import HFViTConfig, as_pair
@@ -39,11 +41,15 @@ TRAVELLING_FILES = (
 HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
 Size: TypeAlias = int | list[int] | tuple[int, int]  # pixels: one number, or (height, width)
 
-# The key layouts that transformers has written over the years, read by every `from_pretrained` below: ViT before v5,
-# and the removed vit-hybrid.
-register_checkpoint_conversion_mapping(
-    "HFViTModel",
-    [
+
+@cache
+def register_key_layouts() -> None:
+    """Have every `from_pretrained` below read what transformers has written: ViT before v5, the removed vit-hybrid.
+
+    Called by the first model that is made: transformers then builds the layouts of all its own models, which would be
+    most of the time that `import hf_vit` adds to that of any other model.
+    """
+    layouts: list[WeightConverter | WeightRenaming] = [
         WeightRenaming(r"encoder\.layer\.", r"(?<!\d\.)layers."),
         WeightRenaming("attention.query", "q_proj"),
         WeightRenaming("attention.key", "k_proj"),
@@ -59,9 +65,22 @@ register_checkpoint_conversion_mapping(
         WeightRenaming(r"units\.(\d+)\.norm3\.", r"units.\1.gn3."),
         WeightRenaming(r"units\.(\d+)\.downsample\.conv\.", r"units.\1.conv_proj."),
         WeightRenaming(r"units\.(\d+)\.downsample\.norm\.", r"units.\1.gn_proj."),
-    ],
-    overwrite=True,
-)
+    ]
+    register_checkpoint_conversion_mapping("HFViTModel", layouts, overwrite=True)
+
+
+class NoDraws(TorchFunctionMode):
+    """While a model is laid out without memory, leaves out the random numbers that its tensors could not hold.
+
+    torch draws them for every Linear and Conv2d all the same, and decomposes each draw in Python. The mode is this
+    thread's alone; tensors with memory are drawn as ever.
+    """
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if func in (nn.init.kaiming_uniform_, nn.init.uniform_) and kwargs["tensor"].is_meta:  # torch names it
+            return kwargs["tensor"]
+        return func(*args, **kwargs)
 
 
 class HFViTPreTrainedModel(PreTrainedModel):
@@ -81,6 +100,10 @@ class HFViTPreTrainedModel(PreTrainedModel):
     _supports_attention_backend = True
     _can_compile_fullgraph = True
     _input_embed_layer = "patch_embeddings"
+
+    def __init__(self, config: HFViTConfig, *inputs, **kwargs):
+        register_key_layouts()
+        super().__init__(config, *inputs, **kwargs)
 
     @property
     def encoder(self):
@@ -141,6 +164,11 @@ class HFViTPreTrainedModel(PreTrainedModel):
                 init.normal_(token, std=1.0 if scheme == "normal_tokens" and name != "register_tokens" else 0.02)
 
     # -- loading and saving
+
+    @classmethod
+    def get_init_context(cls, *args, **kwargs):
+        """Where transformers lays a model out before its weights are read."""
+        return [*super().get_init_context(*args, **kwargs), NoDraws()]
 
     @classmethod
     def from_pretrained(
