@@ -83,6 +83,31 @@ def test_rotation_keeps_the_newest_and_the_best(tmp_path):
     assert len(disk.checkpoints(tmp_path)) == 3
 
 
+def test_a_checkpoint_goes_in_one_step(tmp_path, monkeypatch):
+    for number in (1, 2):
+        make(tmp_path, number)
+
+    def killed(path):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(disk.shutil, "rmtree", killed)
+    with pytest.raises(KeyboardInterrupt):
+        disk.rotate(tmp_path, 1, None)
+    assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-2"]
+    monkeypatch.undo()
+    disk.sweep(tmp_path)
+    assert os.listdir(tmp_path) == ["checkpoint-2"]
+
+
+def test_an_older_checkpoint_beside_newer_ones_is_refused_and_elsewhere_is_not(tmp_path):
+    for number in (3, 12):
+        make(tmp_path, number)
+    with pytest.raises(HFViTError, match=r"checkpoint-12 is newer than .*checkpoint-3 .* in another --output_dir"):
+        disk.find_checkpoint(tmp_path, str(tmp_path / "checkpoint-3"))
+    assert disk.find_checkpoint(tmp_path / "other", str(tmp_path / "checkpoint-3")).name == "checkpoint-3"
+    assert disk.find_checkpoint(tmp_path, str(tmp_path / "checkpoint-12")).name == "checkpoint-12"
+
+
 def test_optimizer_state_survives_by_name(tmp_path):
     def build():
         torch.manual_seed(0)

@@ -25,6 +25,24 @@ def test_flags_override_the_recipe_and_the_recipe_the_defaults(tmp_path):
     assert found.recipe == "mine"
 
 
+def test_a_flag_takes_the_place_of_what_a_resolved_config_says_of_the_same(tmp_path):
+    resolved = tmp_path / "config_resolved.yaml"
+    resolved.write_text(parse(["--max_steps", "7", "--preset", "vit-tiny-patch16-224"], "finetune").to_yaml())
+
+    def given(words):
+        return parse(["--config", str(resolved), *words.split()], "finetune")
+
+    assert given("").train.eval_strategy == "no" and given("--eval_steps 3").train.eval_strategy == "steps"
+    assert given("").train.greater_is_better and not given("--metric_for_best_model loss").train.greater_is_better
+    assert given("--metric_for_best_model loss --greater_is_better true").train.greater_is_better
+    assert given("").train.max_steps == 7 and given("--num_train_epochs 2").train.max_steps == -1
+    assert given("--num_train_epochs 2 --max_steps 5").train.max_steps == 5
+    assert given("--model x").model.preset is None
+    (tmp_path / "mine.yaml").write_text("gradient_accumulation_steps: 16\n")
+    mine = parse(["--config", str(tmp_path / "mine.yaml"), "--global_batch_size", "64"], "finetune")
+    assert mine.train.gradient_accumulation_steps == 1
+
+
 def test_set_reads_yaml_values():
     words = [
         "--set",

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from hf_vit.errors import HFViTError
+from training import sources
 from training.augmentation import EvalTransform, TrainTransform
 from training.data import UnreadableImage, carve_dev_split, collate, open_dataset, take_fraction
 from training.sources import nested_order
@@ -436,6 +437,15 @@ def test_fingerprint_sees_what_changes(folder):
     changed = open_dataset(str(folder), split="train").fingerprint
     (folder / "train" / "cat" / "1.png").rename(folder / "train" / "dog" / "x.png")
     assert len({before, changed, open_dataset(str(folder), split="train").fingerprint}) == 3
+
+
+def test_fingerprint_of_a_folder_sees_another_picture_of_as_many_bytes(folder, monkeypatch):
+    marks = set()
+    for colour in ("red", "blue"):
+        Image.new("RGB", (5, 5), colour).save(folder / "train" / "cat" / "0.bmp")
+        marks.add(open_dataset(str(folder), split="train").fingerprint)
+    monkeypatch.setattr(sources, "READ_WHOLE", 10)
+    assert len(marks) == 2 and open_dataset(str(folder), split="train").fingerprint not in marks
 
 
 def test_fingerprint_of_a_table_sees_every_row(tmp_path):

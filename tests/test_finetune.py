@@ -164,6 +164,8 @@ def test_unreadable_pictures_are_counted_or_stop_the_run(tmp_path, photographs, 
     line = words(TINY, SHORT, "--max_steps 8 --dataset", broken, "--dev_fraction 0.2 --output_dir")
     facts = finetune.main([*line, str(tmp_path / "out")])
     assert facts["data"]["unreadable_images"] == 3
+    listed = (tmp_path / "out/unreadable.txt").read_text().splitlines()
+    assert len(listed) == 3 and all("7.png: not a picture" in line for line in listed)
     assert "skipped: " in capsys.readouterr().err
     with pytest.raises(SystemExit) as stopped:
         finetune.main([*line, str(tmp_path / "stop"), "--on_unreadable", "stop"])

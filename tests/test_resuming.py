@@ -145,6 +145,23 @@ def test_another_architecture_is_refused_with_what_changed(tmp_path):
     assert (tmp_path / "out/history.jsonl").read_bytes() == before
 
 
+def test_a_run_that_goes_on_in_another_folder_still_finds_its_best_weights(tmp_path):
+    best = {"load_best_model_at_end": True, "eval_steps": 1, "save_steps": 1, "learning_rate": 0.0}
+    run(tmp_path / "out", 4, **best)  # without a rate, the first update stays the best
+    for number in range(5, 10):
+        assert not (tmp_path / f"out/checkpoint-{number}").exists()
+    run(tmp_path / "other", 6, resume=str(tmp_path / "out/checkpoint-4"), **best)
+    run(tmp_path / "other", resume=True, **best)
+    assert not (tmp_path / "other/checkpoint-1").exists() and (tmp_path / "other/model.safetensors").exists()
+
+
+def test_a_finished_run_resumed_keeps_to_the_limit_of_checkpoints(tmp_path):
+    run(tmp_path / "out", save_total_limit=2)
+    shutil.copytree(tmp_path / "out/checkpoint-6", tmp_path / "out/checkpoint-3")  # killed before it was removed
+    run(tmp_path / "out", resume=True, save_total_limit=2)
+    assert sorted(path.name for path in (tmp_path / "out").glob("checkpoint-*")) == ["checkpoint-6", "checkpoint-9"]
+
+
 def test_a_checkpoint_is_a_model_folder_without_pickles(tmp_path):
     run(tmp_path / "out", 4)
     folder = tmp_path / "out/checkpoint-3"

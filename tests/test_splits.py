@@ -96,6 +96,37 @@ def test_a_split_to_compare_with_that_is_not_there(tmp_path, values, message):
         open_splits(DataArguments(dataset=str(tmp_path), **values), 0, str)
 
 
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"train_fraction": 2.0}, r"must lie in \(0, 1\], got 2"),
+        ({"train_fraction": 0.0}, r"must lie in \(0, 1\], got 0"),
+        ({"eval_split": "test", "dev_fraction": 0.1}, "leave out the other"),
+        ({"dataset_config_name": "small"}, "leave out --dataset_config_name"),
+        ({"label_column": "kind"}, "leave out --label_column|need no --streaming"),
+    ],
+)
+def test_wishes_that_would_be_ignored_are_refused(tmp_path, values, message, streaming):
+    write(tmp_path, "train", range(20))
+    write(tmp_path, "test", range(4))
+    for name in (str(tmp_path), "synthetic:glyphs@2,20"):
+        with pytest.raises(HFViTError, match=message):
+            open_splits(DataArguments(dataset=name, streaming=streaming, **values), 0, str)
+
+
+def test_digits_and_folders_have_no_columns_and_digits_no_stream(tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / "train" / name).mkdir(parents=True)
+        Image.new("RGB", (4, 4)).save(tmp_path / "train" / name / "0.png")
+    for values in ({"image_column": "img"}, {"label_column": "label"}, {"dataset_config_name": "x"}):
+        for name in ("digits", str(tmp_path)):
+            with pytest.raises(HFViTError, match=f"leave out --{next(iter(values))}"):
+                open_splits(DataArguments(dataset=name, **values), 0, str)
+    with pytest.raises(HFViTError, match="digits are all in memory: leave out --streaming"):
+        open_splits(DataArguments(dataset="digits", streaming=True), 0, str)
+
+
 @pytest.mark.parametrize("values", [{"samples_per_class": 3}, {"dev_fraction": 0.1}, {"deduplicate_against": "eval"},
                                     {"deduplicate_split": "test"}])  # fmt: skip
 def test_what_has_to_look_at_every_picture_cannot_be_streamed(tmp_path, values):

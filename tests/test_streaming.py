@@ -335,6 +335,11 @@ def test_rows_without_a_picture_are_listed(tmp_path):
     assert len(batch["labels"]) == 1 and batch["unreadable"] == ["train.parquet[0, 0]: the row holds no picture"]
 
 
+def test_a_share_that_holds_nothing_says_so():
+    with pytest.raises(HFViTError, match=r"0.0001 of the pictures of split 'train' .* is none; raise it"):
+        open_stream("synthetic:glyphs@2,20", split="train", fraction=0.0001)
+
+
 def test_hub_ids_need_the_network():
     with pytest.raises(HFViTError, match="neither a local path nor a Hub dataset that can be reached"):
         open_stream("someone/some-data", split="train")

@@ -4,6 +4,7 @@ pytest tests/test_trackers.py
 """
 
 import json
+import shutil
 import sqlite3
 
 import pytest
@@ -29,6 +30,19 @@ def test_tensorboard_holds_every_number_of_the_history(tmp_path):
         kept = {line["step"]: line[name] for line in history(tmp_path / "out") if name in line}
         assert {event.step: event.value for event in events.Scalars(name)} == pytest.approx(kept, rel=1e-6), name
     assert len(events.Scalars("images_per_second")) == 3
+
+
+def test_csv_of_a_resumed_run_has_every_line_once(tmp_path):
+    def train(name, resume=None, **values):
+        args = arguments(tmp_path / name, report_to=["csv"], logging_steps=1, save_steps=2, eval_steps=2, **values)
+        Trainer(tiny(), args, Pictures(40), Pictures(10)).train(resume)
+        lines = (line.split(",") for line in (tmp_path / name / "metrics.csv").read_text().splitlines())
+        return [line for line in lines if line[1] in ("name", "loss", "accuracy", "eval_loss", "learning_rate")]
+
+    whole = train("whole")
+    assert train("out") == whole
+    shutil.rmtree(tmp_path / "out/checkpoint-6")  # as if killed after update 5 or so
+    assert train("out", True) == whole
 
 
 def test_trackio_holds_every_number_of_the_history(tmp_path, monkeypatch):

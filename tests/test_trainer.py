@@ -3,6 +3,7 @@
 pytest tests/test_trainer.py
 """
 
+import dataclasses
 import json
 import math
 import os
@@ -485,5 +486,7 @@ def test_a_global_batch_sets_the_passes(tmp_path):
     args = arguments(tmp_path / "out", per_device_train_batch_size=4, global_batch_size=20)
     trainer = Trainer(tiny(), args, Pictures(40))
     assert trainer.args.gradient_accumulation_steps == 5 and trainer.global_batch_size == 20
+    with pytest.raises(HFViTError, match=r"takes 5 passes on 1 devices, not --gradient_accumulation_steps 2"):
+        Trainer(tiny(), dataclasses.replace(args, gradient_accumulation_steps=2), Pictures(40))
     with pytest.raises(HFViTError, match="no multiple of 8"):
         Trainer(tiny(), arguments(tmp_path / "out", global_batch_size=20), Pictures(40))

@@ -128,7 +128,9 @@ def rotate(output_dir: Path, limit: int | None, keep: str | None) -> None:
     best = None if keep is None else Path(keep).name
     others = [path for path in checkpoints(output_dir) if path.name != best]
     for path in others[: max(0, len(others) - limit)] if limit is not None else []:
-        shutil.rmtree(path)
+        gone = path.with_name(f".replaced-{path.name}")  # out of sight in one step: killed here, it leaves no half
+        os.rename(path, gone)
+        shutil.rmtree(gone)
 
 
 def find_checkpoint(output_dir: Path, wish: str | bool | None) -> Path | None:
@@ -146,6 +148,12 @@ def find_checkpoint(output_dir: Path, wish: str | bool | None) -> Path | None:
     if not (path / RESUME_NAME).is_file():
         raise HFViTError(
             f"{path} is not a complete checkpoint (no {RESUME_NAME}): give a folder checkpoint-N, or true"
+        )
+    newest = checkpoints(output_dir)[-1:]
+    if path.resolve() in [other.resolve() for other in checkpoints(output_dir)] and newest[0].name != path.name:
+        raise HFViTError(
+            f"{newest[0]} is newer than {path} and would be taken for this run's: go on in another --output_dir, or "
+            "remove what is newer"
         )
     return path
 

@@ -31,6 +31,17 @@ TYPES: dict[str, Any] = {
     name: hint for group in GROUPS.values() for name, hint in typing.get_type_hints(group).items()
 }
 
+# A flag takes the place of what a recipe, or a resolved config, says of the same under these names.
+INSTEAD_OF: dict[str, tuple[str, ...]] = {
+    "model": ("preset",),
+    "preset": ("model",),
+    "num_train_epochs": ("max_steps",),
+    "global_batch_size": ("gradient_accumulation_steps",),
+    "gradient_accumulation_steps": ("global_batch_size",),
+    "eval_steps": ("eval_strategy",),
+    "metric_for_best_model": ("greater_is_better",),
+}
+
 # What differs between the two scripts' defaults: from scratch, the paper's Table 3 for small data sets.
 STAGE_DEFAULTS: dict[str, dict[str, Any]] = {
     "pretrain": {"learning_rate": 1e-3, "weight_decay": 0.1},
@@ -59,13 +70,13 @@ def parse(argv: list[str] | None, stage: str) -> Arguments:
     values = dict(STAGE_DEFAULTS[stage])
     if recipe is not None:
         values |= _read_recipe(recipe)
+    for other in (other for name in given for other in INSTEAD_OF.get(name, ())):
+        values.pop(other, None)
     chosen_fields = given.pop("set", None)
     values |= {name: coerce(name, value) for name, value in given.items()}
     if chosen_fields is not None:
         pairs = coerce("set", [pair for group in chosen_fields for pair in group])
         values["set"] = values.get("set", {}) | pairs
-    if "model" in given and "preset" not in given:
-        values.pop("preset", None)
     _choose_once(values, given)
     groups = {
         key: group(**{f.name: values[f.name] for f in dataclasses.fields(group) if f.name in values})

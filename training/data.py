@@ -37,6 +37,8 @@ from .sources import (
     hidden,
     listed,
     nested_order,
+    only_for_tables,
+    only_on_the_hub,
     relabel,
     synthetic_door,
 )
@@ -235,11 +237,15 @@ def open_door(name: str, config_name: str | None, columns: Columns, cache_dir: s
     Raises:
         HFViTError: nothing of that name, or no pictures in it.
     """
+    path = Path(name).expanduser()
+    if name == "digits" or name.startswith("synthetic:"):
+        only_for_tables(name, columns)
+    if name == "digits" or name.startswith("synthetic:") or is_shard_pattern(name) or path.exists():
+        only_on_the_hub(name, config_name)
     if name == "digits":
         return Door(name, ["train", "test"], digits_split)
     if name.startswith("synthetic:"):
         return synthetic_door(name)
-    path = Path(name).expanduser()
     if path.is_dir() and any(path.glob("*.tar")):
         return shards_door(name, str(path / "*.tar"), columns, cache_dir)
     if is_shard_pattern(name):
@@ -263,6 +269,7 @@ def local_door(name: str, path: Path, columns: Columns, cache_dir: str | PathLik
     tables = sorted(file for file in path.rglob("*.parquet") if not hidden(file.relative_to(path)))
     if tables:
         return parquet_door(name, path, tables, columns, cache_dir)
+    only_for_tables(name, columns)
     return folder_door(name, path)
 
 

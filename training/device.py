@@ -17,6 +17,10 @@ from .arguments import TrainArguments
 from .trackers import chosen_trackers
 
 
+MEMORY_IS_FULL = ("out of memory", "can't allocate memory")  # as CUDA and CPUs say it
+WORKER_IS_GONE = ("killed by signal: Killed", "killed by signal: Bus error")  # as DataLoader says it
+
+
 def create_accelerator(args: TrainArguments) -> Accelerator:
     """The Accelerator of one run; processes, sharding and machines come from its launcher.
 
@@ -61,16 +65,26 @@ def check_precision(precision: str | None, cpu: bool) -> None:
 
 
 @contextmanager
-def memory_advice(args: TrainArguments) -> Iterator[None]:
+def memory_advice(args: TrainArguments, evaluating: bool = False) -> Iterator[None]:
     """Within it, running out of memory is an HFViTError that names the setting to lower."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:  # torch.OutOfMemoryError is a RuntimeError
-        if isinstance(error, RuntimeError) and not any(
-            words in str(error) for words in ("out of memory", "can't allocate memory")
-        ):
+        if isinstance(error, RuntimeError) and any(words in str(error) for words in WORKER_IS_GONE):
+            raise HFViTError(
+                "a process that reads pictures was killed, most likely for its memory: lower --dataloader_num_workers "
+                f"(now {args.dataloader_num_workers}) or --dataloader_prefetch_factor"
+            ) from error
+        if isinstance(error, RuntimeError) and not any(words in str(error) for words in MEMORY_IS_FULL):
             raise
-        raise HFViTError(memory_message(args)) from error
+        raise HFViTError(evaluation_message(args) if evaluating else memory_message(args)) from error
+
+
+def evaluation_message(args: TrainArguments) -> str:
+    """Which setting to lower where only evaluation lacks memory."""
+    batch = args.per_device_eval_batch_size
+    lower = f"--per_device_eval_batch_size {batch // 2}" if batch > 1 else "--image_size"
+    return f"out of memory in evaluation with {batch} pictures in one pass: lower {lower}"
 
 
 def memory_message(args: TrainArguments) -> str:

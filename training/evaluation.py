@@ -12,6 +12,10 @@ from accelerate import Accelerator
 from torch.utils.data import DataLoader
 from transformers.trainer_utils import EvalPrediction
 
+from hf_vit.errors import HFViTError
+
+from .agreement import raise_together
+from .batches import to_the_end
 from .sampling import EvalOrder
 
 
@@ -69,6 +73,9 @@ def evaluate(
         prepare: brings a batch to the device: `prepare(batch) -> (pixel_values, labels)`.
         keep_outputs: also gather all logits and labels, for metrics that need them.
         on_batch: called after every batch.
+
+    Raises:
+        HFViTError: nothing can be read, or with "stop" one picture cannot; in all processes.
     """
     objective.eval()
     wide = torch.float32 if accelerator.device.type == "mps" else torch.float64
@@ -76,7 +83,8 @@ def evaluate(
     kept: list[tuple[torch.Tensor, ...]] = []
     unreadable: list[str] = []
     asked: tuple[int, ...] = (0,)  # of one picture: classes, or questions and their answers
-    for batch in loader:
+    failures: list[HFViTError] = []
+    for batch in to_the_end(loader, failures.append if accelerator.num_processes > 1 else None):
         pixel_values, labels = prepare(batch)
         losses, logits, labels = objective(pixel_values, labels)
         own = own_indices(batch["index"], order.filler)
@@ -88,7 +96,10 @@ def evaluate(
             kept.append((logits.float(), labels, own.to(accelerator.device)))
         if on_batch is not None:
             on_batch()
+    raise_together(failures[0] if failures else None)
     total, top1, top5, count = accelerator.reduce(sums, "sum").tolist()
+    if not count:
+        raise HFViTError(f"no picture to evaluate on can be read: {', '.join(unreadable[:3])}")
     result = Evaluated(
         loss=total / max(count, 1),
         accuracy=top1 / max(count, 1),

@@ -11,6 +11,7 @@ from accelerate.utils import gather_object
 
 from hf_vit.errors import HFViTError
 
+from .agreement import raise_together
 from .batches import Batches
 from .checkpointing import checkpoints
 
@@ -42,8 +43,12 @@ class FiniteCheck:
         if step == NEVER:
             self._places.clear()
             return
-        names = self.batches.names(step, self._places[step]) if own == step else []
-        names = names if self.accelerator.num_processes == 1 else gather_object(names)
+        raise_together(self.batches.error)
+        names, unreadable = self.batches.names(step, self._places[step]) if own == step else ([], [])
+        if self.accelerator.num_processes > 1:
+            names, unreadable = gather_object(names), gather_object(unreadable)
+        if not names:
+            raise HFViTError(nothing_readable(step, unreadable))
         kept = checkpoints(output_dir)
         good = f"the last good checkpoint is {kept[-1]}" if kept else "there is no checkpoint yet"
         raise HFViTError(
@@ -51,3 +56,8 @@ class FiniteCheck:
             f"{', ...' if len(names) > 8 else ''}); {good}. "
             "Lower --learning_rate, raise --warmup_steps, or set --max_grad_norm 1"
         )
+
+
+def nothing_readable(step: int, names: list[str]) -> str:
+    """What to say of an update (from 0) without a picture."""
+    return f"no picture of update {step + 1} can be read: {', '.join(names[:3])}"

@@ -15,6 +15,10 @@ from hf_vit.model_card import write_card
 from . import attention_examples, progress
 from . import checkpointing as disk
 from . import facts as report
+from .agreement import together
+
+
+UNREADABLE_NAME = "unreadable.txt"  # the pictures that were skipped, of all processes, and why; never uploaded
 
 
 def save_model(trainer, folder: Path) -> None:
@@ -22,31 +26,37 @@ def save_model(trainer, folder: Path) -> None:
     main = trainer.accelerator.is_main_process
     with trainer.averaged():
         weights = disk.weights_of(trainer.model, keep=main)
-        if main:
-            with disk.written_aside(folder / ".finished") as aside:
-                disk.write_model(aside, trainer.model, weights, trainer.image_processor)
-            disk.publish(folder / ".finished", folder)
-    trainer.accelerator.wait_for_everyone()
+        with together():
+            if main:
+                with disk.written_aside(folder / ".finished") as aside:
+                    disk.write_model(aside, trainer.model, weights, trainer.image_processor)
+                disk.publish(folder / ".finished", folder)
 
 
 def write_facts_and_card(trainer, entries: dict[str, Any]) -> dict[str, Any]:
     """Write facts.json, the figures and the card rendered from them; returns the facts."""
     names, folder = list(trainer.unreadable), trainer.output_dir
-    unreadable = len(set(names if trainer.world_size == 1 else gather_object(names)))
-    facts = report.run_facts(trainer, unreadable) | entries
-    if trainer.accelerator.is_main_process:
-        folder.mkdir(parents=True, exist_ok=True)
-        if progress.draw_curve(trainer.state.log_history, folder / progress.CURVE_NAME):
-            facts["figures"] = [progress.CURVE_NAME]
-        with trainer.averaged():
-            positions = folder / progress.POSITIONS_NAME
-            if report.is_hf_vit(trainer.model) and progress.draw_positions(trainer.model, positions):
-                facts.setdefault("figures", []).append(positions.name)
-            attention_examples.add(trainer, facts)
-        report.write_facts(folder, facts)
-        write_card(folder)
-    trainer.accelerator.wait_for_everyone()
+    unreadable = sorted(set(names if trainer.world_size == 1 else gather_object(names)))
+    facts = report.run_facts(trainer, len(unreadable)) | entries
+    with together():
+        if trainer.accelerator.is_main_process:
+            _draw_and_write(trainer, facts, folder)
+            if unreadable:
+                (folder / UNREADABLE_NAME).write_text("\n".join(unreadable) + "\n", encoding="utf-8")
     return facts
+
+
+def _draw_and_write(trainer, facts: dict[str, Any], folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    if progress.draw_curve(trainer.state.log_history, folder / progress.CURVE_NAME):
+        facts["figures"] = [progress.CURVE_NAME]
+    with trainer.averaged():
+        positions = folder / progress.POSITIONS_NAME
+        if report.is_hf_vit(trainer.model) and progress.draw_positions(trainer.model, positions):
+            facts.setdefault("figures", []).append(positions.name)
+        attention_examples.add(trainer, facts)
+    report.write_facts(folder, facts)
+    write_card(folder)
 
 
 def push_midway(trainer, checkpoint: Path | None) -> None:

@@ -16,6 +16,7 @@ from transformers.trainer_callback import ExportableState, TrainerState
 from hf_vit.errors import HFViTError
 
 from . import checkpointing as disk
+from .agreement import together
 from .arguments import OF_THE_LAUNCH
 from .data import ImageDataset
 from .facts import architecture_of
@@ -36,15 +37,26 @@ def save(trainer, folder: Path) -> None:
         {n: disk.whole(v, main) for n, v in zip(average.names, average.average)} if average is not None else None
     )
     memory = _memory(trainer, rest)
-    if main:
-        with disk.written_aside(folder) as aside:
-            disk.write_model(aside, trainer.model, weights, trainer.image_processor)
-            disk.write_tensors(aside / "optimizer.safetensors", tensors)
-            if averaged is not None:
-                disk.write_tensors(aside / "ema.safetensors", averaged)
-            trainer.state.save_to_json(str(aside / "trainer_state.json"))
-            disk.write_json(aside / disk.RESUME_NAME, memory)
-    trainer.accelerator.wait_for_everyone()
+    with together():
+        if main:
+            with disk.written_aside(folder) as aside:
+                disk.write_model(aside, trainer.model, weights, trainer.image_processor)
+                disk.write_tensors(aside / "optimizer.safetensors", tensors)
+                if averaged is not None:
+                    disk.write_tensors(aside / "ema.safetensors", averaged)
+                trainer.state.save_to_json(str(aside / "trainer_state.json"))
+                disk.write_json(aside / disk.RESUME_NAME, memory)
+
+
+def refuse_different(trainer, folder: Path | None) -> None:
+    """Raise HFViTError where processes, on machines without a common disk, found different checkpoints."""
+    if trainer.world_size > 1:
+        found = sorted(set(gather_object(["none" if folder is None else folder.name])))
+        if len(found) > 1:
+            raise HFViTError(
+                f"the processes see different checkpoints ({', '.join(found)}): give an --output_dir on a disk "
+                "that all machines share"
+            )
 
 
 def load(trainer, folder: Path) -> None:
@@ -134,8 +146,10 @@ def _recall(trainer, folder: Path, memory: dict[str, Any]) -> None:
     state = TrainerState.load_from_json(str(folder / "trainer_state.json"))
     state.is_local_process_zero = trainer.accelerator.is_local_main_process
     state.is_world_process_zero = trainer.accelerator.is_main_process
-    if state.best_model_checkpoint is not None:  # the folder may have moved
-        state.best_model_checkpoint = str(trainer.output_dir / Path(state.best_model_checkpoint).name)
+    if state.best_model_checkpoint is not None:  # the folder may have moved, or the run goes on in another
+        kept = Path(state.best_model_checkpoint)
+        places = (trainer.output_dir / kept.name, folder.parent / kept.name, kept)
+        state.best_model_checkpoint = str(next((place for place in places if place.is_dir()), places[0]))
     trainer.state, trainer.position = state, memory["position"]
     rows = torch.tensor(memory["sums"], dtype=trainer.meter.sums.dtype, device=trainer.accelerator.device)
     if len(rows) == trainer.world_size:

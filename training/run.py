@@ -22,6 +22,7 @@ from hf_vit.checkpoints import load_checkpoint
 from hf_vit.errors import HFViTError, report_error
 
 from . import progress
+from .agreement import peers_may_vanish, together
 from .arguments import RESOLVED_NAME, Arguments, DataArguments
 from .augmentation import RESAMPLING
 from .checkpointing import checkpoints, write_json
@@ -45,10 +46,11 @@ PREDICTIONS_NAME, DUPLICATES_NAME = "predictions.npz", "duplicates.json"
 def command(stage: str, argv: list[str] | None = None) -> dict[str, Any]:
     """Parse, build, train, report; bad input is one line on stderr and exit status 2."""
     try:
-        arguments = parse(argv, stage)
-        if arguments.train.sweep and not arguments.train.preview:
-            return sweep(arguments, stage, run)
-        return run(arguments, stage)
+        with peers_may_vanish():
+            arguments = parse(argv, stage)
+            if arguments.train.sweep and not arguments.train.preview:
+                return sweep(arguments, stage, run)
+            return run(arguments, stage)
     except (HFViTError, OSError) as error:
         raise SystemExit(report_error(error)) from None
 
@@ -67,9 +69,10 @@ def run(
     transformers.logging.set_verbosity(logging.WARNING if main else logging.ERROR)
     transformers.logging.disable_progress_bar()
     say = print if main else _silent
-    splits = open_splits(arguments.data, arguments.train.seed, say)
-    train, evaluation = splits.train, splits.evaluation
-    model, processor, base = build_model(arguments, train.label_names)
+    with together():
+        splits = open_splits(arguments.data, arguments.train.seed, say)
+        train, evaluation = splits.train, splits.evaluation
+        model, processor, base = build_model(arguments, train.label_names)
     train_transform, eval_transform = transforms(arguments.data, model.config)
     about = {
         "stage": stage,

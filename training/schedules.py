@@ -162,10 +162,16 @@ def with_passes(args: TrainArguments) -> TrainArguments:
         return args
     devices, size = PartialState(cpu=on_cpu(args)).num_processes, args.per_device_train_batch_size
     passes, rest = divmod(args.global_batch_size, size * devices)
+    given = args.gradient_accumulation_steps
     if rest or not passes:
         raise HFViTError(
             f"--global_batch_size {args.global_batch_size} is no multiple of {size} pictures on {devices} devices: "
             "change --per_device_train_batch_size"
+        )
+    if given not in (1, passes):
+        raise HFViTError(
+            f"--global_batch_size {args.global_batch_size} takes {passes} passes on {devices} devices, not "
+            f"--gradient_accumulation_steps {given}: leave out one of them"
         )
     return dataclasses.replace(args, gradient_accumulation_steps=passes)
 

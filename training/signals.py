@@ -37,6 +37,10 @@ class StopRequest:
         finally:
             signal.signal(signal.SIGTERM, before)
 
+    def make(self) -> None:
+        """Ask it of all processes, at their next agreement."""
+        self._asked = True
+
     def made(self, step: int) -> bool:
         """Whether to stop after `step` updates, for all processes alike: they agree every AGREE_EVERY updates."""
         if self.accelerator.num_processes == 1:

@@ -31,6 +31,8 @@ SPLIT_NAMES = {
 SPLIT_IN_FILE_NAME = re.compile(rf"(?:^|[-_./\\ ])({'|'.join(SPLIT_NAMES)})(?=[-_./\\ 0-9]|$)", re.IGNORECASE)
 DIGITS_TEST_IMAGES = 360
 LISTED = 8  # how many names an error message lists
+READ_WHOLE = 32 << 20  # bytes of pictures in folders that are all looked at for the fingerprint
+SAMPLED = 64  # files that are, where there are more
 
 
 class Source(Protocol):
@@ -69,6 +71,21 @@ class Columns:
     label: str | None = None
     label_names: list[str] | None = None
     labelled: bool = True  # False: labels are not looked at
+
+
+def only_on_the_hub(name: str, config_name: str | None) -> None:
+    """Raise HFViTError where a configuration is asked of data that have none."""
+    if config_name is not None:
+        raise HFViTError(
+            f"'{name}' is no Hub dataset and has no configuration '{config_name}': leave out --dataset_config_name"
+        )
+
+
+def only_for_tables(name: str, columns: Columns) -> None:
+    """Raise HFViTError where columns are asked of pictures that are in no table."""
+    for option, column in (("--image_column", columns.image), ("--label_column", columns.label)):
+        if column is not None:
+            raise HFViTError(f"'{name}' is no table and has no column '{column}': leave out {option}")
 
 
 def listed(names: Sequence[object]) -> str:
@@ -269,9 +286,23 @@ def folder_door(name: str, root: Path) -> Door:
             labels, names = relabel(labels, names, train_names, f"split '{split}' of '{name}'"), train_names
         prefix = os.path.relpath(splits[split], root)
         files = [os.path.normpath(os.path.join(prefix, file)) for file in files]
-        return FolderSource(str(root), files, labels, names, digest(*names, *files, *sizes, labels.tobytes()))
+        mark = digest(*names, *files, *sizes, labels.tobytes(), *sampled_contents(root, files, sizes))
+        return FolderSource(str(root), files, labels, names, mark)
 
     return Door(name, list(splits), load)
+
+
+def sampled_contents(root: Path, files: list[str], sizes: list[int]) -> list[bytes]:
+    """The bytes of all files where they are few, else of some: another picture may have as many."""
+    few = sum(sizes) <= READ_WHOLE
+    rows = range(len(files)) if few else np.linspace(0, len(files) - 1, num=SAMPLED, dtype=np.int64)
+    found = []
+    for row in rows:
+        try:
+            found.append((root / files[row]).read_bytes())
+        except OSError:  # it is named when it is decoded
+            found.append(b"")
+    return found
 
 
 def class_files(name: str, folder: Path) -> tuple[list[str], np.ndarray, list[str], list[int]]:

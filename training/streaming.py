@@ -35,7 +35,18 @@ from .data import Transform, View, check_reading
 from .pictures import UnreadableImage, one_line, open_picture
 from .randomness import STREAM, SUBSET, generator
 from .shards import TarIndex, expand_shards, is_shard_pattern, load_index, shards_by_split
-from .sources import SPLIT_NAMES, Columns, SyntheticSource, by_split, digest, listed, relabel, synthetic_door
+from .sources import (
+    SPLIT_NAMES,
+    Columns,
+    SyntheticSource,
+    by_split,
+    digest,
+    listed,
+    only_for_tables,
+    only_on_the_hub,
+    relabel,
+    synthetic_door,
+)
 from .tables import hub_files
 
 
@@ -170,7 +181,10 @@ class StreamOrder:
                 "processes; write it in smaller ones, or train without --streaming"
             )
         if position % world_size:
-            raise HFViTError(f"a run at picture {position} cannot go on with {world_size} processes")
+            raise HFViTError(
+                f"a run at picture {position} cannot go on with {world_size} processes: take as many as "
+                "before, or a number that divides it"
+            )
         self.stream, self.batch_size, self.seed = stream, batch_size, seed
         self.position, self.stop, self.rank, self.world_size = position, stop, rank, world_size
 
@@ -436,6 +450,7 @@ def open_stream(
         raise HFViTError(f"'{name}' has no split '{split}' to stream; available: {listed(list(splits))}{hint}")
     urls = splits[chosen]
     if name.startswith("synthetic:"):
+        only_for_tables(name, columns)
         chunks: Chunks = SyntheticChunks.of(name, chosen, names)
     elif is_shard_pattern(urls[0]):
         chunks = TarChunks.of(*load_index(name, urls, columns, cache_dir))
@@ -445,15 +460,22 @@ def open_stream(
         raise HFViTError(f"'{name}' has only one class, {listed(chunks.label_names)}; a classifier needs two or more")
     stream = ImageStream(chunks, name, split, fraction, on_unreadable, window=window)
     if not len(stream):
+        if len(replace(stream, fraction=1.0)):
+            raise HFViTError(f"{fraction:g} of the pictures of split '{split}' of '{name}' is none; raise it")
         raise HFViTError(f"split '{split}' of '{name}' is empty")
     return stream
 
 
 def stream_files(name: str, config_name: str | None, cache_dir: str | os.PathLike | None) -> dict[str, list[str]]:
     """The tar shards or parquet files of each split that can be streamed; of generated pictures none."""
+    path = Path(name).expanduser()
+    is_files = is_shard_pattern(name) or name.split("?")[0].endswith(".parquet")
+    if name == "digits" or name.startswith("synthetic:") or is_files or path.is_dir():
+        only_on_the_hub(name, config_name)
+    if name == "digits":
+        raise HFViTError("the digits are all in memory: leave out --streaming")
     if name.startswith("synthetic:"):
         return {split: [] for split in synthetic_door(name).splits}
-    path = Path(name).expanduser()
     if path.is_dir():
         shards = [str(file) for file in sorted(path.glob("*.tar"))]
         if shards:
@@ -464,7 +486,7 @@ def stream_files(name: str, config_name: str | None, cache_dir: str | os.PathLik
                 f"'{name}' holds neither .tar nor .parquet files; folders of pictures need no --streaming"
             )
         return {split: [str(path / file) for file in files] for split, files in by_split(tables).items()}
-    if is_shard_pattern(name) or name.split("?")[0].endswith(".parquet"):
+    if is_files:
         return shards_by_split(expand_shards(name))
     splits = hub_files(name, config_name, cache_dir)
     for files in splits.values():

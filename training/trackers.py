@@ -27,6 +27,14 @@ class CSVTracker(GeneralTracker):
         return self.path
 
     @on_main_process
+    def forget_after(self, step: int) -> None:
+        """Drop what an interrupted run wrote beyond the checkpoint that it is resumed from."""
+        if self.path.exists():
+            head, *lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True)
+            kept = [line for line in lines if int(line.split(",", 1)[0]) <= step]
+            self.path.write_text("".join([head, *kept]), encoding="utf-8")
+
+    @on_main_process
     def store_init_configuration(self, values: dict) -> None:
         """The configuration is in the output folder already."""
 

@@ -37,6 +37,7 @@ from hf_vit.hub import push_folder
 from . import attention_examples, outcome, progress, resuming
 from . import checkpointing as disk
 from . import facts as report
+from .agreement import raise_together, together
 from .arguments import TrainArguments
 from .augmentation import Mixing
 from .averaging import WeightAverage
@@ -44,14 +45,14 @@ from .batches import Batches, loader_of
 from .cpu_kernels import kernels_for
 from .device import create_accelerator, memory_advice
 from .evaluation import Evaluated, evaluate
-from .finite import FiniteCheck
+from .finite import FiniteCheck, nothing_readable
 from .flops import measured_peak
 from .objective import Normalise, create_objective
 from .optimization import GradualUnfreezing, averaged_by, create_optimizer, create_scheduler
 from .sampling import EvalOrder, keyed, seed_draw
 from .schedules import Plan, with_passes
 from .signals import StopRequest
-from .trackers import flat
+from .trackers import CSVTracker, flat
 
 
 class Trainer:
@@ -211,14 +212,16 @@ class Trainer:
     def first_batch(self) -> tuple[torch.Tensor, torch.Tensor]:
         """The run's first forward pass: normalised pictures (B, C, H, W), and labels (B,), or (B, K) where mixed."""
         self._check_data()
-        return self._to_device(next(self.batches.updates(0, 0))[0], 0)
+        batch = next(self.batches.updates(0, 0))[0]
+        raise_together(self.batches.error)
+        return self._to_device(batch, 0)
 
     def _update(self, batches: list[dict]) -> None:
         """One optimizer step over the batches of its passes, equal to one large batch."""
         step, passes = self.state.global_step, len(batches)
         most = max(stage.passes for stage in self.plan.stages)
-        count = self._count(batches)
         self.finite.begin(step, self.position)
+        count = self._count(batches)
         self.accelerator.gradient_accumulation_steps, self.accelerator.step = passes, 0
         if not self.objective.training:
             self.objective.train()
@@ -256,13 +259,16 @@ class Trainer:
 
     def _count(self, batches: list[dict]) -> int | torch.Tensor:
         """Pictures of this update over all processes: what the sum of the losses is divided by."""
-        count = sum(len(batch["labels"]) for batch in batches)
+        count, step = sum(len(batch["labels"]) for batch in batches), self.state.global_step
         if self.world_size > 1:
             total = self.accelerator.reduce(torch.tensor(float(count), device=self.accelerator.device), "sum")
+            self.finite.see(1 / total, step)
+            if self.batches.error is not None:
+                self.finite.see(torch.full_like(total, math.nan), step)
+                self.stop_request.make()
             return total.clamp(min=1)
         if not count:
-            names = [name for batch in batches for name in batch["unreadable"]]
-            raise HFViTError(f"no picture of update {self.state.global_step + 1} can be read: {', '.join(names[:3])}")
+            raise HFViTError(nothing_readable(step, [name for batch in batches for name in batch["unreadable"]]))
         return count
 
     def _to_device(self, batch: dict, step: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
@@ -383,7 +389,7 @@ class Trainer:
         def on_batch() -> None:
             self.control = self._event("on_prediction_step")
 
-        with self.averaged():
+        with self.averaged(), memory_advice(self.args, evaluating=True):
             return evaluate(self.objective, loader, order, self.accelerator, self._to_device, keep_outputs, on_batch)
 
     def averaged(self) -> AbstractContextManager[None]:
@@ -408,9 +414,9 @@ class Trainer:
         """Write `checkpoint-N`, whole or not at all; then older ones beyond `save_total_limit` go."""
         folder = self.output_dir / f"checkpoint-{self.state.global_step}"
         resuming.save(self, folder)
-        if self.accelerator.is_main_process:
-            disk.rotate(self.output_dir, self.args.save_total_limit, self.state.best_model_checkpoint)
-        self.accelerator.wait_for_everyone()
+        with together():
+            if self.accelerator.is_main_process:
+                disk.rotate(self.output_dir, self.args.save_total_limit, self.state.best_model_checkpoint)
         if self.args.push_to_hub and self.args.hub_strategy != "end":
             outcome.push_midway(self, folder if self.args.hub_strategy == "checkpoint" else None)
         return folder
@@ -419,15 +425,17 @@ class Trainer:
 
     def _begin(self, resume: str | bool | None) -> None:
         """Check everything that can be checked, then make the output folder."""
-        self._check_data()
-        folder = disk.find_checkpoint(self.output_dir, resume)
-        if not resume and self.output_dir.is_dir() and any(self.output_dir.iterdir()):
-            raise HFViTError(
-                f"{self.output_dir} is not empty: give another --output_dir, or --resume_from_checkpoint true to go "
-                "on from its newest checkpoint"
-            )
-        if self.args.push_to_hub and get_token() is None:
-            raise HFViTError("--push_to_hub needs a Hugging Face token: run `hf auth login`, or set HF_TOKEN")
+        with together():
+            self._check_data()
+            folder = disk.find_checkpoint(self.output_dir, resume)
+            if not resume and self.output_dir.is_dir() and any(self.output_dir.iterdir()):
+                raise HFViTError(
+                    f"{self.output_dir} is not empty: give another --output_dir, or --resume_from_checkpoint true to "
+                    "go on from its newest checkpoint"
+                )
+            if self.args.push_to_hub and get_token() is None:
+                raise HFViTError("--push_to_hub needs a Hugging Face token: run `hf auth login`, or set HF_TOKEN")
+        resuming.refuse_different(self, folder)
         self.began, self._keeping_history = time.time(), True
         sizes = {stage.image_size for stage in self.plan.stages}
         self._flops_of = {size: report.picture_flops(self.model, self.args, size) for size in sizes}
@@ -437,16 +445,20 @@ class Trainer:
             resuming.load(self, folder)
             self.display.say(f"resuming from {folder}, after update {self.state.global_step} of {self.max_steps}")
         self._flops_logged = self.state.total_flos
-        self.accelerator.wait_for_everyone()
-        if self.accelerator.is_main_process:
-            self.output_dir.mkdir(parents=True, exist_ok=True)
-            disk.sweep(self.output_dir)
-            progress.write_history(self.output_dir, self.state.log_history)
+        with together(), disk.space_needed(self.output_dir):
+            if self.accelerator.is_main_process:
+                self.output_dir.mkdir(parents=True, exist_ok=True)
+                disk.sweep(self.output_dir)
+                disk.rotate(self.output_dir, self.args.save_total_limit, self.state.best_model_checkpoint)
+                progress.write_history(self.output_dir, self.state.log_history)
         self.state.max_steps = self.max_steps
         self.state.num_train_epochs = math.ceil(self.plan.pictures_after(0) / len(self.train_dataset))
         self.state.train_batch_size = self.args.per_device_train_batch_size
         self.state.compute_steps(self.args, self.max_steps)
         self.accelerator.init_trackers(self.args.run_name or self.name, flat(dataclasses.asdict(self.args)))
+        for tracker in self.accelerator.trackers:
+            if isinstance(tracker, CSVTracker):
+                tracker.forget_after(self.state.global_step)
         self.display.begin(self.state.global_step, self.max_steps)
         self.control = self._event("on_train_begin")
 
