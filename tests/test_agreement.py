@@ -89,7 +89,7 @@ def failures(folder, rank):
     said = {}
     for name, (train, evaluation) in cases.items():
         values = {"max_steps": 20, "per_device_train_batch_size": 4, "logging_steps": 50, "save_steps": 0}
-        values |= {"save_steps": 4} if name == "disk" else {}
+        values |= {"disk": {"save_steps": 4}, "none": {"logging_steps": 10}}.get(name, {})
         args = arguments(folder / name, **values)
         trainer = Trainer(tiny(num_labels=2), args, train, evaluation)
         try:
@@ -123,7 +123,7 @@ def test_both_processes_say_what_one_of_them_met(tmp_path):
         )
         for rank in range(2)
     ]  # fmt: skip
-    done = [process.communicate(timeout=240) for process in running]
+    done = [process.communicate(timeout=900) for process in running]
     assert [process.returncode for process in running] == [0, 0], done[0][1][-2000:] + done[1][1][-2000:]
     first, second = (json.loads(out.splitlines()[-1]) for out, _ in done)
     expected = {
@@ -145,3 +145,4 @@ if __name__ == "__main__":
     if own == 0:
         checkpointing.write_json = no_room
     print(json.dumps(failures(Path(sys.argv[1]), own)))
+    torch.distributed.destroy_process_group()

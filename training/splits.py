@@ -54,11 +54,6 @@ def open_splits(data: DataArguments, seed: int, say=print) -> Splits:
         "cache_dir": data.cache_dir,
     }
     check_reading(data.on_unreadable, data.train_fraction)
-    if data.eval_split is not None and data.dev_fraction is not None:
-        raise HFViTError(
-            f"--eval_split {data.eval_split} or --dev_fraction {data.dev_fraction}? Evaluation is on one of them: "
-            "leave out the other"
-        )
     if data.streaming:
         return open_streaming(data, common)
     train = open_dataset(data.dataset, split=data.train_split, **common)
