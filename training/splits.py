@@ -10,7 +10,7 @@ from hf_vit.errors import HFViTError
 
 from .arguments import DataArguments
 from .augmentation import EvalTransform, TrainTransform
-from .data import ImageDataset, carve_dev_split, check_reading, open_dataset, open_door, take_fraction
+from .data import ImageDataset, carve_dev_split, open_dataset, open_door, take_fraction
 from .duplicates import Duplicate, deduplicate
 from .sources import Columns
 from .streaming import ImageStream, open_stream, stream_files
@@ -53,7 +53,6 @@ def open_splits(data: DataArguments, seed: int, say=print) -> Splits:
         "on_unreadable": data.on_unreadable,
         "cache_dir": data.cache_dir,
     }
-    check_reading(data.on_unreadable, data.train_fraction)
     if data.streaming:
         return open_streaming(data, common)
     train = open_dataset(data.dataset, split=data.train_split, **common)
