@@ -4,7 +4,8 @@
 what is prepared from them (joined, packed for oneDNN, LayerScale folded in) is a copy that is made again when they
 change. A call that needs the plain block gets it: training, gradients, autocast, `torch.compile`,
 `output_attentions`, hooks inside the block, other layers in place of ours (LoRA). So a prepared model trains, saves,
-loads, copies and compiles as before, at the speed of before.
+loads, copies and compiles as before, at the speed of before. Where a classifier reads one token, its last block
+computes no other: of ViT-B's operations 6 % less.
 
 This file travels to the Hub beside the weights: it imports only torch, transformers and its sibling.
 """
@@ -273,15 +274,29 @@ class PreparedLayer(Prepared):
         self.fc1 = Dense([(fc1.weight, fc1.bias)], self.choices, layer.mlp.activation_fn)
         self.fc2 = Dense([scaled(fc2, layer.layer_scale2)], self.choices)
 
+    def __call__(self, x: torch.Tensor, first_token_of: nn.Module | None = None, **kwargs) -> torch.Tensor:
+        """`(B, N, D)` -> `(B, N, D)`, or `(B, 1, D)` of the block of which the caller reads no other token."""
+        if not self.serves(x, kwargs):
+            return self.plain(x, **kwargs)
+        return self.run_first_token(x) if first_token_of is self.module else self.run(x)
+
     def run(self, x: torch.Tensor) -> torch.Tensor:
-        images = max(1, ROWS_AT_ONCE // x.shape[1])
-        done = [self.mlp(self.attention(part)) for part in x.split(images)]
+        done = [self.mlp(self.attention(part)) for part in self.parts_of(x)]
         return done[0] if len(done) == 1 else torch.cat(done)
 
-    def attention(self, x: torch.Tensor) -> torch.Tensor:
-        """Eq. 2: LayerScale(MSA(LN(x))) + x, `(B, N, D)` -> `(B, N, D)`."""
+    def run_first_token(self, x: torch.Tensor) -> torch.Tensor:
+        """Eqs. 2 and 3 for the first token of each image: the others give keys and values to it."""
+        done = [self.attention(part, tokens=1) for part in self.parts_of(x)]
+        return self.mlp(torch.cat(done))
+
+    def parts_of(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return x.split(max(1, ROWS_AT_ONCE // x.shape[1]))
+
+    def attention(self, x: torch.Tensor, tokens: int | None = None) -> torch.Tensor:
+        """Eq. 2: LayerScale(MSA(LN(x))) + x of the first so many tokens, `(B, N, D)` -> `(B, tokens, D)`."""
         query, key, value = self.heads(self.module.layernorm_before(x))
-        return self.project(self.attend(query, key, value, self.module.attention.scaling), x)
+        mixed = self.attend(query[:, :, :tokens], key, value, self.module.attention.scaling)
+        return self.project(mixed, x[:, :tokens].contiguous())
 
     def heads(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """q, k and v of Eq. 5: `(B, N, D)` -> `(B, k, N, d)` each."""
@@ -454,6 +469,32 @@ class PreparedConvolution(Prepared):
         )
 
 
+class PreparedClassifier:
+    """Stands before the `forward` of a classifier that reads the first token: its last block computes no other one.
+
+    Calls that ask for hidden states, and hooks that see the tokens, get all of them.
+    """
+
+    def __init__(self, model: nn.Module):
+        self.model: Any = model
+
+    def __call__(self, pixel_values: torch.Tensor, labels: torch.Tensor | None = None, **kwargs) -> Any:
+        if self.may_leave_out(kwargs):
+            kwargs["first_token_of"] = self.model.encoder.layers[-1]
+        return type(self.model).forward(self.model, pixel_values, labels, **kwargs)
+
+    def may_leave_out(self, kwargs: dict) -> bool:
+        model = self.model
+        last = model.encoder.layers[-1]
+        if model.training or torch.compiler.is_compiling() or torch.jit.is_tracing():
+            return False
+        if kwargs.get("output_hidden_states") or model.config.output_hidden_states:
+            return False
+        if not all(isinstance(layer.__dict__.get("forward"), PreparedLayer) for layer in model.encoder.layers):
+            return False  # tokens are merged, which blocks do that know nothing of this
+        return not any(map(is_watched, (model.encoder, model.encoder.layernorm, last)))
+
+
 def scaled(product: nn.Linear, layer_scale: nn.Module) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Weight and bias of a product followed by LayerScale (or nothing) as one product."""
     if isinstance(layer_scale, nn.Identity):
@@ -479,3 +520,10 @@ def prepare_encoder(encoder: Any, int8_calibration: torch.Tensor | None = None) 
             one.module.__dict__["forward"] = one
         else:
             current.before = one  # merging of tokens, which calls what stood there before it
+
+
+def prepare_classifier(model: Any) -> None:
+    """Prepare a model whose `forward`, by its class's own word, reads nothing but a `pooler_output` of one token."""
+    owner = next(kind for kind in type(model).__mro__ if "forward" in vars(kind))
+    if vars(owner).get("_reads_pooled_only") and model.encoder.config.pooling in ("token", "first"):
+        model.__dict__["forward"] = PreparedClassifier(model)

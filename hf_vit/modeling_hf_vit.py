@@ -424,6 +424,7 @@ class HFViTForImageClassification(HFViTPreTrainedModel):
     """The encoder and one linear layer: the head of fine-tuning, or of pre-training above a representation layer."""
 
     _keys_to_ignore_on_load_unexpected = [r"pooler\.dense\."]
+    _reads_pooled_only = True
 
     def __init__(self, config: HFViTConfig):
         super().__init__(config)

@@ -155,6 +155,59 @@ def test_steps_aside_and_comes_back(monkeypatch):
     assert all(parameter.grad is not None for parameter in model.parameters())
 
 
+@pytest.mark.parametrize("kind", ["token", "first", "gap", "everything"])
+def test_the_last_block_computes_the_token_that_is_read(kind, monkeypatch):
+    plain = tiny(**KINDS[kind], output_hidden_states=False)
+    model = copy.deepcopy(plain).optimize_for_inference()
+    last, pixels, rows = model.vit.layers[-1], torch.randn(3, 3, 32, 32), []
+    dense = inference.Dense.__call__
+
+    def counted(self, x, *rest):
+        if self is vars(last.forward).get("fc1"):
+            rows.append(len(x))
+        return dense(self, x, *rest)
+
+    monkeypatch.setattr(inference.Dense, "__call__", counted)
+
+    def rows_of(call) -> int:
+        rows.clear()
+        call()
+        return max(rows)
+
+    whole = 3 * plain.vit(pixels).last_hidden_state.shape[1]
+    with torch.no_grad():
+        model(pixels)
+        assert rows_of(lambda: model(pixels)) == (3 if kind != "gap" else whole)
+        torch.testing.assert_close(model(pixels).logits, plain(pixels).logits, atol=2e-5, rtol=2e-5)
+        torch.testing.assert_close(model(pixels, torch.tensor([0, 1, 2])).loss, plain(pixels, torch.arange(3)).loss)
+        assert rows_of(lambda: model.vit(pixels)) == whole  # its caller reads last_hidden_state
+        assert rows_of(lambda: model(pixels, output_hidden_states=True)) == whole
+        for watched in (last, model.vit, model.vit.layernorm):
+            hook = watched.register_forward_hook(lambda *args: None)
+            assert rows_of(lambda: model(pixels)) == whole
+            hook.remove()
+        model.config.output_hidden_states = True
+        assert rows_of(lambda: model(pixels)) == whole
+        model.config.output_hidden_states = False
+        model.vit.layers.append(copy.deepcopy(last))
+        plain.vit.layers.append(copy.deepcopy(plain.vit.layers[-1]))
+        assert rows_of(lambda: model(pixels)) == whole
+        torch.testing.assert_close(model(pixels).logits, plain(pixels).logits, atol=2e-5, rtol=2e-5)
+
+
+def test_a_forward_of_somebody_else_gets_all_tokens():
+    class Mean(HFViTForImageClassification):
+        def forward(self, pixel_values, **kwargs):
+            return self.classifier(self.vit(pixel_values, **kwargs).last_hidden_state.mean(1))
+
+    plain = Mean(tiny().config).eval()
+    plain.load_state_dict(tiny().state_dict())
+    pixels = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        expected = plain(pixels)
+        torch.testing.assert_close(plain.optimize_for_inference()(pixels), expected, atol=2e-5, rtol=2e-5)
+
+
 def test_changed_weights_are_seen(monkeypatch):
     model = tiny()
     pixels = torch.randn(2, 3, 32, 32)
