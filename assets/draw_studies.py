@@ -11,7 +11,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from training.checkpointing import read_json
 from training.studies import STUDIES
-from training.studies.report import ANSWERS, REPORT_NAME, RESULTS_NAME, write_report
+from training.studies.report import REPORT_NAME, RESULTS_NAME, answer, write_report
 
 
 FOLDER = Path(__file__).parent.parent / "benchmarks" / "studies"
@@ -33,8 +33,8 @@ def index(folder: Path) -> str:
         scale, seeds = found["settings"]["scale"], len(found["settings"]["seeds"])
         name = f"[{path.parent.name}]({path.parent.name}/{REPORT_NAME}), {scale}, n = {seeds} seeds"
         for verdict in found["verdicts"]:
-            answer = ANSWERS[verdict["shows"]].removesuffix(" at this scale")
-            lines.append(f"| {name} | {verdict['claim']} | {answer} | {verdict['numbers']} |")
+            word = answer(verdict["shows"], seeds).removesuffix(" at this scale")
+            lines.append(f"| {name} | {verdict['claim']} | {word} | {verdict['numbers']} |")
             name = ""
     return "\n".join(lines) + "\n"
 

@@ -16,7 +16,7 @@ from training.data import open_dataset
 from training.studies import STUDIES, ablations, data_scale, generated, noisy_student, pretraining, resolution
 from training.studies.design import Cell, Difference, Score, Scores
 from training.studies.report import is_curve, read_scores, report, scores_of
-from training.studies.stages import subset, surest, words
+from training.studies.stages import subset, surest, words, write_pictures
 
 
 ROOT = Path(__file__).parent.parent
@@ -33,7 +33,7 @@ def test_every_study_runs(name, tmp_path):
     assert found["scores"] and all(0 <= score["value"] <= 1 and score["n"] > 0 for score in found["scores"])
     assert len(found["verdicts"]) == len(STUDIES[name].rules)
     report = (tmp_path / "out" / "report.md").read_text()
-    assert all(rule.accept in report for rule in STUDIES[name].rules) and "at this scale**" in report
+    assert all(rule.accept in report for rule in STUDIES[name].rules) and "n = 1 of at least 3 seeds**" in report
     assert (tmp_path / "out" / "figure.png").stat().st_size > 1000
     assert not list((tmp_path / "out").rglob("checkpoint-*"))
     assert str(tmp_path) not in (tmp_path / "out" / "results.json").read_text() + report
@@ -51,7 +51,8 @@ def test_rules_are_written_before_anything_runs_and_a_killed_study_goes_on(tmp_p
     monkeypatch.setattr(study, "run_cell", until_third)
     with pytest.raises(KeyboardInterrupt):
         smoke("resolution", tmp_path / "out", "--seeds", "0")
-    assert resolution.STUDY.rules[0].accept in (tmp_path / "out" / "plan.md").read_text()
+    told = (tmp_path / "out" / "plan.md").read_text()
+    assert resolution.STUDY.rules[0].accept in told and "Fewer than 3 seeds: no claim is judged." in told
     assert not (tmp_path / "out" / "report.md").exists()
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out" / "cells").rglob("facts.json")}
     assert len(before) == 2
@@ -85,6 +86,25 @@ def test_what_cannot_be_meant_is_refused(tmp_path, capsys):
     assert "is none of digits" in refusal(capsys, "generated", *out, "--settings", "targets=[pets]")
     assert "NAME=VALUE" in refusal(capsys, "resolution", *out, "--train", "bf16")
     assert "each seed once" in refusal(capsys, "resolution", *out, "--seeds", 1, 1)
+    for flags, message in (
+        (("--settings", "pretrain_steps=abc"), "give a value like 2"),
+        (("--settings", "pretrain_steps=-1"), "give a value like 2"),
+        (("--settings", "pretrain_steps=null"), "give a value like 2"),
+        (("--settings", "pretrain_steps=1.5"), "give a value like 2"),
+        (("--settings", "finetune_rate=fast"), "give a value like 0.001"),
+        (("--settings", "higher=[]"), "give a value like [24]"),
+        (("--settings", "higher=[large]"), "give a value like [24]"),
+        (("--settings", "model={"), "is not YAML"),
+        (("--train", "learning_rate=fast"), "--learning_rate 'fast': give a number"),
+        (("--train", "learning_rte=1"), "did you mean --learning_rate?"),
+        (("--train", "warmup_steps=3"), "longer than the training of 2"),
+        (("--train", "max_steps=3"), "--train max_steps: the study sees to that itself"),
+        (("--train", "output_dir=mine"), "--train output_dir: the study sees to that itself"),
+        (("--train", "eval_split=train"), "--train eval_split: the study sees to that itself"),
+    ):
+        assert message in refusal(capsys, "resolution", *out, *flags), flags
+    assert "no study comes of these" in refusal(capsys, "ablations", *out, "--settings", "model={patch_size: 8}")
+    assert "share above 0" in refusal(capsys, "pretraining", *out, "--settings", "fractions=[2.0]")
     text = refusal(capsys, "resolution", *out, "--data", f"cifar10={tmp_path / 'nowhere'}")
     assert "nowhere" in text and "--data cifar10=PATH" in text
     assert not (tmp_path / "new").exists()
@@ -169,6 +189,29 @@ def test_curves_are_drawn_where_a_series_has_several_places():
     assert is_curve(scores({("a", 1): row, ("a", 2): row, ("b", 1): row}), "")
     assert not is_curve(scores({("a", 1): row, ("b", 2): row}), "")
     assert not is_curve(scores({("a", "x"): row, ("a", "y"): row}), "")
+
+
+@pytest.mark.parametrize("scale", ["cpu", "gpu"])
+@pytest.mark.parametrize("name", STUDIES)
+def test_what_a_study_is_at_every_scale_can_be_meant(name, scale):
+    asked = study.build_parser().parse_args([name, "--out", "out", "--scale", scale, "--train", "bf16=false"])
+    settings = study.settings_of(STUDIES[name], asked)
+    assert len(study.cells_of(STUDIES[name], settings)) > 2
+    values = [value for key, value in settings.items() if key not in ("scale", "data")]
+    assert all(study.alike(value, value) for value in values)
+
+
+def test_scores_are_of_the_test_split_also_beside_a_validation_split(tmp_path, capsys):
+    digits, data = open_dataset("digits", split="test"), tmp_path / "three"
+    (data / "data").mkdir(parents=True)
+    for split, first, last in (("train", 0, 60), ("validation", 60, 80), ("test", 80, 110)):
+        rows = np.arange(first, last)
+        write_pictures(data, split, digits, rows, digits.labels[rows].tolist(), digits.label_names)
+    found = smoke("resolution", tmp_path / "out", "--seeds", "0", "--data", f"cifar10={data}")
+    assert {score["n"] for score in found["scores"]} == {30}
+    (data / "data" / "test-00000-of-00001.parquet").unlink()
+    text = refusal(capsys, "resolution", "--out", tmp_path / "no", "--scale", "smoke", "--data", f"cifar10={data}")
+    assert "no split 'test'" in text
 
 
 def test_settings_reach_the_runs(tmp_path):

@@ -13,6 +13,7 @@ import argparse
 import dataclasses
 import difflib
 import json
+import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -24,14 +25,16 @@ import yaml
 from hf_vit.errors import HFViTError, Parser, report_error
 
 from .checkpointing import differences, read_json, write_json
+from .command_line import as_number
 from .data import open_dataset
 from .studies import STUDIES
 from .studies.design import SCALES, Cell, Study
 from .studies.report import RESULTS_NAME, plan, read_scores, results, write_report
-from .studies.stages import run_cell
+from .studies.stages import FIXED, TRAINED, arguments_of, run_cell
 
 
 SETTINGS_NAME, PLAN_NAME, CELLS_NAME = "study.json", "plan.md", "cells"
+NOT_CHOSEN = (*FIXED, "output_dir", "sweep", "dev_fraction", "preview")  # among the arguments of a study's runs
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -104,18 +107,36 @@ def pairs(option: str, texts: list[str], known: dict[str, Any] | None) -> dict[s
             raise HFViTError(
                 f"--{option} {name}: the study has {', '.join(known)}" + (f"; did you mean {near[0]}?" if near else "")
             )
-        found[name] = value if option == "data" else yaml.safe_load(value)
-        if option == "settings" and any(
-            isinstance(found[name], k) != isinstance(known[name], k) for k in (list, dict)
-        ):
+        try:
+            found[name] = value if option == "data" else yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise HFViTError(f"--{option} {text}: the value is not YAML") from None
+        if isinstance(found[name], list):
+            found[name] = [as_number(item) for item in found[name]]
+        elif option == "settings":
+            found[name] = as_number(found[name])
+        if option == "settings" and not alike(found[name], known[name]):
             raise HFViTError(f"--settings {text}: give a value like {json.dumps(known[name])}")
     return found
+
+
+def alike(value: Any, known: Any) -> bool:
+    """Whether a setting could take the place of another: a count from 1, a number from 0, a list of some, ..."""
+    if known is None or value is None:
+        return known is None or isinstance(known, dict)
+    if isinstance(known, list):
+        return isinstance(value, list) and bool(value) and all(alike(item, known[0]) for item in value)
+    if isinstance(known, bool | str | dict):
+        return isinstance(value, type(known))
+    if isinstance(value, bool) or not isinstance(value, int if isinstance(known, int) else int | float):
+        return False
+    return min(1, known) <= value if isinstance(known, int) else 0 <= value < math.inf
 
 
 def run_study(study: Study, settings: dict[str, Any], folder: Path) -> dict[str, Any]:
     """Every cell that is not finished, then the results."""
     state = accelerate.PartialState(cpu=not torch.accelerator.is_available())
-    cells = study.cells(settings)
+    cells = cells_of(study, settings)
     chosen = json.loads(json.dumps({"study": study.name, **settings, "definition": definition(study, cells)}))
     check(study, chosen, folder, cells)
     state.wait_for_everyone()
@@ -136,6 +157,27 @@ def run_study(study: Study, settings: dict[str, Any], folder: Path) -> dict[str,
         print(f"\n{write_report(study, found, folder)}\nwritten to {folder}")
     state.wait_for_everyone()
     return found
+
+
+def cells_of(study: Study, settings: dict[str, Any]) -> list[Cell]:
+    """The study's cells, all of which can be meant.
+
+    Raises:
+        HFViTError: settings that are no study, or arguments that are no run, or that no run would heed.
+    """
+    try:
+        cells = study.cells(settings)
+    except (KeyError, TypeError, ValueError) as error:
+        if isinstance(error, HFViTError):
+            raise
+        raise HFViTError(f"--settings: no study comes of these ({type(error).__name__}: {error})") from None
+    trained = [cell for cell in cells if cell.stage in TRAINED]
+    for name, value in settings["train"].items():
+        if name in NOT_CHOSEN or all(cell.options.get(name) != value for cell in trained):
+            raise HFViTError(f"--train {name}: the study sees to that itself; what it takes: --settings")
+    for cell in trained:
+        arguments_of(cell.stage, Path("OUT"), cell.options)
+    return cells
 
 
 def definition(study: Study, cells: list[Cell]) -> dict[str, Any]:
@@ -173,7 +215,8 @@ def check(study: Study, chosen: dict[str, Any], folder: Path, cells: list[Cell])
         if all(cell.options.get("dataset") != where for cell in cells):
             continue
         try:
-            open_dataset(where, split="train")
+            for split in ("train", "test"):
+                open_dataset(where, split=split)
         except (HFViTError, OSError) as error:
             raise HFViTError(f"data '{name}': {error}; another place: --data {name}=PATH") from None
 

@@ -19,6 +19,7 @@ RESULTS_NAME, REPORT_NAME, FIGURE_NAME = "results.json", "report.md", "figure.pn
 PANELS = 3  # side by side in a figure
 COLOURS = ("#4269d0", "#ff725c", "#3ca951", "#a463f2", "#9c6b4e", "#6cc5b0", "#efb118", "#97bbf5")
 ANSWERS = {True: "shows at this scale", False: "does not show at this scale", None: "not asked"}
+ENOUGH = 3  # seeds for a verdict
 
 
 def read_scores(cells: list[Cell], folder: Path) -> list[Score]:
@@ -66,6 +67,7 @@ def plan(study: Study, settings: dict[str, Any], cells: int) -> str:
     lines += ["", *(f"{note}" for note in study.notes), ""] if study.notes else [""]
     lines += [f"{cells} cells; n = {len(seeds)} seeds ({', '.join(map(str, seeds))}); scores are of the test "
               "split, looked at once, after training.", ""]  # fmt: skip
+    lines += [f"Fewer than {ENOUGH} seeds: no claim is judged.", ""] if len(seeds) < ENOUGH else []
     shown = {k: v for k, v in settings.items() if k not in ("scale", "data", "seeds")}
     data = ", ".join(f"{name} = {public_name(where)}" for name, where in settings["data"].items())
     lines += [f"Data: {data}.", "", "Settings:", "", *(f"- {k}: `{json.dumps(v)}`" for k, v in shown.items()), ""]
@@ -92,6 +94,13 @@ def results(study: Study, settings: dict[str, Any], scores: list[Score], cells: 
         "environment": trained[-1]["environment"],
         "commits": sorted({str(one["environment"]["commit"]) for one in trained}),
     }
+
+
+def answer(shows: bool | None, seeds: int) -> str:
+    """A verdict in words; fewer than three seeds give none."""
+    if shows is not None and seeds < ENOUGH:
+        return f"not judged, n = {seeds} of at least {ENOUGH} seeds"
+    return ANSWERS[shows]
 
 
 def spread(values: list[float]) -> str:
@@ -138,7 +147,7 @@ def report(study: Study, found: dict[str, Any]) -> str:
     """Plan, verdict, table and conditions."""
     lines = [plan(study, found["settings"], found["cells"]), "## Verdict", ""]
     for verdict in found["verdicts"]:
-        shows = ANSWERS[verdict["shows"]]
+        shows = answer(verdict["shows"], len(found["settings"]["seeds"]))
         lines.append(f"- {verdict['claim']}: **{shows}**. {verdict['numbers']}.")
     lines += ["", "(± after a difference: standard error; below: standard deviation over seeds.)", "", "## Scores"]
     machine = found["environment"]

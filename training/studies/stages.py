@@ -17,6 +17,7 @@ import torch
 from hf_vit import HFViTConfig, HFViTForImageClassification
 from hf_vit.errors import HFViTError
 
+from ..arguments import Arguments
 from ..checkpointing import checkpoints, read_json
 from ..classifiers import open_classifier
 from ..command_line import parse
@@ -31,6 +32,11 @@ from ..run import run
 from ..scoring import create_machine, score_dataset
 from .design import Cell
 from .peers import run_peer
+
+
+# Of every run of a study.
+FIXED = {"eval_split": "test", "resume_from_checkpoint": "true", "save_total_limit": 1, "disable_tqdm": True}
+TRAINED = ("pretrain", "finetune")
 
 
 def run_cell(cell: Cell, folder: Path) -> dict[str, Any]:
@@ -69,14 +75,22 @@ def train(stage: str) -> Callable[[Path, dict[str, Any]], dict[str, Any]]:
     """`training.pretrain` or `training.finetune`; `peer: {model_type: ...}` trains such a network instead of ours."""
 
     def stage_of(folder: Path, options: dict[str, Any]) -> dict[str, Any]:
-        peer = options.pop("peer", None)
-        fixed = {"output_dir": folder, "resume_from_checkpoint": "true", "save_total_limit": 1, "disable_tqdm": True}
-        arguments = parse(words({**options, **fixed}), stage)
-        if peer is not None:
-            return run_peer(arguments, stage, peer)
+        arguments = arguments_of(stage, folder, options)
+        if options.get("peer") is not None:
+            return run_peer(arguments, stage, options["peer"])
         return run(arguments, stage, more_follow=True)
 
     return stage_of
+
+
+def arguments_of(stage: str, folder: Path, options: dict[str, Any]) -> Arguments:
+    """What a cell of that stage is trained with; scored on the test split, also where there is a validation split.
+
+    Raises:
+        HFViTError: an option that cannot be meant.
+    """
+    chosen = {name: value for name, value in options.items() if name != "peer"}
+    return parse(words(chosen | FIXED | {"output_dir": folder}), stage)
 
 
 def probe(folder: Path, options: dict[str, Any]) -> dict[str, Any]:
