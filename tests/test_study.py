@@ -301,7 +301,7 @@ def test_rules_of_the_ablations():
         placed = {(name.replace("_", " "), "", panel): row for name, row in rows.items()}
         return judged("ablations", claim, placed, {})
 
-    positions = {"none": THIRD, "1-D, learned": over(THIRD, 2, 2.1, 2), "2-D, sines and cosines": over(THIRD, 2, 2, 2.1)}
+    positions = {"none": THIRD, ablations.LEARNED: over(THIRD, 2, 2.1, 2)}
     for sincos, needed, alike in ((over(THIRD, 2, 1.9, 2), True, True), (over(THIRD, 4, -2, 4), False, True),
                                   (over(THIRD, 3, 3.1, 3), True, False)):  # fmt: skip
         rows = positions | {"2-D, sines and cosines": sincos}
