@@ -210,6 +210,7 @@ def test_scores_are_of_the_test_split_also_beside_a_validation_split(tmp_path, c
     found = smoke("resolution", tmp_path / "out", "--seeds", "0", "--data", f"cifar10={data}")
     assert {score["n"] for score in found["scores"]} == {30}
     (data / "data" / "test-00000-of-00001.parquet").unlink()
+    capsys.readouterr()  # progress of writing
     text = refusal(capsys, "resolution", "--out", tmp_path / "no", "--scale", "smoke", "--data", f"cifar10={data}")
     assert "no split 'test'" in text
 
