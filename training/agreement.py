@@ -31,6 +31,9 @@ def raise_together(error: Exception | None) -> None:
     """Raise the error of this process, or that of another; every process has to call it."""
     if PartialState().num_processes > 1:
         said = gather_object([] if error is None else [str(error)])
+        # Gloo's threads let go of what was gathered under the interpreter's lock, and a process that ends waits for
+        # them holding it. While this waits they get it.
+        PartialState().wait_for_everyone()
         if said and error is None:
             error = HFViTError(said[0])
     if error is not None:

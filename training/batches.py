@@ -98,16 +98,19 @@ def to_the_end(loader: DataLoader, keep: Callable[[HFViTError], None] | None) ->
         keep: where other processes wait for this one at every batch: takes the error that would end it, and empty
             batches follow. None raises it.
     """
-    batches, failed = iter(loader), False
+    batches, failed = iter(loader), None
     for _ in range(len(loader)):
-        try:
-            batch = collate([]) if failed else next(batches)
-        except HFViTError as error:
-            if keep is None:
-                raise as_raised(error) from None
-            keep(as_raised(error))
-            batch, failed = collate([]), True
-        yield batch
+        if failed is None:
+            try:
+                batch = next(batches)
+            except HFViTError as error:
+                failed = as_raised(error)
+            if failed is not None:  # not in the handler: its error holds on to the workers, which this ends
+                del batches
+                if keep is None:
+                    raise failed
+                keep(failed)
+        yield batch if failed is None else collate([])
 
 
 def as_raised(error: HFViTError) -> HFViTError:
