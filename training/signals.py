@@ -3,6 +3,8 @@
 For the Trainer.
 """
 
+import atexit
+import multiprocessing
 import signal
 import threading
 from collections.abc import Iterator
@@ -56,3 +58,11 @@ def leave_to_the_loop(worker: int) -> None:
     """For data workers: a signal to the whole process group is for the loop, which ends the workers itself."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+@atexit.register
+def end_workers() -> None:
+    """At exit Python ends daemons by the signal that they leave to the loop, and waits for them: these are killed."""
+    for child in multiprocessing.active_children():
+        if child.daemon:
+            child.kill()
