@@ -4,6 +4,8 @@ For run.py, the Trainer and what it calls. A process that ended alone would leav
 collective operation, until a time limit or the launcher kills them.
 """
 
+import atexit
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -13,6 +15,7 @@ from accelerate.utils import gather_object
 from hf_vit.errors import HFViTError
 
 
+LET_GO = 0.1  # seconds
 PEER_IS_GONE = ("Connection closed by peer", "Connection reset by peer", "Broken pipe")  # as gloo says it
 
 
@@ -31,13 +34,21 @@ def raise_together(error: Exception | None) -> None:
     """Raise the error of this process, or that of another; every process has to call it."""
     if PartialState().num_processes > 1:
         said = gather_object([] if error is None else [str(error)])
-        # Gloo's threads let go of what was gathered under the interpreter's lock, and a process that ends waits for
-        # them holding it. While this waits they get it.
-        PartialState().wait_for_everyone()
+        let_go()
         if said and error is None:
             error = HFViTError(said[0])
     if error is not None:
         raise error
+
+
+@atexit.register
+def let_go() -> None:
+    """Give gloo's threads the interpreter's lock, under which they free what was gathered.
+
+    A process that ends at once holds the lock and waits for them, or is aborted by them.
+    """
+    if PartialState._shared_state and PartialState().num_processes > 1:
+        time.sleep(LET_GO)
 
 
 @contextmanager
