@@ -1,4 +1,4 @@
-# make quickstart | test | slow | transformers-suite | grad-cam | style | quality | bench | bench-cifar10 | bench-check
+# make quickstart | test | slow | transformers-suite | grad-cam | test-peers | style | quality | bench | bench-cifar10 | bench-check
 #
 # Every target first makes sure of an environment in .venv (a few minutes once, instant afterwards).
 #   make test PYTHON=python3.12        another Python
@@ -12,7 +12,7 @@ RUN := $(VENV)/bin/python
 READY := $(VENV)/.ready
 PEERS := $(VENV)-peers
 
-.PHONY: help environment quickstart test slow transformers-suite grad-cam style quality bench bench-cifar10 bench-check
+.PHONY: help environment quickstart test slow transformers-suite grad-cam test-peers style quality bench bench-cifar10 bench-check
 .DEFAULT_GOAL := help
 
 help:
@@ -63,6 +63,9 @@ bench: $(PEERS)/.ready
 # CIFAR-10 from scratch by our recipe, transformers' example and timm's train.py: make bench-cifar10 ARGS="--scale cpu ..."
 bench-cifar10: $(PEERS)/.ready
 	@$(PEERS)/bin/python -m benchmarks.cifar10_peers $(ARGS)
+
+test-peers: $(PEERS)/.ready
+	@$(PEERS)/bin/python -m pytest -q tests/test_cifar10_peers.py $(ARGS)
 
 # operations, bytes and Python calls against the recorded ones: no clock
 bench-check: $(READY)

@@ -18,6 +18,11 @@ from training.command_line import parse
 from training.data import open_dataset
 
 
+# Both stay out of the project's environment: a torchvision of another build breaks every import of transformers.
+NO_TIMM = "compares with timm, which needs torchvision: make test-peers runs it in an environment of its own"
+NO_TORCHVISION = "the example of transformers needs torchvision: make test-peers runs it in an environment of its own"
+
+
 def settings(folder, scale="tiny", epochs=1):
     return {"data": str(folder), "out": str(folder), "seed": 3, "scale": scale, "epochs": epochs,
             "recipe": peers.SCALES[scale].recipe, "script": str(folder / "train.py")}  # fmt: skip
@@ -49,7 +54,7 @@ def test_all_train_one_network(tmp_path, scale):
 
 
 @pytest.mark.parametrize("scale", peers.SCALES, ids="{}-scale".format)
-@pytest.mark.skipif(missing("timm") is not None, reason="timm is not here: python -m pytest in the peers' environment")
+@pytest.mark.skipif(missing("timm") is not None, reason=NO_TIMM)
 def test_timms_is_the_same_network(tmp_path, scale):
     import timm
     from timm.utils import ParseKwargs
@@ -116,7 +121,7 @@ def test_a_try_of_ours_ends_with_a_score_and_no_result(tmp_path, monkeypatch, ca
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.skipif(missing("torchvision") is not None, reason="the example of transformers needs torchvision")
+@pytest.mark.skipif(missing("torchvision") is not None, reason=NO_TORCHVISION)
 def test_a_try_of_the_example_ends_with_a_score(tmp_path):
     for name, split in peers.SPLITS.items():
         peers.export(open_dataset("digits", split=split), tmp_path / "pictures" / name, 40)
