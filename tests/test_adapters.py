@@ -14,6 +14,9 @@ from hf_vit.adapters import Logits, grad_cam_layers, patch_maps, patch_mask, tok
 from hf_vit.perturbation import blurred
 
 
+NO_GRAD_CAM = "pytorch-grad-cam needs torchvision: make grad-cam runs this in an environment of its own"
+
+
 @pytest.fixture
 def pixels():
     return torch.randn(2, 3, HEIGHT, WIDTH)
@@ -43,8 +46,8 @@ def test_captum(kind, pixels):
 @pytest.mark.parametrize("kind", ["token", "gap", "map", "root hybrid"])
 def test_grad_cam(kind, size):
     """pytorch-grad-cam's heat is Grad-CAM of the tokens computed by hand."""
-    cams = pytest.importorskip("pytorch_grad_cam", exc_type=ImportError)
-    targets = pytest.importorskip("pytorch_grad_cam.utils.model_targets", exc_type=ImportError)
+    cams = pytest.importorskip("pytorch_grad_cam", reason=NO_GRAD_CAM, exc_type=ImportError)
+    targets = pytest.importorskip("pytorch_grad_cam.utils.model_targets", reason=NO_GRAD_CAM, exc_type=ImportError)
     model = build(**KINDS[kind])
     pixels, grid = torch.randn(2, 3, *size), token_grid(model, size)
     chosen = [targets.ClassifierOutputTarget(2)] * 2

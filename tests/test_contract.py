@@ -108,7 +108,7 @@ def test_a_registered_attention_function_is_used():
 
 
 def test_peft_lora_on_queries_and_values(tmp_path):
-    peft = pytest.importorskip("peft")
+    peft = pytest.importorskip("peft", reason="LoRA adapters are those of peft: pip install peft")
     model = build()
     expected = model(x := torch.randn(2, 3, 32, 32)).logits
     adapted = peft.get_peft_model(
