@@ -197,6 +197,8 @@ class HFViTPreTrainedModel(PreTrainedModel):
         elif config is None or isinstance(config, (str, Path)):
             config, kwargs = cls.config_class.from_pretrained(config or path, return_unused_kwargs=True, **kwargs)
             kwargs |= hub
+        else:
+            config = copy.deepcopy(config)  # the caller's stays as it is
         load = copy.copy(config)  # transformers copies it whole
         for name in ("image_size", "patch_size", "num_channels", "representation_size", "id2label", "label2id"):
             setattr(load, name, getattr(source, name))

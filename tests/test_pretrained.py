@@ -97,6 +97,15 @@ def test_transformers_pooler_becomes_the_representation_layer(tmp_path):
     assert HFViTForImageClassification.from_pretrained(tmp_path, num_labels=3).vit.pooler is None
 
 
+def test_the_callers_configuration_stays_as_it_is(tmp_path):
+    ViTModel(ViTConfig(**THEIRS)).save_pretrained(tmp_path)
+    config = HFViTConfig(**TINY)
+    before = config.to_dict()
+    model = HFViTModel.from_pretrained(tmp_path, config=config)
+    model.config.id2label[0] = "another"
+    assert model.config.representation_size is not None and config.to_dict() == before
+
+
 # -- loading with another resolution, patch, head --------------------------------------------------
 
 
