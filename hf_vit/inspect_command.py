@@ -142,8 +142,12 @@ def _subject(name: str, number: int, arguments: argparse.Namespace) -> Subject:
     loaded = load(name, **({} if size is None else {"image_size": size}))
     model: Any = loaded.model.to(pick_device(arguments.device))  # type: ignore[arg-type]
     depth, classes = model.config.num_hidden_layers, model.config.num_labels
-    layers = sorted(set(layer_numbers(model, arguments.layers or (0, depth // 2, depth - 1)).values()))
-    head_numbers(model, arguments.heads)
+    try:
+        layers = sorted(set(layer_numbers(model, arguments.layers or (0, depth // 2, depth - 1)).values()))
+        head_numbers(model, arguments.heads)
+        target = _class(model, arguments.target)
+    except HFViTError as error:
+        raise HFViTError(f"{name}: {error}") from error  # which of two models
     methods = [method for method in arguments.methods if classes or method in CLASS_FREE]
     if len(methods) < len(arguments.methods):
         print(f"note: {name} has no classifier: only {', '.join(methods) or 'its figures'}", file=sys.stderr)
@@ -151,7 +155,7 @@ def _subject(name: str, number: int, arguments: argparse.Namespace) -> Subject:
     folder.mkdir(parents=True, exist_ok=True)
     processor = ViTImageProcessorPil(**loaded.processor)
     title = Path(name).resolve().name if Path(name).exists() else name  # the page may be sent to people
-    return Subject(title, model, processor, folder, layers, _class(model, arguments.target), methods)
+    return Subject(title, model, processor, folder, layers, target, methods)
 
 
 def _class(model: Any, name: str | None) -> int | None:
