@@ -44,7 +44,7 @@ SHOWN_LABELS = 40
 AFTER_TRAINING = "measured at the end of training"
 # Arguments that say where things lie on the machine of the run, and what the card says elsewhere in its own words.
 UNSAID_ARGUMENTS = re.compile(
-    r"(.*_dir|config|dataset|model|resume_from_checkpoint|report_to|push_to_hub|hub_.*|.*token.*|seed)$"
+    r"(.*_dir|config|dataset|model|deduplicate_against|resume_from_checkpoint|report_to|push_to_hub|hub_.*|.*token.*|seed)$"
 )
 
 
@@ -145,6 +145,7 @@ def render_card(facts: Facts, folder: str | Path | None = None, repo_id: str | N
         data=data_rows(facts),
         training=training_rows(facts),
         arguments=argument_rows(facts.get("training", {}).get("arguments") or {}),
+        sweep=sweep_rows(facts.get("training", {}).get("sweep") or []),
         augmentation=argument_rows(facts.get("training", {}).get("augmentation") or {}),
         figures=[(name, caption(name), plain((facts.get("captions") or {}).get(name, ""))) for name in figures],
         compute=compute_rows(facts),
@@ -324,13 +325,18 @@ def spread(group: list[dict[str, Any]]) -> str:
 
 def data_rows(facts: Facts) -> Rows:
     data = facts.get("data") or {}
-    fraction = data.get("train_fraction")
+    fraction, removed = data.get("train_fraction"), data.get("duplicates_left_out")
+    against = (facts.get("training") or {}).get("arguments", {}).get("deduplicate_against")
     return rows(
         ("Dataset", reference(data["name"]) if data.get("name") else None),
         ("Configuration", data.get("config_name")),
         ("Training split", pictures(data.get("train_split"), data.get("train_images"))),
         ("Held-out split", pictures(data.get("eval_split"), data.get("eval_images"))),
         ("Share of the training split", f"{fraction:.4g}" if fraction not in (None, 1) else None),
+        (
+            "Left out as duplicates",
+            f"{removed:,} images, also in {reference(against)}" if against and removed is not None else None,
+        ),
         ("Unreadable pictures left out", data.get("unreadable_images") or None),
         ("Fingerprint", code(data["fingerprint"]) if data.get("fingerprint") else None),
     )
@@ -354,6 +360,17 @@ def argument_rows(arguments: dict[str, Any]) -> Rows:
     """Settings as table rows, without places on a disk and without anything called a token."""
     shown = {key: value for key, value in arguments.items() if not UNSAID_ARGUMENTS.match(key)}
     return [(code(key), code(setting(value))) for key, value in sorted(shown.items())]
+
+
+def sweep_rows(tried: list[dict[str, Any]]) -> Rows:
+    """Each setting of a sweep, and its score on the dev split."""
+    return [
+        (
+            ", ".join(f"{name} = {value}" for name, value in argument_rows(row["values"])),
+            spread([{"metric": "accuracy", "value": row["dev_accuracy"], "n": row["n"]}]) + f", n = {row['n']:,}",
+        )
+        for row in tried
+    ]
 
 
 def compute_rows(facts: Facts) -> Rows:

@@ -114,6 +114,20 @@ def test_no_stubs_no_secrets_no_places_of_a_machine(facts):
     assert "fine-tuned from `pretrained` on `pictures`" in card
 
 
+def test_a_sweep_and_what_deduplication_removed(facts):
+    assert "dev split" not in render_card(facts)
+    facts["training"]["sweep"] = [
+        {"values": {"learning_rate": rate, "max_steps": 500}, "dev_accuracy": score, "n": 1600}
+        for rate, score in ((1e-3, 0.8), (1 / 3, 0.5))
+    ]
+    facts["training"]["arguments"]["deduplicate_against"] = "/home/someone/exam"
+    facts["data"]["duplicates_left_out"] = 1234
+    card = render_card(facts)
+    assert "| `learning_rate` = `0.001`, `max_steps` = `500` | 80.00% ± 1.00, n = 1,600 |" in card
+    assert "| `learning_rate` = `0.333333`, `max_steps` = `500` | 50.00% ± 1.25, n = 1,600 |" in card
+    assert "Left out as duplicates | 1,234 images, also in `exam` |" in card and "/home" not in card
+
+
 def test_sections_without_facts_are_left_out(facts):
     card = render_card({"model": facts["model"]})
     headings = re.findall(r"^## (.*)", card, re.MULTILINE)
