@@ -3,8 +3,8 @@
 Everything here reads the forward pass through hooks on the blocks: the attention backend stays as it is, graphs made
 by `torch.compile` are set aside for the analysed call, and what a block shows is reduced before the next one runs, so
 no more than one block's weights are in memory at a time: ViT-L/16 at 512 px, float32, one picture on a CPU, peaks at
-1278 MiB in a forward pass, 1380 MiB in `attention_maps` of one block (1.08 times; 1.18 with two pictures), 1280 MiB in
-`class_attention` and 1411 MiB in `rollout_map` (resident memory beyond the interpreter's, torch 2.13). Pictures may
+1275 MiB in a forward pass, 1393 MiB in `attention_maps` of one block (1.09 times; 1.17 with two pictures), 1292 MiB in
+`class_attention` and 1418 MiB in `rollout_map` (resident memory beyond the interpreter's, torch 2.13). Pictures may
 have any size.
 
     B batch   k heads   N tokens (class, registers, patches)   rows, columns: the grid of patch tokens

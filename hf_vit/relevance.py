@@ -1,7 +1,7 @@
 """Which patches speak for a class: explanations from attention and its gradient, for every pooling.
 
 The gradient goes backwards one block at a time, each recomputed from its kept input: the attention weights and
-gradients of one block are in memory, never those of all (ViT-L/16 at 512 px: 1.45 times a forward pass). Weights of
+gradients of one block are in memory, never those of all (ViT-L/16 at 512 px: 1.46 times a forward pass). Weights of
 bf16 and fp16 models are read in float32 there, where small gradients survive. Whatever the model's attention backend
 is, it is put back afterwards.
 
