@@ -145,6 +145,10 @@ def test_links_lead_somewhere():
         assert target.startswith("https://") or (ROOT / target).exists(), target
 
 
+def test_lines_are_short():
+    assert [line for line in README.splitlines() if len(line) > 120 and not line.startswith("|")] == []
+
+
 def test_tree_is_the_tree():
     listing = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True)
     if listing.returncode or not listing.stdout:
