@@ -4,8 +4,7 @@
 what is prepared from them (joined, packed for oneDNN, LayerScale folded in) is a copy that is made again when they
 change. A call that needs the plain block gets it: training, gradients, autocast, `torch.compile`,
 `output_attentions`, hooks inside the block, other layers in place of ours (LoRA). So a prepared model trains, saves,
-loads, copies and compiles as before, at the speed of before. Where a classifier reads one token, its last block
-computes no other: of ViT-B's operations 6 % less.
+loads, copies and compiles as before, at the speed of before.
 
 This file travels to the Hub beside the weights: it imports only torch, transformers and its sibling.
 """
@@ -29,6 +28,7 @@ logger = logging.get_logger(__name__)
 Ways = dict[str, Callable]
 ROUNDS, MARGIN = 6, 0.9  # a way replaces the first one where its best of six rounds is 10 % faster
 ROWS_AT_ONCE = 1600  # tokens of as many images go through a block together: what is between stays in the caches
+BOOKKEEPING = ("torch.distributed.fsdp", "transformers.utils.output_capturing")  # hooks that show nobody anything
 MEASURED_TOKENS = 1024  # attention of more is measured on as many
 
 
@@ -183,9 +183,7 @@ class Prepared(ABC):
         return {"module": self.module, "choices": self.choices, "seen": []}
 
     def __call__(self, x: torch.Tensor, **kwargs) -> torch.Tensor:
-        if self.serves(x, kwargs):
-            return self.run(x)
-        return self.plain(x, **kwargs)
+        return self.run(x) if self.serves(x, kwargs) else self.plain(x, **kwargs)
 
     def plain(self, x: torch.Tensor, **kwargs) -> torch.Tensor:
         return type(self.module).forward(self.module, x, **kwargs)
@@ -242,9 +240,12 @@ class Prepared(ABC):
 
 
 def is_watched(module: nn.Module) -> bool:
-    """Whether somebody's hook sees this module's calls; transformers' recorders do in calls that ask for outputs."""
+    """Whether somebody's hook sees this module's calls: not sharding's, nor the recorders of transformers, which do so
+    in calls that ask for outputs.
+    """
     hooks = (*module._forward_pre_hooks.values(), *module._forward_hooks.values())
-    return any(getattr(hook, "__name__", None) != "output_capturing_hook" for hook in hooks)
+    hooks += (*module._backward_pre_hooks.values(), *module._backward_hooks.values())
+    return any(not (hook.__module__ or "").startswith(BOOKKEEPING) for hook in hooks)
 
 
 class PreparedLayer(Prepared):
@@ -274,23 +275,16 @@ class PreparedLayer(Prepared):
         self.fc1 = Dense([(fc1.weight, fc1.bias)], self.choices, layer.mlp.activation_fn)
         self.fc2 = Dense([scaled(fc2, layer.layer_scale2)], self.choices)
 
-    def __call__(self, x: torch.Tensor, first_token_of: nn.Module | None = None, **kwargs) -> torch.Tensor:
-        """`(B, N, D)` -> `(B, N, D)`, or `(B, 1, D)` of the block of which the caller reads no other token."""
-        if not self.serves(x, kwargs):
-            return self.plain(x, **kwargs)
-        return self.run_first_token(x) if first_token_of is self.module else self.run(x)
+    def __call__(self, x: torch.Tensor, tokens: int | None = None, **kwargs) -> torch.Tensor:
+        return self.run(x, tokens) if self.serves(x, kwargs) else self.plain(x, tokens=tokens, **kwargs)
 
-    def run(self, x: torch.Tensor) -> torch.Tensor:
-        done = [self.mlp(self.attention(part)) for part in self.parts_of(x)]
+    def run(self, x: torch.Tensor, tokens: int | None = None) -> torch.Tensor:
+        """`(B, N, D)` -> `(B, N, D)`, or only so many first `tokens`, to which the others give keys and values."""
+        parts = x.split(max(1, ROWS_AT_ONCE // x.shape[1]))
+        if tokens is not None:
+            return self.mlp(torch.cat([self.attention(part, tokens) for part in parts]))
+        done = [self.mlp(self.attention(part)) for part in parts]
         return done[0] if len(done) == 1 else torch.cat(done)
-
-    def run_first_token(self, x: torch.Tensor) -> torch.Tensor:
-        """Eqs. 2 and 3 for the first token of each image: the others give keys and values to it."""
-        done = [self.attention(part, tokens=1) for part in self.parts_of(x)]
-        return self.mlp(torch.cat(done))
-
-    def parts_of(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        return x.split(max(1, ROWS_AT_ONCE // x.shape[1]))
 
     def attention(self, x: torch.Tensor, tokens: int | None = None) -> torch.Tensor:
         """Eq. 2: LayerScale(MSA(LN(x))) + x of the first so many tokens, `(B, N, D)` -> `(B, tokens, D)`."""
@@ -469,32 +463,6 @@ class PreparedConvolution(Prepared):
         )
 
 
-class PreparedClassifier:
-    """Stands before the `forward` of a classifier that reads the first token: its last block computes no other one.
-
-    Calls that ask for hidden states, and hooks that see the tokens, get all of them.
-    """
-
-    def __init__(self, model: nn.Module):
-        self.model: Any = model
-
-    def __call__(self, pixel_values: torch.Tensor, labels: torch.Tensor | None = None, **kwargs) -> Any:
-        if self.may_leave_out(kwargs):
-            kwargs["first_token_of"] = self.model.encoder.layers[-1]
-        return type(self.model).forward(self.model, pixel_values, labels, **kwargs)
-
-    def may_leave_out(self, kwargs: dict) -> bool:
-        model = self.model
-        last = model.encoder.layers[-1]
-        if model.training or torch.compiler.is_compiling() or torch.jit.is_tracing():
-            return False
-        if kwargs.get("output_hidden_states") or model.config.output_hidden_states:
-            return False
-        if not all(isinstance(layer.__dict__.get("forward"), PreparedLayer) for layer in model.encoder.layers):
-            return False  # tokens are merged, which blocks do that know nothing of this
-        return not any(map(is_watched, (model.encoder, model.encoder.layernorm, last)))
-
-
 def scaled(product: nn.Linear, layer_scale: nn.Module) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Weight and bias of a product followed by LayerScale (or nothing) as one product."""
     if isinstance(layer_scale, nn.Identity):
@@ -520,10 +488,3 @@ def prepare_encoder(encoder: Any, int8_calibration: torch.Tensor | None = None) 
             one.module.__dict__["forward"] = one
         else:
             current.before = one  # merging of tokens, which calls what stood there before it
-
-
-def prepare_classifier(model: Any) -> None:
-    """Prepare a model whose `forward`, by its class's own word, reads nothing but a `pooler_output` of one token."""
-    owner = next(kind for kind in type(model).__mro__ if "forward" in vars(kind))
-    if vars(owner).get("_reads_pooled_only") and model.encoder.config.pooling in ("token", "first"):
-        model.__dict__["forward"] = PreparedClassifier(model)

@@ -26,7 +26,7 @@ from transformers.core_model_loading import WeightConverter, WeightRenaming
 from transformers.utils import cached_file
 
 from .configuration_hf_vit import HFViTConfig, as_pair
-from .inference import prepare_classifier, prepare_encoder
+from .inference import prepare_encoder
 from .position_embedding import resize_patch_kernel
 
 
@@ -341,7 +341,6 @@ class HFViTPreTrainedModel(PreTrainedModel):
         if dtype is not None:
             self.to(dtype)  # type: ignore[arg-type]
         prepare_encoder(self.encoder, int8_calibration)
-        prepare_classifier(self)
         return self
 
     # -- looking inside

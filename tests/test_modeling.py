@@ -173,6 +173,61 @@ def test_activation_checkpointing_gives_the_same_gradients():
 # -- losses and regularisation ---------------------------------------------------------------------
 
 
+def rows_of_the_last_mlp(model, call):
+    """How many tokens the last block's MLP reads in a call; no hook shows it, since hooks are given all."""
+    seen, last = [], model.vit.layers[-1].mlp
+    last.forward = lambda x: seen.append(x.shape[1]) or type(last).forward(last, x)
+    call()
+    del last.forward
+    return seen
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("rate", [0.0, 0.5])
+def test_the_last_block_trains_on_the_token_that_is_read_as_if_on_all(name, rate):
+    model = build(**VARIANTS[name], drop_path_rate=rate).double().train()
+    pixels, labels = picture(model, 4).double(), torch.tensor([0, 1, 2, 3])
+
+    def gradients(**asked):
+        torch.manual_seed(1)
+        model.zero_grad()
+        outputs = model(pixels, labels=labels, **asked)
+        outputs.loss.backward()
+        return [outputs.logits, *(parameter.grad for parameter in model.parameters())]
+
+    tokens = model.vit(pixels).last_hidden_state.shape[1]
+    found, expected = gradients(), gradients(output_hidden_states=True)
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other)
+    read = 1 if model.config.pooling in ("token", "first") else tokens
+    assert rows_of_the_last_mlp(model, lambda: model(pixels)) == [read]
+    assert rows_of_the_last_mlp(model.eval(), lambda: model(pixels)) == [tokens]  # bit for bit as transformers' ViT
+
+
+def test_whoever_asks_for_the_other_tokens_or_watches_them_gets_them():
+    model = build().train()
+    pixels, rows = picture(model), lambda **asked: rows_of_the_last_mlp(model, lambda: model(pixels, **asked))
+    assert rows() == [1]
+    assert rows(output_hidden_states=True) == rows(output_attentions=True) == [17]
+    last = model.vit.layers[-1]
+    for watched in (model.vit, model.vit.layernorm, last, last.attention.q_proj, last.mlp):
+        hooks = ["register_forward_hook", "register_forward_pre_hook", "register_full_backward_hook"]
+        for register in hooks[: 2 if watched is model.vit else 3]:  # gradients of tensors, not of its outputs
+            hook = getattr(watched, register)(lambda *arguments: None)
+            assert rows() == [17]
+            hook.remove()
+    assert rows() == [1]
+    assert rows_of_the_last_mlp(model, lambda: model.vit(pixels)) == [17]
+    model.set_attn_implementation("eager")
+    model.config.output_attentions = True
+    assert rows() == [17]
+
+
+def test_poolings_that_read_all_tokens_refuse_fewer():
+    with pytest.raises(ValueError, match='pooling="gap" reads all tokens'):
+        build(pooling="gap").vit(picture(build()), tokens=1)
+
+
 def test_soft_labels_are_cross_entropy_and_leave_the_config_alone():
     model = build()
     x, soft = picture(model), torch.tensor([[0.3, 0.7, 0, 0, 0], [0, 0, 0, 0, 1.0]])

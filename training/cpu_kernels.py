@@ -27,7 +27,7 @@ from .facts import processor_name
 
 
 TOKENS = 1024  # more need the memory that flash attention saves
-QUERIES = 1 << 13  # elements of the queries of attention; fewer are too little work for Python
+KEYS = 1 << 13  # elements of the keys of attention; fewer are too little work for Python
 ELEMENTS = 1 << 20  # of other tensors
 OPERATIONS = 1 << 28  # multiply-adds of a linear layer
 ROWS = 64  # of a matrix that are transposed at a time
@@ -66,11 +66,11 @@ def _compute_dtype(tensor: torch.Tensor) -> torch.dtype:
 
 
 class Attention(torch.autograd.Function):
-    """softmax(scale q k^T) v with its gradients, `(B * k, N, d)` each; the weights are kept."""
+    """softmax(scale q k^T) v with its gradients, `(B * k, M, d)` and twice `(B * k, N, d)`; the weights are kept."""
 
     @staticmethod
     def forward(ctx, query, key, value, scale):
-        scores = torch.baddbmm(query.new_empty(1), query, key.transpose(1, 2), beta=0, alpha=scale)  # (B * k, N, N)
+        scores = torch.baddbmm(query.new_empty(1), query, key.transpose(1, 2), beta=0, alpha=scale)  # (B * k, M, N)
         weights = torch._softmax(scores, -1, False)
         ctx.save_for_backward(query, key, value, weights)
         ctx.scale = scale
@@ -94,16 +94,15 @@ def attention(
 ) -> torch.Tensor | None:
     """As `F.scaled_dot_product_attention`; None where that is the better one."""
     plain = attn_mask is None and not dropout_p and not is_causal and not enable_gqa
-    if not plain or query.ndim != 4 or query.shape != key.shape or key.shape != value.shape:
+    if not plain or query.ndim != 4 or query.shape[:2] != key.shape[:2] or key.shape != value.shape:
         return None
-    shape = query.shape
-    if shape[2] > TOKENS or query.numel() < QUERIES:
+    if key.shape[2] > TOKENS or key.numel() < KEYS:
         return None
     if _compute_dtype(query) != torch.bfloat16 or not query.requires_grad:
         return None
     with torch.autocast("cpu", enabled=False):
-        flat = [x.bfloat16().reshape(-1, *shape[2:]) for x in (query, key, value)]  # (B * k, N, d)
-        return Attention.apply(*flat, shape[-1] ** -0.5 if scale is None else scale).view(shape)
+        flat = [x.bfloat16().flatten(0, 1) for x in (query, key, value)]  # (B * k, M, d), twice (B * k, N, d)
+        return Attention.apply(*flat, query.shape[-1] ** -0.5 if scale is None else scale).view(query.shape)
 
 
 # -- patches ----------------------------------------------------------------------------------------------------------

@@ -181,8 +181,9 @@ def picture_flops(model: torch.nn.Module, args: TrainArguments, image_size: tupl
     if not is_hf_vit(model):
         return 0
     frozen = not any(p.requires_grad for p in model.base_model.parameters())
-    found = train_flops(model.config, image_size, frozen=frozen, compiled=args.torch_compile)
-    return found + 3 * colour_flops(model.config, image_size) * (args.loss == MASKED_PATCHES)
+    masked = args.loss == MASKED_PATCHES
+    found = train_flops(model.config, image_size, frozen, args.torch_compile, all_tokens=masked)
+    return found + 3 * colour_flops(model.config, image_size) * masked
 
 
 def compute_facts(trainer) -> dict[str, Any]:

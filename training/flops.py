@@ -3,9 +3,9 @@
 For the facts file and the utilisation that the progress line shows. Counted are matrix products and convolutions, two
 operations for each multiply-add, as in Table 6 of arXiv:2010.11929 (ViT-B/16, 7 epochs of JFT's 303 million pictures:
 224 exaFLOPs). Norms, activations and softmax are not. Backward costs twice the forward pass, once where no gradient of
-the input is needed. Patch dropout shortens the row of tokens, drop path leaves out branches: both are counted as
-executed, drop path by its mean (compiled code computes all). Activation checkpointing repeats forward passes, which
-does not change the account.
+the input is needed. Patch dropout shortens the row of tokens, drop path leaves out branches, the last block computes
+one token in training where the head reads one: all are counted as executed, drop path by its mean (compiled code
+computes all). Activation checkpointing repeats forward passes, which does not change the account.
 """
 
 import time
@@ -61,29 +61,39 @@ def forward_flops(config: HFViTConfig, image_size: tuple[int, int] | None = None
 
     Args:
         config: of the model. image_size: (height, width) in pixels; default: the config's.
-        training: count the tokens and branches that patch dropout and drop path keep, instead of all.
+        training: count what is computed in training: without what patch dropout, drop path and, where the head reads
+            one token, the last block leave out.
     """
     first, rest, head = _parts(config, image_size, training)
     return first + rest + head
 
 
 def train_flops(
-    config: HFViTConfig, image_size: tuple[int, int] | None = None, frozen: bool = False, compiled: bool = False
+    config: HFViTConfig,
+    image_size: tuple[int, int] | None = None,
+    frozen: bool = False,
+    compiled: bool = False,
+    all_tokens: bool = False,
 ) -> int:
     """Operations of one image's forward and backward pass.
 
     Args:
         frozen: only the classifier is trained, on what the network computes in evaluation.
         compiled: by torch.compile, which computes what drop path discards.
+        all_tokens: the last block computes every token, whatever the head reads.
     """
-    first, rest, head = _parts(config, image_size, training=not frozen, compiled=compiled)
+    first, rest, head = _parts(config, image_size, not frozen, compiled, all_tokens)
     if frozen:
         return first + rest + 2 * head
     return 2 * first + 3 * rest + 3 * head
 
 
 def _parts(
-    config: HFViTConfig, image_size: tuple[int, int] | None, training: bool, compiled: bool = False
+    config: HFViTConfig,
+    image_size: tuple[int, int] | None,
+    training: bool,
+    compiled: bool = False,
+    all_tokens: bool = False,
 ) -> tuple[int, int, int]:
     """Forward operations: of the first convolution, of the rest, of the classifier."""
     size = image_size or config.image_size_hw
@@ -97,10 +107,15 @@ def _parts(
         max(1, round(patches * (1 - config.patch_dropout_rate))) if training and config.patch_dropout_rate else patches
     )
     tokens = kept + config.num_prefix_tokens
-    layer = 8 * tokens * dim * dim + 4 * tokens * tokens * dim + 4 * tokens * dim * mlp
     depth = config.num_hidden_layers
-    dropped = config.drop_path_rate * depth / 2 if training and not compiled and depth > 1 else 0  # rates 0 ... rate
-    rest += round((depth - dropped) * layer)
+    read = 1 if training and not all_tokens and config.pooling in ("token", "first") else tokens
+    layer, last = (  # k and v of all tokens; q, attention, output and MLP of those that are computed
+        4 * tokens * dim * dim + 4 * some * dim * dim + 4 * some * tokens * dim + 4 * some * dim * mlp
+        for some in (tokens, read)
+    )
+    drops = training and not compiled and depth > 1  # blocks 0 ... L - 1 at rates 0 ... rate
+    kept_before = depth - 1 - (config.drop_path_rate * (depth - 2) / 2 if drops else 0)
+    rest += round(kept_before * layer + (1 - config.drop_path_rate * drops) * last)
     if config.pooling == "map":  # one query over all tokens, then an MLP
         rest += 4 * tokens * dim * dim + 4 * dim * dim + 4 * tokens * dim + 4 * dim * mlp
     width = config.representation_size or dim
