@@ -111,9 +111,9 @@ def synchronize(device: torch.device) -> None:
 def products(model: nn.Module, pixels: torch.Tensor, dtype: torch.dtype, training: bool = False) -> Callable[[], None]:
     """A call that does a model's matrix products and convolutions alone, each at its own shape, with its own weights.
 
-    The last block's are of all tokens, as peers compute it. What is left of the time of the model is norms, activations,
-    softmax, casts and Python. In training each product comes three times, as in backward passes; attention's two come
-    as four.
+    The last block's are of all tokens, as peers compute it. What is left of the time of the model is norms,
+    activations, softmax, casts and Python. In training each product comes three times, as in backward passes;
+    attention's two come as four.
     """
     calls: list[Callable[[], Any]] = []
 

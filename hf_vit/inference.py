@@ -9,6 +9,7 @@ loads, copies and compiles as before, at the speed of before.
 This file travels to the Hub beside the weights: it imports only torch, transformers and its sibling.
 """
 
+import copy
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -288,9 +289,12 @@ class PreparedLayer(Prepared):
 
     def attention(self, x: torch.Tensor, tokens: int | None = None) -> torch.Tensor:
         """Eq. 2: LayerScale(MSA(LN(x))) + x of the first so many tokens, `(B, N, D)` -> `(B, tokens, D)`."""
-        query, key, value = self.heads(self.module.layernorm_before(x))
+        query, key, value = self.heads(self.normed("layernorm_before", x))
         mixed = self.attend(query[:, :, :tokens], key, value, self.module.attention.scaling)
         return self.project(mixed, x[:, :tokens].contiguous())
+
+    def normed(self, name: str, x: torch.Tensor) -> torch.Tensor:
+        return getattr(self.module, name)(x)
 
     def heads(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """q, k and v of Eq. 5: `(B, N, D)` -> `(B, k, N, d)` each."""
@@ -312,12 +316,14 @@ class PreparedLayer(Prepared):
 
     def mlp(self, x: torch.Tensor) -> torch.Tensor:
         """Eq. 3: LayerScale(MLP(LN(x))) + x, `(B, N, D)` -> `(B, N, D)`."""
-        rows = self.module.layernorm_after(x).flatten(0, 1)
+        rows = self.normed("layernorm_after", x).flatten(0, 1)
         return self.fc2(*self.fc1(rows), x.flatten(0, 1))[0].view(x.shape)
 
 
 class Int8Layer(PreparedLayer):
     """A block of the encoder whose products are of int8 weights (one scale a row) and int8 activations.
+
+    Within it tokens are float32, to which oneDNN adds its int32 sums in place: `project` and `mlp` overwrite them.
 
     Args:
         scales: what one step of an activation is worth, for the inputs of "qkv", "out", "fc1" and "fc2".
@@ -334,6 +340,14 @@ class Int8Layer(PreparedLayer):
         super().build()
         parts = {"qkv": self.qkv, "out": self.out, "fc1": self.fc1, "fc2": self.fc2}
         self.int8 = {name: int8_weight(*dense._join()) for name, dense in parts.items()}
+        names = ("layernorm_before", "layernorm_after")
+        self.norms = {name: copy.deepcopy(getattr(self.module, name)).float() for name in names}
+
+    def run(self, x: torch.Tensor, tokens: int | None = None) -> torch.Tensor:
+        return super().run(x.to(torch.float32, copy=True), tokens).to(x.dtype)
+
+    def normed(self, name: str, x: torch.Tensor) -> torch.Tensor:
+        return self.norms[name](x)
 
     def heads(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         msa = self.module.attention
@@ -343,16 +357,17 @@ class Int8Layer(PreparedLayer):
         )
         if isinstance(msa.q_norm, nn.Identity):
             return query, key, value
-        return msa.q_norm(query.to(x.dtype)).bfloat16(), msa.k_norm(key.to(x.dtype)).bfloat16(), value
+        dtype = msa.q_proj.weight.dtype
+        return msa.q_norm(query.to(dtype)).bfloat16(), msa.k_norm(key.to(dtype)).bfloat16(), value
 
     def project(self, mixed: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         rows = self.rounded("out", mixed.transpose(1, 2).reshape(-1, x.shape[2]))
-        return torch.add(x, self.product("out", rows, torch.float32).view(x.shape), out=torch.empty_like(x))
+        return self.added("out", rows, x)
 
     def mlp(self, x: torch.Tensor) -> torch.Tensor:
-        rows = self.rounded("fc1", self.module.layernorm_after(x).flatten(0, 1))
+        rows = self.rounded("fc1", self.normed("layernorm_after", x).flatten(0, 1))
         hidden = self.product("fc1", rows, torch.int8, "gelu", self.scales["fc2"])
-        return torch.add(x, self.product("fc2", hidden, torch.float32).view(x.shape), out=torch.empty_like(x))
+        return self.added("fc2", hidden, x)
 
     def rounded(self, name: str, rows: torch.Tensor) -> torch.Tensor:
         """Fresh rows as int8 steps; they are overwritten. Larger values than calibration saw are cut."""
@@ -367,6 +382,16 @@ class Int8Layer(PreparedLayer):
         return torch.ops.onednn.qlinear_pointwise(
             rows, self.scales[name], 0, packed, weight_scales, zeros, bias, step, 0, dtype, activation, [], form
         )
+
+    def added(self, name: str, rows: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        """x + rows W^T + b, `(B, N, D)`; a contiguous float32 x becomes it."""
+        packed, weight_scales, zeros, bias = self.int8[name]
+        total = x.float().contiguous()
+        torch.ops.onednn.qlinear_pointwise.binary(
+            rows, self.scales[name], 0, packed, weight_scales, zeros, total.flatten(0, 1), bias,
+            1.0, 0, torch.float32, 1.0, 0, "sum", 1.0, "none", [], "",
+        )  # fmt: skip
+        return total.to(x.dtype)
 
 
 def int8_weight(weight: torch.Tensor, bias: torch.Tensor | None) -> tuple:

@@ -85,7 +85,7 @@ class MergingLayer:
         mixed = F.scaled_dot_product_attention(
             query, key, value, attn_mask=state.bias(query), scale=layer.attention.scaling
         )
-        x = parts.project(mixed, x)  # Eq. 2
+        x = parts.project(mixed, x.clone())  # Eq. 2; int8 adds in place
         x = merge(x, key.mean(dim=1), self.r, state)
         return parts.mlp(x)  # Eq. 3
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from hf_vit import HFViTConfig, HFViTForImageClassification, HFViTModel, inference
+from hf_vit.token_merging import merge_tokens
 from tests.test_goldens import CASES, HYBRID, PLAIN, _load
 
 
@@ -333,10 +334,21 @@ def test_int8_branches_are_near_those_of_the_plain_block():
         int8 = inference.Int8Layer(layer, {}, inference.measure_scales(model.vit, pixels)[0])
         int8.prepare()
         for answer, expected in (
-            (int8.attention(x) - x, layer.layer_scale1(layer.attention(layer.layernorm_before(x))[0])),
-            (int8.mlp(x) - x, layer.layer_scale2(layer.mlp(layer.layernorm_after(x)))),
+            (int8.attention(x.clone()) - x, layer.layer_scale1(layer.attention(layer.layernorm_before(x))[0])),
+            (int8.mlp(x.clone()) - x, layer.layer_scale2(layer.mlp(layer.layernorm_after(x)))),
         ):
             assert 0 < (answer - expected).norm() <= 0.05 * expected.norm()
+
+
+@pytest.mark.parametrize("merged", [0, 3])
+def test_int8_blocks_leave_their_input_alone(merged):
+    pixels = torch.randn(4, 3, 32, 32)
+    model = merge_tokens(tiny().optimize_for_inference(int8_calibration=pixels), merged)
+    x = torch.randn(2, 17, 64)
+    given = x.clone()
+    with torch.inference_mode():
+        changed = model.vit.layers[0](x)
+    assert torch.equal(x, given) and not torch.equal(changed[:, 0], x[:, 0])
 
 
 def test_int8_says_what_it_cannot():
