@@ -150,8 +150,9 @@ def test_eager_equals_sdpa(name):
         torch.testing.assert_close(ours.sum(-1), torch.ones_like(ours.sum(-1)))
 
 
-def test_compile_in_one_graph():
-    model = build()
+@pytest.mark.parametrize("training", [False, True])
+def test_compile_in_one_graph(training):
+    model = build().train(training)
     x = picture(model)
     compiled = torch.compile(model, fullgraph=True, backend="eager")
     torch.testing.assert_close(compiled(x).logits, model(x).logits)
