@@ -1,11 +1,13 @@
 """Inference on CPUs: ours as loaded and ours optimised, beside every peer's plain model and the runtimes.
 
 A suite of `benchmarks.run`. Precision is that of the weights; int8 takes its scales from the pixels. Google's
-networks have the tanh form of GELU and the peers' the erf form, so ours is loaded with each. `--compiled` adds
-torch.compile, which takes minutes to begin.
+networks have the tanh form of GELU and the peers' the erf form, so ours is loaded with each. `r=16` is ours
+optimised and with as many pairs of tokens merged in each block (ToMe), which computes something else: what that costs
+in accuracy is in LOG.md. `--compiled` adds torch.compile, which takes minutes to begin.
 """
 
 import argparse
+import copy
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -13,12 +15,14 @@ import torch
 from torch import nn
 
 from hf_vit import HFViTConfig, HFViTForImageClassification
+from hf_vit.token_merging import merge_tokens
 
 from . import peers
 from .measure import Point, filled, free, products
 
 
 CPU = torch.device("cpu")
+MERGED = 16  # of 197 tokens in each of 12 blocks
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -56,6 +60,8 @@ def point(preset: str, dtype: torch.dtype, batch: int, compiled: bool) -> Point:
     prepared.optimize_for_inference(dtype)
     rounded.to(dtype).optimize_for_inference(int8_calibration=pixels[:8].to(dtype))
     networks = {"hf_vit": plain, "hf_vit, erf": erf, "hf_vit, optimised": prepared, "hf_vit, int8": rounded}
+    if config.resnet_depths is None:
+        networks[f"hf_vit, r={MERGED}"] = merge_tokens(copy.deepcopy(prepared), MERGED)
     ours = {name: forward(model, pixels.to(dtype)) for name, model in networks.items()}
     for call in ours.values():
         call()  # chooses and packs here, as runtimes compile before they are timed
