@@ -39,6 +39,24 @@ def test_the_evaluation_split_is_found_named_or_carved(tmp_path):
     assert (len(carved.train), len(carved.evaluation)) == (30, 10)
 
 
+@pytest.mark.parametrize(
+    "train_split, evaluation",
+    [("train", "validation"), ("val", "test"), ("train+validation", "test"), ("train[:50%] + val[50%:]", "test")],
+)
+def test_no_evaluation_split_is_found_among_the_pictures_trained_on(tmp_path, train_split, evaluation):
+    for split in ("train", "validation", "test"):
+        write(tmp_path, split, range(4))
+    found = open_splits(DataArguments(dataset=str(tmp_path), train_split=train_split), 0)
+    assert found.evaluation.split == evaluation
+
+
+def test_pictures_of_all_splits_leave_a_part_for_evaluation(tmp_path):
+    for split in ("train", "test"):
+        write(tmp_path, split, range(10 * (split == "test"), 20))
+    found = open_splits(DataArguments(dataset=str(tmp_path), train_split="train+test"), 0)
+    assert "carved" in found.evaluation.split and (len(found.train), len(found.evaluation)) == (54, 6)
+
+
 def test_shares_are_nested_and_few_labels_balanced(tmp_path):
     write(tmp_path, "train", range(20))
     write(tmp_path, "test", range(50, 53))

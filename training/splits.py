@@ -4,6 +4,7 @@ For run.py. The door itself is data.py (map-style) and streaming.py.
 """
 
 import dataclasses
+from collections.abc import Collection
 from typing import Any
 
 from hf_vit.errors import HFViTError
@@ -12,7 +13,7 @@ from .arguments import DataArguments
 from .augmentation import EvalTransform, TrainTransform
 from .data import ImageDataset, carve_dev_split, open_dataset, open_door, take_fraction
 from .duplicates import Duplicate, deduplicate
-from .sources import Columns
+from .sources import SPLIT_NAMES, Columns
 from .streaming import ImageStream, open_stream, stream_files
 
 
@@ -81,8 +82,14 @@ def found_eval_split(data: DataArguments) -> str | None:
     """The first of the usual names that the data has besides the training split."""
     columns = Columns(data.image_column, data.label_column, None)
     splits = open_door(data.dataset, data.dataset_config_name, columns, data.cache_dir).splits
-    used = data.train_split.split("[")[0]
-    return next((name for name in EVAL_SPLITS if name in splits and name != used), None)
+    return first_untouched(splits, data.train_split)
+
+
+def first_untouched(splits: Collection[str], train_split: str) -> str | None:
+    """The first of the usual names among `splits` of which `train_split`, which may be a sum of slices, takes none."""
+    words = [part.split("[")[0].strip() for part in train_split.split("+")]
+    used = {word if word in splits else SPLIT_NAMES.get(word.lower(), word) for word in words}
+    return next((name for name in EVAL_SPLITS if name in splits and name not in used), None)
 
 
 def held_out(data: DataArguments) -> ImageDataset:
@@ -105,7 +112,7 @@ def open_streaming(data: DataArguments, common: dict[str, Any]) -> Splits:
     split = data.eval_split
     if split is None:
         splits = stream_files(data.dataset, data.dataset_config_name, data.cache_dir)
-        split = next((name for name in EVAL_SPLITS if name in splits and name != data.train_split), None)
+        split = first_untouched(splits, data.train_split)
     if split is None:
         raise HFViTError(f"'{data.dataset}' has no evaluation split to stream beside: name one with --eval_split")
     train = open_stream(data.dataset, split=data.train_split, fraction=data.train_fraction, **common)
