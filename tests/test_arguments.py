@@ -4,6 +4,7 @@ pytest tests/test_arguments.py
 """
 
 import dataclasses
+import math
 
 import pytest
 
@@ -37,8 +38,8 @@ def test_the_resolved_config_given_back_is_the_same_run(tmp_path):
         ("--loss masked_patches --mixup_alpha 0.2", "has no labels for --mixup_alpha"),
         ("--loss masked_patches --cutmix_alpha 1", "has no labels for --cutmix_alpha"),
         ("--mixup_alpha -1", "--mixup_alpha -1.0: give 0 or more"),
-        ("--learning_rate nan", "--learning_rate nan: give 0 or more"),
-        ("--weight_decay inf", "--weight_decay inf: give 0 or more"),
+        ("--learning_rate nan", "--learning_rate nan: give finite numbers"),
+        ("--weight_decay inf", "--weight_decay inf: give finite numbers"),
         ("--adam_beta1 1.5", "--adam_beta1 1.5: give a number from 0 up to, not including, 1"),
         ("--optim sgd --momentum -1", "--momentum -1.0: give a number from 0"),
         ("--optim muon --muon_momentum 2", "--muon_momentum 2.0: give a number from 0"),
@@ -49,7 +50,18 @@ def test_the_resolved_config_given_back_is_the_same_run(tmp_path):
         ("--max_steps 0", "--max_steps 0: give updates above 0, or -1"),
         ("--max_steps -3", "--max_steps -3: give updates above 0, or -1"),
         ("--num_train_epochs 0", "nothing to train"),
+        ("--num_train_epochs nan", "--num_train_epochs nan: give finite numbers"),
+        ("--crop_area 0.1 nan", "--crop_area 0.1 nan: give finite numbers"),
+        ("--learning_rate 1e-3 --lr_end 1e-5 --lr_scheduler_type rsqrt", "rsqrt ends nowhere, cosine and linear do"),
         ("--train_fraction 1.5", "--train_fraction 1.5: give a share above 0"),
+        ("--dev_fraction 0", "--dev_fraction 0.0: give a share between 0 and 1"),
+        ("--samples_per_class -3", "--samples_per_class -3: give 1 or more"),
+        ("--preset vit-tiny-patch16-224 --keep_representation", "--keep_representation is for the head"),
+        ("--metric_for_best_model f1", "--metric_for_best_model f1: choose from accuracy, top5_accuracy, loss"),
+        (
+            "--sweep learning_rate=[1,2] --dev_fraction 0.1 --resume_from_checkpoint out",
+            "a sweep is many runs, which go on by",
+        ),
     ],
 )
 def test_numbers_that_cannot_be_meant_and_contradictions_are_one_line(words, message):
@@ -69,3 +81,5 @@ def test_a_word_that_is_none_of_the_choices_is_refused_also_from_python():
         TrainArguments(optim="adamw")
     with pytest.raises(HFViTError, match="--crop 'center': choose from inception"):
         DataArguments(crop="center")
+    with pytest.raises(HFViTError, match="--resize_small nan: give finite numbers"):
+        DataArguments(resize_small=math.nan)

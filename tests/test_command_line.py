@@ -3,6 +3,8 @@
 pytest tests/test_command_line.py
 """
 
+import re
+
 import pytest
 import yaml
 
@@ -38,6 +40,13 @@ def test_a_flag_takes_the_place_of_what_a_resolved_config_says_of_the_same(tmp_p
     assert given("").train.max_steps == 7 and given("--num_train_epochs 2").train.max_steps == -1
     assert given("--num_train_epochs 2 --max_steps 5").train.max_steps == 5
     assert given("--model x").model.preset is None
+    (tmp_path / "none.yaml").write_text("save_strategy: 'no'\nlogging_strategy: epoch\ndev_fraction: 0.1\n")
+    words = "--save_steps 5 --logging_steps 5"
+    none = parse(["--config", str(tmp_path / "none.yaml")], "finetune")
+    every = parse(["--config", str(tmp_path / "none.yaml"), *words.split()], "finetune")
+    assert none.train.save_strategy == "no" and every.train.save_strategy == every.train.logging_strategy == "steps"
+    named = parse(["--config", str(tmp_path / "none.yaml"), "--eval_split", "test"], "finetune").data
+    assert (named.eval_split, named.dev_fraction) == ("test", None)
     (tmp_path / "mine.yaml").write_text("gradient_accumulation_steps: 16\n")
     mine = parse(["--config", str(tmp_path / "mine.yaml"), "--global_batch_size", "64"], "finetune")
     assert mine.train.gradient_accumulation_steps == 1
@@ -76,11 +85,13 @@ def test_booleans_as_flag_value_and_negation():
         ("--image_size 8 wide", "give whole numbers"),
         ("--config no_such", "no recipe 'no_such'"),
         ("--set hidden_size", "give field=value"),
+        ("--set resnet_depths=[3", "--set resnet_depths=[3: '[3' is not YAML"),
+        ("--sweep learning_rate=[0.1", "is not YAML; brackets and quotes have to be closed"),
         ("stray", "what is 'stray'"),
     ],
 )
 def test_what_is_misspelt_is_one_line_that_names_the_way_out(words, message):
-    with pytest.raises(HFViTError, match=message.replace("(", r"\(")) as error:
+    with pytest.raises(HFViTError, match=re.escape(message)) as error:
         parse(words.split(), "finetune")
     assert "\n" not in str(error.value)
 

@@ -63,6 +63,13 @@ def test_a_flag_overrides_the_sweep_of_a_recipe():
     assert list(both.train.sweep) == ["learning_rate"] and (both.train.max_steps, both.data.dev_fraction) == (900, 0.1)
 
 
+def test_a_flag_for_the_evaluation_takes_the_place_of_the_recipes_where_nothing_is_swept():
+    words = ["--config", "finetune_pets", "--model", "x", "--output_dir", "out", "--learning_rate", "0.003"]
+    carved = parse([*words, "--dev_fraction", "0.2"], "finetune").data
+    assert (carved.dev_fraction, carved.eval_split) == (0.2, None)
+    assert parse(words, "finetune").data.eval_split == "test"
+
+
 def test_grids_and_trials():
     assert grid({"a": [1, 2], "b": [3, 4]}) == [{"a": 1, "b": 3}, {"a": 1, "b": 4}, {"a": 2, "b": 3}, {"a": 2, "b": 4}]
     found = parse([*LINE.split(), "--output_dir", "out", "--eval_split", "test", "--push_to_hub"], "finetune")

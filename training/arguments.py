@@ -24,6 +24,8 @@ from .lengths import LENGTHS, RAMPS, check_ramps, updates_of
 
 RECIPES = Path(__file__).parent / "recipes"
 RESOLVED_NAME = "config_resolved.yaml"
+ENDING = ("cosine", "linear")  # schedules that fall to lr_end
+METRICS = ("accuracy", "top5_accuracy", "loss")  # of an evaluation without a function of the user's own
 OF_THE_LAUNCH = ("resume_from_checkpoint", "preview")  # said anew at each launch, so not part of a resolved config
 
 
@@ -35,8 +37,11 @@ def option(default: Any, text: str, unit: str = "", source: str = "", choices: t
     return dataclasses.field(default=default, metadata=metadata)
 
 
-def check_choice(field: dataclasses.Field, value: Any) -> None:
-    """Raise HFViTError for a word that the field does not offer."""
+def check_value(field: dataclasses.Field, value: Any) -> None:
+    """Raise HFViTError for a word that the field does not offer, and for infinity and what is no number at all."""
+    items = value if isinstance(value, list) else [value]
+    if not all(math.isfinite(item) for item in items if isinstance(item, float)):
+        raise HFViTError(f"--{field.name} {' '.join(map(str, items))}: give finite numbers")
     choices = field.metadata["choices"]
     if choices and value is not None and value not in choices:
         near = difflib.get_close_matches(str(value), choices, 1)
@@ -150,9 +155,13 @@ class DataArguments:
 
     def __post_init__(self):
         for field in dataclasses.fields(self):
-            check_choice(field, getattr(self, field.name))
+            check_value(field, getattr(self, field.name))
         if not 0 < self.train_fraction <= 1:
             raise HFViTError(f"--train_fraction {self.train_fraction}: give a share above 0, up to 1")
+        if self.dev_fraction is not None and not 0 < self.dev_fraction < 1:
+            raise HFViTError(f"--dev_fraction {self.dev_fraction}: give a share between 0 and 1")
+        if self.samples_per_class is not None and self.samples_per_class < 1:
+            raise HFViTError(f"--samples_per_class {self.samples_per_class}: give 1 or more")
 
 
 @dataclasses.dataclass
@@ -366,7 +375,7 @@ class TrainArguments:
     def check(self) -> None:
         """Raise HFViTError for words and numbers that cannot be meant."""
         for field in dataclasses.fields(self):
-            check_choice(field, getattr(self, field.name))
+            check_value(field, getattr(self, field.name))
         at_least_one = (
             "per_device_train_batch_size",
             "per_device_eval_batch_size",
@@ -400,12 +409,17 @@ class TrainArguments:
             "dataloader_num_workers",
             "card_examples",
         ):
-            if not 0 <= getattr(self, name) < math.inf:
+            if getattr(self, name) < 0:
                 raise HFViTError(f"--{name} {getattr(self, name)}: give 0 or more")
         if not 0 <= self.seed < 1 << 32:
             raise HFViTError(f"--seed {self.seed}: give 0 to {(1 << 32) - 1}")
         if self.lr_end > self.learning_rate:
             raise HFViTError(f"--lr_end {self.lr_end} is above --learning_rate {self.learning_rate}: lower it")
+        if self.lr_end and self.lr_scheduler_type not in ENDING:
+            raise HFViTError(
+                f"--lr_end {self.lr_end}: --lr_scheduler_type {self.lr_scheduler_type} ends nowhere, "
+                f"{' and '.join(ENDING)} do: give --lr_end 0"
+            )
         if not all(0 < share < 1 for share in self.lr_steps):
             raise HFViTError(
                 f"--lr_steps {' '.join(map(str, self.lr_steps))}: give shares of the run, between 0 and 1"
@@ -478,6 +492,16 @@ class Arguments:
             raise HFViTError("--unfreeze_every trains what --freeze_backbone does not: leave out one of them")
         if train.loss == "masked_patches" and model.freeze_backbone:
             raise HFViTError("--loss masked_patches trains the backbone: leave out --freeze_backbone")
+        if model.keep_representation and model.model is None:
+            raise HFViTError("--keep_representation is for the head of a pre-trained --model: leave it out")
+        metric = str(train.metric_for_best_model).removeprefix("eval_")
+        if metric not in METRICS:
+            raise HFViTError(f"--metric_for_best_model {metric}: choose from {', '.join(METRICS)}")
+        if train.sweep and isinstance(train.resume_from_checkpoint, str):
+            raise HFViTError(
+                f"--resume_from_checkpoint {train.resume_from_checkpoint}: a sweep is many runs, which go on by "
+                "--resume_from_checkpoint true"
+            )
         if train.sweep and data.dev_fraction is None:
             raise HFViTError("a sweep chooses on a dev split: give --dev_fraction, such as 0.1 (carved from train)")
         if data.dev_fraction is not None and data.eval_split is not None and not train.sweep:

@@ -17,7 +17,7 @@ import yaml
 
 from hf_vit.errors import HFViTError, Parser
 
-from .arguments import FIELDS, GROUPS, RECIPES, RESOLVED_NAME, Arguments, ModelArguments, check_choice
+from .arguments import FIELDS, GROUPS, RECIPES, RESOLVED_NAME, Arguments, ModelArguments, check_value
 
 
 EXAMPLES = {
@@ -38,7 +38,9 @@ INSTEAD_OF: dict[str, tuple[str, ...]] = {
     "num_train_epochs": ("max_steps",),
     "global_batch_size": ("gradient_accumulation_steps",),
     "gradient_accumulation_steps": ("global_batch_size",),
+    "logging_steps": ("logging_strategy",),
     "eval_steps": ("eval_strategy",),
+    "save_steps": ("save_strategy",),
     "metric_for_best_model": ("greater_is_better",),
 }
 
@@ -86,13 +88,18 @@ def parse(argv: list[str] | None, stage: str) -> Arguments:
 
 
 def _choose_once(values: dict[str, Any], given: dict[str, Any]) -> None:
-    """A flag takes its name out of a recipe's sweep; with nothing left to try, nothing is carved for it either."""
-    overridden = "sweep" not in given and any(name in given for name in values.get("sweep", {}))
-    if not overridden:
-        return
-    values["sweep"] = {name: items for name, items in values["sweep"].items() if name not in given}
-    if not values["sweep"] and "dev_fraction" not in given:
-        values.pop("dev_fraction", None)
+    """A flag takes its name out of a recipe's sweep; with nothing left to try, nothing is carved for it either.
+
+    Without a sweep, pictures to evaluate on are carved or named, whichever a flag says.
+    """
+    if "sweep" not in given and any(name in given for name in values.get("sweep", {})):
+        values["sweep"] = {name: items for name, items in values["sweep"].items() if name not in given}
+        if not values["sweep"] and "dev_fraction" not in given:
+            values.pop("dev_fraction", None)
+    if not values.get("sweep"):
+        for name, other in (("dev_fraction", "eval_split"), ("eval_split", "dev_fraction")):
+            if name in given and values[name] is not None and other not in given:
+                values.pop(other, None)
 
 
 def coerce(name: str, value: Any) -> Any:
@@ -106,7 +113,7 @@ def coerce(name: str, value: Any) -> Any:
         result = _as_type(hint, value)
     except (TypeError, ValueError):
         raise HFViTError(f"--{name} {value!r}: give {in_words(hint)}") from None
-    check_choice(FIELDS[name], result)
+    check_value(FIELDS[name], result)
     return result
 
 
@@ -178,8 +185,16 @@ def _config_fields(value: Any, name: str) -> dict[str, Any]:
             field, equals, text = pair.partition("=")
             if not equals:
                 raise HFViTError(f"--{name} {pair!r}: give field=value, such as --{name} {EXAMPLES[name]}")
-            pairs[field] = yaml.safe_load(text)
+            pairs[field] = from_yaml(f"--{name} {pair}", text)
     return {str(field): as_number(item) for field, item in pairs.items()}
+
+
+def from_yaml(words: str, text: str) -> Any:
+    """The value that `text`, a part of these words of the command line, is in YAML."""
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise HFViTError(f"{words}: {text!r} is not YAML; brackets and quotes have to be closed") from None
 
 
 def as_number(value: Any) -> Any:

@@ -20,12 +20,11 @@ from typing import Any
 
 import accelerate
 import torch
-import yaml
 
 from hf_vit.errors import HFViTError, Parser, report_error
 
 from .checkpointing import differences, read_json, write_json
-from .command_line import as_number
+from .command_line import as_number, from_yaml
 from .data import open_dataset
 from .studies import STUDIES
 from .studies.design import SCALES, Cell, Study
@@ -107,10 +106,7 @@ def pairs(option: str, texts: list[str], known: dict[str, Any] | None) -> dict[s
             raise HFViTError(
                 f"--{option} {name}: the study has {', '.join(known)}" + (f"; did you mean {near[0]}?" if near else "")
             )
-        try:
-            found[name] = value if option == "data" else yaml.safe_load(value)
-        except yaml.YAMLError:
-            raise HFViTError(f"--{option} {text}: the value is not YAML") from None
+        found[name] = value if option == "data" else from_yaml(f"--{option} {text}", value)
         if isinstance(found[name], list):
             found[name] = [as_number(item) for item in found[name]]
         elif option == "settings":
