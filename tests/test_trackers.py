@@ -43,6 +43,10 @@ def test_csv_of_a_resumed_run_has_every_line_once(tmp_path):
     assert train("out") == whole
     shutil.rmtree(tmp_path / "out/checkpoint-6")  # as if killed after update 5 or so
     assert train("out", True) == whole
+    for torn in ("", "step,na", "step,name,value\n", "step,name,value\n7,lo"):  # as if killed while writing
+        (tmp_path / "out/metrics.csv").write_text(torn)
+        shutil.rmtree(tmp_path / "out/checkpoint-6")
+        assert train("out", True) == [whole[0], *(line for line in whole[1:] if int(line[0]) > 4)], torn
 
 
 def test_trackio_holds_every_number_of_the_history(tmp_path, monkeypatch):

@@ -30,9 +30,9 @@ class CSVTracker(GeneralTracker):
     def forget_after(self, step: int) -> None:
         """Drop what an interrupted run wrote beyond the checkpoint that it is resumed from."""
         if self.path.exists():
-            head, *lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True)
-            kept = [line for line in lines if int(line.split(",", 1)[0]) <= step]
-            self.path.write_text("".join([head, *kept]), encoding="utf-8")
+            lines = [line for line in self.path.read_text(encoding="utf-8").splitlines(keepends=True) if "\n" in line]
+            kept = [line for line in lines if not line[:1].isdigit() or int(line.split(",", 1)[0]) <= step]
+            self.path.write_text("".join(kept), encoding="utf-8")  # without a line that was being written
 
     @on_main_process
     def store_init_configuration(self, values: dict) -> None:
@@ -40,7 +40,7 @@ class CSVTracker(GeneralTracker):
 
     @on_main_process
     def log(self, values: dict, step: int | None = None, **kwargs) -> None:
-        new = not self.path.exists()
+        new = not self.path.exists() or not self.path.stat().st_size
         with self.path.open("a", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
             if new:
