@@ -145,6 +145,12 @@ def test_another_architecture_is_refused_with_what_changed(tmp_path):
     assert (tmp_path / "out/history.jsonl").read_bytes() == before
 
 
+def test_a_checkpoint_beyond_the_end_of_the_run_is_refused(tmp_path):
+    run(tmp_path / "out", 7)
+    with pytest.raises(HFViTError, match=r"checkpoint-6 is what 6 updates made, this run has 5: raise --max_steps"):
+        run(tmp_path / "out", resume=True, max_steps=5)
+
+
 def test_a_run_that_goes_on_in_another_folder_still_finds_its_best_weights(tmp_path):
     best = {"load_best_model_at_end": True, "eval_steps": 1, "save_steps": 1, "learning_rate": 0.0}
     run(tmp_path / "out", 4, **best)  # without a rate, the first update stays the best

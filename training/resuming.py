@@ -144,6 +144,11 @@ def _memory(trainer, optimizer: dict) -> dict[str, Any]:
 def _recall(trainer, folder: Path, memory: dict[str, Any]) -> None:
     """Undo `_memory`."""
     state = TrainerState.load_from_json(str(folder / "trainer_state.json"))
+    if state.global_step > trainer.max_steps:
+        raise HFViTError(
+            f"{folder} is what {state.global_step} updates made, this run has {trainer.max_steps}: raise --max_steps or "
+            "--num_train_epochs, or begin anew in another --output_dir"
+        )
     state.is_local_process_zero = trainer.accelerator.is_local_main_process
     state.is_world_process_zero = trainer.accelerator.is_main_process
     if state.best_model_checkpoint is not None:  # the folder may have moved, or the run goes on in another
