@@ -135,6 +135,15 @@ def test_data_without_a_size_to_choose_and_batches_beyond_the_data_are_refused(t
     with pytest.raises(HFViTError, match="choose another crop"):
         Trainer(tiny(), args, kept).train()
     args = arguments(tmp_path / "out", batch_size_schedule={"3": 48})
-    with pytest.raises(HFViTError, match=r"a batch of 48 pictures \(8 x 6 passes"):
+    with pytest.raises(
+        HFViTError, match=r"a batch of 48 pictures \(8 x 6 passes.*: lower --batch_size_schedule to 40"
+    ):
         Trainer(tiny(), args, Pictures(40)).train()
+    for values, lower in (
+        ({"global_batch_size": 48}, "--global_batch_size to 40 or less"),
+        ({"gradient_accumulation_steps": 48, "per_device_train_batch_size": 1}, "--gradient_accumulation_steps to 40"),
+        ({"gradient_accumulation_steps": 3, "per_device_train_batch_size": 16}, "--per_device_train_batch_size to 13"),
+    ):
+        with pytest.raises(HFViTError, match=f"a batch of 48 pictures .*: lower {lower}"):
+            Trainer(tiny(), arguments(tmp_path / "out", **values), Pictures(40)).train()
     assert not (tmp_path / "out").exists()

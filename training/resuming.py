@@ -146,8 +146,8 @@ def _recall(trainer, folder: Path, memory: dict[str, Any]) -> None:
     state = TrainerState.load_from_json(str(folder / "trainer_state.json"))
     if state.global_step > trainer.max_steps:
         raise HFViTError(
-            f"{folder} is what {state.global_step} updates made, this run has {trainer.max_steps}: raise --max_steps or "
-            "--num_train_epochs, or begin anew in another --output_dir"
+            f"{folder} is what {state.global_step} updates made, this run has {trainer.max_steps}: raise --max_steps "
+            "or --num_train_epochs, or begin anew in another --output_dir"
         )
     state.is_local_process_zero = trainer.accelerator.is_local_main_process
     state.is_world_process_zero = trainer.accelerator.is_main_process

@@ -89,8 +89,21 @@ class Plan:
             raise HFViTError(
                 f"a batch of {largest.pictures} pictures ({largest.batch_size} x {largest.passes} passes x "
                 f"{self.devices} processes) is larger than the {size} training pictures: lower "
-                f"--per_device_train_batch_size to {max(1, size // (largest.passes * self.devices))} or less"
+                f"{self._smaller(largest, size)}"
             )
+
+    def _smaller(self, stage: Stage, pictures: int) -> str:
+        """What to lower for updates of no more than so many pictures."""
+        args, parts = self.args, stage.passes * self.devices
+        if stage.pictures != args.per_device_train_batch_size * args.gradient_accumulation_steps * self.devices:
+            return f"--batch_size_schedule to {pictures} or less"
+        if args.global_batch_size is not None:
+            return (
+                f"lower --global_batch_size to {pictures} or less, and --per_device_train_batch_size to a part of it"
+            )
+        if pictures < parts:
+            return f"--gradient_accumulation_steps to {max(1, pictures // self.devices)} or less"
+        return f"--per_device_train_batch_size to {pictures // parts} or less"
 
 
 def stages_of(args: TrainArguments, config, max_steps: int, epoch: float, devices: int) -> list[Stage]:
