@@ -58,6 +58,7 @@ from .peers import missing
 
 RESULTS = Path(__file__).parent / "results"
 SPLITS = {"train": "train", "validation": "test"}  # folder as the peers expect it -> split of the data
+CIFAR10 = {"train": 50_000, "test": 10_000}  # pictures of each split
 WARM_UP = 5 / 300  # timm's default, of its default length
 
 
@@ -118,7 +119,12 @@ def check(arguments: Namespace) -> None:
     for option in ("epochs", "threads"):
         if (value := getattr(arguments, option)) is not None and value < 1:
             raise HFViTError(f"--{option} {value}: give 1 or more")
-    parse(["--config", arguments.recipe], "pretrain")
+    for option in ("seeds", "only"):
+        values = getattr(arguments, option)
+        if len(set(values)) < len(values):
+            raise HFViTError(f"--{option} {' '.join(map(str, values))}: give each once")
+    for seed in arguments.seeds:
+        parse(["--config", arguments.recipe, "--seed", str(seed)], "pretrain")
     if "timm" in arguments.only and not (arguments.timm and arguments.timm.is_file()):
         raise HFViTError("timm's train.py is not in its wheel: --timm PATH of it in a clone, or --only without timm")
     for package in ("torchvision", *(["timm"] if "timm" in arguments.only else [])):
@@ -128,9 +134,12 @@ def check(arguments: Namespace) -> None:
 
 def run(arguments: Namespace, folder: Path) -> None:
     """Lay out the pictures, then run seed after seed, candidate after candidate; print and keep."""
-    scale, rows = SCALES[arguments.scale], []
-    counts = {name: export(open_dataset(arguments.data, split=split), folder / "pictures" / name, scale.pictures)
-              for name, split in SPLITS.items()}  # fmt: skip
+    scale, rows, counts = SCALES[arguments.scale], [], {}
+    for name, split in SPLITS.items():
+        dataset = open_dataset(arguments.data, split=split)
+        if scale.pictures is None:
+            check_cifar10(dataset)
+        counts[name] = export(dataset, folder / "pictures" / name, scale.pictures)
     for seed in arguments.seeds:
         for name in arguments.only:
             settings = {
@@ -144,6 +153,16 @@ def run(arguments: Namespace, folder: Path) -> None:
             if scale.pictures is None:
                 keep(arguments, counts, rows)
     print("\n" + "\n".join(table(rows)))
+
+
+def check_cifar10(dataset: ImageDataset) -> None:
+    """Raise HFViTError for other pictures, of which no result is kept."""
+    count, classes, (width, height) = len(dataset), len(dataset.label_names), dataset.read(0)[0].size
+    if (count, classes, width, height) != (CIFAR10[dataset.split], 10, 32, 32):
+        raise HFViTError(
+            f"'{dataset.name}' ({dataset.split}: {count:,} pictures of {width} x {height} px, {classes} classes) is "
+            "not CIFAR-10: give --data uoft-cs/cifar10 or a copy, or --scale tiny to only try it"
+        )
 
 
 def export(dataset: ImageDataset, folder: Path, limit: int | None) -> int:

@@ -45,11 +45,7 @@ from training.randomness import TRANSFORM, generator
 
 RESULTS = Path(__file__).parent / "results"
 KINDS = ((2048, 1536, 75), (2048, 1536, 90), (500, 375, 90))  # width, height, quality
-AREA, RATIO, TARGET = (
-    (0.08, 1.0),
-    (3 / 4, 4 / 3),
-    224,
-)  # defaults of RandomResizedCrop, which the example leaves as they are
+AREA, RATIO, TARGET = (0.08, 1.0), (3 / 4, 4 / 3), 224  # defaults of RandomResizedCrop, which the example leaves
 DRAWN, SEED = 12, 0  # pictures of each kind
 SLOPE = 1.2
 BRIGHTNESS, COLOUR = 50.0, 18.0  # standard deviations, of 255
@@ -65,11 +61,14 @@ def main(argv: list[str] | None = None) -> int:
     )
     try:
         arguments = parser.parse_args(argv)
+        for option in ("rounds", "workers"):
+            if getattr(arguments, option) < 1:
+                raise HFViTError(f"--{option} {getattr(arguments, option)}: give 1 or more")
         sets = fitted_sets(arguments.photographs) if arguments.photographs else {}
         sets |= drawn_sets()
-    except HFViTError as error:
+        report(sets, at_once(sets, arguments.rounds, arguments.workers), arguments.rounds, arguments.workers)
+    except (HFViTError, OSError) as error:
         return report_error(error)
-    report(sets, at_once(sets, arguments.rounds, arguments.workers), arguments.rounds, arguments.workers)
     return 0
 
 

@@ -158,6 +158,10 @@ def test_results_hold_every_row_and_the_table_all_seeds(tmp_path, monkeypatch):
         (["--scale", "cpu", "--only", "transformers"], "torchvision does not import: no: run it in the environment"),
         (["--scale", "cpu", "--only", "ours", "--epochs", "0"], "--epochs 0: give 1 or more"),
         (["--scale", "cpu", "--only", "ours", "--recipe", "none_such"], "none_such"),
+        (["--scale", "tiny", "--only", "ours", "--seeds", "0", "0"], "--seeds 0 0: give each once"),
+        (["--scale", "tiny", "--only", "ours", "ours"], "--only ours ours: give each once"),
+        (["--scale", "tiny", "--only", "ours", "--seeds", "0", "-1"], "--seed -1: give 0 to"),
+        (["--scale", "cpu", "--only", "ours"], "'digits' (train: 1,437 pictures of 8 x 8 px, 10 classes) is not"),
         (["--scale", "cpu", "--only", "ours", "--data", "/no/such"], "/no/such"),
     ],
 )

@@ -6,6 +6,7 @@ pytest tests/test_data_path.py
 import io
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from benchmarks import data_path
@@ -32,6 +33,13 @@ def test_both_ways_make_the_same_picture():
         assert np.abs(ours.astype(int) - plain).mean() < 4  # decoded at 1/2 or 1/1 and resampled from there
     seconds = data_path.at_once({"one": [data]}, rounds=1, workers=2)["one"]
     assert set(seconds) == {"ours", "plain PIL", "bits"} and all(len(values) == 2 for values in seconds.values())
+
+
+@pytest.mark.parametrize("option", ["--rounds", "--workers"])
+def test_no_rounds_and_no_workers_are_one_line_before_any_picture_is_drawn(monkeypatch, capsys, option):
+    monkeypatch.setattr(data_path, "drawn_sets", lambda: pytest.fail("it went on"))
+    assert data_path.main([option, "0"]) == 2
+    assert capsys.readouterr().err == f"error: {option} 0: give 1 or more\n"
 
 
 def test_photographs_are_fitted_to_every_kind(tmp_path, monkeypatch, capsys):
