@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from hf_vit.errors import HFViTError
-from training import streaming
+from training import chunks
 from training.augmentation import EvalTransform, TrainTransform
 from training.data import collate, open_dataset
 from training.shards import expand_braces, expand_shards
@@ -152,7 +152,7 @@ def shards(tmp_path):
 
 
 def test_shards_as_a_data_set_and_as_a_stream(shards, monkeypatch):
-    monkeypatch.setattr(streaming, "RUN", 2)
+    monkeypatch.setattr(chunks, "RUN", 2)
     for name in (str(shards), f"{shards}/train-{{000..002}}.tar", f"{shards}/train-*.tar"):
         dataset = open_dataset(name, split="train", cache_dir=shards / "cache")
         assert dataset.labels.tolist() == [number % 3 for number in range(15)]
