@@ -335,7 +335,7 @@ def data_rows(facts: Facts) -> Rows:
         ("Share of the training split", f"{fraction:.4g}" if fraction not in (None, 1) else None),
         (
             "Left out as duplicates",
-            f"{removed:,} images, also in {reference(against)}" if against and removed is not None else None,
+            f"{removed:,}, also in {reference(against)}" if against and removed is not None else None,
         ),
         ("Unreadable pictures left out", data.get("unreadable_images") or None),
         ("Fingerprint", code(data["fingerprint"]) if data.get("fingerprint") else None),

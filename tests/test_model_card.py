@@ -125,7 +125,7 @@ def test_a_sweep_and_what_deduplication_removed(facts):
     card = render_card(facts)
     assert "| `learning_rate` = `0.001`, `max_steps` = `500` | 80.00% ± 1.00, n = 1,600 |" in card
     assert "| `learning_rate` = `0.333333`, `max_steps` = `500` | 50.00% ± 1.25, n = 1,600 |" in card
-    assert "Left out as duplicates | 1,234 images, also in `exam` |" in card and "/home" not in card
+    assert "Left out as duplicates | 1,234, also in `exam` |" in card and "/home" not in card
 
 
 def test_sections_without_facts_are_left_out(facts):
