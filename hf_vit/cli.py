@@ -31,7 +31,7 @@ from hf_vit.configuration_hf_vit import PRESETS
 from hf_vit.errors import HFViTError, Parser, report_error
 from hf_vit.hub import push_folder, push_space
 from hf_vit.inputs import image_size, load, print_table
-from hf_vit.model_card import write_card
+from hf_vit.model_card import is_hub_id, write_card
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -233,6 +233,8 @@ def add_card(commands: Any) -> None:
 
 
 def run_card(arguments: argparse.Namespace) -> int:
+    if arguments.repo_id is not None and not is_hub_id(arguments.repo_id):
+        raise HFViTError(f"--repo-id '{arguments.repo_id}' is not the name of a repository: write owner/name")
     path = write_card(arguments.folder, arguments.repo_id)
     print(json.dumps({"card": str(path)}) if arguments.json else path)
     return 0

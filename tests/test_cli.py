@@ -208,6 +208,8 @@ def test_card_is_written_for_the_repository_asked_for(capsys, model):
 
 def test_card_errors(capsys, tmp_path):
     assert "no facts.json" in error_of(capsys, "card", tmp_path)
+    for name in ("tiny", "my id", "a/b/c"):
+        assert "write owner/name" in error_of(capsys, "card", tmp_path, "--repo-id", name)
 
 
 def test_push_errors(capsys, model, tmp_path, monkeypatch):
