@@ -147,13 +147,14 @@ def pick_device(name: str | None) -> torch.device:
     return device
 
 
-def image_size(arguments: argparse.Namespace) -> int | tuple[int, int] | None:
-    """`--image-size 384` or `--image-size 384 512`, in pixels."""
-    given = arguments.image_size
+def image_size(arguments: argparse.Namespace, name: str = "image_size") -> int | tuple[int, int] | None:
+    """`--image-size 384` or `--image-size 384 512`, in pixels; `name` is that of the argument."""
+    given = getattr(arguments, name)
     if given is None:
         return None
     if len(given) > 2:
-        raise HFViTError(f"--image-size is one number, or height and width; got {len(given)} numbers")
+        option = f"--{name.replace('_', '-')}"
+        raise HFViTError(f"{option} is one number, or height and width; got {len(given)} numbers")
     return given[0] if len(given) == 1 else tuple(given)
 
 

@@ -80,6 +80,8 @@ def test_every_format_and_back(tmp_path, capsys, format, place):
 def test_bad_input_is_one_line_and_writes_nothing(goldens, tmp_path, capsys):
     broken = tmp_path / "broken.npz"
     broken.write_bytes((goldens / "vt_token.npz").read_bytes()[:50_000])
+    (tmp_path / "turned.json").write_text('{"cat": 0, "dog": 1}')
+    (tmp_path / "latin.txt").write_bytes("Dämmerung\n".encode("latin-1"))
     before = sorted(p.name for p in tmp_path.iterdir())
     token = goldens / "vt_token.npz"
     cases = (
@@ -92,6 +94,11 @@ def test_bad_input_is_one_line_and_writes_nothing(goldens, tmp_path, capsys):
         ([token, tmp_path / "vit", "--image-size", "4"], "smaller than one patch"),
         ([token, tmp_path / "vit", "--image-size", 1, 2, 3], "height and width"),
         ([token, tmp_path / "vit", "--labels", tmp_path / "none.txt"], "no such file"),
+        ([token, tmp_path / "vit", "--labels", tmp_path / "turned.json"], "turned.json: must be id2label"),
+        ([token, tmp_path / "vit", "--labels", tmp_path / "latin.txt"], "latin.txt: not a text in UTF-8"),
+        ([token, tmp_path / "vit.npz"], "give --format google-npz or big-vision-npz"),
+        ([token, tmp_path / "vit.safetensors", "--format", "transformers"], "is named as a file"),
+        ([token, tmp_path / "vit", "--checkpoint-image-size", 1, 2, 3], "--checkpoint-image-size is one number"),
         ([goldens / "bv_map.npz", tmp_path / "vit.npz", "--format", "google-npz"], "pooling"),
         ([token, tmp_path, "--format", "timm"], "something already"),
         ([token, broken], "is a file, a folder is written"),

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import HFViTError
+from ..inputs import image_size
 from .files import read_json
 from .loading import Loaded, read_checkpoint
 from .reading import label_names
@@ -95,11 +96,8 @@ def run(arguments: argparse.Namespace) -> int:
 def _asked(arguments: argparse.Namespace) -> dict[str, Any]:
     asked: dict[str, Any] = {}
     for name in ("image_size", "checkpoint_image_size"):
-        size = getattr(arguments, name)
-        if size is not None:
-            if len(size) > 2:
-                raise HFViTError(f"--{name.replace('_', '-')} takes one number, or height and width")
-            asked[name] = size[0] if len(size) == 1 else tuple(size)
+        if (size := image_size(arguments, name)) is not None:
+            asked[name] = size
     if arguments.num_labels is not None:
         asked["num_labels"] = arguments.num_labels
     if arguments.labels is not None:
@@ -127,8 +125,15 @@ def _label_names(path: Path) -> dict[int, str]:
     if not path.is_file():
         raise HFViTError(f"{path}: no such file; --labels takes one class name per line, or id2label as JSON")
     if path.suffix == ".json":
-        return {int(number): name for number, name in read_json(path).items()}
-    return dict(enumerate(line.strip() for line in path.read_text().splitlines() if line.strip()))
+        names = read_json(path)
+        if not all(number.isdecimal() for number in names):
+            raise HFViTError(f'{path}: must be id2label, {{"0": "cat", "1": "dog", ...}}')
+        return {int(number): name for number, name in names.items()}
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise HFViTError(f"{path}: not a text in UTF-8 ({error}): save it so, one class name per line") from error
+    return dict(enumerate(line.strip() for line in text.splitlines() if line.strip()))
 
 
 def _check_destination(destination: Path, format: str | None, overwrite: bool) -> None:
@@ -137,6 +142,11 @@ def _check_destination(destination: Path, format: str | None, overwrite: bool) -
     if destination.exists() and destination.is_dir() == is_file:
         raise HFViTError(
             f"{destination}: is a {'folder' if is_file else 'file'}, a {'file' if is_file else 'folder'} is written"
+        )
+    if not is_file and destination.suffix in (".npz", ".safetensors"):
+        raise HFViTError(
+            f"{destination}: is named as a file, but a folder would be written; for a file give --format google-npz or "
+            "big-vision-npz for .npz, timm for .safetensors; for a folder give another name"
         )
     occupied = destination.is_file() or (destination.is_dir() and any(destination.iterdir()))
     if occupied and not overwrite:
