@@ -145,8 +145,8 @@ def _check_destination(destination: Path, format: str | None, overwrite: bool) -
         )
     if not is_file and destination.suffix in (".npz", ".safetensors"):
         raise HFViTError(
-            f"{destination}: is named as a file, but a folder would be written; for a file give --format google-npz or "
-            "big-vision-npz for .npz, timm for .safetensors; for a folder give another name"
+            f"{destination}: is named as a file, but a folder would be written: for a file give --format google-npz "
+            "or big-vision-npz (.npz) or timm (.safetensors), for a folder another name"
         )
     occupied = destination.is_file() or (destination.is_dir() and any(destination.iterdir()))
     if occupied and not overwrite:
