@@ -50,6 +50,16 @@ def test_no_evaluation_split_is_found_among_the_pictures_trained_on(tmp_path, tr
     assert found.evaluation.split == evaluation
 
 
+@pytest.mark.parametrize(
+    "train_split, eval_split, shared", [("train", "train[:30%]", 6), ("train[:50%]", "train[50%:]", 0)]
+)
+def test_an_evaluation_on_pictures_trained_on_is_said(tmp_path, train_split, eval_split, shared):
+    write(tmp_path, "train", range(10))
+    said = []
+    open_splits(DataArguments(dataset=str(tmp_path), train_split=train_split, eval_split=eval_split), 0, said.append)
+    assert said == ([f"{shared} of 6 evaluation pictures are trained on: their score is no test's"] if shared else [])
+
+
 def test_pictures_of_all_splits_leave_a_part_for_evaluation(tmp_path):
     for split in ("train", "test"):
         write(tmp_path, split, range(10 * (split == "test"), 20))

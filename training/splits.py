@@ -7,6 +7,8 @@ import dataclasses
 from collections.abc import Collection
 from typing import Any
 
+import numpy as np
+
 from hf_vit.errors import HFViTError
 
 from .arguments import DataArguments
@@ -60,6 +62,8 @@ def open_splits(data: DataArguments, seed: int, say=print) -> Splits:
     split = data.eval_split or (None if data.dev_fraction is not None else found_eval_split(data))
     if split is not None:
         evaluation = open_dataset(data.dataset, split=split, label_names=train.label_names, **common)
+        if shared := in_both(train, evaluation):
+            say(f"{shared:,} of {len(evaluation):,} evaluation pictures are trained on: their score is no test's")
     else:
         share = data.dev_fraction or DEV_FRACTION
         train, evaluation = carve_dev_split(train, share)
@@ -76,6 +80,12 @@ def open_splits(data: DataArguments, seed: int, say=print) -> Splits:
     if data.samples_per_class is not None:
         train = train.per_class(data.samples_per_class, seed)
     return Splits(train, evaluation, duplicates)
+
+
+def in_both(train: ImageDataset, evaluation: ImageDataset) -> int:
+    """Pictures of slices of one split that overlap; sums of splits are not looked into."""
+    same = train.source.fingerprint == evaluation.source.fingerprint
+    return len(np.intersect1d(train.rows, evaluation.rows)) if same else 0
 
 
 def found_eval_split(data: DataArguments) -> str | None:
