@@ -160,6 +160,8 @@ class DataArguments:
             raise HFViTError(f"--train_fraction {self.train_fraction}: give a share above 0, up to 1")
         if self.dev_fraction is not None and not 0 < self.dev_fraction < 1:
             raise HFViTError(f"--dev_fraction {self.dev_fraction}: give a share between 0 and 1")
+        if self.crop_pct is not None and not 0 < self.crop_pct <= 1:
+            raise HFViTError(f"--crop_pct {self.crop_pct}: give a share above 0, up to 1, or null to squash")
         if self.samples_per_class is not None and self.samples_per_class < 1:
             raise HFViTError(f"--samples_per_class {self.samples_per_class}: give 1 or more")
 
