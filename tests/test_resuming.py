@@ -156,7 +156,8 @@ def test_a_run_that_goes_on_in_another_folder_still_finds_its_best_weights(tmp_p
     run(tmp_path / "out", 4, **best)  # without a rate, the first update stays the best
     for number in range(5, 10):
         assert not (tmp_path / f"out/checkpoint-{number}").exists()
-    run(tmp_path / "other", 6, resume=str(tmp_path / "out/checkpoint-4"), **best)
+    (tmp_path / "out").rename(tmp_path / "moved")
+    run(tmp_path / "other", 6, resume=str(tmp_path / "moved/checkpoint-4"), **best)
     run(tmp_path / "other", resume=True, **best)
     assert not (tmp_path / "other/checkpoint-1").exists() and (tmp_path / "other/model.safetensors").exists()
 
