@@ -64,6 +64,7 @@ bench: $(PEERS)/.ready
 bench-cifar10: $(PEERS)/.ready
 	@$(PEERS)/bin/python -m benchmarks.cifar10_peers $(ARGS)
 
+# the tests that need those libraries
 test-peers: $(PEERS)/.ready
 	@$(PEERS)/bin/python -m pytest -q tests/test_cifar10_peers.py $(ARGS)
 

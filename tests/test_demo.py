@@ -168,6 +168,15 @@ def test_labels_that_two_classes_share_stay_two(models):
     assert float(alone.sum()) != pytest.approx(1, abs=0.05)
 
 
+def test_the_last_picture_and_the_last_choice_count(models):
+    """None is dropped that comes while an answer is awaited: a picture, a block, a head."""
+    pytest.importorskip("gradio")
+    from hf_vit.demo_page import Classifier, build_page
+
+    page = build_page([Classifier.load("letters", models[0])])
+    assert [event.trigger_mode for event in page.fns.values()] == ["always_last"] * 3
+
+
 @pytest.fixture(scope="module")
 def page(models):
     """Address of `hf-vit demo` with two models."""
