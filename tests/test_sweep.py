@@ -54,6 +54,13 @@ def test_a_later_trial_that_cannot_be_meant_is_refused_before_the_first_runs(wor
     assert capsys.readouterr().err.startswith("error: ") and not (tmp_path / "out").exists()
 
 
+def test_a_trial_that_ends_the_sweep_is_named(tmp_path, capsys):
+    words = ["--optim", "sgd", "--max_grad_norm", "0", "--max_steps", "4", "--sweep", "learning_rate=[1e-3,1e30]"]
+    with pytest.raises(SystemExit):
+        finetune.main([*LINE.split(), *words, "--output_dir", str(tmp_path / "out")])
+    assert capsys.readouterr().err.strip().splitlines()[-1].startswith("error: learning_rate=1e+30: the loss is not")
+
+
 def test_a_flag_overrides_the_sweep_of_a_recipe():
     words = ["--config", "finetune_cifar10", "--model", "x", "--output_dir", "out"]
     swept, fixed = parse(words, "finetune"), parse([*words, "--learning_rate", "0.003"], "finetune")

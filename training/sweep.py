@@ -76,7 +76,10 @@ def sweep(
     trials = [(values, trial_of(arguments, values)) for values in grid(arguments.train.sweep)]  # all can be meant
     rows = []
     for values, trial in trials:
-        facts = finished(trial) or run(trial, stage, more_follow=True)
+        try:
+            facts = finished(trial) or run(trial, stage, more_follow=True)
+        except HFViTError as error:
+            raise HFViTError(f"{Path(str(trial.train.output_dir)).name}: {error}") from error
         if not facts:
             return {}
         score = next(row for row in facts["results"] if row["metric"] == "accuracy")
