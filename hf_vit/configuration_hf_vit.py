@@ -265,6 +265,12 @@ class HFViTConfig(BackboneConfigMixin, PreTrainedConfig):
         """Tokens before the patches: class and registers."""
         return int(bool(self.use_class_token)) + self.num_register_tokens
 
+    @PreTrainedConfig.num_labels.setter  # type: ignore[attr-defined]
+    def num_labels(self, num_labels: int):
+        if num_labels < 0:  # the base class takes it for a model without classes
+            raise ValueError(f"num_labels={num_labels} is no number of classes: 1 or more, or 0 for no classifier")
+        PreTrainedConfig.num_labels.fset(self, num_labels)  # type: ignore[attr-defined]
+
     # -- validation ----------------------------------------------------------------------------------------------
 
     def check_architecture(self) -> None:

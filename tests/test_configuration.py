@@ -133,3 +133,12 @@ def test_grid_is_what_the_network_makes(height, width, patch, stages):
         model = HFViTForImageClassification(config)
         tokens = model.vit.embeddings.patch_embeddings(torch.empty(1, 3, height, width))
     assert tuple(tokens.shape[-2:]) == config.grid_size
+
+
+def test_a_negative_number_of_classes_is_refused(tmp_path):
+    HFViTConfig().save_pretrained(tmp_path)
+    for ask in (HFViTConfig, lambda **labels: HFViTConfig.from_pretrained(tmp_path, **labels)):
+        with pytest.raises(ValueError, match="num_labels=-1 is no number of classes"):
+            ask(num_labels=-1)
+        assert ask(num_labels=3).id2label == {0: "LABEL_0", 1: "LABEL_1", 2: "LABEL_2"}
+        assert ask(num_labels=0).num_labels == 0

@@ -258,7 +258,7 @@ def _change(model: HFViTForImageClassification, asked: dict[str, Any]) -> list[s
             f"position table refitted from {grid[0]}x{grid[1]} to {config.grid_size[0]}x{config.grid_size[1]}"
         )
     labels, representation = config.num_labels, config.representation_size
-    wanted: int = asked.get("num_labels", labels)  # type: ignore[assignment]
+    wanted: int = asked.get("num_labels", labels)
     if wanted != labels:
         model.replace_head(wanted, asked.get("id2label"), keep_representation=asked.get("keep_representation", False))
         changed.append(f"classifier of {labels} classes replaced by one of {wanted}, all zeros: train it")
