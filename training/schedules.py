@@ -98,9 +98,7 @@ class Plan:
         if stage.pictures != args.per_device_train_batch_size * args.gradient_accumulation_steps * self.devices:
             return f"--batch_size_schedule to {pictures} or less"
         if args.global_batch_size is not None:
-            return (
-                f"lower --global_batch_size to {pictures} or less, and --per_device_train_batch_size to a part of it"
-            )
+            return f"--global_batch_size to {pictures} or less, and --per_device_train_batch_size to a part of it"
         if pictures < parts:
             return f"--gradient_accumulation_steps to {max(1, pictures // self.devices)} or less"
         return f"--per_device_train_batch_size to {pictures // parts} or less"
