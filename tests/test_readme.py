@@ -183,7 +183,7 @@ def test_the_table_of_inference_is_what_was_measured():
     points = json.loads((ROOT / "benchmarks" / "results" / "cpu-inference.json").read_text(encoding="utf-8"))
     lines = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
     first = next(number for number, line in enumerate(lines) if line.startswith("| ViT-B/16, 224 px, ms"))
-    columns = {"optimised": "hf_vit, optimised", "transformers": "transformers ViT"}
+    columns = {"optimised": "hf_vit, optimised", "int8": "hf_vit, int8", "transformers": "transformers ViT"}
     names = [columns.get(word.strip(), word.strip()) for word in lines[first].split("|")[2:-1]]
     shown = {}
     for line in lines[first + 2 : first + 2 + len(points)]:
