@@ -48,6 +48,7 @@ def points(options: argparse.Namespace) -> Iterator[Point]:
 
 def point(preset: str, batch: int, training: bool, device: torch.device, tiny: bool) -> Point:
     config = HFViTConfig.from_preset(preset, num_labels=1000)
+    config.hidden_dropout_prob = 0.0  # 0.1 in the larger presets, as in the paper; the peers' networks have none
     others, absent = ({}, {"peers": "--tiny"}) if tiny else peers.networks(preset)
     if tiny:
         config.num_hidden_layers = 1
