@@ -246,7 +246,7 @@ def is_watched(module: nn.Module) -> bool:
     """
     hooks = (*module._forward_pre_hooks.values(), *module._forward_hooks.values())
     hooks += (*module._backward_pre_hooks.values(), *module._backward_hooks.values())
-    return any(not (hook.__module__ or "").startswith(BOOKKEEPING) for hook in hooks)
+    return any(not (getattr(hook, "__module__", None) or "").startswith(BOOKKEEPING) for hook in hooks)
 
 
 class PreparedLayer(Prepared):

@@ -488,7 +488,9 @@ class HFViTForImageClassification(HFViTPreTrainedModel):
             return False
         if config.pooling not in ("token", "first") or not (way is None or isinstance(way, PreparedLayer)):
             return False
-        if type(encoder).forward is not HFViTModel.forward or type(last).forward is not HFViTLayer.forward:
+        if type(encoder).forward is not HFViTModel.forward:
+            return False
+        if type(last).forward.__code__ is not HFViTLayer.forward.__code__:  # sharding copies the function
             return False
         if any(kwargs.get(name) or getattr(config, name) for name in ("output_hidden_states", "output_attentions")):
             return False

@@ -8,6 +8,7 @@ import math
 import numpy as np
 import pytest
 import torch
+import torch.distributed.fsdp
 
 from hf_vit import HFViTConfig, HFViTForImageClassification, modeling_hf_vit
 from hf_vit.modeling_hf_vit import HFViTDropPath
@@ -217,11 +218,30 @@ def test_whoever_asks_for_the_other_tokens_or_watches_them_gets_them():
             hook = getattr(watched, register)(lambda *arguments: None)
             assert rows() == [17]
             hook.remove()
+    hook = last.register_forward_pre_hook((lambda *arguments: None).__call__)  # written in C: its module is not known
+    assert rows() == [17]
+    hook.remove()
     assert rows() == [1]
     assert rows_of_the_last_mlp(model, lambda: model.vit(pixels)) == [17]
     model.set_attn_implementation("eager")
     model.config.output_attentions = True
     assert rows() == [17]
+
+
+def test_a_sharded_model_computes_the_token_that_is_read(tmp_path):
+    model = build().train()
+    pixels = picture(model)
+    expected = model(pixels).logits
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        mesh = torch.distributed.device_mesh.init_device_mesh("cpu", (1,))
+        for part in (*model.vit.layers, model):
+            torch.distributed.fsdp.fully_shard(part, mesh=mesh)
+        found = []
+        assert rows_of_the_last_mlp(model, lambda: found.append(model(pixels).logits)) == [1]
+        torch.testing.assert_close(found[0], expected)
+    finally:
+        torch.distributed.destroy_process_group()
 
 
 def test_poolings_that_read_all_tokens_refuse_fewer():
