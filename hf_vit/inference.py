@@ -6,7 +6,7 @@ change. A call that needs the plain block gets it: training, gradients, autocast
 `output_attentions`, hooks inside the block, other layers in place of ours (LoRA). So a prepared model trains, saves,
 loads, copies and compiles as before, at the speed of before.
 
-This file travels to the Hub beside the weights: it imports only torch, transformers and its sibling.
+This file travels to the Hub beside the weights: it imports only torch, transformers and its siblings.
 """
 
 import copy
@@ -21,6 +21,7 @@ from torch import nn
 from transformers.activations import GELUActivation, GELUTanh
 from transformers.utils import logging
 
+from .native import attend_by_tiles, tiles_take
 from .resnet_stem import StdConv2d
 
 
@@ -31,6 +32,7 @@ ROUNDS, MARGIN = 6, 0.9  # a way replaces the first one where its best of six ro
 ROWS_AT_ONCE = 1600  # tokens of as many images go through a block together: what is between stays in the caches
 BOOKKEEPING = ("torch.distributed.fsdp", "transformers.utils.output_capturing")  # hooks that show nobody anything
 MEASURED_TOKENS = 1024  # attention of more is measured on as many
+MLP_PART = 1024  # so much of the hidden layer may be computed at a time, of as many tokens or more
 
 
 def fastest(ways: Ways, *inputs) -> str:
@@ -275,6 +277,14 @@ class PreparedLayer(Prepared):
         self.out = Dense([scaled(out, layer.layer_scale1)], self.choices)
         self.fc1 = Dense([(fc1.weight, fc1.bias)], self.choices, layer.mlp.activation_fn)
         self.fc2 = Dense([scaled(fc2, layer.layer_scale2)], self.choices)
+        self.parts: list[tuple[Dense, Dense]] = []
+        width, dtype = fc1.out_features, fc1.weight.dtype
+        if dtype == torch.bfloat16 and onednn_packs(fc1.weight) and width > MLP_PART and width % MLP_PART == 0:
+            weight, bias = scaled(fc2, layer.layer_scale2)
+            for at in range(0, width, MLP_PART):
+                part = slice(at, at + MLP_PART)
+                hidden = Dense([(fc1.weight[part], fc1.bias[part])], self.choices, layer.mlp.activation_fn)
+                self.parts.append((hidden, Dense([(weight[:, part], None if at else bias)], self.choices)))
 
     def __call__(self, x: torch.Tensor, tokens: int | None = None, **kwargs) -> torch.Tensor:
         return self.run(x, tokens) if self.serves(x, kwargs) else self.plain(x, tokens=tokens, **kwargs)
@@ -309,7 +319,8 @@ class PreparedLayer(Prepared):
         return self.out(rows, x.flatten(0, 1))[0].view(x.shape)
 
     def attend(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float) -> torch.Tensor:
-        ways: Ways = {"sdpa": attend_by_sdpa, "products": attend_by_products}
+        ways: Ways = {"tiles": attend_by_tiles} if tiles_take(query, key, value) else {}
+        ways |= {"sdpa": attend_by_sdpa, "products": attend_by_products}
         some = max(1, min(len(query), MEASURED_TOKENS // query.shape[2]))
         case = ("attention", *query.shape[1:], query.dtype, some)
         return self.choose(case, ways, query[:some], key[:some], value[:some], scale)(query, key, value, scale)
@@ -317,7 +328,19 @@ class PreparedLayer(Prepared):
     def mlp(self, x: torch.Tensor) -> torch.Tensor:
         """Eq. 3: LayerScale(MLP(LN(x))) + x, `(B, N, D)` -> `(B, N, D)`."""
         rows = self.normed("layernorm_after", x).flatten(0, 1)
-        return self.fc2(*self.fc1(rows), x.flatten(0, 1))[0].view(x.shape)
+        ways: Ways = {"in parts": self.in_parts} if self.parts and len(rows) >= MLP_PART else {}
+        ways["whole"] = self.whole
+        case = ("mlp", rows.shape[1], rows.dtype, len(rows).bit_length())
+        return self.choose(case, ways, rows, x.flatten(0, 1))(rows, x.flatten(0, 1)).view(x.shape)
+
+    def whole(self, rows: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        return self.fc2(*self.fc1(rows), x)[0]
+
+    def in_parts(self, rows: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        """A part of the hidden layer at a time, which the caches hold; each part's sum is rounded once."""
+        for fc1, fc2 in self.parts:
+            (x,) = fc2(*fc1(rows), x)
+        return x
 
 
 class Int8Layer(PreparedLayer):

@@ -34,6 +34,7 @@ TRAVELLING_FILES = (
     "configuration_hf_vit.py",
     "position_embedding.py",
     "resnet_stem.py",
+    "native.py",
     "inference.py",
     "pretrained_hf_vit.py",
     "modeling_hf_vit.py",

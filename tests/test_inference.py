@@ -9,7 +9,7 @@ import io
 import pytest
 import torch
 
-from hf_vit import HFViTConfig, HFViTForImageClassification, HFViTModel, inference
+from hf_vit import HFViTConfig, HFViTForImageClassification, HFViTModel, inference, native
 from hf_vit.token_merging import merge_tokens
 from tests.test_goldens import CASES, HYBRID, PLAIN, _load
 
@@ -76,17 +76,20 @@ def test_goldens(name):
             assert worst <= tolerance * recorded[name].abs().max()
 
 
-@pytest.mark.parametrize("way", WAYS)
-def test_bfloat16_is_as_near_to_float32_as_the_plain_model(force, way):
+@pytest.mark.parametrize("way", [*WAYS, "in parts", *["tiles"] * (native.attention() is not None)])
+def test_bfloat16_is_as_near_to_float32_as_the_plain_model(force, way, monkeypatch):
     force(way)
+    monkeypatch.setattr(inference, "MLP_PART", 128 if way == "in parts" else 1024)
     model = tiny()
     pixels = torch.randn(16, 3, 32, 32)
     with torch.no_grad():
         exact = model(pixels).logits
         plain = model.bfloat16()(pixels).logits
         fast = model.optimize_for_inference(torch.bfloat16)(pixels).logits
+        chosen = model.vit.layers[0].forward.choices.values()
     assert fast.dtype == torch.bfloat16
     assert (fast - exact).abs().mean() <= 1.5 * (plain - exact).abs().mean()
+    assert way in chosen or way == "packed by MKL"  # which is for float32
 
 
 @pytest.mark.skipif(

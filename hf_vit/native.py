@@ -1,0 +1,95 @@
+"""Kernels in C++ (`cpp/`), which the compiler of the machine builds at their first use and keeps.
+
+Where there is no compiler, or no processor that they are for, there is no kernel: `library` is None and PyTorch's own
+operations serve.
+
+This file travels to the Hub beside the weights, without the kernels: it imports only torch and transformers.
+"""
+
+import ctypes
+import functools
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from huggingface_hub.constants import HF_HOME
+from transformers.utils import logging
+
+
+logger = logging.get_logger(__name__)
+
+FLAGS = ("-O3", "-std=c++17", "-march=native", "-fopenmp", "-shared", "-fPIC")
+
+
+@functools.cache
+def processor_flags() -> frozenset[str]:
+    """What the processor can do, in Linux's words; empty elsewhere."""
+    facts = Path("/proc/cpuinfo")
+    lines = facts.read_text().splitlines() if facts.exists() else []
+    return frozenset(next((line.split() for line in lines if line.startswith("flags")), []))
+
+
+@functools.cache
+def library(name: str) -> ctypes.CDLL | None:
+    """`cpp/{name}.cpp`, compiled for this processor and kept under `HF_HOME/hf_vit`; None where that cannot be."""
+    source = Path(__file__).parent / "cpp" / f"{name}.cpp"
+    compiler = os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")
+    if not (sys.platform == "linux" and platform.machine() == "x86_64" and compiler and source.exists()):
+        return None
+    command = [compiler, *FLAGS, str(source)]
+    key = hashlib.sha256(
+        source.read_bytes() + repr((compiler, FLAGS, sorted(processor_flags()))).encode()
+    ).hexdigest()[:16]
+    built = Path(HF_HOME, "hf_vit", f"{name}-{key}.so")
+    try:
+        if not built.exists():
+            built.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=built.parent) as folder:
+                new = Path(folder, built.name)
+                subprocess.run([*command, "-o", str(new)], check=True, capture_output=True, text=True)
+                os.replace(new, built)
+        return ctypes.CDLL(str(built))
+    except (OSError, subprocess.CalledProcessError) as error:
+        reason = getattr(error, "stderr", None) or error
+        logger.warning(f"{source.name} was not compiled, PyTorch's own operations serve instead: {reason}")
+        return None
+
+
+@functools.cache
+def attention() -> Callable | None:
+    """`attend` of `cpp/attention.cpp`, where the processor multiplies bfloat16 in tiles (AMX)."""
+    if "amx_bf16" not in processor_flags():
+        return None
+    found = library("attention")
+    if found is None or not found.ready():
+        return None
+    pointer, count = ctypes.c_void_p, ctypes.c_int64
+    found.attend.argtypes = [pointer] * 5 + [count] * 5 + [ctypes.c_float, ctypes.c_int]
+    return found.attend
+
+
+def tiles_take(*heads: torch.Tensor) -> bool:
+    """Whether `attend_by_tiles` takes this query, key and value."""
+    ours = all(x.dtype == torch.bfloat16 and x.device.type == "cpu" and x.stride(3) == 1 for x in heads)
+    return ours and attention() is not None
+
+
+def attend_by_tiles(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float) -> torch.Tensor:
+    """Eqs. 6 and 7, bfloat16 `(B, k, N, d)` each -> `(B, k, N, d)`, in memory `(B, N, k, d)`."""
+    kernel = attention()
+    assert kernel is not None
+    images, heads, queries, depth = query.shape
+    out = query.new_empty(images, queries, heads, depth)
+    strides = (ctypes.c_int64 * 9)(*(stride for x in (query, key, value) for stride in x.stride()[:3]))
+    kernel(
+        query.data_ptr(), key.data_ptr(), value.data_ptr(), out.data_ptr(), strides,
+        images, heads, queries, key.shape[2], depth, scale, torch.get_num_threads(),
+    )  # fmt: skip
+    return out.transpose(1, 2)

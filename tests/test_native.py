@@ -1,0 +1,134 @@
+"""native.py: kernels in C++ compute what PyTorch computes, are built once, and are missed by nobody.
+
+python -m pytest tests/test_native.py
+"""
+
+import shutil
+import subprocess
+import threading
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hf_vit import native
+
+
+@pytest.fixture
+def fresh(monkeypatch, tmp_path):
+    """No kernel is built yet: the folder that they go to."""
+    monkeypatch.setattr(native, "HF_HOME", str(tmp_path))
+    native.library.cache_clear()
+    yield tmp_path / "hf_vit"
+    native.library.cache_clear()
+
+
+compiles = pytest.mark.skipif(
+    shutil.which("g++") is None and shutil.which("clang++") is None, reason="no C++ compiler is on this machine"
+)
+tiles = pytest.mark.skipif(native.attention() is None, reason="needs a processor with AMX, Linux and a C++ compiler")
+
+
+def heads(images, count, tokens, depth, joined=False):
+    """`(B, k, N, d)` in bfloat16, as a view of `(B, N, 3 k d)` or of memory of its own."""
+    rows = torch.randn(images, tokens, (3 if joined else 1) * count * depth).bfloat16()
+    return rows[..., : count * depth].unflatten(2, (count, depth)).transpose(1, 2)
+
+
+@tiles
+@given(
+    images=st.integers(1, 3),
+    count=st.integers(1, 5),
+    queries=st.integers(1, 80),
+    keys=st.integers(1, 230),
+    depth=st.integers(1, 130),
+    joined=st.booleans(),
+    scale=st.sampled_from([0.01, 0.125, 1.0]),
+    threads=st.integers(1, 3),
+)
+def test_tiles_attend_to_the_rounding_of_weights_and_results(
+    images, count, queries, keys, depth, joined, scale, threads
+):
+    torch.manual_seed(queries * keys + depth)
+    q, k, v = (heads(images, count, n, depth, joined) for n in (queries, keys, keys))
+    exact = F.scaled_dot_product_attention(q.double(), k.double(), v.double(), scale=scale)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        assert native.tiles_take(q, k, v)
+        ours = native.attend_by_tiles(q, k, v, scale)
+    finally:
+        torch.set_num_threads(before)
+    assert ours.shape == exact.shape and ours.dtype == torch.bfloat16
+    sizes = F.scaled_dot_product_attention(q.double(), k.double(), v.double().abs(), scale=scale)
+    assert ((ours - exact).abs() <= 1.01 * 2**-7 * sizes).all()  # weights and results are rounded, each by 2^-8
+
+
+@tiles
+def test_large_scores_and_broken_pictures_stay_what_they_are():
+    q, k, v = (heads(3, 2, 40, 64) for _ in range(3))
+    q = 300 * q  # one weight is 1, the others vanish
+    k[1, 0, 5, 7] = float("nan")
+    ours, theirs = native.attend_by_tiles(q, k, v, 1.0), F.scaled_dot_product_attention(q, k, v, scale=1.0)
+    assert torch.equal(ours.isnan(), theirs.isnan()) and ours[1, 0].isnan().all() and ours.isnan().sum() == 40 * 64
+    torch.testing.assert_close(ours[0], theirs[0], atol=0.02, rtol=0.01)
+    again = native.attend_by_tiles(q[2:], k[2:], v[2:], 1.0)  # what a broken picture left behind touches nobody
+    assert torch.equal(again[0], ours[2])
+
+
+@tiles
+def test_onednn_finds_its_tiles_as_it_left_them():
+    x, weight = torch.randn(64, 128).bfloat16(), torch.randn(96, 128).bfloat16()
+    expected = F.linear(x, weight)
+    q, k, v = (heads(2, 2, 50, 64) for _ in range(3))
+    for _ in range(3):
+        native.attend_by_tiles(q, k, v, 0.1)
+        assert torch.equal(F.linear(x, weight), expected)
+
+
+def test_other_tensors_are_not_taken():
+    q = heads(1, 2, 4, 8)
+    assert not native.tiles_take(q.float(), q, q)
+    assert not native.tiles_take(q, q.transpose(2, 3).contiguous().transpose(2, 3), q)
+    assert not native.tiles_take(q, q, q.to("meta"))
+
+
+@compiles
+def test_a_kernel_is_built_once_and_kept(fresh, monkeypatch):
+    calls, run = [], subprocess.run
+    monkeypatch.setattr(subprocess, "run", lambda *args, **kwargs: (calls.append(args), run(*args, **kwargs))[1])
+    monkeypatch.setattr(native, "FLAGS", ("-shared", "-fPIC", "-O0", "-march=native", "-fopenmp", "-std=c++17"))
+    if "avx512_bf16" not in native.processor_flags():
+        pytest.skip("the kernel that there is needs AVX-512 to be compiled")
+    built = [thread_result(native.library, "attention") for _ in range(2)]
+    native.library.cache_clear()
+    assert all(built) and native.library("attention") is not None
+    assert len(calls) == 1 and len(list(fresh.iterdir())) == 1
+
+
+def thread_result(function, *args):
+    found = []
+    thread = threading.Thread(target=lambda: found.append(function(*args)))
+    thread.start()
+    thread.join()
+    return found[0]
+
+
+def test_without_a_compiler_there_is_none(fresh, monkeypatch):
+    monkeypatch.delenv("CXX", raising=False)
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    assert native.library("attention") is None and not fresh.exists()
+
+
+@pytest.mark.parametrize("broken", ["fails", "missing"])
+def test_a_compiler_that_fails_is_said_once(fresh, monkeypatch, caplog, broken):
+    if native.sys.platform != "linux" or native.platform.machine() != "x86_64":
+        pytest.skip("kernels are built on Linux and x86-64 only")
+    monkeypatch.setenv("CXX", "false" if broken == "fails" else "/nowhere/c++")
+    monkeypatch.setattr(native.logger, "propagate", True)
+    for _ in range(2):
+        assert native.library("attention") is None
+    assert caplog.text.count("attention.cpp was not compiled, PyTorch's own operations serve instead") == 1
+    assert not list(fresh.iterdir())
