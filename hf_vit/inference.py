@@ -21,7 +21,7 @@ from torch import nn
 from transformers.activations import GELUActivation, GELUTanh
 from transformers.utils import logging
 
-from .native import attend_by_tiles, tiles_take
+from .native import attend_by_tiles, norm_to_int8, round_to_int8, tiles_take
 from .resnet_stem import StdConv2d
 
 
@@ -291,25 +291,22 @@ class PreparedLayer(Prepared):
 
     def run(self, x: torch.Tensor, tokens: int | None = None) -> torch.Tensor:
         """`(B, N, D)` -> `(B, N, D)`, or only so many first `tokens`, to which the others give keys and values."""
-        parts = x.split(max(1, ROWS_AT_ONCE // x.shape[1]))
-        if tokens is not None:
-            return self.mlp(torch.cat([self.attention(part, tokens) for part in parts]))
-        done = [self.mlp(self.attention(part)) for part in parts]
+        done = [self.block(part, tokens) for part in x.split(max(1, ROWS_AT_ONCE // x.shape[1]))]
         return done[0] if len(done) == 1 else torch.cat(done)
+
+    def block(self, x: torch.Tensor, tokens: int | None) -> torch.Tensor:
+        return self.mlp(self.attention(x, tokens))
 
     def attention(self, x: torch.Tensor, tokens: int | None = None) -> torch.Tensor:
         """Eq. 2: LayerScale(MSA(LN(x))) + x of the first so many tokens, `(B, N, D)` -> `(B, tokens, D)`."""
-        query, key, value = self.heads(self.normed("layernorm_before", x))
+        query, key, value = self.heads(x)
         mixed = self.attend(query[:, :, :tokens], key, value, self.module.attention.scaling)
         return self.project(mixed, x[:, :tokens].contiguous())
 
-    def normed(self, name: str, x: torch.Tensor) -> torch.Tensor:
-        return getattr(self.module, name)(x)
-
     def heads(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """q, k and v of Eq. 5: `(B, N, D)` -> `(B, k, N, d)` each."""
+        """q, k and v of LN(x), Eq. 5: `(B, N, D)` -> `(B, k, N, d)` each."""
         msa = self.module.attention
-        parts = self.qkv(x.flatten(0, 1))  # (B * N, D) each
+        parts = self.qkv(self.module.layernorm_before(x).flatten(0, 1))  # (B * N, D) each
         query, key, value = (part.view(*x.shape[:2], -1, msa.head_dim).transpose(1, 2) for part in parts)
         return msa.q_norm(query), msa.k_norm(key), value
 
@@ -327,7 +324,7 @@ class PreparedLayer(Prepared):
 
     def mlp(self, x: torch.Tensor) -> torch.Tensor:
         """Eq. 3: LayerScale(MLP(LN(x))) + x, `(B, N, D)` -> `(B, N, D)`."""
-        rows = self.normed("layernorm_after", x).flatten(0, 1)
+        rows = self.module.layernorm_after(x).flatten(0, 1)
         ways: Ways = {"in parts": self.in_parts} if self.parts and len(rows) >= MLP_PART else {}
         ways["whole"] = self.whole
         case = ("mlp", rows.shape[1], rows.dtype, len(rows).bit_length())
@@ -363,18 +360,15 @@ class Int8Layer(PreparedLayer):
         super().build()
         parts = {"qkv": self.qkv, "out": self.out, "fc1": self.fc1, "fc2": self.fc2}
         self.int8 = {name: int8_weight(*dense._join()) for name, dense in parts.items()}
-        names = ("layernorm_before", "layernorm_after")
-        self.norms = {name: copy.deepcopy(getattr(self.module, name)).float() for name in names}
+        before, after = self.module.layernorm_before, self.module.layernorm_after
+        self.norms = {"qkv": copy.deepcopy(before).float(), "fc1": copy.deepcopy(after).float()}
 
-    def run(self, x: torch.Tensor, tokens: int | None = None) -> torch.Tensor:
-        return super().run(x.to(torch.float32, copy=True), tokens).to(x.dtype)
-
-    def normed(self, name: str, x: torch.Tensor) -> torch.Tensor:
-        return self.norms[name](x)
+    def block(self, x: torch.Tensor, tokens: int | None) -> torch.Tensor:
+        return super().block(x.to(torch.float32, copy=True), tokens).to(x.dtype)
 
     def heads(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         msa = self.module.attention
-        joined = self.product("qkv", self.rounded("qkv", x.flatten(0, 1)), torch.bfloat16)
+        joined = self.product("qkv", self.normed("qkv", x), torch.bfloat16)
         query, key, value = (
             part.view(*x.shape[:2], -1, msa.head_dim).transpose(1, 2) for part in joined.chunk(3, dim=1)
         )
@@ -384,17 +378,16 @@ class Int8Layer(PreparedLayer):
         return msa.q_norm(query.to(dtype)).bfloat16(), msa.k_norm(key.to(dtype)).bfloat16(), value
 
     def project(self, mixed: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-        rows = self.rounded("out", mixed.transpose(1, 2).reshape(-1, x.shape[2]))
-        return self.added("out", rows, x)
+        rows = mixed.transpose(1, 2).reshape(-1, x.shape[2])
+        return self.added("out", round_to_int8(rows, self.scales["out"]), x)
 
     def mlp(self, x: torch.Tensor) -> torch.Tensor:
-        rows = self.rounded("fc1", self.normed("layernorm_after", x).flatten(0, 1))
-        hidden = self.product("fc1", rows, torch.int8, "gelu", self.scales["fc2"])
+        hidden = self.product("fc1", self.normed("fc1", x), torch.int8, "gelu", self.scales["fc2"])
         return self.added("fc2", hidden, x)
 
-    def rounded(self, name: str, rows: torch.Tensor) -> torch.Tensor:
-        """Fresh rows as int8 steps; they are overwritten. Larger values than calibration saw are cut."""
-        return rows.float().mul_(1 / self.scales[name]).round_().clamp_(-127, 127).to(torch.int8)
+    def normed(self, name: str, x: torch.Tensor) -> torch.Tensor:
+        """LN(x) before this product, `(B, N, D)`, as int8 steps `(B * N, D)`; more than calibration saw is cut."""
+        return norm_to_int8(x, self.norms[name], self.scales[name]).flatten(0, 1)
 
     def product(
         self, name: str, rows: torch.Tensor, dtype: torch.dtype, activation: str = "none", step: float = 1.0

@@ -93,3 +93,37 @@ def attend_by_tiles(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor,
         images, heads, queries, key.shape[2], depth, scale, torch.get_num_threads(),
     )  # fmt: skip
     return out.transpose(1, 2)
+
+
+@functools.cache
+def int8() -> ctypes.CDLL | None:
+    """`cpp/int8.cpp`, where the processor has AVX-512."""
+    found = library("int8") if {"avx512f", "avx512bw", "avx512vl"} <= processor_flags() else None
+    if found is not None:
+        pointer, count, number, whole = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float, ctypes.c_int
+        found.round_values.argtypes = [pointer, whole, pointer, count, number, whole]
+        found.norm_rows.argtypes = [pointer] * 4 + [count] * 2 + [number] * 2 + [whole]
+    return found
+
+
+def round_to_int8(x: torch.Tensor, step: float) -> torch.Tensor:
+    """x / step, bfloat16 or float32, rounded to the nearest and cut to -127..127."""
+    kernels, x = int8(), x.contiguous()
+    if kernels is None:
+        return (x.float() * (1 / step)).round_().clamp_(-127, 127).to(torch.int8)
+    out = torch.empty_like(x, dtype=torch.int8)
+    bfloat16, threads = x.dtype == torch.bfloat16, torch.get_num_threads()
+    kernels.round_values(x.data_ptr(), bfloat16, out.data_ptr(), x.numel(), 1 / step, threads)
+    return out
+
+
+def norm_to_int8(x: torch.Tensor, norm: torch.nn.LayerNorm, step: float) -> torch.Tensor:
+    """`round_to_int8(norm(x), step)` for a norm in float32."""
+    kernels, x = int8(), x.float().contiguous()
+    if kernels is None:
+        return round_to_int8(norm(x), step)
+    out = torch.empty_like(x, dtype=torch.int8)
+    pointers = (tensor.data_ptr() for tensor in (x, norm.weight, norm.bias, out))
+    rows, width = x.numel() // x.shape[-1], x.shape[-1]
+    kernels.norm_rows(*pointers, rows, width, norm.eps, 1 / step, torch.get_num_threads())
+    return out

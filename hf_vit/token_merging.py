@@ -81,7 +81,7 @@ class MergingLayer:
             raise HFViTError("attention maps are of unmerged tokens: call merge_tokens(model, r=0) first")
         prepared = self.before is not None and self.before.serves(x, kwargs)
         parts = self.before if prepared else PlainParts(layer)
-        query, key, value = parts.heads(layer.layernorm_before(x))
+        query, key, value = parts.heads(x)
         mixed = F.scaled_dot_product_attention(
             query, key, value, attn_mask=state.bias(query), scale=layer.attention.scaling
         )
@@ -97,7 +97,7 @@ class PlainParts:
         self.layer = layer
 
     def heads(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        attention = self.layer.attention
+        attention, x = self.layer.attention, self.layer.layernorm_before(x)
         return *attention.queries_and_keys(x), attention._heads(attention.v_proj(x))
 
     def project(self, mixed: torch.Tensor, x: torch.Tensor) -> torch.Tensor:

@@ -30,6 +30,8 @@ compiles = pytest.mark.skipif(
 )
 tiles = pytest.mark.skipif(native.attention() is None, reason="needs a processor with AMX, Linux and a C++ compiler")
 
+wide = pytest.mark.skipif(native.int8() is None, reason="needs a processor with AVX-512, Linux and a C++ compiler")
+
 
 def heads(images, count, tokens, depth, joined=False):
     """`(B, k, N, d)` in bfloat16, as a view of `(B, N, 3 k d)` or of memory of its own."""
@@ -86,6 +88,32 @@ def test_onednn_finds_its_tiles_as_it_left_them():
     for _ in range(3):
         native.attend_by_tiles(q, k, v, 0.1)
         assert torch.equal(F.linear(x, weight), expected)
+
+
+@pytest.mark.parametrize("built", [False, pytest.param(True, marks=wide)])
+@given(
+    rows=st.integers(1, 40),
+    width=st.integers(1, 200),
+    dtype=st.sampled_from([torch.bfloat16, torch.float32]),
+    step=st.sampled_from([0.01, 0.05, 2.0]),
+    strided=st.booleans(),
+)
+def test_int8_steps_are_those_of_pytorch(built, rows, width, dtype, step, strided):
+    torch.manual_seed(rows * width)
+    norm = torch.nn.LayerNorm(width, eps=1e-6)
+    torch.nn.init.normal_(norm.weight)
+    torch.nn.init.normal_(norm.bias)
+    x = torch.randn(rows, 2 * width, dtype=dtype)[:, :width] if strided else torch.randn(rows, width, dtype=dtype)
+    with torch.no_grad(), pytest.MonkeyPatch.context() as patch:
+        if not built:
+            patch.setattr(native, "int8", lambda: None)
+        rounded, normed = native.round_to_int8(x, step), native.norm_to_int8(x, norm, step)
+        exact = norm.double()(x.double()) / step
+    torch.testing.assert_close(
+        rounded, (x.float() * (1 / step)).round().clamp(-127, 127).to(torch.int8), atol=0, rtol=0
+    )
+    assert normed.dtype == torch.int8 and normed.shape == x.shape
+    assert (normed - exact.clamp(-127, 127)).abs().max() <= 0.5 + 1e-3
 
 
 def test_other_tensors_are_not_taken():
