@@ -1,10 +1,10 @@
 """The network prepared for inference: the same products, the fastest way this machine has, found by measuring.
 
-`model.optimize_for_inference()` puts a `Prepared` before the `forward` of every block. Weights stay where they are;
-what is prepared from them (joined, packed for oneDNN, LayerScale folded in) is a copy that is made again when they
-change. A call that needs the plain block gets it: training, gradients, autocast, `torch.compile`,
-`output_attentions`, hooks inside the block, other layers in place of ours (LoRA). So a prepared model trains, saves,
-loads, copies and compiles as before, at the speed of before.
+`model.optimize_for_inference()` puts a `Prepared` before the `forward` of every block and of what makes its tokens.
+Weights stay where they are; what is prepared from them (joined, packed for oneDNN, LayerScale folded in) is a copy that
+is made again when they change. A call that needs the plain block gets it: training, gradients, autocast,
+`torch.compile`, `output_attentions`, hooks inside the block, other layers in place of ours (LoRA). So a prepared model
+trains, saves, loads, copies and compiles as before, at the speed of before.
 
 This file travels to the Hub beside the weights: it imports only torch, transformers and its siblings.
 """
@@ -249,6 +249,28 @@ def is_watched(module: nn.Module) -> bool:
     hooks = (*module._forward_pre_hooks.values(), *module._forward_hooks.values())
     hooks += (*module._backward_pre_hooks.values(), *module._backward_hooks.values())
     return any(not (getattr(hook, "__module__", None) or "").startswith(BOOKKEEPING) for hook in hooks)
+
+
+class PreparedPatches(Prepared):
+    """x_p E of Eq. 1, a convolution whose windows lie side by side: one product of all patches."""
+
+    def ordinary(self) -> bool:
+        return super().ordinary() and type(self.module) is nn.Conv2d
+
+    def build(self) -> None:
+        self.project = Dense([(self.module.weight.flatten(1), self.module.bias)], self.choices)
+
+    def run(self, x: torch.Tensor) -> torch.Tensor:
+        """`(B, C, H, W)` -> `(B, D, rows, columns)`, in memory `(B, rows, columns, D)`."""
+        ways: Ways = {"product": self.by_product, "convolution": self.plain}
+        return self.choose(("patches", *x.shape[1:], x.dtype, len(x).bit_length()), ways, x)(x)
+
+    def by_product(self, x: torch.Tensor) -> torch.Tensor:
+        down, across = self.module.stride
+        rows, columns = x.shape[2] // down, x.shape[3] // across
+        x = x[:, :, : rows * down, : columns * across].unflatten(3, (columns, across)).unflatten(2, (rows, down))
+        patches = x.permute(0, 2, 4, 1, 3, 5).reshape(-1, self.module.weight[0].numel())  # (B * N, C * P * P)
+        return self.project(patches)[0].view(len(x), rows, columns, -1).permute(0, 3, 1, 2)
 
 
 class PreparedLayer(Prepared):
@@ -513,13 +535,15 @@ def scaled(product: nn.Linear, layer_scale: nn.Module) -> tuple[torch.Tensor, to
 
 
 def prepare_encoder(encoder: Any, int8_calibration: torch.Tensor | None = None) -> None:
-    """Prepare an encoder's blocks and, of a hybrid, the ResNet; again where they are already."""
+    """Prepare an encoder's patches and blocks and, of a hybrid, the ResNet; again where they are already."""
     choices: dict[tuple, str] = {}
-    stem = encoder.embeddings.patch_embeddings.backbone
+    patches = encoder.embeddings.patch_embeddings
+    stem = patches.backbone
     prepared: list[Prepared] = [PreparedLayer(layer, choices) for layer in encoder.layers]
     if int8_calibration is not None:
         scales = measure_scales(encoder, int8_calibration)
         prepared = [Int8Layer(layer, choices, found) for layer, found in zip(encoder.layers, scales)]
+    prepared.append(PreparedPatches(patches.projection, choices))
     if stem is not None:
         prepared.append(PreparedStem(stem, choices))
         prepared += [PreparedConvolution(conv, choices) for conv in stem.modules() if isinstance(conv, StdConv2d)]

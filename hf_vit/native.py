@@ -57,7 +57,7 @@ def library(name: str) -> ctypes.CDLL | None:
                 os.replace(new, built)
         return ctypes.CDLL(str(built))
     except (OSError, subprocess.CalledProcessError) as error:
-        reason = getattr(error, "stderr", None) or error
+        reason = (getattr(error, "stderr", None) or str(error)).strip().splitlines()[0]
         logger.warning(f"{source.name} was not compiled, PyTorch's own operations serve instead: {reason}")
         return None
 

@@ -320,15 +320,17 @@ class HFViTPreTrainedModel(PreTrainedModel):
     def optimize_for_inference(self, dtype: torch.dtype | None = None, int8_calibration: torch.Tensor | None = None):
         """Prepare the network for fast inference, in place; evaluation mode from here on. Returns the model.
 
-        Under `torch.inference_mode()` or `no_grad()` blocks, and a hybrid's ResNet, compute the fastest way that this
-        machine has, measured once for each size of batch: the first pass of a size takes longer. Everything else goes
+        Under `torch.inference_mode()` or `no_grad()` patches, blocks and a hybrid's ResNet compute the fastest way that
+        this machine has, measured once for each size of batch: the first pass of a size takes longer, the first of all
+        a second more where a C++ compiler builds kernels for this processor (`native.py`). Everything else goes
         on to work, at the plain model's speed and precision: training, `output_attentions`, hooks, `torch.compile`;
         saving writes the plain weights. Prepared copies of weights need about as much memory again, and are made
         again when weights change.
 
         Args:
             dtype: a floating dtype that weights are converted to, such as `torch.bfloat16`. Float32 logits stay within
-                2e-5 (hybrids 5e-5) of the plain model's, bfloat16 ones as near to float32 as plain bfloat16.
+                2e-5 (hybrids 5e-5) of the plain model's, bfloat16 ones as near to float32 as plain bfloat16, up to
+                1.1 times its distance in ViT-B, whose wide layers are added in parts.
             int8_calibration: `(B, C, H, W)`, some dozens of normalised pictures like those to come: the blocks'
                 products become int8 (weights and activations) with scales measured on them, attention bfloat16. CPU
                 only; logits move by some percent of the largest: check the accuracy on pictures with labels.
