@@ -1,8 +1,8 @@
 """The network prepared for inference: the same products, the fastest way this machine has, found by measuring.
 
 `model.optimize_for_inference()` puts a `Prepared` before the `forward` of every block and of what makes its tokens.
-Weights stay where they are; what is prepared from them (joined, packed for oneDNN, LayerScale folded in) is a copy that
-is made again when they change. A call that needs the plain block gets it: training, gradients, autocast,
+Weights stay where they are; what is prepared from them (joined, packed for oneDNN, LayerScale folded in) is a copy and
+made again when they change. A call that needs the plain block gets it: training, gradients, autocast,
 `torch.compile`, `output_attentions`, hooks inside the block, other layers in place of ours (LoRA). So a prepared model
 trains, saves, loads, copies and compiles as before, at the speed of before.
 

@@ -320,7 +320,7 @@ class HFViTPreTrainedModel(PreTrainedModel):
     def optimize_for_inference(self, dtype: torch.dtype | None = None, int8_calibration: torch.Tensor | None = None):
         """Prepare the network for fast inference, in place; evaluation mode from here on. Returns the model.
 
-        Under `torch.inference_mode()` or `no_grad()` patches, blocks and a hybrid's ResNet compute the fastest way that
+        Under `torch.inference_mode()` or `no_grad()` patches, blocks and a hybrid's ResNet compute the fastest way
         this machine has, measured once for each size of batch: the first pass of a size takes longer, the first of all
         a second more where a C++ compiler builds kernels for this processor (`native.py`). Everything else goes
         on to work, at the plain model's speed and precision: training, `output_attentions`, hooks, `torch.compile`;
