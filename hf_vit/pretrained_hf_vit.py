@@ -48,7 +48,7 @@ def register_key_layouts() -> None:
     """Have every `from_pretrained` below read what transformers has written: ViT before v5, the removed vit-hybrid.
 
     Called by the first model that is made: transformers then builds the layouts of all its own models, which would be
-    most of the time that `import hf_vit` adds to that of any other model.
+    most of the time that importing our classes adds to that of any other model.
     """
     layouts: list[WeightConverter | WeightRenaming] = [
         WeightRenaming(r"encoder\.layer\.", r"(?<!\d\.)layers."),
