@@ -6,12 +6,15 @@ python -m pytest tests/test_cli.py
 import functools
 import json
 import re
+import subprocess
+import sys
 import threading
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
 import pytest
 import torch
+from conftest import ROOT
 from PIL import Image
 from transformers import ViTImageProcessor
 
@@ -233,3 +236,16 @@ def test_unknown_words_are_one_line(capsys):
     assert "invalid choice" in error_of(capsys, "predicts", "x")
     assert "--topk" in error_of(capsys, "predict", "x", "--model", "m", "--topk", 3)
     assert build_parser().prog == "hf-vit"
+
+
+def test_no_room_is_imported_before_its_command_is_given():
+    code = """if True:
+        import sys
+        from hf_vit.cli import main
+        assert main(["predicts"]) == 2
+        try:
+            main(["--help"])
+        finally:
+            assert "torch" not in sys.modules and "hf_vit.predict_command" not in sys.modules"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0 and "predict   classify pictures" in done.stdout, done.stderr
