@@ -157,14 +157,20 @@ class Dense:
         return torch.ops.aten.gelu_(x, approximate=self.gelu) if self.gelu else self.activation(x)
 
 
-def attend_by_sdpa(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float) -> torch.Tensor:
-    """Eqs. 6 and 7, `(B, k, N, d)` each -> `(B, k, N, d)`, by torch's fused kernel."""
-    return F.scaled_dot_product_attention(query, key, value, scale=scale)
+def attend_by_sdpa(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float, bias: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Eqs. 6 and 7, `(B, k, N, d)` each -> `(B, k, N, d)`, by torch's fused kernel; `bias` is added to the scores."""
+    return F.scaled_dot_product_attention(query, key, value, attn_mask=bias, scale=scale)
 
 
-def attend_by_products(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float) -> torch.Tensor:
+def attend_by_products(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float, bias: torch.Tensor | None = None
+) -> torch.Tensor:
     """The same as two products and a softmax: some processors are faster at it in bfloat16."""
     scores = torch.matmul(query * scale, key.transpose(2, 3))  # (B, k, N, N)
+    if bias is not None:
+        scores += bias
     return torch.matmul(scores.softmax(dim=-1), value)
 
 
@@ -337,12 +343,22 @@ class PreparedLayer(Prepared):
         rows = mixed.transpose(1, 2).reshape(-1, x.shape[2])
         return self.out(rows, x.flatten(0, 1))[0].view(x.shape)
 
-    def attend(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float) -> torch.Tensor:
+    def attend(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        scale: float,
+        bias: torch.Tensor | None = None,
+    ) -> torch.Tensor:
         ways: Ways = {"tiles": attend_by_tiles} if tiles_take(query, key, value) else {}
         ways |= {"sdpa": attend_by_sdpa, "products": attend_by_products}
         some = max(1, min(len(query), MEASURED_TOKENS // query.shape[2]))
         case = ("attention", *query.shape[1:], query.dtype, some)
-        return self.choose(case, ways, query[:some], key[:some], value[:some], scale)(query, key, value, scale)
+        few = None if bias is None else bias[:some]
+        return self.choose(case, ways, query[:some], key[:some], value[:some], scale, few)(
+            query, key, value, scale, bias
+        )
 
     def mlp(self, x: torch.Tensor) -> torch.Tensor:
         """Eq. 3: LayerScale(MLP(LN(x))) + x, `(B, N, D)` -> `(B, N, D)`."""

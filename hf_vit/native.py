@@ -71,7 +71,7 @@ def attention() -> Callable | None:
     if found is None or not found.ready():
         return None
     pointer, count = ctypes.c_void_p, ctypes.c_int64
-    found.attend.argtypes = [pointer] * 5 + [count] * 5 + [ctypes.c_float, ctypes.c_int]
+    found.attend.argtypes = [pointer] * 6 + [count] * 5 + [ctypes.c_float, ctypes.c_int]
     return found.attend
 
 
@@ -81,17 +81,23 @@ def tiles_take(*heads: torch.Tensor) -> bool:
     return ours and attention() is not None
 
 
-def attend_by_tiles(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float) -> torch.Tensor:
-    """Eqs. 6 and 7, bfloat16 `(B, k, N, d)` each -> `(B, k, N, d)`, in memory `(B, N, k, d)`."""
+def attend_by_tiles(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float, bias: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Eqs. 6 and 7, bfloat16 `(B, k, N, d)` each -> `(B, k, N, d)`, in memory `(B, N, k, d)`.
+
+    `bias`, `(B, 1, 1, N)`, is added to the scores of each key.
+    """
     kernel = attention()
     assert kernel is not None
     images, heads, queries, depth = query.shape
     out = query.new_empty(images, queries, heads, depth)
+    added = None if bias is None else bias.float().contiguous()
     strides = (ctypes.c_int64 * 9)(*(stride for x in (query, key, value) for stride in x.stride()[:3]))
-    kernel(
-        query.data_ptr(), key.data_ptr(), value.data_ptr(), out.data_ptr(), strides,
-        images, heads, queries, key.shape[2], depth, scale, torch.get_num_threads(),
-    )  # fmt: skip
+    tensors = (query, key, value, added, out)
+    pointers = [None if tensor is None else tensor.data_ptr() for tensor in tensors]
+    sizes = (images, heads, queries, key.shape[2], depth)
+    kernel(*pointers, strides, *sizes, scale, torch.get_num_threads())
     return out.transpose(1, 2)
 
 

@@ -82,9 +82,7 @@ class MergingLayer:
         prepared = self.before is not None and self.before.serves(x, kwargs)
         parts = self.before if prepared else PlainParts(layer)
         query, key, value = parts.heads(x)
-        mixed = F.scaled_dot_product_attention(
-            query, key, value, attn_mask=state.bias(query), scale=layer.attention.scaling
-        )
+        mixed = parts.attend(query, key, value, layer.attention.scaling, state.bias(query))
         x = parts.project(mixed, x.clone())  # Eq. 2; int8 adds in place
         x = merge(x, key.mean(dim=1), self.r, state)
         return parts.mlp(x)  # Eq. 3
@@ -99,6 +97,11 @@ class PlainParts:
     def heads(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         attention, x = self.layer.attention, self.layer.layernorm_before(x)
         return *attention.queries_and_keys(x), attention._heads(attention.v_proj(x))
+
+    def attend(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float, bias: torch.Tensor | None
+    ) -> torch.Tensor:
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=bias, scale=scale)
 
     def project(self, mixed: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         return x + self.layer.layer_scale1(self.layer.attention.o_proj(mixed.transpose(1, 2).flatten(2)))

@@ -48,23 +48,26 @@ def heads(images, count, tokens, depth, joined=False):
     depth=st.integers(1, 130),
     joined=st.booleans(),
     scale=st.sampled_from([0.01, 0.125, 1.0]),
+    biased=st.booleans(),
     threads=st.integers(1, 3),
 )
 def test_tiles_attend_to_the_rounding_of_weights_and_results(
-    images, count, queries, keys, depth, joined, scale, threads
+    images, count, queries, keys, depth, joined, scale, biased, threads
 ):
     torch.manual_seed(queries * keys + depth)
     q, k, v = (heads(images, count, n, depth, joined) for n in (queries, keys, keys))
-    exact = F.scaled_dot_product_attention(q.double(), k.double(), v.double(), scale=scale)
+    bias = torch.randint(1, 9, (images, 1, 1, keys)).log() if biased else None
+    wide = {"attn_mask": None if bias is None else bias.double(), "scale": scale}
+    exact = F.scaled_dot_product_attention(q.double(), k.double(), v.double(), **wide)
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
         assert native.tiles_take(q, k, v)
-        ours = native.attend_by_tiles(q, k, v, scale)
+        ours = native.attend_by_tiles(q, k, v, scale, bias)
     finally:
         torch.set_num_threads(before)
     assert ours.shape == exact.shape and ours.dtype == torch.bfloat16
-    sizes = F.scaled_dot_product_attention(q.double(), k.double(), v.double().abs(), scale=scale)
+    sizes = F.scaled_dot_product_attention(q.double(), k.double(), v.double().abs(), **wide)
     assert ((ours - exact).abs() <= 1.01 * 2**-7 * sizes).all()  # weights and results are rounded, each by 2^-8
 
 

@@ -1,8 +1,8 @@
 // Eqs. 6 and 7 in bfloat16 for processors with AMX: softmax(scale q k^T) v, 32 queries of one head at a time, so that
 // their weights never leave the first caches. Products have float32 sums, the softmax is float32.
 //
-// A tile register holds 16 rows of 64 bytes; `_tile_dpbf16ps(c, a, b)` adds a (16, 32) by (32, 16) product, whose right
-// factor is stored in pairs of rows: pair i holds rows 2i and 2i+1 side by side, (16, 16) pairs of bfloat16.
+// A tile register holds 16 rows of 64 bytes; `_tile_dpbf16ps(c, a, b)` adds a (16, 32) by (32, 16) product, whose
+// right factor is stored in pairs of rows: pair i holds rows 2i and 2i+1 side by side, (16, 16) pairs of bfloat16.
 
 #include <immintrin.h>
 #include <sys/syscall.h>
@@ -60,7 +60,8 @@ static __m512 exp2(__m512 x) {
 static void transpose_pairs(
     const bf16* from, Strides stride, int64_t rows, int64_t width, uint32_t* to, int64_t pitch) {
   __m512i a[16], b[16];
-  for (int i = 0; i < 16; ++i) a[i] = i < rows ? some(from + i * stride.token, width, stride.head) : _mm512_setzero_si512();
+  for (int i = 0; i < 16; ++i)
+    a[i] = i < rows ? some(from + i * stride.token, width, stride.head) : _mm512_setzero_si512();
   for (int i = 0; i < 16; i += 2) {
     b[i] = _mm512_unpacklo_epi32(a[i], a[i + 1]);
     b[i + 1] = _mm512_unpackhi_epi32(a[i], a[i + 1]);
@@ -84,9 +85,10 @@ static void transpose_pairs(
 // Two rows of 32 bfloat16 -> 32 pairs.
 static void pair_up(__m512i even, __m512i odd, uint32_t* to) {
   for (int half = 0; half < 2; ++half) {
-    const __m512i low = _mm512_cvtepu16_epi32(half ? _mm512_extracti64x4_epi64(even, 1) : _mm512_castsi512_si256(even));
-    const __m512i high = _mm512_cvtepu16_epi32(half ? _mm512_extracti64x4_epi64(odd, 1) : _mm512_castsi512_si256(odd));
-    _mm512_store_si512(to + 16 * half, _mm512_or_si512(low, _mm512_slli_epi32(high, 16)));
+    auto widened = [half](__m512i row) {
+      return _mm512_cvtepu16_epi32(half ? _mm512_extracti64x4_epi64(row, 1) : _mm512_castsi512_si256(row));
+    };
+    _mm512_store_si512(to + 16 * half, _mm512_or_si512(widened(even), _mm512_slli_epi32(widened(odd), 16)));
   }
 }
 
@@ -140,11 +142,11 @@ extern "C" int ready() {
   return syscall(SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) == 0;
 }
 
-// q (images, heads, queries, depth), k and v (images, heads, keys, depth), depth contiguous ->
-// out (images, queries, heads, depth), contiguous.
+// q (images, heads, queries, depth), k and v (images, heads, keys, depth), depth contiguous, and for every key what is
+// added to its scores, (images, keys), or null -> out (images, queries, heads, depth), contiguous.
 extern "C" void attend(
-    const bf16* q, const bf16* k, const bf16* v, bf16* out, const Strides* strides, int64_t images, int64_t heads,
-    int64_t queries, int64_t keys, int64_t depth, float scale, int threads) {
+    const bf16* q, const bf16* k, const bf16* v, const float* bias, bf16* out, const Strides* strides, int64_t images,
+    int64_t heads, int64_t queries, int64_t keys, int64_t depth, float scale, int threads) {
   const Strides by_q = strides[0], by_k = strides[1], by_v = strides[2];
   const int64_t wide = up(depth, 32), pitch = up(keys, 32);
 #pragma omp parallel num_threads(threads)
@@ -175,9 +177,13 @@ extern "C" void attend(
         const int64_t rows = std::min(QUERIES, queries - first);
         for (int64_t r = 0; r < rows; ++r)
           for (int64_t d = 0; d < depth; d += 32)
-            _mm512_store_si512(left_q.at + r * wide + d, some(q0 + (first + r) * by_q.token + d, depth - d, by_q.head));
+            _mm512_store_si512(
+                left_q.at + r * wide + d, some(q0 + (first + r) * by_q.token + d, depth - d, by_q.head));
         for (int64_t n = 0; n < pitch; n += 32)
           multiply(left_q.at, wide, right_k.at + n, pitch, scores.at + n, pitch);
+        if (bias)
+          for (int64_t r = 0; r < rows; ++r)
+            for (int64_t n = 0; n < keys; ++n) scores.at[r * pitch + n] += bias[image * keys + n] / scale;
         for (int64_t r = 0; r < rows; ++r)
           inverse[r] = softmax(scores.at + r * pitch, weights.at + r * pitch, keys, pitch, scale);
         for (int64_t d = 0; d < wide; d += 32) multiply(weights.at, pitch, right_v.at + d, wide, sums.at + d, wide);
