@@ -46,7 +46,8 @@ static __m512i some(const bf16* from, int64_t count, int64_t ahead) {
   return count >= 32 ? _mm512_loadu_si512(from) : _mm512_maskz_loadu_epi16((1u << count) - 1, from);
 }
 
-// 2^x to 7.5e-5 of it, a fiftieth of what bfloat16 rounds: a cubic (minimax) for what is above the whole number below x.
+// 2^x to 7.5e-5 of it, a fiftieth of what bfloat16 rounds: a cubic (minimax) for what is above the next whole number
+// below x.
 static __m512 exp2(__m512 x) {
   const __m512 above = _mm512_reduce_ps(x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
   __m512 sum = _mm512_set1_ps(7.80245302e-2f);
