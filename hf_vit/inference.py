@@ -21,8 +21,8 @@ from torch import nn
 from transformers.activations import GELUActivation, GELUTanh
 from transformers.utils import logging
 
-from .native import attend_by_tiles, norm_to_int8, round_to_int8, tiles_take
-from .resnet_stem import StdConv2d
+from .native import attend_by_tiles, group_norm_, max_pool, norm_to_int8, round_to_int8, takes_map, tiles_take
+from .resnet_stem import ResidualUnit, StdConv2d, same_amounts
 
 
 logger = logging.get_logger(__name__)
@@ -493,18 +493,63 @@ def measure_scales(encoder: Any, pixel_values: torch.Tensor) -> list[dict[str, f
     return [{name: max(value, 1e-12) / 127 for name, value in found.items()} for found in largest]
 
 
-class PreparedStem(Prepared):
-    """A hybrid's ResNet, in the order of memory that is the faster."""
+class PreparedNorms(Prepared):
+    """What is alike in the ResNet's root and its units: their GroupNorms by a kernel, with what follows them."""
+
+    def ordinary(self) -> bool:
+        norms = [one for name, one in self.module.named_children() if name.startswith("gn")]
+        return super().ordinary() and all(type(one) is nn.GroupNorm for one in norms)
 
     def build(self) -> None:
-        """Nothing: the weights stay as they are."""
+        self.inside = [one for one in self.module.children() if isinstance(one, nn.Conv2d | nn.GroupNorm)]
+        self.norms = {
+            name: (one.weight.float(), one.bias.float(), one.eps, one.num_groups)
+            for name, one in self.module.named_children()
+            if isinstance(one, nn.GroupNorm)
+        }
+
+    def takes(self, x: torch.Tensor) -> bool:
+        return takes_map(x) and not any(map(is_watched, self.inside))
+
+    def convolved(self, name: str, x: torch.Tensor) -> torch.Tensor:
+        """A map of its own in channels-last memory."""
+        return getattr(self.module, name)(x).contiguous(memory_format=torch.channels_last)
+
+
+class PreparedStem(PreparedNorms):
+    """A hybrid's ResNet, in the order of memory that is the faster."""
 
     def run(self, x: torch.Tensor) -> torch.Tensor:
-        ways: Ways = {
+        ways: Ways = {"fused": self.fused} if self.takes(x.to(memory_format=torch.channels_last)) else {}
+        ways |= {
             "channels first": self.plain,
             "channels last": lambda x: self.plain(x.contiguous(memory_format=torch.channels_last)),
         }
-        return self.choose(("stem", *x.shape[2:], x.dtype), ways, x[:1])(x)
+        return self.choose(("stem", *x.shape[2:], x.dtype, len(ways)), ways, x[:1])(x)
+
+    def fused(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.convolved("conv_root", x.contiguous(memory_format=torch.channels_last))
+        x = group_norm_(x, self.norms["gn_root"])
+        x = max_pool(x, same_amounts(x, 3, 2))
+        for stage in self.module.stages:
+            x = stage(x)
+        return x
+
+
+class PreparedUnit(PreparedNorms):
+    """A residual unit."""
+
+    def serves(self, x: torch.Tensor, kwargs: dict) -> bool:
+        return super().serves(x, kwargs) and self.takes(x)
+
+    def run(self, x: torch.Tensor) -> torch.Tensor:
+        norms = self.norms
+        y = group_norm_(self.convolved("conv1", x), norms["gn1"])
+        y = group_norm_(self.convolved("conv2", y), norms["gn2"])
+        y = self.convolved("conv3", y)
+        if self.module.has_projection:
+            return group_norm_(y, norms["gn3"], norms["gn_proj"], rest=self.convolved("conv_proj", x))
+        return group_norm_(y, norms["gn3"], rest=x)
 
 
 class PreparedConvolution(Prepared):
@@ -562,6 +607,7 @@ def prepare_encoder(encoder: Any, int8_calibration: torch.Tensor | None = None) 
     prepared.append(PreparedPatches(patches.projection, choices))
     if stem is not None:
         prepared.append(PreparedStem(stem, choices))
+        prepared += [PreparedUnit(unit, choices) for unit in stem.modules() if isinstance(unit, ResidualUnit)]
         prepared += [PreparedConvolution(conv, choices) for conv in stem.modules() if isinstance(conv, StdConv2d)]
     for one in prepared:
         current = one.module.__dict__.get("forward")

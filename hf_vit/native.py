@@ -133,3 +133,76 @@ def norm_to_int8(x: torch.Tensor, norm: torch.nn.LayerNorm, step: float) -> torc
     rows, width = x.numel() // x.shape[-1], x.shape[-1]
     kernels.norm_rows(*pointers, rows, width, norm.eps, 1 / step, torch.get_num_threads())
     return out
+
+
+class Norm(ctypes.Structure):
+    """A GroupNorm as `cpp/group_norm.cpp` reads it; its weight and bias are float32."""
+
+    _fields_ = [
+        ("weight", ctypes.c_void_p),
+        ("bias", ctypes.c_void_p),
+        ("eps", ctypes.c_double),
+        ("groups", ctypes.c_int64),
+    ]
+
+
+@functools.cache
+def maps() -> ctypes.CDLL | None:
+    """`cpp/group_norm.cpp`, for any processor that a compiler is on."""
+    found = library("group_norm")
+    if found is not None:
+        pointer, count, flag = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
+        found.group_norm.argtypes = [pointer, pointer, pointer, flag, count, count, count, flag, flag, flag]
+        found.max_pool.argtypes = [pointer, pointer, count, pointer, pointer, pointer, count, flag, flag]
+    return found
+
+
+def takes_map(x: torch.Tensor) -> bool:
+    """Whether `group_norm_` and `max_pool` take this `(B, C, H, W)`."""
+    ours = x.device.type == "cpu" and x.dtype in (torch.bfloat16, torch.float32)
+    return ours and x.is_contiguous(memory_format=torch.channels_last) and maps() is not None
+
+
+def group_norm_(
+    x: torch.Tensor,
+    *norms: tuple[torch.Tensor, torch.Tensor, float, int],
+    rest: torch.Tensor | None = None,
+    relu: bool = True,
+) -> torch.Tensor:
+    """`relu(norm(x) + rest)` in the place of x, `(B, C, H, W)` in channels-last memory.
+
+    Args:
+        norms: weight and bias `(C,)` in float32, eps and number of groups: of x, and of the rest where it has one.
+        rest: of x's shape and memory.
+        relu: whether the result is activated.
+    """
+    kernels = maps()
+    assert kernels is not None
+    images, channels, height, width = x.shape
+    read = (Norm * len(norms))(*(Norm(weight.data_ptr(), bias.data_ptr(), *more) for weight, bias, *more in norms))
+    kind = 0 if rest is None else len(norms)
+    kernels.group_norm(
+        x.data_ptr(), None if rest is None else rest.data_ptr(), read, kind, images, height * width, channels,
+        x.dtype == torch.bfloat16, relu, torch.get_num_threads(),
+    )  # fmt: skip
+    return x
+
+
+def max_pool(x: torch.Tensor, padding: tuple[int, int, int, int]) -> torch.Tensor:
+    """The largest of each 3 x 3 at every second place of `(B, C, H, W)` in channels-last memory.
+
+    Args:
+        padding: left, right, top and bottom, as `F.pad` takes it.
+    """
+    kernels = maps()
+    assert kernels is not None
+    images, channels, *size = x.shape
+    left, right, top, bottom = padding
+    after = [(size[0] + top + bottom - 3) // 2 + 1, (size[1] + left + right - 3) // 2 + 1]
+    out = x.new_empty(images, *after, channels).permute(0, 3, 1, 2)
+    pair = ctypes.c_int64 * 2
+    kernels.max_pool(
+        x.data_ptr(), out.data_ptr(), images, pair(*size), pair(*after), pair(top, left), channels,
+        x.dtype == torch.bfloat16, torch.get_num_threads(),
+    )  # fmt: skip
+    return out

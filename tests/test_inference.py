@@ -243,6 +243,48 @@ def test_changed_weights_are_seen(monkeypatch):
     same()
 
 
+@pytest.mark.skipif(native.maps() is None, reason="needs Linux on x86-64 and a C++ compiler")
+def test_the_resnets_kernels_step_aside_come_back_and_see_changes(force, monkeypatch):
+    force("fused")
+    plain = tiny(**KINDS["hybrid"])
+    fast = copy.deepcopy(plain).optimize_for_inference()
+    pixels = torch.randn(2, 3, 40, 56)
+    norms, calls = native.group_norm_, []
+    monkeypatch.setattr(inference, "group_norm_", lambda *args, **kwargs: (calls.append(1), norms(*args, **kwargs))[1])
+
+    def fused() -> int:
+        """Calls of the kernel in a pass that answers as the plain model."""
+        calls.clear()
+        with torch.no_grad():
+            torch.testing.assert_close(fast(pixels).logits, plain(pixels).logits, atol=2e-5, rtol=2e-5)
+        return len(calls)
+
+    whole, unit = 1 + 2 * 3, 3
+    assert fused() == whole
+    stem, other = (model.vit.embeddings.patch_embeddings.backbone for model in (fast, plain))
+    seen: list = []
+    for module in (stem.stages[1].units[0].gn2, stem.stages[1].units[0].conv2):
+        hook = module.register_forward_hook(lambda module, args, output: seen.append(output))
+        assert fused() == 1 + unit and len(seen) == 1  # the root and the other unit
+        seen.clear()
+        hook.remove()
+    assert fused() == whole
+    for one in (stem, other):
+        with torch.no_grad():
+            one.gn_root.weight.mul_(2)
+            one.stages[0].units[0].gn_proj.bias.add_(1)
+            one.stages[0].units[0].conv1.weight.add_(torch.linspace(0, 1, 32)[:, None, None])
+    assert fused() == whole
+    for one in (stem, other):
+        one.stages[0].units[0].gn1 = torch.nn.Identity()
+    assert fused() == 1 + unit
+    calls.clear()
+    with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
+        fast(pixels)
+    fast.train()(pixels, labels=torch.tensor([0, 1])).loss.backward()
+    assert not calls and stem.gn_root.weight.grad is not None
+
+
 def test_copies_pickles_and_folders(tmp_path):
     model = tiny().optimize_for_inference()
     pixels = torch.randn(2, 3, 32, 32)

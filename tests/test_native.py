@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hf_vit import native
+from hf_vit.resnet_stem import same_amounts, same_padding
 
 
 @pytest.fixture
@@ -119,11 +120,101 @@ def test_int8_steps_are_those_of_pytorch(built, rows, width, dtype, step, stride
     assert (normed - exact.clamp(-127, 127)).abs().max() <= 0.5 + 1e-3
 
 
+maps = pytest.mark.skipif(native.maps() is None, reason="needs Linux on x86-64 and a C++ compiler")
+
+
+def channels_last(*size, dtype=torch.float32):
+    return torch.randn(*size).to(dtype, memory_format=torch.channels_last)
+
+
+@maps
+@given(
+    images=st.integers(1, 5),
+    groups=st.sampled_from([1, 2, 32]),
+    width=st.integers(1, 9),
+    size=st.tuples(st.integers(1, 19), st.integers(1, 19)),
+    offset=st.sampled_from([0.0, 3.0, -300.0]),
+    rest=st.sampled_from(["none", "added", "normalized"]),
+    relu=st.booleans(),
+    dtype=st.sampled_from([torch.float32, torch.bfloat16]),
+    threads=st.integers(1, 3),
+)
+def test_group_norm_rest_and_relu_are_exact_to_one_rounding(
+    images, groups, width, size, offset, rest, relu, dtype, threads
+):
+    torch.manual_seed(images * width + size[0])
+    channels = groups * width
+    x, other = (channels_last(images, channels, *size, dtype=dtype) for _ in range(2))
+    x += offset
+    norms = [(torch.randn(channels), torch.randn(channels), 1e-6, groups) for _ in range(2)]
+    by_torch = [
+        torch.group_norm(y.double(), g, w.double(), b.double(), eps) for y, (w, b, eps, g) in zip((x, other), norms)
+    ]
+    exact = by_torch[0] + {"none": 0, "added": other, "normalized": by_torch[1]}[rest]
+    exact = exact.relu() if relu else exact
+    kept = other.clone()
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        used = norms if rest == "normalized" else norms[:1]
+        ours = native.group_norm_(x, *used, rest=None if rest == "none" else other, relu=relu)
+    finally:
+        torch.set_num_threads(before)
+    assert ours is x and torch.equal(other, kept)
+    if dtype == torch.bfloat16:
+        torch.testing.assert_close(ours.double(), exact, atol=1e-4, rtol=1.01 * 2**-8)
+    else:
+        torch.testing.assert_close(ours.double(), exact, atol=5e-6, rtol=5e-6)
+
+
+@maps
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("threads", [1, 2])
+def test_constant_and_broken_maps(dtype, threads):
+    weight, bias = torch.randn(64), torch.randn(64)
+    x = channels_last(3, 64, 5, 7, dtype=dtype)
+    x[0] = 1000.0
+    x[1, 6, 2, 3] = float("nan")
+    last = x[2:].clone(memory_format=torch.channels_last)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        ours = native.group_norm_(x, (weight, bias, 1e-6, 32))
+        alone = native.group_norm_(last, (weight, bias, 1e-6, 32))
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(ours[0], bias.relu().to(dtype)[:, None, None].expand(64, 5, 7))  # no deviation: the bias
+    assert ours[1, 6:8].isnan().all() and ours.isnan().sum() == 2 * 5 * 7  # two channels are a group
+    torch.testing.assert_close(ours[2:], alone, atol=1e-6, rtol=2**-8)  # sums of a half each round otherwise
+
+
+@maps
+@given(
+    images=st.integers(1, 3),
+    channels=st.integers(1, 70),
+    size=st.tuples(st.integers(1, 12), st.integers(1, 12)),
+    dtype=st.sampled_from([torch.float32, torch.bfloat16]),
+    broken=st.booleans(),
+)
+def test_max_pool_is_torchs(images, channels, size, dtype, broken):
+    x = channels_last(images, channels, *size, dtype=dtype)
+    if broken:
+        x[0, 0, 0, 0] = float("nan")
+    padded = same_padding(x, 3, 2, value=float("-inf"))
+    ours, theirs = native.max_pool(x, same_amounts(x, 3, 2)), F.max_pool2d(padded, 3, stride=2)
+    assert ours.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=0, equal_nan=True)
+
+
 def test_other_tensors_are_not_taken():
     q = heads(1, 2, 4, 8)
     assert not native.tiles_take(q.float(), q, q)
     assert not native.tiles_take(q, q.transpose(2, 3).contiguous().transpose(2, 3), q)
     assert not native.tiles_take(q, q, q.to("meta"))
+    x = channels_last(2, 3, 4, 5)
+    assert native.takes_map(x) == (native.maps() is not None)
+    for other in (x.contiguous(), x.double(), x.half(), x.to("meta")):
+        assert not native.takes_map(other)
 
 
 @compiles
