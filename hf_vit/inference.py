@@ -55,6 +55,13 @@ def fastest(ways: Ways, *inputs) -> str:
     return winner if best[winner] < MARGIN * best[first] else first
 
 
+def choose(choices: dict[tuple, str], case: tuple, ways: Ways, *inputs) -> Callable:
+    """The way that was the fastest in this case; measured where it is new, or was measured where there were others."""
+    if choices.get(case) not in ways:
+        choices[case] = fastest(ways, *inputs)
+    return ways[choices[case]]
+
+
 def onednn_packs(weight: torch.Tensor) -> bool:
     """Whether oneDNN takes weights of this device and dtype in a layout of its own."""
     if weight.device.type != "cpu" or not torch.backends.mkldnn.is_available():
@@ -109,9 +116,7 @@ class Dense:
     def __call__(self, rows: torch.Tensor, *rest: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """`(rows, in)` -> for each W `(rows, out)`; `rest`, of that shape, is added."""
         key = (*self.widths, rows.shape[1], type(self.activation), rows.dtype, len(rows).bit_length())
-        if key not in self.choices:
-            self.choices[key] = fastest(self.ways, rows, *rest)
-        return self.ways[self.choices[key]](rows, *rest)
+        return choose(self.choices, key, self.ways, rows, *rest)(rows, *rest)
 
     def eager(self, rows: torch.Tensor, *rest: torch.Tensor) -> tuple[torch.Tensor, ...]:
         return tuple(self._finished(F.linear(rows, weight, bias), *rest) for weight, bias in self.parts)
@@ -243,9 +248,7 @@ class Prepared(ABC):
 
     def choose(self, case: tuple, ways: Ways, *inputs) -> Callable:
         """The fastest of these ways, measured on these inputs where the case is new."""
-        if case not in self.choices:
-            self.choices[case] = fastest(ways, *inputs)
-        return ways[self.choices[case]]
+        return choose(self.choices, case, ways, *inputs)
 
 
 def is_watched(module: nn.Module) -> bool:
@@ -304,11 +307,11 @@ class PreparedLayer(Prepared):
         self.qkv = Dense([(part.weight, part.bias) for part in (query, key, value)], self.choices)
         self.out = Dense([scaled(out, layer.layer_scale1)], self.choices)
         self.fc1 = Dense([(fc1.weight, fc1.bias)], self.choices, layer.mlp.activation_fn)
-        self.fc2 = Dense([scaled(fc2, layer.layer_scale2)], self.choices)
+        weight, bias = scaled(fc2, layer.layer_scale2)
+        self.fc2 = Dense([(weight, bias)], self.choices)
         self.parts: list[tuple[Dense, Dense]] = []
-        width, dtype = fc1.out_features, fc1.weight.dtype
-        if dtype == torch.bfloat16 and onednn_packs(fc1.weight) and width > MLP_PART and width % MLP_PART == 0:
-            weight, bias = scaled(fc2, layer.layer_scale2)
+        width = fc1.out_features
+        if weight.dtype == torch.bfloat16 and onednn_packs(weight) and width > MLP_PART and width % MLP_PART == 0:
             for at in range(0, width, MLP_PART):
                 part = slice(at, at + MLP_PART)
                 hidden = Dense([(fc1.weight[part], fc1.bias[part])], self.choices, layer.mlp.activation_fn)

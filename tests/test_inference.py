@@ -5,6 +5,7 @@ pytest tests/test_inference.py
 
 import copy
 import io
+import pickle
 
 import pytest
 import torch
@@ -304,6 +305,17 @@ def test_copies_pickles_and_folders(tmp_path):
         torch.testing.assert_close(again(pixels).logits, expected, atol=1e-5, rtol=1e-5)
         model.optimize_for_inference()
         torch.testing.assert_close(model(pixels).logits, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_ways_of_another_machine_are_chosen_again():
+    model, pixels = tiny().optimize_for_inference(torch.bfloat16), torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        expected = model(pixels).logits
+        moved = pickle.loads(pickle.dumps(model))
+        choices = moved.vit.layers[0].forward.choices
+        choices.update(dict.fromkeys(choices, "a way that is not here"))
+        torch.testing.assert_close(moved(pixels).logits, expected, atol=0.05, rtol=0.05)
+    assert "a way that is not here" not in choices.values()
 
 
 def test_compiles_whole():
