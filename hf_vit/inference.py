@@ -500,8 +500,17 @@ class PreparedNorms(Prepared):
     """What is alike in the ResNet's root and its units: their GroupNorms by a kernel, with what follows them."""
 
     def ordinary(self) -> bool:
-        norms = [one for name, one in self.module.named_children() if name.startswith("gn")]
-        return super().ordinary() and all(type(one) is nn.GroupNorm for one in norms)
+        ours = (type(one) is nn.GroupNorm for name, one in self.module.named_children() if name.startswith("gn"))
+        return (
+            super().ordinary()
+            and all(ours)
+            and all(type(one) is PreparedConvolution for one in self.prepared().values())
+        )
+
+    def prepared(self) -> dict[str, Any]:
+        """What stands before the convolutions' `forward`."""
+        convs = ((name, one) for name, one in self.module.named_children() if name.startswith("conv"))
+        return {name: conv.__dict__.get("forward") for name, conv in convs}
 
     def build(self) -> None:
         self.inside = [one for one in self.module.children() if isinstance(one, nn.Conv2d | nn.GroupNorm)]
@@ -510,13 +519,16 @@ class PreparedNorms(Prepared):
             for name, one in self.module.named_children()
             if isinstance(one, nn.GroupNorm)
         }
+        self.convs = self.prepared()
+        for conv in self.convs.values():
+            conv.prepare()
 
     def takes(self, x: torch.Tensor) -> bool:
         return takes_map(x) and not any(map(is_watched, self.inside))
 
     def convolved(self, name: str, x: torch.Tensor) -> torch.Tensor:
         """A map of its own in channels-last memory."""
-        return getattr(self.module, name)(x).contiguous(memory_format=torch.channels_last)
+        return self.convs[name].run(x).contiguous(memory_format=torch.channels_last)
 
 
 class PreparedStem(PreparedNorms):
@@ -559,35 +571,53 @@ class PreparedConvolution(Prepared):
     """A standardised convolution of the ResNet."""
 
     def build(self) -> None:
-        self.packed: dict[tuple, torch.Tensor] = {}
+        self.chosen: dict[tuple, Callable] = {}
+        self.forget()
+
+    def forget(self) -> None:
+        """What is packed; the way that is taken packs again."""
+        self.packed: tuple | None = None
+        self.rows: torch.Tensor | None = None
 
     def run(self, x: torch.Tensor) -> torch.Tensor:
-        ways: Ways = {"eager": self.plain}
-        if onednn_packs(x):
-            ways["packed"] = self.by_onednn
+        key = x.shape, x.stride(), x.dtype
+        if key not in self.chosen:
+            self.chosen[key] = self.fastest_for(x)
+            self.forget()
+        return self.chosen[key](x)
+
+    def fastest_for(self, x: torch.Tensor) -> Callable:
         conv = self.module
         last = x.is_contiguous(memory_format=torch.channels_last)
+        ways: Ways = {"eager": self.plain}
+        if onednn_packs(x):
+            ways = {"eager": self.plain, "packed": self.by_onednn}
+            if last and conv.kernel_size == conv.stride == (1, 1):
+                ways = {"product": self.by_product} | ways
         case = ("convolution", *conv.weight.shape, *conv.stride, *x.shape[2:], last, x.dtype, len(x) > 1)
-        return self.choose(case, ways, x)(x)
+        return self.choose(case, ways, x)
 
     def by_onednn(self, x: torch.Tensor) -> torch.Tensor:
-        conv = self.module
-        left, right, top, bottom = amounts = conv.padding_of(x)
-        if left == right and top == bottom:
-            padding = [top, left]
-        else:
-            x, padding = F.pad(x, amounts), [0, 0]
-        stride, one = list(conv.stride), [1, 1]
-        case = (*x.shape[2:], *padding)
-        if case not in self.packed:
-            self.packed = {
-                case: torch.ops.mkldnn._reorder_convolution_weight(
-                    conv.kernel(), padding, stride, one, 1, list(x.shape)
-                )
-            }
-        return torch.ops.mkldnn._convolution_pointwise(
-            x, self.packed[case], None, padding, stride, one, 1, "none", [], ""
-        )
+        conv, one = self.module, [1, 1]
+        stride, size = list(conv.stride), x.shape[2:]
+        if self.packed is None or self.packed[0] != size:
+            left, right, top, bottom = amounts = conv.padding_of(x)
+            apart = left != right or top != bottom
+            padding = [0, 0] if apart else [top, left]
+            shape = list((F.pad(x, amounts) if apart else x).shape)
+            weight = torch.ops.mkldnn._reorder_convolution_weight(conv.kernel(), padding, stride, one, 1, shape)
+            self.packed = size, amounts if apart else None, padding, weight
+        _, amounts, padding, weight = self.packed
+        x = F.pad(x, amounts) if amounts else x
+        return torch.ops.mkldnn._convolution_pointwise(x, weight, None, padding, stride, one, 1, "none", [], "")
+
+    def by_product(self, x: torch.Tensor) -> torch.Tensor:
+        """A kernel of one pixel: a product of the pixels and packed weights."""
+        if self.rows is None:
+            self.rows = torch.ops.mkldnn._reorder_linear_weight(self.module.kernel().flatten(1))
+        pixels = x.permute(0, 2, 3, 1)
+        result = torch.ops.mkldnn._linear_pointwise(pixels.flatten(0, 2), self.rows, None, "none", [], "")
+        return result.view(*pixels.shape[:3], -1).permute(0, 3, 1, 2)
 
 
 def scaled(product: nn.Linear, layer_scale: nn.Module) -> tuple[torch.Tensor, torch.Tensor | None]:
