@@ -10,7 +10,7 @@ import threading
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hf_vit import native
@@ -128,6 +128,7 @@ def channels_last(*size, dtype=torch.float32):
 
 
 @maps
+@settings(deadline=None)
 @given(
     images=st.integers(1, 5),
     groups=st.sampled_from([1, 2, 32]),
@@ -189,6 +190,7 @@ def test_constant_and_broken_maps(dtype, threads):
 
 
 @maps
+@settings(deadline=None)
 @given(
     images=st.integers(1, 3),
     channels=st.integers(1, 70),
