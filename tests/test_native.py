@@ -21,6 +21,7 @@ from hf_vit.resnet_stem import same_amounts, same_padding
 def fresh(monkeypatch, tmp_path):
     """No kernel is built yet: the folder that they go to."""
     monkeypatch.setattr(native, "HF_HOME", str(tmp_path))
+    monkeypatch.delenv("CXX", raising=False)
     native.library.cache_clear()
     yield tmp_path / "hf_vit"
     native.library.cache_clear()
@@ -241,7 +242,6 @@ def thread_result(function, *args):
 
 
 def test_without_a_compiler_there_is_none(fresh, monkeypatch):
-    monkeypatch.delenv("CXX", raising=False)
     monkeypatch.setattr(shutil, "which", lambda name: None)
     assert native.library("attention") is None and not fresh.exists()
 
