@@ -42,6 +42,7 @@ def heads(images, count, tokens, depth, joined=False):
 
 
 @tiles
+@settings(deadline=None)
 @given(
     images=st.integers(1, 3),
     count=st.integers(1, 5),
@@ -96,6 +97,7 @@ def test_onednn_finds_its_tiles_as_it_left_them():
 
 
 @pytest.mark.parametrize("built", [False, pytest.param(True, marks=wide)])
+@settings(deadline=None)
 @given(
     rows=st.integers(1, 40),
     width=st.integers(1, 200),
