@@ -10,8 +10,6 @@ This file travels to the Hub beside the weights: it imports only torch, transfor
 """
 
 import copy
-import time
-from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any
 
@@ -19,56 +17,15 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from transformers.activations import GELUActivation, GELUTanh
-from transformers.utils import logging
 
-from .native import attend_by_tiles, group_norm_, max_pool, norm_to_int8, round_to_int8, takes_map, tiles_take
-from .resnet_stem import ResidualUnit, StdConv2d, same_amounts
+from .native import attend_by_tiles, norm_to_int8, round_to_int8, tiles_take
+from .prepared import Prepared, Ways, choose, is_watched, onednn_packs
+from .resnet_inference import prepare_resnet
 
 
-logger = logging.get_logger(__name__)
-
-Ways = dict[str, Callable]
-ROUNDS, MARGIN = 6, 0.9  # a way replaces the first one where its best of six rounds is 10 % faster
 ROWS_AT_ONCE = 1600  # tokens of as many images go through a block together: what is between stays in the caches
-BOOKKEEPING = ("torch.distributed.fsdp", "transformers.utils.output_capturing")  # hooks that show nobody anything
 MEASURED_TOKENS = 1024  # attention of more is measured on as many
 MLP_PART = 1024  # so much of the hidden layer may be computed at a time, of as many tokens or more
-
-
-def fastest(ways: Ways, *inputs) -> str:
-    """Name of the fastest of equal computations, run in turns; the first is kept where no other is clearly faster.
-
-    A pass finds weights in memory that repetition finds in the cache: so the one that wins passes comes first.
-    """
-    first, *others = ways
-    if not others:
-        return first
-    best = dict.fromkeys(ways, float("inf"))
-    for _ in range(ROUNDS):
-        for name, way in ways.items():
-            began = time.perf_counter()
-            way(*inputs)
-            if inputs[0].device.type != "cpu":
-                torch.accelerator.synchronize()
-            best[name] = min(best[name], time.perf_counter() - began)
-    winner = min(others, key=best.__getitem__)
-    return winner if best[winner] < MARGIN * best[first] else first
-
-
-def choose(choices: dict[tuple, str], case: tuple, ways: Ways, *inputs) -> Callable:
-    """The way that was the fastest in this case; measured where it is new, or was measured where there were others."""
-    if choices.get(case) not in ways:
-        choices[case] = fastest(ways, *inputs)
-    return ways[choices[case]]
-
-
-def onednn_packs(weight: torch.Tensor) -> bool:
-    """Whether oneDNN takes weights of this device and dtype in a layout of its own."""
-    if weight.device.type != "cpu" or not torch.backends.mkldnn.is_available():
-        return False
-    if weight.dtype == torch.bfloat16:
-        return torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    return weight.dtype == torch.float32
 
 
 def gelu_form(activation: nn.Module | None, dtype: torch.dtype) -> str | None:
@@ -177,87 +134,6 @@ def attend_by_products(
     if bias is not None:
         scores += bias
     return torch.matmul(scores.softmax(dim=-1), value)
-
-
-class Prepared(ABC):
-    """Stands before the `forward` of a module: the same computation prepared, or the plain one where that is needed.
-
-    Args:
-        module: whose `forward` it is.
-        choices: which way was the fastest for what shape, shared by all modules of a model.
-    """
-
-    def __init__(self, module: nn.Module, choices: dict[tuple, str]):
-        self.module: Any = module
-        self.choices = choices
-        self.seen: list = []
-
-    def __getstate__(self) -> dict:
-        """What copies and pickles keep; the rest is prepared again."""
-        return {"module": self.module, "choices": self.choices, "seen": []}
-
-    def __call__(self, x: torch.Tensor, **kwargs) -> torch.Tensor:
-        return self.run(x) if self.serves(x, kwargs) else self.plain(x, **kwargs)
-
-    def plain(self, x: torch.Tensor, **kwargs) -> torch.Tensor:
-        return type(self.module).forward(self.module, x, **kwargs)
-
-    def serves(self, x: torch.Tensor, kwargs: dict) -> bool:
-        """Whether this call may take the prepared way; prepares it where weights or layers are new."""
-        if self.module.training or torch.compiler.is_compiling() or torch.jit.is_tracing():
-            return False
-        if torch.is_autocast_enabled(x.device.type) or torch._C._are_functorch_transforms_active():
-            return False
-        if torch.is_grad_enabled() and (x.requires_grad or any(p.requires_grad for p in self.module.parameters())):
-            logger.warning_once("gradients are on: what was prepared serves under torch.inference_mode() or no_grad()")
-            return False
-        return self.is_current() or self.prepare()
-
-    def is_current(self) -> bool:
-        """Whether layers and weights are those that were prepared, with the same contents."""
-        return bool(self.seen) and self.seen == self.state()
-
-    def state(self) -> list:
-        """Changes when a layer or a weight is replaced, added or written to."""
-        members = [id(member) for held in self.held for member in held.values()]
-        return members + [(weight._version, weight.data_ptr()) for weight in self.weights]
-
-    def prepare(self) -> bool:
-        """Remember layers and weights, and build from them; False where one is not ours or not an ordinary tensor."""
-        if not self.ordinary():
-            logger.warning_once("replaced layers and unusual weights are not prepared for inference")
-            return False
-        self.held = [held for module in self.module.modules() for held in (module._modules, module._parameters)]
-        self.weights = list(self.module.parameters())
-        self.alive = [member for held in self.held for member in held.values()]  # so that their ids stay theirs
-        self.seen = self.state()
-        with torch.no_grad():
-            self.build()
-        return True
-
-    def ordinary(self) -> bool:
-        return all(type(weight) is nn.Parameter and not weight.is_inference() for weight in self.module.parameters())
-
-    @abstractmethod
-    def build(self) -> None:
-        """What is computed once from the weights."""
-
-    @abstractmethod
-    def run(self, x: torch.Tensor) -> torch.Tensor:
-        """The prepared computation."""
-
-    def choose(self, case: tuple, ways: Ways, *inputs) -> Callable:
-        """The fastest of these ways, measured on these inputs where the case is new."""
-        return choose(self.choices, case, ways, *inputs)
-
-
-def is_watched(module: nn.Module) -> bool:
-    """Whether somebody's hook sees this module's calls: not sharding's, nor the recorders of transformers, which do so
-    in calls that ask for outputs.
-    """
-    hooks = (*module._forward_pre_hooks.values(), *module._forward_hooks.values())
-    hooks += (*module._backward_pre_hooks.values(), *module._backward_hooks.values())
-    return any(not (getattr(hook, "__module__", None) or "").startswith(BOOKKEEPING) for hook in hooks)
 
 
 class PreparedPatches(Prepared):
@@ -496,130 +372,6 @@ def measure_scales(encoder: Any, pixel_values: torch.Tensor) -> list[dict[str, f
     return [{name: max(value, 1e-12) / 127 for name, value in found.items()} for found in largest]
 
 
-class PreparedNorms(Prepared):
-    """What is alike in the ResNet's root and its units: their GroupNorms by a kernel, with what follows them."""
-
-    def ordinary(self) -> bool:
-        ours = (type(one) is nn.GroupNorm for name, one in self.module.named_children() if name.startswith("gn"))
-        return (
-            super().ordinary()
-            and all(ours)
-            and all(type(one) is PreparedConvolution for one in self.prepared().values())
-        )
-
-    def prepared(self) -> dict[str, Any]:
-        """What stands before the convolutions' `forward`."""
-        convs = ((name, one) for name, one in self.module.named_children() if name.startswith("conv"))
-        return {name: conv.__dict__.get("forward") for name, conv in convs}
-
-    def build(self) -> None:
-        self.inside = [one for one in self.module.children() if isinstance(one, nn.Conv2d | nn.GroupNorm)]
-        self.norms = {
-            name: (one.weight.float(), one.bias.float(), one.eps, one.num_groups)
-            for name, one in self.module.named_children()
-            if isinstance(one, nn.GroupNorm)
-        }
-        self.convs = self.prepared()
-        for conv in self.convs.values():
-            conv.prepare()
-
-    def takes(self, x: torch.Tensor) -> bool:
-        return takes_map(x) and not any(map(is_watched, self.inside))
-
-    def convolved(self, name: str, x: torch.Tensor) -> torch.Tensor:
-        """A map of its own in channels-last memory."""
-        return self.convs[name].run(x).contiguous(memory_format=torch.channels_last)
-
-
-class PreparedStem(PreparedNorms):
-    """A hybrid's ResNet, in the order of memory that is the faster."""
-
-    def run(self, x: torch.Tensor) -> torch.Tensor:
-        ways: Ways = {"fused": self.fused} if self.takes(x.to(memory_format=torch.channels_last)) else {}
-        ways |= {
-            "channels first": self.plain,
-            "channels last": lambda x: self.plain(x.contiguous(memory_format=torch.channels_last)),
-        }
-        return self.choose(("stem", *x.shape[2:], x.dtype, len(ways)), ways, x[:1])(x)
-
-    def fused(self, x: torch.Tensor) -> torch.Tensor:
-        x = self.convolved("conv_root", x.contiguous(memory_format=torch.channels_last))
-        x = group_norm_(x, self.norms["gn_root"])
-        x = max_pool(x, same_amounts(x, 3, 2))
-        for stage in self.module.stages:
-            x = stage(x)
-        return x
-
-
-class PreparedUnit(PreparedNorms):
-    """A residual unit."""
-
-    def serves(self, x: torch.Tensor, kwargs: dict) -> bool:
-        return super().serves(x, kwargs) and self.takes(x)
-
-    def run(self, x: torch.Tensor) -> torch.Tensor:
-        norms = self.norms
-        y = group_norm_(self.convolved("conv1", x), norms["gn1"])
-        y = group_norm_(self.convolved("conv2", y), norms["gn2"])
-        y = self.convolved("conv3", y)
-        if self.module.has_projection:
-            return group_norm_(y, norms["gn3"], norms["gn_proj"], rest=self.convolved("conv_proj", x))
-        return group_norm_(y, norms["gn3"], rest=x)
-
-
-class PreparedConvolution(Prepared):
-    """A standardised convolution of the ResNet."""
-
-    def build(self) -> None:
-        self.chosen: dict[tuple, Callable] = {}
-        self.forget()
-
-    def forget(self) -> None:
-        """What is packed; the way that is taken packs again."""
-        self.packed: tuple | None = None
-        self.rows: torch.Tensor | None = None
-
-    def run(self, x: torch.Tensor) -> torch.Tensor:
-        key = x.shape, x.stride(), x.dtype
-        if key not in self.chosen:
-            self.chosen[key] = self.fastest_for(x)
-            self.forget()
-        return self.chosen[key](x)
-
-    def fastest_for(self, x: torch.Tensor) -> Callable:
-        conv = self.module
-        last = x.is_contiguous(memory_format=torch.channels_last)
-        ways: Ways = {"eager": self.plain}
-        if onednn_packs(x):
-            ways = {"eager": self.plain, "packed": self.by_onednn}
-            if last and conv.kernel_size == conv.stride == (1, 1):
-                ways = {"product": self.by_product} | ways
-        case = ("convolution", *conv.weight.shape, *conv.stride, *x.shape[2:], last, x.dtype, len(x) > 1)
-        return self.choose(case, ways, x)
-
-    def by_onednn(self, x: torch.Tensor) -> torch.Tensor:
-        conv, one = self.module, [1, 1]
-        stride, size = list(conv.stride), x.shape[2:]
-        if self.packed is None or self.packed[0] != size:
-            left, right, top, bottom = amounts = conv.padding_of(x)
-            apart = left != right or top != bottom
-            padding = [0, 0] if apart else [top, left]
-            shape = list((F.pad(x, amounts) if apart else x).shape)
-            weight = torch.ops.mkldnn._reorder_convolution_weight(conv.kernel(), padding, stride, one, 1, shape)
-            self.packed = size, amounts if apart else None, padding, weight
-        _, amounts, padding, weight = self.packed
-        x = F.pad(x, amounts) if amounts else x
-        return torch.ops.mkldnn._convolution_pointwise(x, weight, None, padding, stride, one, 1, "none", [], "")
-
-    def by_product(self, x: torch.Tensor) -> torch.Tensor:
-        """A kernel of one pixel: a product of the pixels and packed weights."""
-        if self.rows is None:
-            self.rows = torch.ops.mkldnn._reorder_linear_weight(self.module.kernel().flatten(1))
-        pixels = x.permute(0, 2, 3, 1)
-        result = torch.ops.mkldnn._linear_pointwise(pixels.flatten(0, 2), self.rows, None, "none", [], "")
-        return result.view(*pixels.shape[:3], -1).permute(0, 3, 1, 2)
-
-
 def scaled(product: nn.Linear, layer_scale: nn.Module) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Weight and bias of a product followed by LayerScale (or nothing) as one product."""
     if isinstance(layer_scale, nn.Identity):
@@ -639,9 +391,7 @@ def prepare_encoder(encoder: Any, int8_calibration: torch.Tensor | None = None) 
         prepared = [Int8Layer(layer, choices, found) for layer, found in zip(encoder.layers, scales)]
     prepared.append(PreparedPatches(patches.projection, choices))
     if stem is not None:
-        prepared.append(PreparedStem(stem, choices))
-        prepared += [PreparedUnit(unit, choices) for unit in stem.modules() if isinstance(unit, ResidualUnit)]
-        prepared += [PreparedConvolution(conv, choices) for conv in stem.modules() if isinstance(conv, StdConv2d)]
+        prepared += prepare_resnet(stem, choices)
     for one in prepared:
         current = one.module.__dict__.get("forward")
         if current is None or isinstance(current, Prepared):

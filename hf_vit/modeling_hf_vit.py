@@ -27,8 +27,9 @@ from transformers.utils.generic import can_return_tuple, merge_with_config_defau
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from .configuration_hf_vit import HFViTConfig
-from .inference import PreparedLayer, is_watched
+from .inference import PreparedLayer
 from .position_embedding import resize_position_grid, resize_position_sequence, sincos2d
+from .prepared import is_watched
 from .pretrained_hf_vit import HFViTPreTrainedModel
 from .resnet_stem import ResNetStem, with_role
 

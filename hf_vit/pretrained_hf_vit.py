@@ -35,6 +35,8 @@ TRAVELLING_FILES = (
     "position_embedding.py",
     "resnet_stem.py",
     "native.py",
+    "prepared.py",
+    "resnet_inference.py",
     "inference.py",
     "pretrained_hf_vit.py",
     "modeling_hf_vit.py",

@@ -1,4 +1,4 @@
-"""inference.py: prepared blocks answer as plain ones do, whichever way is taken, and step aside where they must.
+"""inference.py and its rooms: prepared blocks answer as plain ones do, by any way, and step aside where they must.
 
 pytest tests/test_inference.py
 """
@@ -10,7 +10,7 @@ import pickle
 import pytest
 import torch
 
-from hf_vit import HFViTConfig, HFViTForImageClassification, HFViTModel, inference, native
+from hf_vit import HFViTConfig, HFViTForImageClassification, HFViTModel, inference, native, prepared, resnet_inference
 from hf_vit.token_merging import merge_tokens
 from tests.test_goldens import CASES, HYBRID, PLAIN, _load
 
@@ -28,7 +28,7 @@ def force(monkeypatch):
     """Take the way of this name wherever there is one."""
 
     def choose(name):
-        monkeypatch.setattr(inference, "fastest", lambda ways, *inputs: name if name in ways else next(iter(ways)))
+        monkeypatch.setattr(prepared, "fastest", lambda ways, *inputs: name if name in ways else next(iter(ways)))
         if name == "joined":  # for devices without oneDNN
             monkeypatch.setattr(inference, "onednn_packs", lambda weight: False)
 
@@ -251,7 +251,9 @@ def test_the_resnets_kernels_step_aside_come_back_and_see_changes(force, monkeyp
     fast = copy.deepcopy(plain).optimize_for_inference()
     pixels = torch.randn(2, 3, 40, 56)
     norms, calls = native.group_norm_, []
-    monkeypatch.setattr(inference, "group_norm_", lambda *args, **kwargs: (calls.append(1), norms(*args, **kwargs))[1])
+    monkeypatch.setattr(
+        resnet_inference, "group_norm_", lambda *args, **kwargs: (calls.append(1), norms(*args, **kwargs))[1]
+    )
 
     def fused() -> int:
         """Calls of the kernel in a pass that answers as the plain model."""
@@ -336,7 +338,7 @@ def test_the_encoder_alone_and_what_cannot_be():
 
 def test_the_fastest_is_kept_only_where_it_is_clearly_faster(monkeypatch):
     now = [0.0]
-    monkeypatch.setattr(inference.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(prepared.time, "perf_counter", lambda: now[0])
 
     def taking(seconds):
         def way(x):
@@ -345,8 +347,8 @@ def test_the_fastest_is_kept_only_where_it_is_clearly_faster(monkeypatch):
         return way
 
     x = torch.zeros(1)
-    assert inference.fastest({"eager": taking(1.0), "a": taking(0.96), "b": taking(1.2)}, x) == "eager"
-    assert inference.fastest({"eager": taking(1.0), "a": taking(0.9), "b": taking(0.8)}, x) == "b"
+    assert prepared.fastest({"eager": taking(1.0), "a": taking(0.96), "b": taking(1.2)}, x) == "eager"
+    assert prepared.fastest({"eager": taking(1.0), "a": taking(0.9), "b": taking(0.8)}, x) == "b"
 
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "relu"])

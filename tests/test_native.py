@@ -27,9 +27,6 @@ def fresh(monkeypatch, tmp_path):
     native.library.cache_clear()
 
 
-compiles = pytest.mark.skipif(
-    shutil.which("g++") is None and shutil.which("clang++") is None, reason="no C++ compiler is on this machine"
-)
 tiles = pytest.mark.skipif(native.attention() is None, reason="needs a processor with AMX, Linux and a C++ compiler")
 
 wide = pytest.mark.skipif(native.int8() is None, reason="needs a processor with AVX-512, Linux and a C++ compiler")
@@ -222,16 +219,14 @@ def test_other_tensors_are_not_taken():
         assert not native.takes_map(other)
 
 
-@compiles
+@maps
 def test_a_kernel_is_built_once_and_kept(fresh, monkeypatch):
     calls, run = [], subprocess.run
     monkeypatch.setattr(subprocess, "run", lambda *args, **kwargs: (calls.append(args), run(*args, **kwargs))[1])
     monkeypatch.setattr(native, "FLAGS", ("-shared", "-fPIC", "-O0", "-march=native", "-fopenmp", "-std=c++17"))
-    if "avx512_bf16" not in native.processor_flags():
-        pytest.skip("the kernel that there is needs AVX-512 to be compiled")
-    built = [thread_result(native.library, "attention") for _ in range(2)]
+    built = [thread_result(native.library, "group_norm") for _ in range(2)]
     native.library.cache_clear()
-    assert all(built) and native.library("attention") is not None
+    assert all(built) and native.library("group_norm") is not None
     assert len(calls) == 1 and len(list(fresh.iterdir())) == 1
 
 
@@ -250,8 +245,8 @@ def test_without_a_compiler_there_is_none(fresh, monkeypatch):
 
 @pytest.mark.parametrize("broken", ["fails", "missing"])
 def test_a_compiler_that_fails_is_said_once(fresh, monkeypatch, caplog, broken):
-    if native.sys.platform != "linux" or native.platform.machine() != "x86_64":
-        pytest.skip("kernels are built on Linux and x86-64 only")
+    monkeypatch.setattr(native.sys, "platform", "linux")
+    monkeypatch.setattr(native.platform, "machine", lambda: "x86_64")
     monkeypatch.setenv("CXX", "false" if broken == "fails" else "/nowhere/c++")
     monkeypatch.setattr(native.logger, "propagate", True)
     for _ in range(2):
