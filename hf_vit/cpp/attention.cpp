@@ -151,9 +151,8 @@ extern "C" void attend(
   const int64_t wide = up(depth, 32), pitch = up(keys, 32);
 #pragma omp parallel num_threads(threads)
   {
-    alignas(64) TileLayout mine, before;  // oneDNN may have a layout of its own loaded: it gets it back
-    _tile_storeconfig(&before);
-    _tile_loadconfig(&mine);
+    const TileLayout layout;
+    _tile_loadconfig(&layout);
     Room<uint32_t> right_k(wide / 2 * pitch), right_v(pitch / 2 * wide);  // k^T and v in pairs
     Room<bf16> left_q(QUERIES * wide), weights(QUERIES * pitch);
     Room<float> scores(QUERIES * pitch), sums(QUERIES * wide);
@@ -199,7 +198,6 @@ extern "C" void attend(
         }
       }
     }
-    if (before.palette) _tile_loadconfig(&before);
-    else _tile_release();
+    _tile_release();  // as oneDNN does: who uses tiles next loads a layout of its own
   }
 }
