@@ -55,6 +55,17 @@ def _fixed_seeds():
     torch.manual_seed(0)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _kernel_table(tmp_path_factory):
+    """Measured times of tiny tensors stay out of the user's table."""
+    from hf_vit import kernel_table
+
+    folder = tmp_path_factory.mktemp("kernel_table")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(kernel_table, "cache_folder", lambda: folder)
+        yield
+
+
 @pytest.fixture(scope="session")
 def models(tmp_path_factory):
     """Folders of small classifiers of every kind, by name; for reading only."""

@@ -1,0 +1,155 @@
+"""What this processor and this PyTorch can do: every fast path asks here, and none assumes.
+
+Features have Linux's names (`avx2`, `avx512_vnni`, `amx_bf16`, on Arm `i8mm`). The limits that oneDNN and PyTorch
+read, `ONEDNN_MAX_CPU_ISA` and `ATEN_CPU_CAPABILITY`, hide features here
+too, so one machine can stand for an older one.
+"""
+
+import functools
+import os
+import platform
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+
+CPUINFO = Path("/proc/cpuinfo")
+
+# Vector features that remain under each limit; a limit that is not listed hides nothing.
+_AVX2 = ("avx", "avx2", "fma", "f16c")
+_AVX512 = (*_AVX2, "avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512cd")
+ONEDNN_LIMITS: dict[str, tuple[str, ...]] = {
+    "SSE41": (),
+    "AVX": ("avx",),
+    "AVX2": _AVX2,
+    "AVX2_VNNI": (*_AVX2, "avx_vnni"),
+    "AVX2_VNNI_2": (*_AVX2, "avx_vnni", "avx_vnni_int8", "avx_ne_convert"),
+    "AVX512_CORE": _AVX512,
+    "AVX512_CORE_VNNI": (*_AVX512, "avx512_vnni"),
+    "AVX512_CORE_BF16": (*_AVX512, "avx512_vnni", "avx512_bf16"),
+    "AVX512_CORE_FP16": (*_AVX512, "avx512_vnni", "avx512_bf16", "avx512_fp16", "avx_vnni"),
+}
+ATEN_LIMITS: dict[str, tuple[str, ...]] = {"default": (), "avx2": (*_AVX2, "avx_vnni")}
+
+
+# -- the processor
+
+
+@functools.cache
+def processor_name() -> str:
+    """The CPU's model name, or its architecture where the system does not tell."""
+    if CPUINFO.is_file():
+        for line in CPUINFO.read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+@functools.cache
+def hardware_features() -> frozenset[str]:
+    """Every instruction set feature of the processor, whatever the environment limits."""
+    if CPUINFO.is_file():
+        for line in CPUINFO.read_text(encoding="utf-8", errors="replace").splitlines():
+            name, _, values = line.partition(":")
+            if name.strip() in ("flags", "Features"):  # x86, Arm
+                return frozenset(values.split())
+    ask = getattr(torch.cpu, "get_capabilities", None)  # macOS and Windows, from PyTorch 2.10
+    spelling = {"fma3": "fma", "avx512_f": "avx512f", "avx512_bw": "avx512bw", "avx512_vl": "avx512vl"}
+    return frozenset(spelling.get(name, name) for name, value in (ask() if ask else {}).items() if value is True)
+
+
+@functools.cache
+def features() -> frozenset[str]:
+    """The features that may be used: the processor's, within `ONEDNN_MAX_CPU_ISA` and `ATEN_CPU_CAPABILITY`."""
+    found = hardware_features()
+    for variable, limits in (("ONEDNN_MAX_CPU_ISA", ONEDNN_LIMITS), ("ATEN_CPU_CAPABILITY", ATEN_LIMITS)):
+        limit = {name.lower(): allowed for name, allowed in limits.items()}.get(os.environ.get(variable, "").lower())
+        if limit is not None:
+            found = frozenset(name for name in found if name in limit or not _is_vector_feature(name))
+    return found
+
+
+def _is_vector_feature(name: str) -> bool:
+    return name.startswith(("avx", "amx")) or name in ("fma", "f16c")
+
+
+def is_x86() -> bool:
+    return platform.machine().lower() in ("x86_64", "amd64", "i686", "i386")
+
+
+def native_bfloat16() -> bool:
+    """Whether bfloat16 matmuls are instructions here. Where they are emulated they work, slower than float32."""
+    return bool(features() & {"avx512_bf16", "amx_bf16", "bf16"}) and _onednn_says_bfloat16()
+
+
+def int8_saturates() -> bool:
+    """Whether u8 x s8 products are added in 16 bits, which full-range int8 weights overflow (x86 without VNNI)."""
+    return is_x86() and not features() & {"avx512_vnni", "avx_vnni"}
+
+
+# -- PyTorch
+
+
+@functools.cache
+def _onednn_says_bfloat16() -> bool:
+    return torch.backends.mkldnn.is_available() and _works(lambda: torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+@functools.cache
+def packs_linear(dtype: torch.dtype) -> bool:
+    """Whether oneDNN keeps weights of a linear layer in a layout of its own, in this PyTorch, for this dtype."""
+
+    def attempt() -> bool:
+        x, weight = torch.ones(2, 16, dtype=dtype), torch.ones(16, 16, dtype=dtype)
+        packed = torch.ops.mkldnn._reorder_linear_weight(weight)
+        result = torch.ops.mkldnn._linear_pointwise(x, packed, None, "none", [], "")
+        return bool((result == 16).all())
+
+    if dtype not in (torch.float32, torch.bfloat16) or not torch.backends.mkldnn.is_available():
+        return False
+    if dtype == torch.bfloat16 and not _onednn_says_bfloat16():
+        return False
+    return _works(attempt)
+
+
+@functools.cache
+def packs_convolution(dtype: torch.dtype) -> bool:
+    """The same of a convolution's weights."""
+
+    def attempt() -> bool:
+        x, weight, one = torch.ones(1, 16, 2, 2, dtype=dtype), torch.ones(16, 16, 1, 1, dtype=dtype), [1, 1]
+        packed = torch.ops.mkldnn._reorder_convolution_weight(weight, [0, 0], one, one, 1, list(x.shape))
+        result = torch.ops.mkldnn._convolution_pointwise(x, packed, None, [0, 0], one, one, 1, "none", [], "")
+        return bool((result == 16).all())
+
+    return packs_linear(dtype) and _works(attempt)
+
+
+@functools.cache
+def packs_linear_by_mkl() -> bool:
+    """Whether MKL packs float32 weights of a linear layer for a number of rows."""
+
+    def attempt() -> bool:
+        x, weight = torch.ones(2, 16), torch.ones(16, 16)
+        packed = torch.ops.mkl._mkl_reorder_linear_weight(weight, 2)
+        return bool((torch.ops.mkl._mkl_linear(x, packed, weight, None, 2) == 16).all())
+
+    return torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available() and _works(attempt)
+
+
+def _works(attempt: Callable[[], bool]) -> bool:
+    """What an attempt with a private operation says; False where the operation is not there or fails."""
+    try:
+        with torch.no_grad():
+            return attempt()
+    except (AttributeError, RuntimeError, TypeError):
+        return False
+
+
+# -- the machine as a key
+
+
+def machine_key() -> tuple[str, str, str, int]:
+    """Processor, features that may be used, PyTorch's version, threads: what a measured time depends on."""
+    return processor_name(), " ".join(sorted(features())), torch.__version__, torch.get_num_threads()

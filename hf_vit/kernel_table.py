@@ -1,0 +1,211 @@
+"""Which implementation of an operation serves: measured once on a machine and kept on disk.
+
+    implementation = choose(("linear", 768, 3072, torch.float32), {"eager": eager, "packed": packed}, x)
+
+The same machine, model and input give the same bits in every process, because no process measures what another has
+measured: a table in the cache folder, one file for each processor, set of features, PyTorch version and number of
+threads, holds the times. The first implementation is the plain one. Another takes its place only where it is
+clearly faster; one that fails on this machine is left out. Delete the folder to measure anew.
+"""
+
+import functools
+import hashlib
+import json
+import os
+import threading
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock, Timeout
+from transformers.utils import logging
+
+from .capabilities import machine_key
+from .private_cache import cache_folder, distrust
+
+
+logger = logging.get_logger(__name__)
+
+MIN_SPEEDUP = 1.1  # an implementation replaces the plain one where its best time is 10 % below
+MAX_ROUNDS = 6  # in turns, of which the best counts: other work on the machine only adds time
+MAX_MEASURE_SECONDS = 2.0  # no further round after this time, from the second on
+LOCK_SECONDS = 120.0  # to wait for another process that measures on this machine
+FORMAT = 1  # raise it when entries change their meaning
+
+timer: Callable[[], float] = time.perf_counter  # tests put their own here
+
+Times = dict[str, float | None]  # seconds of each implementation; None for one that failed
+
+_measured: dict[tuple, Times] = {}
+_chosen: dict[tuple, str] = {}
+_thread_lock = threading.RLock()
+
+
+def choose(key: tuple, implementations: Mapping[str, Callable], *inputs: Any) -> Callable:
+    """The implementation that serves for a key.
+
+    Args:
+        key: strings, numbers, dtypes and tuples of them that tell one case from another: operation, shapes, dtype.
+        implementations: computations of the same result by name, the plain one first.
+        inputs: what they are measured on where this machine has not met the key, tensors first.
+
+    Raises whatever the plain implementation raises.
+    """
+    names = tuple(implementations)
+    if len(names) == 1:
+        return implementations[names[0]]
+    device = inputs[0].device if inputs and torch.is_tensor(inputs[0]) else None
+    entry = (key, names, device, torch.get_num_threads())
+    if entry not in _chosen:
+        _chosen[entry] = _fastest(names, seconds(key, implementations, *inputs))
+    return implementations[_chosen[entry]]
+
+
+def seconds(key: tuple, implementations: Mapping[str, Callable], *inputs: Any) -> Times:
+    """Best time of each implementation on this machine, from the table or measured now and kept.
+
+    Without a folder to keep times in nothing is measured, and only the plain implementation has a time (0): which code
+    runs must not depend on what one process happens to measure.
+    """
+    names = tuple(implementations)
+    device = _device_name(inputs)
+    with _thread_lock:
+        entry = (key, names, device, torch.get_num_threads())
+        if entry not in _measured:
+            _measured[entry] = _read_or_measure(repr((key, names, device)), implementations, inputs)
+        return _measured[entry]
+
+
+def forget() -> None:
+    """Drop what this process remembers of the table; the file stays."""
+    with _thread_lock:
+        _measured.clear()
+        _chosen.clear()
+
+
+def table_file() -> Path | None:
+    """Where times on this machine are kept, or None where no folder serves."""
+    folder = cache_folder()
+    digest = hashlib.sha256(repr((FORMAT, *machine_key())).encode()).hexdigest()[:16]
+    return None if folder is None else folder / f"kernels-{digest}.json"
+
+
+def _fastest(names: tuple[str, ...], times: Times) -> str:
+    plain, *others = names
+    base = times.get(plain)
+    others = [name for name in others if times.get(name) is not None]
+    if base is None or not others:
+        return plain
+    winner = min(others, key=lambda name: times[name] or 0.0)
+    return winner if (times[winner] or 0.0) * MIN_SPEEDUP < base else plain
+
+
+def measure(implementations: Mapping[str, Callable], *inputs: Any) -> Times:
+    """Best of some rounds in turns; the first, untimed round packs weights and finds those that fail.
+
+    Between two runs of one implementation the others run, so weights come from memory as they do within a model.
+    """
+    plain = next(iter(implementations))
+    times: Times = {}
+    for name, implementation in implementations.items():
+        try:
+            implementation(*inputs)
+            times[name] = float("inf")
+        except Exception as error:  # private operations fail in many ways on processors that they are not for
+            if name == plain:
+                raise
+            times[name] = None
+            logger.info(f"implementation {name!r} does not work on this machine: {error}")
+    began = timer()
+    for done in range(MAX_ROUNDS):
+        if done >= 2 and timer() - began > MAX_MEASURE_SECONDS:
+            break
+        for name, best in times.items():
+            if best is not None:
+                start = timer()
+                implementations[name](*inputs)
+                _wait_for_device(inputs)
+                times[name] = min(best, timer() - start)
+    return times
+
+
+# -- the file
+
+
+def _read_or_measure(key: str, implementations: Mapping[str, Callable], inputs: tuple) -> Times:
+    if " at 0x" in key:
+        raise TypeError(f"the key {key} has an object whose name differs from process to process")
+    path = table_file()
+    if path is None:
+        return {next(iter(implementations)): 0.0}
+    try:
+        with _file_lock(path.with_suffix(".lock")):  # one process measures, others wait and read
+            table = _read(path)
+            if key not in table:
+                times = measure(implementations, *inputs)
+                table = _read(path)  # what is measured may have chosen among implementations itself
+                table[key] = times
+                _write(path, table)
+            return table[key]
+    except (OSError, NotImplementedError, Timeout) as error:
+        _warn_once(f"{path} cannot be used ({error}): the plain implementations serve")
+        return {next(iter(implementations)): 0.0}
+
+
+def _read(path: Path) -> dict[str, Times]:
+    """The table, empty where there is none or it cannot be trusted; OSError where it cannot be read."""
+    if not path.exists():
+        return {}
+    if reason := distrust(path):
+        _warn_once(f"{reason}: times are measured anew")
+        return {}
+    try:
+        stored = json.loads(path.read_text(encoding="utf-8"))
+        if stored["machine"] != list(machine_key()) or not all(map(_are_times, stored["seconds"].values())):
+            raise ValueError("not times of this machine")
+        return stored["seconds"]
+    except (ValueError, KeyError, TypeError, AttributeError):
+        _warn_once(f"{path} is damaged: times are measured anew")
+        return {}
+
+
+def _are_times(entry: Any) -> bool:
+    return isinstance(entry, dict) and all(value is None or isinstance(value, int | float) for value in entry.values())
+
+
+def _write(path: Path, table: dict[str, Times]) -> None:
+    """Replace the file at once, under the lock: a reader finds the old one or the new one, whole."""
+    temporary = path.with_suffix(".tmp")  # one name, so that a killed process leaves at most one file
+    temporary.unlink(missing_ok=True)
+    handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(handle, "w", encoding="utf-8") as file:
+        file.write(json.dumps({"machine": machine_key(), "seconds": table}, indent=1))
+    os.replace(temporary, path)
+
+
+@functools.cache
+def _file_lock(path: Path) -> FileLock:
+    """One object a process, so that a measurement may choose within a measurement."""
+    return FileLock(path, timeout=LOCK_SECONDS, mode=0o600)
+
+
+@functools.cache
+def _warn_once(message: str) -> None:
+    logger.warning(message)
+
+
+# -- the device
+
+
+def _device_name(inputs: tuple) -> str:
+    first = next((x for x in inputs if torch.is_tensor(x)), None)
+    if first is None or first.device.type == "cpu":
+        return "cpu"
+    return torch.cuda.get_device_name(first.device) if first.device.type == "cuda" else first.device.type
+
+
+def _wait_for_device(inputs: tuple) -> None:
+    if any(torch.is_tensor(x) and x.device.type != "cpu" for x in inputs):
+        torch.accelerator.synchronize()

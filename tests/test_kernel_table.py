@@ -1,0 +1,181 @@
+"""kernel_table.py and private_cache.py: an implementation is measured once, the table is read only where it is safe.
+
+pytest tests/test_kernel_table.py
+"""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+
+import pytest
+import torch
+
+from hf_vit import kernel_table, private_cache
+from tests.conftest import ROOT
+
+
+X = torch.zeros(1)
+needs_owners = pytest.mark.skipif(not hasattr(os, "geteuid"), reason="this system has no owners and modes")
+
+
+class Clock:
+    """A timer that moves only while an implementation runs."""
+
+    def __init__(self):
+        self.now = 0.0
+        self.runs: list[str] = []
+
+    def __call__(self) -> float:
+        return self.now
+
+    def implementation(self, name: str, takes: float, error: Exception | None = None):
+        def run(x):
+            self.now += takes
+            self.runs.append(name)
+            if error:
+                raise error
+            return name
+
+        return run
+
+
+@pytest.fixture
+def clock(monkeypatch, tmp_path):
+    """A clock under control and an empty cache folder."""
+    clock = Clock()
+    monkeypatch.setattr(kernel_table, "timer", clock)
+    monkeypatch.setattr(kernel_table, "cache_folder", private_cache.cache_folder)
+    monkeypatch.setattr(private_cache, "HF_HOME", str(tmp_path))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    (tmp_path / "temporary").mkdir()
+    start_anew()
+    yield clock
+    start_anew()
+
+
+def start_anew() -> None:
+    """As in a new process."""
+    kernel_table.forget()
+    kernel_table._warn_once.cache_clear()
+    private_cache._first_private_folder.cache_clear()
+
+
+def served(clock: Clock, key: tuple = ("case",), **times: float) -> str:
+    implementations = {name: clock.implementation(name, takes) for name, takes in times.items()}
+    return kernel_table.choose(key, implementations, X)(X)
+
+
+def test_another_implementation_serves_only_where_it_is_clearly_faster(clock):
+    assert served(clock, ("one",), plain=1.0, packed=0.95) == "plain"
+    assert served(clock, ("two",), plain=1.0, packed=0.85, other=0.8) == "other"
+    assert served(clock, ("three",), plain=1.0) == "plain" and clock.runs[-1] == "plain"
+
+
+def test_no_later_process_measures_what_one_has_measured(clock):
+    assert served(clock, plain=1.0, packed=0.5) == "packed"
+    start_anew()
+    clock.runs.clear()
+    assert served(clock, plain=0.1, packed=0.5) == "packed"  # although it would be slower now
+    assert clock.runs == ["packed"]
+    assert served(clock, ("other case",), plain=0.1, packed=0.5) == "plain"
+    assert served(clock, plain=0.1, tiles=0.5) == "plain"  # other implementations are another case
+
+
+def test_threads_are_measured_apart(clock):
+    assert served(clock, plain=1.0, packed=0.5) == "packed"
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads + 1)
+        assert served(clock, plain=0.5, packed=1.0) == "plain"
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_one_that_fails_is_left_out_and_a_plain_one_that_fails_raises(clock):
+    failing = clock.implementation("packed", 0.1, RuntimeError("could not create a primitive descriptor"))
+    plain = clock.implementation("plain", 1.0)
+    assert kernel_table.choose(("case",), {"plain": plain, "packed": failing}, X) is plain
+    assert kernel_table.seconds(("case",), {"plain": plain, "packed": failing}, X)["packed"] is None
+    with pytest.raises(RuntimeError, match="descriptor"):
+        kernel_table.choose(("other case",), {"plain": failing, "packed": plain}, X)
+
+
+def test_a_measurement_may_choose_within_a_measurement(clock):
+    def outer(x):
+        clock.now += 0.1
+        return served(clock, ("inner",), plain=1.0, packed=0.5)
+
+    kernel_table.choose(("outer",), {"plain": clock.implementation("plain", 2.0), "outer": outer}, X)
+    stored = json.loads(kernel_table.table_file().read_text())["seconds"]
+    assert sorted(key[:9] for key in stored) == ["(('inner'", "(('outer'"]
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"machine": 1, "seconds": {}}', b"\xff\xfe", b"null"])
+def test_a_damaged_table_is_made_anew(clock, content, caplog):
+    served(clock, plain=1.0, packed=0.5)
+    kernel_table.table_file().write_bytes(content)
+    start_anew()
+    assert served(clock, plain=0.1, packed=0.5) == "plain"
+    start_anew()
+    assert served(clock, plain=1.0, packed=0.5) == "plain"
+
+
+@needs_owners
+def test_a_table_that_others_can_write_is_not_read(clock):
+    served(clock, plain=1.0, packed=0.5)
+    kernel_table.table_file().chmod(0o666)
+    start_anew()
+    assert served(clock, plain=0.1, packed=0.5) == "plain"
+    assert kernel_table.table_file().stat().st_mode & 0o777 == 0o600
+
+
+@needs_owners
+def test_the_folder_is_private_and_another_users_is_not_used(clock, monkeypatch, tmp_path):
+    (tmp_path / "hf_vit").mkdir()
+    (tmp_path / "hf_vit").chmod(0o777)
+    assert private_cache.cache_folder() == tmp_path / "hf_vit"
+    assert (tmp_path / "hf_vit").stat().st_mode & 0o777 == 0o700
+    start_anew()
+    me = os.geteuid()
+    monkeypatch.setattr(os, "geteuid", lambda: me + 1)
+    other = private_cache.cache_folder()
+    assert other is None or other.parent != tmp_path  # folders made now belong to me, not to that user
+
+
+def test_without_a_folder_the_plain_implementation_serves_and_nothing_is_measured(clock, monkeypatch, tmp_path):
+    (tmp_path / "hf_vit").write_text("a file in the way")
+    assert private_cache.cache_folder().parent == tmp_path / "temporary"
+    start_anew()
+    monkeypatch.setattr(private_cache, "_make_private", lambda folder: "it is read-only")
+    assert private_cache.cache_folder() is None
+    assert served(clock, plain=1.0, packed=0.1) == "plain"
+    assert clock.runs == ["plain"]
+
+
+def test_keys_are_the_same_in_every_process(clock):
+    with pytest.raises(TypeError, match="differs from process to process"):
+        served(clock, (object(),), plain=1.0, packed=0.5)
+
+
+SCRIPT = """
+import random, sys, torch
+from hf_vit import kernel_table
+random.seed(int(sys.argv[1]))
+kernel_table.timer = random.random  # it lies, differently in each process
+x = torch.zeros(1)
+names = [f"implementation {index}" for index in range(8)]
+cases = [{name: (lambda x, name=name: name) for name in names} for _ in range(20)]
+print([kernel_table.choose((index,), case, x)(x) for index, case in enumerate(cases)])
+"""
+
+
+def test_processes_at_the_same_time_choose_the_same(tmp_path):
+    environment = {**os.environ, "HF_HOME": str(tmp_path), "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    processes = [
+        subprocess.Popen([sys.executable, "-c", SCRIPT, seed], env=environment, stdout=subprocess.PIPE, text=True)
+        for seed in "123"
+    ]
+    answers = {process.communicate(timeout=300)[0] for process in processes}
+    assert len(answers) == 1 and "implementation 7" in answers.pop()
