@@ -36,12 +36,12 @@ slow: $(READY)
 # transformers' own common model tests, which are in its source distribution only, against our classes
 transformers-suite: $(READY)
 	@bash .ci/transformers-suite "$(RUN)"
-	@$(RUN) -m pytest -q tests/test_transformers_suite.py $(ARGS)
+	@$(RUN) -m pytest -q tests/hf_vit/modeling/test_transformers_suite.py $(ARGS)
 
 # pytorch-grad-cam needs torchvision, which the other environment is kept free of: it gets one of its own
 grad-cam:
 	@bash .ci/grad-cam "$(PYTHON)" "$(VENV)-grad-cam"
-	@$(VENV)-grad-cam/bin/python -m pytest -q tests/test_adapters.py $(ARGS)
+	@$(VENV)-grad-cam/bin/python -m pytest -q tests/hf_vit/interpretability/test_adapters.py $(ARGS)
 
 style: $(READY)
 	@$(RUN) -m ruff check --fix .
@@ -66,7 +66,7 @@ bench-cifar10: $(PEERS)/.ready
 
 # the tests that need those libraries
 test-peers: $(PEERS)/.ready
-	@$(PEERS)/bin/python -m pytest -q tests/test_cifar10_peers.py $(ARGS)
+	@$(PEERS)/bin/python -m pytest -q tests/benchmarks/test_cifar10_peers.py $(ARGS)
 
 # operations, bytes and Python calls against the recorded ones: no clock
 bench-check: $(READY)

@@ -16,9 +16,9 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from hf_vit import HFViTConfig, HFViTForImageClassification
-from hf_vit.figures import View, draw_curves, draw_table, on_picture, overlay, save
-from hf_vit.perturbation import compare_explanations
-from hf_vit.relevance import METHODS, explain
+from hf_vit.interpretability.perturbation import compare_explanations
+from hf_vit.interpretability.plots import View, draw_curves, draw_table, on_picture, overlay, save
+from hf_vit.interpretability.relevance import METHODS, explain
 
 
 ASSETS = Path(__file__).parent

@@ -14,7 +14,7 @@ from sklearn.datasets import load_digits
 
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-from training.synthetic import SyntheticImages
+from training.data.synthetic import SyntheticImages
 
 
 INK, FAINT, BLUE, ORANGE, GREEN, PAPER = "#1f2933", "#8895a3", "#3d6fb4", "#d9822b", "#3f8f5f", "#ffffff"

@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw
 
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-from training.synthetic import SyntheticImages
+from training.data.synthetic import SyntheticImages
 
 
 SIZE, CLASSES, EDGE, CAPTION = 96, 5, 2, 14

@@ -23,12 +23,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.cpu_training import fused, step
+from benchmarks.peers import transformers_vit
 from hf_vit import HFViTConfig, HFViTForImageClassification
 from hf_vit.errors import HFViTError, Parser, report_error
-from training.cpu_kernels import CPUKernels
-
-from .cpu_training import fused, step
-from .peers import transformers_vit
+from training.engine.cpu_kernels import CPUKernels
 
 
 RECORDED = Path(__file__).parent / "results" / "counts.json"

@@ -43,17 +43,16 @@ import torch
 from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from . import torchvision_operators  # noqa: F401 - before whatever imports torchvision
+from benchmarks import torchvision_operators  # noqa: F401 - before whatever imports torchvision
 
 
 # isort: split
+from benchmarks.peers import missing
 from hf_vit.errors import HFViTError, Parser, report_error
 from training import pretrain
-from training.command_line import parse
-from training.data import ImageDataset, open_dataset
-from training.facts import commit, processor_name
-
-from .peers import missing
+from training.config.parser import parse
+from training.data.dataset import ImageDataset, open_dataset
+from training.reporting.facts import commit, processor_name
 
 
 RESULTS = Path(__file__).parent / "results"

@@ -14,11 +14,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from benchmarks import peers
+from benchmarks.measure import Point, filled, free, products
 from hf_vit import HFViTConfig, HFViTForImageClassification
 from hf_vit.token_merging import merge_tokens
-
-from . import peers
-from .measure import Point, filled, free, products
 
 
 CPU = torch.device("cpu")

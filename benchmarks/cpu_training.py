@@ -14,11 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from benchmarks import peers
+from benchmarks.measure import Point, filled, free, products
 from hf_vit import HFViTConfig, HFViTForImageClassification
-from training.cpu_kernels import CPUKernels
-
-from . import peers
-from .measure import Point, filled, free, products
+from training.engine.cpu_kernels import CPUKernels
 
 
 CPU = torch.device("cpu")
@@ -148,6 +147,6 @@ def flax_step(
     reasons: Iterable[str] = filter(None, map(peers.missing, ("jax", "flax", "optax")))
     if reason := next(iter(reasons), None):
         return {}, {"JAX, Flax": reason}
-    from .flax_vit import update
+    from benchmarks.flax_vit import update
 
     return {"JAX, Flax": update(config, pixels.numpy(), labels.numpy(), low=autocast)}, {}

@@ -37,10 +37,10 @@ import PIL
 from PIL import Image, ImageDraw, ImageFilter, ImageOps
 
 from hf_vit.errors import HFViTError, Parser, report_error
-from training.augmentation import TrainTransform, inception_window
-from training.facts import commit, processor_name
-from training.pictures import EXTENSIONS, decode, open_picture, without_rows_below
-from training.randomness import TRANSFORM, generator
+from training.data.pictures import EXTENSIONS, decode, open_picture, without_rows_below
+from training.data.transforms import TrainTransform, inception_window
+from training.reporting.facts import commit, processor_name
+from training.rng import TRANSFORM, generator
 
 
 RESULTS = Path(__file__).parent / "results"

@@ -11,13 +11,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from benchmarks import peers
+from benchmarks.cpu_inference import forward
+from benchmarks.cpu_training import fused, step
+from benchmarks.measure import Point, filled, free, products
 from hf_vit import HFViTConfig, HFViTForImageClassification
-from training.flops import PEAKS, forward_flops, train_flops
-
-from . import peers
-from .cpu_inference import forward
-from .cpu_training import fused, step
-from .measure import Point, filled, free, products
+from training.reporting.flops import PEAKS, forward_flops, train_flops
 
 
 SIZES = {  # preset -> pictures of a batch in inference and in training, for 141 GB

@@ -30,8 +30,8 @@ from PIL import Image
 
 from hf_vit.errors import HFViTError, Parser, report_error
 from training import finetune
-from training.data import open_dataset
-from training.facts import commit, processor_name
+from training.data.dataset import open_dataset
+from training.reporting.facts import commit, processor_name
 
 
 RESULTS = Path(__file__).parent / "results"

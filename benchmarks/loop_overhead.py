@@ -25,13 +25,13 @@ import transformers
 
 from hf_vit import HFViTConfig, HFViTForImageClassification
 from hf_vit.errors import Parser, report_error
-from training.arguments import TrainArguments
-from training.augmentation import TrainTransform
-from training.data import collate, open_dataset
-from training.facts import commit, processor_name
-from training.optimization import create_optimizer, create_scheduler
-from training.sampling import TrainOrder
-from training.trainer import Trainer
+from training.config.arguments import TrainArguments
+from training.data.dataset import collate, open_dataset
+from training.data.samplers import TrainOrder
+from training.data.transforms import TrainTransform
+from training.engine.optimizers import create_optimizer, create_scheduler
+from training.engine.trainer import Trainer
+from training.reporting.facts import commit, processor_name
 
 
 RESULTS = Path(__file__).parent / "results"

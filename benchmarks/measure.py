@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from training.facts import commit, processor_name
+from training.reporting.facts import commit, processor_name
 
 
 LIMIT = "limit: its products alone"

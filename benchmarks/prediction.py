@@ -16,11 +16,11 @@ import torch
 from PIL import Image
 from transformers import ViTImageProcessor
 
-from hf_vit import HFViTConfig, HFViTForImageClassification, cli
-from hf_vit.predict_command import batches, prepared
-
-from .cpu_inference import CPU
-from .measure import Point, filled
+from benchmarks.cpu_inference import CPU
+from benchmarks.measure import Point, filled
+from hf_vit import HFViTConfig, HFViTForImageClassification
+from hf_vit.cli.main import main
+from hf_vit.cli.predict import batches, prepared
 
 
 BATCH, PICTURES = 16, 192
@@ -51,7 +51,7 @@ def point(preset: str, folder: Path, count: int) -> Point:
 
     def predict() -> None:
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-            assert cli.main(words) == 0
+            assert main.main(words) == 0
 
     def read() -> None:
         assert sum(len(names) for names, _ in batches(paths, processor, "RGB", BATCH, [])) == count

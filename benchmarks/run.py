@@ -19,14 +19,13 @@ from pathlib import Path
 import torch
 import transformers
 
-from . import torchvision_operators  # noqa: F401 - before whatever imports torchvision
+from benchmarks import torchvision_operators  # noqa: F401 - before whatever imports torchvision
 
 
 # isort: split
+from benchmarks import cpu_inference, cpu_training, gpu, prediction, startup
+from benchmarks.measure import Point, environment, lines, machine, measure
 from hf_vit.errors import HFViTError, Parser, report_error
-
-from . import cpu_inference, cpu_training, gpu, prediction, startup
-from .measure import Point, environment, lines, machine, measure
 
 
 RESULTS = Path(__file__).parent / "results"

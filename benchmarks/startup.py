@@ -15,10 +15,9 @@ from pathlib import Path
 
 from transformers import ViTForImageClassification
 
+from benchmarks.cpu_inference import CPU
+from benchmarks.measure import Point, filled
 from hf_vit import HFViTConfig, HFViTForImageClassification
-
-from .cpu_inference import CPU
-from .measure import Point, filled
 
 
 LOAD = """

@@ -18,9 +18,9 @@ import numpy as np
 import torch
 
 from hf_vit.errors import HFViTError, Parser, report_error
-from training.facts import commit, processor_name
-from training.synthetic import FAMILIES, SyntheticImages
-from training.synthetic.batches import FORMULAS, draw_batch
+from training.data.synthetic import FAMILIES, SyntheticImages
+from training.data.synthetic.batches import FORMULAS, draw_batch
+from training.reporting.facts import commit, processor_name
 
 
 RESULTS = Path(__file__).parent / "results"

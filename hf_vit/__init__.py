@@ -12,9 +12,14 @@ from .registration import register, register_when_looked_for
 
 if TYPE_CHECKING:
     from .checkpoints import load_checkpoint, save_checkpoint
-    from .configuration_hf_vit import HFViTConfig
     from .errors import HFViTError
-    from .modeling_hf_vit import HFViTBackbone, HFViTForImageClassification, HFViTForMaskedPatchPrediction, HFViTModel
+    from .modeling.configuration_hf_vit import HFViTConfig
+    from .modeling.modeling_hf_vit import (
+        HFViTBackbone,
+        HFViTForImageClassification,
+        HFViTForMaskedPatchPrediction,
+        HFViTModel,
+    )
 
 
 __version__ = "0.1.0"
@@ -32,12 +37,12 @@ __all__ = [
 ]
 
 ROOMS = {
-    "HFViTBackbone": "modeling_hf_vit",
-    "HFViTConfig": "configuration_hf_vit",
+    "HFViTBackbone": "modeling.modeling_hf_vit",
+    "HFViTConfig": "modeling.configuration_hf_vit",
     "HFViTError": "errors",
-    "HFViTForImageClassification": "modeling_hf_vit",
-    "HFViTForMaskedPatchPrediction": "modeling_hf_vit",
-    "HFViTModel": "modeling_hf_vit",
+    "HFViTForImageClassification": "modeling.modeling_hf_vit",
+    "HFViTForMaskedPatchPrediction": "modeling.modeling_hf_vit",
+    "HFViTModel": "modeling.modeling_hf_vit",
     "load_checkpoint": "checkpoints",
     "save_checkpoint": "checkpoints",
 }

@@ -11,8 +11,13 @@ from transformers import (
 from transformers.models.vit import ViTImageProcessorPil
 from transformers.utils import is_torchvision_available
 
-from .configuration_hf_vit import HFViTConfig
-from .modeling_hf_vit import HFViTBackbone, HFViTForImageClassification, HFViTForMaskedPatchPrediction, HFViTModel
+from .modeling.configuration_hf_vit import HFViTConfig
+from .modeling.modeling_hf_vit import (
+    HFViTBackbone,
+    HFViTForImageClassification,
+    HFViTForMaskedPatchPrediction,
+    HFViTModel,
+)
 
 
 AutoConfig.register(HFViTConfig.model_type, HFViTConfig)

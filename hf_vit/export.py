@@ -6,7 +6,7 @@ is a multiple of `size_multiple_of` in export.json. The written file is run with
 pictures and must agree with the model to 1e-4, or nothing is kept.
 
 With `--int8` the ONNX model is quantised for CPUs as well, and `--images` measures what that changes. Needs the
-packages of `pip install "hf-vit[export]"`. Called by `hf_vit/cli.py`, which adds `--json`.
+packages of `pip install "hf-vit[export]"`. Called by `hf_vit/cli/main.py`, which adds `--json`.
 """
 
 import argparse
@@ -31,12 +31,12 @@ from torch import nn
 from transformers.models.vit import ViTImageProcessorPil
 
 from .checkpoints import Loaded
-from .checkpoints.saving import replaced_folder, save_processor
+from .checkpoints.save import replaced_folder, save_processor
+from .cli.inputs import find_pictures, image_size, load_classifier, read_pictures
 from .errors import HFViTError
-from .inputs import find_pictures, image_size, load_classifier, read_pictures
-from .modeling_hf_vit import HFViTForImageClassification
-from .position_embedding import INTERPOLATIONS
-from .resnet_stem import StdConv2d
+from .modeling.modeling_hf_vit import HFViTForImageClassification
+from .modeling.position_embedding import INTERPOLATIONS
+from .modeling.resnet_stem import StdConv2d
 
 
 EXAMPLES = """\

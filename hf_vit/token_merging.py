@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from .errors import HFViTError
-from .prepared import is_watched
+from .modeling.prepared import is_watched
 
 
 def merge_tokens(model: nn.Module, r: int | Sequence[int], proportional: bool = True) -> nn.Module:

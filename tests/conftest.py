@@ -69,7 +69,7 @@ def _kernel_table(tmp_path_factory):
 @pytest.fixture(scope="session")
 def models(tmp_path_factory):
     """Folders of small classifiers of every kind, by name; for reading only."""
-    from tiny_classifiers import save_classifiers
+    from tests.helpers.tiny_classifiers import save_classifiers
 
     return save_classifiers(tmp_path_factory.mktemp("models"))
 

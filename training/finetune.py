@@ -10,7 +10,7 @@ With --preset or --set and without --model, the same training from scratch. `--h
 import sys
 from typing import Any
 
-from .run import command
+from .train import command
 
 
 def main(argv: list[str] | None = None) -> dict[str, Any]:

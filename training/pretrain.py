@@ -10,7 +10,7 @@ Defaults follow the paper's Table 3. `--help` lists every option.
 import sys
 from typing import Any
 
-from .run import command
+from .train import command
 
 
 def main(argv: list[str] | None = None) -> dict[str, Any]:

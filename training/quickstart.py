@@ -27,12 +27,12 @@ import numpy as np
 import yaml
 
 from hf_vit.errors import HFViTError, Parser, report_error
-from hf_vit.hub import push_folder
-from hf_vit.model_card import load_facts
+from hf_vit.hub.model_card import load_facts
+from hf_vit.hub.upload import push_folder
 
-from .arguments import RECIPES
-from .data import open_dataset
-from .run import PREDICTIONS_NAME
+from .config.arguments import RECIPES
+from .data.dataset import open_dataset
+from .train import PREDICTIONS_NAME
 
 
 REPORT_NAME = "report.json"  # also the mark of a folder that an earlier quickstart wrote, and may be written over

@@ -21,18 +21,18 @@ import transformers
 
 from hf_vit.errors import HFViTError, Parser, report_error
 
-from . import report_scores as report
-from .augmentation import RESAMPLING
-from .classifiers import Classifier, open_classifier
-from .data import ImageDataset, open_dataset, open_door
-from .features import compute_features
-from .few_shot import L2, NeighbourProbe, few_shot
-from .labels import LabelMatch, check_real, match_labels, read_real_labels, real_rows
+from .data.dataset import ImageDataset, open_dataset, open_door
+from .data.sources import Columns, listed
+from .data.splits import EVAL_SPLITS
+from .data.transforms import RESAMPLING
+from .evaluation import report
+from .evaluation.classifier import Classifier, open_classifier
+from .evaluation.evaluate_classifier import TTA, Machine, Scored, create_machine, preprocessing, score_dataset
+from .evaluation.features import compute_features
+from .evaluation.few_shot import L2, NeighbourProbe, few_shot
+from .evaluation.label_mapping import LabelMatch, check_real, match_labels, read_real_labels, real_rows
+from .evaluation.throughput import measure_speed
 from .metrics.calibration.calibration import METHOD, calibration
-from .scoring import TTA, Machine, Scored, create_machine, preprocessing, score_dataset
-from .sources import Columns, listed
-from .speed import measure_speed
-from .splits import EVAL_SPLITS
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -46,7 +46,9 @@ def build_parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--model", required=True, help="folder, checkpoint file or Hub id of an image classifier")
     add("--dataset", help="Hub id, image folder, parquet file or folder, digits, or synthetic:NAME")
-    add("--suite", help="many data sets by a fixed protocol: imagenet, paper or vtab (training/suites.yaml)")
+    add(
+        "--suite", help="many data sets by a fixed protocol: imagenet, paper or vtab (training/evaluation/suites.yaml)"
+    )
     add("--output_dir", help="where facts, tables and pictures go")
     data = parser.add_argument_group("which pictures")
     data.add_argument("--split", help="default: the first of validation, val, dev, test that the data has")
@@ -155,7 +157,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         transformers.logging.set_verbosity_error()
         transformers.logging.disable_progress_bar()
         if args.suite is not None:
-            from .suites import run_suite  # which scores through this room
+            from .evaluation.suites import run_suite  # which scores through this room
 
             facts = run_suite(args, machine)
         else:

@@ -23,9 +23,9 @@ import torch
 
 from hf_vit.errors import HFViTError, Parser, report_error
 
-from .checkpointing import differences, read_json, write_json
-from .command_line import as_number, from_yaml
-from .data import open_dataset
+from .config.parser import as_number, from_yaml
+from .data.dataset import open_dataset
+from .engine.checkpoint_io import differences, read_json, write_json
 from .studies import STUDIES
 from .studies.design import SCALES, Cell, Study
 from .studies.report import RESULTS_NAME, plan, read_scores, results, write_report

@@ -15,10 +15,10 @@ from accelerate import PartialState
 
 from hf_vit.errors import HFViTError
 
-from .arguments import GROUPS, RESOLVED_NAME, Arguments
-from .checkpointing import read_json, write_json
-from .device import on_cpu
-from .facts import FACTS_NAME
+from .config.arguments import GROUPS, RESOLVED_NAME, Arguments
+from .engine.accelerator import on_cpu
+from .engine.checkpoint_io import read_json, write_json
+from .reporting.facts import FACTS_NAME
 
 
 FOLDER, TABLE = "sweep", "sweep.json"

@@ -4,8 +4,8 @@ One dialect is one file with one table: `google.py`, `transformers_vit.py`, `tim
 travels to the Hub; nothing that travels imports it.
 """
 
-from .loading import Loaded, load_checkpoint, read_checkpoint
-from .saving import FORMATS, save_checkpoint
+from .load import Loaded, load_checkpoint, read_checkpoint
+from .save import FORMATS, save_checkpoint
 
 
 __all__ = ["FORMATS", "Loaded", "load_checkpoint", "read_checkpoint", "save_checkpoint"]

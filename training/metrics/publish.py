@@ -10,7 +10,7 @@ import yaml
 from huggingface_hub import CommitOperationAdd, HfApi, get_token
 
 from hf_vit.errors import HFViTError, Parser, report_error
-from hf_vit.hub import one_line_errors
+from hf_vit.hub.upload import one_line_errors
 
 
 HERE = Path(__file__).parent

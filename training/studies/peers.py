@@ -15,10 +15,10 @@ from transformers import AutoConfig, AutoModelForImageClassification, PreTrained
 
 from hf_vit.errors import HFViTError
 
-from ..arguments import Arguments
-from ..run import finish, image_processor_for, pixels, train_or_leave_nothing
-from ..splits import open_splits, transforms
-from ..trainer import Trainer
+from ..config.arguments import Arguments
+from ..data.splits import open_splits, transforms
+from ..engine.trainer import Trainer
+from ..train import finish, image_processor_for, pixels, train_or_leave_nothing
 
 
 def run_peer(arguments: Arguments, stage: str, fields: dict[str, Any]) -> dict[str, Any]:

@@ -9,8 +9,8 @@ from typing import Any
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from ..checkpointing import read_json
-from ..facts import FACTS_NAME, public_name
+from ..engine.checkpoint_io import read_json
+from ..reporting.facts import FACTS_NAME, public_name
 from .design import Cell, Score, Scores, Study
 from .peers import train_flops
 

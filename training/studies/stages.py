@@ -17,20 +17,20 @@ import torch
 from hf_vit import HFViTConfig, HFViTForImageClassification
 from hf_vit.errors import HFViTError
 
-from ..arguments import Arguments
-from ..checkpointing import checkpoints, read_json
-from ..classifiers import open_classifier
-from ..command_line import parse
-from ..data import ImageDataset, open_dataset, take_fraction
-from ..dyck import warm_up
-from ..facts import FACTS_NAME, write_facts
-from ..features import compute_features
-from ..few_shot import few_shot
-from ..labels import match_labels
-from ..mimetic import mimetic_
-from ..run import run
-from ..scoring import create_machine, score_dataset
+from ..config.arguments import Arguments
+from ..config.parser import parse
+from ..data.dataset import ImageDataset, open_dataset, take_fraction
+from ..engine.checkpoint_io import checkpoints, read_json
+from ..evaluation.classifier import open_classifier
+from ..evaluation.evaluate_classifier import create_machine, score_dataset
+from ..evaluation.features import compute_features
+from ..evaluation.few_shot import few_shot
+from ..evaluation.label_mapping import match_labels
+from ..reporting.facts import FACTS_NAME, write_facts
+from ..train import run
 from .design import Cell
+from .initialization.dyck import warm_up
+from .initialization.mimetic import mimetic_
 from .peers import run_peer
 
 

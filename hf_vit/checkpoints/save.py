@@ -1,0 +1,212 @@
+"""A model becomes a checkpoint of another dialect: weights exact, what it cannot hold refused by name."""
+
+import json
+import os
+import shutil
+import tempfile
+import warnings
+import zipfile
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+from transformers.models.vit import ViTImageProcessorPil
+
+from ..errors import HFViTError
+from ..modeling.configuration_hf_vit import HFViTConfig
+from ..modeling.modeling_hf_vit import HFViTForImageClassification
+from .formats import google, timm, transformers
+from .mapping import dismantle
+from .spec import GOOGLE_PROCESSOR, processor_of
+
+
+FORMATS = ("google-npz", "big-vision-npz", "timm", "transformers")
+State = dict[str, torch.Tensor]
+
+
+def save_checkpoint(
+    model: HFViTForImageClassification, path: str | Path, format: str, processor: dict[str, Any] | None = None
+) -> Path:
+    """Write a model as a checkpoint of another dialect; reading it back gives bit-equal weights.
+
+    It is written beside `path` and renamed: after an error nothing is there, or what was there before.
+
+    Args:
+        format: `"google-npz"`: one `.npz` as vision_transformer publishes (numbered as before Linen).
+            `"big-vision-npz"`: one `.npz` as big_vision writes; the class token's position is added to the token.
+            `"timm"`: a `.safetensors` file, or where `path` has no such suffix a folder that
+            `timm.create_model("local-dir:...")` opens.
+            `"transformers"`: a folder that `ViTForImageClassification.from_pretrained` opens.
+        processor: settings of the image processor, as a ViTImageProcessor has them, for the formats that hold them;
+            Google's where left out.
+
+    Returns:
+        the path written.
+
+    Raises:
+        HFViTError: unknown format, or something in the model that the format cannot express (it is named).
+    """
+    writers = dict(zip(FORMATS, (_save_google, _save_big_vision, _save_timm, _save_transformers)))
+    if format not in writers:
+        raise HFViTError(f"unknown format '{format}': choose one of {', '.join(FORMATS)}")
+    path = Path(path)
+    state = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
+    writers[format](model.config, state, path, processor)
+    return path
+
+
+def _refuse(config: HFViTConfig, format: str, cannot: Iterable[tuple[str, Callable[[HFViTConfig], bool]]]) -> None:
+    features = [feature for feature, present in cannot if present(config)]
+    if features:
+        raise HFViTError(f"the {format} format cannot express {'; '.join(features)}: choose another format")
+
+
+def _warn_of_numerics(config: HFViTConfig, reader: str, numerics: dict[str, Any]) -> None:
+    """Weights are exact, but code that reads the file computes with its own constants."""
+    different = [f"{name}={value!r} instead of {getattr(config, name)!r}" for name, value in numerics.items()]
+    different = [line for line, name in zip(different, numerics) if getattr(config, name) != numerics[name]]
+    if different:
+        warnings.warn(f"{reader} computes with {', '.join(different)}: its outputs differ slightly", stacklevel=4)
+
+
+# -- the class token's row of the position table ----------------------------------------------------------------------
+
+
+def _with_class_row(config: HFViTConfig, state: State) -> tuple[HFViTConfig, State]:
+    """The same network with a row for the class token: zeros where it had none."""
+    if not config.use_class_token or config.class_token_has_position or not config.has_position_table:
+        return config, state
+    name = "vit.embeddings.position_embeddings"
+    rows = torch.cat([torch.zeros_like(state["vit.embeddings.cls_token"]), state[name]], dim=1)
+    return _changed(config, class_token_has_position=True), state | {name: rows}
+
+
+def _without_class_row(config: HFViTConfig, state: State) -> tuple[HFViTConfig, State]:
+    """The same network with the class token's row added to the token, as big_vision reads older files."""
+    if not config.has_class_position or not config.has_position_table:
+        return config, state
+    table, token = "vit.embeddings.position_embeddings", "vit.embeddings.cls_token"
+    folded = {token: state[token] + state[table][:, :1], table: state[table][:, 1:]}
+    return _changed(config, class_token_has_position=False), state | folded
+
+
+def _changed(config: HFViTConfig, **fields) -> HFViTConfig:
+    return HFViTConfig(**(config.to_dict() | fields))
+
+
+# -- the formats ------------------------------------------------------------------------------------------------------
+
+
+def _save_google(config: HFViTConfig, state: State, path: Path, processor: dict[str, Any] | None) -> None:
+    _refuse(config, "google-npz", google.CANNOT_VISION_TRANSFORMER)
+    _warn_of_numerics(config, "vision_transformer", google.numerics(config))
+    config, state = _with_class_row(config, state)
+    _write_npz(path, dismantle(state, google.table(config, google.VISION_TRANSFORMER)))
+
+
+def _save_big_vision(config: HFViTConfig, state: State, path: Path, processor: dict[str, Any] | None) -> None:
+    _refuse(config, "big-vision-npz", google.CANNOT_BIG_VISION)
+    _warn_of_numerics(config, "big_vision", google.numerics(config))
+    config, state = _without_class_row(config, state)
+    _write_npz(path, dismantle(state, google.table(config, google.BIG_VISION)))
+
+
+def _save_timm(config: HFViTConfig, state: State, path: Path, processor: dict[str, Any] | None) -> None:
+    _refuse(config, "timm", timm.CANNOT)
+    tensors = _contiguous(dismantle(state, timm.table(config, timm.registers_in_table(config))))
+    settings = processor_of(processor)
+    header = timm.header(config, _stored_fields(config), settings)
+    numerics = timm.numerics(config)
+    if path.suffix == ".safetensors":
+        _warn_of_numerics(config, "timm", numerics)
+        with replaced_file(path) as temporary:
+            save_file(tensors, temporary, metadata=header)
+        return
+    _warn_of_numerics(config, "timm", {name: value for name, value in numerics.items() if name != "hidden_act"})
+    if not timm.has_entry_point(config):
+        warnings.warn("timm has no entry point for this ResNet: create_model will not open the folder", stacklevel=3)
+    with replaced_folder(path) as temporary:
+        save_file(tensors, temporary / "model.safetensors", metadata=header)
+        (temporary / "config.json").write_text(json.dumps(timm.folder_config(config, settings), indent=2) + "\n")
+
+
+def _save_transformers(config: HFViTConfig, state: State, path: Path, processor: dict[str, Any] | None) -> None:
+    _refuse(config, "transformers", transformers.CANNOT)
+    config, state = _with_class_row(config, state)
+    prefix = "vit." if config.representation_size is None else ""
+    tensors = _contiguous(dismantle(state, transformers.table(config, prefix)))
+    described = transformers.folder_config(config, next(iter(tensors.values())).dtype)
+    with replaced_folder(path) as temporary:
+        save_file(tensors, temporary / "model.safetensors", metadata={"format": "pt"})
+        (temporary / "config.json").write_text(json.dumps(described, indent=2) + "\n")
+        save_processor(temporary, processor or GOOGLE_PROCESSOR | {"size": _size(config)})
+
+
+def _size(config: HFViTConfig) -> dict[str, int]:
+    return dict(zip(("height", "width"), config.image_size_hw))
+
+
+def save_processor(folder: Path, settings: dict[str, Any]) -> None:
+    """Write preprocessor_config.json of a ViTImageProcessor with these settings."""
+    ViTImageProcessorPil(**settings).save_pretrained(folder)
+
+
+def _stored_fields(config: HFViTConfig) -> dict[str, Any]:
+    own = [name for name in HFViTConfig.__annotations__ if not name.startswith("_")]
+    return {name: getattr(config, name) for name in own} | {"id2label": config.id2label}
+
+
+def _contiguous(tensors: Iterator[tuple[str, torch.Tensor]]) -> State:
+    return {name: tensor.contiguous() for name, tensor in tensors}
+
+
+def _write_npz(path: Path, tensors: Iterator[tuple[str, torch.Tensor]]) -> None:
+    """An uncompressed npz of float32 arrays, written one array after the other."""
+    with (
+        replaced_file(path) as temporary,
+        zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED, allowZip64=True) as archive,
+    ):
+        for name, tensor in tensors:
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                array = np.ascontiguousarray(tensor.float().numpy())
+                np.lib.format.write_array(member, array, allow_pickle=False)
+
+
+# -- written beside, then renamed -------------------------------------------------------------------------------------
+
+
+@contextmanager
+def replaced_file(path: Path) -> Iterator[Path]:
+    """A path beside `path` to write to; it takes its place when the block ends without an error."""
+    if path.is_dir():
+        raise HFViTError(f"{path}: is a folder; this format is one file")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def replaced_folder(path: Path) -> Iterator[Path]:
+    """A folder beside `path` to write to; its files move there when the block ends without an error."""
+    if path.exists() and not path.is_dir():
+        raise HFViTError(f"{path}: is a file; this format is a folder")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent))
+    try:
+        yield temporary
+        temporary.chmod(0o755)
+        if not path.exists():
+            os.replace(temporary, path)
+        else:
+            for file in sorted(temporary.iterdir()):
+                os.replace(file, path / file.name)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)

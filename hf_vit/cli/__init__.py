@@ -1,0 +1,1 @@
+"""The `hf-vit` command: one file for each subcommand."""

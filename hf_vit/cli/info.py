@@ -1,0 +1,116 @@
+"""`hf-vit info MODEL`: a model's parts with their output, parameters and multiply-adds."""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from ..modeling.configuration_hf_vit import PRESETS, HFViTConfig
+from ..modeling.modeling_hf_vit import HFViTForImageClassification
+from .inputs import image_size, load, print_table
+
+
+EXAMPLES = """\
+  hf-vit info vit-base-patch16-224
+  hf-vit info r50-vit-base-patch16-384
+  hf-vit info path/to/model --image-size 384 512
+  hf-vit info R26_S_32.npz --json"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of the command, all but `--json`."""
+    parser.add_argument(
+        "model", help=f"preset ({', '.join(list(PRESETS)[:3])}, ...), folder, Hub id or checkpoint file"
+    )
+    parser.add_argument("--image-size", type=int, nargs="+", metavar="PX", help="one number, or height and width")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    config = config_of(arguments.model)
+    if (size := image_size(arguments)) is not None:
+        config.image_size = size
+        config.check_architecture()
+    facts = describe(config)
+    if arguments.json:
+        print(json.dumps({"model": arguments.model, **facts}, indent=2))
+        return 0
+    height, width = facts["image_size"]
+    print(f"{arguments.model}: {height} x {width} px, {facts['tokens']} tokens, {facts['num_labels']} labels\n")
+    table = [("part", "output", "parameters", "MACs")]
+    table += [
+        (part["name"], part["output"], f"{part['parameters']:,}", f"{part['macs']:,}") for part in facts["parts"]
+    ]
+    table.append(("total", "", f"{facts['parameters']:,}", f"{facts['macs']:,}"))
+    print_table(table)
+    megabytes = facts["weight_bytes"]
+    print(f"\n{facts['macs'] / 1e9:.2f} GMACs for one image; weights {megabytes['float32'] / 1e6:,.1f} MB in float32, "
+          f"{megabytes['bfloat16'] / 1e6:,.1f} MB in bfloat16")  # fmt: skip
+    return 0
+
+
+def config_of(model: str) -> HFViTConfig:
+    """The configuration of a preset (with ImageNet's 1000 labels), a checkpoint file, a folder or a Hub repository."""
+    if Path(model).exists() or "/" in model or Path(model).suffix:
+        return load(model).model.config
+    return HFViTConfig.from_preset(model, num_labels=1000)
+
+
+def describe(config: HFViTConfig) -> dict[str, Any]:
+    """Parts of the network in the order in which a picture passes them.
+
+    Multiply-adds are counted by running the network without data (PyTorch's FlopCounterMode on the meta device):
+    matrix products and convolutions of one image, not norms and activations.
+    """
+    with torch.device("meta"):
+        model = HFViTForImageClassification._from_config(config, attn_implementation="eager").eval()
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            model(torch.zeros(1, config.num_channels, *config.image_size_hw))
+    flops = {name: sum(kinds.values()) for name, kinds in counter.get_flop_counts().items()}
+
+    def count(prefix: str, parameters: int | None = None) -> dict[str, int]:
+        module = model.get_submodule(prefix)
+        own = sum(parameter.numel() for parameter in module.parameters()) if parameters is None else parameters
+        return {"parameters": own, "macs": flops.get(f"{type(model).__name__}.{prefix}", 0) // 2}
+
+    rows, columns = config.grid_size
+    tokens, width = rows * columns + config.num_prefix_tokens, config.hidden_size
+    embeddings, stem = "vit.embeddings", "vit.embeddings.patch_embeddings"
+    parts = []
+    if config.resnet_depths is not None:
+        units = "-".join(map(str, config.resnet_depths)) or "root only"
+        parts.append({"name": f"ResNet ({units})", "output": "feature map", **count(f"{stem}.backbone")})
+    parts.append(
+        {"name": "patch projection", "output": f"{rows} x {columns} x {width}", **count(f"{stem}.projection")}
+    )
+    loose = sum(parameter.numel() for parameter in model.get_submodule(embeddings).parameters(recurse=False))
+    if loose:
+        parts.append({"name": "tokens and positions", "output": f"{tokens} x {width}", "parameters": loose, "macs": 0})
+    block, depth = count("vit.layers.0"), config.num_hidden_layers
+    parts.append(
+        {
+            "name": f"{depth} blocks of {block['parameters']:,}",
+            "output": f"{tokens} x {width}",
+            "parameters": depth * block["parameters"],
+            "macs": depth * block["macs"],
+        }
+    )
+    parts.append({"name": "final norm", "output": f"{tokens} x {width}", **count("vit.layernorm")})
+    if config.pooling == "map":
+        parts.append({"name": "attention pooling", "output": f"{width}", **count("vit.map_head")})
+    if config.representation_size is not None:
+        parts.append({"name": "representation", "output": f"{config.representation_size}", **count("vit.pooler")})
+    if config.num_labels:
+        parts.append({"name": "classifier", "output": f"{config.num_labels}", **count("classifier")})
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    return {
+        "image_size": list(config.image_size_hw),
+        "tokens": tokens,
+        "num_labels": config.num_labels,
+        "parameters": parameters,
+        "macs": counter.get_total_flops() // 2,
+        "weight_bytes": {"float32": 4 * parameters, "bfloat16": 2 * parameters},
+        "parts": parts,
+    }

@@ -1,0 +1,177 @@
+"""What people give to the commands: pictures, models, devices, numbers. Found, checked, read; and printed as tables.
+
+Bad input is an `HFViTError` or, for an option's text, an error of argparse; a picture that cannot be read is listed.
+"""
+
+import argparse
+import glob
+import io
+import re
+import sys
+import urllib.request
+import warnings
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from http.client import HTTPException
+from itertools import islice
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from ..checkpoints import Loaded, read_checkpoint
+from ..errors import HFViTError
+
+
+Where = TypeVar("Where", bound=Path | str)
+
+PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm")
+ADDRESS = r"https?://"
+READERS, READ_AHEAD = 4, 32  # threads; pictures in memory beyond those in use
+PATIENCE, LARGEST_DOWNLOAD = 30, 64 << 20  # seconds, bytes
+
+
+def load(model: str, **changes: Any) -> Loaded:
+    """A model of any dialect; what there is to know about it goes to stderr."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", UserWarning)
+        loaded = read_checkpoint(model, **changes)
+    for warning in caught:
+        if issubclass(warning.category, UserWarning):
+            print(f"note: {warning.message}", file=sys.stderr)
+    return loaded
+
+
+def load_classifier(model: str, **changes: Any) -> Loaded:
+    """As `load`; raises HFViTError if the model has no classes."""
+    loaded = load(model, **changes)
+    if not loaded.model.config.num_labels:
+        raise HFViTError(f"{model} has no classifier: fine-tune it on pictures with labels first")
+    return loaded
+
+
+def find_pictures(patterns: Sequence[str], addresses: bool = False) -> list[Any]:
+    """The files that names, folders and glob patterns mean, in order, each once.
+
+    Args:
+        addresses: also `https://...`, given back as the text they are.
+
+    Raises:
+        HFViTError: a name that is nothing, a folder or pattern without a picture.
+    """
+    found: dict[Path | str, None] = {}
+    for pattern in patterns:
+        path = Path(pattern)
+        matches: list[Any]
+        if re.match(ADDRESS, pattern):
+            if not addresses:
+                raise HFViTError(f"'{pattern}' is an address: download the picture first, and give its path")
+            matches = [pattern]
+        elif path.is_file():
+            matches = [path]
+        elif path.is_dir():
+            matches = sorted(file for file in path.rglob("*") if file.suffix.lower() in PICTURES)
+        else:
+            matches = sorted(Path(name) for name in glob.glob(pattern, recursive=True) if Path(name).is_file())
+        if not matches:
+            kinds = f"; pictures are {', '.join(PICTURES)}" if path.is_dir() else ""
+            raise HFViTError(f"no picture at '{pattern}'{kinds}")
+        found |= dict.fromkeys(matches)
+    return list(found)
+
+
+def read_pictures(
+    paths: Sequence[Where],
+    mode: str,
+    unreadable: list[dict[str, str]],
+    then: Callable[[Image.Image], Any] = lambda picture: picture,
+    in_memory: int = READ_AHEAD,
+) -> Iterator[tuple[Where, Any]]:
+    """Each picture upright and in the given mode, in order; those that cannot be read go into `unreadable`.
+
+    Threads read ahead, so that the next pictures are ready when a model is done with these.
+
+    Args:
+        then: what the threads do with each picture; its result is yielded in the picture's place.
+        in_memory: pictures that are ready or being read beyond those in use.
+    """
+
+    def read(path: Path | str) -> Any:
+        found = read_picture(path, mode)
+        return found if isinstance(found, str) else then(found)
+
+    rest = iter(paths)
+    with ThreadPoolExecutor(READERS) as pool:
+        ahead = deque((path, pool.submit(read, path)) for path in islice(rest, in_memory))
+        while ahead:
+            path, reading = ahead.popleft()
+            ahead.extend((after, pool.submit(read, after)) for after in islice(rest, 1))
+            found = reading.result()
+            if isinstance(found, str):
+                unreadable.append({"image": str(path), "reason": found})
+            else:
+                yield path, found
+
+
+def read_picture(path: Path | str, mode: str) -> Image.Image | str:
+    """A picture upright and in the given mode, from a file or an address; or the reason why there is none."""
+    try:
+        with Image.open(_downloaded(path) if isinstance(path, str) else path) as file:
+            return ImageOps.exif_transpose(file).convert(mode)
+    except UnidentifiedImageError:
+        return "not a picture, or of an unknown format"
+    except (OSError, ValueError, SyntaxError, HTTPException, Image.DecompressionBombError) as error:
+        return " ".join(str(error).split()) or type(error).__name__
+
+
+def _downloaded(address: str) -> io.BytesIO:
+    request = urllib.request.Request(address, headers={"User-Agent": "hf-vit"})  # some servers refuse Python's own
+    with urllib.request.urlopen(request, timeout=PATIENCE) as answer:
+        content = answer.read(LARGEST_DOWNLOAD + 1)
+    if len(content) > LARGEST_DOWNLOAD:
+        raise OSError(f"larger than {LARGEST_DOWNLOAD >> 20} MiB")
+    return io.BytesIO(content)
+
+
+def pick_device(name: str | None) -> torch.device:
+    """The device asked for, or the best there is."""
+    if name is None:
+        return torch.accelerator.current_accelerator() or torch.device("cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:  # of an unknown name; of a torch built without that device
+        raise HFViTError(f"no device '{name}' here ({str(error).splitlines()[0]}): leave --device out") from error
+    return device
+
+
+def image_size(arguments: argparse.Namespace, name: str = "image_size") -> int | tuple[int, int] | None:
+    """`--image-size 384` or `--image-size 384 512`, in pixels; `name` is that of the argument."""
+    given = getattr(arguments, name)
+    if given is None:
+        return None
+    if len(given) > 2:
+        option = f"--{name.replace('_', '-')}"
+        raise HFViTError(f"{option} is one number, or height and width; got {len(given)} numbers")
+    return given[0] if len(given) == 1 else tuple(given)
+
+
+def positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a whole number above 0")
+    return int(text)
+
+
+def print_table(table: Sequence[Sequence[str]]) -> None:
+    """Columns padded to their longest entry; numbers to the right."""
+    columns = max(map(len, table), default=0)
+    widths = [max(len(row[at]) for row in table if at < len(row)) for at in range(columns)]
+    right = [all(row[at].replace(",", "").isdecimal() for row in table[1:] if at < len(row)) for at in range(columns)]
+    for row in table:
+        cells = [
+            cell.rjust(width) if flush and len(table) > 1 else cell.ljust(width)
+            for cell, width, flush in zip(row, widths, right)
+        ]
+        print("  ".join(cells).rstrip())

@@ -1,0 +1,366 @@
+"""`hf-vit inspect MODEL [IMAGE...] --out DIR`: computes, draws, and puts everything on one page.
+
+Called by `hf_vit/cli/main.py`, which adds `--json` and turns errors into one line and exit status 2. DIR then holds
+
+    report.html           one page with every picture inside it: to look at, to send
+    numbers.json          what was measured
+    model-1/              figures of the model: filters.png, positions.png, distance.png, and for each picture a folder
+        001-NAME/         overlays of the original's size (attention.png, rollout.png, ...; below PAGE_WIDTH pixels
+                          enlarged by a whole number), heads.png, norms.png, colours.png, curves.png
+    model-2/              the same of the model to compare with
+"""
+
+import argparse
+import base64
+import io
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import jinja2
+import numpy as np
+import torch
+from PIL import Image
+from transformers.models.vit import ViTImageProcessorPil
+
+from ..errors import HFViTError
+from ..interpretability.attention import (
+    attention_distance,
+    class_attention,
+    embedding_filters,
+    feature_colours,
+    head_numbers,
+    layer_numbers,
+    position_similarity,
+    token_norms,
+    token_states,
+)
+from ..interpretability.perturbation import BASELINES, compare_explanations, probabilities
+from ..interpretability.relevance import METHODS, explain
+from .inputs import find_pictures, image_size, load, pick_device, positive, read_pictures
+
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+EXAMPLES = """\
+  hf-vit inspect path/to/model --out seen
+  hf-vit inspect path/to/model cat.jpg pictures/ --out seen
+  hf-vit inspect ViT-B_16.npz cat.jpg --out seen --image-size 384 512 --layers 0 5 -1
+  hf-vit inspect out pictures/ --out seen --compare other/model --class cat --steps 0"""
+TEMPLATE = Path(__file__).with_name("inspection_report.html")
+PAGE_WIDTH = 360  # pixels of a picture on the page; the files beside it have the original's
+CLASS_FREE = ("attention", "rollout")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of the command, all but `--json`."""
+    parser.add_argument("model", help="folder, Hub id or checkpoint file")
+    parser.add_argument("images", nargs="*", metavar="IMAGE", help="files, folders (searched through), glob patterns")
+    parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder for the page and its figures")
+    parser.add_argument("--compare", metavar="MODEL", help="a second model, shown beside the first")
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS), help="explanations (all)")
+    parser.add_argument("--class", dest="target", metavar="NAME", help="class to explain, name or number (predicted)")
+    parser.add_argument("--layers", type=int, nargs="+", metavar="N", help="blocks to show (first, middle, last)")
+    parser.add_argument("--heads", type=int, nargs="+", metavar="N", help="heads to show (all)")
+    parser.add_argument("--image-size", type=int, nargs="+", metavar="PX", help="one number, or height and width")
+    parser.add_argument("--limit", type=positive, default=24, metavar="N", help="at most so many pictures (24)")
+    parser.add_argument(
+        "--steps", type=whole, default=10, metavar="N", help="steps of the deletion and insertion curves (10; 0: none)"
+    )
+    parser.add_argument("--baseline", choices=BASELINES, default="blur", help="what an absent patch shows (blur)")
+    parser.add_argument("--device", help="cpu, cuda, cuda:1, mps (default: a GPU where there is one)")
+
+
+def whole(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"'{text}' is not a whole number")
+    return int(text)
+
+
+@dataclass
+class Subject:
+    """A model under inspection, its processor, and what was found out about it."""
+
+    title: str
+    model: Any
+    processor: Any
+    folder: Path
+    layers: list[int]
+    target: int | None
+    methods: list[str]
+    figures: list[dict[str, str]] = field(default_factory=list)
+    numbers: dict[str, Any] = field(default_factory=dict)
+    distances: list[torch.Tensor] = field(default_factory=list)
+    features: list[torch.Tensor] = field(default_factory=list)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Inspect, write the page, print where it is; 0, or 1 where some pictures could not be read."""
+    try:
+        from ..interpretability import plots as figures
+    except ImportError as error:
+        raise HFViTError(f'drawing needs matplotlib ({error}): pip install "hf-vit[inspect]"') from error
+    if arguments.out.exists() and not arguments.out.is_dir():
+        raise HFViTError(f"--out {arguments.out} is a file: name a folder")
+    paths = find_pictures(arguments.images)
+    if len(paths) > arguments.limit:
+        print(
+            f"note: the first {arguments.limit} of {len(paths)} pictures; --limit {len(paths)} for all",
+            file=sys.stderr,
+        )
+        paths = paths[: arguments.limit]
+    names = [arguments.model] + ([arguments.compare] if arguments.compare else [])
+    subjects = [_subject(name, number, arguments) for number, name in enumerate(names, start=1)]
+    modes = {"L" if subject.model.config.num_channels == 1 else "RGB" for subject in subjects}
+    unreadable: list[dict[str, str]] = []
+    shown: list[dict[str, Any]] = []
+    pictures = read_pictures(paths, "RGB" if "RGB" in modes else "L", unreadable, in_memory=1)
+    for number, (path, picture) in enumerate(pictures, start=1):
+        rows = [_inspect(subject, picture, f"{number:03d}-{path.stem}", arguments, figures) for subject in subjects]
+        shown.append({"name": path.name, "path": str(path), "size": picture.size, "models": rows})
+    if paths and not shown:
+        raise HFViTError(f"none of {len(paths)} pictures could be read; {paths[0]}: {unreadable[0]['reason']}")
+    for place, subject in enumerate(subjects):
+        _colour_features(subject, [picture["models"][place] for picture in shown], figures)
+        _describe(subject, figures)
+    together = _together(subjects, shown, arguments.out, figures)
+    _write(arguments.out, subjects, shown, unreadable, together)
+    report = arguments.out / "report.html"
+    found = {"report": str(report), "numbers": str(arguments.out / "numbers.json"), "unreadable": unreadable}
+    print(json.dumps(found, indent=2) if arguments.json else report)
+    for row in unreadable:
+        print(f"could not be read: {row['image']}: {row['reason']}", file=sys.stderr)
+    return 1 if unreadable else 0
+
+
+def _subject(name: str, number: int, arguments: argparse.Namespace) -> Subject:
+    size = image_size(arguments)
+    loaded = load(name, **({} if size is None else {"image_size": size}))
+    model: Any = loaded.model.to(pick_device(arguments.device))  # type: ignore[arg-type]
+    depth, classes = model.config.num_hidden_layers, model.config.num_labels
+    try:
+        layers = sorted(set(layer_numbers(model, arguments.layers or (0, depth // 2, depth - 1)).values()))
+        head_numbers(model, arguments.heads)
+        target = _class(model, arguments.target)
+    except HFViTError as error:
+        raise HFViTError(f"{name}: {error}") from error  # which of two models
+    methods = [method for method in arguments.methods if classes or method in CLASS_FREE]
+    if len(methods) < len(arguments.methods):
+        print(f"note: {name} has no classifier: only {', '.join(methods) or 'its figures'}", file=sys.stderr)
+    folder = arguments.out / f"model-{number}"
+    folder.mkdir(parents=True, exist_ok=True)
+    processor = ViTImageProcessorPil(**loaded.processor)
+    title = Path(name).resolve().name if Path(name).exists() else name  # the page may be sent to people
+    return Subject(title, model, processor, folder, layers, target, methods)
+
+
+def _class(model: Any, name: str | None) -> int | None:
+    """The number of a class given by name or number."""
+    if name is None:
+        return None
+    names = model.config.id2label if model.config.num_labels else {}
+    for number, label in names.items():
+        if label == name:
+            return int(number)
+    if name.isdecimal() and int(name) < len(names):
+        return int(name)
+    some = ", ".join(list(names.values())[:5])
+    raise HFViTError(f"no class '{name}': the model has {len(names)}{' (' + some + ', ...)' if names else ''}")
+
+
+# -- one picture, one model -----------------------------------------------------------------------------------------
+
+
+def _inspect(subject: Subject, picture: Image.Image, name: str, arguments: argparse.Namespace, figures: Any) -> dict:
+    """Everything about a picture: figures into its folder, a row for the page back."""
+    model, folder = subject.model, subject.folder / name
+    folder.mkdir(exist_ok=True)
+    picture = picture.convert("L" if model.config.num_channels == 1 else "RGB")
+    pixels = subject.processor([picture], return_tensors="pt")["pixel_values"].to(model.device, model.dtype)
+    row: dict[str, Any] = {"title": subject.title, "folder": folder, "labels": [], "maps": [], "figures": []}
+    target = subject.target
+    if model.config.num_labels:
+        with torch.no_grad():
+            scores = probabilities(model, model(pixels).logits.float())[0]
+        best = scores.topk(min(3, len(scores)))
+        target = int(best.indices[0]) if target is None else target
+        names = model.config.id2label
+        row["labels"] = [(names[place], value) for value, place in zip(best.values.tolist(), best.indices.tolist())]
+        row["explained"] = names[target]
+    original = figures.enlarged(np.asarray(picture.convert("RGB")), PAGE_WIDTH)
+    view = figures.view_of(subject.processor.to_dict(), original.shape[:2])
+    row |= {"original": _thumbnail(original), "view": view}
+    maps = {method: explain(model, pixels, method, target) for method in subject.methods}
+    for method, heat in maps.items():
+        placed = figures.on_picture(heat[0].cpu().numpy(), model.config.total_stride, view)
+        seen = figures.overlay(original, placed)
+        Image.fromarray(seen).save(folder / f"{method}.png")
+        row["maps"].append((method.replace("_", " "), _thumbnail(seen)))
+    _draw_tokens(subject, pixels, folder, row, arguments, figures)
+    if arguments.steps and model.config.num_labels and maps:
+        _draw_curves(subject, pixels, maps, target, row, arguments, figures)
+    subject.distances.append(attention_distance(model, pixels))
+    subject.features.append(token_states(model, pixels, normalised=True)[-1][0].cpu())
+    return row
+
+
+def _draw_tokens(
+    subject: Subject, pixels: torch.Tensor, folder: Path, row: dict, arguments: argparse.Namespace, figures: Any
+) -> None:
+    model, layers = subject.model, subject.layers
+    maps = class_attention(model, pixels, layers, arguments.heads)
+    asking = "of the class token" if model.config.use_class_token else "of the patches, their mean"
+    asking = "of the first patch" if model.config.pooling == "first" else asking
+    heads = {layer: maps[layer][0].cpu().numpy() for layer in layers}
+    shape = row["view"].window[2] / row["view"].window[3]  # of what the model sees, before it was squashed
+    figure = figures.draw_attention_heads(heads, f"attention {asking}", head_numbers(model, arguments.heads), shape)
+    norms = {layer: values[0].cpu().numpy() for layer, values in token_norms(model, pixels, layers).items()}
+    lengths = figures.draw_norms(norms, "length of the patch tokens", shape)
+    for file, drawn in (("heads", figure), ("norms", lengths)):
+        figures.save(drawn, folder / f"{file}.png")
+        row["figures"].append((file, _inline(drawn)))
+
+
+def _draw_curves(
+    subject: Subject,
+    pixels: torch.Tensor,
+    maps: dict[str, torch.Tensor],
+    target: int | None,
+    row: dict,
+    arguments: argparse.Namespace,
+    figures: Any,
+) -> None:
+    curves = compare_explanations(
+        subject.model, pixels, maps, target, arguments.steps, arguments.baseline, random_orders=3
+    )
+    drawn = {method: (found.deletion[0].numpy(), found.insertion[0].numpy()) for method, found in curves.items()}
+    figure = figures.draw_curves(next(iter(curves.values())).fractions.numpy(), drawn, f"class: {row['explained']}")
+    figures.save(figure, row["folder"] / "curves.png")
+    row["figures"].append(("curves", _inline(figure)))
+    row["areas"] = {
+        method: {
+            "deletion": float(found.deletion_area[0]),
+            "insertion": float(found.insertion_area[0]),
+            "score": float(found.score[0]),
+        }
+        for method, found in curves.items()
+    }
+
+
+def _colour_features(subject: Subject, rows: list[dict], figures: Any) -> None:
+    """Principal components as colours, common to all pictures of the run."""
+    if not rows:
+        return
+    colours = feature_colours(torch.stack(subject.features)).numpy()
+    for row, colour in zip(rows, colours):
+        large = figures.colours_on_picture(colour, subject.model.config.total_stride, row["view"])
+        Image.fromarray(large).save(row["folder"] / "colours.png")
+        row["maps"].append(("features", _thumbnail(large)))
+
+
+# -- the model ------------------------------------------------------------------------------------------------------
+
+
+def _describe(subject: Subject, figures: Any) -> None:
+    """The figures of a model's parameters, and of its attention over all pictures."""
+    model, drawn = subject.model, {}
+    filters = embedding_filters(model)
+    drawn["filters"] = figures.draw_filters(filters.components.numpy(), filters.explained.numpy())
+    if model.config.position_embedding_type != "none":
+        drawn["positions"] = figures.draw_position_similarity(position_similarity(model).cpu().numpy())
+    if subject.distances:
+        distance = torch.stack(subject.distances).mean(dim=0)
+        count = len(subject.distances)
+        title = f"attention distance, mean of {count} picture{'s' if count > 1 else ''}"
+        drawn["distance"] = figures.draw_attention_distance({subject.title: distance.numpy()}, title)
+        subject.numbers["attention_distance_px"] = distance.tolist()
+    for name, figure in drawn.items():
+        figures.save(figure, subject.folder / f"{name}.png")
+        subject.figures.append({"name": name, "source": _inline(figure)})
+    height, width = model.config.image_size_hw
+    rows, columns = model.config.grid_size
+    subject.numbers |= {
+        "model": subject.title,
+        "image_size": [height, width],
+        "grid": [rows, columns],
+        "stride_px": list(model.config.total_stride),
+        "blocks": model.config.num_hidden_layers,
+        "heads": model.config.num_attention_heads,
+        "pooling": model.config.pooling,
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "filters_explained_variance": filters.explained.tolist(),
+    }
+
+
+def _together(subjects: list[Subject], shown: list[dict], out: Path, figures: Any) -> list[dict[str, str]]:
+    """Figures that show two models in one frame."""
+    if len(subjects) < 2 or not shown:
+        return []
+    tables = {f"{number}: {subject.title}": torch.stack(subject.distances).mean(dim=0).numpy()
+              for number, subject in enumerate(subjects, start=1)}  # fmt: skip
+    figure = figures.draw_attention_distance(tables, "attention distance of both models")
+    figures.save(figure, out / "distances.png")
+    return [{"name": "distances", "source": _inline(figure)}]
+
+
+# -- the page -------------------------------------------------------------------------------------------------------
+
+
+def _inline(figure: "Figure") -> str:
+    """A figure as the source of an image on the page."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", facecolor="white")
+    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+def _thumbnail(pixels: np.ndarray) -> str:
+    picture = Image.fromarray(pixels)
+    factor = PAGE_WIDTH / max(picture.size)
+    resample = Image.Resampling.LANCZOS if factor < 1 else Image.Resampling.NEAREST
+    size = max(1, round(picture.width * factor)), max(1, round(picture.height * factor))
+    buffer = io.BytesIO()
+    picture.resize(size, resample).save(buffer, format="JPEG", quality=88)
+    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+def _mean_areas(shown: list[dict], place: int) -> Iterator[tuple[str, dict[str, float]]]:
+    """Mean over pictures of each method's areas, best score first."""
+    rows = [picture["models"][place]["areas"] for picture in shown if "areas" in picture["models"][place]]
+    means = {
+        method: {which: float(np.mean([row[method][which] for row in rows])) for which in rows[0][method]}
+        for method in (rows[0] if rows else ())
+    }
+    yield from sorted(means.items(), key=lambda item: -item[1]["score"])
+
+
+def _write(
+    out: Path, subjects: list[Subject], shown: list[dict], unreadable: list[dict], together: list[dict]
+) -> None:
+    for place, subject in enumerate(subjects):
+        subject.numbers["mean_areas"] = dict(_mean_areas(shown, place))
+    numbers = {
+        "models": [subject.numbers for subject in subjects],
+        "pictures": [
+            {
+                "image": picture["path"],
+                "models": [
+                    {"labels": row["labels"], "explained": row.get("explained"), "areas": row.get("areas", {})}
+                    for row in picture["models"]
+                ],
+            }
+            for picture in shown
+        ],
+        "unreadable": unreadable,
+    }
+    (out / "numbers.json").write_text(json.dumps(numbers, indent=2) + "\n", encoding="utf-8")
+    environment = jinja2.Environment(
+        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+    )
+    page = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
+        subjects=subjects, shown=shown, unreadable=unreadable, together=together
+    )
+    (out / "report.html").write_text(page, encoding="utf-8")

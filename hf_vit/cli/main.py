@@ -1,0 +1,78 @@
+"""The command line: hf-vit convert | info | predict | inspect | export | demo | card | push.
+
+A command is one room: its EXAMPLES, `add_arguments(parser)` and `run(arguments)`, which returns the exit status.
+Results go to stdout (a table, or JSON with `--json`), everything else to stderr. Bad input is one line there,
+`error: ...`, and exit status 2.
+"""
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import transformers
+
+from .. import __version__
+from ..errors import Parser, report_error
+
+
+COMMANDS = {  # the room of each, and what it does
+    "convert": (
+        "cli.convert",
+        "turn a checkpoint of Google, timm, torchvision or transformers into another format",
+    ),
+    "info": ("cli.info", "show a model's parts with their output, parameters and multiply-adds"),
+    "predict": ("cli.predict", "classify pictures"),
+    "inspect": (
+        "cli.inspect",
+        "show what a model attends to: maps over pictures, filters, positions, distances, on one page",
+    ),
+    "export": (
+        "export",
+        "write an ONNX or torch.export model that needs no transformers, and check it against the model",
+    ),
+    "demo": ("hub.space", "serve a page that classifies a picture and shows where the model looks"),
+    "card": ("cli.card", "render the model card of a folder from its facts.json"),
+    "push": ("cli.push", "upload a folder to the Hub: weights, code, processor, card, facts and figures"),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; `argv` is what follows `hf-vit`. Returns the exit status."""
+    try:
+        arguments = build_parser().parse_args(argv)
+        transformers.logging.set_verbosity_error()
+        transformers.logging.disable_progress_bar()
+        return arguments.run(arguments)
+    except (ValueError, OSError) as error:
+        return report_error(error)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = Parser(prog="hf-vit", description="Vision Transformers and hybrids: look, predict, share.")
+    parser.add_argument("--version", action="version", version=f"hf_vit {__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True, parser_class=Command)
+    for name, (room, about) in COMMANDS.items():
+        commands.add_parser(name, room=room, help=about, description=about[0].upper() + about[1:] + ".")
+    return parser
+
+
+class Command(Parser):
+    """A sub-command. Its room, and torch with it, is imported when it is the one given: not for `hf-vit --help`."""
+
+    def __init__(self, room: str, **options: Any) -> None:
+        super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, **options)
+        self.room = room
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        room = importlib.import_module(f"hf_vit.{self.room}")
+        self.epilog = f"examples:\n{room.EXAMPLES}"
+        self.add_argument("--json", action="store_true", help="print JSON instead of text")
+        room.add_arguments(self)
+        self.set_defaults(run=room.run)
+        return super().parse_known_args(args, namespace)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,478 @@
+"""Facts in, card out: the README.md of a trained model, rendered from the facts.json that its training wrote.
+
+The wording is `model_card_template.md`; a section whose facts were not measured is left out. Metadata (front matter
+and `model-index`) follow https://huggingface.co/docs/hub/model-cards through huggingface_hub's own classes.
+"""
+
+import json
+import math
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import yaml
+from huggingface_hub import EvalResult, EvalResultEntry, ModelCardData, eval_result_entries_to_yaml
+
+from ..errors import HFViTError
+
+
+Facts = dict[str, Any]
+Rows = list[tuple[str, str]]
+
+FACTS, EVAL_RESULTS = "facts.json", ".eval_results"
+TEMPLATE = Path(__file__).with_name("model_card_template.md")
+METRIC_NAMES = {
+    "accuracy": "Accuracy",
+    "top5_accuracy": "Top-5 accuracy",
+    "loss": "Cross-entropy",
+    "masked_patch_accuracy": "Colours of masked patches that are right",
+    "masked_patch_top5_accuracy": "Colours of masked patches that are among the first five",
+    "masked_patch_loss": "Cross-entropy of the colours of masked patches",
+    "real_accuracy": "ImageNet-ReaL accuracy",
+    "mean_per_class": "Mean of the classes' accuracies",
+    "nll": "Negative log-likelihood",
+    "nll_after_temperature": "Negative log-likelihood after temperature scaling",
+    "ece": "Expected calibration error",
+    "ece_after_temperature": "Expected calibration error after temperature scaling",
+    "brier": "Brier score",
+    "brier_after_temperature": "Brier score after temperature scaling",
+    "temperature": "Temperature with the least negative log-likelihood",
+}
+SHOWN_LABELS = 40
+AFTER_TRAINING = "measured at the end of training"
+# Arguments that say where things lie on the machine of the run, and what the card says elsewhere in its own words.
+UNSAID_ARGUMENTS = re.compile(
+    r"(.*_dir|config|dataset|model|deduplicate_against|resume_from_checkpoint|report_to|push_to_hub|hub_.*|.*token.*|seed)$"
+)
+
+
+def load_facts(folder: str | Path) -> Facts:
+    """The facts that training wrote into a folder.
+
+    Raises:
+        HFViTError: no such file, not JSON, or without what every card needs (named).
+    """
+    path = Path(folder) / FACTS
+    if not path.is_file():
+        raise HFViTError(
+            f"no {FACTS} in {folder}: a card is rendered from the facts that training.finetune writes there"
+        )
+    try:
+        facts = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise HFViTError(f"{path} is not JSON ({error}): train again, or restore the file") from error
+    check_facts(facts)
+    return facts
+
+
+def check_facts(facts: Facts) -> None:
+    """Raise HFViTError naming the fields that a card cannot do without."""
+    model = facts.get("model") if isinstance(facts, dict) else None
+    if not isinstance(model, dict):
+        raise HFViTError(f"{FACTS} has no 'model': it is not one that training wrote")
+    always = ("name", "architecture", "parameters", "image_size", "num_labels")
+    missing = [f"model.{key}" for key in always if model.get(key) is None]
+    for number, result in enumerate(facts.get("results") or []):
+        whole = ("dataset", "split", "metric", "value", "n", "seed")
+        missing += [f"results[{number}].{key}" for key in whole if result.get(key) is None]
+    if missing:
+        raise HFViTError(f"{FACTS} lacks {', '.join(missing)}: train again, or add what was measured")
+
+
+def write_card(folder: str | Path, repo_id: str | None = None) -> Path:
+    """Render the facts of a folder into its README.md and `.eval_results/`; returns the path of README.md."""
+    path, facts = Path(folder) / "README.md", load_facts(folder)
+    path.write_text(render_card(facts, folder, repo_id), encoding="utf-8")
+    for name, text in render_eval_results(facts).items():
+        results = path.parent / name
+        results.parent.mkdir(exist_ok=True)
+        if not results.is_file() or AFTER_TRAINING in results.read_text(encoding="utf-8"):
+            results.write_text(text, encoding="utf-8")  # a fuller measurement of the same data set stays
+    return path
+
+
+def render_eval_results(facts: Facts) -> dict[str, str]:
+    """{`.eval_results/NAME.yaml`: text} of accuracies on data sets of the Hub, where the Hub's leaderboards read them.
+
+    https://huggingface.co/docs/hub/eval-results: an entry needs a data set with an id, so local pictures have none.
+    """
+    config, date = (facts.get("data") or {}).get("config_name"), (facts.get("environment") or {}).get("date")
+    files: dict[str, str] = {}
+    for row in own_results(facts):
+        if row["metric"] == "accuracy" and is_hub_id(row["dataset"]):
+            where = f"split {row['split']}" + (f" of configuration {config}" if config else "")
+            notes = f"percent; {AFTER_TRAINING}, {where}, n = {row['n']}, seed {row['seed']}"
+            value = round(100 * row["value"], 4)
+            entry = EvalResultEntry(row["dataset"], row["metric"], value, date=date, notes=notes)
+            name = f"{EVAL_RESULTS}/{row['dataset'].replace('/', '--')}.yaml"
+            files[name] = files.get(name, "") + yaml.safe_dump(eval_result_entries_to_yaml([entry]), sort_keys=False)
+    return files
+
+
+def own_results(facts: Facts) -> list[dict[str, Any]]:
+    """The results of the weights that the card stands beside, not those of other seeds."""
+    own_seed = (facts.get("training") or {}).get("seed")
+    return [row for row in facts.get("results") or [] if own_seed in (None, row["seed"])]
+
+
+def render_card(facts: Facts, folder: str | Path | None = None, repo_id: str | None = None) -> str:
+    """The text of a card, metadata first.
+
+    Args:
+        facts: as `load_facts` returns them.
+        folder: where the figures lie; one that does not exist there is left out. None shows all that facts name.
+        repo_id: Hub repository that the code block loads; the model's name where None.
+    """
+    check_facts(facts)
+    model = facts["model"]
+    figures = [name for name in facts.get("figures") or [] if folder is None or (Path(folder) / name).is_file()]
+    environment = jinja2.Environment(
+        trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True, undefined=jinja2.StrictUndefined
+    )
+    body = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
+        title=plain(title_of(facts)),
+        model_id=repo_id or title_of(facts),
+        classifies=classifies(facts),
+        larger=2 * max(model["image_size"]),
+        summary=summary(facts),
+        overview=overview(facts),
+        intended=intended_use(facts),
+        limits=limits(facts),
+        results=result_rows(facts),
+        results_note=results_note(facts),
+        data=data_rows(facts),
+        training=training_rows(facts),
+        arguments=argument_rows(facts.get("training", {}).get("arguments") or {}),
+        sweep=sweep_rows(facts.get("training", {}).get("sweep") or []),
+        augmentation=argument_rows(facts.get("training", {}).get("augmentation") or {}),
+        figures=[(name, caption(name), plain((facts.get("captions") or {}).get(name, ""))) for name in figures],
+        compute=compute_rows(facts),
+        environment=environment_rows(facts),
+        has_base=bool(model.get("base_model")),
+        weights_license=facts.get("license"),
+    )
+    return f"---\n{metadata(facts).to_yaml()}\n---\n\n{body}"
+
+
+def metadata(facts: Facts) -> ModelCardData:
+    """Front matter: what the Hub files the model under. `model-index` holds the results of this model's own seed."""
+    model, data = facts["model"], facts.get("data") or {}
+    results = own_results(facts)
+    architecture = model["architecture"]
+    task = "image-classification" if classifies(facts) else "image-feature-extraction"
+    tags = [task, "vision", "vit", "hf_vit"]
+    tags += ["hybrid"] if architecture.get("resnet_depths") is not None else []
+    base, dataset = model.get("base_model"), data.get("name", "")
+    return ModelCardData(
+        license=facts.get("license", "apache-2.0"),
+        library_name="transformers",
+        pipeline_tag=task,
+        tags=tags,
+        base_model=base if base and is_hub_id(base) else None,
+        datasets=[dataset] if is_hub_id(dataset) else None,
+        metrics=sorted({"accuracy" for row in results if row["metric"] == "accuracy"}) or None,
+        model_name=title_of(facts),
+        eval_results=[eval_result(row, data, classifies(facts)) for row in results] or None,
+    )
+
+
+def eval_result(row: dict[str, Any], data: dict[str, Any], classifies: bool = True) -> EvalResult:
+    """One entry of `model-index`."""
+    return EvalResult(
+        task_type="image-classification" if classifies else "image-feature-extraction",
+        dataset_type=short(row["dataset"]),
+        dataset_name=short(row["dataset"]),
+        dataset_config=data.get("config_name"),
+        dataset_split=row["split"],
+        metric_type=row["metric"],
+        metric_name=METRIC_NAMES.get(row["metric"], row["metric"]),
+        metric_value=row["value"],
+        metric_args={"n": row["n"], "seed": row["seed"]},
+    )
+
+
+# -- sentences ---------------------------------------------------------------------------------------------------
+
+
+def classifies(facts: Facts) -> bool:
+    """Whether the model has classes; one that predicted masked patches has none."""
+    return facts["model"]["num_labels"] > 0
+
+
+def title_of(facts: Facts) -> str:
+    """The model's name without what stands before the last slash."""
+    return Path(facts["model"]["name"]).name
+
+
+def kind(architecture: dict[str, Any]) -> str:
+    """`Vision Transformer`, or the hybrid that it is."""
+    depths = architecture.get("resnet_depths")
+    if depths is None:
+        return "Vision Transformer"
+    return f"hybrid Vision Transformer on a ResNet of {sum(depths) * 3 + 1} convolutions"
+
+
+def summary(facts: Facts) -> str:
+    """What it is, in a sentence or two."""
+    model, data, stage = facts["model"], facts.get("data") or {}, (facts.get("training") or {}).get("stage")
+    text = f"A {kind(model['architecture'])} with {count(model['parameters'])} parameters"
+    if stage == "finetune" and model.get("base_model"):
+        text += f", fine-tuned from {reference(model['base_model'])}"
+    elif stage == "finetune":
+        text += ", trained from scratch"
+    elif stage == "pretrain":
+        text += ", pre-trained from scratch" if not model.get("base_model") else ", pre-trained further"
+    if data.get("name"):
+        text += f" on {reference(data['name'])}"
+    if not classifies(facts):
+        return f"{text} by predicting the colours of masked patches, without labels. It has no classes yet."
+    return f"{text}. It sorts a picture into one of {model['num_labels']} classes."
+
+
+def intended_use(facts: Facts) -> str:
+    if not classifies(facts):
+        return "fine-tuning, and as features of pictures like those it was trained on."
+    labels = (facts.get("data") or {}).get("label_names") or []
+    if not labels:
+        return f"sorting pictures into the {facts['model']['num_labels']} classes of its training data."
+    shown = ", ".join(code(label).replace("\\|", "|") for label in labels[:SHOWN_LABELS])  # no table here
+    more = f" and {len(labels) - SHOWN_LABELS} more (`id2label` in config.json)" if len(labels) > SHOWN_LABELS else ""
+    return f"sorting pictures like those it was trained on into {len(labels)} classes: {shown}{more}."
+
+
+def limits(facts: Facts) -> list[str]:
+    """What the facts say that the model cannot be trusted with."""
+    data, results = facts.get("data") or {}, facts.get("results") or []
+    said = (
+        ["Every picture is given one of these labels, also one that shows something else."]
+        if classifies(facts)
+        else []
+    )
+    if data.get("train_images"):
+        said.append(f"It learned from {data['train_images']:,} pictures; what they do not show, it has not seen.")
+    if results:
+        where = sorted({f"{reference(row['dataset'])} ({code(row['split'])})" for row in results})
+        said.append(f"It was measured on {', '.join(where)} and on nothing else: other cameras, styles or groups of")
+        said[-1] += " people and things may give other results."
+    else:
+        said.append("It was not measured on held-out pictures.")
+    if data.get("unreadable_images"):
+        said.append(f"{data['unreadable_images']:,} pictures of the data could not be read and were left out.")
+    return said
+
+
+def results_note(facts: Facts) -> str:
+    seed = (facts.get("training") or {}).get("seed")
+    text = "± is the standard error that n pictures leave for one seed, and the standard deviation over several."
+    return text if seed is None else f"{text} The weights here are those of seed {seed}."
+
+
+# -- tables ------------------------------------------------------------------------------------------------------
+
+
+def overview(facts: Facts) -> Rows:
+    model, architecture = facts["model"], facts["model"]["architecture"]
+    depths = architecture.get("resnet_depths")
+    return rows(
+        ("Parameters", f"{model['parameters']:,}"),
+        ("Image size", f"{size(model['image_size'])} px"),
+        (
+            "Patch",
+            f"{size(architecture['patch_size'])} {'px' if depths is None else 'cells of the ResNet map'}"
+            if architecture.get("patch_size")
+            else None,
+        ),
+        ("ResNet units per stage", ", ".join(map(str, depths)) or "root only" if depths is not None else None),
+        ("Layers", architecture.get("num_hidden_layers")),
+        ("Width", architecture.get("hidden_size")),
+        ("Heads", architecture.get("num_attention_heads")),
+        ("Classes", model["num_labels"] or None),
+    )
+
+
+def result_rows(facts: Facts) -> list[tuple[str, ...]]:
+    """One row for each metric, dataset and split; several seeds are summed up."""
+    groups: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
+    for row in facts.get("results") or []:
+        groups.setdefault((row["metric"], row["dataset"], row["split"]), []).append(row)
+    return [
+        (
+            METRIC_NAMES.get(metric, plain(metric)),
+            reference(dataset),
+            code(split),
+            spread(group),
+            f"{group[0]['n']:,}",
+            ", ".join(str(row["seed"]) for row in group),
+        )
+        for (metric, dataset, split), group in sorted(groups.items())
+    ]
+
+
+def spread(group: list[dict[str, Any]]) -> str:
+    """The value of one seed with its standard error, or the mean of several with their standard deviation."""
+    values, share = [row["value"] for row in group], "accuracy" in group[0]["metric"]
+    mean = sum(values) / len(values)
+    if len(values) > 1:
+        deviation = math.sqrt(sum((value - mean) ** 2 for value in values) / (len(values) - 1))
+        lowest, highest = min(values), max(values)
+        if share:
+            return f"{mean:.2%} ± {100 * deviation:.2f} ({lowest:.2%} to {highest:.2%})"
+        return f"{mean:.4f} ± {deviation:.4f} ({lowest:.4f} to {highest:.4f})"
+    return f"{mean:.2%} ± {100 * math.sqrt(mean * (1 - mean) / group[0]['n']):.2f}" if share else f"{mean:.4f}"
+
+
+def data_rows(facts: Facts) -> Rows:
+    data = facts.get("data") or {}
+    fraction, removed = data.get("train_fraction"), data.get("duplicates_left_out")
+    against = (facts.get("training") or {}).get("arguments", {}).get("deduplicate_against")
+    return rows(
+        ("Dataset", reference(data["name"]) if data.get("name") else None),
+        ("Configuration", data.get("config_name")),
+        ("Training split", pictures(data.get("train_split"), data.get("train_images"))),
+        ("Held-out split", pictures(data.get("eval_split"), data.get("eval_images"))),
+        ("Share of the training split", f"{fraction:.4g}" if fraction not in (None, 1) else None),
+        (
+            "Left out as duplicates",
+            f"{removed:,}, also in {reference(against)}" if against and removed is not None else None,
+        ),
+        ("Unreadable pictures left out", data.get("unreadable_images") or None),
+        ("Fingerprint", code(data["fingerprint"]) if data.get("fingerprint") else None),
+    )
+
+
+def training_rows(facts: Facts) -> Rows:
+    training = facts.get("training") or {}
+    recipe = training.get("recipe")
+    return rows(
+        ("Stage", {"pretrain": "pre-training", "finetune": "fine-tuning"}.get(training.get("stage", ""))),
+        ("Recipe", code(short(recipe)) if recipe else None),
+        ("Steps", thousands(training.get("steps"))),
+        ("Epochs", number(training.get("epochs"))),
+        ("Batch size, all processes together", thousands(training.get("global_batch_size"))),
+        ("Seed", training.get("seed")),
+        ("Last training loss", number(training.get("final_loss"))),
+    )
+
+
+def argument_rows(arguments: dict[str, Any]) -> Rows:
+    """Settings as table rows, without places on a disk and without anything called a token."""
+    shown = {key: value for key, value in arguments.items() if not UNSAID_ARGUMENTS.match(key)}
+    return [(code(key), code(setting(value))) for key, value in sorted(shown.items())]
+
+
+def sweep_rows(tried: list[dict[str, Any]]) -> Rows:
+    """Each setting of a sweep, and its score on the dev split."""
+    return [
+        (
+            ", ".join(f"{name} = {value}" for name, value in argument_rows(row["values"])),
+            spread([{"metric": "accuracy", "value": row["dev_accuracy"], "n": row["n"]}]) + f", n = {row['n']:,}",
+        )
+        for row in tried
+    ]
+
+
+def compute_rows(facts: Facts) -> Rows:
+    compute, training = facts.get("compute") or {}, facts.get("training") or {}
+    flops, exa, hours = (compute.get(key) for key in ("forward_flops_per_image", "train_exaflops", "device_hours"))
+    return rows(
+        ("Forward pass, one image", f"{flops / 1e9:.4g} GFLOPs" if flops else None),
+        ("Training, all images", f"{exa:.4g} exaFLOPs" if exa else None),
+        ("Device time", f"{hours:.4g} h" if hours else None),
+        ("Wall-clock time", f"{training['seconds']:,.1f} s" if training.get("seconds") else None),
+        ("Images per second", number(training.get("images_per_second"))),
+    )
+
+
+def environment_rows(facts: Facts) -> Rows:
+    names = {
+        "hardware": "Hardware",
+        "device": "Device",
+        "cores": "CPU cores",
+        "threads": "CPU threads",
+        "num_processes": "Processes",
+        "precision": "Precision",
+        "python": "Python",
+        "commit": "Commit of hf_vit",
+        "date": "Date",
+    }
+    environment = facts.get("environment") or {}
+    return rows(*((names.get(key, key), value) for key, value in environment.items()))
+
+
+# -- words -------------------------------------------------------------------------------------------------------
+
+
+def rows(*pairs: tuple[str, Any]) -> Rows:
+    """Table rows, those without a value left out."""
+    return [
+        (name, value if isinstance(value, str) and "`" in value else plain(value))
+        for name, value in pairs
+        if value not in (None, "")
+    ]
+
+
+def plain(value: Any) -> str:
+    """Text that neither breaks a Markdown table nor turns into markup."""
+    return re.sub(r"([|<>*_\[\]#`\\])", r"\\\1", " ".join(str(value).split()))
+
+
+def code(value: Any) -> str:
+    """Text as code, fit for a Markdown table."""
+    return "`" + " ".join(str(value).split()).replace("`", "'").replace("|", "\\|") + "`"
+
+
+def setting(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(rounded(value))
+
+
+def rounded(value: Any) -> Any:
+    """Numbers with six digits, also those in lists and mappings: a third is 0.333333."""
+    if isinstance(value, dict):
+        return {key: rounded(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [rounded(inner) for inner in value]
+    return float(f"{value:.6g}") if isinstance(value, float) else value
+
+
+def count(parameters: int) -> str:
+    """86,567,656 as `86.6 million`."""
+    return f"{parameters / 1e6:.1f} million" if parameters >= 1e6 else f"{parameters:,}"
+
+
+def number(value: float | None) -> str | None:
+    return None if value is None else f"{value:,.4g}" if abs(value) < 1e4 else f"{value:,.0f}"
+
+
+def thousands(value: int | None) -> str | None:
+    return None if value is None else f"{value:,}"
+
+
+def size(value: int | Iterable[int]) -> str:
+    """`224 x 224` of (224, 224) or 224."""
+    return f"{value} x {value}" if isinstance(value, int) else " x ".join(str(side) for side in value)
+
+
+def pictures(split: str | None, images: int | None) -> str | None:
+    if not split:
+        return None
+    return code(split) + (f", {images:,} images" if images is not None else "")
+
+
+def caption(figure: str) -> str:
+    return Path(figure).stem.replace("_", " ").capitalize()
+
+
+def is_hub_id(name: str) -> bool:
+    """Whether a name is `owner/name` as the Hub writes it; facts name a folder by its end, without a slash."""
+    return re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", name) is not None
+
+
+def short(name: str) -> str:
+    """A Hub id as it is; of a path only the last part, which says nothing about the machine."""
+    return name if is_hub_id(name) else Path(name).name or name
+
+
+def reference(name: str) -> str:
+    return code(short(name))

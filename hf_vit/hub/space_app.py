@@ -1,0 +1,187 @@
+"""A page that classifies a picture and shows where the model looks; one file that runs by itself, also as a Space.
+
+    python app.py                     the models in the folders beside this file
+    hf-vit demo MODEL                 the same page on this machine (hf_vit/hub/space.py)
+
+It imports gradio, numpy, pillow, torch and transformers, nothing of hf_vit: a Space has only these. One column for
+each model: five labels, and the attention of one block over the picture.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from transformers import AutoImageProcessor, AutoModelForImageClassification
+
+
+MEAN = "mean of all heads"
+LARGEST_SIDE = 640  # pixels of the overlay
+# Dark to bright, as matplotlib's inferno; read off at five places.
+HEAT = np.array([[0, 0, 4], [87, 16, 110], [188, 55, 84], [249, 142, 9], [252, 255, 164]], dtype=np.float64)
+
+
+@dataclass
+class Unreadable:
+    """What came instead of a picture."""
+
+    reason: str = "This file cannot be read as a picture: try a JPEG, PNG, WebP, GIF, BMP or TIFF file."
+
+
+@dataclass
+class Classifier:
+    """A model of hf_vit in eval mode, its image processor, and what the page calls it."""
+
+    name: str
+    model: Any
+    processor: Any
+
+    def __post_init__(self):
+        named = {number: str(label) for number, label in self.model.config.id2label.items()}
+        several = {label for label, times in Counter(named.values()).items() if times > 1}  # ImageNet has two cranes
+        self.labels = {number: f"{name} ({number})" if name in several else name for number, name in named.items()}
+
+    @classmethod
+    def load(cls, name: str, path: str | Path) -> "Classifier":
+        """From a folder or a Hub repository, with the code that lies beside the weights."""
+        model = AutoModelForImageClassification.from_pretrained(path, trust_remote_code=True).eval()
+        return cls(name, model, AutoImageProcessor.from_pretrained(path, backend="pil"))
+
+    @property
+    def layers(self) -> int:
+        return self.model.config.num_hidden_layers
+
+    @property
+    def heads(self) -> int:
+        return self.model.config.num_attention_heads
+
+    def pixels(self, picture: Image.Image) -> torch.Tensor:
+        """`(1, C, H, W)`, normalised."""
+        upright = ImageOps.exif_transpose(picture).convert("L" if self.model.config.num_channels == 1 else "RGB")
+        return self.processor([upright], return_tensors="pt")["pixel_values"].to(self.model.device, self.model.dtype)
+
+    @torch.inference_mode()
+    def scores(self, picture: Image.Image) -> dict[str, float]:
+        """{label: probability} of every class; each by itself where several may be right."""
+        logits = self.model(self.pixels(picture)).logits[0].float()
+        several = self.model.config.problem_type == "multi_label_classification"
+        found = logits.sigmoid() if several else logits.softmax(dim=0)
+        return {self.labels[number]: score for number, score in enumerate(found.tolist())}
+
+    @torch.inference_mode()
+    def overlay(self, picture: Image.Image, layer: int, head: str) -> Image.Image:
+        """The picture under what the class token (without one: the mean patch) of a block attends to.
+
+        Args:
+            layer: from 1. head: its number from 1, or `MEAN`.
+        """
+        pixels = self.pixels(picture)
+        weights = self.model.attention_maps(pixels, layers=[int(layer) - 1])[int(layer) - 1][
+            0
+        ].float()  # (heads, N, N)
+        weights = weights.mean(dim=0) if head == MEAN else weights[int(head) - 1]
+        config = self.model.config
+        asking = weights[0] if config.use_class_token else weights[config.num_prefix_tokens :].mean(dim=0)
+        heat = asking[config.num_prefix_tokens :].reshape(config.grid_for(tuple(pixels.shape[-2:])))  # (rows, columns)
+        return blend(self.seen(picture, pixels), heat.cpu().numpy())
+
+    def seen(self, picture: Image.Image, pixels: torch.Tensor) -> Image.Image:
+        """What the model sees: the whole picture, or the middle that its processor cuts out."""
+        if getattr(self.processor, "do_center_crop", False):
+            std, mean = (torch.tensor(numbers)[:, None, None] for numbers in (self.processor.image_std,
+                                                                            self.processor.image_mean))  # fmt: skip
+            view = ((pixels[0].float().cpu() * std + mean) * 255).round().clamp(0, 255).byte().numpy()
+            shown = Image.fromarray(np.broadcast_to(view, (3, *view.shape[1:])).transpose(1, 2, 0).copy())
+        else:
+            shown = ImageOps.exif_transpose(picture).convert("RGB")
+        scale = LARGEST_SIDE / max(shown.size)
+        return shown.resize((max(1, round(shown.width * scale)), max(1, round(shown.height * scale))))
+
+
+def blend(picture: Image.Image, heat: np.ndarray) -> Image.Image:
+    """A heat map `(rows, columns)` over a picture: grey where little is seen, coloured where much is."""
+    level = (heat - heat.min()) / max(float(heat.max() - heat.min()), 1e-12)
+    large = np.asarray(Image.fromarray(level.astype(np.float32)).resize(picture.size, Image.Resampling.BILINEAR))
+    places = large.clip(0, 1) * (len(HEAT) - 1)
+    below = np.minimum(places.astype(int), len(HEAT) - 2)
+    rest = (places - below)[..., None]
+    colour = HEAT[below] * (1 - rest) + HEAT[below + 1] * rest  # (H, W, 3)
+    grey = np.asarray(picture.convert("L"), dtype=np.float64)[..., None].repeat(3, axis=2)
+    share = 0.35 + 0.45 * large[..., None]
+    return Image.fromarray(((1 - share) * grey + share * colour).round().clip(0, 255).astype(np.uint8))
+
+
+def build_page(classifiers: Sequence[Classifier]) -> gr.Blocks:
+    """The page: a picture in, one column for each model out."""
+    with gr.Blocks(title="What is in the picture?", analytics_enabled=False) as page:
+        gr.Markdown("# What is in the picture?\nDrop a picture: labels, and where the model looks.")
+        picture = gr.Image(type="pil", label="Picture", sources=["upload", "clipboard"], height=280)
+        setattr(picture, "preprocess", _or_why_not(picture.preprocess))  # noqa: B010 - a method replaced
+        with gr.Row():
+            columns = [_column(classifier, picture) for classifier in classifiers]
+
+    def show(given: Image.Image | Unreadable | None, *chosen: Any) -> list[Any]:
+        """Labels and overlay of every column; `chosen` are block and head of each."""
+        if isinstance(given, Unreadable):
+            gr.Warning(given.reason, title="Not a picture", duration=None)
+        if not isinstance(given, Image.Image):
+            return [None] * (2 * len(classifiers))
+        found: list[Any] = []
+        for classifier, block, head in zip(classifiers, chosen[::2], chosen[1::2]):
+            found += [classifier.scores(given), classifier.overlay(given, block, head)]
+        return found
+
+    with page:
+        inputs = [control for _, controls in columns for control in controls]
+        outputs = [output for shown, _ in columns for output in shown]
+        # The last one counts: by default a picture that comes while an answer is awaited would be dropped.
+        picture.input(show, [picture, *inputs], outputs, concurrency_id="model", trigger_mode="always_last")
+    return page
+
+
+def _column(classifier: Classifier, picture: gr.Image) -> tuple[list[Any], list[Any]]:
+    """What shows one model: (labels, overlay), and what one can choose there: (block, head)."""
+    with gr.Column(min_width=300):
+        gr.Markdown(f"### {classifier.name}")
+        labels = gr.Label(num_top_classes=5, label="Labels")
+        overlay = gr.Image(
+            label="Attention", type="pil", interactive=False, format="png", buttons=["download", "fullscreen"]
+        )
+        block = gr.Slider(1, classifier.layers, value=classifier.layers, step=1, label="Block")
+        head = gr.Dropdown([MEAN, *map(str, range(1, classifier.heads + 1))], value=MEAN, label="Head")
+
+    def look(given: Image.Image | Unreadable | None, layer: int, number: str) -> Image.Image | None:
+        return classifier.overlay(given, layer, number) if isinstance(given, Image.Image) else None
+
+    # One at a time: a model that is being watched must not run for somebody else meanwhile.
+    for control in (block, head):
+        control.change(look, [picture, block, head], overlay, concurrency_id="model")
+    return [labels, overlay], [block, head]
+
+
+def _or_why_not(read: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """What a component makes of a file that came, or `Unreadable`; its own error says nothing on the page."""
+
+    def preprocess(payload: Any) -> Any:
+        try:
+            return read(payload)
+        except Exception:  # PIL has many for broken files
+            return Unreadable()
+
+    return preprocess
+
+
+def serve(classifiers: Sequence[Classifier], **options: Any) -> None:
+    """Show the page until it is stopped; `options` are those of gradio's `launch`."""
+    theme = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"])  # nothing from elsewhere
+    build_page(classifiers).launch(theme=theme, **options)
+
+
+if __name__ == "__main__":
+    folders = sorted(path.parent for path in Path(__file__).parent.glob("*/config.json"))
+    serve([Classifier.load(folder.name, folder) for folder in folders])

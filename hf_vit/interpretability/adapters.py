@@ -1,0 +1,71 @@
+"""Our models in other people's explanation libraries: `pytorch-grad-cam` and `captum`. Neither is imported here.
+
+    from pytorch_grad_cam import GradCAM    # pip install "hf-vit[grad-cam]"; it needs a torchvision that matches torch
+    with GradCAM(Logits(model), grad_cam_layers(model), reshape_transform=token_grid(model)) as cam:
+        heat = cam(input_tensor=pixel_values, targets=None)    # (B, H, W) in [0, 1]
+
+    from captum.attr import FeatureAblation, IntegratedGradients, LayerGradCam    # pip install captum
+    IntegratedGradients(Logits(model)).attribute(pixel_values, blurred(pixel_values), target=3)    # (B, C, H, W)
+    FeatureAblation(Logits(model)).attribute(pixel_values, target=3, feature_mask=patch_mask(model, pixel_values))
+    LayerGradCam(Logits(model), patch_maps(model)).attribute(pixel_values, target=3)    # (B, 1, rows, columns)
+
+pytorch-grad-cam reads layers of tokens `(B, N, D)` and asks for a function that lays them out as `(B, D, rows,
+columns)`. captum has no such hook and takes dimension 1 for the channels: give its layer methods a layer whose output
+is a map already, which `patch_maps` is. Its integrated gradients start at zero unless told otherwise: there a hybrid's
+normalisations jump, and the attributions do not add up. `perturbation.blurred` is a start that works.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from .attention import plain
+from .perturbation import cells
+
+
+class Logits(nn.Module):
+    """The classifier as a function from pixels `(B, C, H, W)` to logits `(B, K)`, which both libraries expect."""
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model = plain(model)
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        return self.model(pixel_values).logits
+
+
+def grad_cam_layers(model: nn.Module) -> list[nn.Module]:
+    """Layers whose output Grad-CAM reads: the last block's first LayerNorm, where gradients reach the patches.
+
+    After the last block only the class token has a gradient.
+    """
+    return [plain(model).base_model.layers[-1].layernorm_before]
+
+
+def token_grid(
+    model: nn.Module, image_size: int | tuple[int, int] | None = None
+) -> Callable[[torch.Tensor], torch.Tensor]:
+    """pytorch-grad-cam's `reshape_transform`: `(B, N, D)` -> `(B, D, rows, columns)`, class and registers left out.
+
+    `image_size` in pixels, one number or (height, width), where pictures are not of the model's own size.
+    """
+    config = plain(model).config
+    grid = config.grid_for(config.image_size if image_size is None else image_size)
+
+    def transform(tokens: torch.Tensor) -> torch.Tensor:
+        return tokens[:, config.num_prefix_tokens :].transpose(1, 2).unflatten(2, grid)
+
+    return transform
+
+
+def patch_maps(model: nn.Module) -> nn.Module:
+    """The patch projection, whose output is `(B, D, rows, columns)`: a layer for captum's layer methods."""
+    return plain(model).base_model.embeddings.patch_embeddings.projection
+
+
+def patch_mask(model: nn.Module, pixel_values: torch.Tensor) -> torch.Tensor:
+    """captum's `feature_mask` of whole patches, `(1, 1, H, W)`: the number of the patch of every pixel."""
+    size = (pixel_values.shape[-2], pixel_values.shape[-1])
+    inside = plain(model)
+    return cells(inside, size, inside.config.grid_for(size)).to(pixel_values.device)[None, None]

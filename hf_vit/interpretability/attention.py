@@ -1,0 +1,429 @@
+"""What a model attends to and what its parts look like, computed; `figures.py` draws it.
+
+Everything here reads the forward pass through hooks on the blocks: the attention backend stays as it is, graphs made
+by `torch.compile` are set aside for the analysed call, and what a block shows is reduced before the next one runs, so
+no more than one block's weights are in memory at a time: ViT-L/16 at 512 px, float32, one picture on a CPU, peaks at
+1275 MiB in a forward pass, 1393 MiB in `attention_maps` of one block (1.09 times; 1.17 with two pictures), 1292 MiB in
+`class_attention` and 1418 MiB in `rollout_map` (resident memory beyond the interpreter's, torch 2.13). Pictures may
+have any size.
+
+    B batch   k heads   N tokens (class, registers, patches)   rows, columns: the grid of patch tokens
+
+Sources: paper section 4.5 and appendices D.7, D.8 (arXiv:2010.11929); Abnar and Zuidema, attention rollout
+(arXiv:2005.00928); Darcet et al., token norms (arXiv:2309.16588). Explanations of one class are in `relevance.py`.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from ..errors import HFViTError
+from ..modeling.modeling_hf_vit import attention_weights
+from ..modeling.resnet_stem import StdConv2d
+
+
+HeadFusion = Literal["mean", "max", "min"]
+
+
+# -- the model, made ready to be watched ----------------------------------------------------------------------------
+
+
+def plain(model: nn.Module) -> Any:
+    """The model inside `torch.compile`'s wrapper.
+
+    Raises:
+        HFViTError: a network without attention blocks, such as a ResNet.
+    """
+    inside: Any = model._orig_mod if isinstance(model, torch._dynamo.OptimizedModule) else model
+    if getattr(getattr(inside, "config", None), "model_type", None) != "hf_vit":
+        raise HFViTError(
+            f"{type(inside).__name__} has no attention that could be shown: these functions read hf_vit's ViTs and "
+            "hybrids (perturbation_curves works for every classifier)"
+        )
+    if not len(inside.base_model.layers):
+        raise HFViTError("the model has no transformer blocks (num_hidden_layers=0), so there is no attention to show")
+    return inside
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """The model in eval mode, as it was afterwards."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+@contextmanager
+def watched(model: nn.Module) -> Iterator[Any]:
+    """The model inside `torch.compile`'s wrapper, in eval mode and uncompiled, as it was afterwards."""
+    inside = plain(model)
+    with evaluating(inside), torch.compiler.set_stance("force_eager"):
+        yield inside
+
+
+def layer_numbers(model: nn.Module, layers: Sequence[int] | None) -> dict[int, int]:
+    """Each index as given and the number of its block, from 0; None means all.
+
+    Raises:
+        HFViTError: an index that does not exist, or none at all.
+    """
+    depth = len(plain(model).base_model.layers)
+    asked = range(depth) if layers is None else layers
+    for index in asked:
+        if not -depth <= index < depth:
+            raise HFViTError(
+                f"layer {index} does not exist: the model has {depth}, 0 to {depth - 1}, or -1 for the last"
+            )
+    if not asked:
+        raise HFViTError("no layers asked for: give at least one, for example layers=[-1]")
+    return {index: index % depth for index in asked}
+
+
+def head_numbers(model: nn.Module, heads: Sequence[int] | None) -> list[int]:
+    """Numbers of the heads asked for, from 0; None means all.
+
+    Raises:
+        HFViTError: an index that does not exist, or none at all.
+    """
+    count = plain(model).config.num_attention_heads
+    asked = range(count) if heads is None else heads
+    for index in asked:
+        if not -count <= index < count:
+            raise HFViTError(f"head {index} does not exist: the model has {count}, 0 to {count - 1}")
+    if not asked:
+        raise HFViTError("no heads asked for: give at least one, for example heads=[0]")
+    return [index % count for index in asked]
+
+
+@torch.no_grad()
+def watch_attention(
+    model: nn.Module,
+    pixel_values: torch.Tensor,
+    see: Callable[[int, torch.Tensor, torch.Tensor, float], None],
+    layers: Sequence[int] | None = None,
+) -> Any:
+    """Run the encoder and show `see(number, q, k, scaling)` each chosen block's queries and keys `(B, heads, N, d)`.
+
+    Returns:
+        the encoder's output.
+    """
+    with watched(model) as inside:
+        blocks = inside.base_model.layers
+
+        def look(number: int) -> Callable:
+            def hook(attention: Any, args: tuple, output: tuple) -> None:
+                query, key = attention.queries_and_keys(args[0])
+                see(number, query, key, attention.scaling)
+
+            return hook
+
+        numbers = set(layer_numbers(inside, layers).values())
+        hooks = [blocks[number].attention.register_forward_hook(look(number)) for number in numbers]
+        try:
+            return inside.base_model(_batch(pixel_values))
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+
+def _batch(pixel_values: torch.Tensor) -> torch.Tensor:
+    if pixel_values.ndim != 4:
+        raise HFViTError(
+            f"pixel_values has shape {tuple(pixel_values.shape)}: expected (batch, channels, height, width)"
+        )
+    return pixel_values
+
+
+def grid_of(model: nn.Module, pixel_values: torch.Tensor) -> tuple[int, int]:
+    """(rows, columns) of the patch tokens of these pictures."""
+    return plain(model).config.grid_for(tuple(pixel_values.shape[-2:]))
+
+
+def on_grid(model: nn.Module, tokens: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
+    """Values of all tokens `(..., N)` -> those of the patches `(..., rows, columns)`; class and registers left out.
+
+    Raises:
+        HFViTError: patches that are no longer there.
+    """
+    patches = tokens[..., plain(model).config.num_prefix_tokens :]
+    if patches.shape[-1] != grid[0] * grid[1]:
+        raise HFViTError(
+            f"{patches.shape[-1]} of {grid[0]} x {grid[1]} patch tokens are left, the others were merged: call "
+            "merge_tokens(model, r=0) first"
+        )
+    return patches.unflatten(-1, grid)
+
+
+# -- attention ------------------------------------------------------------------------------------------------------
+
+
+def attention_maps(
+    model: nn.Module, pixel_values: torch.Tensor, layers: Sequence[int] = (-1,), heads: Sequence[int] | None = None
+) -> dict[int, torch.Tensor]:
+    """Attention weights of chosen blocks and heads.
+
+    Args:
+        pixel_values: normalised pictures `(B, C, H, W)`. layers: blocks; negative ones count from the last.
+        heads: None for all.
+
+    Returns:
+        for each layer as given, `(B, heads, N queries, N keys)` in float32; rows sum to one.
+
+    Raises:
+        HFViTError: a layer or head that does not exist, or a model without attention.
+    """
+    numbers, chosen = layer_numbers(model, layers), head_numbers(model, heads)
+    maps: dict[int, torch.Tensor] = {}
+
+    def see(number: int, query: torch.Tensor, key: torch.Tensor, scaling: float) -> None:
+        maps[number] = attention_weights(query[:, chosen], key[:, chosen], scaling).float()
+
+    watch_attention(model, pixel_values, see, layers)
+    return {index: maps[number] for index, number in numbers.items()}
+
+
+def class_attention(
+    model: nn.Module, pixel_values: torch.Tensor, layers: Sequence[int] = (-1,), heads: Sequence[int] | None = None
+) -> dict[int, torch.Tensor]:
+    """What the class token attends to among the patches, `(B, heads, rows, columns)` for each layer as given.
+
+    Without class token: the mean over all patches' attention (`"gap"`, `"map"`), or the first patch's (`"first"`).
+    The shares of class and register tokens are left out, so a map sums to at most one.
+    """
+    numbers, chosen = layer_numbers(model, layers), head_numbers(model, heads)
+    config, grid = plain(model).config, grid_of(model, pixel_values)
+    one_row = config.use_class_token or config.pooling == "first"
+    maps: dict[int, torch.Tensor] = {}
+
+    def see(number: int, query: torch.Tensor, key: torch.Tensor, scaling: float) -> None:
+        asking = query[:, chosen, :1] if one_row else query[:, chosen, config.num_prefix_tokens :]
+        weights = attention_weights(asking, key[:, chosen], scaling).float().mean(dim=2)  # (B, heads, N)
+        maps[number] = on_grid(model, weights, grid)
+
+    watch_attention(model, pixel_values, see, layers)
+    return {index: maps[number] for index, number in numbers.items()}
+
+
+@torch.no_grad()
+def probe_attention(model: nn.Module, pixel_values: torch.Tensor) -> torch.Tensor:
+    """What the probe of attention pooling reads, `(B, heads, rows, columns)`. Raises HFViTError for other poolings."""
+    with watched(model) as inside:
+        if inside.base_model.map_head is None:
+            raise HFViTError(f'pooling="{inside.config.pooling}" has no probe: class_attention shows what is read')
+        weights = readout(inside, inside.base_model(_batch(pixel_values)).last_hidden_state)  # (B, heads, N)
+    return on_grid(model, weights, grid_of(model, pixel_values))
+
+
+def readout(model: nn.Module, tokens: torch.Tensor) -> torch.Tensor:
+    """How much of each final token the pooled vector reads, from normalised tokens `(B, N, D)`.
+
+    Returns:
+        `(B, heads or 1, N)`, rows of sum one: one token for `"token"` and `"first"`, all patches alike for `"gap"`,
+        the probe's attention for `"map"`.
+    """
+    inside = plain(model)
+    head, (batch, count, _) = inside.base_model.map_head, tokens.shape
+    if head is not None:
+        query, key = head.attention.queries_and_keys(tokens, head.probe.expand(batch, -1, -1))
+        return attention_weights(query, key, head.attention.scaling).float()[:, :, 0]  # (B, heads, N)
+    weights = torch.zeros(batch, 1, count, device=tokens.device)
+    if inside.config.pooling == "gap":
+        prefix = inside.config.num_prefix_tokens
+        weights[..., prefix:] = 1 / (count - prefix)
+    else:
+        weights[..., 0] = 1
+    return weights
+
+
+def fuse_heads(weights: torch.Tensor, fusion: HeadFusion) -> torch.Tensor:
+    """`(B, heads, N, N)` -> `(B, N, N)`."""
+    if fusion == "mean":
+        return weights.mean(dim=1)
+    if fusion not in ("max", "min"):
+        raise HFViTError(f"fusion='{fusion}' is not one of mean, max, min")
+    return weights.amax(dim=1) if fusion == "max" else weights.amin(dim=1)
+
+
+def with_residual(fused: torch.Tensor) -> torch.Tensor:
+    """One step of rollout: the skip connection added, every row divided by its own sum; `(..., N, N)`."""
+    mixed = fused + torch.eye(fused.shape[-1], device=fused.device)
+    return mixed / mixed.sum(dim=-1, keepdim=True)
+
+
+def rollout(model: nn.Module, pixel_values: torch.Tensor, fusion: HeadFusion = "mean") -> torch.Tensor:
+    """Attention rollout (arXiv:2005.00928): the product over blocks of (A + I), each row divided by its sum.
+
+    For the mean over heads this is (mean A + I) / 2, as in the paper's appendix D.7. Widely copied code divides by
+    `a.sum(-1)` without keepdim, which scales columns: its rows do not sum to one.
+
+    Returns:
+        `(B, N, N)`: how much of each input token (column) is in each output token (row); rows sum to one.
+    """
+    return _rollout(model, pixel_values, fusion)[0]
+
+
+@torch.no_grad()
+def rollout_map(model: nn.Module, pixel_values: torch.Tensor, fusion: HeadFusion = "mean") -> torch.Tensor:
+    """Rollout as seen by the pooled vector, for every pooling; `(B, rows, columns)`."""
+    rolled, tokens = _rollout(model, pixel_values, fusion)
+    row = (readout(model, tokens).mean(dim=1, keepdim=True) @ rolled)[:, 0]  # (B, N)
+    return on_grid(model, row, grid_of(model, pixel_values))
+
+
+def _rollout(model: nn.Module, pixel_values: torch.Tensor, fusion: HeadFusion) -> tuple[torch.Tensor, torch.Tensor]:
+    rolled: list[torch.Tensor] = []
+
+    def see(number: int, query: torch.Tensor, key: torch.Tensor, scaling: float) -> None:
+        step = with_residual(fuse_heads(attention_weights(query, key, scaling).float(), fusion))
+        rolled[:] = [step @ rolled[0] if rolled else step]
+
+    output = watch_attention(model, pixel_values, see)
+    return rolled[0], output.last_hidden_state
+
+
+# -- distance -------------------------------------------------------------------------------------------------------
+
+
+def attention_distance(model: nn.Module, pixel_values: torch.Tensor) -> torch.Tensor:
+    """Mean distance over which each head attends, in pixels of the model's input (paper, Figure 7 right).
+
+    The mean over pictures and querying patches of sum_j a_ij |p_i - p_j|, p the patches' places, a the attention among
+    patches with rows of sum one (class and registers left out). A hybrid's patches are its total stride apart.
+
+    Returns:
+        `(layers, heads)`.
+    """
+    inside, (rows, columns) = plain(model), grid_of(model, pixel_values)
+    down, across = inside.config.total_stride
+    prefix = inside.config.num_prefix_tokens
+    places = torch.cartesian_prod(torch.arange(rows) * float(down), torch.arange(columns) * float(across))
+    between = torch.cdist(places, places, compute_mode="donot_use_mm_for_euclid_dist").to(
+        pixel_values.device
+    )  # (N, N)
+    found = torch.zeros(len(inside.base_model.layers), inside.config.num_attention_heads)
+
+    def see(number: int, query: torch.Tensor, key: torch.Tensor, scaling: float) -> None:
+        weights = attention_weights(query[:, :, prefix:], key[:, :, prefix:], scaling).float()  # rows of sum one
+        found[number] = (weights * between).sum(dim=-1).mean(dim=(0, 2)).cpu()
+
+    watch_attention(model, pixel_values, see)
+    return found
+
+
+# -- parameters -----------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Filters:
+    """Principal components `(n, C, height, width)` in [0, 1] each, and the share of variance that each explains."""
+
+    components: torch.Tensor
+    explained: torch.Tensor
+
+
+@torch.no_grad()
+def embedding_filters(model: nn.Module, count: int = 28) -> Filters:
+    """First principal components of the filters that read pixels (paper, Figure 7 left).
+
+    The D filters of a ViT's patch projection; for a hybrid the filters of the ResNet's first convolution, standardised
+    as it uses them. Components are scaled to [0, 1], their signs fixed; there are at most as many as filters.
+    """
+    patches = plain(model).base_model.embeddings.patch_embeddings
+    root = None if patches.backbone is None else patches.backbone.conv_root
+    weight = patches.projection.weight if root is None else StdConv2d.standardized_weight(root)
+    flat = weight.float().cpu().flatten(1)  # (D, C h w)
+    components, explained = principal_components(flat, min(count, *flat.shape))
+    low, high = components.amin(dim=1, keepdim=True), components.amax(dim=1, keepdim=True)
+    scaled = (components - low) / (high - low).clamp_min(1e-12)
+    return Filters(scaled.unflatten(1, weight.shape[1:]), explained)
+
+
+def principal_components(samples: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Directions of largest variance of `(samples, features)`: `(count, features)` and their shares of it.
+
+    The sign of each is chosen so that its largest entry is positive.
+    """
+    centred = samples.double() - samples.double().mean(dim=0)
+    _, spread, directions = torch.linalg.svd(centred, full_matrices=False)
+    directions, shares = directions[:count], spread.square() / spread.square().sum().clamp_min(1e-300)
+    largest = directions.gather(1, directions.abs().argmax(dim=1, keepdim=True))
+    return (directions * largest.sign()).float(), shares[:count].float()
+
+
+@torch.no_grad()
+def position_similarity(model: nn.Module) -> torch.Tensor:
+    """Cosine similarity of every patch's position embedding with all others (paper, Figure 7 centre).
+
+    Returns:
+        `(rows, columns, rows, columns)`. Raises HFViTError for a model without positions.
+    """
+    inside = plain(model)
+    rows, columns = inside.config.grid_size
+    table = inside.base_model.embeddings.patch_positions((rows, columns))
+    if table is None:
+        raise HFViTError('position_embedding_type="none": the model has no position embeddings to compare')
+    unit = nn.functional.normalize(table[0].float(), dim=-1)  # (N, D)
+    return (unit @ unit.T).reshape(rows, columns, rows, columns)
+
+
+# -- tokens ---------------------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def token_states(
+    model: nn.Module, pixel_values: torch.Tensor, layers: Sequence[int] = (-1,), normalised: bool = False
+) -> dict[int, torch.Tensor]:
+    """The patch tokens after chosen blocks, `(B, rows, columns, D)`; `normalised` by the model's final LayerNorm."""
+    numbers, states = layer_numbers(model, layers), {}
+    with watched(model) as inside:
+        encoder, grid = inside.base_model, grid_of(inside, pixel_values)
+
+        def keep(number: int) -> Callable:
+            def hook(block: nn.Module, args: tuple, output: torch.Tensor) -> None:
+                states[number] = output
+
+            return hook
+
+        hooks = [encoder.layers[number].register_forward_hook(keep(number)) for number in set(numbers.values())]
+        try:
+            encoder(_batch(pixel_values))
+        finally:
+            for hook in hooks:
+                hook.remove()
+        final: Any = encoder.layernorm if normalised else nn.Identity()
+        return {
+            index: on_grid(inside, final(states[number]).float().transpose(1, 2), grid).permute(0, 2, 3, 1)
+            for index, number in numbers.items()
+        }
+
+
+def feature_colours(features: torch.Tensor) -> torch.Tensor:
+    """Three principal components of patch features as red, green and blue.
+
+    `(B, rows, columns, D)` -> `(B, rows, columns, 3)` in [0, 1]. Components are common to the batch, so equal colours
+    mean equal features across pictures; each channel is cut at the 1st and 99th percentile.
+    """
+    flat = features.float().flatten(0, -2).cpu()  # (B rows columns, D)
+    directions, _ = principal_components(flat, min(3, *flat.shape))
+    scores = (flat - flat.mean(dim=0)) @ directions.T
+    scores = nn.functional.pad(scores, (0, 3 - scores.shape[1]))  # fewer than three samples or features
+    low, high = scores.quantile(0.01, dim=0), scores.quantile(0.99, dim=0)
+    return ((scores - low) / (high - low).clamp_min(1e-12)).clamp(0, 1).unflatten(0, features.shape[:-1])
+
+
+def token_norms(
+    model: nn.Module, pixel_values: torch.Tensor, layers: Sequence[int] = (-1,)
+) -> dict[int, torch.Tensor]:
+    """Length of every patch token after chosen blocks, `(B, rows, columns)`.
+
+    A few tokens many times longer than the rest are the artefacts that register tokens take up (arXiv:2309.16588).
+    """
+    return {index: states.norm(dim=-1) for index, states in token_states(model, pixel_values, layers).items()}

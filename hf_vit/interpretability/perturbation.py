@@ -1,0 +1,184 @@
+"""Which explanation to trust: patches are taken out, or put in, in the order that it gives, and the model answers.
+
+If an explanation is right, the probability of the class falls fast when its first patches go (deletion: a small area
+under the curve is good) and rises fast when only they are there (insertion: a large area is good). An order that is no
+better than a random one explains nothing. Works for every image classifier, also for those without attention.
+
+Source: Petsiuk, Das and Saenko, RISE (arXiv:1806.07421), section 4.3; here patch by patch.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from ..errors import HFViTError
+from .attention import evaluating
+from .relevance import METHODS, Target, class_numbers, explain
+
+
+BASELINES = ("blur", "mean", "grey")
+
+
+@dataclass
+class Curves:
+    """Probability of the class as patches go and come.
+
+    Attributes:
+        fractions: share of the patches changed, `(S + 1,)` from 0 to 1.
+        deletion, insertion: `(B, S + 1)`.
+    """
+
+    fractions: torch.Tensor
+    deletion: torch.Tensor
+    insertion: torch.Tensor
+
+    @property
+    def deletion_area(self) -> torch.Tensor:
+        """Area under each deletion curve, `(B,)` in [0, 1]; smaller is better."""
+        return torch.trapezoid(self.deletion, self.fractions)
+
+    @property
+    def insertion_area(self) -> torch.Tensor:
+        """Area under each insertion curve, `(B,)` in [0, 1]; larger is better."""
+        return torch.trapezoid(self.insertion, self.fractions)
+
+    @property
+    def score(self) -> torch.Tensor:
+        """Insertion minus deletion area, `(B,)`; about 0 for a random order."""
+        return self.insertion_area - self.deletion_area
+
+
+def cells(model: nn.Module, image_size: tuple[int, int], grid: tuple[int, int]) -> torch.Tensor:
+    """The number of the patch that every pixel belongs to, `(H, W)`, row by row from 0.
+
+    Pixels that a ViT cuts off at the right and the bottom belong to the last patch beside them. A model that is not
+    hf_vit's is thought of as a grid of equal cells, and so is one whose patches are not those of the grid.
+    """
+    config: Any = getattr(model, "config", None)
+    (height, width), (rows, columns) = image_size, grid
+    if getattr(config, "model_type", None) == "hf_vit" and config.grid_for(image_size) == grid:
+        down, across = config.total_stride
+        row, column = torch.arange(height) // down, torch.arange(width) // across
+    else:
+        row, column = torch.arange(height) * rows // height, torch.arange(width) * columns // width
+    return row.clamp_max(rows - 1)[:, None] * columns + column.clamp_max(columns - 1)
+
+
+def blurred(pixel_values: torch.Tensor) -> torch.Tensor:
+    """A Gaussian blur of an eighth of the longer side, borders repeated; same shape."""
+    height, width = pixel_values.shape[-2:]
+    sigma = max(height, width) / 8
+    reach = int(3 * sigma)
+    kernel = torch.exp(-torch.arange(-reach, reach + 1, device=pixel_values.device).float().square() / (2 * sigma**2))
+    kernel = (kernel / kernel.sum()).to(pixel_values.dtype)
+    flat = F.pad(pixel_values.flatten(0, 1)[:, None], (reach,) * 4, mode="replicate")  # (B C, 1, H + .., W + ..)
+    flat = F.conv2d(F.conv2d(flat, kernel[None, None, :, None]), kernel[None, None, None, :])
+    return flat.view_as(pixel_values)
+
+
+def _nothing(pixel_values: torch.Tensor, baseline: str) -> torch.Tensor:
+    """What is put where a patch is taken out."""
+    if baseline == "blur":
+        return blurred(pixel_values)
+    if baseline == "mean":
+        return pixel_values.mean(dim=(2, 3), keepdim=True).expand_as(pixel_values)
+    if baseline == "grey":
+        return torch.zeros_like(pixel_values)
+    raise HFViTError(f"baseline='{baseline}' is not one of {', '.join(BASELINES)}")
+
+
+def _logits(model: nn.Module, pixel_values: torch.Tensor) -> torch.Tensor:
+    output = model(pixel_values)
+    logits = output if isinstance(output, torch.Tensor) else getattr(output, "logits", None)
+    if logits is None:
+        raise HFViTError(f"{type(model).__name__} gives no logits: perturbation curves need a classifier")
+    return logits.float()
+
+
+@torch.no_grad()
+def perturbation_curves(
+    model: nn.Module,
+    pixel_values: torch.Tensor,
+    importance: torch.Tensor,
+    target: Target = None,
+    steps: int = 20,
+    baseline: str = "blur",
+) -> Curves:
+    """Take out, and put in, patches from the most to the least important, and ask the model each time.
+
+    Args:
+        model: any classifier that returns logits, or an output with `.logits`.
+        pixel_values: normalised pictures `(B, C, H, W)`. importance: `(B, rows, columns)`, larger first.
+        target: class number, or one for each picture; None for the most probable of the whole picture.
+        steps: changes from none to all patches; 2 (steps + 1) forward passes.
+        baseline: what an absent patch shows: the picture blurred, its mean colour, or 0 (mid-grey after
+            normalisation with mean 0.5).
+
+    Raises:
+        HFViTError: shapes that do not match, no such class or baseline.
+    """
+    batch, grid = len(pixel_values), tuple(importance.shape[1:])
+    if importance.ndim != 3 or len(importance) != batch:
+        raise HFViTError(f"importance has shape {tuple(importance.shape)}: expected ({batch}, rows, columns)")
+    if not importance.isfinite().all() or steps < 1:
+        raise HFViTError("importance must be finite and steps at least 1")
+    with evaluating(model):
+        absent, count = _nothing(pixel_values, baseline), grid[0] * grid[1]
+        chosen = class_numbers(_logits(model, pixel_values), target)[:, None]
+        order = importance.flatten(1).argsort(dim=1, descending=True, stable=True)
+        rank = order.argsort(dim=1).to(pixel_values.device)  # (B, patches)
+        where = cells(model, tuple(pixel_values.shape[-2:]), grid).to(pixel_values.device)  # type: ignore[arg-type]
+        rank = rank[:, where][:, None]  # (B, 1, H, W)
+        fractions = torch.linspace(0, 1, steps + 1)
+        deletion: list[torch.Tensor] = []
+        insertion: list[torch.Tensor] = []
+        for fraction in fractions.tolist():
+            first = rank < round(fraction * count)
+            for kept, found in ((~first, deletion), (first, insertion)):
+                logits = _logits(model, torch.where(kept, pixel_values, absent))
+                found.append(probabilities(model, logits).gather(1, chosen)[:, 0].cpu())
+    return Curves(fractions, torch.stack(deletion, dim=1), torch.stack(insertion, dim=1))
+
+
+def probabilities(model: nn.Module, logits: torch.Tensor) -> torch.Tensor:
+    """Of each class, `(B, K)`: they sum to one, or each stands alone where `config.problem_type` is multi-label."""
+    several = getattr(getattr(model, "config", None), "problem_type", None) == "multi_label_classification"
+    return logits.sigmoid() if several else logits.softmax(dim=1)
+
+
+def compare_explanations(
+    model: nn.Module,
+    pixel_values: torch.Tensor,
+    methods: Sequence[str] | Mapping[str, torch.Tensor] = METHODS,
+    target: Target = None,
+    steps: int = 20,
+    baseline: str = "blur",
+    random_orders: int = 5,
+    seed: int = 0,
+) -> dict[str, Curves]:
+    """Curves of each method, and of `"random"`: the mean over that many random orders, drawn from `seed`.
+
+    Args:
+        methods: names, or maps `(B, rows, columns)` by name, of whatever origin.
+    """
+    with torch.no_grad(), evaluating(model):
+        chosen = class_numbers(_logits(model, pixel_values), target)  # the same class for all
+    maps = methods if isinstance(methods, Mapping) else {}
+    found, grid = {}, None
+    for method in methods:
+        importance = maps[method] if maps else explain(model, pixel_values, method, chosen)
+        grid = importance.shape
+        found[method] = perturbation_curves(model, pixel_values, importance, chosen, steps, baseline)
+    if random_orders and grid is not None:
+        generator = torch.Generator().manual_seed(seed)
+        runs = [
+            perturbation_curves(model, pixel_values, torch.rand(grid, generator=generator), chosen, steps, baseline)
+            for _ in range(random_orders)
+        ]
+        deletion = torch.stack([run.deletion for run in runs]).mean(dim=0)
+        found["random"] = Curves(runs[0].fractions, deletion, torch.stack([run.insertion for run in runs]).mean(dim=0))
+    return found

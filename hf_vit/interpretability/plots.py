@@ -1,0 +1,340 @@
+"""Draws what `inspection`, `relevance` and `perturbation` compute. Arrays in, pictures and matplotlib figures out.
+
+Drawn with the Agg canvas and never through pyplot: no display is needed and no global state is left behind. Needs
+matplotlib (`pip install "hf-vit[inspect]"`).
+"""
+
+import textwrap
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from ..errors import HFViTError
+
+
+HEAT, NORMS = "inferno", "viridis"
+INK, FAINT = "#1f2933", "#8895a3"
+COLOURS = ("#3d6fb4", "#d9822b", "#3f8f5f", "#b0413e", "#7a5195")
+
+
+# -- from the grid of patches to the original picture ---------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class View:
+    """What a model sees of a picture: a window of it, resized.
+
+    Attributes:
+        picture_size: (height, width) of the original. model_size: (height, width) of the model's input.
+        window: (top, left, height, width) in pixels of the original, as real numbers.
+    """
+
+    picture_size: tuple[int, int]
+    model_size: tuple[int, int]
+    window: tuple[float, float, float, float]
+
+
+def view_of(settings: Mapping[str, Any], picture_size: tuple[int, int]) -> View:
+    """The window that an image processor of these settings cuts out of a picture of (height, width).
+
+    `size` is {"height", "width"} (the whole picture, squashed) or {"shortest_edge"}; then `crop_size` from the middle.
+    """
+    height, width = picture_size
+    size = settings["size"]
+    if settings.get("do_resize") is False:
+        resized = height, width
+    elif "shortest_edge" in size:
+        edge = int(size["shortest_edge"])
+        long = int(edge * max(height, width) / min(height, width))
+        resized = (edge, long) if height <= width else (long, edge)
+    else:
+        resized = int(size["height"]), int(size["width"])
+    if not settings.get("do_center_crop"):
+        return View(picture_size, resized, (0.0, 0.0, float(height), float(width)))
+    crop = int(settings["crop_size"]["height"]), int(settings["crop_size"]["width"])
+    down, across = height / resized[0], width / resized[1]
+    top, left = (resized[0] - crop[0]) // 2 * down, (resized[1] - crop[1]) // 2 * across
+    return View(picture_size, crop, (top, left, crop[0] * down, crop[1] * across))
+
+
+def on_picture(heat: np.ndarray, stride: tuple[int, int], view: View, smooth: bool = True) -> np.ndarray:
+    """A map over patches `(rows, columns)` in the pixels of the original picture, `(height, width)`.
+
+    Interpolated linearly between the patches' centres, constant beyond the outermost; NaN where the model does not
+    look: outside the window, and at the right and the bottom what the patches do not cover.
+
+    Args:
+        stride: pixels of the model's input from patch to patch, (down, across).
+        smooth: False shows each patch as it is.
+    """
+    top, left, height, width = view.window
+    sides = []
+    for axis, (start, length) in enumerate(((top, height), (left, width))):
+        places = (np.arange(view.picture_size[axis]) + 0.5 - start) * view.model_size[axis] / length
+        covered = min(heat.shape[axis] * stride[axis], view.model_size[axis])
+        patches = places / stride[axis] - 0.5
+        weights = _linear(patches if smooth else patches.round(), heat.shape[axis])
+        sides.append((weights, (places >= 0) & (places < covered)))
+    (vertical, seen_down), (horizontal, seen_across) = sides
+    found = vertical @ np.asarray(heat, dtype=np.float64) @ horizontal.T
+    return np.where(seen_down[:, None] & seen_across, found, np.nan)
+
+
+def _linear(places: np.ndarray, cells: int) -> np.ndarray:
+    """Weights `(places, cells)` of linear interpolation at real-valued cell numbers."""
+    places = places.clip(0, cells - 1)
+    return np.maximum(0, 1 - np.abs(places[:, None] - np.arange(cells)))
+
+
+def colours_on_picture(colours: np.ndarray, stride: tuple[int, int], view: View) -> np.ndarray:
+    """Colours of patches `(rows, columns, 3)` in [0, 1] -> `(height, width, 3)` uint8, white outside the window."""
+    found = [on_picture(colours[..., channel], stride, view, smooth=False) for channel in range(3)]
+    return (np.nan_to_num(np.stack(found, axis=-1), nan=1.0) * 255).round().astype(np.uint8)
+
+
+def enlarged(picture: np.ndarray, least: int) -> np.ndarray:
+    """A picture `(H, W, C)` whose longer side is below `least` pixels, enlarged by a whole number to about that."""
+    factor = max(1, round(least / max(picture.shape[:2])))
+    return picture.repeat(factor, axis=0).repeat(factor, axis=1)
+
+
+def scaled(heat: np.ndarray) -> np.ndarray:
+    """To [0, 1] by the smallest and largest finite value; a constant map becomes 0."""
+    finite = heat[np.isfinite(heat)]
+    if not finite.size:
+        raise HFViTError("the map has no finite value")
+    return (heat - finite.min()) / max(finite.max() - finite.min(), 1e-12)
+
+
+def overlay(picture: np.ndarray, heat: np.ndarray, strength: float = 0.75) -> np.ndarray:
+    """A heat map over a picture, both of its size: `(H, W, 3)` uint8 and `(H, W)` -> `(H, W, 3)` uint8.
+
+    Where the map is NaN, the picture is faded.
+    """
+    if picture.shape[:2] != heat.shape:
+        raise HFViTError(f"the picture has {picture.shape[:2]} pixels, the map {heat.shape}: use on_picture first")
+    grey = picture.mean(axis=2, keepdims=True).repeat(3, axis=2)
+    level = scaled(heat)
+    seen = np.isfinite(level)[..., None]
+    level = np.nan_to_num(level)
+    colour = matplotlib.colormaps[HEAT](level)[..., :3] * 255
+    share = strength * (0.4 + 0.6 * level[..., None])  # where little is seen, the picture shows through
+    mixed = (1 - share) * (0.5 * picture + 0.5 * grey) + share * colour
+    return np.where(seen, mixed, 0.35 * grey + 0.65 * 255).round().clip(0, 255).astype(np.uint8)
+
+
+# -- pages ----------------------------------------------------------------------------------------------------------
+
+
+def save(figure: Figure, path: str | Path) -> None:
+    """Write a figure as the file's ending says (png, svg, pdf)."""
+    figure.savefig(path, facecolor="white")
+
+
+def _page(width: float, height: float, **options: Any) -> Figure:
+    figure = Figure(figsize=(width, height), dpi=110, layout="constrained", **options)
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _cell(side: float, proportion: float) -> tuple[float, float]:
+    """Width and height in inches of a map of that height over width: the longer side is `side`, or half more."""
+    long = side * min(max(proportion, 1 / proportion), 1.5)
+    return (long / proportion, long) if proportion > 1 else (long, max(long * proportion, 0.25 * side))
+
+
+def _bare(axes: Any, image: np.ndarray, title: str = "", size: float = 9.0, **options: Any) -> None:
+    axes.imshow(image, interpolation=options.pop("interpolation", "nearest"), **options)
+    axes.set(xticks=[], yticks=[])
+    axes.spines[:].set_visible(False)
+    if title:
+        axes.set_title(title, size=size, color=INK)
+
+
+def draw_table(
+    rows: Sequence[Sequence[np.ndarray]], columns: Sequence[str], names: Sequence[str] = (), title: str = ""
+) -> Figure:
+    """Pictures in rows and columns, each with its own shape; names at the left, column titles at the top."""
+    shapes = [max(row[0].shape[0] / row[0].shape[1], 0.3) for row in rows]
+    side = 2.1
+    figure = _page(side * len(columns), sum(side * shape + 0.15 for shape in shapes) + 0.4)
+    grid = figure.subplots(len(rows), len(columns), squeeze=False, gridspec_kw={"height_ratios": shapes})
+    for number, row in enumerate(rows):
+        for column, picture in enumerate(row):
+            _bare(grid[number, column], picture, columns[column] if number == 0 else "")
+        if names:
+            grid[number, 0].set_ylabel(names[number], size=8, color=INK)
+    if title:
+        figure.suptitle(title, size=11, color=INK)
+    return figure
+
+
+def draw_examples(
+    columns: Sequence[Sequence[np.ndarray]], titles: Sequence[str], names: Sequence[str], most: int = 6
+) -> Figure:
+    """A column for each picture, its title above and its maps below; `most` columns in a band, further bands below.
+
+    Args:
+        columns: for each picture, itself and its maps, `(H, W, 3)`; pictures may differ in proportions.
+        names: what the rows show, at the left.
+    """
+    bands = [range(start, min(start + most, len(columns))) for start in range(0, len(columns), most)]
+    tall = [max(columns[place][0].shape[0] / columns[place][0].shape[1] for place in band) for band in bands]
+    ratios = [min(max(shape, 0.3), 2.0) for shape in tall for _ in names]
+    across, side = len(bands[0]), 1.6
+    figure = _page(side * across + 0.3, side * sum(ratios) + 0.3 * len(bands))
+    grid = figure.subplots(len(ratios), across, squeeze=False, gridspec_kw={"height_ratios": ratios})
+    for axes in grid.flat:
+        axes.axis("off")
+    for number, band in enumerate(bands):
+        for column, place in enumerate(band):
+            for row, picture in enumerate(columns[place]):
+                axes = grid[number * len(names) + row, column]
+                axes.axis("on")
+                axes.set_anchor("N")
+                _bare(axes, picture, textwrap.fill(titles[place], 18) if row == 0 else "", 9)
+                if column == 0:
+                    axes.set_ylabel(names[row], size=9, color=INK)
+    return figure
+
+
+def draw_attention_heads(
+    maps: Mapping[int, np.ndarray],
+    title: str = "",
+    numbers: Sequence[int] | None = None,
+    proportion: float | None = None,
+) -> Figure:
+    """One map for each block (rows) and head (columns); `{layer: (heads, rows, columns)}`, each with its own scale.
+
+    Args:
+        numbers: of the heads, where they are not the first ones.
+        proportion: height over width of what the model sees of the picture; that of the grid of patches where None.
+    """
+    layers = list(maps)
+    heads, rows, columns = maps[layers[0]].shape
+    numbers = range(heads) if numbers is None else numbers
+    proportion = rows / columns if proportion is None else proportion
+    wide, tall = _cell(1.15, proportion)
+    figure = _page(wide * heads + 0.6, tall * len(layers) + 0.7)
+    grid = figure.subplots(len(layers), heads, squeeze=False)
+    options = {"cmap": HEAT, "aspect": proportion * columns / rows}
+    for number, layer in enumerate(layers):
+        for head in range(heads):
+            _bare(grid[number, head], maps[layer][head], f"head {numbers[head]}" if number == 0 else "", 8, **options)
+        grid[number, 0].set_ylabel(f"block {layer}", size=8, color=INK)
+    if title:
+        figure.suptitle(title, size=10, color=INK)
+    return figure
+
+
+def draw_filters(components: np.ndarray, explained: np.ndarray, title: str = "") -> Figure:
+    """Principal components of the embedding filters, `(n, C, height, width)` in [0, 1]; colour for three channels."""
+    count, channels = components.shape[:2]
+    columns = min(7, count)
+    lines = -(-count // columns)
+    figure = _page(0.95 * columns, 0.95 * lines + 0.55)
+    grid = figure.subplots(lines, columns, squeeze=False)
+    for axes in grid.flat:
+        axes.axis("off")
+    for number, component in enumerate(components):
+        tile = component.transpose(1, 2, 0) if channels == 3 else component.mean(axis=0)
+        _bare(grid.flat[number], tile, cmap="gray")
+    figure.suptitle(
+        f"{title}RGB embedding filters: {count} principal components, {explained.sum():.0%} of variance"
+        if channels == 3
+        else f"{title}embedding filters: {count} principal components, {explained.sum():.0%} of variance",
+        size=9, color=INK,
+    )  # fmt: skip
+    return figure
+
+
+def draw_position_similarity(similarity: np.ndarray, title: str = "", most: int = 14) -> Figure:
+    """A tile for every position: its embedding's cosine similarity with all others, `(rows, columns, rows, columns)`.
+
+    Of a larger grid, at most `most` positions a side are shown, evenly spread.
+    """
+    rows, columns = similarity.shape[:2]
+    down = np.unique(np.linspace(0, rows - 1, min(rows, most)).round().astype(int))
+    across = np.unique(np.linspace(0, columns - 1, min(columns, most)).round().astype(int))
+    gap = max(1, round(0.12 * max(rows, columns)))  # one picture of all tiles: a hundred axes take minutes to lay out
+    sheet = np.full((len(down) * (rows + gap) - gap, len(across) * (columns + gap) - gap), np.nan)
+    for line, row in enumerate(down):
+        for place, column in enumerate(across):
+            top, left = line * (rows + gap), place * (columns + gap)
+            sheet[top : top + rows, left : left + columns] = similarity[row, column]
+    figure = _page(5.8, max(4.8 * sheet.shape[0] / sheet.shape[1], 1.6) + 0.5)
+    axes = figure.subplots()
+    _bare(axes, sheet, f"{title}position embedding similarity, {rows} x {columns}", 10, vmin=-1, vmax=1, cmap=NORMS)
+    axes.set_xticks(np.arange(len(across)) * (columns + gap) + (columns - 1) / 2, [str(n + 1) for n in across])
+    axes.set_yticks(np.arange(len(down)) * (rows + gap) + (rows - 1) / 2, [str(n + 1) for n in down])
+    axes.tick_params(length=0, labelsize=7, labelcolor=FAINT)
+    figure.colorbar(axes.images[0], ax=axes, shrink=0.7, label="cosine similarity")
+    return figure
+
+
+def draw_attention_distance(distances: Mapping[str, np.ndarray], title: str = "") -> Figure:
+    """Mean attention distance of every head by depth: `{model: (layers, heads)}`, pixels."""
+    figure = _page(5.4, 3.7)
+    axes = figure.subplots()
+    for number, (name, table) in enumerate(distances.items()):
+        depth = np.repeat(np.arange(len(table))[:, None], table.shape[1], axis=1)
+        shift = 0.16 * (number - (len(distances) - 1) / 2)
+        colour = COLOURS[number % len(COLOURS)]
+        axes.scatter(depth + shift, table, s=14, color=colour, alpha=0.75, linewidths=0, label=name)
+        axes.plot(depth[:, 0] + shift, table.mean(axis=1), color=colour, lw=1)
+    axes.set_ylim(0, 1.06 * max(table.max() for table in distances.values()))
+    longest = max(len(table) for table in distances.values())
+    axes.set(xlabel="block (a point for each head, the line is their mean)", ylabel="mean attention distance (pixels)")
+    axes.set_xticks(range(0, longest, max(1, longest // 12)))
+    axes.spines[["top", "right"]].set_visible(False)
+    if len(distances) > 1:
+        axes.legend(frameon=False, fontsize=8)
+    axes.set_title(title or "attention distance", size=10, color=INK)
+    return figure
+
+
+def draw_curves(fractions: np.ndarray, curves: Mapping[str, tuple[np.ndarray, np.ndarray]], title: str = "") -> Figure:
+    """Deletion and insertion side by side: `{method: (deletion, insertion)}`, each `(S + 1,)`; areas in the legend."""
+    figure = _page(8.4, 3.3 + 0.17 * len(curves))
+    for axes, which, name in zip(figure.subplots(1, 2, sharey=True), (0, 1), ("deletion", "insertion")):
+        for number, (method, pair) in enumerate(curves.items()):
+            width = 1.2 + 0.7 * max(0, 3 - number)  # equal curves lie on each other: the wider ones stay visible
+            style: dict[str, Any] = {"color": COLOURS[number % len(COLOURS)], "lw": width}
+            if method == "random":
+                style = {"color": FAINT, "lw": 1.2, "ls": "--"}
+            area = np.trapezoid(pair[which], fractions)
+            axes.plot(fractions, pair[which], label=f"{method.replace('_', ' ')}  {area:.3f}", **style)
+        better = "smaller" if which == 0 else "larger"
+        axes.set(xlabel="share of patches " + ("taken out" if which == 0 else "put in"), ylim=(0, 1.02))
+        axes.set_title(f"{name}: area, {better} is better", size=9, color=INK)
+        axes.legend(frameon=False, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.2))
+        axes.spines[["top", "right"]].set_visible(False)
+        if which == 0:
+            axes.set_ylabel("probability of the class")
+    if title:
+        figure.suptitle(title, size=10, color=INK)
+    return figure
+
+
+def draw_norms(norms: Mapping[int, np.ndarray], title: str = "", proportion: float | None = None) -> Figure:
+    """Lengths of the patch tokens after chosen blocks, `{layer: (rows, columns)}`, one colour scale each.
+
+    `proportion`: as in `draw_attention_heads`.
+    """
+    rows, columns = next(iter(norms.values())).shape
+    proportion = rows / columns if proportion is None else proportion
+    wide, tall = _cell(1.9, proportion)
+    figure = _page((max(wide, 1.6) + 0.6) * len(norms) + 0.3, tall + 0.8)
+    options = {"cmap": NORMS, "aspect": proportion * columns / rows}
+    for axes, (layer, values) in zip(figure.subplots(1, len(norms), squeeze=False)[0], norms.items()):
+        _bare(axes, values, f"block {layer}\nlargest / median {values.max() / np.median(values):.1f}", 8, **options)
+        figure.colorbar(axes.images[0], ax=axes, shrink=0.75).ax.tick_params(labelsize=7)
+    if title:
+        figure.suptitle(title, size=10, color=INK)
+    return figure

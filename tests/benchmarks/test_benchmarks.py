@@ -1,0 +1,136 @@
+"""The benchmark tables say what was measured, name who is absent, and the counts fail on more work.
+
+python -m pytest tests/benchmarks/test_benchmarks.py
+"""
+
+import json
+
+import pytest
+import torch
+from torch import nn
+
+from benchmarks import check, measure, run
+from benchmarks.measure import LIMIT, Point
+from hf_vit import HFViTConfig, HFViTForImageClassification
+
+
+CPU = torch.device("cpu")
+
+
+def result(**seconds):
+    return {
+        "title": "work", "images": 2, "unit": "ms/image", "ours": ["hf_vit"], "peers": [*seconds][1:],
+        "seconds": seconds, "absent": {"timm": "timm does not import"}, "quoted": ["published: 7"], "note": "",
+    }  # fmt: skip
+
+
+def test_candidates_take_turns_and_the_first_round_is_not_counted(monkeypatch):
+    monkeypatch.setattr(measure, "SLOW", 1e9)
+    order = []
+    calls = {name: lambda name=name: order.append(name) for name in "abc"}
+    times = measure.interleaved(calls, 0.0, CPU)
+    assert order[:6] == ["a", "b", "c", "b", "c", "a"]
+    assert {name: len(values) for name, values in times.items()} == dict.fromkeys("abc", measure.ROUNDS[0])
+
+
+def test_a_slow_candidate_comes_in_every_third_round(monkeypatch):
+    times = {"fast": 1, "middle": 2, "slow": 9}
+    now = [0.0]
+
+    def call(name):
+        now[0] += times[name]
+
+    monkeypatch.setattr(measure.time, "perf_counter", lambda: now[0])
+    taken = measure.interleaved({name: lambda name=name: call(name) for name in times}, 0.0, CPU)
+    assert taken == {"fast": [1.0] * 4, "middle": [2.0] * 4, "slow": [9.0] * 2}
+    assert measure.ratio({"seconds": taken}, "slow", "fast") == 9
+
+
+def test_the_table_has_ratios_absent_peers_and_published_figures():
+    text = "\n".join(measure.lines(result(hf_vit=[0.2, 0.2, 0.4], other=[0.3, 0.4, 0.6])))
+    row = next(line for line in text.splitlines() if line.strip().startswith("other"))
+    assert row.split()[1] == "200" and row.endswith("1.50x")
+    assert "timm does not import" in text and "absent" in text and "published: 7" in text
+
+
+def test_peers_left_out_are_named():
+    point = Point("nothing", 1, {"hf_vit": lambda: None}, {"timm": lambda: None}, limit=lambda: None)
+    found = measure.measure(point, 0.0, CPU, without=["timm"])
+    assert found["absent"] == {"timm": "--without"} and set(found["seconds"]) == {"hf_vit", LIMIT}
+
+
+def test_a_point_replaces_its_earlier_self(tmp_path):
+    path = tmp_path / "suite.json"
+    for value in (1.0, 2.0):
+        run.keep(result(hf_vit=[value]), path)
+    run.keep(result(hf_vit=[3.0]) | {"title": "another"}, path)
+    kept = json.loads(path.read_text())
+    assert [(point["title"], point["seconds"]["hf_vit"]) for point in kept] == [("another", [3.0]), ("work", [2.0])]
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_the_limit_does_every_product(training):
+    config = HFViTConfig(image_size=16, patch_size=8, hidden_size=16, num_hidden_layers=2, num_attention_heads=2)
+    model, done = HFViTForImageClassification(config).eval(), []
+    products = measure.products(model, torch.randn(2, 3, 16, 16), torch.float32, training)
+    with check.Operations() as operations:
+        products()
+    done = operations.names
+    linear = 2 * 6 + 1
+    assert done["mm"] == linear * (3 if training else 1)
+    assert done["bmm"] == 2 * 2 * (3 if training else 1)
+    assert done["convolution"] == 1 and done["convolution_backward"] == training
+
+
+def test_a_filled_model_has_weights_without_initialisation():
+    model = measure.filled(lambda: nn.Linear(8, 8), CPU)
+    assert model.weight.device == CPU and 0 < model.weight.abs().max() < 1
+
+
+def test_more_work_than_recorded_is_a_failure():
+    recorded = {"forward": {"operations": 100, "gflop": 1.0}}
+    assert check.compare({"forward": {"operations": 100, "gflop": 1.0}}, recorded) == []
+    assert "operations 102" in check.compare({"forward": {"operations": 102, "gflop": 1.0}}, recorded)[0]
+    assert "--update" in check.compare({"new": {"operations": 1}}, recorded)[0]
+    theirs = {"forward" + check.TRANSFORMERS: {"operations": 80, "gflop": 1.0}}
+    worse = check.compare({"forward": {"operations": 100, "gflop": 1.0}} | theirs, recorded | theirs)
+    assert worse == ["forward: operations 100 against 80 of transformers"]
+
+
+def test_counting_sees_work_and_not_views():
+    x = torch.randn(4, 6)
+    with check.Operations() as operations:
+        (x.t() @ x).view(36).add_(1)
+    assert dict(operations.names) == {"mm": 1, "add_": 1} and operations.bytes == 4 * 36
+
+
+def test_suites_have_names_and_one_line_each(capsys):
+    assert run.main(["--list"]) == 0
+    shown = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in shown] == list(run.SUITES) and all(len(line) > 30 for line in shown)
+
+
+@pytest.mark.parametrize(
+    "words, said",
+    [
+        (["--precision", "float32"], "--precision means nothing to cpu-drop-path"),
+        (["--suite", "startup", "--batch_size", "8"], "--batch_size means nothing to startup: name with --suite"),
+        (["--suite", "cpu-inference", "--tiny"], "--tiny means nothing to cpu-inference"),
+        (["--suite", "cpu-inference", "gpu", "--preset", "vit-base-patch16-224"], "--preset means nothing to cpu-inf"),
+    ],
+)
+def test_an_option_that_a_suite_does_not_heed_is_an_error(words, said, capsys):
+    assert run.main(words) == 2
+    assert capsys.readouterr().err.startswith(f"error: {said}")
+
+
+def test_a_misspelt_peer_is_named_and_the_figures_are_kept(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(run, "RESULTS", tmp_path)
+    monkeypatch.setattr(run, "machine", lambda device: {})
+    monkeypatch.setitem(
+        run.SUITES, "startup", lambda options: iter([Point("work", 1, {"hf_vit": int}, {"timm": int, "flax": int})])
+    )
+    assert run.main(["--suite", "startup", "--without", "tim", "flax", "--seconds", "0"]) == 2
+    assert capsys.readouterr().err.strip() == "error: --without tim: left out nothing; the rows are flax, timm"
+    kept = json.loads((tmp_path / "startup.json").read_text())[0]
+    assert kept["absent"] == {"flax": "--without"} and kept["peers"] == ["timm"]

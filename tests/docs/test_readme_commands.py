@@ -1,0 +1,135 @@
+"""Every shell command of the README runs, in its order, in a folder with small models and pictures and a local Hub.
+
+Training is cut to two small steps, generated data sets to 120 pictures, the page of `hf-vit demo` is built and not
+served, and an address gives a picture of the folder; everything else is as written. `accelerate launch -m NAME` runs
+NAME's `main` in one process.
+
+python -m pytest tests/docs/test_readme_commands.py
+"""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import ViTImageProcessor
+
+from hf_vit import HFViTConfig, HFViTForImageClassification, save_checkpoint
+from tests.conftest import ROOT
+from tests.docs.test_readme import blocks
+from tests.helpers.hub_server import HubServer
+
+
+TOKEN = "hf_reader_of_the_readme"
+CLASSES = [f"class {number}" for number in range(10)]
+RUN = r"""
+import importlib, json, re, shlex, shutil, sys, urllib.request
+from hf_vit.cli.main import main as hf_vit
+
+SHORT = "--max_steps 2 --warmup_steps 1 --per_device_train_batch_size 4 --global_batch_size 4"
+SHORT += " --per_device_eval_batch_size 64 --dataloader_num_workers 0 --eval_steps 2 --save_steps 1 --logging_steps 1"
+urllib.request.urlopen = lambda *_, **__: open("cat.jpg", "rb")
+
+def run(line):
+    line = line.replace("--model PATH_OR_HUB_ID", "--model stand-in")
+    line = line.replace("--dataset PATH_OR_HUB_ID", "--dataset pictures").replace("--workers 16", "--workers 1")
+    line = re.sub(r"(synthetic:\S+@)\d+,\d+(,224)?", r"\g<1>12,10", line)
+    words = shlex.split(line)
+    if words[0] == "hf-vit":
+        return hf_vit(words[1:])
+    if words[0] == "python":
+        return importlib.import_module(words[2]).main(words[3:])
+    assert words[:3] == ["accelerate", "launch", "-m"], line
+    if words[3] != "training.score":
+        if "--resume_from_checkpoint" in words:
+            shutil.rmtree("out/checkpoint-2")  # something is left to do
+        else:
+            shutil.rmtree(words[words.index("--output_dir") + 1], ignore_errors=True)
+            words += SHORT.split()
+    importlib.import_module(words[3]).main(words[4:])
+
+try:
+    import gradio
+    gradio.Blocks.launch = lambda page, **options: print("a page of", len(page.blocks), "parts")
+except ImportError:
+    gradio = None
+for line in json.loads(sys.argv[1]):
+    if line.startswith("hf-vit demo") and gradio is None:
+        continue
+    print("==", line, file=sys.stderr, flush=True)
+    status = run(line)
+    assert not isinstance(status, int) or status == 0, line
+"""
+
+
+def lines():
+    """The command lines of the README's shell blocks; a study is many runs, tests/test_study.py runs small ones."""
+    said = "".join(blocks("bash")).replace("\\\n", " ").splitlines()
+    return [line for line in said if line and "training.study" not in line]
+
+
+def saved(folder, **fields):
+    """A tiny classifier whose answers depend on the picture."""
+    torch.manual_seed(0)
+    size = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+    model = HFViTForImageClassification(HFViTConfig(**size | fields))
+    torch.nn.init.normal_(model.classifier.weight)
+    if folder is not None:
+        model.save_pretrained(folder)
+        height, width = model.config.image_size_hw
+        ViTImageProcessor(size={"height": height, "width": width}).save_pretrained(folder)
+    return model
+
+
+def draw(path, number):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(number).integers(0, 255, (6, 8, 3), dtype=np.uint8)
+    Image.fromarray(pixels).resize((48, 36)).save(path)
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    """A folder with what the commands name."""
+    saved(tmp_path / "quickstart" / "digits", image_size=16, patch_size=4, num_labels=10)
+    names = dict(enumerate(CLASSES))
+    saved(tmp_path / "stand-in", image_size=64, patch_size=16, id2label=names)
+    save_checkpoint(
+        saved(None, image_size=64, patch_size=16, num_hidden_layers=6), tmp_path / "ViT-B_16.npz", format="google-npz"
+    )
+    for number, name in enumerate(CLASSES, start=1):
+        draw(tmp_path / "imagenet" / "validation" / name / f"ILSVRC2012_val_{number:08d}.png", number)
+        for split in ("train", "validation"):
+            for copy in range(3):
+                draw(tmp_path / "pictures" / split / name / f"{copy}.jpg", 100 * number + copy)
+                draw(tmp_path / "copies" / "cifar10" / split / name / f"{copy}.png", 500 * number + copy)
+    draw(tmp_path / "pictures" / "new" / "one.jpg", 7)
+    (tmp_path / "real.json").write_text(json.dumps([[place] for place in range(10)]))
+    draw(tmp_path / "more" / "some.png", 1)
+    draw(tmp_path / "cat.jpg", 2)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_every_command_runs(place):
+    said = lines()
+    assert len(said) > 20
+    with HubServer(users={TOKEN: "owner"}) as hub:
+        done = subprocess.run(
+            [sys.executable, "-c", RUN, json.dumps(said)],
+            env=hub.environment(home=place / "home", token=TOKEN) | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+            capture_output=True,
+            text=True,
+            timeout=3000,
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+        pushed = hub.repositories
+    assert TOKEN not in done.stdout + done.stderr
+    assert pushed["owner/name"].private and "model.safetensors" in pushed["owner/name"].files("main")[1]
+    assert "app.py" in pushed["spaces/owner/name-demo"].files("main")[1]
+    written = "exported/model.int8.onnx exported-torch/model.pt2 vit-b16.npz seen/report.html scores/facts.json paper"
+    trained = "out pretrained letters letters-32 masked"
+    for name in [*written.split(), *(f"{folder}/model.safetensors" for folder in trained.split())]:
+        assert (place / name).exists(), name

@@ -1,0 +1,51 @@
+"""One process of test_distributed.py: `torchrun ... several_processes.py FOLDER KIND JSON`, with a Trainer on the CPU.
+
+KIND is "ddp" or "fsdp2". Accelerate shards on GPUs only, so that for "fsdp2" it is told that this is one; the sharding
+itself is torch's and runs over gloo.
+"""
+
+import json
+import os
+import signal
+import sys
+
+from accelerate import DistributedType, PartialState
+from transformers import TrainerCallback
+
+from tests.training.engine.test_trainer import Pictures, arguments, tiny
+from training.engine.trainer import Trainer
+
+
+class Sigterm(TrainerCallback):
+    """Asks the last process alone to stop, in the update after `step`."""
+
+    def __init__(self, step: int):
+        self.step = step
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        if state.global_step == self.step and not state.is_world_process_zero:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def main(folder: str, kind: str, values: dict) -> None:
+    if kind == "fsdp2":
+        PartialState(cpu=True)
+        PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
+    resume, sigterm = values.pop("resume", None), values.pop("sigterm", None)
+    callbacks = [] if sigterm is None else [Sigterm(sigterm)]
+    args = arguments(folder, **values)
+    trainer = Trainer(tiny(num_hidden_layers=2), args, Pictures(40), Pictures(23), callbacks=callbacks)
+    trainer.train(resume)
+    trainer.evaluate()
+    predicted = trainer.predict(Pictures(23)).predictions
+    trainer.save_model()
+    trainer.create_model_card()
+    if trainer.rank == 0:
+        (trainer.output_dir / "seen.json").write_text(
+            json.dumps({"kind": str(trainer.accelerator.distributed_type), "logits": predicted.tolist()})
+        )
+    trainer.accelerator.end_training()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], sys.argv[2], json.loads(sys.argv[3]))

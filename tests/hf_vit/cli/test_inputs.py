@@ -1,0 +1,73 @@
+"""inputs.py: pictures found and read ahead in order, upright, within bounds; what is no size, device or number.
+
+pytest tests/hf_vit/cli/test_inputs.py
+"""
+
+import argparse
+import io
+
+import pytest
+import torch
+from PIL import Image
+
+from hf_vit.cli import inputs
+from hf_vit.errors import HFViTError
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for number in range(9):
+        Image.new("RGB", (4 + number, 3), (number, 0, 0)).save(tmp_path / f"{number}.png")
+    (tmp_path / "4.png").write_text("no picture")
+    return tmp_path
+
+
+def test_each_once_in_the_order_given(folder):
+    found = inputs.find_pictures([str(folder / "3.png"), str(folder), str(folder / "[12].png")])
+    assert [path.name for path in found] == ["3.png", *(f"{n}.png" for n in (0, 1, 2, 4, 5, 6, 7, 8))]
+    assert inputs.find_pictures(["https://example.org/a.png"], addresses=True) == ["https://example.org/a.png"]
+    with pytest.raises(HFViTError, match="download the picture first"):
+        inputs.find_pictures(["https://example.org/a.png"])
+    with pytest.raises(HFViTError, match=r"no picture at .*nothing\*"):
+        inputs.find_pictures([str(folder / "nothing*")])
+
+
+def test_read_in_order_with_a_bounded_number_ahead(folder, monkeypatch):
+    begun, read = [], inputs.read_picture
+    monkeypatch.setattr(inputs, "read_picture", lambda path, mode: (begun.append(path), read(path, mode))[1])
+    unreadable: list[dict[str, str]] = []
+    paths = inputs.find_pictures([str(folder)])
+    pictures = inputs.read_pictures(paths, "L", unreadable, lambda picture: (picture.mode, picture.width), in_memory=2)
+    assert next(pictures) == (paths[0], ("L", 4)) and len(begun) <= 3
+    assert [width for _, (_, width) in pictures] == [5, 6, 7, 9, 10, 11, 12]
+    assert unreadable == [{"image": str(paths[4]), "reason": "not a picture, or of an unknown format"}]
+
+
+def test_pictures_stand_upright(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turned by a quarter
+    Image.new("RGB", (8, 2)).save(tmp_path / "a.jpg", exif=exif)
+    assert inputs.read_picture(tmp_path / "a.jpg", "RGB").size == (2, 8)
+
+
+def test_a_download_that_is_too_large_is_refused(monkeypatch):
+    monkeypatch.setattr(inputs, "LARGEST_DOWNLOAD", 2 << 20)
+    monkeypatch.setattr(inputs.urllib.request, "urlopen", lambda request, timeout: io.BytesIO(bytes((2 << 20) + 1)))
+    assert inputs.read_picture("https://example.org/a.png", "RGB") == "larger than 2 MiB"
+
+
+def test_devices_sizes_and_numbers():
+    assert inputs.pick_device("cpu") == torch.device("cpu")
+    with pytest.raises(HFViTError, match="no device 'nowhere'"):
+        inputs.pick_device("nowhere")
+    for given, size in ((None, None), ([24], 24), ([24, 16], (24, 16))):
+        assert inputs.image_size(argparse.Namespace(image_size=given)) == size
+    assert inputs.positive("3") == 3
+    for text in ("0", "-1", "1.5", "x"):
+        with pytest.raises(argparse.ArgumentTypeError, match="above 0"):
+            inputs.positive(text)
+
+
+def test_tables_are_padded_with_numbers_to_the_right(capsys):
+    inputs.print_table([["name", "count"], ["a", "1,000"], ["bcdef", "7"], ["alone"]])
+    assert capsys.readouterr().out.splitlines() == ["name   count", "a      1,000", "bcdef      7", "alone"]

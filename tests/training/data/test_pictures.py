@@ -1,0 +1,197 @@
+"""Every kind of picture file comes out as the upright RGB picture that a viewer shows."""
+
+import io
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from training.data.pictures import (
+    MAX_PIXELS,
+    UnreadableImage,
+    decode,
+    decode_window,
+    open_picture,
+    upright_size,
+    without_rows_below,
+)
+
+
+HEIGHT, WIDTH = 24, 40
+
+# What a viewer does with the stored pixels for each value of the EXIF tag.
+UPRIGHT = {
+    1: lambda a: a,
+    2: lambda a: a[:, ::-1],
+    3: lambda a: a[::-1, ::-1],
+    4: lambda a: a[::-1],
+    5: lambda a: a.transpose(1, 0, 2),
+    6: lambda a: np.rot90(a, -1),
+    7: lambda a: a.transpose(1, 0, 2)[::-1, ::-1],
+    8: lambda a: np.rot90(a),
+}
+
+
+def scene(height=HEIGHT, width=WIDTH):
+    """A smooth picture without symmetry, uint8 (height, width, 3)."""
+    y, x = np.mgrid[0:height, 0:width]
+    return np.stack([240 * x / width, 210 * y / height, 120 * (x / width + y / height)], axis=2).astype(np.uint8)
+
+
+def reopened(image, format, **options):
+    buffer = io.BytesIO()
+    image.save(buffer, format, **options)
+    return open_picture(buffer.getvalue(), "picture")
+
+
+def pixels(opened, **options):
+    image = decode(opened, "picture", **options)
+    assert image.mode == "RGB"
+    return np.asarray(image).astype(int)
+
+
+@pytest.mark.parametrize("orientation", UPRIGHT)
+@pytest.mark.parametrize("format", ["PNG", "JPEG"])
+def test_exif_rotation_is_applied(orientation, format):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    options = {"quality": 100, "subsampling": 0} if format == "JPEG" else {}
+    opened = reopened(Image.fromarray(scene()), format, exif=exif, **options)
+    expected = UPRIGHT[orientation](scene()).astype(int)
+    assert upright_size(opened, "picture") == (expected.shape[1], expected.shape[0])
+    assert np.abs(pixels(opened) - expected).max() <= (6 if format == "JPEG" else 0)
+
+
+def test_scaled_decoding_shows_the_same_picture_never_too_small():
+    for orientation in (1, 6):
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        full = Image.fromarray(scene(480, 640))
+        expected = Image.fromarray(UPRIGHT[orientation](scene(480, 640)))
+        for target, factor in ((300, 1), (200, 1), (160, 2), (100, 2), (75, 4), (4, 8)):
+            opened = reopened(full, "JPEG", quality=95, exif=exif)
+            window = (10.0, expected.height - 320.0, 330.0, float(expected.height))
+            small, scale = decode_window(opened, "picture", window, (target, target))
+            assert scale == 1 / factor
+            assert small.size == (expected.width // factor, expected.height // factor)
+            difference = np.asarray(small).astype(int) - np.asarray(expected.resize(small.size, Image.Resampling.BOX))
+            assert np.abs(difference).mean() < 2
+
+
+@pytest.mark.parametrize("subsampling", ["4:4:4", "4:2:2", "4:2:0"])
+@pytest.mark.parametrize("restart", [0, 3])
+def test_rows_below_a_window_are_not_decoded_and_the_others_are_unchanged(subsampling, restart):
+    noise = np.random.default_rng(0).integers(0, 256, (203, 150, 3), dtype=np.uint8)
+    options = {"quality": 80, "subsampling": subsampling, "restart_marker_blocks": restart}
+    whole = pixels(reopened(Image.fromarray(noise), "JPEG", **options))
+    for lower in (1, 15, 16, 17, 60, 100, 160):
+        opened = reopened(Image.fromarray(noise), "JPEG", **options)
+        part, scale = decode_window(opened, "picture", (0.0, 0.0, 150.0, float(lower)), (150, lower))
+        assert scale == 1.0 and part.width == 150 and lower <= part.height < lower + 40
+        np.testing.assert_array_equal(np.asarray(part)[:lower], whole[:lower])
+
+
+def test_files_of_several_scans_are_decoded_whole():
+    noise = np.random.default_rng(0).integers(0, 256, (203, 150, 3), dtype=np.uint8)
+    opened = reopened(Image.fromarray(noise), "JPEG", progressive=True)
+    assert decode_window(opened, "picture", (0.0, 0.0, 150.0, 20.0), (150, 20))[0].size == (150, 203)
+    for damaged in (b"", b"\xff\xd8", b"\xff\xd8\xff\xc0\x00\x04", b"\xff\xd8\xff\xda\x00\x04\x03\x00", bytes(100)):
+        assert without_rows_below(damaged, 5) is None
+
+
+@settings(max_examples=60, deadline=None)
+@given(damage=st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 255)), min_size=1, max_size=8),
+       keep=st.floats(0.02, 1.0))  # fmt: skip
+def test_damaged_files_are_decoded_or_named_and_nothing_else(damage, keep):
+    buffer = io.BytesIO()
+    Image.fromarray(scene(60, 80)).save(buffer, "JPEG")
+    data = bytearray(buffer.getvalue())
+    header = 640  # most of the damage goes where lengths and sizes are
+    for place, value in damage:
+        data[int(place * header)] = value
+    data = bytes(data[: int(keep * len(data))])
+    try:
+        opened = open_picture(data, "cat")
+        width, height = upright_size(opened, "cat")
+        image, _ = decode_window(opened, "cat", (0.0, 0.0, width, max(1.0, height / 3)), (16, 16))
+        assert image.mode == "RGB"
+    except UnreadableImage as error:
+        assert str(error).startswith("cat: ")
+
+
+def test_grey_palette_cmyk_and_one_bit():
+    rgb = Image.fromarray(scene())
+    grey = pixels(reopened(rgb.convert("L"), "PNG"))
+    assert (grey == np.asarray(rgb.convert("L"))[..., None]).all()
+    palette = pixels(reopened(rgb.quantize(200), "PNG"))
+    assert np.abs(palette - scene()).mean() < 6
+    cmyk = pixels(reopened(rgb.convert("CMYK"), "JPEG", quality=100))
+    assert np.abs(cmyk - scene()).max() <= 6
+    bits = pixels(reopened(rgb.convert("1"), "PNG"))
+    assert set(np.unique(bits)) == {0, 255}
+
+
+def test_sixteen_bits_are_scaled_and_not_clipped():
+    ramp = np.linspace(0, 65535, HEIGHT * WIDTH).reshape(HEIGHT, WIDTH)
+    expected = np.rint(ramp / 257)
+    for format in ("PNG", "TIFF"):
+        opened = reopened(Image.fromarray(ramp.astype(np.uint16)), format)
+        assert np.abs(pixels(opened)[..., 0] - expected).max() <= 1
+    shares = pixels(reopened(Image.fromarray((ramp / 65535).astype(np.float32)), "TIFF"))
+    assert np.abs(shares[..., 0] - expected).max() <= 1
+
+
+def test_transparency_is_laid_on_white():
+    rgba = np.dstack([scene(), np.full((HEIGHT, WIDTH), 255, np.uint8)])
+    rgba[:, : WIDTH // 2, 3] = 0
+    result = pixels(reopened(Image.fromarray(rgba), "PNG"))
+    assert (result[:, : WIDTH // 2] == 255).all()
+    assert (result[:, WIDTH // 2 :] == scene()[:, WIDTH // 2 :]).all()
+    half = np.dstack([np.zeros((2, 2), np.uint8), np.full((2, 2), 128, np.uint8)])
+    assert np.abs(pixels(reopened(Image.fromarray(half, mode="LA"), "PNG")) - 127).max() <= 1
+    clear = Image.new("P", (2, 2), 1)
+    clear.putpalette([0, 0, 0, 10, 20, 30])
+    assert (pixels(reopened(clear, "PNG", transparency=1)) == 255).all()
+
+
+def test_one_pixel_is_a_picture():
+    assert pixels(reopened(Image.new("RGB", (1, 1), (1, 2, 3)), "PNG")).tolist() == [[[1, 2, 3]]]
+    opened = reopened(Image.new("RGB", (1, 1), (9, 9, 9)), "JPEG")
+    image, scale = decode_window(opened, "picture", (0.0, 0.0, 1.0, 1.0), (224, 224))
+    assert image.size == (1, 1) and scale == 1.0
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"GIF89a", b"not a picture", b"\xff\xd8\xff\xe0\x00\x10JFIF", b"\x89PNG\r\n\x1a\n"]
+)
+def test_broken_files_are_named(data):
+    with pytest.raises(UnreadableImage, match=r"^cat\.jpg: ") as error:
+        decode(open_picture(data, "cat.jpg"), "cat.jpg")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF"])
+def test_truncated_files_are_named(format):
+    buffer = io.BytesIO()
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(buffer, format)
+    with pytest.raises(UnreadableImage, match=r"^cat: "):
+        decode(open_picture(buffer.getvalue()[: len(buffer.getvalue()) // 2], "cat"), "cat")
+
+
+def test_missing_file_is_named(tmp_path):
+    with pytest.raises(UnreadableImage, match=r"^cat: "):
+        open_picture(tmp_path / "cat.png", "cat")
+
+
+def test_bombs_are_refused_before_decoding(tmp_path, monkeypatch):
+    path = tmp_path / "bomb.png"
+    Image.new("1", (20_000, 20_000)).save(path)
+    with pytest.raises(UnreadableImage, match=r"^bomb\.png: refused"):
+        open_picture(path, "bomb.png")
+    assert 13_000**2 < MAX_PIXELS < 20_000**2
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)  # as programs do that read large pictures
+    with pytest.raises(UnreadableImage, match=r"^bomb\.png: refused, 20000x20000 px"):
+        open_picture(path, "bomb.png")

@@ -1,0 +1,50 @@
+"""Which output means which class: by name, by number, in a subset, and ReaL's lists by picture.
+
+pytest tests/training/evaluation/test_label_mapping.py
+"""
+
+import json
+
+import pytest
+
+from hf_vit.errors import HFViTError
+from training.evaluation.label_mapping import imagenet, match_labels, real_rows
+
+
+def test_names_match_whatever_the_spelling():
+    head = ["tench, Tinca tinca", "golden_retriever", "Maine Coon"]
+    match = match_labels(["maine-coon", "Golden Retriever", "tench"], head)
+    assert match.places.tolist() == [2, 1, 0] and match.columns is None
+
+
+def test_names_that_two_outputs_share_are_not_guessed():
+    with pytest.raises(HFViTError, match="1 of the data's 2 classes"):
+        match_labels(["tench", "crane"], ["crane", "tench", "crane"])
+    assert match_labels(["crane", "Tench", "crane"], ["crane", "tench", "crane"]).places.tolist() == [0, 1, 2]
+    imagenets = [name.replace(" ", "_") for name in imagenet()["names"]]
+    assert match_labels(imagenets, imagenet()["names"]).places.tolist() == list(range(1000))
+
+
+def test_subsets_of_imagenet():
+    names, wnids = imagenet()["names"], imagenet()["wnids"]
+    numbers = imagenet()["subsets"]["imagenet_r"]
+    assert len(wnids) == len(names) == 1000 and wnids == sorted(wnids) and len(numbers) == 200
+    by_number = match_labels([str(i) for i in range(200)], names, label_subset="imagenet_r")
+    assert by_number.columns.tolist() == numbers and by_number.places.tolist() == list(range(200))
+    by_id = match_labels([wnids[number] for number in reversed(numbers)], names, label_subset="data")
+    assert sorted(by_id.columns) == numbers and by_id.places.tolist() == list(range(199, -1, -1))
+    full = match_labels([wnids[number] for number in numbers], names)
+    assert full.columns is None and full.places.tolist() == numbers
+
+
+def test_labels_of_imagenet_classes_are_those_of_the_labels_folder(shared):
+    classes = json.loads((shared / "data" / "imagenet_real" / "imagenet_classes.json").read_text())
+    assert [row["wnid"] for row in classes] == imagenet()["wnids"]
+    assert [row["name"] for row in classes] == imagenet()["names"]
+
+
+def test_real_labels_by_file_name_and_by_order():
+    lists = [[], [4, 2], [7]]
+    by_name = real_rows(lists, ["n1/ILSVRC2012_val_00000003.JPEG", "x_ILSVRC2012_val_00000002.JPEG"], [0, 1], 2)
+    assert by_name.tolist() == [[7, -1], [4, 2]]
+    assert real_rows(lists, ["a", "b"], [1, 0], 3).tolist() == [[4, 2], [-1, -1]]

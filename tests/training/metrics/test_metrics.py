@@ -1,0 +1,289 @@
+"""The metrics agree with scikit-learn and with Google's evaluator, and refuse what they cannot score.
+
+pytest tests/training/metrics/test_metrics.py
+"""
+
+import json
+import subprocess
+import sys
+
+import evaluate
+import numpy as np
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from scipy.optimize import minimize_scalar
+from scipy.special import log_softmax, softmax
+from sklearn import metrics as sklearn_metrics
+
+from hf_vit.errors import HFViTError
+from tests.conftest import ROOT
+from tests.helpers.hub_server import HubServer
+from training.metrics import publish
+from training.metrics.accuracy.accuracy import accuracy
+from training.metrics.calibration.calibration import calibration, expected_calibration_error, fit_temperature
+from training.metrics.confusion_matrix.confusion_matrix import confusion_matrix
+from training.metrics.mean_per_class.mean_per_class import mean_per_class
+from training.metrics.real_accuracy.real_accuracy import real_hits
+from training.metrics.topk_accuracy.topk_accuracy import topk_accuracy
+
+
+NAMES = sorted(path.name for path in (ROOT / "training" / "metrics").iterdir() if (path / f"{path.name}.py").is_file())
+EXACT = 1e-12
+
+
+def draw(seed: int, classes: int, count: int):
+    """Scores (N, K) and class numbers (N,), every class among them."""
+    rng = np.random.default_rng(seed)
+    references = np.concatenate([np.arange(classes), rng.integers(classes, size=count)])
+    return rng.normal(size=(len(references), classes)) * 3, references
+
+
+problems = given(st.integers(0, 2**32 - 1), st.integers(2, 30), st.integers(0, 200))
+quietly = settings(max_examples=30, deadline=None)
+
+
+@quietly
+@problems
+def test_accuracies_agree_with_scikit_learn(seed, classes, count):
+    scores, references = draw(seed, classes, count)
+    predictions = scores.argmax(1)
+    assert accuracy(predictions, references) == pytest.approx(
+        sklearn_metrics.accuracy_score(references, predictions), abs=EXACT
+    )
+    assert mean_per_class(predictions, references) == pytest.approx(
+        sklearn_metrics.balanced_accuracy_score(references, predictions), abs=EXACT
+    )
+    np.testing.assert_array_equal(
+        confusion_matrix(predictions, references, classes),
+        sklearn_metrics.confusion_matrix(references, predictions, labels=np.arange(classes)),
+    )
+    if classes > 2:
+        for k in range(1, classes):
+            theirs = sklearn_metrics.top_k_accuracy_score(references, scores, k=k, labels=np.arange(classes))
+            assert topk_accuracy(scores, references, k) == pytest.approx(theirs, abs=EXACT)
+
+
+@quietly
+@problems
+def test_calibration_agrees_with_scikit_learn(seed, classes, count):
+    scores, references = draw(seed, classes, count)
+    found = calibration(scores, references)
+    probabilities = np.exp(scores - scores.max(1, keepdims=True))
+    probabilities /= probabilities.sum(1, keepdims=True)
+    onehot = np.eye(classes)[references]
+    assert found["nll"] == pytest.approx(
+        sklearn_metrics.log_loss(references, probabilities, labels=np.arange(classes)), abs=EXACT
+    )
+    assert found["brier"] == pytest.approx(((probabilities - onehot) ** 2).sum(1).mean(), abs=EXACT)
+
+
+def test_ece_by_hand():
+    confidence, right = np.array([0.2, 0.9, 0.9, 1.0]), np.array([True, True, False, True])
+    # bins of width 0.1: |1 - 0.2| / 4, then |1 - 1.8| / 4 and |1 - 1| / 4
+    assert expected_calibration_error(confidence, right, bins=10) == pytest.approx(0.4)
+    assert expected_calibration_error(np.array([0.5, 0.5]), np.array([True, False]), bins=2) == 0.0
+
+
+def penalised_nll(log_sharpness, logits, references):
+    """NLL less half the log of Fisher's information of the sharpness 1 / T, by the book."""
+    sharpness = np.exp(log_sharpness)
+    scaled = log_softmax(sharpness * logits, axis=1)
+    odds = np.exp(scaled)
+    variance = (odds * (logits - (odds * logits).sum(1, keepdims=True)) ** 2).sum()
+    return -scaled[np.arange(len(references)), references].sum() - np.log(max(variance, 1e-300)) / 2
+
+
+@settings(max_examples=12, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.integers(2, 12), st.sampled_from([7, 60, 400]), st.sampled_from([0.2, 1, 5, 20]))
+@example(40, 2, 7, 20)  # all right: two minima, the nearer to 1 the worse
+def test_temperature_is_that_of_a_general_optimiser(seed, classes, count, temperature):
+    rng = np.random.default_rng(seed)
+    truth = rng.normal(size=(count, classes))
+    logits, right = truth * temperature, truth.argmax(1)
+    drawn = np.array([rng.choice(classes, p=row) for row in softmax(truth, axis=1)])
+    for references in (drawn, right):
+        grid = np.linspace(np.log(0.01), np.log(100), 150)
+        place = int(np.argmin([penalised_nll(point, logits, references) for point in grid]))
+        near = grid[max(place - 1, 0)], grid[min(place + 1, 149)]
+        best = minimize_scalar(penalised_nll, bounds=near, args=(logits, references), method="bounded",
+                               options={"xatol": 1e-10})  # fmt: skip
+        found = -np.log(fit_temperature(logits, references))
+        a_tie = count == 7 and penalised_nll(found, logits, references) < best.fun + 0.03  # between two minima
+        assert found == pytest.approx(best.x, abs=1e-4) or a_tie
+
+
+def test_ece_is_that_of_the_usual_loop_over_bins():
+    rng = np.random.default_rng(0)
+    logits, references = rng.normal(size=(500, 6)) * 3, rng.integers(6, size=500)
+    probabilities = softmax(logits, axis=1)
+    confidence, right = probabilities.max(1), probabilities.argmax(1) == references
+    gaps = 0.0
+    for lower in np.arange(15) / 15:
+        inside = (confidence > lower) & (confidence <= lower + 1 / 15)
+        if inside.any():
+            gaps += inside.mean() * abs(right[inside].mean() - confidence[inside].mean())
+    assert calibration(logits, references)["ece"] == pytest.approx(gaps, abs=EXACT)
+
+
+def pictures_in_tenths(mistakes, count=360):
+    """Logits of a calibrated classifier with a few mistakes, all in the even half; class numbers."""
+    rng = np.random.default_rng(5)
+    references = rng.integers(10, size=count)
+    logits = rng.normal(size=(count, 10))
+    logits[np.arange(count), references] += 9
+    logits[np.arange(0, 2 * mistakes, 2), (references[: 2 * mistakes : 2] + 1) % 10] += 10
+    return logits, references
+
+
+@pytest.mark.parametrize("mistakes", [0, 1, 2, 5])
+def test_a_part_without_mistakes_does_not_run_away(mistakes):
+    logits, references = pictures_in_tenths(mistakes)
+    found = calibration(logits, references)
+    assert 0.1 < found["temperature"] < 3
+    assert found["nll_after_temperature"] <= found["nll"] + 0.02
+    assert found["brier_after_temperature"] <= found["brier"] + 0.005
+
+
+def test_a_gain_that_chance_explains_is_no_gain():
+    rng = np.random.default_rng(0)
+    logits = rng.normal(size=(300, 5)) * 2
+    references = np.array([rng.choice(5, p=row) for row in softmax(logits, axis=1)])
+    found = calibration(logits, references)
+    assert found["temperature"] == 1.0 and fit_temperature(logits, references) != 1.0
+    assert found["nll_after_temperature"] == found["nll"] and found["ece_after_temperature"] == found["ece"]
+
+
+def test_temperature_mends_overconfidence_on_the_pictures_it_was_not_fitted_on():
+    rng = np.random.default_rng(0)
+    truth = rng.normal(size=(4000, 5)) * 2
+    odds = np.exp(truth) / np.exp(truth).sum(1, keepdims=True)
+    references = np.array([rng.choice(5, p=row) for row in odds])
+    found = calibration(truth * 4, references)
+    assert found["temperature"] == pytest.approx(4, rel=0.1)
+    assert found["ece"] > 0.1 and found["ece_after_temperature"] < 0.03
+    assert found["nll_after_temperature"] < found["nll"]
+
+
+def test_temperature_stays_finite_where_every_picture_is_right_or_all_scores_are_equal():
+    # All right, margin 3: Fisher's information falls as fast as the NLL of half a mistake among K - 1 classes rises.
+    assert 0.5 < fit_temperature(np.eye(4) * 3, np.arange(4)) < 3
+    assert fit_temperature(np.zeros((4, 4)), np.arange(4)) == 1.0
+    assert fit_temperature(np.eye(4) * 1e6, np.arange(4)) == pytest.approx(100, rel=1e-3)  # certain at any T
+    assert np.isfinite(list(calibration(np.eye(4) * 1e6, np.arange(4)).values())).all()
+
+
+def test_real_accuracy_equals_big_vision(goldens):
+    found, expected = np.load(goldens / "real.npz"), json.loads((goldens / "real.json").read_text())["results"]
+    counted = found["mask"] > 0
+    predictions = found["logits"].argmax(1)
+    lists = [np.flatnonzero(row) for row in found["labels"]]
+    hits, count = real_hits(predictions[counted], [labels for labels, keep in zip(lists, counted) if keep])
+    assert (hits, count) == (expected["real/softmax_xent"]["ncorrect"], expected["real/softmax_xent"]["nseen"])
+    assert hits / count == expected["real/softmax_xent"]["prec@1"]
+    plain = accuracy(predictions[counted], found["original_label"][counted])
+    assert plain == expected["single/softmax_xent"]["prec@1"]
+
+
+def test_real_labels_of_imagenet_have_46837_pictures(shared):
+    labels = json.loads((shared / "data" / "imagenet_real" / "real.json").read_text())
+    assert real_hits([row[0] if row else 0 for row in labels], labels) == (46837, 46837)
+
+
+INPUTS = {
+    "accuracy": ([0, 1, 1], [0, 1, 0], 2 / 3),
+    "mean_per_class": ([0, 1, 1], [0, 1, 0], 3 / 4),
+    "real_accuracy": ([0, 1, 1, 2], [[0, 2], [1], [0], []], 2 / 3),
+    "topk_accuracy": ([[3.0, 2.0, 1.0], [0.0, 1.0, 2.0]], [1, 0], 1 / 2),
+    "confusion_matrix": ([0, 1, 1], [0, 1, 0], [[1, 1], [0, 1]]),
+    "calibration": ([[2.0, 0.0], [0.0, 2.0]], [0, 1], None),
+}
+
+
+@pytest.fixture
+def load(tmp_path, monkeypatch):
+    monkeypatch.setattr(evaluate.config, "HF_METRICS_CACHE", str(tmp_path))
+    return lambda name: evaluate.load(str(ROOT / "training" / "metrics" / name), cache_dir=str(tmp_path))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_evaluate_loads_and_computes_it_offline(name, load):
+    predictions, references, expected = INPUTS[name]
+    options = {"k": 2} if name == "topk_accuracy" else {}
+    found = load(name).compute(predictions=predictions, references=references, **options)
+    assert found["n"] == (3 if name == "real_accuracy" else len(references))
+    if expected is not None:
+        assert found[name] == expected
+    else:
+        assert {"ece", "nll", "brier", "temperature", "ece_after_temperature", "nll_after_temperature"} <= set(found)
+
+
+def test_evaluate_adds_batches_and_combines(load):
+    metric = load("real_accuracy")
+    metric.add_batch(predictions=np.array([0, 1]), references=[[0], [2, 3]])
+    metric.add_batch(predictions=np.array([3]), references=[[3]])
+    assert metric.compute()["real_accuracy"] == 2 / 3
+    both = evaluate.combine([load("accuracy"), load("mean_per_class")])
+    assert {"accuracy", "mean_per_class"} <= set(both.compute(predictions=[0, 1], references=[0, 0]))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_module_stands_alone_with_one_import_a_line(name):
+    text = (ROOT / "training" / "metrics" / name / f"{name}.py").read_text()
+    imports = [line for line in text.splitlines() if line.startswith(("import ", "from "))]
+    assert sorted(imports) == ["import datasets", "import evaluate", "import numpy as np"]
+
+
+PUSH_AND_LOAD = """
+import json, sys
+import evaluate
+from training.metrics.publish import publish
+address = publish("real_accuracy", "alice")
+found = evaluate.load("alice/real_accuracy").compute(predictions=[1, 2], references=[[1], [3, 4]])
+print(json.dumps([address, found["real_accuracy"]]))
+"""
+
+
+@pytest.mark.slow
+def test_a_metric_goes_to_the_hub_and_comes_back(tmp_path):
+    with HubServer(users={"hf_secret": "alice"}) as hub:
+        environment = hub.environment(home=tmp_path, token="hf_secret")
+        line = [sys.executable, "-c", PUSH_AND_LOAD]
+        done = subprocess.run(line, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, done.stderr[-3000:]
+        address, value = json.loads(done.stdout.splitlines()[-1])
+        assert address.endswith("/spaces/alice/real_accuracy") and value == 0.5
+        _, files = hub.repositories["spaces/alice/real_accuracy"].files("main")
+    assert set(files) == {"real_accuracy.py", "README.md", "app.py", "requirements.txt"}
+    assert 'evaluate.load("alice/real_accuracy")' in files["README.md"].decode()
+
+
+def test_only_metrics_are_published():
+    assert publish.NAMES == NAMES
+    with pytest.raises(HFViTError, match="no metric 'f1'; there are accuracy, "):
+        publish.space_files("f1")
+
+
+@pytest.mark.parametrize(
+    "call, words",
+    [
+        (lambda: accuracy([], []), "no pictures"),
+        (lambda: mean_per_class([], []), "no pictures"),
+        (lambda: topk_accuracy([[0.0, 1.0]], [2], 1), "2 is outside the 2 classes"),
+        (lambda: topk_accuracy([[0.0, 1.0]], [1], 3), "k = 3"),
+        (lambda: topk_accuracy([[0.0, np.nan]], [1], 1), "not finite"),
+        (lambda: confusion_matrix([3], [0], 3), "class number 3 is outside 0..2"),
+        (lambda: calibration([[0.0, 1.0]] * 2, [0, -1]), "-1 is outside"),
+        (lambda: calibration([[0.0, 1.0]], [0]), "two or more"),
+        (lambda: real_hits([1, 2], [[1]]), "2 predictions, but ReaL labels of 1"),
+    ],
+)
+def test_bad_input_is_one_clear_error(call, words):
+    with pytest.raises(ValueError, match=words) as error:
+        call()
+    assert "\n" not in str(error.value)
+
+
+def test_equal_scores_count_the_lower_class_first():
+    assert topk_accuracy([[1.0, 1.0, 1.0]], [0], 1) == 1.0
+    assert topk_accuracy([[1.0, 1.0, 1.0]], [1], 1) == 0.0

@@ -1,0 +1,114 @@
+"""Meter, stopwatch, display, history and curve.
+
+pytest tests/training/reporting/test_progress.py
+"""
+
+import json
+import sys
+
+import pytest
+import torch
+
+from hf_vit import HFViTConfig, HFViTForImageClassification
+from training.reporting import progress
+
+
+def test_the_meter_adds_up_pictures():
+    meter = progress.Meter(torch.device("cpu"))
+    logits = torch.eye(3)
+    meter.add(torch.tensor([1.0, 2.0, 3.0]), logits, torch.tensor([0, 1, 0]))
+    soft = torch.tensor([[0.6, 0.4, 0.0], [0.6, 0.4, 0.0], [0.0, 0.2, 0.8]])
+    meter.add(torch.tensor([1.0, 1.0, 1.0]), logits, soft)
+    assert meter.sums.tolist() == [9.0, 4.0, 6.0]
+    assert float(meter.add(torch.tensor([1.0, 2.5, 1.0]), logits, soft)) == 4.5
+    meter.reset()
+    assert meter.sums.tolist() == [0.0, 0.0, 0.0]
+
+
+def test_the_stopwatch_leaves_pauses_out(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(progress.time, "perf_counter", lambda: now[0])
+    watch = progress.Stopwatch(torch.device("cpu"))
+
+    def after(seconds):
+        now[0] += seconds
+
+    watch.start()
+    after(1.5)
+    with watch.wait():
+        after(0.5)
+    watch.lap(64)
+    after(100)  # an evaluation
+    watch.start()
+    after(2)
+    watch.lap(64)
+    assert (watch.seconds, watch.images) == (4.0, 128)
+    found = {"seconds": 4.0, "interval_seconds": 4.0, "images_per_second": 32.0, "data_wait": 0.125}
+    assert watch.interval() == found
+    after(1)
+    watch.lap(10)
+    found = {"seconds": 5.0, "interval_seconds": 1.0, "images_per_second": 10.0, "data_wait": 0.0}
+    assert watch.interval() == found
+
+
+def test_the_display_gives_one_line_a_log_where_there_is_no_terminal(capsys):
+    display = progress.Display(enabled=True, bar=True)
+    display.begin(0, 100)
+    speed = {"images_per_second": 1234.0, "data_wait": 0.31, "memory_peak_bytes": 2**30, "eta_seconds": 3725.0,
+             "interval_seconds": 2.0, "mfu": 0.42}  # fmt: skip
+    display.show(10, {"loss": 0.5, "accuracy": 0.75, "learning_rate": 1e-3}, speed)
+    display.show(20, {"eval_loss": 0.25}, {})
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == (
+        "step 10/100  loss 0.5  accuracy 75.00%  learning_rate 1.00e-03  1,234 images/s  MFU 42%  data wait 31%  "
+        "memory 1.00 GiB  ETA 1:02:05"
+    )
+    assert lines[1].startswith("hint: 31% of the time") and lines[2] == "evaluation 20/100  loss 0.25"
+
+
+@pytest.mark.parametrize(("share", "hints"), [(0.19, 0), (0.21, 1)])
+def test_the_bar_too_is_followed_by_one_hint_where_pictures_come_too_slowly(capsys, monkeypatch, share, hints):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    display = progress.Display(enabled=True, bar=True)
+    display.begin(0, 100)
+    speed = {"images_per_second": 10.0, "data_wait": share, "memory_peak_bytes": 0, "interval_seconds": 2.0}
+    for step in (10, 20):
+        display.show(step, {"loss": 0.5}, speed)
+    display.end()
+    shown = capsys.readouterr().err
+    assert shown.count("hint:") == hints and "10 images/s" in shown
+
+
+def test_a_silent_display_says_nothing(capsys):
+    display = progress.Display(enabled=False, bar=True)
+    display.show(1, {"loss": 1.0}, {})
+    display.say("word")
+    assert capsys.readouterr().err == ""
+
+
+def test_history_is_replaced_and_appended(tmp_path):
+    progress.write_history(tmp_path, [{"step": 1, "loss": 0.1}])
+    progress.append_line(tmp_path / progress.HISTORY_NAME, {"step": 2, "loss": 0.30000000000000004})
+    lines = [json.loads(line) for line in (tmp_path / progress.HISTORY_NAME).read_text().splitlines()]
+    assert lines == [{"step": 1, "loss": 0.1}, {"step": 2, "loss": 0.30000000000000004}]
+
+
+def test_the_curve_is_drawn_where_there_is_something_to_draw(tmp_path):
+    assert not progress.draw_curve([], tmp_path / "curve.png")
+    history = [{"step": 1, "loss": 2.0, "accuracy": 0.1}, {"step": 1, "eval_loss": 2.1, "eval_accuracy": 0.2}]
+    assert progress.draw_curve(history, tmp_path / "curve.png")
+    assert (tmp_path / "curve.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_positions_are_drawn_where_there_are_any(tmp_path):
+    small = {"image_size": 16, "patch_size": 4, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    learned, fixed = (
+        HFViTForImageClassification(HFViTConfig(**small, num_labels=2, position_embedding_type=kind))
+        for kind in ("learned", "none")
+    )
+    assert progress.draw_positions(learned, tmp_path / "a.png") and not progress.draw_positions(
+        fixed, tmp_path / "b.png"
+    )
+    progress.draw_positions(learned, tmp_path / "c.png")
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "c.png").read_bytes()
+    assert not (tmp_path / "b.png").exists()

@@ -1,0 +1,130 @@
+"""Every recipe: its full model without memory, two updates of a tiny one with everything else as written, its header.
+
+pytest tests/training/test_recipes.py
+"""
+
+import re
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from hf_vit import HFViTConfig, HFViTForImageClassification
+from training.config.arguments import RECIPES
+from training.config.parser import parse
+from training.data.splits import open_splits, transforms
+from training.engine.masked_patch_prediction import masked_model
+from training.engine.trainer import Trainer
+from training.reporting.flops import train_flops
+from training.train import build_model, scratch_config
+
+
+NAMES = sorted(path.stem for path in RECIPES.glob("*.yaml"))
+TINY = "hidden_size=16 num_hidden_layers=2 num_attention_heads=2 intermediate_size=16"
+SMALL = (
+    "--use_cpu --disable_tqdm --dataloader_num_workers 0 --bf16 false --per_device_train_batch_size 4 "
+    "--per_device_eval_batch_size 8 --global_batch_size 8 --max_steps 2 --warmup_steps 1 --mixing_off 0 "
+    "--save_strategy no --label_column null --train_split train --eval_split test --image_size 16 "
+    "--torch_compile_backend eager"
+)
+
+
+def header(name):
+    lines = [line for line in (RECIPES / f"{name}.yaml").read_text().splitlines() if line.startswith("#")]
+    return " ".join(line.removeprefix("#").strip() for line in lines)
+
+
+def stage_of(name):
+    return re.search(r"training\.(pretrain|finetune)", header(name))[1]
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    root, random = tmp_path_factory.mktemp("pictures"), np.random.default_rng(0)
+    for split, count in (("train", 8), ("test", 2)):
+        for label in ("one", "two"):
+            (root / split / label).mkdir(parents=True)
+            for number in range(count):
+                pixels = random.integers(0, 256, (14, 12, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(root / split / label / f"{number}.png")
+    return root
+
+
+@pytest.fixture(scope="module")
+def pretrained(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pretrained")
+    fields = yaml.safe_load("{" + TINY.replace("=", ": ").replace(" n", ", n").replace(" i", ", i") + "}")
+    config = HFViTConfig(**fields, image_size=8, patch_size=4, num_labels=3)
+    HFViTForImageClassification(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_full_model_is_built_on_the_meta_device(name):
+    wish = parse(["--config", name], stage_of(name)).model
+    size = (wish.image_size or [224])[0]
+    preset = wish.preset or (None if "hidden_size" in wish.set else f"vit-base-patch16-{size}")
+    fields = dict(wish.set) | ({"image_size": size} if wish.image_size else {}) | {"num_labels": 10}
+    config = HFViTConfig(**fields) if preset is None else HFViTConfig.from_preset(preset, **fields)
+    masked = parse(["--config", name], stage_of(name)).train.loss == "masked_patches"
+    with torch.device("meta"):
+        model = (masked_model if masked else HFViTForImageClassification)(config)
+    assert all(parameter.is_meta for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_two_updates_of_a_tiny_one(name, tmp_path, pictures, pretrained):
+    stage, written = stage_of(name), yaml.safe_load((RECIPES / f"{name}.yaml").read_text())
+    words = ["--config", name, *SMALL.split(), "--dataset", str(pictures), "--output_dir", str(tmp_path / "out")]
+    if stage == "pretrain":
+        words += ["--set", *TINY.split(), "patch_size=4"]
+        words += ["representation_size=8"] if "representation_size" in written.get("set", {}) else []
+        words += ["resnet_depths=[1]", "patch_size=1"] if name.startswith("hybrid") else []
+    else:
+        words += ["--model", str(pretrained)]
+    words += ["--image_size_schedule", "0=8", "50%=16"] if "image_size_schedule" in written else []
+    arguments = parse(words, stage)
+    splits = open_splits(arguments.data, 0)
+    model, processor, _ = build_model(arguments, splits.train.label_names)
+    head = "colours" if arguments.train.loss == "masked_patches" else "classifier"
+    torch.nn.init.normal_(model.get_parameter(f"{head}.weight"))  # a zero head passes nothing on; update 1 has rate 0
+    views = transforms(arguments.data, model.config)
+    before = {key: p.detach().clone() for key, p in model.named_parameters() if p.requires_grad}
+    data = [part.with_transform(view, 0) for part, view in zip((splits.train, splits.evaluation), views)]
+    trainer = Trainer(model, arguments.train, *data, processor)
+    trainer.train()
+    assert trainer.state.global_step == 2
+    moved = [key for key, p in model.named_parameters() if key in before and not torch.equal(before[key], p)]
+    assert f"{head}.weight" in moved and (len(moved) > 10 or arguments.model.freeze_backbone)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_header_says_where_it_comes_from_and_a_grid_has_its_dev_split(name):
+    text = header(name)
+    for word in ("source:", "expected:", "measured:", f"{name}.yaml"):
+        assert word in text
+    found = parse(["--config", name], stage_of(name))
+    assert not found.train.sweep or found.data.dev_fraction
+    assert found.train.global_batch_size is None or found.train.global_batch_size % 32 == 0
+
+
+@pytest.mark.parametrize("minutes", [5, 15])
+def test_the_timed_recipes_of_cifar10_fit_their_time_on_one_h200(minutes):
+    """At 40 % of the peak, and at what 15 cores bring; a minute is left for starting, compiling and evaluating."""
+    recipe = parse(["--config", f"cifar10_{minutes}min"], "pretrain")
+    config = scratch_config(recipe.model, dict(enumerate("abcdefghij")))
+    pictures, seconds = recipe.train.num_train_epochs * 50_000, 60 * (minutes - 1)
+    assert pictures * train_flops(config, compiled=True) / (0.4 * 989e12) < seconds
+    assert pictures / (recipe.train.dataloader_num_workers * 1_500) < seconds
+    assert f"within {minutes} minutes" in header(f"cifar10_{minutes}min")
+
+
+def test_the_papers_recipes_have_the_papers_numbers():
+    pre = parse(["--config", "vit_imagenet21k"], "pretrain")
+    assert (pre.train.loss, pre.model.set["head_bias_init"], pre.train.learning_rate) == ("sigmoid", -10, 1e-3)
+    assert (pre.train.weight_decay, pre.train.global_batch_size, pre.train.num_train_epochs) == (0.03, 4096, 90)
+    fine = parse(["--config", "finetune_cifar10"], "finetune")
+    assert fine.train.sweep == {"learning_rate": [0.001, 0.003, 0.01, 0.03]} and fine.data.dev_fraction == 0.02
+    assert (fine.train.max_steps, fine.train.optim, fine.train.max_grad_norm) == (10_000, "sgd", 1.0)

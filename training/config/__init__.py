@@ -1,0 +1,1 @@
+"""Arguments, recipes and the command line that fills them."""

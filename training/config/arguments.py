@@ -1,0 +1,536 @@
+"""Every number of a training run: name, default, unit and source; and which of them contradict each other.
+
+For pretrain, finetune and the Trainer. Names are those of transformers' TrainingArguments where they mean the same.
+How recipes and flags become these is command_line.py's.
+
+Sources: Dosovitskiy et al. 2020 (arXiv:2010.11929), Tables 3 and 4, appendix B.1; google-research/vision_transformer,
+`vit_jax/configs`; Steiner et al. 2021 (AugReg, arXiv:2106.10270); transformers TrainingArguments.
+"""
+
+# ruff: noqa: RUF009  (`option` returns a dataclass field)
+
+import dataclasses
+import difflib
+import math
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from hf_vit.errors import HFViTError
+
+from .durations import LENGTHS, RAMPS, check_ramps, updates_of
+
+
+RECIPES = Path(__file__).parents[1] / "recipes"
+RESOLVED_NAME = "config_resolved.yaml"
+ENDING = ("cosine", "linear")  # schedules that fall to lr_end
+METRICS = ("accuracy", "top5_accuracy", "loss")  # of an evaluation without a function of the user's own
+OF_THE_LAUNCH = ("resume_from_checkpoint", "preview")  # said anew at each launch, so not part of a resolved config
+
+
+def option(default: Any, text: str, unit: str = "", source: str = "", choices: tuple = (), nargs: str | None = None):
+    """One field: its default, and what `--help` says of it (text, unit, source)."""
+    metadata = {"help": text, "unit": unit, "source": source, "choices": choices, "nargs": nargs}
+    if isinstance(default, list | dict):
+        return dataclasses.field(default_factory=lambda: type(default)(default), metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+def check_value(field: dataclasses.Field, value: Any) -> None:
+    """Raise HFViTError for a word that the field does not offer, and for infinity and what is no number at all."""
+    items = value if isinstance(value, list) else [value]
+    if not all(math.isfinite(item) for item in items if isinstance(item, float)):
+        raise HFViTError(f"--{field.name} {' '.join(map(str, items))}: give finite numbers")
+    choices = field.metadata["choices"]
+    if choices and value is not None and value not in choices:
+        near = difflib.get_close_matches(str(value), choices, 1)
+        raise HFViTError(
+            f"--{field.name} {value!r}: choose from {', '.join(choices)}"
+            + (f"; did you mean {near[0]}?" if near else "")
+        )
+
+
+@dataclasses.dataclass
+class ModelArguments:
+    """What is trained: a published checkpoint, or a size from scratch."""
+
+    model: str | None = option(None, "folder or Hub id of pre-trained weights", "", "any format that hf_vit loads")
+    preset: str | None = option(None, "size to train from scratch, such as vit-base-patch16-224", "", "Table 1")
+    set: dict[str, Any] = option({}, "fields of HFViTConfig, as field=value", "", "HFViTConfig", nargs="+")
+    image_size: list[int] | None = option(
+        None,
+        "N, or H W; default: the model's own; position embeddings are resized",
+        "pixels",
+        "section 3.2",
+        nargs="+",
+    )
+    keep_representation: bool = option(
+        False, "keep the tanh layer before the head when the head is replaced", "", "section 3.2 drops it"
+    )
+    freeze_backbone: bool = option(False, "train the head only", "", "linear probe")
+
+
+@dataclasses.dataclass
+class DataArguments:
+    """Which pictures, and how they are cut for training and evaluation."""
+
+    dataset: str | None = option(
+        None,
+        "Hub id, image folder, parquet file or folder, shards, `digits`, or `synthetic:FAMILY[@classes,instances]`",
+    )
+    dataset_config_name: str | None = option(None, "configuration of a Hub dataset")
+    train_split: str = option("train", "split to train on, such as train[:98%]", "", "datasets")
+    eval_split: str | None = option(
+        None, "split to evaluate on; default: the first of validation, val, dev, test; else carved from train"
+    )
+    image_column: str | None = option(None, "column with the pictures; default: found by type and name")
+    label_column: str | None = option(None, "column with the labels; default: found by type and name")
+    streaming: bool = option(False, "read in order through a shuffle window, without a local copy", "", "datasets")
+    train_fraction: float = option(1.0, "share of the training pictures; 0.01 lies inside 0.1", "0 to 1", "Figure 4")
+    samples_per_class: int | None = option(None, "training pictures of each class, for few labels", "pictures")
+    dev_fraction: float | None = option(
+        None,
+        "share of train carved out for evaluation, stratified; 0.1 where no evaluation split exists",
+        "0 to 1",
+        "B.1.1: 10 % Pets, Flowers; 2 % CIFAR; 1 % ImageNet",
+    )
+    deduplicate_against: str | None = option(
+        None,
+        "data set whose pictures are removed from train, by perceptual hash; `eval`: the evaluation split",
+        "",
+        "section 4.1",
+    )
+    deduplicate_split: str | None = option(
+        None, "split of deduplicate_against, such as train+test; default: test", "", "datasets"
+    )
+    on_unreadable: str = option("skip", "what a picture that cannot be read does", "", "", ("skip", "stop"))
+    cache_dir: str | None = option(None, "where `datasets` keeps its copies", "folder", "datasets")
+    crop: str = option(
+        "inception",
+        "training crop",
+        "",
+        "vit_jax/input_pipeline.py: inception; big_vision transfer.py: resize_small_random",
+        ("inception", "resize_small_random", "squash", "none"),
+    )
+    crop_area: list[float] = option(
+        [0.05, 1.0], "inception crop: range of the area", "share", "sample_distorted_bounding_box", nargs=2
+    )
+    crop_ratio: list[float] = option(
+        [0.75, 4 / 3], "inception crop: range of width / height", "ratio", "sample_distorted_bounding_box", nargs=2
+    )
+    flip: bool = option(True, "mirror half of the training pictures", "", "vit_jax/input_pipeline.py")
+    resize_small: float = option(
+        448 / 384, "resize_small_random: resized side over window side", "ratio", "big_vision transfer.py"
+    )
+    degrees: float = option(0.0, "random rotation, to either side", "degrees")
+    translate: float = option(0.0, "random shift, to either side", "share of the side")
+    scale: list[float] = option([1.0, 1.0], "random magnification, smallest and largest", "factor", nargs=2)
+    shear: float = option(0.0, "random horizontal shear, to either side", "degrees")
+    auto_augment: str | None = option(
+        None,
+        "randaug(2,10): RandAugment as big_vision; rand-m9-mstd0.5-inc1: as timm; 3a: three-augment",
+        "",
+        "arXiv:1909.13719; AugReg; DeiT; DeiT-III",
+    )
+    color_jitter: float = option(
+        0.0, "brightness, contrast, saturation by factors 1 -+ this, after auto_augment", "share", "DeiT-III: 0.3"
+    )
+    random_erasing: float = option(
+        0.0, "how often a rectangle of a training picture becomes noise", "0 to 1", "arXiv:1708.04896; DeiT: 0.25"
+    )
+    resample: str = option(
+        "bilinear",
+        "filter of every resize",
+        "",
+        "vit_jax/input_pipeline.py",
+        ("nearest", "bilinear", "bicubic", "lanczos"),
+    )
+    crop_pct: float | None = option(
+        None,
+        "evaluation: resize the short side to size / crop_pct, centre crop; default: squash",
+        "share",
+        "timm; squash: vit_jax/input_pipeline.py",
+    )
+
+    def __post_init__(self):
+        for field in dataclasses.fields(self):
+            check_value(field, getattr(self, field.name))
+        if not 0 < self.train_fraction <= 1:
+            raise HFViTError(f"--train_fraction {self.train_fraction}: give a share above 0, up to 1")
+        if self.dev_fraction is not None and not 0 < self.dev_fraction < 1:
+            raise HFViTError(f"--dev_fraction {self.dev_fraction}: give a share between 0 and 1")
+        if self.crop_pct is not None and not 0 < self.crop_pct <= 1:
+            raise HFViTError(f"--crop_pct {self.crop_pct}: give a share above 0, up to 1, or null to squash")
+        if self.samples_per_class is not None and self.samples_per_class < 1:
+            raise HFViTError(f"--samples_per_class {self.samples_per_class}: give 1 or more")
+
+
+@dataclasses.dataclass
+class TrainArguments:
+    """How it is trained, measured, shown and kept."""
+
+    output_dir: str | None = option(None, "where weights, processor, card, facts and checkpoints go", "folder")
+    max_steps: int = option(-1, "updates; -1: from num_train_epochs", "updates", "Table 4: 500 to 20,000")
+    num_train_epochs: float = option(10.0, "passes over the training pictures", "epochs", "Table 3: 7 to 300")
+    per_device_train_batch_size: int = option(64, "pictures of one forward pass on one device", "pictures")
+    per_device_eval_batch_size: int = option(128, "the same for evaluation", "pictures")
+    gradient_accumulation_steps: int = option(1, "forward passes for one update", "passes", "vit_jax accum_steps")
+    global_batch_size: int | None = option(
+        None,
+        "pictures of one update over all devices: sets gradient_accumulation_steps for the devices there are",
+        "pictures",
+        "Table 3: 4096; Table 4: 512",
+    )
+    image_size_schedule: dict[str, Any] = option(
+        {},
+        "train at other sizes, as BEGIN=SIZE: 0=128 30%=160 80%=224; before the first, and in evaluation, image_size",
+        "updates, '30%' or '5 epochs' = pixels or [height,width]",
+        "progressive resolution: arXiv:2104.00298",
+        nargs="+",
+    )
+    batch_size_schedule: dict[str, Any] = option(
+        {},
+        "pictures of one update, as BEGIN=PICTURES: 50%=2048; in passes of at most per_device_train_batch_size",
+        "updates or '50%' = pictures",
+        "arXiv:1711.00489",
+        nargs="+",
+    )
+    sweep: dict[str, Any] = option(
+        {},
+        "values to choose from by accuracy on dev_fraction, as name=[value,value]; then one run with the best",
+        "",
+        "Table 4: learning rates; B.1.1: dev splits",
+        nargs="+",
+    )
+    optim: str = option(
+        "adamw_torch_fused",
+        "optimizer",
+        "",
+        "Table 3: Adam; Table 4: SGD; muon: torch.optim.Muon for the blocks' matrices, AdamW for the rest; "
+        "lamb: arXiv:1904.00962 (DeiT-III); schedule_free_adamw: arXiv:2405.15682, pip install 'hf-vit[schedulefree]'",
+        ("adamw_torch_fused", "adamw_torch", "sgd", "muon", "lamb", "schedule_free_adamw"),
+    )
+    learning_rate: float = option(
+        1e-4, "peak of the schedule", "", "Table 3: 2e-4 to 3e-3; Table 4: 0.001 to 0.06 (sgd)"
+    )
+    weight_decay: float = option(
+        0.0,
+        "decay of kernels, relative to the learning rate (never norms, biases, positions, tokens)",
+        "",
+        "Table 3: 0.03 to 0.3; Table 4: 0",
+    )
+    adam_beta1: float = option(0.9, "AdamW", "", "Table 3")
+    adam_beta2: float = option(0.999, "AdamW", "", "Table 3")
+    adam_epsilon: float = option(1e-8, "AdamW", "", "optax.scale_by_adam")
+    momentum: float = option(0.9, "SGD", "", "Table 4")
+    muon_momentum: float = option(
+        0.95, "Muon", "", "torch.optim.Muon; its rate and decay are AdamW's (arXiv:2502.16982)"
+    )
+    layer_decay: float = option(
+        1.0,
+        "each layer's rate is this share of the next one's above it; the head has learning_rate, a hybrid's ResNet "
+        "stages are layers; 1: off",
+        "share",
+        "BEiT, MAE: 0.65 (B), 0.75 (L)",
+    )
+    unfreeze_every: float | str = option(
+        0,
+        "head first, then from so many updates on the layer below it, and so on down; 0: all train from the start",
+        "updates, or '2 epochs', '5%'",
+        "arXiv:1801.06146",
+    )
+    lr_scheduler_type: str = option(
+        "cosine",
+        "shape after the warm-up",
+        "",
+        "Table 4: cosine; Table 3: linear; arXiv:2106.04560: rsqrt; BiT: step",
+        ("cosine", "linear", "rsqrt", "step", "constant"),
+    )
+    lr_steps: list[float] = option(
+        [0.3, 0.6, 0.9], "step: where the rate is divided by 10", "share of the run", "BiT-HyperRule", nargs="+"
+    )
+    rsqrt_timescale: float = option(
+        10_000, "rsqrt: rate falls as 1 / sqrt(1 + updates since warm-up / this)", "updates", "big_vision utils.py"
+    )
+    lr_end: float = option(0.0, "rate that the schedule ends at", "", "vit_jax/utils.py linear_end: 1e-5")
+    warmup_steps: float | str = option(
+        0.05,
+        "linear warm-up from 0; below 1: share of all updates",
+        "updates, or '5 epochs', '10%'",
+        "Table 3: 10,000; vit_jax: 500",
+    )
+    cooldown_steps: float | str = option(
+        0,
+        "linear fall to 0 at the end, on top of the schedule; below 1: share of all updates",
+        "updates, or '5 epochs', '10%'",
+        "arXiv:2106.04560: 50,000",
+    )
+    max_grad_norm: float = option(1.0, "clip the global norm of the gradient; 0: off", "", "Table 4")
+    loss: str = option(
+        "softmax",
+        "cross-entropy over classes, one sigmoid each, or without labels the colours of masked patches (pre-training)",
+        "",
+        "Table 3 pre-trains with sigmoid (vision_transformer issue 34); B.1.2: masked_patches",
+        ("softmax", "sigmoid", "masked_patches"),
+    )
+    label_smoothing_factor: float = option(0.0, "label smoothing", "0 to 1", "transformers")
+    mixup_alpha: float = option(0.0, "Beta parameter of mixup; 0: off", "", "arXiv:1710.09412; AugReg: 0.2 to 0.8")
+    cutmix_alpha: float = option(0.0, "Beta parameter of cutmix; 0: off", "", "arXiv:1905.04899")
+    mixing_off: float | str = option(
+        0,
+        "the last so many updates are trained without mixup and cutmix; below 1: share of all updates",
+        "updates, or '10 epochs', '5%'",
+        "timm mixup_off_epoch",
+    )
+    ema_decay: float = option(
+        0.0, "average of the weights, which is what is evaluated and saved; 0: off", "per update", "Table 2: 0.9999"
+    )
+    seed: int = option(42, "of every random draw", "", "transformers")
+    bf16: bool = option(False, "bfloat16 autocast", "", "transformers")
+    fp16: bool = option(False, "float16 autocast with loss scaling", "", "transformers")
+    fp8: bool = option(False, "float8 matrix products through torchao", "", "accelerate")
+    torch_compile: bool = option(False, "compile network and loss as one graph", "", "torch.compile")
+    torch_compile_backend: str = option("inductor", "backend of torch.compile", "", "torch.compile")
+    torch_compile_mode: str | None = option(None, "mode of torch.compile, such as max-autotune", "", "torch.compile")
+    cpu_kernels: bool = option(
+        True, "on CPUs, faster products, attention and GELU than PyTorch's own; they agree to rounding", "", "measured"
+    )
+    activation_checkpointing: bool = option(
+        False, "recompute activations: less memory, a third more work", "", "arXiv:1604.06174"
+    )
+    use_cpu: bool = option(False, "train on the CPU although there is an accelerator", "", "transformers")
+    dataloader_num_workers: int = option(
+        0, "processes that read pictures, per device; results do not depend on it", "processes"
+    )
+    dataloader_prefetch_factor: int = option(2, "batches that each such process reads ahead", "batches", "torch")
+    logging_steps: int = option(50, "a line of history every so many updates", "updates", "transformers")
+    logging_strategy: str = option("steps", "when to log", "", "transformers", ("steps", "epoch", "no"))
+    logging_first_step: bool = option(False, "also log the first update", "", "transformers")
+    eval_strategy: str | None = option(
+        None,
+        "when to evaluate; default: steps if eval_steps is given, else only at the end",
+        "",
+        "transformers",
+        ("steps", "epoch", "no"),
+    )
+    eval_steps: int | None = option(None, "evaluate every so many updates", "updates", "vit_jax eval_every: 100")
+    eval_delay: float = option(0, "no evaluation before", "updates or epochs", "transformers")
+    do_predict: bool = option(
+        False, "at the end, write logits and labels of every evaluation picture to predictions.npz", "", "transformers"
+    )
+    card_examples: int = option(
+        0,
+        "evaluation pictures shown on the card with what the model looks at; who sees the card sees these pictures",
+        "pictures",
+    )
+    save_strategy: str = option(
+        "steps", "when to write a checkpoint", "", "transformers", ("steps", "epoch", "best", "no")
+    )
+    save_steps: int = option(500, "checkpoint every so many updates, and after the last", "updates", "transformers")
+    save_total_limit: int | None = option(2, "checkpoints kept, besides the best", "checkpoints", "transformers")
+    load_best_model_at_end: bool = option(False, "end with the best evaluated weights", "", "transformers")
+    metric_for_best_model: str | None = option(
+        None, "what `best` means; default: accuracy, or loss with masked_patches", "", "transformers"
+    )
+    greater_is_better: bool | None = option(None, "default: unless the metric is a loss", "", "transformers")
+    resume_from_checkpoint: str | bool | None = option(
+        None,
+        "true: the newest complete checkpoint of output_dir, from the start if there is none; or its path",
+        "",
+        "transformers",
+        nargs="?",
+    )
+    preview: str | bool | None = option(
+        None,
+        "write one augmented batch with its labels as a PNG (default OUTPUT_DIR_preview.png), and stop",
+        "file",
+        nargs="?",
+    )
+    report_to: list[str] = option(
+        ["none"], "trackers: tensorboard, wandb, trackio, csv, ...", "", "accelerate", nargs="+"
+    )
+    run_name: str | None = option(None, "name in the trackers", "", "transformers")
+    disable_tqdm: bool = option(False, "no progress bar", "", "transformers")
+    push_to_hub: bool = option(False, "upload the finished folder", "", "transformers")
+    hub_model_id: str | None = option(None, "repository to upload to; default: name of output_dir", "", "transformers")
+    hub_strategy: str = option(
+        "end",
+        "when to upload: at the end, with every checkpoint, or then also the checkpoint itself, as last-checkpoint",
+        "",
+        "transformers",
+        ("end", "every_save", "checkpoint"),
+    )
+    hub_private_repo: bool = option(False, "create the repository as private", "", "transformers")
+
+    def __post_init__(self):
+        if self.eval_strategy is None:
+            self.eval_strategy = "steps" if self.eval_steps else "no"
+        if self.eval_steps is None:
+            self.eval_steps = self.logging_steps
+        if self.metric_for_best_model is None:
+            self.metric_for_best_model = "loss" if self.loss == "masked_patches" else "accuracy"
+        if self.greater_is_better is None:
+            self.greater_is_better = not self.metric_for_best_model.endswith("loss")
+        self.check()
+
+    def check(self) -> None:
+        """Raise HFViTError for words and numbers that cannot be meant."""
+        for field in dataclasses.fields(self):
+            check_value(field, getattr(self, field.name))
+        at_least_one = (
+            "per_device_train_batch_size",
+            "per_device_eval_batch_size",
+            "gradient_accumulation_steps",
+            "logging_steps",
+            "eval_steps",
+            "dataloader_prefetch_factor",
+        )
+        for name in at_least_one:
+            if getattr(self, name) < 1:
+                raise HFViTError(f"--{name} {getattr(self, name)}: give 1 or more")
+        for name in (
+            "label_smoothing_factor",
+            "ema_decay",
+            "adam_beta1",
+            "adam_beta2",
+            "momentum",
+            "muon_momentum",
+        ):
+            if not 0 <= getattr(self, name) < 1:
+                raise HFViTError(f"--{name} {getattr(self, name)}: give a number from 0 up to, not including, 1")
+        for name in (
+            "learning_rate",
+            "weight_decay",
+            "max_grad_norm",
+            "mixup_alpha",
+            "cutmix_alpha",
+            "lr_end",
+            "adam_epsilon",
+            "save_steps",
+            "dataloader_num_workers",
+            "card_examples",
+        ):
+            if getattr(self, name) < 0:
+                raise HFViTError(f"--{name} {getattr(self, name)}: give 0 or more")
+        if not 0 <= self.seed < 1 << 32:
+            raise HFViTError(f"--seed {self.seed}: give 0 to {(1 << 32) - 1}")
+        if self.lr_end > self.learning_rate:
+            raise HFViTError(f"--lr_end {self.lr_end} is above --learning_rate {self.learning_rate}: lower it")
+        if self.lr_end and self.lr_scheduler_type not in ENDING:
+            raise HFViTError(
+                f"--lr_end {self.lr_end}: --lr_scheduler_type {self.lr_scheduler_type} ends nowhere, "
+                f"{' and '.join(ENDING)} do: give --lr_end 0"
+            )
+        if not all(0 < share < 1 for share in self.lr_steps):
+            raise HFViTError(
+                f"--lr_steps {' '.join(map(str, self.lr_steps))}: give shares of the run, between 0 and 1"
+            )
+        if self.max_steps < 1 and self.max_steps != -1:
+            raise HFViTError(f"--max_steps {self.max_steps}: give updates above 0, or -1 to count --num_train_epochs")
+        if self.max_steps < 0 and self.num_train_epochs <= 0:
+            raise HFViTError("nothing to train: give --max_steps or --num_train_epochs above 0")
+        if self.batch_size_schedule:
+            if self.max_steps <= 0:
+                raise HFViTError("--batch_size_schedule needs --max_steps: epochs have no number of updates with it")
+            lengths = [*self.batch_size_schedule, *self.image_size_schedule, *(getattr(self, n) for n in LENGTHS)]
+            if any("epoch" in str(length) for length in lengths):
+                raise HFViTError("--batch_size_schedule gives epochs no fixed length: give updates or percent")
+        for name in LENGTHS:
+            updates_of(name, getattr(self, name), max(self.max_steps, 0), 0.0)
+        ramps = [updates_of(name, getattr(self, name), self.max_steps, 0.0) for name in RAMPS]
+        check_ramps(*ramps, self.max_steps)
+        if self.global_batch_size is not None and self.global_batch_size < 1:
+            raise HFViTError(f"--global_batch_size {self.global_batch_size}: give 1 or more")
+        if not 0 < self.layer_decay <= 1:
+            raise HFViTError(f"--layer_decay {self.layer_decay}: give a share above 0, up to 1 (off)")
+        if self.rsqrt_timescale <= 0:
+            raise HFViTError(f"--rsqrt_timescale {self.rsqrt_timescale}: give updates above 0")
+        if self.optim == "schedule_free_adamw":
+            if self.lr_scheduler_type != "constant":
+                raise HFViTError(
+                    "--optim schedule_free_adamw takes the place of a falling rate: give --lr_scheduler_type constant"
+                )
+            if self.ema_decay:
+                raise HFViTError("--optim schedule_free_adamw averages the weights itself: leave out --ema_decay")
+            if self.load_best_model_at_end:
+                raise HFViTError(
+                    "--optim schedule_free_adamw ends with its average: leave out --load_best_model_at_end"
+                )
+        if self.loss == "masked_patches":
+            for name in ("mixup_alpha", "cutmix_alpha", "label_smoothing_factor", "sweep", "do_predict"):
+                if getattr(self, name):
+                    raise HFViTError(f"--loss masked_patches has no labels for --{name}: leave out one of them")
+        if self.bf16 + self.fp16 + self.fp8 > 1:
+            raise HFViTError("give one of --bf16, --fp16 and --fp8")
+        if self.save_total_limit is not None and self.save_total_limit < 1:
+            raise HFViTError("--save_total_limit: give 1 or more, or null to keep every checkpoint")
+        if self.load_best_model_at_end and self.eval_strategy == "no":
+            raise HFViTError(
+                "--load_best_model_at_end needs evaluations to choose from: give --eval_steps or --eval_strategy epoch"
+            )
+        if self.save_strategy == "best" and self.eval_strategy == "no":
+            raise HFViTError("--save_strategy best needs evaluations: give --eval_steps or --eval_strategy epoch")
+
+
+@dataclasses.dataclass
+class Arguments:
+    """One run: the three groups, and the recipe they came from."""
+
+    model: ModelArguments
+    data: DataArguments
+    train: TrainArguments
+    recipe: str | None = None
+
+    def __post_init__(self):
+        self.check()
+
+    def check(self) -> None:
+        """Raise HFViTError for arguments that contradict each other across the groups."""
+        model, data, train = self.model, self.data, self.train
+        if model.freeze_backbone and train.layer_decay < 1:
+            raise HFViTError("--layer_decay has no layers on a frozen backbone: leave out it or --freeze_backbone")
+        if model.freeze_backbone and train.unfreeze_every not in (0, "0"):
+            raise HFViTError("--unfreeze_every trains what --freeze_backbone does not: leave out one of them")
+        if train.loss == "masked_patches" and model.freeze_backbone:
+            raise HFViTError("--loss masked_patches trains the backbone: leave out --freeze_backbone")
+        if model.keep_representation and model.model is None:
+            raise HFViTError("--keep_representation is for the head of a pre-trained --model: leave it out")
+        metric = str(train.metric_for_best_model).removeprefix("eval_")
+        if metric not in METRICS:
+            raise HFViTError(f"--metric_for_best_model {metric}: choose from {', '.join(METRICS)}")
+        if train.sweep and isinstance(train.resume_from_checkpoint, str):
+            raise HFViTError(
+                f"--resume_from_checkpoint {train.resume_from_checkpoint}: a sweep is many runs, which go on by "
+                "--resume_from_checkpoint true"
+            )
+        if train.sweep and data.dev_fraction is None:
+            raise HFViTError("a sweep chooses on a dev split: give --dev_fraction, such as 0.1 (carved from train)")
+        if data.dev_fraction is not None and data.eval_split is not None and not train.sweep:
+            raise HFViTError(
+                "--dev_fraction carves evaluation pictures from train, --eval_split names them: leave out one of them"
+            )
+
+    def as_dict(self) -> dict[str, Any]:
+        """Every field by its flat name, resolved."""
+        flat: dict[str, Any] = {}
+        for group in (self.model, self.data, self.train):
+            flat |= dataclasses.asdict(group)
+        return flat
+
+    def non_default(self) -> dict[str, Any]:
+        """The fields that differ from their defaults, by flat name."""
+        defaults = Arguments(ModelArguments(), DataArguments(), TrainArguments()).as_dict()
+        return {name: value for name, value in self.as_dict().items() if value != defaults[name]}
+
+    def to_yaml(self) -> str:
+        """The resolved config: given back as `--config`, it is the same run."""
+        lines = ["# Every argument of this run, resolved. Give it back with --config; flags override it.\n"]
+        for title, group in (("Model", self.model), ("Data", self.data), ("Training", self.train)):
+            values = {k: v for k, v in dataclasses.asdict(group).items() if k not in OF_THE_LAUNCH}
+            lines.append(f"\n# {title}\n" + yaml.safe_dump(values, sort_keys=False, default_flow_style=None))
+        return "".join(lines)
+
+
+GROUPS: dict[str, type] = {"model": ModelArguments, "data": DataArguments, "train": TrainArguments}
+FIELDS: dict[str, dataclasses.Field] = {f.name: f for group in GROUPS.values() for f in dataclasses.fields(group)}

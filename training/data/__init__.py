@@ -1,0 +1,1 @@
+"""From folders, tables, shards and generators to batches of images."""

@@ -1,0 +1,210 @@
+"""What a stream is read from, a chunk at a time: tar shards, parquet files, or numbers of generated pictures.
+
+For streaming.py. The sizes of all chunks are known before any picture is read; a record stays encoded, as bytes, until
+a worker opens it.
+"""
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import Any, Protocol
+
+import numpy as np
+from PIL import Image
+
+from hf_vit.errors import HFViTError
+
+from .columns import class_label_rows, find_image_column, find_label_column, integer_rows, string_rows
+from .pictures import one_line, open_picture
+from .sources import Columns, SyntheticSource, digest, relabel, synthetic_door
+from .webdataset import TarIndex
+
+
+RUN = 256  # records of a tar shard, or pictures of a generated set, that are read at once
+READERS = 16  # connections for the footers of parquet files
+
+Encoded = tuple[bytes | None, int, str]  # the picture's bytes, its label, its name
+
+
+class Chunks(Protocol):
+    """Something that is read a chunk at a time. `sizes`: records per chunk, int64."""
+
+    sizes: np.ndarray
+    label_names: list[str]
+    fingerprint: str
+
+    def read(self, chunk: int) -> list[Encoded]:
+        """All records of a chunk, in order."""
+
+    def open(self, data: bytes, name: str) -> Image.Image:
+        """A record's picture, in the worker that decodes it."""
+        return open_picture(data, name)
+
+    def drawn_for(self, height: int, width: int) -> "Chunks":
+        """The same for a transform's result of that size."""
+        return self
+
+
+@dataclass(frozen=True)
+class TarChunks(Chunks):
+    """Runs of neighbouring records in tar shards, each read as one range of bytes."""
+
+    index: TarIndex
+    first: np.ndarray  # record with which each run begins
+    sizes: np.ndarray
+    label_names: list[str]
+    fingerprint: str
+
+    @classmethod
+    def of(cls, index: TarIndex, fingerprint: str) -> "TarChunks":
+        """Cut the shards of an index into runs of at most `RUN` records."""
+        first: list[int] = []
+        sizes: list[int] = []
+        bounds = np.flatnonzero(np.diff(index.shard, prepend=-1, append=-1))
+        for begin, end in pairwise(bounds):
+            starts = np.arange(begin, end, RUN)
+            first += starts.tolist()
+            sizes += np.diff(starts, append=end).tolist()
+        arrays = np.array(first, dtype=np.int64), np.array(sizes, dtype=np.int64)
+        return cls(index, *arrays, index.label_names, fingerprint)
+
+    def read(self, chunk: int) -> list[Encoded]:
+        import fsspec
+
+        index, rows = self.index, range(self.first[chunk], self.first[chunk] + self.sizes[chunk])
+        begin, end = int(index.offset[rows[0]]), int(index.offset[rows[-1]] + index.size[rows[-1]])
+        url = index.urls[index.shard[rows[0]]]
+        data = cat_range(*fsspec.core.url_to_fs(url), begin, end)
+        return [
+            (data[place : place + size], int(index.labels[row]), index.name(row))
+            for row, place, size in zip(rows, index.offset[rows] - begin, index.size[rows])
+        ]
+
+
+def cat_range(files: Any, path: str, begin: int, end: int) -> bytes:
+    """A range of bytes of a file."""
+    try:
+        return files.cat_file(path, begin, end)
+    except Exception as error:  # every file system of fsspec has its own
+        raise HFViTError(f"cannot read '{path}' any more ({one_line(error)}); the run can be resumed") from error
+
+
+@dataclass(frozen=True)
+class ParquetChunks(Chunks):
+    """Row groups of parquet files, of which only the columns of pictures and labels are read."""
+
+    urls: list[str]
+    footers: list[Any]  # pyarrow.parquet.FileMetaData
+    file: np.ndarray  # of each row group
+    group: np.ndarray  # its number in its file
+    sizes: np.ndarray
+    image_column: str
+    label_column: str
+    own_names: list[str] | None  # of a ClassLabel column
+    label_names: list[str]
+    name: str
+    fingerprint: str
+
+    @classmethod
+    def of(cls, name: str, urls: list[str], columns: Columns) -> "ParquetChunks":
+        """Read the footers, several at a time.
+
+        Raises:
+            HFViTError: unreadable files, unclear columns, or classes that nobody named.
+        """
+        import datasets
+
+        with ThreadPoolExecutor(READERS) as readers:
+            footers = list(readers.map(read_footer, urls))
+        features = datasets.Features.from_arrow_schema(footers[0].schema.to_arrow_schema())
+        image_column = find_image_column(name, features, columns.image)
+        label_column = find_label_column(name, features, columns.label, image_column)
+        feature = features[label_column]
+        own = list(feature.names) if isinstance(feature, datasets.ClassLabel) else None
+        label_names = columns.label_names or own
+        if label_names is None:
+            raise HFViTError(
+                f"the files of '{name}' do not name the classes of column '{label_column}', and a stream cannot look "
+                "for them; train without --streaming, or store the column as ClassLabel"
+            )
+        counts = [[file.row_group(group).num_rows for group in range(file.num_row_groups)] for file in footers]
+        numbers = np.repeat(np.arange(len(urls)), [len(groups) for groups in counts])
+        groups = np.concatenate([np.arange(len(groups)) for groups in counts]).astype(np.int64)
+        sizes = np.array([rows for groups in counts for rows in groups], dtype=np.int64)
+        names = [os.path.basename(url) for url in urls]
+        mark = digest(*names, *(file.serialized_size for file in footers), sizes.tobytes(), *label_names)
+        return cls(urls, footers, numbers, groups, sizes, image_column, label_column, own, label_names, name, mark)
+
+    def read(self, chunk: int) -> list[Encoded]:
+        import fsspec
+        from pyarrow import parquet
+
+        number, group = int(self.file[chunk]), int(self.group[chunk])
+        url = self.urls[number]
+        try:
+            with fsspec.open(url, "rb") as file:
+                reader = parquet.ParquetFile(file, metadata=self.footers[number])
+                table = reader.read_row_group(group, columns=[self.image_column, self.label_column])
+        except Exception as error:  # pyarrow's and every file system's own
+            raise HFViTError(f"cannot read '{url}' any more ({one_line(error)}); the run can be resumed") from error
+        pictures = table.column(self.image_column).to_pylist()
+        labels = self.numbered(table.column(self.label_column).to_pylist())
+        name = os.path.basename(url)
+        return [
+            (picture["bytes"] if isinstance(picture, dict) else picture, int(label), f"{name}[{group}, {row}]")
+            for row, (picture, label) in enumerate(zip(pictures, labels))
+        ]
+
+    def numbered(self, values: list) -> np.ndarray:
+        """Values of the label column as numbers that count in `label_names`."""
+        if self.own_names is not None:
+            labels = class_label_rows(self.name, self.label_column, values)
+            if self.own_names == self.label_names:
+                return labels
+            return relabel(labels, self.own_names, self.label_names, f"'{self.name}'")
+        convert = string_rows if isinstance(values[0], str) else integer_rows
+        return convert(self.name, self.label_column, values, self.label_names)[0]
+
+
+def read_footer(url: str) -> Any:
+    """The metadata of a parquet file."""
+    import fsspec
+    from pyarrow import parquet
+
+    try:
+        with fsspec.open(url, "rb") as file:
+            return parquet.read_metadata(file)
+    except Exception as error:  # pyarrow's and every file system's own
+        raise HFViTError(f"cannot read '{url}' as parquet ({one_line(error)})") from error
+
+
+@dataclass(frozen=True)
+class SyntheticChunks(Chunks):
+    """Runs of generated pictures; a record carries its number, and the worker draws it."""
+
+    source: SyntheticSource
+    numbers: np.ndarray  # of each class among `label_names`
+    sizes: np.ndarray
+    label_names: list[str]
+    fingerprint: str
+
+    @classmethod
+    def of(cls, name: str, split: str, label_names: list[str] | None) -> "SyntheticChunks":
+        """Cut a split of a set into runs of at most `RUN` pictures."""
+        source = synthetic_door(name).load(split)
+        own, wanted = source.label_names, label_names or source.label_names
+        numbers = relabel(np.arange(len(own)), own, wanted, f"'{name}'")
+        sizes = np.diff(np.arange(0, len(source.labels), RUN), append=len(source.labels))
+        return cls(source, numbers, sizes, wanted, source.fingerprint)
+
+    def read(self, chunk: int) -> list[Encoded]:
+        rows = range(chunk * RUN, chunk * RUN + int(self.sizes[chunk]))
+        labels = self.numbers[self.source.labels[rows.start : rows.stop]]
+        return [(row.to_bytes(8, "little"), int(label), self.source.name(row)) for row, label in zip(rows, labels)]
+
+    def open(self, data: bytes, name: str) -> Image.Image:
+        return self.source.open(int.from_bytes(data, "little"))
+
+    def drawn_for(self, height: int, width: int) -> "SyntheticChunks":
+        return replace(self, source=self.source.drawn_for(height, width))

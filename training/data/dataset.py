@@ -1,0 +1,385 @@
+"""One door to data: a name goes in, pictures with labels come out, always the same for the same seed.
+
+    train = open_dataset("path/or/hub-id", split="train").with_transform(TrainTransform(224), seed=0)
+    item = train[epoch, index]      # {"pixel_values": uint8 (3, H, W), "labels": int, "index": int, "name": str}
+
+Workers decode, crop and flip, and hand over uint8; normalising and mixing run on the device. What a picture becomes
+depends on (seed, epoch, index) alone: neither on the number of workers, nor on the order in which they come.
+The sources behind the door are sources.py, tables.py and shards.py; picture formats are in pictures.py.
+"""
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from hf_vit.errors import HFViTError
+
+from ..rng import SPLIT, TRANSFORM, generator
+from .pictures import UnreadableImage, decode
+from .sources import (
+    SPLIT_NAMES,
+    Columns,
+    Door,
+    Source,
+    SyntheticSource,
+    digest,
+    digits_split,
+    folder_door,
+    hidden,
+    listed,
+    nested_order,
+    only_for_tables,
+    only_on_the_hub,
+    relabel,
+    synthetic_door,
+)
+from .tables import hub_door, parquet_door
+from .transforms import PictureTransform
+from .webdataset import is_shard_pattern, shards_door
+
+
+Transform = Callable[[Image.Image, np.random.Generator], np.ndarray]
+
+SPLIT_EXPRESSION = re.compile(r"(?P<name>[^\[\]+]+?)(?:\[(?P<start>-?\d+%?)?:(?P<stop>-?\d+%?)?\])?")
+ON_UNREADABLE = ("skip", "stop")
+
+
+@dataclass(frozen=True)
+class View:
+    """How a picture becomes an item: shared by data sets and streams."""
+
+    transform: Transform | None
+    seed: int
+    on_unreadable: str
+
+    def item(self, open: Callable[[], Image.Image], label: int, name: str, epoch: int, index: int) -> dict[str, Any]:
+        """The item at (epoch, index), or {"unreadable": name and reason, "index": index}."""
+        try:
+            pixels = self._pixels(open(), name, epoch, index)
+        except UnreadableImage as error:
+            if self.on_unreadable == "stop":
+                raise
+            return {"unreadable": str(error), "index": index}
+        tensor = torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
+        return {"pixel_values": tensor, "labels": label, "index": index, "name": name}
+
+    def _pixels(self, opened: Image.Image, name: str, epoch: int, index: int) -> np.ndarray:
+        if self.transform is None:
+            return np.asarray(decode(opened, name))
+        rng = generator(TRANSFORM, self.seed, epoch, index)
+        if isinstance(self.transform, PictureTransform):  # these choose how large to decode
+            return self.transform.from_file(opened, name, rng)
+        return self.transform(decode(opened, name), rng)
+
+
+@dataclass(frozen=True)
+class ImageDataset(torch.utils.data.Dataset):
+    """A map-style data set of labelled pictures.
+
+    Attributes:
+        source: where the pictures are. rows: int64 (n,), which of them, in order.
+        labels: int64 (n,), counting in `label_names`.
+        name, split: what was asked for. fingerprint: changes when the pictures, labels or their order do.
+    """
+
+    source: Source
+    rows: np.ndarray
+    labels: np.ndarray
+    label_names: list[str]
+    name: str
+    split: str
+    fingerprint: str
+    on_unreadable: str = "skip"
+    transform: Transform | None = None
+    seed: int = 0
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def read(self, index: int) -> tuple[Image.Image, int, str]:
+        """Return (RGB picture at full size, label, name); raises UnreadableImage."""
+        row = self._row(index)
+        name = self.source.name(row)
+        return decode(self.source.open(row), name), int(self.labels[index]), name
+
+    def picture_name(self, index: int) -> str:
+        """What messages and lists call the picture."""
+        return self.source.name(self._row(index))
+
+    def with_transform(self, transform: Transform | None, seed: int = 0) -> "ImageDataset":
+        """The same pictures seen through `transform(picture, rng) -> uint8 (H, W, C)`.
+
+        Generated pictures are drawn at the size of the transform's result, unless their name gives a size.
+        """
+        source = self.source
+        if isinstance(source, SyntheticSource) and isinstance(transform, PictureTransform):
+            source = source.drawn_for(*transform.image_size_hw)
+        return replace(self, source=source, transform=transform, seed=seed)
+
+    def select(self, indices: Sequence[int] | np.ndarray) -> "ImageDataset":
+        """The pictures at `indices`, in that order."""
+        chosen = np.asarray(indices, dtype=np.int64)
+        mark = digest(self.fingerprint, chosen.tobytes())
+        return replace(self, rows=self.rows[chosen], labels=self.labels[chosen], fingerprint=mark)
+
+    def per_class(self, count: int, seed: int = 0) -> "ImageDataset":
+        """`count` pictures of every class, nested: 5 are among 10.
+
+        Raises:
+            HFViTError: a class has fewer.
+        """
+        order = nested_order(self.labels, seed)
+        chosen = [order[self.labels[order] == label][:count] for label in range(len(self.label_names))]
+        scarce = [self.label_names[label] for label, rows in enumerate(chosen) if len(rows) < count]
+        if scarce:
+            raise HFViTError(f"'{self.name}' has fewer than {count} pictures of {listed(scarce)}")
+        return self.select(np.sort(np.concatenate(chosen)))
+
+    def _row(self, index: int) -> int:
+        if not 0 <= index < len(self.rows):
+            raise IndexError(f"index {index} is outside the {len(self.rows)} pictures of '{self.name}'")
+        return int(self.rows[index])
+
+    def __getitem__(self, key: int | tuple[int, int]) -> dict[str, Any]:
+        """One item. An unreadable picture raises, or gives {"unreadable": name and reason, "index": index}.
+
+        Args:
+            key: index, or (epoch, index): in another epoch, another random view.
+        """
+        epoch, index = (int(key[0]), int(key[1])) if isinstance(key, tuple) else (0, int(key))
+        row = self._row(index)
+        return View(self.transform, self.seed, self.on_unreadable).item(
+            lambda: self.source.open(row), int(self.labels[index]), self.source.name(row), epoch, index
+        )
+
+
+def collate(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Items as one batch; unreadable ones are left out and listed.
+
+    Returns:
+        {"pixel_values": uint8 (B, C, H, W), "labels": int64 (B,), "index": int64 (B,), "unreadable": list[str]};
+        with nothing readable B is 0 and so are C, H and W.
+    """
+    good = [item for item in items if "unreadable" not in item]
+    pixel_values = [item["pixel_values"] for item in good]
+    shapes = {tuple(pixels.shape) for pixels in pixel_values}
+    if len(shapes) > 1:
+        raise HFViTError(f"pictures of different sizes in one batch, {listed(sorted(shapes))}; give a transform")
+    return {
+        "pixel_values": torch.stack(pixel_values) if good else torch.zeros((0, 0, 0, 0), dtype=torch.uint8),
+        "labels": torch.tensor([item["labels"] for item in good], dtype=torch.int64),
+        "index": torch.tensor([item["index"] for item in good], dtype=torch.int64),
+        "unreadable": [item["unreadable"] for item in items if "unreadable" in item],
+    }
+
+
+def open_dataset(
+    name: str,
+    *,
+    config_name: str | None = None,
+    split: str,
+    image_column: str | None = None,
+    label_column: str | None = None,
+    fraction: float = 1.0,
+    label_names: Sequence[str] | None = None,
+    on_unreadable: str = "skip",
+    cache_dir: str | PathLike | None = None,
+    labelled: bool = True,
+) -> ImageDataset:
+    """Open one split of a data set.
+
+    Args:
+        name: "digits" (scikit-learn's handwritten digits, 1437 for training and 360 for test),
+            "synthetic:FAMILY[@classes,instances[,size]]", a folder (`train/CLASS/*.jpg` with optional `validation` and
+            `test` beside it, or `CLASS/*.jpg`), a parquet file or folder, or a Hub id.
+        config_name: configuration of a Hub data set.
+        split: "train", "test", ..., a slice such as "train[:98%]" or "train[800:1000]", or a sum "train+validation".
+            Rows of tables keep their order; sources sorted by class are sliced in a fixed random order instead.
+        image_column, label_column: columns of a table; found by type and name where there is no doubt. COLUMN//NUMBER
+            makes one class of neighbouring numbers: `cls//2.5` has 16 where `cls` has 40, as VTAB's dSprites.
+        fraction: share of the split to keep; stratified and nested, so that 1 % lies inside 10 %.
+        label_names: classes that the labels must count in (those of the training data, for evaluation).
+        on_unreadable: "skip" lists unreadable pictures in the batch, "stop" raises UnreadableImage.
+        cache_dir: where tables are unpacked; the default is `datasets`' own cache.
+        labelled: False where only the pictures matter: a table's columns of labels are not looked at.
+
+    Raises:
+        HFViTError: with cause and way out, for anything the user can mend.
+    """
+    check_reading(on_unreadable, fraction)
+    names = None if label_names is None else list(label_names)
+    door = open_door(name, config_name, Columns(image_column, label_column, names, labelled), cache_dir)
+    parts = [open_part(door, part.strip(), names, on_unreadable, split) for part in split.split("+")]
+    dataset = parts[0] if len(parts) == 1 else concatenate(parts, split)
+    if labelled and names is None and len(dataset.label_names) < 2:
+        raise HFViTError(f"'{name}' has only one class, {listed(dataset.label_names)}; a classifier needs two or more")
+    return take_fraction(dataset, fraction)
+
+
+def check_reading(on_unreadable: str, fraction: float) -> None:
+    """Raise HFViTError for what cannot be meant."""
+    if on_unreadable not in ON_UNREADABLE:
+        raise HFViTError(f"on_unreadable must be one of {', '.join(ON_UNREADABLE)}, got '{on_unreadable}'")
+    if not 0.0 < fraction <= 1.0:
+        raise HFViTError(f"the fraction of a data set must lie in (0, 1], got {fraction}")
+
+
+def open_door(name: str, config_name: str | None, columns: Columns, cache_dir: str | PathLike | None) -> Door:
+    """Find out what `name` means.
+
+    Raises:
+        HFViTError: nothing of that name, or no pictures in it.
+    """
+    path = Path(name).expanduser()
+    if name == "digits" or name.startswith("synthetic:"):
+        only_for_tables(name, columns)
+    if name == "digits" or name.startswith("synthetic:") or is_shard_pattern(name) or path.exists():
+        only_on_the_hub(name, config_name)
+    if name == "digits":
+        return Door(name, ["train", "test"], digits_split)
+    if name.startswith("synthetic:"):
+        return synthetic_door(name)
+    if path.is_dir() and any(path.glob("*.tar")):
+        return shards_door(name, str(path / "*.tar"), columns, cache_dir)
+    if is_shard_pattern(name):
+        return shards_door(name, name, columns, cache_dir)
+    if path.exists():
+        return local_door(name, path.resolve(), columns, cache_dir)
+    if not re.fullmatch(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?", name) or path.suffix in (".parquet", ".tar"):
+        raise HFViTError(
+            f"no file or folder '{name}'; give a folder of train/CLASS/*.jpg, a parquet file or folder, "
+            "a Hub id such as user/name, or a built-in name: digits, synthetic:glyphs"
+        )
+    return hub_door(name, config_name, columns, cache_dir)
+
+
+def local_door(name: str, path: Path, columns: Columns, cache_dir: str | PathLike | None) -> Door:
+    """Door of a file or folder: parquet where there is any, else a folder of class folders."""
+    if path.is_file():
+        if path.suffix != ".parquet":
+            raise HFViTError(f"'{name}' is a file, but not a .parquet file; give the folder that holds the pictures")
+        return parquet_door(name, path.parent, [path], columns, cache_dir)
+    tables = sorted(file for file in path.rglob("*.parquet") if not hidden(file.relative_to(path)))
+    if tables:
+        return parquet_door(name, path, tables, columns, cache_dir)
+    only_for_tables(name, columns)
+    return folder_door(name, path)
+
+
+def open_part(door: Door, part: str, names: list[str] | None, on_unreadable: str, split: str) -> ImageDataset:
+    """One term of a split expression: a split, or a slice of one."""
+    match = SPLIT_EXPRESSION.fullmatch(part)
+    if match is None:
+        raise HFViTError(f"split '{part}' is not understood; write train, train[:98%], train[800:1000] or train+test")
+    base = match["name"]
+    if base not in door.splits:
+        base = SPLIT_NAMES.get(base.lower(), base)
+    if base not in door.splits:
+        raise HFViTError(f"'{door.name}' has no split '{match['name']}'; available: {listed(door.splits)}")
+    source = door.load(base)
+    if not len(source.labels):
+        raise HFViTError(f"split '{base}' of '{door.name}' is empty")
+    labels, own = source.labels, source.label_names
+    if names is not None and names != own:
+        labels, own = relabel(labels, own, names, f"split '{base}' of '{door.name}'"), names
+    rows = slice_rows(source, part, match["start"], match["stop"])
+    mark = digest(source.fingerprint, *own, rows.tobytes())
+    return ImageDataset(source, rows, labels[rows], own, door.name, split, mark, on_unreadable)
+
+
+def slice_rows(source: Source, part: str, start: str | None, stop: str | None) -> np.ndarray:
+    """Rows of a slice, ascending. `[:98%]` and `[98%:]` never overlap and together hold everything."""
+    count = len(source.labels)
+    if start is None and stop is None:
+        return np.arange(count)
+    order = generator(SPLIT, 0).permutation(count) if source.sorted_by_class else np.arange(count)
+    rows = np.sort(order[boundary(start, count, 0) : boundary(stop, count, count)])
+    if not len(rows):
+        raise HFViTError(f"split '{part}' holds none of the {count} pictures; widen the slice")
+    return rows
+
+
+def boundary(text: str | None, count: int, default: int) -> int:
+    """A slice's start or stop in rows: a number, a percentage rounded to the nearest row, negative from the end."""
+    if text is None:
+        return default
+    number = round(int(text[:-1]) * count / 100) if text.endswith("%") else int(text)
+    return min(max(number + count if number < 0 else number, 0), count)
+
+
+@dataclass(frozen=True)
+class Chain:
+    """Several sources, one after another."""
+
+    sources: list[Source]
+    labels: np.ndarray
+    label_names: list[str]
+    fingerprint: str
+    starts: np.ndarray  # first row of each source
+    sorted_by_class: bool = False
+
+    def _locate(self, row: int) -> tuple[Source, int]:
+        number = int(np.searchsorted(self.starts, row, side="right")) - 1
+        return self.sources[number], int(row - self.starts[number])
+
+    def open(self, row: int) -> Image.Image:
+        source, row = self._locate(row)
+        return source.open(row)
+
+    def name(self, row: int) -> str:
+        source, row = self._locate(row)
+        return source.name(row)
+
+
+def concatenate(parts: Sequence[ImageDataset], split: str) -> ImageDataset:
+    """Data sets with the same classes as one."""
+    first = parts[0]
+    for part in parts[1:]:
+        if part.label_names != first.label_names:
+            raise HFViTError(f"'{first.name}' and '{part.name}' cannot be joined: their classes differ")
+    sizes = [len(part.source.labels) for part in parts]
+    starts = np.concatenate([[0], np.cumsum(sizes)[:-1]]).astype(np.int64)
+    rows = np.concatenate([part.rows + start for part, start in zip(parts, starts)])
+    labels = np.concatenate([part.labels for part in parts])
+    mark = digest(*(part.fingerprint for part in parts))
+    every_label = np.concatenate([part.source.labels for part in parts])
+    chain = Chain([part.source for part in parts], every_label, first.label_names, mark, starts)
+    return replace(first, source=chain, rows=rows, labels=labels, split=split, fingerprint=mark)
+
+
+def take_fraction(dataset: ImageDataset, fraction: float, seed: int = 0) -> ImageDataset:
+    """A stratified share of the pictures; a smaller share lies inside a larger one."""
+    check_reading(dataset.on_unreadable, fraction)
+    if fraction == 1.0:
+        return dataset
+    count = round(fraction * len(dataset))
+    if count < 1:
+        raise HFViTError(f"{fraction:g} of the {len(dataset)} pictures of '{dataset.name}' is none; raise it")
+    return dataset.select(np.sort(nested_order(dataset.labels, seed)[:count]))
+
+
+def carve_dev_split(dataset: ImageDataset, fraction: float = 0.1, seed: int = 0) -> tuple[ImageDataset, ImageDataset]:
+    """Split off a stratified dev set, the same for the same data and seed.
+
+    Returns:
+        (train, dev), disjoint; together they are `dataset`.
+
+    Raises:
+        HFViTError: too few pictures to leave one on each side.
+    """
+    if not 0.0 < fraction < 1.0:
+        raise HFViTError(f"the dev split's fraction must lie in (0, 1), got {fraction}")
+    count = max(1, round(fraction * len(dataset)))
+    if count >= len(dataset):
+        raise HFViTError(f"'{dataset.name}' has {len(dataset)} pictures, too few to carve a dev split out of them")
+    order = nested_order(dataset.labels, ~seed)  # another order than train_fraction's
+    train, dev = dataset.select(np.sort(order[count:])), dataset.select(np.sort(order[:count]))
+    share = f"{100 * fraction:g}% carved with seed {seed}"
+    return replace(train, split=f"{dataset.split} without {share}"), replace(dev, split=f"{dataset.split}, {share}")

@@ -1,0 +1,128 @@
+"""Which pictures each process sees at each update: a pure function of (seed, position), so nothing has to be replayed.
+
+For the Trainer. The training order is one endless row: epoch 0's permutation, then epoch 1's, and so on. `position` is
+how far along this row the run is, in pictures; it is all that a checkpoint has to remember. An update takes the next
+`processes x passes x batch` pictures, so that neither processes nor gradient accumulation change which ones. As in
+Google's pipeline (`repeat` before batching) a batch may straddle two epochs; each epoch shows every picture once.
+"""
+
+import random
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from ..rng import generator
+from .dataset import ImageDataset
+from .streaming import ImageStream
+
+
+# First words of addresses (see randomness.py): what the numbers are for.
+ORDER = 16  # (seed, epoch): the order of one epoch
+UPDATE = 17  # (seed, draw, rank): what dropout and user code draw in one forward pass
+
+Key = tuple[int, int]  # (epoch, index)
+
+
+def epoch_order(seed: int, epoch: int, size: int) -> np.ndarray:
+    """Permutation of `range(size)` for one epoch."""
+    return generator(ORDER, seed, epoch).permutation(size)
+
+
+def seed_draw(seed: int, draw: int, rank: int, device: torch.device) -> None:
+    """Make Python's, NumPy's and torch's global generators a function of (seed, draw, rank): none needs saving.
+
+    `torch.manual_seed` would do, but without a GPU it formats the call stack each time, for a GPU that may come.
+    """
+    word = int(generator(UPDATE, seed, draw, rank).integers(1 << 63))
+    random.seed(word)
+    np.random.seed(word % (1 << 32))
+    torch.default_generator.manual_seed(word)
+    if device.type != "cpu":
+        torch.get_device_module(device).manual_seed(word)
+
+
+class TrainOrder:
+    """Batch sampler: lists of (epoch, index) for one process, from `position` up to `stop` pictures of the row."""
+
+    def __init__(self, size: int, batch_size: int, *, seed: int, position: int, stop: int, rank: int, world_size: int):
+        self.size, self.batch_size, self.seed = size, batch_size, seed
+        self.position, self.stop = position, stop
+        self.rank, self.world_size = rank, world_size
+        self._epoch, self._order = -1, np.empty(0, dtype=np.int64)
+
+    def __len__(self) -> int:
+        return max(0, self.stop - self.position) // (self.batch_size * self.world_size)
+
+    def __iter__(self) -> Iterator[list[Key]]:
+        stride = self.batch_size * self.world_size
+        for batch in range(len(self)):
+            yield self.keys(self.position + batch * stride + self.rank * self.batch_size, self.batch_size)
+
+    def keys(self, first: int, count: int) -> list[Key]:
+        """The `count` places of the row from `first` on, as (epoch, index)."""
+        return [self._key(place) for place in range(first, first + count)]
+
+    def _key(self, place: int) -> Key:
+        epoch, offset = divmod(place, self.size)
+        if epoch != self._epoch:
+            self._epoch, self._order = epoch, epoch_order(self.seed, epoch, self.size)
+        return epoch, int(self._order[offset])
+
+
+class EvalOrder:
+    """Batch sampler: every index once over all processes, in order; all get equally many, equally large batches.
+
+    Sharded models need the same number of forward passes everywhere, so a process that would come short repeats the
+    last index (`filler`, else None), and its caller leaves that one out of the sums.
+    """
+
+    def __init__(self, size: int, batch_size: int, *, rank: int, world_size: int):
+        slots = -(-size // world_size)
+        mine = range(rank, slots * world_size, world_size)
+        self.indices = [min(index, size - 1) for index in mine]
+        self.filler = size - 1 if slots and mine[-1] >= size else None
+        self.batch_size = batch_size
+
+    def __len__(self) -> int:
+        return -(-len(self.indices) // self.batch_size)
+
+    def __iter__(self) -> Iterator[list[Key]]:
+        for first in range(0, len(self.indices), self.batch_size):
+            yield [(0, index) for index in self.indices[first : first + self.batch_size]]
+
+
+class KeyedDataset(Dataset):
+    """Any map-style dataset of {"pixel_values", "labels"}, addressed by (epoch, index) as ours are."""
+
+    def __init__(self, dataset: Dataset):
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, key: Key) -> dict:
+        item = self.dataset[key[1]]
+        return {
+            "pixel_values": torch.as_tensor(item["pixel_values"]),
+            "labels": int(item["labels"]),
+            "index": key[1],
+            "name": f"item {key[1]}",
+        }
+
+
+def keyed(dataset: Dataset | None) -> Dataset | None:
+    """The data set itself, where it can be addressed by (epoch, index)."""
+    ours = dataset is None or isinstance(dataset, ImageDataset | ImageStream | KeyedDataset)
+    return dataset if ours else KeyedDataset(dataset)
+
+
+def stack(items: list[dict]) -> dict:
+    """Collate for `KeyedDataset`."""
+    return {
+        "pixel_values": torch.stack([item["pixel_values"] for item in items]),
+        "labels": torch.tensor([item["labels"] for item in items]),
+        "index": torch.tensor([item["index"] for item in items]),
+        "unreadable": [],
+    }

@@ -1,0 +1,336 @@
+"""Where pictures come from: digits, generated images, folders; and what every source has in common.
+
+data.py is the door that the rest of training uses; this room, tables.py and shards.py are behind it. A `Door` knows
+the splits of a data set without reading pictures; a `Source` is one split: its labels, and its pictures opened one at
+a time.
+"""
+
+import hashlib
+import os
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from PIL import Image
+
+from hf_vit.errors import HFViTError
+
+from ..rng import SUBSET, generator
+from .pictures import EXTENSIONS, open_picture
+from .synthetic import SMALLEST_SIZE, SyntheticImages, parse_name
+
+
+SPLIT_NAMES = {
+    "train": "train", "training": "train",
+    "validation": "validation", "valid": "validation", "val": "validation", "dev": "validation",
+    "test": "test", "testing": "test", "eval": "test",
+}  # fmt: skip
+SPLIT_IN_FILE_NAME = re.compile(rf"(?:^|[-_./\\ ])({'|'.join(SPLIT_NAMES)})(?=[-_./\\ 0-9]|$)", re.IGNORECASE)
+DIGITS_TEST_IMAGES = 360
+LISTED = 8  # how many names an error message lists
+READ_WHOLE = 32 << 20  # bytes of pictures in folders that are all looked at for the fingerprint
+SAMPLED = 64  # files that are, where there are more
+
+
+class Source(Protocol):
+    """One split of a data set.
+
+    `labels` is int64 (n,); `label_names` names them; `sorted_by_class` says that neighbouring rows share their class,
+    so that slices must not be taken in row order; `fingerprint` changes when names, labels or contents do.
+    """
+
+    labels: np.ndarray
+    label_names: list[str]
+    sorted_by_class: bool
+    fingerprint: str
+
+    def open(self, row: int) -> Image.Image:
+        """The picture, opened but not yet decoded; raises UnreadableImage."""
+
+    def name(self, row: int) -> str:
+        """What messages and lists call the picture."""
+
+
+@dataclass(frozen=True)
+class Door:
+    """The splits of a data set, and how to read one of them."""
+
+    name: str
+    splits: list[str]
+    load: Callable[[str], Source]
+
+
+@dataclass(frozen=True)
+class Columns:
+    """What the user said about the columns of a table; None: find out."""
+
+    image: str | None = None
+    label: str | None = None
+    label_names: list[str] | None = None
+    labelled: bool = True  # False: labels are not looked at
+
+
+def only_on_the_hub(name: str, config_name: str | None) -> None:
+    """Raise HFViTError where a configuration is asked of data that have none."""
+    if config_name is not None:
+        raise HFViTError(
+            f"'{name}' is no Hub dataset and has no configuration '{config_name}': leave out --dataset_config_name"
+        )
+
+
+def only_for_tables(name: str, columns: Columns) -> None:
+    """Raise HFViTError where columns are asked of pictures that are in no table."""
+    for option, column in (("--image_column", columns.image), ("--label_column", columns.label)):
+        if column is not None:
+            raise HFViTError(f"'{name}' is no table and has no column '{column}': leave out {option}")
+
+
+def listed(names: Sequence[object]) -> str:
+    """Names for a message, the first few."""
+    shown = ", ".join(str(name) for name in names[:LISTED])
+    return shown if len(names) <= LISTED else f"{shown}, ... ({len(names)} in all)"
+
+
+def digest(*parts: object) -> str:
+    """Hexadecimal SHA-256 over strings and bytes, shortened to 32 digits."""
+    state = hashlib.sha256()
+    for part in parts:
+        data = part if isinstance(part, bytes) else str(part).encode()
+        state.update(len(data).to_bytes(8, "little"))
+        state.update(data)
+    return state.hexdigest()[:32]
+
+
+def nested_order(labels: np.ndarray, seed: int) -> np.ndarray:
+    """Order rows so that every prefix is a stratified random subset, and a shorter prefix lies inside a longer one.
+
+    Args:
+        labels: int (n,). seed: another seed, another order.
+
+    Returns:
+        int64 (n,), a permutation: the r-th of a class's n_c pictures stands at (r + 1/2) / n_c of the way.
+    """
+    place = np.empty(len(labels))
+    tie = generator(SUBSET, seed, 0).random(len(labels))
+    for label in np.unique(labels):
+        rows = np.flatnonzero(labels == label)
+        generator(SUBSET, seed, 1, int(label)).shuffle(rows)
+        place[rows] = (np.arange(len(rows)) + 0.5) / len(rows)
+    return np.lexsort((tie, place))
+
+
+def relabel(labels: np.ndarray, names: Sequence[str], wanted: Sequence[str], what: str) -> np.ndarray:
+    """Labels that count in `names` as labels that count in `wanted`.
+
+    Raises:
+        HFViTError: a class that occurs is not among the wanted ones.
+    """
+    place = {name: number for number, name in enumerate(wanted)}
+    unknown = [names[label] for label in np.unique(labels) if names[label] not in place]
+    if unknown:
+        raise HFViTError(
+            f"{what} has classes that the model does not know: {listed(unknown)}; known are {listed(list(wanted))}"
+        )
+    table = np.array([place.get(name, -1) for name in names], dtype=np.int64)
+    return table[labels]
+
+
+def by_split(files: Sequence[str]) -> dict[str, list[str]]:
+    """Files under the split that the last part of their name or folders contains; "train" where none does."""
+    splits: dict[str, list[str]] = {}
+    for file in files:
+        found = SPLIT_IN_FILE_NAME.findall(file)
+        splits.setdefault(SPLIT_NAMES[found[-1].lower()] if found else "train", []).append(file)
+    return splits
+
+
+def classes_in_turn(labels: np.ndarray) -> bool:
+    """Whether rows come class by class, so that the first of them are of a few classes only."""
+    turns = np.count_nonzero(np.diff(labels)) + 1
+    return turns < len(labels) and turns == len(np.unique(labels))
+
+
+def own_cache(cache_dir: str | os.PathLike | None) -> Path:
+    """Where unpacked tables and indices of shards are kept: below `datasets`' cache unless the user says otherwise."""
+    import datasets
+
+    return Path(cache_dir) if cache_dir is not None else Path(datasets.config.HF_DATASETS_CACHE) / "hf_vit"
+
+
+# Arrays in memory
+
+
+@dataclass(frozen=True)
+class ArraySource:
+    """Pictures that are already pixels: uint8 (n, H, W, 3)."""
+
+    pixels: np.ndarray
+    labels: np.ndarray
+    label_names: list[str]
+    names: list[str]
+    fingerprint: str
+    sorted_by_class: bool = False
+
+    def open(self, row: int) -> Image.Image:
+        return Image.fromarray(self.pixels[row])
+
+    def name(self, row: int) -> str:
+        return self.names[row]
+
+
+def digits_split(split: str) -> ArraySource:
+    """scikit-learn's 1,797 handwritten digits, 8x8 px of values 0..16, as RGB; always the same 360 for test."""
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError as error:
+        raise HFViTError("the digits come with scikit-learn; pip install 'hf-vit[train]'") from error
+    digits = load_digits()
+    order = nested_order(digits.target, seed=0)
+    rows = np.sort(order[:DIGITS_TEST_IMAGES] if split == "test" else order[DIGITS_TEST_IMAGES:])
+    grey = np.rint(digits.images[rows] * (255 / 16)).astype(np.uint8)
+    pixels = np.repeat(grey[..., None], 3, axis=3)
+    labels = digits.target[rows].astype(np.int64)
+    names = [f"digits/{row}" for row in rows]
+    return ArraySource(pixels, labels, [str(n) for n in range(10)], names, digest("digits", split, pixels.tobytes()))
+
+
+# Generated pictures
+
+
+@dataclass(frozen=True)
+class SyntheticSource:
+    """Generated pictures, drawn when they are asked for."""
+
+    images: SyntheticImages
+    labels: np.ndarray
+    label_names: list[str]
+    fingerprint: str
+    size_is_given: bool  # in the name; otherwise pictures are drawn at the size that the transform wants
+    sorted_by_class: bool = False
+
+    def drawn_for(self, height: int, width: int) -> "SyntheticSource":
+        """The same pictures at the resolution of a transform's result."""
+        if self.size_is_given:
+            return self
+        return replace(self, images=replace(self.images, size=max(height, width, SMALLEST_SIZE)))
+
+    def open(self, row: int) -> Image.Image:
+        return Image.fromarray(self.images[row]["image"])
+
+    def name(self, row: int) -> str:
+        return self.images.name(row)
+
+
+def synthetic_door(name: str) -> Door:
+    """Door of a set of generated pictures; no instance is in two splits."""
+    images, size_is_given = parse_name(name)
+
+    def load(split: str) -> SyntheticSource:
+        part = images.split(split)
+        mark = digest("synthetic", part.describe(), part.size if size_is_given else "any size")
+        return SyntheticSource(part, part.labels, part.label_names, mark, size_is_given)
+
+    return Door(name, ["train", "validation", "test"], load)
+
+
+# Folders
+
+
+@dataclass(frozen=True)
+class FolderSource:
+    """Files in folders named after their class."""
+
+    root: str
+    files: list[str]
+    labels: np.ndarray
+    label_names: list[str]
+    fingerprint: str
+    sorted_by_class: bool = True
+
+    def open(self, row: int) -> Image.Image:
+        return open_picture(os.path.join(self.root, self.files[row]), self.files[row])
+
+    def name(self, row: int) -> str:
+        return self.files[row]
+
+
+def hidden(path: Path) -> bool:
+    """Whether any part of a relative path begins with a dot."""
+    return any(part.startswith(".") for part in path.parts)
+
+
+def subfolders(path: Path) -> list[Path]:
+    """The folders in a folder, sorted by name; hidden ones left out."""
+    return sorted((item for item in path.iterdir() if item.is_dir() and not item.name.startswith(".")),
+                  key=lambda item: item.name)  # fmt: skip
+
+
+def folder_door(name: str, root: Path) -> Door:
+    """Door of `SPLIT/CLASS/*` or of `CLASS/*`, which is all "train"."""
+    folders = subfolders(root)
+    named = {SPLIT_NAMES[f.name.lower()]: f for f in folders if f.name.lower() in SPLIT_NAMES and subfolders(f)}
+    splits = named or {"train": root}
+    if not any(subfolders(folder) for folder in splits.values()):
+        raise HFViTError(
+            f"'{name}' holds no class folders; put the pictures into train/CLASS/*.jpg (or CLASS/*.jpg), "
+            "one folder per class"
+        )
+
+    def load(split: str) -> FolderSource:
+        files, labels, names, sizes = class_files(name, splits[split])
+        if split != "train" and "train" in splits:
+            train_names = [folder.name for folder in subfolders(splits["train"])]
+            labels, names = relabel(labels, names, train_names, f"split '{split}' of '{name}'"), train_names
+        prefix = os.path.relpath(splits[split], root)
+        files = [os.path.normpath(os.path.join(prefix, file)) for file in files]
+        mark = digest(*names, *files, *sizes, labels.tobytes(), *sampled_contents(root, files, sizes))
+        return FolderSource(str(root), files, labels, names, mark)
+
+    return Door(name, list(splits), load)
+
+
+def sampled_contents(root: Path, files: list[str], sizes: list[int]) -> list[bytes]:
+    """The bytes of all files where they are few, else of some: another picture may have as many."""
+    few = sum(sizes) <= READ_WHOLE
+    rows = range(len(files)) if few else np.linspace(0, len(files) - 1, num=SAMPLED, dtype=np.int64)
+    found = []
+    for row in rows:
+        try:
+            found.append((root / files[row]).read_bytes())
+        except OSError:  # it is named when it is decoded
+            found.append(b"")
+    return found
+
+
+def class_files(name: str, folder: Path) -> tuple[list[str], np.ndarray, list[str], list[int]]:
+    """Pictures below `CLASS/`, at any depth: paths relative to `folder`, labels, class names, sizes in bytes."""
+    files: list[str] = []
+    labels: list[int] = []
+    sizes: list[int] = []
+    classes = subfolders(folder)
+    for label, class_folder in enumerate(classes):
+        found = sorted(picture_files(class_folder))
+        if not found:
+            raise HFViTError(
+                f"the class folder '{class_folder.name}' of '{name}' holds no pictures; fill it or remove it"
+            )
+        files += [os.path.relpath(path, folder) for path in found]
+        sizes += [os.path.getsize(path) for path in found]
+        labels += [label] * len(found)
+    return files, np.array(labels, dtype=np.int64), [item.name for item in classes], sizes
+
+
+def picture_files(folder: Path) -> list[str]:
+    """Paths of all pictures below a folder, by their extension; hidden ones left out."""
+    found = []
+    for parent, folders, files in os.walk(folder, followlinks=True):
+        folders[:] = [item for item in folders if not item.startswith(".")]
+        found += [
+            os.path.join(parent, file)
+            for file in files
+            if os.path.splitext(file)[1].lower() in EXTENSIONS and not file.startswith(".")
+        ]
+    return found

@@ -1,0 +1,145 @@
+"""Which pictures train and which evaluate: from the data arguments to two data sets, seen through their transforms.
+
+For run.py. The door itself is data.py (map-style) and streaming.py.
+"""
+
+import dataclasses
+from collections.abc import Collection
+from typing import Any
+
+import numpy as np
+
+from hf_vit.errors import HFViTError
+
+from ..config.arguments import DataArguments
+from .dataset import ImageDataset, carve_dev_split, open_dataset, open_door, take_fraction
+from .deduplication import Duplicate, deduplicate
+from .sources import SPLIT_NAMES, Columns
+from .streaming import ImageStream, open_stream, stream_files
+from .transforms import EvalTransform, TrainTransform
+
+
+EVAL_SPLITS = ("validation", "val", "valid", "dev", "test")
+DEV_FRACTION = 0.1
+TRANSFORM_FIELDS = (
+    "crop", "crop_area", "crop_ratio", "flip", "resize_small", "degrees", "translate", "scale", "shear",
+    "auto_augment", "color_jitter", "random_erasing",
+)  # fmt: skip
+LISTED = 5  # duplicates that are named on the screen
+
+
+@dataclasses.dataclass(frozen=True)
+class Splits:
+    """What a run reads."""
+
+    train: ImageDataset | ImageStream
+    evaluation: ImageDataset
+    duplicates: list[Duplicate]
+
+
+def open_splits(data: DataArguments, seed: int, say=print) -> Splits:
+    """Open training and evaluation pictures; without an evaluation split, a stratified part of train becomes one.
+
+    Args:
+        seed: of the choice of `samples_per_class`.
+        say: called with what the user should know.
+
+    Raises:
+        HFViTError: for anything that the user can mend.
+    """
+    if data.dataset is None:
+        raise HFViTError("which pictures? Give --dataset (a folder, a Hub id, digits, or synthetic:NAME)")
+    common = {
+        "config_name": data.dataset_config_name,
+        "image_column": data.image_column,
+        "label_column": data.label_column,
+        "on_unreadable": data.on_unreadable,
+        "cache_dir": data.cache_dir,
+    }
+    if data.streaming:
+        return open_streaming(data, common)
+    train = open_dataset(data.dataset, split=data.train_split, **common)
+    split = data.eval_split or (None if data.dev_fraction is not None else found_eval_split(data))
+    if split is not None:
+        evaluation = open_dataset(data.dataset, split=split, label_names=train.label_names, **common)
+        if shared := in_both(train, evaluation):
+            say(f"{shared:,} of {len(evaluation):,} evaluation pictures are trained on: their score is no test's")
+    else:
+        share = data.dev_fraction or DEV_FRACTION
+        train, evaluation = carve_dev_split(train, share)
+        say(f"no evaluation split: {len(evaluation):,} training pictures ({share:.0%}, stratified) are kept for it")
+    duplicates: list[Duplicate] = []
+    if data.deduplicate_split is not None and data.deduplicate_against in (None, "eval"):
+        raise HFViTError("--deduplicate_split is a split of --deduplicate_against DATASET: give one, or leave it out")
+    if data.deduplicate_against is not None:
+        other = evaluation if data.deduplicate_against == "eval" else held_out(data)
+        train, duplicates = deduplicate(train, other)
+        say(duplicates_found(duplicates, other))
+    if data.train_fraction < 1:
+        train = take_fraction(train, data.train_fraction)
+    if data.samples_per_class is not None:
+        train = train.per_class(data.samples_per_class, seed)
+    return Splits(train, evaluation, duplicates)
+
+
+def in_both(train: ImageDataset, evaluation: ImageDataset) -> int:
+    """Pictures of slices of one split that overlap; sums of splits are not looked into."""
+    same = train.source.fingerprint == evaluation.source.fingerprint
+    return len(np.intersect1d(train.rows, evaluation.rows)) if same else 0
+
+
+def found_eval_split(data: DataArguments) -> str | None:
+    """The first of the usual names that the data has besides the training split."""
+    columns = Columns(data.image_column, data.label_column, None)
+    splits = open_door(data.dataset, data.dataset_config_name, columns, data.cache_dir).splits
+    return first_untouched(splits, data.train_split)
+
+
+def first_untouched(splits: Collection[str], train_split: str) -> str | None:
+    """The first of the usual names among `splits` of which `train_split`, which may be a sum of slices, takes none."""
+    words = [part.split("[")[0].strip() for part in train_split.split("+")]
+    used = {word if word in splits else SPLIT_NAMES.get(word.lower(), word) for word in words}
+    return next((name for name in EVAL_SPLITS if name in splits and name not in used), None)
+
+
+def held_out(data: DataArguments) -> ImageDataset:
+    """The pictures of another data set that must not be trained on: of its test split, unless another is named."""
+    name = data.deduplicate_against
+    split = data.deduplicate_split
+    if split is None:
+        splits = open_door(name, None, Columns(labelled=False), data.cache_dir).splits
+        if "test" not in splits:
+            raise HFViTError(f"'{name}' has no test split; choose with --deduplicate_split: {', '.join(splits)}")
+        split = "test"
+    return open_dataset(name, split=split, cache_dir=data.cache_dir, labelled=False)
+
+
+def open_streaming(data: DataArguments, common: dict[str, Any]) -> Splits:
+    """Train from a stream; the evaluation split is read from a local copy, so that each picture counts once."""
+    for name in ("samples_per_class", "deduplicate_against", "deduplicate_split", "dev_fraction"):
+        if getattr(data, name) is not None:
+            raise HFViTError(f"--{name} has to look at all pictures first: leave out --streaming")
+    split = data.eval_split
+    if split is None:
+        splits = stream_files(data.dataset, data.dataset_config_name, data.cache_dir)
+        split = first_untouched(splits, data.train_split)
+    if split is None:
+        raise HFViTError(f"'{data.dataset}' has no evaluation split to stream beside: name one with --eval_split")
+    train = open_stream(data.dataset, split=data.train_split, fraction=data.train_fraction, **common)
+    return Splits(train, open_dataset(data.dataset, split=split, label_names=train.label_names, **common), [])
+
+
+def duplicates_found(duplicates: list[Duplicate], other: ImageDataset) -> str:
+    """How many training pictures were left out, and the first of them."""
+    names = [f"{twin.name} = {twin.other_name}" for twin in duplicates[:LISTED]]
+    more = ", ..." if len(duplicates) > LISTED else ""
+    listed = f" ({'; '.join(names)}{more})" if names else ""
+    return f"{len(duplicates):,} training pictures are also in {other.name} ({other.split}) and are left out{listed}"
+
+
+def transforms(data: DataArguments, config) -> tuple[TrainTransform, EvalTransform]:
+    """The random view for training, and the one for evaluation that the image processor repeats."""
+    size, common = config.image_size_hw, {"num_channels": config.num_channels, "resample": data.resample}
+    chosen = {name: getattr(data, name) for name in TRANSFORM_FIELDS}
+    chosen = {name: tuple(value) if isinstance(value, list) else value for name, value in chosen.items()}
+    return TrainTransform(size, **common, **chosen), EvalTransform(size, data.crop_pct, **common)

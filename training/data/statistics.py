@@ -1,0 +1,88 @@
+"""What a data set looks like, before anything is trained on it: counts, sizes, colours, unreadable pictures.
+
+python -m training.data.statistics --dataset path/or/hub-id --split train
+"""
+
+import json
+from typing import Any
+
+import numpy as np
+
+from hf_vit.errors import HFViTError, Parser, report_error
+
+from .dataset import ImageDataset, UnreadableImage, open_dataset
+from .pictures import upright_size
+
+
+SAMPLE = 1000  # pictures that are opened
+
+
+def statistics(dataset: ImageDataset, sample: int = SAMPLE) -> dict[str, Any]:
+    """Facts about a data set, ready for JSON. Labels are counted in full, pictures are opened evenly spaced.
+
+    Args:
+        sample: at most how many pictures are opened; 0 for all.
+
+    Returns:
+        name, split, fingerprint, images, classes, the largest and smallest class with their counts, and of the sample:
+        smallest, median and largest width and height in pixels, mean and standard deviation of each channel (over
+        pixels, each picture counting equally, 0 to 1), and the unreadable ones by name.
+    """
+    counts = np.bincount(dataset.labels, minlength=len(dataset.label_names))
+    most, least = int(counts.argmax()), int(counts.argmin())
+    opened = len(dataset) if sample == 0 else min(sample, len(dataset))
+    sizes, means, squares, unreadable = [], [], [], []
+    for index in np.unique(np.linspace(0, len(dataset) - 1, num=opened, dtype=np.int64)):
+        try:
+            image, _, name = dataset.read(int(index))
+        except UnreadableImage as error:
+            unreadable.append(str(error))
+            continue
+        sizes.append(upright_size(image, name))
+        pixels = np.asarray(image, dtype=np.float64).reshape(-1, 3) / 255
+        means.append(pixels.mean(axis=0))
+        squares.append((pixels**2).mean(axis=0))
+    facts = {
+        "name": dataset.name,
+        "split": dataset.split,
+        "fingerprint": dataset.fingerprint,
+        "images": len(dataset),
+        "classes": len(dataset.label_names),
+        "largest_class": {"name": dataset.label_names[most], "images": int(counts[most])},
+        "smallest_class": {"name": dataset.label_names[least], "images": int(counts[least])},
+        "opened": opened,
+        "unreadable": unreadable,
+    }
+    if sizes:
+        mean = np.mean(means, axis=0)
+        deviation = np.sqrt(np.maximum(np.mean(squares, axis=0) - mean**2, 0.0))
+        for side, values in zip(("width", "height"), zip(*sizes)):
+            facts[side] = {"smallest": min(values), "median": float(np.median(values)), "largest": max(values)}
+        facts["mean"], facts["std"] = mean.round(4).tolist(), deviation.round(4).tolist()
+    return facts
+
+
+def main(argv: list[str] | None = None) -> dict[str, Any]:
+    """Print the statistics of a data set as JSON; bad input is one line on stderr and exit status 2."""
+    parser = Parser(prog="python -m training.data.statistics", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--dataset", required=True, help="folder, parquet, shards, Hub id, digits or synthetic:NAME")
+    parser.add_argument("--dataset_config_name", help="configuration of a Hub dataset")
+    parser.add_argument("--split", default="train", help="split, such as train or train[:98%%] (default: train)")
+    parser.add_argument("--image_column", help="column with the pictures")
+    parser.add_argument("--label_column", help="column with the labels")
+    parser.add_argument("--sample", type=int, default=SAMPLE, help=f"pictures to open, 0 for all (default: {SAMPLE})")
+    try:
+        given = parser.parse_args(argv)
+        dataset = open_dataset(
+            given.dataset, config_name=given.dataset_config_name, split=given.split,
+            image_column=given.image_column, label_column=given.label_column,
+        )  # fmt: skip
+        facts = statistics(dataset, given.sample)
+    except (HFViTError, OSError) as error:
+        raise SystemExit(report_error(error)) from None
+    print(json.dumps(facts, indent=2, ensure_ascii=False))
+    return facts
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,152 @@
+"""Wavy and noisy circles inside one another: the families `atoms` and `contours` of families.py.
+
+`atoms` is VisualAtom (Takashima et al., "Visual Atoms", CVPR 2023) with the ranges of its published script, `contours`
+is RCDB (Kataoka et al., "Replacing Labeled Real-image Datasets with Auto-generated Contours", CVPR 2022). A picture is
+L closed polygons of V vertices; each grows out of the one before by noise along the radius, so all vertices are one
+cumulative sum. Their "Perlin noise" is read at an independent random place per vertex, hence white noise with a
+standard deviation of 0.33; here it is uniform noise of that deviation, in 256 steps.
+
+Sines, cosines and logarithms, in whose last bit processors differ, are rounded to 2^-20 before anything rests on them.
+"""
+
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+
+from ...rng import CLASS, IMAGE, generator, shares
+from .lines import OFFSET, Polygons, draw_polygons
+
+
+CANVAS = 512.0  # the formulas' own pixels
+NOISE = 0.329 * 3**0.5  # half range of uniform noise with the standard deviation of 1-D Perlin noise
+ATOMS, CONTOURS = 2, 3  # the families' numbers in random addresses
+MOST_VERTICES = 1.5  # per pixel of the picture's side: finer polygons look the same
+CLOSEST = 1.0  # px, largest mean distance of neighbouring polygons, below which not all are drawn
+HEADER = 8  # 64-bit words of a picture's own: centre, radius, ovals; what follows are greys, then the noise
+ATTEMPT = 1 << 32  # blocks of random numbers from one attempt at a picture to the next
+EXACT = 2.0**20
+
+
+@dataclass(frozen=True)
+class Formula:
+    """What a class fixes. `direction` (2, V): cosine and sine; `move` (V,): mean move outward from polygon to polygon,
+    `pace`: its largest over the vertices, `noise`: half the range of what is random in it, all in canvas pixels."""
+
+    family: int
+    lines: int
+    radius: float
+    ovals: tuple[float, float]
+    direction: np.ndarray
+    move: np.ndarray
+    pace: float
+    noise: float
+
+    @property
+    def vertices(self) -> int:
+        """V."""
+        return len(self.move)
+
+    @property
+    def grey_words(self) -> int:
+        """64-bit words of the greys: a byte per polygon, in whole blocks of four words."""
+        return 4 * -(-self.lines // 32)
+
+    def stride(self, size: int) -> int:
+        """Which vertices are drawn: every one, or every second, ..."""
+        return math.ceil(self.vertices / (MOST_VERTICES * size))
+
+    def every(self, size: int) -> int:
+        """Which polygons are drawn: so many that nowhere their mean distance is above `CLOSEST`."""
+        return max(1, int(CLOSEST / (self.pace * size / CANVAS)))
+
+    def noise_shape(self, size: int) -> tuple[int, int, int]:
+        """Polygons, axes, drawn vertices."""
+        return self.lines, 2, -(-self.vertices // self.stride(size))
+
+    def words(self, size: int) -> int:
+        """64-bit words of a whole picture: header, greys, a byte of noise per polygon, axis and drawn vertex."""
+        return HEADER + self.grey_words + -(-math.prod(self.noise_shape(size)) // 8)
+
+
+@lru_cache(maxsize=4096)
+def atom_formula(seed: int, label: int) -> Formula:
+    """VisualAtom: two sine waves of different frequency around the orbit make the class."""
+    rng = generator(CLASS, seed, ATOMS, label)
+    vertices, lines, radius = (int(rng.integers(low, high + 1)) for low, high in ((200, 1000), (1, 200), (10, 60)))
+    noise, growth = 4.0 * rng.random(), 0.1 * rng.random()
+    first = int(rng.integers(0, 21))
+    second = (first + 1 + int(rng.integers(0, 20))) % 21
+    ovals = (1.0 + rng.random(), 1.0 + rng.random())
+    angle = np.arange(vertices) * (2 * np.pi / vertices)
+    wave = exact(0.5 * np.sin(first * angle) + 0.5 * np.sin(second * angle))
+    # n = noise * c - c - wave, and a vertex moves out by w - n.
+    move = noise + growth + wave
+    return Formula(ATOMS, lines, radius, ovals, directions(angle), move, float(move.max()), noise * NOISE)
+
+
+@lru_cache(maxsize=4096)
+def contour_formula(seed: int, label: int) -> Formula:
+    """RCDB: numbers of vertices and lines and the noise make the class; radius and ovals are the picture's."""
+    rng = generator(CLASS, seed, CONTOURS, label)
+    vertices = 0
+    while not 2 < vertices <= 200:
+        vertices = int(exact(-100.0 * np.log(1.0 - rng.random())))
+    lines, noise, growth = int(rng.integers(1, 201)), 4.0 * rng.random(), 0.1 * rng.random()
+    angle = np.arange(vertices) * (2 * np.pi / vertices)
+    # n = noise * 2c - c, and a vertex moves out by w - n.
+    move = np.full(vertices, noise + growth)
+    return Formula(CONTOURS, lines, 0.0, (1.0, 1.0), directions(angle), move, noise + growth, 2.0 * noise * NOISE)
+
+
+def directions(angle: np.ndarray) -> np.ndarray:
+    """Cosine and sine (2, V)."""
+    return exact(np.stack([np.cos(angle), np.sin(angle)]))
+
+
+def exact(values: np.ndarray) -> np.ndarray:
+    """Rounded to what every processor agrees on."""
+    return np.rint(values * EXACT) / EXACT
+
+
+def picture_formula(formula: Formula, header: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Start, step and spread of a picture's polygons (lines.py), float32 (2, v), of every `stride`-th vertex.
+
+    Args:
+        header: uint64 (HEADER,), the picture's own numbers.
+    """
+    x, y, radius, wide, high, *_ = shares(header)
+    ovals = formula.ovals
+    if formula.family == CONTOURS:
+        reach, radius, ovals = 400.0, 100.0 * radius, (1.0 + wide, 1.0 + high)
+    else:
+        reach, radius = CANVAS, formula.radius
+    kept = slice(None, None, formula.stride(size))
+    direction, scale = formula.direction[:, kept], size / CANVAS
+    centre = np.array([[CANVAS / 2 + reach * (x - 0.5)], [CANVAS / 2 + reach * (y - 0.5)]])
+    start = (radius * np.array(ovals)[:, None] * direction + centre) * scale + OFFSET
+    step = (formula.move[kept] + formula.noise) * scale * direction
+    spread = 2 * formula.noise / 255 * scale * direction
+    return start.astype(np.float32), step.astype(np.float32), spread.astype(np.float32)
+
+
+def draw(formula: Formula, seed: int, label: int, instance: int, size: int, attempt: int) -> np.ndarray:
+    """One picture, polygons in random greys on black: uint8 (size, size)."""
+    rng = generator(IMAGE, seed, formula.family, label, instance, attempt * ATTEMPT)
+    words = rng.bit_generator.random_raw(formula.words(size)).astype("<u8", copy=False)
+    start, step, spread = picture_formula(formula, words[:HEADER], size)
+    numbers = words[HEADER:].view(np.uint8)
+    shape = formula.noise_shape(size)
+    noise = numbers[8 * formula.grey_words :][: math.prod(shape)].reshape(shape)
+    return draw_polygons(Polygons(start, step, spread, noise, numbers[: formula.lines], formula.every(size)), size)
+
+
+def draw_atom(seed: int, label: int, instance: int, size: int, attempt: int) -> np.ndarray:
+    """One VisualAtom picture; centre and noise are the picture's own."""
+    return draw(atom_formula(seed, label), seed, label, instance, size, attempt)
+
+
+def draw_contours(seed: int, label: int, instance: int, size: int, attempt: int) -> np.ndarray:
+    """One RCDB picture; centre, radius, ovals and noise are the picture's own."""
+    return draw(contour_formula(seed, label), seed, label, instance, size, attempt)

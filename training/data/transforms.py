@@ -1,0 +1,332 @@
+"""What happens between file and model: crops, flips and small distortions in the workers, mixing on the device.
+
+Every geometric step that picks a part of the picture is one window in the file's own pixels, drawn before decoding. So
+a large JPEG is decoded no larger than its window needs, and the window is resampled once.
+
+Sources: Inception crop, TensorFlow's `sample_distorted_bounding_box` as google-research/vision_transformer calls it;
+resize-small and random crop, google-research/big_vision `pp/ops_image.py`; mixup, Zhang et al. 2018 in big_vision's
+form (one weight per step, never below one half); CutMix, Yun et al. 2019.
+"""
+
+from dataclasses import asdict, dataclass, field
+from math import cos, radians, sin, sqrt, tan
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from hf_vit.errors import HFViTError
+
+from ..rng import MIXING, generator
+from .auto_augment import color_jitter, policy, random_erasing
+from .pictures import decode, decode_window, upright_size
+
+
+Box = tuple[float, float, float, float]  # left, upper, right, lower, in pixels
+
+RESAMPLING = {
+    "nearest": Image.Resampling.NEAREST,
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+    "lanczos": Image.Resampling.LANCZOS,
+}
+CROPS = ("inception", "resize_small_random", "squash", "none")
+
+
+@dataclass(frozen=True)
+class PictureTransform:
+    """A window of the picture, resampled to `image_size`.
+
+    Args:
+        image_size: height and width of the result in pixels; one number for a square.
+        resample: filter of the resize (Pillow's, so antialiased when it shrinks).
+        num_channels: 3, or 1 for a greyscale model.
+    """
+
+    image_size: int | tuple[int, int]
+    resample: str = field(default="bilinear", kw_only=True)
+    num_channels: int = field(default=3, kw_only=True)
+
+    def __post_init__(self):
+        height, width = self.image_size_hw
+        if height < 1 or width < 1:
+            raise HFViTError(f"image_size must be positive, got {self.image_size}")
+        if self.resample not in RESAMPLING:
+            raise HFViTError(f"resample must be one of {', '.join(RESAMPLING)}, got '{self.resample}'")
+        if self.num_channels not in (1, 3):
+            raise HFViTError(f"pictures are decoded to 1 or 3 channels, the model asks for {self.num_channels}")
+
+    @property
+    def image_size_hw(self) -> tuple[int, int]:
+        """Height and width of the result."""
+        size = self.image_size
+        return (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
+
+    def describe(self) -> dict[str, Any]:
+        """The settings, ready for JSON."""
+        described = {"transform": type(self).__name__, **asdict(self), "image_size": list(self.image_size_hw)}
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in described.items()}
+
+    def window(self, width: int, height: int, rng: np.random.Generator) -> Box | None:
+        """The part of a picture of that size to keep; None keeps its pixels as they are, without resampling."""
+        return (0.0, 0.0, float(width), float(height))
+
+    def finish(self, image: Image.Image, rng: np.random.Generator) -> Image.Image:
+        """What follows the resize."""
+        return image
+
+    def from_file(self, opened: Image.Image, name: str, rng: np.random.Generator) -> np.ndarray:
+        """Decode as much as needed of an opened picture and transform it to uint8 (H, W, num_channels).
+
+        Raises:
+            UnreadableImage: damaged data; the message begins with `name`.
+        """
+        target_height, target_width = self.image_size_hw
+        width, height = upright_size(opened, name)
+        box = self.window(width, height, rng)
+        if box is None:
+            image = decode(opened, name)
+            if image.size != (target_width, target_height):
+                raise HFViTError(
+                    f"{name}: crop 'none' needs pictures of {target_height}x{target_width} px (height x width), "
+                    f"this one has {height}x{width}; choose another crop"
+                )
+        else:
+            image, scale = decode_window(opened, name, box, (target_width, target_height))
+            left, upper, right, lower = (side * scale for side in box)
+            box = (left, upper, min(right, image.width), min(lower, image.height))
+            image = image.resize((target_width, target_height), RESAMPLING[self.resample], box=box)
+        image = self.finish(image, rng)
+        if self.num_channels == 1:
+            return np.asarray(image.convert("L"))[:, :, None]
+        return np.asarray(image)
+
+    def __call__(self, image: Image.Image, rng: np.random.Generator) -> np.ndarray:
+        """Transform a picture to uint8 (H, W, num_channels); all randomness comes from `rng`."""
+        return self.from_file(image, "picture", rng)
+
+
+@dataclass(frozen=True)
+class EvalTransform(PictureTransform):
+    """The picture a model is evaluated on.
+
+    Args:
+        crop_pct: None squashes the whole picture to `image_size`, as Google evaluates; a fraction resizes it until it
+            covers `image_size / crop_pct` and keeps the centre (224 / 256 = 0.875).
+    """
+
+    crop_pct: float | None = None
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.crop_pct is not None and not 0.0 < self.crop_pct <= 1.0:
+            raise HFViTError(f"crop_pct must lie in (0, 1], got {self.crop_pct}")
+
+    def window(self, width: int, height: int, rng: np.random.Generator) -> Box:
+        if self.crop_pct is None:
+            return super().window(width, height, rng)
+        return covering_window(width, height, self.image_size_hw, 1.0 / self.crop_pct, 0.5, 0.5)
+
+
+@dataclass(frozen=True)
+class TrainTransform(PictureTransform):
+    """A random view of the picture.
+
+    Args:
+        crop: "inception" (a window of random area and aspect ratio), "resize_small_random" (resized until it covers
+            `resize_small * image_size`, then a random window), "squash" (all of it), "none" (already that size).
+        crop_area: smallest and largest share of the picture's area, for "inception".
+        crop_ratio: smallest and largest width / height of the window, for "inception".
+        resize_small: how much larger than the window the resized picture is; 448 / 384 in big_vision's transfers.
+        flip: mirror left and right every other time. Wrong for letters and digits.
+        degrees, shear: largest rotation and horizontal shear, in degrees, to either side.
+        translate: largest shift, as a share of the side.
+        scale: smallest and largest magnification of the content.
+        auto_augment: `randaug(2,10)` as big_vision, `rand-m9-mstd0.5-inc1` as timm, `3a`; see distortions.py.
+        color_jitter: brightness, contrast, saturation by up to this share; 0 is off.
+        random_erasing: how often a rectangle becomes noise.
+    """
+
+    crop: str = "inception"
+    crop_area: tuple[float, float] = (0.05, 1.0)
+    crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    flip: bool = True
+    resize_small: float = 448 / 384
+    degrees: float = 0.0
+    translate: float = 0.0
+    scale: tuple[float, float] = (1.0, 1.0)
+    shear: float = 0.0
+    auto_augment: str | None = None
+    color_jitter: float = 0.0
+    random_erasing: float = 0.0
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.auto_augment is not None:
+            policy(self.auto_augment)
+        if self.color_jitter < 0 or not 0 <= self.random_erasing <= 1:
+            raise HFViTError("color_jitter must be at least 0, random_erasing must lie in [0, 1]")
+        if self.crop not in CROPS:
+            raise HFViTError(f"crop must be one of {', '.join(CROPS)}, got '{self.crop}'")
+        for name, (low, high), top in (("crop_area", self.crop_area, 1.0), ("crop_ratio", self.crop_ratio, 100.0),
+                                       ("scale", self.scale, 100.0)):  # fmt: skip
+            if not 0.0 < low <= high <= top:
+                raise HFViTError(f"{name} must be two numbers, 0 < smallest <= largest <= {top:g}, got {low}, {high}")
+        if self.resize_small < 1.0:
+            raise HFViTError(f"resize_small is a factor of at least 1, got {self.resize_small}")
+        if not (0 <= self.degrees <= 180 and 0 <= self.shear < 90 and 0 <= self.translate <= 1):
+            raise HFViTError("degrees must lie in [0, 180], shear in [0, 90), translate in [0, 1]")
+
+    def window(self, width: int, height: int, rng: np.random.Generator) -> Box | None:
+        if self.crop == "none":
+            return None
+        if self.crop == "inception":
+            return inception_window(width, height, self.crop_area, self.crop_ratio, rng)
+        if self.crop == "resize_small_random":
+            return covering_window(width, height, self.image_size_hw, self.resize_small, rng.random(), rng.random())
+        return super().window(width, height, rng)
+
+    def finish(self, image: Image.Image, rng: np.random.Generator) -> Image.Image:
+        if self.flip and rng.random() < 0.5:
+            image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        if self.degrees or self.translate or self.shear or self.scale != (1.0, 1.0):
+            image = image.transform(image.size, Image.Transform.AFFINE, self._draw_affine(image.size, rng),
+                                    resample=Image.Resampling.BILINEAR)  # fmt: skip
+        if self.auto_augment is not None:
+            image = policy(self.auto_augment)(image, rng)
+        if self.color_jitter:
+            image = color_jitter(image, self.color_jitter, rng)
+        if self.random_erasing and rng.random() < self.random_erasing:
+            image = random_erasing(image, rng)
+        return image
+
+    def _draw_affine(self, size: tuple[int, int], rng: np.random.Generator) -> tuple[float, ...]:
+        angle, shear, shift_x, shift_y, zoom = rng.random(5)
+        low, high = self.scale
+        return affine_coefficients(
+            size,
+            degrees=(2 * angle - 1) * self.degrees,
+            shear=(2 * shear - 1) * self.shear,
+            shift=((2 * shift_x - 1) * self.translate * size[0], (2 * shift_y - 1) * self.translate * size[1]),
+            scale=low * (high / low) ** zoom,
+        )
+
+
+def inception_window(
+    width: int, height: int, area: tuple[float, float], ratio: tuple[float, float], rng: np.random.Generator
+) -> Box:
+    """TensorFlow's `sample_distorted_bounding_box` without boxes.
+
+    The aspect ratio is uniform; then the window's height is uniform between those of the smallest and largest allowed
+    area, as far as the window fits. The whole picture where none fits, which only very long pictures meet.
+    """
+    aspect, tallness, right, down = rng.random(4)
+    aspect = ratio[0] + aspect * (ratio[1] - ratio[0])
+    lowest = sqrt(area[0] * width * height / aspect)
+    highest = min(sqrt(area[1] * width * height / aspect), width / aspect, height)
+    if lowest > highest:
+        return (0.0, 0.0, float(width), float(height))
+    box_height = min(max(1, round(lowest + tallness * (highest - lowest))), height)
+    box_width = min(max(1, round(box_height * aspect)), width)
+    left, upper = int(right * (width - box_width + 1)), int(down * (height - box_height + 1))
+    return (float(left), float(upper), float(left + box_width), float(upper + box_height))
+
+
+def covering_window(
+    width: int, height: int, target_hw: tuple[int, int], enlarge: float, right: float, down: float
+) -> Box:
+    """The window that remains when a picture is resized to just cover `enlarge * target_hw` and cut to `target_hw`.
+
+    Args:
+        right, down: where the window lies, from 0 (left, top) to 1.
+    """
+    factor = max(target_hw[0] * enlarge / height, target_hw[1] * enlarge / width)
+    box_width, box_height = target_hw[1] / factor, target_hw[0] / factor
+    left, upper = right * (width - box_width), down * (height - box_height)
+    return (left, upper, left + box_width, upper + box_height)
+
+
+def affine_coefficients(
+    size: tuple[float, float], degrees: float, shear: float, shift: tuple[float, float], scale: float
+) -> tuple[float, ...]:
+    """Pillow's six AFFINE numbers (output to input pixels) of a map about the centre.
+
+    Args:
+        size: width and height in pixels.
+        degrees: counter-clockwise rotation. shear: horizontal, in degrees.
+        shift: right and down, in pixels. scale: above 1 enlarges the content.
+    """
+    angle, slant = radians(degrees), tan(radians(shear))
+    a, b = cos(angle) / scale, -sin(angle) / scale
+    c, d = sin(angle) / scale, cos(angle) / scale
+    a, b, c, d = a + slant * c, b + slant * d, c, d
+    centre_x, centre_y = size[0] / 2, size[1] / 2
+    x0, y0 = centre_x + shift[0], centre_y + shift[1]
+    return (a, b, centre_x - a * x0 - b * y0, c, d, centre_y - c * x0 - d * y0)
+
+
+@dataclass(frozen=True)
+class Mixing:
+    """Mixup and CutMix of a batch on its device, a pure function of (seed, step).
+
+    Args:
+        mixup_alpha: parameter of the Beta distribution of mixup's weight; 0 switches mixup off.
+        cutmix_alpha: the same for CutMix. With both on, every step tosses a coin.
+        num_labels: K, the width of the soft labels.
+        seed: of the run. All ranks draw the same weight in the same step, as in big_vision.
+    """
+
+    mixup_alpha: float
+    cutmix_alpha: float
+    num_labels: int
+    seed: int = 0
+
+    def __post_init__(self):
+        if self.mixup_alpha < 0 or self.cutmix_alpha < 0:
+            raise HFViTError(f"mixup and cutmix must be >= 0, got {self.mixup_alpha} and {self.cutmix_alpha}")
+
+    def describe(self) -> dict[str, Any]:
+        """The settings, ready for JSON."""
+        return {"mixup_alpha": self.mixup_alpha, "cutmix_alpha": self.cutmix_alpha}
+
+    def __call__(
+        self, pixel_values: torch.Tensor, labels: torch.Tensor, step: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Mix each picture with its neighbour in the batch.
+
+        Args:
+            pixel_values: float (B, C, H, W). labels: int (B,) or soft (B, K). step: number of the step.
+
+        Returns:
+            pixel_values (B, C, H, W) and soft labels (B, K).
+        """
+        if labels.dim() == 1:
+            labels = torch.nn.functional.one_hot(labels, self.num_labels)
+        soft = labels.to(torch.float32)
+        if not (self.mixup_alpha or self.cutmix_alpha):
+            return pixel_values, soft
+        rng = generator(MIXING, self.seed, step)
+        cut = bool(self.cutmix_alpha) and (not self.mixup_alpha or rng.random() < 0.5)
+        alpha = self.cutmix_alpha if cut else self.mixup_alpha
+        weight = float(rng.beta(alpha, alpha))
+        partners = pixel_values.roll(1, dims=0)
+        if cut:
+            height, width = pixel_values.shape[-2:]
+            top, bottom, left, right = cut_rectangle(height, width, 1.0 - weight, rng)
+            pixel_values = pixel_values.clone()
+            pixel_values[..., top:bottom, left:right] = partners[..., top:bottom, left:right]
+            weight = 1.0 - (bottom - top) * (right - left) / (height * width)  # what is really left of the picture
+        else:
+            weight = max(weight, 1.0 - weight)
+            pixel_values = weight * pixel_values + (1.0 - weight) * partners
+        return pixel_values, weight * soft + (1.0 - weight) * soft.roll(1, dims=0)
+
+
+def cut_rectangle(height: int, width: int, share: float, rng: np.random.Generator) -> tuple[int, int, int, int]:
+    """A rectangle of that share of the area about a uniform centre, cut at the border: top, bottom, left, right."""
+    tall, wide = sqrt(share) * height, sqrt(share) * width
+    y, x = rng.random() * height, rng.random() * width
+    top, bottom = max(0, round(y - tall / 2)), min(height, round(y + tall / 2))
+    left, right = max(0, round(x - wide / 2)), min(width, round(x + wide / 2))
+    return top, bottom, left, right

@@ -1,0 +1,135 @@
+"""Batches on their way to the loop: which ones make an update, who reads them, how long the loop waits.
+
+For the Trainer. Which pictures they hold is sampling.py's, and a function of (seed, position) alone.
+"""
+
+import itertools
+import math
+from collections.abc import Callable, Iterator
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+from transformers.trainer_callback import CallbackHandler
+
+from hf_vit.errors import HFViTError
+
+from ..config.arguments import TrainArguments
+from ..data.dataset import collate
+from ..data.samplers import EvalOrder, KeyedDataset, TrainOrder, stack
+from ..data.streaming import ImageStream, StreamOrder
+from ..reporting.progress import Stopwatch
+from .preemption import leave_to_the_loop
+from .schedule import Plan, Stage, seen_at
+
+
+class Batches:
+    """The batches of a run, as this process sees them.
+
+    Args:
+        dataset: addressed by (epoch, index). rank, world_size: of this process, and how many there are.
+        handler: of the callbacks, which are shown the loader in use. watch: learns how long the loop waited.
+
+    Attributes:
+        error: what this process could not read, where there are others, who have to hear of it.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        args: TrainArguments,
+        plan: Plan,
+        rank: int,
+        world_size: int,
+        device: torch.device,
+        handler: CallbackHandler,
+        watch: Stopwatch,
+    ):
+        self.dataset, self.args, self.plan, self.device = dataset, args, plan, device
+        self.rank, self.world_size = rank, world_size
+        self.handler, self.watch = handler, watch
+        self.error: HFViTError | None = None
+
+    def updates(self, step: int, position: int) -> Iterator[list[dict]]:
+        """The batches of one update after another, from `step`, whose first picture stands at `position`."""
+        for stage in self.plan.stages:
+            if step >= stage.stop:
+                continue
+            stop = position + (stage.stop - step) * stage.pictures
+            loader = loader_of(
+                seen_at(self.dataset, stage.image_size), self.order(stage, position, stop), self.args, self.device
+            )
+            self.handler.train_dataloader = loader
+            batches = to_the_end(loader, self._keep if self.world_size > 1 else None)
+            self.watch.start()
+            for _ in range(step, stage.stop):
+                with self.watch.wait():
+                    update = list(itertools.islice(batches, stage.passes))
+                yield update
+            step, position = stage.stop, stop
+
+    def _keep(self, error: HFViTError) -> None:
+        self.error = error
+
+    def order(self, stage: Stage, position: int, stop: int) -> TrainOrder | StreamOrder:
+        """The batches of this process from one place of the row to another."""
+        where = {"position": position, "stop": stop, "rank": self.rank, "world_size": self.world_size}
+        if isinstance(self.dataset, ImageStream):
+            return self.dataset.order(stage.batch_size, seed=self.args.seed, **where)
+        return TrainOrder(len(self.dataset), stage.batch_size, seed=self.args.seed, **where)
+
+    def names(self, step: int, position: int) -> tuple[list[str], list[str]]:
+        """The files that this process reads for update `step`, whose first picture stands at `position`; and those of
+        them that it cannot read."""
+        stage = self.plan.stage_of(step)
+        order = self.order(stage, position, position + stage.pictures)
+        items = [self.dataset[key] for keys in order for key in keys]
+        return [str(i["name"]) for i in items if "name" in i], [i["unreadable"] for i in items if "unreadable" in i]
+
+    def next_epoch(self, position: int) -> int:
+        """The next place of the row at which an epoch begins, for all processes alike."""
+        size = len(self.dataset)
+        return math.ceil(math.ceil(position / size) * size / self.world_size) * self.world_size
+
+
+def to_the_end(loader: DataLoader, keep: Callable[[HFViTError], None] | None) -> Iterator[dict]:
+    """As many batches as the loader has.
+
+    Args:
+        keep: where other processes wait for this one at every batch: takes the error that would end it, and empty
+            batches follow. None raises it.
+    """
+    batches, failed = iter(loader), None
+    for _ in range(len(loader)):
+        if failed is None:
+            try:
+                batch = next(batches)
+            except HFViTError as error:
+                failed = as_raised(error)
+            if failed is not None:  # not in the handler: its error holds on to the workers, which this ends
+                del batches
+                if keep is None:
+                    raise failed
+                keep(failed)
+        yield batch if failed is None else collate([])
+
+
+def as_raised(error: HFViTError) -> HFViTError:
+    """The error as it was raised: torch puts the stack of the worker that raised it into its message."""
+    text = str(error).strip()
+    return HFViTError(text.splitlines()[-1].partition(": ")[2]) if text.startswith("Caught ") else error
+
+
+def loader_of(
+    dataset: Dataset, order: TrainOrder | StreamOrder | EvalOrder, args: TrainArguments, device: torch.device
+) -> DataLoader:
+    """A loader with the workers that `args` asks for; signals to stop are not for them."""
+    workers = args.dataloader_num_workers
+    return DataLoader(
+        dataset,
+        batch_sampler=order,
+        collate_fn=stack if isinstance(dataset, KeyedDataset) else collate,
+        num_workers=workers,
+        prefetch_factor=args.dataloader_prefetch_factor if workers else None,
+        pin_memory=device.type == "cuda",
+        worker_init_fn=leave_to_the_loop,
+    )

@@ -1,0 +1,136 @@
+"""Exact evaluation: every picture counted once, on any number of processes, with the plain loss.
+
+For the Trainer and score.py. Sums are kept on the device in double precision and read once, at the end.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch.utils.data import DataLoader
+from transformers.trainer_utils import EvalPrediction
+
+from hf_vit.errors import HFViTError
+
+from ..data.samplers import EvalOrder
+from .dataloaders import to_the_end
+from .distributed import raise_together
+
+
+@dataclass
+class Evaluated:
+    """What an evaluation found; outputs are there only where they were asked for, in the data's order."""
+
+    loss: float
+    accuracy: float
+    top5_accuracy: float | None
+    count: int
+    unreadable: list[str]
+    logits: np.ndarray | None = None
+    labels: np.ndarray | None = None
+
+    def metrics(self, prefix: str, more: Callable[[EvalPrediction], dict] | None = None) -> dict[str, float]:
+        """The scores under transformers' names, `prefix_loss` and so on, and what `more` finds in the outputs."""
+        scores = {"loss": self.loss, "accuracy": self.accuracy, "top5_accuracy": self.top5_accuracy}
+        found = {f"{prefix}_{name}": value for name, value in scores.items() if value is not None}
+        if more is not None:
+            extra = more(EvalPrediction(predictions=self.logits, label_ids=self.labels))
+            found |= {f"{prefix}_{name.removeprefix(f'{prefix}_')}": value for name, value in extra.items()}
+        return found
+
+
+def score(losses: torch.Tensor, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Sums of one batch: loss, top-1 hits, top-5 hits, pictures; float64 (4,).
+
+    Args:
+        losses: (B,). logits, labels: (B, K) and (B,), or (B, n, K) and (B, n) for n questions to each picture, whose
+            hits are shares.
+    """
+    wide = torch.float32 if losses.device.type == "mps" else torch.float64
+    k = min(5, logits.shape[-1])
+    hits = (logits.topk(k, dim=-1).indices == labels[..., None]).to(wide)  # (B, [n,] k)
+    hits = hits if hits.ndim == 2 else hits.mean(dim=1)  # (B, k)
+    count = torch.tensor(len(labels), device=losses.device)
+    return torch.stack([value.to(wide) for value in (losses.sum(), hits[:, 0].sum(), hits.sum(), count)])
+
+
+@torch.no_grad()
+def evaluate(
+    objective,
+    loader: DataLoader,
+    order: EvalOrder,
+    accelerator: Accelerator,
+    prepare,
+    keep_outputs: bool = False,
+    on_batch=None,
+) -> Evaluated:
+    """Run `objective` over a loader of `order` and add up.
+
+    Args:
+        objective: prepared network and loss, called as `objective(pixel_values, labels) -> losses, logits, labels`.
+        prepare: brings a batch to the device: `prepare(batch) -> (pixel_values, labels)`.
+        keep_outputs: also gather all logits and labels, for metrics that need them.
+        on_batch: called after every batch.
+
+    Raises:
+        HFViTError: nothing can be read, or with "stop" one picture cannot; in all processes.
+    """
+    objective.eval()
+    wide = torch.float32 if accelerator.device.type == "mps" else torch.float64
+    sums = torch.zeros(4, dtype=wide, device=accelerator.device)
+    kept: list[tuple[torch.Tensor, ...]] = []
+    unreadable: list[str] = []
+    asked: tuple[int, ...] = (0,)  # of one picture: classes, or questions and their answers
+    failures: list[HFViTError] = []
+    for batch in to_the_end(loader, failures.append if accelerator.num_processes > 1 else None):
+        pixel_values, labels = prepare(batch)
+        losses, logits, labels = objective(pixel_values, labels)
+        own = own_indices(batch["index"], order.filler)
+        asked = tuple(logits.shape[1:])
+        losses, logits, labels = losses[: len(own)], logits[: len(own)], labels[: len(own)]
+        sums += score(losses, logits, labels)
+        unreadable += batch["unreadable"]
+        if keep_outputs:
+            kept.append((logits.float(), labels, own.to(accelerator.device)))
+        if on_batch is not None:
+            on_batch()
+    raise_together(failures[0] if failures else None)
+    total, top1, top5, count = accelerator.reduce(sums, "sum").tolist()
+    if not count:
+        raise HFViTError(f"no picture to evaluate on can be read: {', '.join(unreadable[:3])}")
+    result = Evaluated(
+        loss=total / max(count, 1),
+        accuracy=top1 / max(count, 1),
+        top5_accuracy=top5 / max(count, 1) if asked[-1] > 5 else None,
+        count=int(count),
+        unreadable=unreadable,
+    )
+    if keep_outputs:
+        result.logits, result.labels = gather_outputs(kept, accelerator, *asked)
+    return result
+
+
+def own_indices(index: torch.Tensor, filler: int | None) -> torch.Tensor:
+    """The batch's indices without the filler, which can only stand last."""
+    return index[:-1] if filler is not None and len(index) and int(index[-1]) == filler else index
+
+
+def gather_outputs(kept: list[tuple], accelerator: Accelerator, *asked: int) -> tuple[np.ndarray, np.ndarray]:
+    """All processes' outputs, in the order of the data.
+
+    Args:
+        asked: shape of one picture's logits, for a process without pictures.
+    """
+    if kept:
+        logits, labels, index = (torch.cat(part) for part in zip(*kept))
+    else:
+        logits = torch.zeros(0, *asked, device=accelerator.device)
+        labels = torch.zeros(0, *asked[:-1], dtype=torch.int64, device=accelerator.device)
+        index = labels.new_zeros(0)
+    padded = [accelerator.pad_across_processes(part, dim=0, pad_index=-1) for part in (logits, labels, index)]
+    logits, labels, index = (accelerator.gather_for_metrics(part).cpu().numpy() for part in padded)
+    order = np.argsort(index, kind="stable")
+    order = order[index[order] >= 0]  # without padding
+    return logits[order], labels[order]

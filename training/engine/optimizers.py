@@ -1,0 +1,350 @@
+"""Which parameters decay, which optimizer moves them and how fast, and how the rate changes over the run.
+
+For the Trainer. Sources: google-research/vision_transformer `vit_jax/utils.py` (schedule) and big_vision `optax.py`
+(decay mask `.*/kernel$`), `utils.py` (rsqrt, cooldown); Table 3 and Table 4 of arXiv:2010.11929; layer-wise decay as
+in MAE `util/lr_decay.py`; Muon with AdamW's rates, arXiv:2502.16982; gradual unfreezing, arXiv:1801.06146.
+"""
+
+import math
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim.lr_scheduler import LambdaLR
+
+from hf_vit.errors import HFViTError
+
+from ..config.arguments import TrainArguments
+from ..config.durations import RAMPS, check_ramps, updates_of
+
+
+# Tables and tokens: they are matrices, but not kernels.
+NOT_KERNELS = ("position_embeddings", "cls_token", "register_tokens", "probe", "mask_token", "distillation_token")
+HEADS = ("classifier", "colours")  # what Muon leaves to AdamW: last layers, as first ones, are not hidden
+
+BLOCK = re.compile(r"(?:^|\.)layers\.(\d+)\.")
+STAGE = re.compile(r"\.backbone\.stages\.(\d+)\.")
+FIRST = re.compile(r"(?:^|\.)embeddings\.|(?:^|\.)mask_token$")
+
+
+# -- parameters ----------------------------------------------------------------------------------------------------
+
+
+def decays(name: str, parameter: torch.Tensor) -> bool:
+    """Whether weight decay applies: kernels only, so no norm, bias, scale, position or token."""
+    return parameter.ndim >= 2 and name.rsplit(".", 1)[-1] not in NOT_KERNELS
+
+
+def layer_numbers(names: Iterable[str]) -> dict[str, int]:
+    """The layer that each parameter belongs to, from 0 at the picture.
+
+    Plain ViT: 0 the embeddings (projection, positions, tokens), then the blocks, then all that reads them (last
+    LayerNorm, pooling, head). Hybrid: 0 the ResNet's root, then its stages, then as above.
+    """
+    names = list(names)
+    stages = [int(found[1]) for name in names if (found := STAGE.search(name))]
+    blocks = [int(found[1]) for name in names if (found := BLOCK.search(name))]
+    hybrid = any(".backbone." in name for name in names)
+    embeddings = 1 + max(stages, default=-1) + 1 if hybrid else 0
+    top = embeddings + max(blocks, default=-1) + 2
+
+    def number(name: str) -> int:
+        if found := BLOCK.search(name):
+            return embeddings + 1 + int(found[1])
+        if found := STAGE.search(name):
+            return 1 + int(found[1])
+        if ".backbone." in name:
+            return 0
+        return embeddings if FIRST.search(name) else top
+
+    return {name: number(name) for name in names}
+
+
+def parameter_groups(model: nn.Module, weight_decay: float, layer_decay: float = 1.0) -> list[dict]:
+    """Split the trainable parameters into those that decay and those that do not, and by layer where rates differ.
+
+    Each group has its `lr_scale`: `layer_decay ** (layers above)`. Within a group, the model's order.
+    """
+    layers = layer_numbers(name for name, _ in model.named_parameters())
+    top = max(layers.values())
+    groups: dict[tuple[int, bool], dict] = {}
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        layer = layers[name] if layer_decay < 1 else top
+        fixed = not decays(name, parameter)
+        empty = {
+            "params": [],
+            "weight_decay": 0.0 if fixed else weight_decay,
+            "lr_scale": layer_decay ** (top - layer),
+        }
+        groups.setdefault((layer, fixed), empty)["params"].append(parameter)
+    return [groups[key] for key in sorted(groups)]
+
+
+# -- optimizers ----------------------------------------------------------------------------------------------------
+
+
+def create_optimizer(model: nn.Module, args: TrainArguments) -> torch.optim.Optimizer:
+    """Build the optimizer `args.optim` over the model's trainable parameters.
+
+    Raises:
+        HFViTError: an optimizer whose package is not installed.
+    """
+    groups = parameter_groups(model, args.weight_decay, args.layer_decay)
+    for group in groups:
+        group["lr"] = args.learning_rate * group["lr_scale"]
+    if args.optim == "sgd":
+        return torch.optim.SGD(groups, lr=args.learning_rate, momentum=args.momentum)
+    adamw: dict[str, Any] = {"betas": (args.adam_beta1, args.adam_beta2), "eps": args.adam_epsilon}
+    if args.optim == "schedule_free_adamw":
+        return _schedule_free(groups, args.learning_rate, adamw)
+    if args.optim == "lamb":
+        return Lamb(groups, **adamw)
+    adamw["fused"] = args.optim != "adamw_torch" and _fused_works(group["params"] for group in groups)
+    if args.optim == "muon":
+        matrices, others = _hidden_matrices(model, groups)
+        if matrices:
+            return MuonWithAdamW(matrices, others, momentum=args.muon_momentum, **adamw)
+    return torch.optim.AdamW(groups, lr=args.learning_rate, **adamw)
+
+
+def _fused_works(groups: Iterable[list[torch.Tensor]]) -> bool:
+    """One kernel for all tensors exists for floating point on CPU, CUDA and MPS."""
+    return all(p.device.type in ("cpu", "cuda", "mps") and p.is_floating_point() for group in groups for p in group)
+
+
+def _hidden_matrices(model: nn.Module, groups: list[dict]) -> tuple[list[dict], list[dict]]:
+    """Each group's two-dimensional kernels between first and last layer, and the rest of it."""
+    names = {parameter: name for name, parameter in model.named_parameters()}
+
+    def hidden(parameter: torch.Tensor) -> bool:
+        name = names[parameter]
+        return parameter.ndim == 2 and decays(name, parameter) and not set(HEADS) & set(name.split("."))
+
+    matrices = [group | {"params": [p for p in group["params"] if hidden(p)]} for group in groups]
+    others = [group | {"params": [p for p in group["params"] if not hidden(p)]} for group in groups]
+    return [g for g in matrices if g["params"]], [g for g in others if g["params"]]
+
+
+class MuonWithAdamW(torch.optim.Optimizer):
+    """torch's Muon for hidden matrices and AdamW for everything else, as one optimizer.
+
+    Muon's updates are scaled to AdamW's size (`match_rms_adamw`), so that one learning rate and one decay serve both.
+    Sharded matrices (FSDP2) are orthogonalised as wholes; in bfloat16, so that sums in another order change an update
+    by up to 3 % of its length, about as much as bfloat16 does itself.
+
+    Args:
+        matrices, others: parameter groups with their own `lr` and `weight_decay`. momentum: Muon's.
+        betas, eps, fused: AdamW's.
+    """
+
+    def __init__(self, matrices: list[dict], others: list[dict], *, momentum: float, betas, eps: float, fused: bool):
+        super().__init__([dict(group) for group in [*matrices, *others]], {})
+        self.muon = torch.optim.Muon(matrices, momentum=momentum, adjust_lr_fn="match_rms_adamw")
+        self.adamw = torch.optim.AdamW(others, betas=betas, eps=eps, fused=fused)
+        self.param_groups = [*self.muon.param_groups, *self.adamw.param_groups]
+        self._share()
+
+    def _share(self) -> None:
+        """Both halves work on the groups and the state of the whole."""
+        count = len(self.muon.param_groups)
+        self.muon.param_groups, self.adamw.param_groups = self.param_groups[:count], self.param_groups[count:]
+        self.muon.state = self.adamw.state = self.state
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict(state_dict)
+        self._share()
+
+    def step(self, closure=None):
+        """One update of all parameters."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        self.muon.step()
+        self.adamw.step()
+        return loss
+
+
+class Lamb(torch.optim.Optimizer):
+    """AdamW whose step has, tensor by tensor, the length of the weights (arXiv:1904.00962), as DeiT-III trains.
+
+    As NVIDIA's FusedLAMB: bias-corrected moments; tensors without decay take AdamW's step as it is. Clipping the
+    global norm is the loop's. Lengths are those of whole tensors, also of sharded ones (FSDP2).
+
+    Args:
+        groups: with their own `lr` and `weight_decay`. betas, eps: of the moments.
+    """
+
+    def __init__(self, groups: list[dict], *, betas: tuple[float, float], eps: float):
+        super().__init__(groups, {"betas": betas, "eps": eps, "weight_decay": 0.0})
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        """One update of all parameters."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            parameters = [p for p in group["params"] if p.grad is not None]
+            if parameters:
+                self._step(group, parameters)
+        return loss
+
+    def _step(self, group: dict, parameters: list[torch.Tensor]) -> None:
+        beta1, beta2 = group["betas"]
+        for p in parameters:
+            if not self.state[p]:
+                self.state[p] = {"step": 0, "exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p)}
+            self.state[p]["step"] += 1
+        gradients = [p.grad for p in parameters]
+        first, second = ([self.state[p][slot] for p in parameters] for slot in ("exp_avg", "exp_avg_sq"))
+        counts = [self.state[p]["step"] for p in parameters]
+        torch._foreach_lerp_(first, gradients, 1 - beta1)
+        torch._foreach_mul_(second, beta2)
+        torch._foreach_addcmul_(second, gradients, gradients, value=1 - beta2)
+        below = torch._foreach_div(second, [1 - beta2**count for count in counts])
+        torch._foreach_sqrt_(below)
+        torch._foreach_add_(below, group["eps"])
+        updates = torch._foreach_div(first, [1 - beta1**count for count in counts])
+        torch._foreach_div_(updates, below)
+        if group["weight_decay"]:
+            torch._foreach_add_(updates, parameters, alpha=group["weight_decay"])
+            pairs = zip(torch._foreach_norm(parameters), torch._foreach_norm(updates))
+            ratios = [torch.where((w > 0) & (u > 0), w / u, 1.0) for w, u in pairs]
+            torch._foreach_mul_(updates, ratios)
+        torch._foreach_add_(parameters, updates, alpha=-group["lr"])
+
+
+def _schedule_free(groups: list[dict], rate: float, adamw: dict[str, Any]) -> torch.optim.Optimizer:
+    try:
+        import schedulefree
+    except ImportError:
+        raise HFViTError("--optim schedule_free_adamw needs its package: pip install 'hf-vit[schedulefree]'") from None
+    optimizer = schedulefree.AdamWScheduleFree(groups, lr=rate, **adamw)
+    optimizer.train()
+    return optimizer
+
+
+@contextmanager
+def averaged_by(optimizer: torch.optim.Optimizer) -> Iterator[None]:
+    """Within it, a schedule-free optimizer's model holds the averaged weights; afterwards bit for bit the old ones."""
+    groups = optimizer.param_groups
+    if not groups[0].get("train_mode", False):
+        yield
+        return
+    kept = [p.detach().clone() for group in groups for p in group["params"]]
+    optimizer.eval()
+    try:
+        yield
+    finally:
+        optimizer.train()
+        with torch.no_grad():
+            for parameter, value in zip((p for group in groups for p in group["params"]), kept):
+                parameter.copy_(value)
+
+
+class GradualUnfreezing:
+    """Layers that begin to train one after another, from the head down: a function of the update alone.
+
+    A layer that waits has its gradient dropped before clipping, so that no optimizer touches or remembers it.
+
+    Args:
+        model: prepared or not. every: updates between one layer's beginning and the next.
+    """
+
+    def __init__(self, model: nn.Module, every: int):
+        numbers = layer_numbers(name for name, _ in model.named_parameters())
+        top = max(numbers.values())
+        self.last = top * every  # the update at which the lowest layer begins
+        self.waiting = [(p, (top - numbers[name]) * every) for name, p in model.named_parameters()]
+
+    def check(self, max_steps: int) -> None:
+        """Raise HFViTError if the run ends before its lowest layer begins to train."""
+        if self.last >= max_steps:
+            raise HFViTError(
+                f"--unfreeze_every: the lowest layer would begin at update {self.last}, after the end of training "
+                f"({max_steps}): lower it"
+            )
+
+    def drop_gradients(self, step: int) -> None:
+        """Drop the gradients of the layers that do not train at update `step` (from 0)."""
+        if step < self.last:
+            for parameter, begins in self.waiting:
+                if step < begins:
+                    parameter.grad = None
+
+
+# -- schedules -----------------------------------------------------------------------------------------------------
+
+
+def rate_factor(
+    step: int,
+    *,
+    max_steps: int,
+    warmup: int,
+    kind: str,
+    end: float = 0.0,
+    cooldown: int = 0,
+    timescale: float = 1e4,
+    drops: Sequence[float] = (0.3, 0.6, 0.9),
+) -> float:
+    """Learning rate of update `step` (from 0) as a share of the peak.
+
+    Google's `vit_jax.utils.create_learning_rate_schedule`: with warm-up, the first update has rate 0. `end` is the
+    share that cosine and linear fall to; `drops`, shares of the run after which `step` divides by 10; `cooldown`
+    multiplies any of them by a line to 0 over the last updates, as in big_vision.
+    """
+    progress = min(1.0, max(0.0, (step - warmup) / max(1, max_steps - warmup)))
+    if kind == "cosine":
+        factor = end + (1 - end) * 0.5 * (1.0 + math.cos(math.pi * progress))
+    elif kind == "linear":
+        factor = end + (1 - end) * (1 - progress)
+    elif kind == "rsqrt":
+        factor = 1 / math.sqrt(1 + max(0, step - warmup) / timescale)
+    elif kind == "step":
+        factor = 0.1 ** sum(step > share * max_steps for share in drops)
+    elif kind == "constant":
+        factor = 1.0
+    else:
+        raise ValueError(f"unknown lr_scheduler_type {kind!r}: cosine, linear, rsqrt, step or constant")
+    if warmup:
+        factor *= min(1.0, step / warmup)
+    if cooldown:
+        factor *= min(1.0, max(0, max_steps - step) / cooldown)
+    return factor
+
+
+def create_scheduler(
+    optimizer: torch.optim.Optimizer, args: TrainArguments, max_steps: int, epoch: float = 0.0
+) -> LambdaLR:
+    """Build the schedule; one `step()` per update, whatever the number of processes.
+
+    Args:
+        epoch: updates of one epoch.
+
+    Raises:
+        HFViTError: warm-up and cooldown longer than the run.
+    """
+    warmup, cooldown = (updates_of(name, getattr(args, name), max_steps, epoch) for name in RAMPS)
+    check_ramps(warmup, cooldown, max_steps)
+    end = args.lr_end / args.learning_rate if args.learning_rate else 0.0
+
+    def factor(step: int) -> float:
+        return rate_factor(
+            step,
+            max_steps=max_steps,
+            warmup=warmup,
+            kind=args.lr_scheduler_type,
+            end=end,
+            cooldown=cooldown,
+            timescale=args.rsqrt_timescale,
+            drops=args.lr_steps,
+        )
+
+    return LambdaLR(optimizer, factor)

@@ -1,0 +1,1 @@
+"""Scores of any classifier, and probes on frozen features."""

@@ -1,0 +1,218 @@
+"""Any image classifier behind one door: ours, of any dialect, and those of transformers (ViT, BiT, EfficientNet, ...).
+
+For score.py and features.py. What a picture has to look like comes from the model's own image processor.
+"""
+
+import inspect
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import HfApi, try_to_load_from_cache
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HFValidationError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    StrictDataclassError,
+)
+from PIL import Image
+from torch import nn
+from transformers import AutoImageProcessor, AutoModelForImageClassification, PreTrainedModel
+from transformers.models.vit import ViTImageProcessorPil
+
+from hf_vit import HFViTForImageClassification
+from hf_vit.checkpoints import read_checkpoint
+from hf_vit.errors import HFViTError
+
+from ..data.transforms import RESAMPLING, EvalTransform
+from ..engine.losses import Normalise
+
+
+FILTERS = {int(value): name for name, value in RESAMPLING.items()}
+
+
+@dataclass
+class Classifier:
+    """A classifier and the pictures it expects.
+
+    Attributes:
+        name: as it was asked for. model: in evaluation mode, float32.
+        transform: the processor's resize and crop. normalise: its mean and std, on the device.
+    """
+
+    name: str
+    model: PreTrainedModel
+    transform: EvalTransform
+    normalise: Normalise
+
+    def __post_init__(self):
+        asked = "interpolate_pos_encoding" in inspect.signature(self.model.forward).parameters
+        self._options = {"interpolate_pos_encoding": True} if asked else {}  # other sizes than the model's own
+
+    @property
+    def label_names(self) -> list[str]:
+        """Names of the outputs, in order; none for a model without a head."""
+        names = self.model.config.id2label or {}
+        return [str(names.get(number, number)) for number in range(self.model.config.num_labels)]
+
+    @property
+    def parameters(self) -> int:
+        return sum(parameter.numel() for parameter in self.model.parameters())
+
+    def logits(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """Float32 (B, K) of normalised pictures (B, C, H, W)."""
+        return self.model(pixel_values, **self._options).logits.float()
+
+    def features(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """Float32 (B, D): what the classifier reads, big_vision's `pre_logits`."""
+        if isinstance(self.model, HFViTForImageClassification):
+            return self.model.base_model(pixel_values).pooler_output.float()
+        heads = [layer for layer in self.model.modules() if isinstance(layer, nn.Linear)]
+        heads = [layer for layer in heads if layer.out_features == self.model.config.num_labels]
+        if not heads:
+            raise HFViTError(f"{self.name}: no linear classifier of {self.model.config.num_labels} outputs to look at")
+        seen: list[torch.Tensor] = []
+        hook = heads[-1].register_forward_pre_hook(lambda layer, inputs: seen.append(inputs[0]))
+        try:
+            self.logits(pixel_values)
+        finally:
+            hook.remove()
+        return seen[-1].flatten(1).float()
+
+
+def open_classifier(
+    name: str,
+    *,
+    image_size: int | tuple[int, int] | None = None,
+    crop_pct: float | None = None,
+    squash: bool = False,
+    resample: str | None = None,
+) -> Classifier:
+    """Load a classifier and settle how it sees pictures.
+
+    Args:
+        name: folder, checkpoint file or Hub id.
+        image_size: another resolution than the model's own, in pixels; position embeddings are resized.
+        crop_pct: resize the short side to size / crop_pct and crop the centre, whatever the processor says.
+        squash: resize to height and width, whatever the processor says.
+        resample: filter of the resize, whatever the processor says.
+
+    Raises:
+        HFViTError: nothing there, or no image classifier.
+    """
+    if squash and crop_pct is not None:
+        raise HFViTError("give --squash or --crop_pct, not both")
+    model, processor = load(name, image_size)
+    channels = getattr(model.config, "num_channels", 3)
+    size, own_crop = settings_of(processor, model.config)
+    chosen = EvalTransform(
+        image_size or size,
+        None if squash else own_crop if crop_pct is None else crop_pct,
+        num_channels=channels,
+        resample=resample or FILTERS.get(int(processor.resample or 2), "bilinear"),
+    )
+    return Classifier(name, model.eval(), chosen, normaliser(processor, channels))
+
+
+def load(name: str, image_size: int | tuple[int, int] | None) -> tuple[PreTrainedModel, Any]:
+    """Model and image processor, through transformers' Auto classes where config.json lets them, else as a dialect."""
+    size = {} if image_size is None else {"image_size": image_size}
+    path = Path(name)
+    if not path.exists():
+        knock(name)
+    if path.is_file() or (path.is_dir() and not (path / "config.json").is_file()):
+        loaded = read_checkpoint(name, **size)
+        return loaded.model.float(), ViTImageProcessorPil(**loaded.processor)
+    try:
+        model = AutoModelForImageClassification.from_pretrained(name, dtype=torch.float32)
+    except (OSError, ValueError, KeyError, StrictDataclassError) as error:
+        try:  # layouts that transformers does not know, such as timm's
+            loaded = read_checkpoint(name, **size)
+        except HFViTError as other:
+            raise HFViTError(
+                f"cannot load --model {name}: no classifier of transformers ({first_line(error)}), no checkpoint that "
+                f"hf_vit knows ({first_line(other)})"
+            ) from None
+        return loaded.model.float(), ViTImageProcessorPil(**loaded.processor)
+    if size and isinstance(model, HFViTForImageClassification):
+        model.resize_position_embeddings(image_size)
+    try:
+        processor = AutoImageProcessor.from_pretrained(name, backend="pil")
+    except (OSError, ValueError):  # weights without a processor: Google's numbers
+        processor = ViTImageProcessorPil(**fallback(model.config))
+    return model, processor
+
+
+def knock(name: str) -> None:
+    """Ask the Hub for a model, once and quickly: transformers retries for a minute where there is no network.
+
+    Raises:
+        HFViTError: unreachable, unknown, private or gated. Silent if it is in the cache, or the user works offline.
+    """
+    try:
+        HfApi().model_info(name, timeout=10)
+    except OfflineModeIsEnabled:
+        pass
+    except GatedRepoError as error:
+        raise HFViTError(f"the Hub model '{name}' is gated; accept its terms and run `hf auth login`") from error
+    except (RepositoryNotFoundError, HFValidationError) as error:
+        raise HFViTError(
+            f"cannot load --model {name}: neither a local path nor a model on the Hub; check the name, or run "
+            "`hf auth login` if it is private"
+        ) from error
+    except Exception as error:  # the HTTP library's own exceptions, which differ between versions of huggingface_hub
+        if not isinstance(try_to_load_from_cache(name, "config.json"), str):
+            raise HFViTError(
+                f"cannot load --model {name}: neither a local path nor a Hub model that can be reached now "
+                f"({first_line(error)}); give a folder or a checkpoint file, or go online"
+            ) from error
+
+
+def first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def fallback(config) -> dict[str, Any]:
+    """Settings of a processor for a model that came without one: squash, mean and std 0.5."""
+    size = getattr(config, "image_size", 224)
+    height, width = (size, size) if isinstance(size, int) else size
+    half = [0.5] * getattr(config, "num_channels", 3)
+    bilinear = int(Image.Resampling.BILINEAR)
+    return {"size": {"height": height, "width": width}, "image_mean": half, "image_std": half, "resample": bilinear}
+
+
+def settings_of(processor, config) -> tuple[tuple[int, int], float | None]:
+    """Height and width of the result, and crop_pct; None where the processor squashes."""
+    size = dict(processor.size or fallback(config)["size"])
+    crop = dict(getattr(processor, "crop_size", None) or {})
+    if getattr(processor, "do_center_crop", False) and crop:
+        target = (int(crop["height"]), int(crop["width"]))
+        edge = size.get("shortest_edge") or min(size["height"], size["width"])
+        return target, min(1.0, max(target) / edge)
+    if "shortest_edge" in size:  # ConvNeXt and kin give the share beside it
+        edge = int(size["shortest_edge"])
+        return (edge, edge), float(getattr(processor, "crop_pct", None) or 1.0)
+    return (int(size["height"]), int(size["width"])), None
+
+
+def normaliser(processor, channels: int) -> Normalise:
+    """The processor's numbers for uint8 pictures: as it names them, or as it is seen to do where that differs.
+
+    EfficientNet's, for one, divides by the standard deviation twice (`include_top`).
+    """
+    scale = processor.rescale_factor if processor.do_rescale else 1.0
+    mean, std = (list(v) if isinstance(v, list | tuple) else [v] * channels
+                 for v in (processor.image_mean, processor.image_std))  # fmt: skip
+    if not processor.do_normalize:
+        mean, std = [0.0] * channels, [1.0] * channels
+    if channels != 3:
+        return Normalise(mean, std, scale)
+    pictures = [Image.new("RGB", (64, 64), colour) for colour in ("black", "white")]
+    dark, light = processor(pictures, return_tensors="pt")["pixel_values"][:, :, 0, 0].double()
+    named = (torch.tensor([[0.0], [255.0]], dtype=torch.float64) * scale - torch.tensor(mean)) / torch.tensor(std)
+    if torch.allclose(torch.stack([dark, light]), named, atol=1e-4):
+        return Normalise(mean, std, scale)
+    seen = 1 / (light - dark)
+    return Normalise((-dark * seen).tolist(), seen.tolist(), 1 / 255)

@@ -1,0 +1,292 @@
+"""Which output of a classifier means which class of a data set.
+
+For score.py. Classes are matched by name; what does not match is an error that offers the nearest names, never a
+score of the wrong classes. imagenet.yaml holds ImageNet's classes and the subsets that its relatives have.
+"""
+
+import difflib
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from hf_vit.errors import HFViTError
+
+from ..data.sources import listed
+
+
+IMAGENET = Path(__file__).with_name("imagenet.yaml")
+BY_NUMBER = "number"
+OF_THE_DATA = "data"
+REAL_FILE = re.compile(r"ILSVRC2012_val_(\d{8})")
+OWN_AMONG_REAL = 0.5
+OFFERED = 5  # pairs that an error message offers
+
+
+@dataclass(frozen=True)
+class LabelMatch:
+    """How labels become places among the outputs that compete.
+
+    Attributes:
+        places: int64 (classes of the data,), the output of each. columns: outputs of the head that compete; None: all.
+        names: of the competing outputs. how: in a few words, for the facts.
+    """
+
+    places: np.ndarray
+    columns: np.ndarray | None
+    names: list[str]
+    how: str
+
+
+@cache
+def imagenet() -> dict[str, Any]:
+    """`wnids` and `names` (1000 each), and `subsets`: name to class numbers."""
+    content = yaml.safe_load(IMAGENET.read_text(encoding="utf-8"))
+    pairs = [next(iter(entry.items())) for entry in content["classes"]]
+    return {"wnids": [p[0] for p in pairs], "names": [p[1] for p in pairs], "subsets": content["subsets"]}
+
+
+def match_labels(
+    data_names: Sequence[str],
+    head_names: Sequence[str],
+    label_map: str | None = None,
+    label_subset: str | None = None,
+) -> LabelMatch:
+    """Match the classes of the data with the outputs of the head.
+
+    Args:
+        label_map: "number" (class i is output i), or a JSON or YAML file of `class of the data: output or its number`.
+        label_subset: the outputs that compete: "data" (those that the data has), "imagenet_a", "imagenet_r", or a file
+            with one output's number per line; data classes count in it by number unless their names match.
+
+    Raises:
+        HFViTError: a class without an output; two classes with the same one; an unknown map or subset.
+    """
+    subset = None if label_subset in (None, OF_THE_DATA) else subset_columns(str(label_subset), len(head_names))
+    if label_map not in (None, BY_NUMBER):
+        places, how = places_of_map(str(label_map), data_names, head_names), f"by {Path(str(label_map)).name}"
+    elif label_map == BY_NUMBER or (subset is not None and len(subset) == len(data_names) and unnamed(data_names)):
+        places, how = by_number(data_names, head_names, subset), "by number"
+    else:
+        places, how = by_name(data_names, head_names)
+    twice = [data_names[i] for i in np.flatnonzero(np.bincount(places, minlength=1)[places] > 1)]
+    if twice:
+        raise HFViTError(f"several classes of the data lead to one output of the model: {listed(twice)}")
+    columns = np.sort(places) if label_subset == OF_THE_DATA else subset
+    if columns is None:
+        names = dict(enumerate(head_names))
+        if unnamed(head_names):
+            names |= dict(zip(places.tolist(), data_names))
+        return LabelMatch(places, None, list(names.values()), how)
+    outside = [data_names[i] for i in np.flatnonzero(~np.isin(places, columns))]
+    if outside:
+        raise HFViTError(f"classes of the data are not in --label_subset {label_subset}: {listed(outside)}")
+    narrowed = np.argsort(columns)[np.searchsorted(columns, places, sorter=np.argsort(columns))]
+    how = f"{how}, {len(columns)} of {len(head_names)} outputs compete"
+    return LabelMatch(narrowed, columns, [head_names[i] for i in columns], how)
+
+
+def subset_columns(name: str, outputs: int) -> np.ndarray:
+    """The class numbers of a known subset, or of a file with one per line."""
+    known = imagenet()["subsets"]
+    if name in known:
+        columns = known[name]
+    elif Path(name).is_file():
+        words = Path(name).read_text(encoding="utf-8").split()
+        if not all(word.isdecimal() for word in words):
+            raise HFViTError(f"--label_subset {name}: one class number per line is wanted")
+        columns = [int(word) for word in words]
+    else:
+        raise HFViTError(f"--label_subset {name}: neither a file nor one of data, {', '.join(known)}")
+    if not columns or max(columns) >= outputs or len(set(columns)) < len(columns):
+        raise HFViTError(f"--label_subset {name}: numbers must differ and lie within the head's 0..{outputs - 1}")
+    return np.array(columns, dtype=np.int64)
+
+
+def unnamed(names: Sequence[str]) -> bool:
+    """Whether names only number the classes: 0, 1, ... or LABEL_0, LABEL_1, ..."""
+    return all(name in (str(i), f"LABEL_{i}") for i, name in enumerate(names))
+
+
+def by_number(data_names: Sequence[str], head_names: Sequence[str], subset: np.ndarray | None = None) -> np.ndarray:
+    """Class i is output i, or the i-th of the subset."""
+    outputs = np.arange(len(head_names)) if subset is None else subset
+    if len(data_names) > len(outputs):
+        raise HFViTError(
+            f"label {len(data_names) - 1} of the data is outside the model's {len(outputs)} outputs "
+            f"(0..{len(outputs) - 1}): this model was made for other classes"
+        )
+    return outputs[: len(data_names)]
+
+
+def by_name(data_names: Sequence[str], head_names: Sequence[str]) -> tuple[np.ndarray, str]:
+    """Equal names, then names that differ in spelling only, then ImageNet's wnids; numbers where names are missing."""
+    if list(data_names) == list(head_names):
+        return np.arange(len(data_names)), "by name"
+    if unnamed(data_names) or unnamed(head_names):
+        if len(data_names) != len(head_names):
+            by_number(data_names, head_names)  # too many is an error of its own
+            raise HFViTError(
+                f"the data has {len(data_names)} classes, the model {len(head_names)} outputs, and one of them has no "
+                "class names: give --label_subset where the data has some of the model's classes, or --label_map "
+                "number if class i is output i"
+            )
+        return np.arange(len(data_names)), "by number"
+    place = spelled_places(head_names)
+    wnids = imagenet()["wnids"]
+    if set(data_names) <= set(wnids) and len(head_names) == len(wnids):
+        return np.array([wnids.index(name) for name in data_names]), "by ImageNet's class ids"
+    found = [place.get(spelling(name), same_place(name, i, head_names)) for i, name in enumerate(data_names)]
+    missing = [name for name, number in zip(data_names, found) if number is None]
+    if missing:
+        raise HFViTError(mismatch(missing, data_names, head_names))
+    return np.array(found, dtype=np.int64), "by name, whatever the spelling"
+
+
+def spelling(name: str) -> str:
+    """A name without case, punctuation and the difference between space, dash and underscore."""
+    return " ".join(re.findall(r"[^\W_]+", name.casefold())) or name
+
+
+def same_place(name: str, number: int, head_names: Sequence[str]) -> int | None:
+    """The output of the same number, if it is called the same: ImageNet has two classes `crane`."""
+    return number if number < len(head_names) and spelling(head_names[number]) == spelling(name) else None
+
+
+def spelled_places(names: Sequence[str]) -> dict[str, int]:
+    """Output by spelling: of the whole name, or of a synonym (between commas); none that two outputs share."""
+    places: dict[str, int] = {}
+    for spellings in ([name.split(",") for name in names], [[name] for name in names]):
+        numbers: dict[str, set[int]] = {}
+        for number, words in enumerate(spellings):
+            for word in words:
+                numbers.setdefault(spelling(word), set()).add(number)
+        for word, found in numbers.items():
+            if len(found) == 1:
+                places[word] = min(found)
+            else:
+                places.pop(word, None)
+    return places
+
+
+def mismatch(missing: Sequence[str], data_names: Sequence[str], head_names: Sequence[str]) -> str:
+    """The error for classes that the model has not, with the nearest that it has."""
+    pairs = [f"{name!r}: {near!r}" for name, near in suggested_map(missing[:OFFERED], head_names).items()]
+    more = f" and {len(missing) - OFFERED} more" if len(missing) > OFFERED else ""
+    return (
+        f"{len(missing)} of the data's {len(data_names)} classes are no classes of the model ({listed(head_names)}); "
+        f"the nearest are {', '.join(pairs)}{more}. Give --label_map FILE (JSON or YAML) with "
+        "`class of the data: class of the model` for each"
+    )
+
+
+def suggested_map(data_names: Sequence[str], head_names: Sequence[str]) -> dict[str, str]:
+    """The nearest class of the model for each of the data."""
+    spelled = {spelling(name): name for name in head_names}
+    nearest = {
+        name: difflib.get_close_matches(spelling(name), spelled, n=1, cutoff=0.0)[:1] or [next(iter(spelled))]
+        for name in data_names
+    }
+    return {name: spelled[found[0]] for name, found in nearest.items()}
+
+
+def places_of_map(path: str, data_names: Sequence[str], head_names: Sequence[str]) -> np.ndarray:
+    """Outputs as a file says."""
+    if not Path(path).is_file():
+        raise HFViTError(f"--label_map {path}: no such file, and not `{BY_NUMBER}`")
+    text = Path(path).read_text(encoding="utf-8")
+    try:
+        table = json.loads(text) if path.endswith(".json") else yaml.safe_load(text)
+    except (ValueError, yaml.YAMLError) as error:
+        raise HFViTError(f"--label_map {path} can not be read: {' '.join(str(error).split())}") from None
+    if not isinstance(table, dict):
+        raise HFViTError(f"--label_map {path}: `class of the data: class of the model` is wanted, one for each class")
+    table = {str(key): value for key, value in table.items()}
+    missing = [name for name in data_names if name not in table]
+    if missing:
+        raise HFViTError(f"--label_map {path} says nothing of {listed(missing)}")
+    number = {name: place for place, name in enumerate(head_names)}
+    wanted = [table[name] if isinstance(table[name], int) else number.get(str(table[name])) for name in data_names]
+    unknown = [table[name] for name, place in zip(data_names, wanted) if place is None or place >= len(head_names)]
+    if unknown:
+        raise HFViTError(f"--label_map {path} leads to what is no class of the model: {listed(unknown)}")
+    return np.array(wanted, dtype=np.int64)
+
+
+# -- ImageNet-ReaL ---------------------------------------------------------------------------------------------------
+
+
+def read_real_labels(path: str) -> list[list[int]]:
+    """The lists of `real.json`, in the order of the validation set's file names.
+
+    Args:
+        path: the JSON file, or a folder that holds it.
+
+    Raises:
+        HFViTError: no such file, or not lists of class numbers.
+    """
+    file = Path(path) / "real.json" if Path(path).is_dir() else Path(path)
+    try:
+        lists = json.loads(file.read_text(encoding="utf-8"))
+    except OSError:
+        raise HFViTError(
+            f"--real_labels {path}: no such file; real.json is in github.com/google-research/reassessed-imagenet"
+        ) from None
+    except ValueError as error:
+        raise HFViTError(f"--real_labels {file} is not JSON ({error})") from None
+    good = isinstance(lists, list) and all(
+        isinstance(row, list) and all(isinstance(label, int) and label >= 0 for label in row) for row in lists
+    )
+    if not good or not any(lists):
+        raise HFViTError(f"--real_labels {file}: a list with a list of class numbers for each picture is wanted")
+    return lists
+
+
+def real_rows(lists: Sequence[Sequence[int]], names: Sequence[str], rows: Sequence[int], total: int) -> np.ndarray:
+    """The ReaL labels of pictures as int64 (N, most labels), -1 where there are no more.
+
+    Args:
+        names: what the pictures are called; ILSVRC2012_val_%08d finds the list by its number, from 1.
+        rows: place of each picture in its source, for those without such a name. total: pictures of the source.
+
+    Raises:
+        HFViTError: places that cannot be told: another number of pictures, or a file number beyond the lists.
+    """
+    numbers = [REAL_FILE.search(name) for name in names]
+    if all(numbers):
+        places = [int(match[1]) - 1 for match in numbers if match]
+    elif total == len(lists):
+        places = [int(row) for row in rows]
+    else:
+        raise HFViTError(
+            f"ReaL labels of {len(lists):,} pictures, but the split has {total:,}, and their names are not "
+            "ILSVRC2012_val_00000001 and so on: give the whole validation set in the order of its file names"
+        )
+    if max(places) >= len(lists) or min(places) < 0:
+        raise HFViTError(f"picture number {max(places) + 1} has no ReaL label: the file has {len(lists):,} lists")
+    table = np.full((len(places), max(len(lists[place]) for place in places) or 1), -1, dtype=np.int64)
+    for row, place in enumerate(places):
+        table[row, : len(lists[place])] = lists[place]
+    return table
+
+
+def check_real(real: np.ndarray, places: np.ndarray) -> None:
+    """Raise HFViTError where ReaL labels are those of other pictures.
+
+    Args:
+        real: int64 (N, any), filled up with -1. places: int64 (N,), the outputs of the pictures' own classes, which
+            are among their ReaL labels nine times of ten.
+    """
+    counted = (real >= 0).any(1)
+    share = (real == places[:, None]).any(1)[counted].mean() if counted.any() else 1.0
+    if share < OWN_AMONG_REAL:
+        raise HFViTError(
+            f"the ReaL labels name the pictures' own class in {share:.0%} of {int(counted.sum()):,} cases (about 90 % "
+            "is usual): pictures or outputs stand in another order than ImageNet's"
+        )

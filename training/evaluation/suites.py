@@ -1,0 +1,381 @@
+"""Many data sets by one protocol, resumed where it stopped, beside what others published.
+
+For score.py (`--suite NAME`). Tasks, protocol and published rows, with their sources, are suites.yaml. A data set that
+cannot be reached is said to be so: it has no score, and no mean is taken without it.
+"""
+
+import argparse
+import copy
+import json
+import statistics
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from hf_vit.errors import HFViTError
+
+from .. import score as one
+from ..config.parser import parse as parse_training
+from ..data.dataset import ImageDataset
+from ..data.sources import digest
+from ..data.webdataset import is_shard_pattern
+from ..engine.checkpoint_io import write_json
+from ..metrics.mean_per_class.mean_per_class import mean_per_class
+from ..reporting.facts import FACTS_NAME, environment_facts, public_name
+from ..sweep import best, sweep
+from ..train import run
+from .classifier import Classifier
+from .evaluate_classifier import Machine, preprocessing, score_dataset
+from .features import compute_features, model_fingerprint
+from .few_shot import RidgeProbe
+from .label_mapping import match_labels
+from .throughput import measure_speed
+
+
+SUITES = Path(__file__).with_name("suites.yaml")
+SUITE_NAME, TABLE_NAME = "suite.json", "suite.md"
+ON_SCREEN = 5  # published rows beside ours on the screen; the file has all
+# Table 4 and B.1.1 of arXiv:2010.11929; VTAB "at a resolution of 384 for all tasks".
+FINE_TUNING = {
+    "image_size": 384, "optim": "sgd", "lr_scheduler_type": "cosine", "weight_decay": 0, "max_grad_norm": 1,
+}  # fmt: skip
+GLOBAL_BATCH = 512
+WITHOUT_EFFECT = ("where", "no_speed", "use_cpu", "dataloader_num_workers", "cache_dir", "data", "output_dir")
+GROUPS = ("natural", "specialized", "structured")
+
+
+def read_suites(path: Path) -> dict[str, Any]:
+    """The content of suites.yaml, with the VTAB protocol filled into its tasks."""
+    content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    for task in content["tasks"].values():
+        defaults = {"method": "transfer", "split": "test", "train_split": "train"}
+        task |= {**defaults, **(content["vtab_protocol"] if "vtab" in task else {}), **task}
+    return content
+
+
+def tasks_of(suite: str, content: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """The tasks of a suite, in order; `vtab` stands for its 19."""
+    if suite not in content["suites"]:
+        raise HFViTError(f"--suite {suite}: choose one of {', '.join(content['suites'])}")
+    tasks = content["tasks"]
+    names = [
+        member
+        for name in content["suites"][suite]
+        for member in ([task for task in tasks if "vtab" in tasks[task]] if name == "vtab" else [name])
+    ]
+    return {name: tasks[name] for name in names}
+
+
+def run_suite(args: argparse.Namespace, machine: Machine) -> dict[str, Any]:
+    """Every task of the suite, then our row beside the published ones.
+
+    Returns:
+        The facts, as they are in suite.json.
+    """
+    content = read_suites(SUITES)
+    tasks, main = tasks_of(args.suite, content), machine.accelerator.is_main_process
+    local = local_copies(args.data, tasks)
+    folder = Path(args.output_dir)
+    classifier = one.open_model(args)
+    facts = {
+        "suite": args.suite,
+        "model": {"name": public_name(args.model), "parameters": classifier.parameters},
+        "transfer": args.transfer,
+        "preprocessing": preprocessing(classifier, args.tta),
+        "environment": environment_facts(machine.accelerator, "bf16" if machine.bf16 else "fp32"),
+        "tasks": {},
+    }
+    weights = model_fingerprint(classifier.model)
+    for name, task in tasks.items():
+        chosen = task_arguments(args, task, local.get(name))
+        chosen.mark = mark = mark_of(weights, task, chosen)
+        file = folder / "tasks" / f"{name}.json"
+        found = kept_result(file, mark)
+        if found is not None and name in local:
+            refuse_changed(found["data"], chosen, task, file)
+        if found is None:
+            found = {"mark": mark, **run_task(name, task, chosen, classifier, machine)}
+            if main:
+                file.parent.mkdir(parents=True, exist_ok=True)
+                write_json(file, found)
+        facts["tasks"][name] = {key: value for key, value in found.items() if key != "mark"}
+        if main:
+            print(f"  {name}: {in_words(found)}", flush=True)
+        machine.accelerator.wait_for_everyone()
+    if not args.no_speed:
+        facts["speed"] = measure_speed(classifier, machine)
+    facts["means"] = means(facts["tasks"], tasks)
+    facts["published"] = published(content, facts, tasks)
+    if main:
+        write_json(folder / SUITE_NAME, facts)
+        (folder / TABLE_NAME).write_text(markdown(facts, tasks), encoding="utf-8")
+        print(columns(rows_of(facts, tasks, ON_SCREEN)))
+        if "speed" in facts:
+            print(cost_in_words(facts["speed"]))
+        print(f"written to {folder}")
+    machine.accelerator.wait_for_everyone()
+    return facts
+
+
+def local_copies(pairs: list[str], tasks: dict[str, Any]) -> dict[str, str]:
+    """`TASK=PATH` words as a mapping."""
+    copies = {}
+    for pair in pairs:
+        name, equals, path = pair.partition("=")
+        if not equals or not path:
+            raise HFViTError(f"--data {pair}: give TASK=PATH, such as cifar10=path/to/cifar10")
+        if name not in tasks:
+            raise HFViTError(f"--data {pair}: the suite has no task '{name}'; its tasks are {', '.join(tasks)}")
+        copies[name] = path
+    return copies
+
+
+def mark_of(weights: str, task: dict[str, Any], chosen: argparse.Namespace) -> str:
+    """Changes with everything that a task's result depends on."""
+    settings = {key: str(value) for key, value in vars(chosen).items() if key not in WITHOUT_EFFECT}
+    return digest(weights, sorted(task.items()), sorted(settings.items()))
+
+
+def kept_result(file: Path, mark: str) -> dict[str, Any] | None:
+    """The result of an earlier run of the same task with the same weights and settings, if it got one."""
+    if not file.is_file():
+        return None
+    found = json.loads(file.read_text(encoding="utf-8"))
+    return found if found.get("mark") == mark and found["status"] == "done" else None
+
+
+def read_copy(args: argparse.Namespace, task: dict[str, Any]) -> tuple[ImageDataset, dict[str, Any]]:
+    """The test split, and what a result is measured on: {split: {"pictures", "fingerprint"}}.
+
+    Raises:
+        HFViTError: what cannot be opened, or has other labels.
+    """
+    test = one.open_split(args, args.split)
+    check_classes(test, task)
+    opened = {args.split: test}
+    if task["method"] == "transfer":
+        opened[args.train_split] = one.open_split(args, args.train_split, test.label_names)
+    return test, {split: {"pictures": len(data), "fingerprint": data.fingerprint} for split, data in opened.items()}
+
+
+def refuse_changed(kept: dict[str, Any], args: argparse.Namespace, task: dict[str, Any], file: Path) -> None:
+    """Raise HFViTError where a local copy is not what a kept result was measured on, and say what changed."""
+    if not is_shard_pattern(args.dataset) and not Path(args.dataset).expanduser().exists():
+        return  # measured and deleted
+    now = read_copy(args, task)[1]
+    for split, facts in now.items():
+        before = kept[split]
+        if facts != before:
+            raise HFViTError(
+                f"'{args.dataset}' has changed since {file} was written: {split} had {before['pictures']:,} pictures, "
+                f"now has {facts['pictures']:,}, and not the same ones; put it back, or remove that file and measure "
+                "again"
+            )
+
+
+def task_arguments(args: argparse.Namespace, task: dict[str, Any], local: str | None) -> argparse.Namespace:
+    """The options with the task's data set in them."""
+    chosen = copy.copy(args)
+    chosen.dataset, chosen.split, chosen.train_split = local or task["dataset"], task["split"], task["train_split"]
+    own = task.get("label_column", "")
+    chosen.label_column = args.label_column or (own if "//" in own or not local else "") or None
+    chosen.label_subset, chosen.suite, chosen.data, chosen.output_dir = task.get("label_subset"), None, [], None
+    chosen.where = args.output_dir
+    if not task.get("real"):
+        chosen.real_labels = None
+    return chosen
+
+
+def run_task(
+    name: str, task: dict[str, Any], args: argparse.Namespace, classifier: Classifier, machine: Machine
+) -> dict[str, Any]:
+    """One task: {"status": "done", "accuracy", "n", ...}, or why there is no score."""
+    try:
+        test, data = read_copy(args, task)
+    except (HFViTError, OSError) as error:
+        return {"status": "not available", "reason": str(error)}
+    try:
+        if task["method"] == "head":
+            found = {"method": "head", **score_head(task, args, classifier, test, machine)}
+        elif args.transfer == "probe":
+            found = {"method": "ridge probe", **probe(args, classifier, test, machine)}
+        else:
+            args.mark = digest(args.mark, data)  # another copy, another run
+            found = {"method": "fine-tuning", **fine_tune(name, task, args, machine)}
+        return {"status": "done", **found, "data": data}
+    except HFViTError as error:
+        return {"status": "failed", "reason": str(error)}
+
+
+def check_classes(test: ImageDataset, task: dict[str, Any]) -> None:
+    """A copy with other labels is not the task."""
+    if len(test.label_names) != task["classes"]:
+        raise HFViTError(f"'{test.name}' has {len(test.label_names)} classes, the task has {task['classes']}")
+
+
+def score_head(
+    task: dict[str, Any], args: argparse.Namespace, classifier: Classifier, test: ImageDataset, machine: Machine
+) -> dict[str, Any]:
+    """The model's own head on ImageNet or one of its relatives."""
+    match = match_labels(test.label_names, one.headed(classifier), args.label_map, args.label_subset)
+    real = None
+    if task.get("real"):
+        if args.real_labels is None:
+            raise HFViTError("ReaL labels are wanted: give --real_labels real.json")
+        real = one.real_labels(args.real_labels, test, match)
+    scores = score_dataset(classifier, test, match, machine, args.tta, real).totals.scores()
+    value, count = scores["real_accuracy" if task.get("real") else "accuracy"]
+    return {"accuracy": value, "n": count, "labels": match.how}
+
+
+def probe(args: argparse.Namespace, classifier: Classifier, test: ImageDataset, machine: Machine) -> dict[str, Any]:
+    """Ridge regression on the frozen features of all training pictures."""
+    train = one.open_split(args, args.train_split, test.label_names)
+    known = compute_features(classifier, train, machine, args.cache_dir)
+    asked = compute_features(classifier, test, machine, args.cache_dir)
+    guesses = RidgeProbe(args.l2).fit(known.features, known.labels).predict(asked.features)
+    return {
+        "accuracy": float((guesses == asked.labels).mean()),
+        "mean_per_class": mean_per_class(guesses, asked.labels),
+        "n": len(asked.labels),
+        "train_images": len(known.labels),
+    }
+
+
+def fine_tune(name: str, task: dict[str, Any], args: argparse.Namespace, machine: Machine) -> dict[str, Any]:
+    """The paper's protocol: choose the learning rate on a part of the training pictures, then train on all of them.
+
+    A finished run is read, one that was begun goes on; runs of other settings have other folders.
+    """
+    folder = Path(args.where) / "runs" / f"{name}-{args.mark[:8]}"
+    arguments = parse_training(training_flags(folder, task, args, machine), "finetune")
+    if (folder / FACTS_NAME).is_file():
+        facts = json.loads((folder / FACTS_NAME).read_text(encoding="utf-8"))
+    elif arguments.train.sweep:
+        facts = sweep(arguments, "finetune", run, more_follow=True)
+    else:
+        facts = run(arguments, "finetune", more_follow=True)
+    if not facts:
+        raise HFViTError("stopped by a signal: the same command goes on from here")
+    found = next(row for row in facts["results"] if row["metric"] == "accuracy")
+    chosen, tried = {"learning_rate": arguments.train.learning_rate}, facts["training"].get("sweep", [])
+    if tried:
+        chosen = {**best(tried), "tried": tried}
+    return {"accuracy": found["value"], "n": found["n"], "seed": found["seed"], **chosen}
+
+
+def training_flags(folder: Path, task: dict[str, Any], args: argparse.Namespace, machine: Machine) -> list[str]:
+    """Flags of training.finetune for the protocol; `--finetune_set` comes last and wins."""
+    own = {}
+    for pair in args.finetune_set:
+        key, equals, value = pair.partition("=")
+        if not equals:
+            raise HFViTError(f"--finetune_set {pair}: give NAME=VALUE, such as image_size=224")
+        own[key] = value
+    rates, share = task["learning_rates"], machine.batch_size * machine.accelerator.num_processes
+    settings = {
+        **FINE_TUNING,
+        "model": args.model,
+        "dataset": args.dataset,
+        "train_split": args.train_split,
+        "eval_split": args.split,
+        "output_dir": folder,
+        "max_steps": task["steps"],
+        "learning_rate": rates[0],
+        "per_device_train_batch_size": machine.batch_size,
+        "gradient_accumulation_steps": max(1, GLOBAL_BATCH // share),
+        "dataloader_num_workers": machine.workers,
+        "bf16": machine.bf16,
+        "use_cpu": args.use_cpu,
+    }
+    if len(rates) > 1 and "learning_rate" not in own:
+        settings["sweep"] = f"learning_rate=[{','.join(map(str, rates))}]"
+    if "sweep" in settings | own:
+        settings["dev_fraction"] = task["dev_fraction"]
+    if folder.is_dir() and any(folder.iterdir()):
+        settings["resume_from_checkpoint"] = True
+    for key in ("dataset_config_name", "image_column", "label_column", "cache_dir", "on_unreadable"):
+        if getattr(args, key) is not None:
+            settings[key] = getattr(args, key)
+    return [word for key, value in (settings | own).items() for word in (f"--{key}", str(value))]
+
+
+# -- our row beside the others ---------------------------------------------------------------------------------------
+
+
+def means(found: dict[str, dict[str, Any]], tasks: dict[str, dict[str, Any]]) -> dict[str, float]:
+    """VTAB's means, of all 19 tasks and of each group; only where each task of it has a score."""
+    groups = {"vtab_mean": [name for name in tasks if "vtab" in tasks[name]]}
+    groups |= {f"vtab_{group}": [name for name in tasks if tasks[name].get("vtab") == group] for group in GROUPS}
+    return {
+        group: statistics.fmean(found[name]["accuracy"] for name in names)
+        for group, names in groups.items()
+        if names and all(found[name]["status"] == "done" for name in names)
+    }
+
+
+def published(content: dict[str, Any], facts: dict[str, Any], tasks: dict[str, Any]) -> list[dict[str, Any]]:
+    """Published rows that have a score on one of the tasks; group means where all their tasks are given."""
+    rows = []
+    for entry in content["published"]:
+        scores = {name: entry[name] / 100 for name in (*tasks, "vtab_mean") if name in entry}
+        found = {name: {"status": "done" if name in scores else "", "accuracy": scores.get(name)} for name in tasks}
+        if scores.keys() & tasks.keys():
+            scores = means(found, tasks) | scores
+            rows.append({"model": entry["model"], "source": entry["source"], "scores": scores})
+    return rows
+
+
+def in_words(found: dict[str, Any]) -> str:
+    """A task's outcome on one line."""
+    if found["status"] != "done":
+        return f"{found['status']} ({found['reason']})"
+    return f"{found['accuracy']:.2%} (n = {found['n']:,}, {found['method']})"
+
+
+def cost_in_words(speed: dict[str, Any]) -> str:
+    """What the model costs, on one line."""
+    return (
+        f"{speed['parameters']:,} parameters, {speed['gmacs']:.4g} GMACs, {speed['images_per_second']:,.1f} images/s, "
+        f"latency p50 {speed['latency_p50_ms']:.2f} ms, p99 {speed['latency_p99_ms']:.2f} ms, "
+        f"memory peak {speed['memory_peak_bytes'] / 2**30:.2f} GiB"
+    )
+
+
+def rows_of(facts: dict[str, Any], tasks: dict[str, Any], others: int | None = None) -> list[list[str]]:
+    """Cells of the table: a line for each task and mean, a column for ours and for each published model."""
+    rows = facts["published"][:others]
+    table = [["", f"{facts['model']['name']} (ours)", *(row["model"] for row in rows)]]
+    for name, task in tasks.items():
+        found = facts["tasks"][name]
+        ours = f"{found['accuracy']:.2%}" if found["status"] == "done" else found["status"]
+        title = f"VTAB {task['title']}" if "vtab" in task else task["title"]
+        table.append([title, ours, *(cell(row, name) for row in rows)])
+    if any("vtab" in task for task in tasks.values()):
+        for name in ("vtab_mean", *(f"vtab_{group}" for group in GROUPS)):
+            ours = f"{facts['means'][name]:.2%}" if name in facts["means"] else "-"
+            table.append([name.replace("_", " "), ours, *(cell(row, name) for row in rows)])
+    return table
+
+
+def cell(row: dict[str, Any], name: str) -> str:
+    return f"{row['scores'][name]:.2%}" if name in row["scores"] else "-"
+
+
+def columns(table: list[list[str]]) -> str:
+    """Aligned text."""
+    widths = [max(len(line[place]) for line in table) for place in range(len(table[0]))]
+    return "\n".join("  ".join(f"{text:<{width}}" for text, width in zip(line, widths)).rstrip() for line in table)
+
+
+def markdown(facts: dict[str, Any], tasks: dict[str, Any]) -> str:
+    """The whole table with its sources and what could not be had."""
+    head, *body = rows_of(facts, tasks)
+    lines = [f"# Suite {facts['suite']}", "", "| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    lines += ["| " + " | ".join(line) + " |" for line in body]
+    missing = [f"- {name}: {found['status']}. {found['reason']}" for name, found in facts["tasks"].items()
+               if found["status"] != "done"]  # fmt: skip
+    lines += ["", "Without a score:", "", *missing] if missing else []
+    lines += ["", "Sources:", "", *(f"- {row['model']}: {row['source']}" for row in facts["published"])]
+    return "\n".join(lines) + "\n"
