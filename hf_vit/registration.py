@@ -48,7 +48,7 @@ def looking(method: Callable[..., Any]) -> Any:
 
     def look(entries: dict, *arguments: Any) -> Any:
         key = arguments[0] if arguments else "hf_vit"
-        if key == "hf_vit" or getattr(key, "__module__", None) == f"{__package__}.configuration_hf_vit":
+        if key == "hf_vit" or getattr(key, "__module__", None) == f"{__package__}.modeling.configuration_hf_vit":
             register()
         return method(entries, *arguments)
 
