@@ -125,7 +125,7 @@ def answers(hub, folder, tmp_path_factory):
     import json, sys, time
     time.sleep = lambda seconds: None
     from huggingface_hub import constants
-    from hf_vit.hub import push_folder
+    from hf_vit.hub.upload import push_folder
     answers = {}
     for name, (token, arguments) in json.loads(sys.argv[1]).items():
         if name == "no network":

@@ -18,7 +18,7 @@ from tests.hf_vit.hub.test_hub import BLOCK_HF_VIT, WRITER, folder, run  # noqa:
 PUSH = """
 import json, sys, time
 time.sleep = lambda seconds: None
-from hf_vit.hub import push_folder
+from hf_vit.hub.upload import push_folder
 answers = {}
 for name in sys.argv[2:]:
     try:

@@ -27,7 +27,7 @@ import hashlib, json, os, sys
 from pathlib import Path
 
 from hf_vit.errors import HFViTError
-from training.data import open_dataset
+from training.data.dataset import open_dataset
 from training.data.streaming import open_stream
 
 
