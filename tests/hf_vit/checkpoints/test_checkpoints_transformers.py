@@ -21,6 +21,7 @@ from transformers import (
 from hf_vit import HFViTConfig, HFViTError, HFViTForImageClassification, HFViTModel
 from hf_vit.checkpoints import load_checkpoint, read_checkpoint, save_checkpoint
 from hf_vit.checkpoints.formats.transformers import LAYER
+from tests.helpers.compare import same_outputs
 
 
 SMALL = {
@@ -64,7 +65,7 @@ def test_vit_classifier_is_bit_exact(tmp_path, pixels, original, qkv_bias):
     assert ("vit.encoder.layer.0.output.dense.bias" in load_file(tmp_path / "model.safetensors")) == original
     model = load_checkpoint(tmp_path)
     with torch.no_grad():
-        assert torch.equal(model(pixels).logits, theirs(pixels).logits)
+        assert same_outputs(model(pixels).logits, theirs(pixels).logits)
     assert model.config.layer_norm_eps == 1e-12 and model.config.position_interpolation == "bicubic"
 
 
@@ -78,9 +79,9 @@ def test_vit_encoder_with_and_without_pooler(tmp_path, pixels, pooler, original)
     assert model.config.representation_size == (32 if pooler else None)
     with torch.no_grad():
         expected, found = theirs(pixels), model.vit(pixels)
-    assert torch.equal(found.last_hidden_state, expected.last_hidden_state)
+    assert same_outputs(found.last_hidden_state, expected.last_hidden_state)
     if pooler:
-        assert torch.equal(found.pooler_output, expected.pooler_output)
+        assert same_outputs(found.pooler_output, expected.pooler_output)
     new = load_checkpoint(tmp_path, num_labels=4)
     assert new.config.representation_size is None and not new.classifier.weight.any()
     assert load_checkpoint(tmp_path, num_labels=4, keep_representation=True).config.representation_size == (
@@ -97,7 +98,7 @@ def test_pooler_under_a_classifier_is_left_aside_and_said(tmp_path, pixels):
     loaded = read_checkpoint(tmp_path)
     assert any("pooler" in note for note in loaded.notes)
     with torch.no_grad():
-        assert torch.equal(loaded.model(pixels).logits, theirs(pixels).logits)
+        assert same_outputs(loaded.model(pixels).logits, theirs(pixels).logits)
 
 
 def test_state_dict_without_config(tmp_path, pixels):
@@ -108,7 +109,7 @@ def test_state_dict_without_config(tmp_path, pixels):
     loaded = read_checkpoint(tmp_path / "vit.pth", num_attention_heads=4)
     assert any("config.json" in note for note in loaded.notes)
     with torch.no_grad():
-        assert torch.equal(loaded.model(pixels).logits, theirs(pixels).logits)
+        assert same_outputs(loaded.model(pixels).logits, theirs(pixels).logits)
 
 
 def test_deit_reads_its_second_token_as_a_register(tmp_path, pixels):
@@ -118,7 +119,7 @@ def test_deit_reads_its_second_token_as_a_register(tmp_path, pixels):
         model = load_checkpoint(tmp_path / str(original))
         assert model.config.num_register_tokens == 1
         with torch.no_grad():
-            assert torch.equal(model(pixels).logits, theirs(pixels).logits)
+            assert same_outputs(model(pixels).logits, theirs(pixels).logits)
 
 
 def test_deit_with_two_heads_is_refused(tmp_path):
@@ -238,11 +239,11 @@ def test_out_loads_in_transformers_without_a_key_too_many(tmp_path, fields):
     assert not info["missing_keys"] and not info["unexpected_keys"] and not info["mismatched_keys"]
     pixels = torch.randn(2, 3, *model.config.image_size_hw)
     with torch.no_grad():
-        assert torch.equal(theirs.eval()(pixels).logits, model(pixels).logits)
+        assert same_outputs(theirs.eval()(pixels).logits, model(pixels).logits)
     assert theirs.config.id2label[3] == "class 3"
     back = load_checkpoint(tmp_path / "out")
     with torch.no_grad():
-        assert torch.equal(back(pixels).logits, model(pixels).logits)
+        assert same_outputs(back(pixels).logits, model(pixels).logits)
     if "class_token_has_position" not in fields:
         same(back, model)
 
@@ -253,7 +254,7 @@ def test_out_encoder_with_pooler(tmp_path, pixels):
     theirs, info = ViTModel.from_pretrained(tmp_path / "out", output_loading_info=True)
     assert not info["missing_keys"] and not info["unexpected_keys"]
     with torch.no_grad():
-        assert torch.equal(theirs.eval()(pixels).pooler_output, model.vit(pixels).pooler_output)
+        assert same_outputs(theirs.eval()(pixels).pooler_output, model.vit(pixels).pooler_output)
     same(load_checkpoint(tmp_path / "out"), model)
 
 

@@ -26,6 +26,7 @@ from transformers import (
 
 from hf_vit import HFViTConfig, HFViTForImageClassification, HFViTModel
 from hf_vit.modeling.pretrained_hf_vit import TRAVELLING_FILES, NoDraws
+from tests.helpers.compare import same_outputs
 from tests.hf_vit.modeling.test_modeling import TINY, VARIANTS, build, picture
 
 
@@ -70,7 +71,7 @@ def test_transformers_vit_folder_loads_bit_exactly(original, tmp_path):
     theirs.save_pretrained(tmp_path, save_original_format=original)
     ours = HFViTForImageClassification.from_pretrained(tmp_path).eval()
     x = torch.randn(2, 3, 32, 32)
-    assert torch.equal(ours(x).logits, theirs(x).logits)
+    assert same_outputs(ours(x).logits, theirs(x).logits)
     assert ours.config.id2label == {0: "cat", 1: "dog", 2: "owl"} and ours.config.model_type == "hf_vit"
     larger = HFViTForImageClassification.from_pretrained(tmp_path, image_size=48).eval()
     y = torch.randn(2, 3, 48, 48)
@@ -83,7 +84,7 @@ def test_our_folder_loads_in_transformers_vit(tmp_path):
     ours.save_pretrained(tmp_path)
     theirs, info = ViTForImageClassification.from_pretrained(tmp_path, output_loading_info=True)
     x = picture(ours)
-    assert torch.equal(theirs.eval()(x).logits, ours(x).logits)
+    assert same_outputs(theirs.eval()(x).logits, ours(x).logits)
     assert not info["missing_keys"] and not info["unexpected_keys"]
 
 
@@ -93,7 +94,7 @@ def test_transformers_pooler_becomes_the_representation_layer(tmp_path):
     theirs.save_pretrained(tmp_path)
     ours = HFViTModel.from_pretrained(tmp_path).eval()
     x = torch.randn(2, 3, 32, 32)
-    assert torch.equal(ours(x).pooler_output, theirs(x).pooler_output)
+    assert same_outputs(ours(x).pooler_output, theirs(x).pooler_output)
     assert HFViTForImageClassification.from_pretrained(tmp_path, num_labels=3).vit.pooler is None
 
 
@@ -150,7 +151,7 @@ def test_forward_at_another_size_equals_loading_at_it(tmp_path):
     with torch.no_grad():
         first, second = model(x).logits, model(x).logits  # the second reads the kept table
     resized = HFViTForImageClassification.from_pretrained(tmp_path, image_size=(41, 56)).eval()
-    assert torch.equal(first, second) and torch.equal(resized(x).logits, first)
+    assert same_outputs(first, second) and same_outputs(resized(x).logits, first)
 
 
 def test_patch_size_and_channels_can_change(tmp_path):
