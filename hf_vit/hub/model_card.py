@@ -15,6 +15,7 @@ import jinja2
 import yaml
 from huggingface_hub import EvalResult, EvalResultEntry, ModelCardData, eval_result_entries_to_yaml
 
+from ..atomic_file import atomic_write
 from ..errors import HFViTError
 
 
@@ -84,12 +85,12 @@ def check_facts(facts: Facts) -> None:
 def write_card(folder: str | Path, repo_id: str | None = None) -> Path:
     """Render the facts of a folder into its README.md and `.eval_results/`; returns the path of README.md."""
     path, facts = Path(folder) / "README.md", load_facts(folder)
-    path.write_text(render_card(facts, folder, repo_id), encoding="utf-8")
+    atomic_write(path, render_card(facts, folder, repo_id))
     for name, text in render_eval_results(facts).items():
         results = path.parent / name
         results.parent.mkdir(exist_ok=True)
         if not results.is_file() or AFTER_TRAINING in results.read_text(encoding="utf-8"):
-            results.write_text(text, encoding="utf-8")  # a fuller measurement of the same data set stays
+            atomic_write(results, text)  # a fuller measurement of the same data set stays
     return path
 
 

@@ -4,14 +4,19 @@
 there, or nothing is sent. What is sent becomes one commit, so that no revision of the repository is half a model.
 A step that fails for a moment is tried again, and a push after an interruption finds the large files that arrived.
 Every failure is an `HFViTError` of one line that never contains the token.
+
+Nothing leaves the machine that is not a regular file inside the folder: facts.json and links, which somebody else may
+have written, cannot name others.
 """
 
 import json
 import re
+import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TypeVar
 
 from huggingface_hub import CommitOperationAdd, HfApi, constants, get_token, hf_hub_download
@@ -23,6 +28,7 @@ from huggingface_hub.errors import (
     OfflineModeIsEnabled,
     RevisionNotFoundError,
 )
+from huggingface_hub.utils import logging as hub_logging
 
 from ..errors import HFViTError
 from .model_card import EVAL_RESULTS, FACTS, load_facts, render_card, write_card
@@ -34,6 +40,10 @@ T = TypeVar("T")
 TRANSPORT_ERROR: type[Exception] = HfHubHTTPError.__bases__[0]
 PASSING = (408, 429, 500, 502, 503, 504)  # statuses that another try may mend
 ATTEMPTS, FIRST_WAIT, LONGEST_WAIT = 5, 1.0, 30.0  # tries of one step; seconds between them, doubling
+MAX_RETRY_SECONDS = 120  # no further try of a step begins after that
+MAX_SILENCE_SECONDS = 300  # a step without an answer ends then; an upload has in addition the time its bytes need
+SLOWEST_UPLOAD = 100_000  # bytes per second
+SCANNED_BYTES = 1 << 20  # of a file at a time
 UPLOADED = (
     "*.safetensors",
     "*.safetensors.index.json",
@@ -46,7 +56,7 @@ UPLOADED = (
     "LICENSE",
     f"{EVAL_RESULTS}/*.yaml",
 )
-TEXT = (".json", ".jsonl", ".py", ".md", ".svg", ".yaml", ".txt")
+FIGURES = (".png", ".svg", ".jpg", ".jpeg", ".webp", ".gif")
 LAST_CHECKPOINT = "last-checkpoint"  # the folder that transformers' Trainer uses for the same
 
 
@@ -86,8 +96,8 @@ def push_folder(
     token = needed_token(token)
     files: dict[str, Path] = {name: folder / name for name in files_to_upload(folder)}
     if checkpoint is not None:
-        inside = sorted(path for path in Path(checkpoint).iterdir() if path.is_file())
-        files |= {f"{LAST_CHECKPOINT}/{path.name}": path for path in inside}
+        inside = sorted(path for path in Path(checkpoint).iterdir() if not path.is_dir())
+        files |= {f"{LAST_CHECKPOINT}/{path.name}": sendable(path, Path(checkpoint)) for path in inside}
     check_no_secret(files, token)
     upload = Upload(repo_id, token, attempts)
     upload.make(private=private)
@@ -103,9 +113,8 @@ def push_folder(
 def push_space(folder: str | Path, repo_id: str, *, private: bool = False, token: str | None = None) -> str:
     """Upload the folder of a demo page (`hf_vit.hub.space.write_space`) as a Space; returns its address."""
     token = needed_token(token)
-    files: dict[str, Path] = {
-        str(path.relative_to(folder)): path for path in sorted(Path(folder).rglob("*")) if path.is_file()
-    }
+    inside = [path for path in sorted(Path(folder).rglob("*")) if path.is_symlink() or not path.is_dir()]
+    files = {path.relative_to(folder).as_posix(): sendable(path, Path(folder)) for path in inside}
     check_no_secret(files, token)
     upload = Upload(repo_id, token, ATTEMPTS, kind="space")
     upload.make(private=private)
@@ -121,7 +130,9 @@ def needed_token(token: str | None) -> str:
 
 
 class Upload:
-    """The steps of one upload to a model repository or Space; each is tried again when it fails for a moment."""
+    """The steps of one upload to a model repository or Space; each is tried again when it fails for a moment, says so
+    in one line, and ends after a limited time.
+    """
 
     def __init__(self, repo_id: str, token: str, attempts: int, kind: str = "model"):
         if re.match(r"(datasets|spaces|models|buckets|kernels)/|https?://", repo_id):
@@ -140,7 +151,7 @@ class Upload:
             )
             return made.repo_id
 
-        self.repo_id = self.step(create)
+        self.repo_id = self.step(create, creating=True)
 
     def make_branch(self, revision: str) -> None:
         self.step(lambda: self.api.create_branch(self.repo_id, branch=revision, exist_ok=True))
@@ -155,7 +166,12 @@ class Upload:
                 raise
             except (EntryNotFoundError, RevisionNotFoundError):
                 return None
-            return json.loads(Path(path).read_text(encoding="utf-8")).get("model_type")
+            try:
+                return json.loads(Path(path).read_text(encoding="utf-8")).get("model_type")
+            except (ValueError, AttributeError):
+                raise HFViTError(
+                    f"config.json of {self.repo_id} is not JSON: mend or delete it on the Hub, or delete {path}"
+                ) from None
 
         there, ours = self.step(stored), json.loads((folder / "config.json").read_text(encoding="utf-8"))["model_type"]
         if there not in (None, ours):
@@ -190,25 +206,92 @@ class Upload:
             return done.pr_url or f"{self.api.endpoint}/{'spaces/' * (self.kind == 'space')}{self.repo_id}"
 
         # A second try could open a second pull request: whether the first one arrived cannot be asked.
-        return self.step(send, attempts=1 if create_pr else self.attempts)
+        size = sum(path.stat().st_size for path in files.values())
+        return self.step(send, attempts=1 if create_pr else self.attempts, extra_seconds=size / SLOWEST_UPLOAD)
 
-    def step(self, act: Callable[[], T], attempts: int | None = None) -> T:
-        """Do one thing, again if it fails for a moment."""
-        attempts = attempts or self.attempts
-        with one_line_errors(self.repo_id, self.token):
-            for attempt in range(1, attempts):
+    def step(
+        self, act: Callable[[], T], attempts: int | None = None, creating: bool = False, extra_seconds: float = 0
+    ) -> T:
+        """Do one thing, again if it fails for a moment.
+
+        Args:
+            act: what is done.
+            attempts: tries, `self.attempts` where None.
+            creating: whether a conflict (409) means that the name is taken.
+            extra_seconds: time that the step may take beyond MAX_SILENCE_SECONDS.
+        """
+        attempts, began = attempts or self.attempts, time.monotonic()
+        with one_line_errors(self.repo_id, self.token, creating), quiet_hub():
+            for attempt in range(1, attempts + 1):
                 try:
-                    return act()
-                except (HfHubHTTPError, TRANSPORT_ERROR, OSError, RuntimeError) as error:
-                    if not is_passing(error):
+                    return within(MAX_SILENCE_SECONDS + extra_seconds, act, self.repo_id)
+                except (HfHubHTTPError, TRANSPORT_ERROR, OSError, RuntimeError, json.JSONDecodeError) as error:
+                    if not is_passing(error) or attempt == attempts:
                         raise
-                time.sleep(min(FIRST_WAIT * 2 ** (attempt - 1), LONGEST_WAIT))
-            return act()
+                    if time.monotonic() - began > MAX_RETRY_SECONDS:
+                        raise
+                    wait = min(FIRST_WAIT * 2 ** (attempt - 1), LONGEST_WAIT)
+                    reason = short_reason(error, self.token)
+                    print(
+                        f"{self.repo_id}: {reason}; trying again in {wait:.0f} s ({attempt + 1} of {attempts})",
+                        file=sys.stderr,
+                    )
+                time.sleep(wait)
         raise AssertionError("unreachable: one_line_errors raises")
+
+
+def within(seconds: float, act: Callable[[], T], repo_id: str) -> T:
+    """The result of `act`, or an HFViTError after so many seconds without one.
+
+    In a thread of its own: the HTTP library's time limits are between two bytes, and a server that keeps a connection
+    open without an answer has none. The thread is left behind, and ends with the process.
+    """
+    result: list[T] = []
+    failure: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            result.append(act())
+        except BaseException as error:
+            failure.append(error)
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    if failure:
+        raise failure[0]
+    if not result:
+        raise HFViTError(
+            f"the Hub has not answered for {seconds:.0f} s: look at {repo_id}, which may be complete, then push again"
+        )
+    return result[0]
+
+
+@contextmanager
+def quiet_hub() -> Iterator[None]:
+    """Without huggingface_hub's own lines about each of its retries (hundreds on a bad day): a step says it once."""
+    level = hub_logging.get_verbosity()
+    hub_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        hub_logging.set_verbosity(level)
+
+
+def short_reason(error: BaseException, token: str) -> str:
+    """What failed, in a few words without the token."""
+    response = getattr(error, "response", None)
+    if isinstance(error, HfHubHTTPError) and response is not None:
+        return f"the Hub answered {response.status_code}"
+    return (" ".join(str(error).split())[:120] or type(error).__name__).replace(token, "***")
 
 
 def is_passing(error: BaseException) -> bool:
     """Whether another try may mend it: a busy or broken server, a network that was away."""
+    if isinstance(error, OfflineModeIsEnabled):
+        return False
+    if isinstance(error, json.JSONDecodeError):  # an answer that was cut; the next try finds what it was about
+        return True
     if isinstance(error, RuntimeError):  # a large file's transfer that failed: over LFS with its cause, over Xet bare
         return error.__cause__ is None or is_passing(error.__cause__)
     if isinstance(error, HfHubHTTPError) and getattr(error, "response", None) is not None:
@@ -266,18 +349,55 @@ def siblings(folder: Path, name: str) -> set[str]:
 
 
 def files_to_upload(folder: Path) -> list[str]:
-    """Names of the files that belong to the model, of its scores, and of the figures that its facts name."""
-    found = (path for pattern in UPLOADED for path in folder.glob(pattern) if path.is_file())
+    """Names of the files that belong to the model, of its scores, and of the figures that its facts name.
+
+    Raises:
+        HFViTError: one of them is a link or no regular file, or the facts name a figure outside of the folder.
+    """
+    found = (path for pattern in UPLOADED for path in folder.glob(pattern))
     names = {path.relative_to(folder).as_posix() for path in found if path.name[0] != "."}  # half-written ones
     figures = load_facts(folder).get("figures") or [] if (folder / FACTS).is_file() else []
-    return sorted(names | {name for name in figures if (folder / name).is_file()})
+    for name in figures if isinstance(figures, list) else [figures]:
+        path = PurePosixPath(str(name))
+        if path.is_absolute() or ".." in path.parts or "\\" in str(name) or path.suffix.lower() not in FIGURES:
+            raise HFViTError(
+                f"{folder / FACTS} names the figure '{name}', which is no image file inside the folder: remove it "
+                "from 'figures'"
+            )
+        if (folder / name).exists():
+            names.add(path.as_posix())
+    for name in names:
+        sendable(folder / name, folder)
+    return sorted(names)
+
+
+def sendable(path: Path, folder: Path) -> Path:
+    """The path of a regular file that lies in the folder itself.
+
+    Raises:
+        HFViTError: it is a link, or reached by one, or a folder, FIFO or device: a folder that somebody else made
+            could make an upload of any file of this machine.
+    """
+    steps = [path, *(parent for parent in path.parents if folder in parent.parents)]
+    link = next((step for step in steps if step.is_symlink()), None)
+    if link is not None:
+        raise HFViTError(f"{link} is a link: nothing outside of {folder} is uploaded; put the file itself there")
+    if not path.is_file():
+        raise HFViTError(f"{path} is not a regular file: remove it from the folder")
+    return path
 
 
 def check_no_secret(files: Mapping[str, Path], token: str) -> None:
-    """Raise HFViTError naming the file that holds the token, if one does."""
+    """Raise HFViTError naming the file that holds the token, if one does, whatever its kind."""
+    secret = token.encode()
     for path in files.values():
-        if path.suffix in TEXT and token in path.read_text(encoding="utf-8", errors="replace"):
-            raise HFViTError(f"{path} contains your access token: remove it before anything is uploaded")
+        with path.open("rb") as file:
+            tail = b""
+            while block := file.read(SCANNED_BYTES):
+                window = tail + block
+                if secret in window:
+                    raise HFViTError(f"{path} contains your access token: remove it before anything is uploaded")
+                tail = window[-len(secret) :]
 
 
 def address_card(folder: Path, repo_id: str) -> None:
@@ -294,8 +414,12 @@ def address_card(folder: Path, repo_id: str) -> None:
 
 
 @contextmanager
-def one_line_errors(repo_id: str, token: str) -> Iterator[None]:
-    """Turn whatever the Hub or the network answers into an HFViTError that names the cause and the way out."""
+def one_line_errors(repo_id: str, token: str, creating: bool = False) -> Iterator[None]:
+    """Turn whatever the Hub or the network answers into an HFViTError that names the cause and the way out.
+
+    Args:
+        creating: whether a repository is being made, where a conflict means that its name is taken.
+    """
     try:
         yield
     except HFValidationError as error:
@@ -308,7 +432,9 @@ def one_line_errors(repo_id: str, token: str) -> Iterator[None]:
             401: "the Hub does not accept this token: run `hf auth login` with one that has write permission",
             403: f"this token may not write to {repo_id}: use one with write permission, or another name",
             404: f"the Hub has no {repo_id}, or does not show it to this token",
-            409: f"the name {repo_id} is taken: choose another",
+            409: f"the name {repo_id} is taken: choose another"
+            if creating
+            else f"{repo_id} was changed by somebody else meanwhile: push again",
             413: f"a file is too large for {repo_id}: save it in pieces, save_pretrained(..., max_shard_size='5GB')",
             429: "the Hub asks for fewer requests: try again later",
         }
@@ -316,8 +442,14 @@ def one_line_errors(repo_id: str, token: str) -> Iterator[None]:
         raise HFViTError(causes.get(status, detail).replace(token, "***")) from None
     except HFViTError:
         raise
-    except KeyError:  # create_repo of a name that something else has: the answer lacks an address
-        raise HFViTError(f"the name {repo_id} is taken: choose another") from None
+    except KeyError as error:
+        if creating:  # create_repo of a name that something else has: the answer lacks an address
+            raise HFViTError(f"the name {repo_id} is taken: choose another") from None
+        raise HFViTError(f"the Hub's answer for {repo_id} is incomplete (no {error}): push again") from None
+    except json.JSONDecodeError:
+        raise HFViTError(
+            f"the Hub's answer for {repo_id} was cut off: look whether the upload is there, then push again"
+        ) from None
     except ValueError as error:  # the Hub takes a file, or the metadata of the card, for wrong
         reason = " ".join(str(error).split()).replace(token, "***")
         raise HFViTError(f"the Hub refuses the upload to {repo_id}: {reason}") from None

@@ -4,10 +4,12 @@ python -m pytest tests/hf_vit/hub/test_hub.py
 """
 
 import json
+import os
 import shutil
 import subprocess
 import sys
 import textwrap
+import threading
 from types import SimpleNamespace
 
 import pytest
@@ -17,6 +19,7 @@ from PIL import Image
 from transformers import ViTImageProcessor
 
 from hf_vit import HFViTBackbone, HFViTConfig, HFViTError, HFViTForImageClassification
+from hf_vit.hub import upload as upload_module
 from hf_vit.hub.model_card import write_card
 from hf_vit.hub.upload import TRANSPORT_ERROR, Upload, check_folder, files_to_upload, push_folder, push_space
 from tests.helpers.compare import same_outputs
@@ -371,3 +374,98 @@ def test_what_may_pass_is_tried_again_and_no_error_holds_the_token(error, tries,
             upload.commit({}, "message", create_pr=create_pr)
         assert WRITER not in str(caught.value) and len(str(caught.value).splitlines()) == 1
         assert len(made) == (1 if create_pr else tries)  # a second try could open a second pull request
+
+
+def named_figures(folder, names):
+    facts = json.loads((folder / "facts.json").read_text())
+    (folder / "facts.json").write_text(json.dumps(facts | {"figures": names}))
+
+
+@pytest.mark.parametrize(
+    "name", ["/etc/hostname", "../secret.png", "a/../../secret.png", "id_rsa", "..\\secret.png", 7]
+)
+def test_facts_cannot_make_an_upload_of_other_files(name, folder, tmp_path):
+    copy = shutil.copytree(folder, tmp_path / "shapes")
+    (tmp_path / "secret.png").write_bytes(b"mine")
+    (copy / "id_rsa").write_bytes(b"mine")
+    named_figures(copy, [name])
+    with pytest.raises(HFViTError, match="names the figure") as caught:
+        push_folder(copy, "alice/x", token=WRITER)
+    assert str(name) in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["secret.png", "secret.json", ".eval_results", "fifo.png"])
+def test_links_and_special_files_are_refused_by_name(name, folder, tmp_path):
+    copy = shutil.copytree(folder, tmp_path / "shapes")
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "results.yaml").write_text("mine")
+    if name == "fifo.png":
+        os.mkfifo(copy / name)
+    else:
+        (copy / name).symlink_to(outside if name == ".eval_results" else outside / "results.yaml")
+    with pytest.raises(HFViTError, match=f"{name}.* is (a link|not a regular file)"):
+        push_folder(copy, "alice/x", token=WRITER)
+    with pytest.raises(HFViTError, match=f"{name}.* is (a link|not a regular file)"):
+        push_space(copy, "alice/x", token=WRITER)
+
+
+def test_a_checkpoint_folder_cannot_link_elsewhere(hub, folder, tmp_path):
+    (tmp_path / "checkpoint").mkdir()
+    (tmp_path / "checkpoint" / "optimizer.safetensors").symlink_to(folder / "model.safetensors")
+    with pytest.raises(HFViTError, match=r"optimizer\.safetensors is a link"):
+        push_folder(folder, "alice/x", token=WRITER, checkpoint=tmp_path / "checkpoint")
+
+
+def test_the_token_is_found_in_any_file_and_between_two_blocks(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(upload_module, "SCANNED_BYTES", 7)
+    copy = shutil.copytree(folder, tmp_path / "shapes")
+    (copy / "mine.png").write_bytes(b"\x89PNG....." + WRITER.encode() + b"\x00")
+    with pytest.raises(HFViTError, match=r"mine\.png contains your access token"):
+        push_folder(copy, "alice/x", token=WRITER)
+
+
+def test_a_commit_without_an_answer_ends(monkeypatch):
+    monkeypatch.setattr(upload_module, "MAX_SILENCE_SECONDS", 0.2)
+    upload, asked = Upload("alice/x", WRITER, attempts=5), threading.Event()
+    monkeypatch.setattr(upload.api, "create_commit", lambda *_, **__: asked.wait(30))
+    with pytest.raises(HFViTError, match=r"has not answered for 0 s: look at alice/x"):
+        upload.commit({}, "message")
+    asked.set()
+
+
+def test_tries_end_after_some_time_and_are_said_in_one_line_each(monkeypatch, capsys):
+    seconds = iter(range(0, 1000, 50))
+    monkeypatch.setattr(upload_module.time, "monotonic", lambda: next(seconds))
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    upload = Upload("alice/x", WRITER, attempts=50)
+
+    def fail(*_, **__):
+        raise answered(503)
+
+    monkeypatch.setattr(upload.api, "create_commit", fail)
+    with pytest.raises(HFViTError, match="answered 503"):
+        upload.commit({}, "message")
+    lines = capsys.readouterr().err.splitlines()
+    assert lines == [f"alice/x: the Hub answered 503; trying again in {wait} s ({wait + 1} of 50)" for wait in (1, 2)]
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (answered(409), "was changed by somebody else meanwhile: push again"),
+        (KeyError("commitUrl"), "answer for alice/x is incomplete"),
+        (json.JSONDecodeError("cut", "{", 1), "answer for alice/x was cut off"),
+    ],
+    ids=["conflict", "empty answer", "cut answer"],
+)
+def test_what_fails_at_the_commit_is_not_told_as_a_taken_name(error, said, monkeypatch):
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    upload = Upload("alice/x", WRITER, attempts=2)
+
+    def fail(*_, **__):
+        raise error
+
+    monkeypatch.setattr(upload.api, "create_commit", fail)
+    with pytest.raises(HFViTError, match=said):
+        upload.commit({}, "message")
