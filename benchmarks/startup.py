@@ -52,7 +52,7 @@ def points(options: argparse.Namespace) -> Iterator[Point]:
     yield Point(
         "import", 1, {"hf_vit and transformers": imports("import transformers, hf_vit")},
         {"transformers": imports("import transformers")},
-        unit="s", note="a whole Python each, which leaves out torch and every model; "
+        unit="s", note="a whole Python each; `import transformers` leaves out torch and every model; "
         f"`import hf_vit` takes {1000 * added:.1f} ms of it (median of 9)",
     )  # fmt: skip
     yield Point(

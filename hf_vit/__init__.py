@@ -1,25 +1,29 @@
 """hf_vit: the Hugging Face-compatible home of the Vision Transformer.
 
-After importing it, transformers' Auto classes know our classes: a folder of ours loads without `trust_remote_code`.
-Importing takes milliseconds: classes, and torch with them, are imported when a name is first used.
+Importing it registers the classes with transformers' Auto classes, which takes torch and a few seconds: a folder of
+ours then loads with `AutoModelForImageClassification.from_pretrained(folder)`, without `trust_remote_code`.
 """
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from transformers import (
+    AutoBackbone,
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModel,
+    AutoModelForImageClassification,
+    AutoModelForMaskedImageModeling,
+)
+from transformers.models.vit import ViTImageProcessorPil
+from transformers.utils import is_torchvision_available
 
-from .registration import register, register_when_looked_for
-
-
-if TYPE_CHECKING:
-    from .checkpoints import load_checkpoint, save_checkpoint
-    from .errors import HFViTError
-    from .modeling.configuration_hf_vit import HFViTConfig
-    from .modeling.modeling_hf_vit import (
-        HFViTBackbone,
-        HFViTForImageClassification,
-        HFViTForMaskedPatchPrediction,
-        HFViTModel,
-    )
+from .checkpoints import load_checkpoint, save_checkpoint
+from .errors import HFViTError
+from .modeling.configuration_hf_vit import HFViTConfig
+from .modeling.modeling_hf_vit import (
+    HFViTBackbone,
+    HFViTForImageClassification,
+    HFViTForMaskedPatchPrediction,
+    HFViTModel,
+)
 
 
 __version__ = "0.1.0"
@@ -36,31 +40,15 @@ __all__ = [
     "save_checkpoint",
 ]
 
-ROOMS = {
-    "HFViTBackbone": "modeling.modeling_hf_vit",
-    "HFViTConfig": "modeling.configuration_hf_vit",
-    "HFViTError": "errors",
-    "HFViTForImageClassification": "modeling.modeling_hf_vit",
-    "HFViTForMaskedPatchPrediction": "modeling.modeling_hf_vit",
-    "HFViTModel": "modeling.modeling_hf_vit",
-    "load_checkpoint": "checkpoints",
-    "save_checkpoint": "checkpoints",
-}
+AutoConfig.register(HFViTConfig.model_type, HFViTConfig)
+AutoModel.register(HFViTConfig, HFViTModel)
+AutoModelForImageClassification.register(HFViTConfig, HFViTForImageClassification)
+AutoModelForMaskedImageModeling.register(HFViTConfig, HFViTForMaskedPatchPrediction)
+AutoBackbone.register(HFViTConfig, HFViTBackbone)
 
+_processors: dict = {"pil": ViTImageProcessorPil}
+if is_torchvision_available():  # its processor cannot be imported without torchvision, which is not required
+    from transformers.models.vit import ViTImageProcessor
 
-if not TYPE_CHECKING:  # a checker would take any name for one of ours
-
-    def __getattr__(name: str) -> Any:
-        """A public name, or the room of one, when it is first used."""
-        if name in ROOMS:
-            register()
-            return getattr(importlib.import_module(f".{ROOMS[name]}", __name__), name)
-        if name in ROOMS.values():
-            return importlib.import_module(f".{name}", __name__)
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-    def __dir__() -> list[str]:
-        return sorted({*globals(), *ROOMS, *ROOMS.values()})
-
-
-register_when_looked_for()
+    _processors["torchvision"] = ViTImageProcessor
+AutoImageProcessor.register(HFViTConfig, image_processor_classes=_processors)

@@ -18,7 +18,6 @@ from typing import Any, TypeAlias
 import torch
 from safetensors import safe_open
 from torch import nn
-from torch.overrides import TorchFunctionMode
 from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.conversion_mapping import register_checkpoint_conversion_mapping
@@ -70,20 +69,6 @@ def register_key_layouts() -> None:
         WeightRenaming(r"units\.(\d+)\.downsample\.norm\.", r"units.\1.gn_proj."),
     ]
     register_checkpoint_conversion_mapping("HFViTModel", layouts, overwrite=True)
-
-
-class NoDraws(TorchFunctionMode):
-    """While a model is laid out without memory, leaves out the random numbers that its tensors could not hold.
-
-    torch draws them for every Linear and Conv2d all the same, and decomposes each draw in Python. The mode is this
-    thread's alone; tensors with memory are drawn as ever.
-    """
-
-    def __torch_function__(self, func, types, args=(), kwargs=None):
-        kwargs = kwargs or {}
-        if func in (nn.init.kaiming_uniform_, nn.init.uniform_) and kwargs["tensor"].is_meta:  # torch names it
-            return kwargs["tensor"]
-        return func(*args, **kwargs)
 
 
 class HFViTPreTrainedModel(PreTrainedModel):
@@ -167,11 +152,6 @@ class HFViTPreTrainedModel(PreTrainedModel):
                 init.normal_(token, std=1.0 if scheme == "normal_tokens" and name != "register_tokens" else 0.02)
 
     # -- loading and saving
-
-    @classmethod
-    def get_init_context(cls, *args, **kwargs):
-        """Where transformers lays a model out before its weights are read."""
-        return [*super().get_init_context(*args, **kwargs), NoDraws()]
 
     @classmethod
     def from_pretrained(
@@ -346,6 +326,7 @@ class HFViTPreTrainedModel(PreTrainedModel):
         if dtype is not None:
             self.to(dtype)  # type: ignore[arg-type]
         prepare_encoder(self.encoder, int8_calibration)
+        self.encoder.optimized = True
         return self
 
     # -- looking inside

@@ -208,22 +208,11 @@ def test_the_last_block_trains_on_the_token_that_is_read_as_if_on_all(name, rate
     assert rows_of_the_last_mlp(model.eval(), lambda: model(pixels)) == [tokens]  # bit for bit as transformers' ViT
 
 
-def test_whoever_asks_for_the_other_tokens_or_watches_them_gets_them():
+def test_whoever_asks_for_all_tokens_gets_them():
     model = build().train()
     pixels, rows = picture(model), lambda **asked: rows_of_the_last_mlp(model, lambda: model(pixels, **asked))
     assert rows() == [1]
     assert rows(output_hidden_states=True) == rows(output_attentions=True) == [17]
-    last = model.vit.layers[-1]
-    for watched in (model.vit, model.vit.layernorm, last, last.attention.q_proj, last.mlp):
-        hooks = ["register_forward_hook", "register_forward_pre_hook", "register_full_backward_hook"]
-        for register in hooks[: 2 if watched is model.vit else 3]:  # gradients of tensors, not of its outputs
-            hook = getattr(watched, register)(lambda *arguments: None)
-            assert rows() == [17]
-            hook.remove()
-    hook = last.register_forward_pre_hook((lambda *arguments: None).__call__)  # written in C: its module is not known
-    assert rows() == [17]
-    hook.remove()
-    assert rows() == [1]
     assert rows_of_the_last_mlp(model, lambda: model.vit(pixels)) == [17]
     model.set_attn_implementation("eager")
     model.config.output_attentions = True
@@ -262,12 +251,12 @@ def test_soft_labels_are_cross_entropy_and_leave_the_config_alone():
 def test_drop_path_drops_whole_samples_and_keeps_the_mean():
     torch.manual_seed(0)
     drop = HFViTDropPath(0.25).train()
-    x = drop(torch.zeros(4000, 3, 2), torch.ones_like)
+    x = drop(torch.ones_like, torch.zeros(4000, 3, 2))
     per_sample = x.flatten(1)
     assert per_sample.unique().tolist() == pytest.approx([0.0, 1 / 0.75])
     assert (per_sample == per_sample[:, :1]).all()
     assert abs(x.mean().item() - 1) < 0.03
-    assert (drop.eval()(torch.zeros(4, 3, 2), torch.ones_like) == 1).all()
+    assert (drop.eval()(torch.ones_like, torch.zeros(4, 3, 2)) == 1).all()
     rates = [layer.drop_path.rate for layer in build(drop_path_rate=0.2).vit.layers]
     assert rates == pytest.approx([0.0, 0.1, 0.2])
 
@@ -285,7 +274,7 @@ def test_drop_path_skips_the_work_and_gives_what_the_ordinary_one_gives():
         torch.manual_seed(1)
         branch.zero_grad()
         leaf = x.clone().requires_grad_()
-        out = drop(leaf, noting, whole)
+        out = drop(noting, leaf, whole)
         out.square().sum().backward()
         found.append((out.detach(), leaf.grad, branch.weight.grad.clone()))
     for ours, ordinary in zip(*found):
@@ -296,8 +285,8 @@ def test_drop_path_skips_the_work_and_gives_what_the_ordinary_one_gives():
 def test_drop_path_that_drops_every_sample_still_gives_every_weight_a_gradient():
     torch.manual_seed(0)
     drop, branch, x = HFViTDropPath(0.999).train(), torch.nn.Linear(2, 2), torch.randn(2, 3, 2)
-    out = drop(x, branch)
-    assert torch.equal(out, x)
+    out = drop(branch, x)
+    assert not out.any()
     out.sum().backward()
     assert (branch.weight.grad == 0).all()
 
