@@ -110,43 +110,82 @@ def subset_columns(name: str, outputs: int) -> np.ndarray:
 
 
 def unnamed(names: Sequence[str]) -> bool:
-    """Whether names only number the classes: 0, 1, ... or LABEL_0, LABEL_1, ..."""
-    return all(name in (str(i), f"LABEL_{i}") for i, name in enumerate(names))
+    """Whether names only number the classes: 0, 1, ... or LABEL_0, LABEL_1, ..., in any order."""
+    return class_numbers(names) is not None
+
+
+def class_numbers(names: Sequence[str]) -> list[int] | None:
+    """The numbers that names such as 7, 007 or LABEL_7 write; None unless all are different numbers."""
+    matches = [re.fullmatch(r"(?:LABEL_)?(\d+)", name, re.ASCII) for name in names]
+    numbers = [int(match[1]) for match in matches if match]
+    return numbers if len(numbers) == len(names) == len(set(numbers)) else None
 
 
 def by_number(data_names: Sequence[str], head_names: Sequence[str], subset: np.ndarray | None = None) -> np.ndarray:
-    """Class i is output i, or the i-th of the subset."""
+    """Class i is output i, or the i-th of the subset; i is what a name such as 7 writes, else its place."""
     outputs = np.arange(len(head_names)) if subset is None else subset
-    if len(data_names) > len(outputs):
+    numbers = class_numbers(data_names) or list(range(len(data_names)))
+    if max(numbers, default=-1) >= len(outputs):
         raise HFViTError(
-            f"label {len(data_names) - 1} of the data is outside the model's {len(outputs)} outputs "
+            f"label {max(numbers)} of the data is outside the model's {len(outputs)} outputs "
             f"(0..{len(outputs) - 1}): this model was made for other classes"
         )
-    return outputs[: len(data_names)]
+    return outputs[numbers]
 
 
 def by_name(data_names: Sequence[str], head_names: Sequence[str]) -> tuple[np.ndarray, str]:
-    """Equal names, then names that differ in spelling only, then ImageNet's wnids; numbers where names are missing."""
-    if list(data_names) == list(head_names):
+    """Equal names, then equal numbers, then ImageNet's wnids, then names that differ in spelling only.
+
+    Never by place: folders 0, 1, 10, 11, 2 stand in another order than the numbers that they write.
+    """
+    places = {name: place for place, name in enumerate(head_names)}
+    if len(places) == len(head_names) and set(data_names) <= set(places):
+        return np.array([places[name] for name in data_names], dtype=np.int64), "by name"
+    if list(data_names) == list(head_names):  # with a name twice
         return np.arange(len(data_names)), "by name"
-    if unnamed(data_names) or unnamed(head_names):
-        if len(data_names) != len(head_names):
-            by_number(data_names, head_names)  # too many is an error of its own
-            raise HFViTError(
-                f"the data has {len(data_names)} classes, the model {len(head_names)} outputs, and one of them has no "
-                "class names: give --label_subset where the data has some of the model's classes, or --label_map "
-                "number if class i is output i"
-            )
-        return np.arange(len(data_names)), "by number"
-    place = spelled_places(head_names)
+    numbers, head_numbers = class_numbers(data_names), class_numbers(head_names)
+    if numbers is not None or head_numbers is not None:
+        return by_written_number(data_names, head_names), "by number"
     wnids = imagenet()["wnids"]
     if set(data_names) <= set(wnids) and len(head_names) == len(wnids):
         return np.array([wnids.index(name) for name in data_names]), "by ImageNet's class ids"
+    place = spelled_places(head_names)
     found = [place.get(spelling(name), same_place(name, i, head_names)) for i, name in enumerate(data_names)]
     missing = [name for name, number in zip(data_names, found) if number is None]
     if missing:
         raise HFViTError(mismatch(missing, data_names, head_names))
     return np.array(found, dtype=np.int64), "by name, whatever the spelling"
+
+
+def by_written_number(data_names: Sequence[str], head_names: Sequence[str]) -> np.ndarray:
+    """Where names of the data or of the outputs are numbers: by these numbers, if both sides have as many classes.
+
+    Raises:
+        HFViTError: another number of classes, or numbers on one side that are no places of the other.
+    """
+    numbers, head_numbers = class_numbers(data_names), class_numbers(head_names)
+    if len(data_names) != len(head_names):
+        by_number(data_names, head_names)  # too many is an error of its own
+        raise HFViTError(
+            f"the data has {len(data_names)} classes, the model {len(head_names)} outputs, and one of them has no "
+            "class names: give --label_subset where the data has some of the model's classes, or --label_map "
+            "number if class i is output i"
+        )
+    if numbers is None:
+        raise HFViTError(
+            f"the model's outputs have no names ({listed(list(head_names))}), the data's classes have "
+            f"({listed(list(data_names))}): give --label_map number if the classes in this order are the outputs in "
+            "theirs, or --label_map FILE with `class of the data: number of the output` for each"
+        )
+    place = dict(zip(head_numbers if head_numbers is not None else range(len(head_names)), range(len(head_names))))
+    strange = [name for name, number in zip(data_names, numbers) if number not in place]
+    if strange:
+        raise HFViTError(
+            f"classes {listed(strange)} of the data are no numbers of the model's outputs "
+            f"({listed(list(head_names))}): give --label_map FILE with `class of the data: class of the model` for "
+            "each"
+        )
+    return np.array([place[number] for number in numbers], dtype=np.int64)
 
 
 def spelling(name: str) -> str:

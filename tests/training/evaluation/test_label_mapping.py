@@ -48,3 +48,34 @@ def test_real_labels_by_file_name_and_by_order():
     by_name = real_rows(lists, ["n1/ILSVRC2012_val_00000003.JPEG", "x_ILSVRC2012_val_00000002.JPEG"], [0, 1], 2)
     assert by_name.tolist() == [[7, -1], [4, 2]]
     assert real_rows(lists, ["a", "b"], [1, 0], 3).tolist() == [[4, 2], [-1, -1]]
+
+
+FOLDERS = sorted(str(number) for number in range(12))  # 0, 1, 10, 11, 2, ...: the order of a file listing
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        [str(number) for number in range(12)],
+        [f"LABEL_{number}" for number in range(12)],
+        [f"kind {'abcdefghijkl'[number]}" for number in range(12)],
+    ],
+    ids=["numbers", "LABEL_n", "names"],
+)
+@pytest.mark.parametrize("label_map", [None, "number"])
+def test_folders_called_by_numbers_are_matched_by_number_not_by_place(head, label_map):
+    match = match_labels(FOLDERS, head, label_map)
+    assert match.places.tolist() == [int(name) for name in FOLDERS]
+
+
+def test_equal_sets_of_names_match_by_name_in_any_order():
+    assert match_labels(["2", "10", "7"], ["10", "7", "2"]).places.tolist() == [2, 0, 1]
+    assert match_labels(["007", "002"], ["2", "7"]).places.tolist() == [1, 0]
+
+
+def test_what_could_only_match_by_place_is_an_error_that_offers_the_map():
+    with pytest.raises(HFViTError, match=r"have no names .*--label_map number .*--label_map FILE"):
+        match_labels(["cat", "dog"], ["LABEL_0", "LABEL_1"])
+    assert match_labels(["cat", "dog"], ["LABEL_0", "LABEL_1"], "number").places.tolist() == [0, 1]
+    with pytest.raises(HFViTError, match=r"classes 3 of the data are no numbers .*--label_map FILE"):
+        match_labels(["1", "3"], ["1", "2"])
