@@ -4,6 +4,11 @@ Importing it registers the classes with transformers' Auto classes, which takes 
 ours then loads with `AutoModelForImageClassification.from_pretrained(folder)`, without `trust_remote_code`.
 """
 
+from .torchvision_match import check_torchvision  # isort: skip
+
+
+check_torchvision()  # first: a torchvision that does not match torch breaks the imports of transformers below
+
 from transformers import (
     AutoBackbone,
     AutoConfig,

@@ -2,3 +2,5 @@
 
 Runs from a clone as `python -m training.finetune` and installed as `python -m hf_vit.training.finetune`.
 """
+
+import hf_vit  # noqa: F401  # before any other import: it tells of a torchvision that would break them
