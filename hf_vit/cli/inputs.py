@@ -138,7 +138,8 @@ def _downloaded(address: str) -> io.BytesIO:
 def pick_device(name: str | None) -> torch.device:
     """The device asked for, or the best there is."""
     if name is None:
-        return torch.accelerator.current_accelerator() or torch.device("cpu")
+        # `current_accelerator` alone names the one that torch was built for, also on a machine without it
+        return torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
     try:
         device = torch.device(name)
         torch.empty(1, device=device)

@@ -92,7 +92,8 @@ class Trainer:
         self.accelerator = create_accelerator(args)
         self.rank, self.world_size = self.accelerator.process_index, self.accelerator.num_processes
         if args.activation_checkpointing:
-            model.activation_checkpointing_enable()
+            # gradient_checkpointing_enable: its name before transformers 5.23
+            getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()
         optimizer, scheduler = optimizers
         self.normalise = Normalise.of(image_processor, model.config.num_channels)
         self.objective, self.optimizer = self.accelerator.prepare(

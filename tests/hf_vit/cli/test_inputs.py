@@ -56,6 +56,12 @@ def test_a_download_that_is_too_large_is_refused(monkeypatch):
     assert inputs.read_picture("https://example.org/a.png", "RGB") == "larger than 2 MiB"
 
 
+def test_an_accelerator_that_torch_was_built_for_and_the_machine_lacks_is_not_picked(monkeypatch):
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda *_: torch.device("cuda"))
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
+    assert inputs.pick_device(None) == torch.device("cpu")
+
+
 def test_devices_sizes_and_numbers():
     assert inputs.pick_device("cpu") == torch.device("cpu")
     with pytest.raises(HFViTError, match="no device 'nowhere'"):

@@ -14,6 +14,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from hf_vit.errors import HFViTError
+
 
 LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
 FONTS = (
@@ -42,6 +44,11 @@ def distance_field(letter: str, font: str) -> tuple[np.ndarray, float, float]:
     from scipy import ndimage
 
     path = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / font
+    if not path.is_file():
+        raise HFViTError(
+            f"matplotlib {matplotlib.__version__} comes without {font}, which letters are drawn with: "
+            "pip install 'matplotlib>=3.11'"
+        )
     fine = CELL * OVERSAMPLING
     em = fine
     left, upper, right, lower = ImageFont.truetype(str(path), em).getbbox(letter)

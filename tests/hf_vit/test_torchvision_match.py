@@ -1,17 +1,20 @@
 """A torchvision that does not match torch is told in one line, before it breaks anybody's import.
 
-python -m pytest tests/test_torchvision_match.py
+python -m pytest tests/hf_vit/test_torchvision_match.py
 """
 
 import os
 import subprocess
 import sys
 from importlib.metadata import Distribution, version
+from pathlib import Path
 
 import pytest
-from conftest import ROOT
 
 from hf_vit.torchvision_match import _is_our_command, find_mismatch
+
+
+ROOT = Path(__file__).parents[2]
 
 
 def package(folder, name, number, build="", requires=""):
@@ -54,7 +57,11 @@ def test_pairs(tmp_path, torch, torchvision, way_out):
 
 @pytest.mark.parametrize(
     ("words", "status"),
-    [(["-c", "import hf_vit"], 1), (["-m", "hf_vit.cli", "--help"], 2), (["-m", "training.finetune", "--help"], 2)],
+    [
+        (["-c", "import hf_vit"], 1),
+        (["-m", "hf_vit.cli.main", "--help"], 2),
+        (["-m", "training.finetune", "--help"], 2),
+    ],
 )
 def test_an_import_raises_and_a_command_ends_with_one_line(tmp_path, words, status):
     package(tmp_path, "torchvision", "0.1.0", requires="torch (==1.2.0)")
