@@ -28,6 +28,7 @@ WARM_UP = 12  # steps after which a chain is anywhere on the attractor
 POINTS_PER_PIXEL = 2
 MARGIN = 0.03  # of the side, left free
 BRIGHTEST = 19, 20  # pixels as often visited as 19 of 20 are white
+ROWS = 5  # steps of the chaos game at once: what stays in the processor's cache
 HEADER = 8  # 64-bit words of a picture's own, before the places by which the chains are moved
 EXACT = 2.0**20
 ATTEMPT = 1 << 32  # blocks of random numbers from one attempt at a picture to the next
@@ -111,33 +112,69 @@ def render(system: System, size: int, words: np.ndarray, turn: float = 0.0, mirr
     Args:
         words: uint64 (moves(size),). turn: of a full one.
     """
-    points = chaos_game(system, words)
     angle = 2 * np.pi * turn
     cosine, sine = (np.float32(np.rint(value * EXACT) / EXACT) for value in (np.cos(angle), np.sin(angle)))
-    x, y = cosine * points[0] - sine * points[1], sine * points[0] + cosine * points[1]
-    place = to_pixels(y, size) * np.int32(size) + to_pixels(-x if mirror else x, size)
-    return brightness(np.bincount(place.ravel(), minlength=size * size)).reshape(size, size)
+    points = chaos_game(system, words)
+    rotate(points, cosine, sine, mirror)
+    return brightness(np.bincount(pixels_of(points, size), minlength=size * size)).reshape(size, size)
+
+
+def rotate(points: np.ndarray, cosine: np.float32, sine: np.float32, mirror: bool) -> None:
+    """Turn points (steps, 2, CHAINS) in place, and mirror them at the vertical axis."""
+    by_cosine, by_sine = (np.empty((ROWS, *points.shape[1:]), dtype=np.float32) for _ in range(2))
+    for first in range(0, len(points), ROWS):
+        rows = points[first : first + ROWS]
+        c, s = (np.multiply(rows, factor, out=out[: len(rows)]) for factor, out in ((cosine, by_cosine), (sine, by_sine)))
+        if mirror:
+            np.subtract(s[:, 1], c[:, 0], out=rows[:, 0])
+        else:
+            np.subtract(c[:, 0], s[:, 1], out=rows[:, 0])
+        np.add(s[:, 0], c[:, 1], out=rows[:, 1])
+
+
+def pixels_of(points: np.ndarray, size: int) -> np.ndarray:
+    """Stretch points (steps, 2, CHAINS) over the image and number the pixels that they fall in: int64 (n,), written over
+    the points. A coordinate without extent goes to the middle."""
+    inner, middle = np.float32((1 - 2 * MARGIN) * size), np.float32(size // 2)
+    stretches = []
+    for values in (points[:, 0], points[:, 1]):
+        low, high = values.min(), values.max()
+        scale, margin = (inner / (high - low), np.float32(MARGIN * size)) if high > low else (np.float32(0), middle)
+        stretches.append((low, scale, margin))
+    result = points.view(np.int64).reshape(len(points), CHAINS)
+    cells = np.empty((ROWS, 2, CHAINS), dtype=np.int32)
+    for first in range(0, len(points), ROWS):
+        rows = points[first : first + ROWS]
+        for axis, (low, scale, margin) in enumerate(stretches):
+            values = rows[:, axis]
+            values -= low
+            values *= scale
+            values += margin
+        whole = cells[: len(rows)]
+        np.copyto(whole, rows, casting="unsafe")
+        y = whole[:, 1]
+        y *= np.int32(size)
+        y += whole[:, 0]
+        result[first : first + ROWS] = y
+    return result.ravel()
 
 
 def brightness(counts: np.ndarray) -> np.ndarray:
     """Visits per pixel as grey: the root of their share of what all but the busiest pixels stay below."""
-    pixels = np.bincount(counts)
-    pixels[0] = 0
+    most = int(counts.max())
+    visits = counts.astype(np.min_scalar_type(most))  # one byte is counted in an eighth of the time of eight
+    empty = np.count_nonzero(visits == 0)
     share, whole = BRIGHTEST
-    white = max(1, int(np.searchsorted(np.cumsum(pixels) * whole, pixels.sum() * share)))
-    table = np.rint(255 * np.sqrt(np.minimum(np.arange(len(pixels)), white) / white)).astype(np.uint8)
-    return table[counts]
-
-
-def to_pixels(values: np.ndarray, size: int) -> np.ndarray:
-    """Stretch one coordinate over the side; a coordinate without extent goes to the middle. int32."""
-    low, high = values.min(), values.max()
-    inner = np.float32((1 - 2 * MARGIN) * size)
-    if not high > low:
-        return np.full(values.shape, size // 2, dtype=np.int32)
-    values = (values - low) * (inner / (high - low))
-    values += np.float32(MARGIN * size)
-    return np.minimum(values.astype(np.int32), size - 1)
+    enough = (visits.size - empty) * share
+    low, white = 1, most
+    while low < white:  # bisection for the lowest number of visits that `share` of the visited pixels do not exceed
+        middle = (low + white) // 2
+        if (np.count_nonzero(visits <= middle) - empty) * whole >= enough:
+            white = middle
+        else:
+            low = middle + 1
+    table = np.rint(255 * np.sqrt(np.minimum(np.arange(most + 1), white) / white)).astype(np.uint8)
+    return table.take(counts)
 
 
 def moves(size: int) -> int:
@@ -153,24 +190,31 @@ def shuffled() -> np.ndarray:
 
 
 def chaos_game(system: System, words: np.ndarray) -> np.ndarray:
-    """Points on the attractor: float32 (2, steps after the warm-up, CHAINS)."""
+    """Points on the attractor: float32 (steps after the warm-up, 2, CHAINS)."""
     matrices, shifts = system
     (a, b), (c, d) = matrices.transpose(1, 2, 0)
     weights = np.maximum(np.abs(a * d - b * c), 1e-3)
     ends = np.cumsum(weights)
     ends = np.rint(ends / ends[-1] * CHAINS).astype(np.intp)
-    # a, b, c, d, e, f of x' = a x + b y + e, y' = c x + d y + f for each place: (6, CHAINS).
-    table = np.concatenate([matrices.reshape(-1, 4), shifts], axis=1).T.astype(np.float32)
-    a, b, c, d, e, f = np.repeat(table, np.diff(ends, prepend=0), axis=1)
-    x, y = (np.full(CHAINS, value, dtype=np.float32) for value in fixed_point(matrices[0], shifts[0]))
-    points = np.empty((2, len(words) - WARM_UP, CHAINS), dtype=np.float32)
-    for step, word in enumerate(words):
-        first = int(word) % CHAINS
-        order = shuffled()[first : first + CHAINS]
-        x, y = x[order], y[order]
-        x, y = a * x + b * y + e, c * x + d * y + f
-        if step >= WARM_UP:
-            points[0, step - WARM_UP], points[1, step - WARM_UP] = x, y
+    # x' = a x + b y + e and y' = d y + c x + f: (a, d), (b, c) and (e, f) for each place, (3, 2, CHAINS).
+    (a, b), (c, d) = matrices.transpose(1, 2, 0)
+    table = np.stack([a, d, b, c, *shifts.T]).astype(np.float32)
+    near, far, shift = np.repeat(table, np.diff(ends, prepend=0), axis=1).reshape(3, 2, CHAINS)
+    order = shuffled()
+    points = np.empty((len(words) - WARM_UP, 2, CHAINS), dtype=np.float32)
+    moved = np.empty((3, CHAINS), dtype=np.float32)  # x, y, x: the first two rows, and the last two the other way round
+    other = np.empty((2, CHAINS), dtype=np.float32)
+    state = np.empty((2, CHAINS), dtype=np.float32)
+    state.T[:] = fixed_point(matrices[0], shifts[0])
+    xy, yx = moved[:2], moved[1:]
+    for step, first in enumerate((words % np.uint64(CHAINS)).tolist(), start=-WARM_UP):
+        state.take(order[first : first + CHAINS], axis=1, out=xy, mode="wrap")
+        moved[2] = moved[0]
+        state = points[max(step, 0)]
+        np.multiply(near, xy, out=state)
+        np.multiply(far, yx, out=other)
+        state += other
+        state += shift
     return points
 
 
