@@ -11,6 +11,7 @@ Each also in colour on a coloured background, `glyphs-colour`, and in colour on 
 import difflib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 
@@ -33,6 +34,7 @@ INSTANCES = 1 << 47  # of every class
 SHADING = 1 << 48  # block of the random numbers for shading, far from those for drawing
 SEVERAL = 1 << 49  # and of those that place several objects
 OBJECT = 1 << 48  # from the instance that a picture shows first to that of its next object
+KEPT_BYTES = 16 << 20
 OBJECT_SHARE = 0.3, 0.6  # of the side, what one of several objects takes
 
 Drawn = tuple[np.ndarray, Callable[[], np.random.Generator]]  # ink, and what gives the generator of its shading
@@ -135,6 +137,7 @@ def draw(family_name: str, label: int, instance: int, size: int, seed: int = 0, 
     Raises:
         HFViTError: any of them out of range.
     """
+    keep_freed_memory()
     family = find_family(family_name)
     if not 0 <= label < family.classes:
         raise HFViTError(f"{family_name} has classes 0 to {family.classes - 1}, asked for {label}")
@@ -165,6 +168,17 @@ def several(family: Family, seed: int, label: int, instance: int, size: int, obj
         place = canvas[upper : upper + side, left : left + side]
         np.maximum(place, ink, out=place)
     return canvas, lambda: rng
+
+
+@cache
+def keep_freed_memory() -> None:
+    """Once a process: glibc then keeps freed blocks of up to `KEPT_BYTES` for what is drawn next.
+
+    By default it gives blocks from 128 KiB on back to the system, and each comes back as page faults: half of the time
+    of a letter of 224 px. Freeing one large block raises that limit (`man mallopt`, M_MMAP_THRESHOLD). Other allocators
+    are left as they are.
+    """
+    np.empty(KEPT_BYTES, dtype=np.uint8)
 
 
 def check_size(size: int) -> None:

@@ -17,7 +17,8 @@ OFFSET = 4096  # px, makes every coordinate positive, so that cutting off the fr
 FRACTION = 10  # bits after the point while a line is stepped through; the lowest 8 bits of all carry its grey
 HALF = 1 << 17  # half a pixel
 BLOCK = 8
-LINES_AT_ONCE = 8000  # lines from vertex to vertex that are drawn in one go: what stays in the processor's cache
+POINTS_AT_ONCE = 30000  # at most, and one line
+LINES_AT_ONCE = 16000  # lines from vertex to vertex that are drawn in one go: what stays in the processor's cache
 
 
 @dataclass(frozen=True)
@@ -112,8 +113,18 @@ def draw_lines(corners: np.ndarray, greys: np.ndarray, size: int, canvas: np.nda
     origin += HALF
     origin[0] += np.repeat(greys, corners.shape[2]).take(line)
     origin, step = pack(origin), pack(ratio)
-    # Twice the running sum: of the changes from step to step, then of the steps and the leaps from line to line.
     points = points.astype(np.int64)
+    begin = np.cumsum(points)
+    cuts = np.searchsorted(begin, range(POINTS_AT_ONCE, int(begin[-1]), POINTS_AT_ONCE), side="right").tolist()
+    for first, last in zip([0, *cuts], [*cuts, len(line)]):
+        if first < last:
+            part = slice(first, last)
+            draw_points(origin[part], step[part], points[part], size, canvas)
+
+
+def draw_points(origin: np.ndarray, step: np.ndarray, points: np.ndarray, size: int, canvas: np.ndarray) -> None:
+    """Draw lines of at least one point each into `canvas`: all three int64 (n,), and changed."""
+    # Twice the running sum: of the changes from step to step, then of the steps and the leaps from line to line.
     begin = np.cumsum(points)
     place = np.zeros(begin[-1], dtype="<i8")
     begin -= points
