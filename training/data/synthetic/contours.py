@@ -29,7 +29,7 @@ ATTEMPT = 1 << 32  # blocks of random numbers from one attempt at a picture to t
 EXACT = 2.0**20
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Formula:
     """What a class fixes. `direction` (2, V): cosine and sine; `move` (V,): mean move outward from polygon to polygon,
     `pace`: its largest over the vertices, `noise`: half the range of what is random in it, all in canvas pixels."""
@@ -110,8 +110,19 @@ def exact(values: np.ndarray) -> np.ndarray:
     return np.rint(values * EXACT) / EXACT
 
 
-def picture_formula(formula: Formula, header: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Start, step and spread of a picture's polygons (lines.py), float32 (2, v), of every `stride`-th vertex.
+@lru_cache(maxsize=4096)
+def outline(formula: Formula, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """What all images of a class share: directions float64, step and spread (lines.py) float32, all (2, v + 1) of every
+    `stride`-th vertex and the first one again."""
+    kept = np.append(np.arange(0, formula.vertices, formula.stride(size)), 0)
+    direction, scale = formula.direction.take(kept, axis=1), size / CANVAS
+    step = (formula.move[kept] + formula.noise) * scale * direction
+    spread = 2 * formula.noise / 255 * scale * direction
+    return direction, step.astype(np.float32), spread.astype(np.float32)
+
+
+def picture_start(formula: Formula, header: np.ndarray, direction: np.ndarray, size: int) -> np.ndarray:
+    """Where a picture's polygons start: float32 (2, v + 1).
 
     Args:
         header: uint64 (HEADER,), the picture's own numbers.
@@ -122,20 +133,17 @@ def picture_formula(formula: Formula, header: np.ndarray, size: int) -> tuple[np
         reach, radius, ovals = 400.0, 100.0 * radius, (1.0 + wide, 1.0 + high)
     else:
         reach, radius = CANVAS, formula.radius
-    kept = slice(None, None, formula.stride(size))
-    direction, scale = formula.direction[:, kept], size / CANVAS
     centre = np.array([[CANVAS / 2 + reach * (x - 0.5)], [CANVAS / 2 + reach * (y - 0.5)]])
-    start = (radius * np.array(ovals)[:, None] * direction + centre) * scale + OFFSET
-    step = (formula.move[kept] + formula.noise) * scale * direction
-    spread = 2 * formula.noise / 255 * scale * direction
-    return start.astype(np.float32), step.astype(np.float32), spread.astype(np.float32)
+    start = (np.array([[radius * ovals[0]], [radius * ovals[1]]]) * direction + centre) * (size / CANVAS) + OFFSET
+    return start.astype(np.float32)
 
 
 def draw(formula: Formula, seed: int, label: int, instance: int, size: int, attempt: int) -> np.ndarray:
     """One picture, polygons in random greys on black: uint8 (size, size)."""
     rng = generator(IMAGE, seed, formula.family, label, instance, attempt * ATTEMPT)
     words = rng.bit_generator.random_raw(formula.words(size)).astype("<u8", copy=False)
-    start, step, spread = picture_formula(formula, words[:HEADER], size)
+    direction, step, spread = outline(formula, size)
+    start = picture_start(formula, words[:HEADER], direction, size)
     numbers = words[HEADER:].view(np.uint8)
     shape = formula.noise_shape(size)
     noise = numbers[8 * formula.grey_words :][: math.prod(shape)].reshape(shape)

@@ -64,7 +64,7 @@ def fullest(tries: Iterable[np.ndarray]) -> np.ndarray:
     """The first that is not nearly blank; of classes that draw little more than nothing, the fullest."""
     best, most = None, -1
     for ink in tries:
-        total = int(ink.sum(dtype=np.int64))
+        total = int(ink.sum(dtype=np.uint32))
         if total * BLANK > 255 * ink.size and ink.max() > 127:
             return ink
         if total > most:
