@@ -8,6 +8,7 @@ A letter is kept as a signed distance field (Green, "Improved alpha-tested magni
 small table per letter and font gives any stroke weight, softness and resolution.
 """
 
+import math
 from functools import lru_cache
 from pathlib import Path
 
@@ -29,6 +30,8 @@ FONTS = (
 CELL = 64  # side of a distance field
 GLYPH = 40  # longer side of the letter inside it
 OVERSAMPLING = 2  # the field is measured on a bitmap this much finer
+PI = 3.1415926534682512, 1.2154201013012385e-10  # in two parts; small multiples of the first have no error
+SINE = [(-1) ** k / math.factorial(2 * k + 1) for k in range(1, 11)]
 FAR = 20.0  # where distances are cut off, in cells
 
 
@@ -90,32 +93,74 @@ def draw_glyph(seed: int, label: int, size: int, rng: np.random.Generator) -> np
     x = x - np.float32((2 * x0 - 1) * (0.7 * room + 0.05))
     y = y - np.float32((2 * y0 - 1) * (0.7 * room + 0.05))
     along, down = turn_cos * x - turn_sin * y, turn_sin * x + turn_cos * y
-    along = along + shear * down
-    along = along + 0.07 * (2 * bend_x - 1) * np.sin((1 + 2.5 * wave_x) * down + 2 * np.pi * phase_x)
-    down = down + 0.07 * (2 * bend_y - 1) * np.sin((1 + 2.5 * wave_y) * along + 2 * np.pi * phase_y)
-    columns = (CELL - 1) / 2 + (GLYPH / 2 / width) * along
-    rows = (CELL - 1) / 2 + (GLYPH / 2 / height) * down
-    distance = bilinear(field, rows, columns)
+    along += shear * down
+    along += bend(down, 0.07 * (2 * bend_x - 1), 1 + 2.5 * wave_x, 2 * np.pi * phase_x)
+    down += bend(along, 0.07 * (2 * bend_y - 1), 1 + 2.5 * wave_y, 2 * np.pi * phase_y)
+    along *= GLYPH / 2 / width
+    along += (CELL - 1) / 2
+    down *= GLYPH / 2 / height
+    down += (CELL - 1) / 2
+    distance = bilinear(field, down, along)
 
     # Cells to shares of the side; the stroke's half width moves towards the drawn one, whatever the font's weight.
     cell = height / GLYPH
     half_width = 0.04 + 0.07 * weight
     edge = max(1.0 / side, 0.03 + 0.09 * softness)
-    shifted = cell * distance + 0.7 * (half_width - cell * half_stroke)
-    ink = np.clip(0.5 + shifted / edge, 0.0, 1.0).astype(np.float32)
+    shifted = distance
+    shifted *= cell
+    shifted += 0.7 * (half_width - cell * half_stroke)
+    shifted /= edge
+    shifted += 0.5
+    ink = np.clip(shifted, 0.0, 1.0, out=shifted).astype(np.float32)
     if side == size:
         return ink
     enlarged = Image.fromarray(ink).resize((size, size), Image.Resampling.BILINEAR)
     return np.asarray(enlarged)
 
 
+def bend(values: np.ndarray, height: float, pace: float, phase: float) -> np.ndarray:
+    """height * sin(pace * values + phase), float64, in additions and multiplications alone.
+
+    numpy's sine of float64 is the C library's, one number at a time and three quarters of a letter's time; this one
+    (Taylor's series around the nearest multiple of pi, within 3e-16 for angles up to 100) is the same on every machine.
+    """
+    angle = values * pace
+    angle += phase
+    turns = np.rint(angle * (1 / np.pi))
+    for part in PI:
+        angle -= turns * part
+    square = angle * angle
+    result = square * SINE[-1]
+    for coefficient in SINE[-2::-1]:
+        result += coefficient
+        result *= square
+    result += 1.0
+    result *= angle
+    turns *= 0.5
+    turns -= np.floor(turns)  # 0.5 where the sign turns
+    turns *= -4 * height
+    turns += height
+    result *= turns
+    return result
+
+
 def bilinear(field: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
-    """Look a field up between its cells; outside, the nearest cell counts."""
-    last = field.shape[0] - 1.001
-    rows, columns = np.clip(rows, 0.0, last), np.clip(columns, 0.0, last)
-    top, left = rows.astype(np.intp), columns.astype(np.intp)
-    down, right = rows - top, columns - left
-    flat, place = field.ravel(), top * field.shape[1] + left
-    upper = flat[place] * (1 - right) + flat[place + 1] * right
-    lower = flat[place + field.shape[1]] * (1 - right) + flat[place + field.shape[1] + 1] * right
-    return upper * (1 - down) + lower * down
+    """Look a field up between its cells; outside, the nearest cell counts. Float64, `rows` and `columns` are changed."""
+    side = field.shape[0]
+    np.clip(rows, 0.0, side - 1.001, out=rows)
+    np.clip(columns, 0.0, side - 1.001, out=columns)
+    top, left = np.floor(rows), np.floor(columns)
+    rows -= top
+    columns -= left
+    top *= side
+    top += left
+    place = top.astype(np.intp)
+    flat = field.ravel().astype(np.float64)
+    right, stay = columns, 1 - columns
+    upper, lower = (
+        flat[start:].take(place) * stay + flat[start + 1 :].take(place) * right for start in (0, side)
+    )
+    upper *= 1 - rows
+    lower *= rows
+    upper += lower
+    return upper
