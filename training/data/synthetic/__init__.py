@@ -1,16 +1,15 @@
-"""Generated pictures: pre-training data of any size without a download.
+"""Generated images: pre-training data of any size without a download.
 
     images = SyntheticImages("glyphs", classes=52, instances=600, size=24)
     images[0]                       # {"image": uint8 (24, 24, 3), "label": 0}
 
-A picture is a pure function of (seed, family, class, instance, size): any worker, rank, resumed run or machine draws
-the same one (for glyphs, where the fonts are the same), and nothing is stored. The instance fixes shape and shading as
-shares of the side, so another size shows the same picture at another resolution, but for its noise. Sets are nested:
-more instances, more classes or a longer prefix only add pictures.
+An image is a pure function of (seed, family, class, instance, size): any worker, rank, resumed run or machine draws
+the same bytes (for glyphs, where the fonts are the same), and nothing is stored. The instance fixes shape and shading
+relative to the side, so another size shows the same image at another resolution, but for its noise. Sets are nested:
+more instances, more classes or a longer prefix only add images.
 
     images.py       sets: labels, mixtures, long tails, wrong labels, splits, names such as synthetic:atoms@1000,1000
-    families.py     the kinds of pictures: glyphs.py, contours.py and lines.py, fractals.py; shading.py
-    batches.py      many pictures at once on any device
+    families.py     the kinds of images: glyphs.py, contours.py and lines.py, fractals.py; shading.py
     export.py       `python -m training.synthetic NAME --out DIR`: parquet or WebDataset shards
 """
 

@@ -1,7 +1,7 @@
 """Wavy and noisy circles inside one another: the families `atoms` and `contours` of families.py.
 
 `atoms` is VisualAtom (Takashima et al., "Visual Atoms", CVPR 2023) with the ranges of its published script, `contours`
-is RCDB (Kataoka et al., "Replacing Labeled Real-image Datasets with Auto-generated Contours", CVPR 2022). A picture is
+is RCDB (Kataoka et al., "Replacing Labeled Real-image Datasets with Auto-generated Contours", CVPR 2022). An image is
 L closed polygons of V vertices; each grows out of the one before by noise along the radius, so all vertices are one
 cumulative sum. Their "Perlin noise" is read at an independent random place per vertex, hence white noise with a
 standard deviation of 0.33; here it is uniform noise of that deviation, in 256 steps.
@@ -22,14 +22,14 @@ from .lines import OFFSET, Polygons, draw_polygons
 CANVAS = 512.0  # the formulas' own pixels
 NOISE = 0.329 * 3**0.5  # half range of uniform noise with the standard deviation of 1-D Perlin noise
 ATOMS, CONTOURS = 2, 3  # the families' numbers in random addresses
-MOST_VERTICES = 1.5  # per pixel of the picture's side: finer polygons look the same
-CLOSEST = 1.0  # px, largest mean distance of neighbouring polygons, below which not all are drawn
-HEADER = 8  # 64-bit words of a picture's own: centre, radius, ovals; what follows are greys, then the noise
-ATTEMPT = 1 << 32  # blocks of random numbers from one attempt at a picture to the next
+MOST_VERTICES = 1.5  # per pixel of the image's side: finer polygons look the same
+CLOSEST = 1.0  # px, largest mean distance of neighboring polygons, below which not all are drawn
+HEADER = 8  # 64-bit words with an image's own parameters: center, radius, ovals; then come grays, then the noise
+ATTEMPT = 1 << 32  # blocks of random numbers from one attempt at an image to the next
 EXACT = 2.0**20
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False)  # hashed by identity, for `outline`
 class Formula:
     """What a class fixes. `direction` (2, V): cosine and sine; `move` (V,): mean move outward from polygon to polygon,
     `pace`: its largest over the vertices, `noise`: half the range of what is random in it, all in canvas pixels."""
@@ -49,16 +49,16 @@ class Formula:
         return len(self.move)
 
     @property
-    def grey_words(self) -> int:
-        """64-bit words of the greys: a byte per polygon, in whole blocks of four words."""
+    def gray_words(self) -> int:
+        """64-bit words of the grays: a byte per polygon, in whole blocks of four words."""
         return 4 * -(-self.lines // 32)
 
     def stride(self, size: int) -> int:
-        """Which vertices are drawn: every one, or every second, ..."""
+        """Which vertices are drawn, one in how many."""
         return math.ceil(self.vertices / (MOST_VERTICES * size))
 
     def every(self, size: int) -> int:
-        """Which polygons are drawn: so many that nowhere their mean distance is above `CLOSEST`."""
+        """Which polygons are drawn, one in how many: their mean distance stays below `CLOSEST` everywhere."""
         return max(1, int(CLOSEST / (self.pace * size / CANVAS)))
 
     def noise_shape(self, size: int) -> tuple[int, int, int]:
@@ -66,8 +66,8 @@ class Formula:
         return self.lines, 2, -(-self.vertices // self.stride(size))
 
     def words(self, size: int) -> int:
-        """64-bit words of a whole picture: header, greys, a byte of noise per polygon, axis and drawn vertex."""
-        return HEADER + self.grey_words + -(-math.prod(self.noise_shape(size)) // 8)
+        """64-bit words of a whole image: header, grays, a byte of noise per polygon, axis and drawn vertex."""
+        return HEADER + self.gray_words + -(-math.prod(self.noise_shape(size)) // 8)
 
 
 @lru_cache(maxsize=4096)
@@ -88,7 +88,7 @@ def atom_formula(seed: int, label: int) -> Formula:
 
 @lru_cache(maxsize=4096)
 def contour_formula(seed: int, label: int) -> Formula:
-    """RCDB: numbers of vertices and lines and the noise make the class; radius and ovals are the picture's."""
+    """RCDB: numbers of vertices and lines and the noise make the class; radius and ovals are the image's."""
     rng = generator(CLASS, seed, CONTOURS, label)
     vertices = 0
     while not 2 < vertices <= 200:
@@ -110,10 +110,12 @@ def exact(values: np.ndarray) -> np.ndarray:
     return np.rint(values * EXACT) / EXACT
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=2048)
 def outline(formula: Formula, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """What all images of a class share: directions float64, step and spread (lines.py) float32, all (2, v + 1) of every
-    `stride`-th vertex and the first one again."""
+    """What all images of a class have in common: directions, float64, and step and spread (lines.py), float32.
+
+    All (2, v + 1), of one vertex in `stride`, with the first one repeated at the end.
+    """
     kept = np.append(np.arange(0, formula.vertices, formula.stride(size)), 0)
     direction, scale = formula.direction.take(kept, axis=1), size / CANVAS
     step = (formula.move[kept] + formula.noise) * scale * direction
@@ -121,11 +123,11 @@ def outline(formula: Formula, size: int) -> tuple[np.ndarray, np.ndarray, np.nda
     return direction, step.astype(np.float32), spread.astype(np.float32)
 
 
-def picture_start(formula: Formula, header: np.ndarray, direction: np.ndarray, size: int) -> np.ndarray:
-    """Where a picture's polygons start: float32 (2, v + 1).
+def start_of(formula: Formula, header: np.ndarray, direction: np.ndarray, size: int) -> np.ndarray:
+    """Where an image's polygons start (lines.py): float32 (2, v + 1).
 
     Args:
-        header: uint64 (HEADER,), the picture's own numbers.
+        header: uint64 (HEADER,), the image's own numbers.
     """
     x, y, radius, wide, high, *_ = shares(header)
     ovals = formula.ovals
@@ -133,28 +135,28 @@ def picture_start(formula: Formula, header: np.ndarray, direction: np.ndarray, s
         reach, radius, ovals = 400.0, 100.0 * radius, (1.0 + wide, 1.0 + high)
     else:
         reach, radius = CANVAS, formula.radius
-    centre = np.array([[CANVAS / 2 + reach * (x - 0.5)], [CANVAS / 2 + reach * (y - 0.5)]])
-    start = (np.array([[radius * ovals[0]], [radius * ovals[1]]]) * direction + centre) * (size / CANVAS) + OFFSET
+    center = np.array([[CANVAS / 2 + reach * (x - 0.5)], [CANVAS / 2 + reach * (y - 0.5)]])
+    start = (np.array([[radius * ovals[0]], [radius * ovals[1]]]) * direction + center) * (size / CANVAS) + OFFSET
     return start.astype(np.float32)
 
 
 def draw(formula: Formula, seed: int, label: int, instance: int, size: int, attempt: int) -> np.ndarray:
-    """One picture, polygons in random greys on black: uint8 (size, size)."""
+    """One image, polygons in random grays on black: uint8 (size, size)."""
     rng = generator(IMAGE, seed, formula.family, label, instance, attempt * ATTEMPT)
     words = rng.bit_generator.random_raw(formula.words(size)).astype("<u8", copy=False)
     direction, step, spread = outline(formula, size)
-    start = picture_start(formula, words[:HEADER], direction, size)
+    start = start_of(formula, words[:HEADER], direction, size)
     numbers = words[HEADER:].view(np.uint8)
     shape = formula.noise_shape(size)
-    noise = numbers[8 * formula.grey_words :][: math.prod(shape)].reshape(shape)
+    noise = numbers[8 * formula.gray_words :][: math.prod(shape)].reshape(shape)
     return draw_polygons(Polygons(start, step, spread, noise, numbers[: formula.lines], formula.every(size)), size)
 
 
 def draw_atom(seed: int, label: int, instance: int, size: int, attempt: int) -> np.ndarray:
-    """One VisualAtom picture; centre and noise are the picture's own."""
+    """One VisualAtom image; center and noise are the image's own."""
     return draw(atom_formula(seed, label), seed, label, instance, size, attempt)
 
 
 def draw_contours(seed: int, label: int, instance: int, size: int, attempt: int) -> np.ndarray:
-    """One RCDB picture; centre, radius, ovals and noise are the picture's own."""
+    """One RCDB image; center, radius, ovals and noise are the image's own."""
     return draw(contour_formula(seed, label), seed, label, instance, size, attempt)

@@ -1,100 +1,82 @@
-"""Generated pictures as files, for other programs or to draw them only once.
+"""Generated images as files, for other programs or to draw them only once.
 
     python -m training.synthetic synthetic:atoms@1000,1000,224 --out atoms --workers 16
     python -m training.synthetic synthetic:glyphs@52,600,32 --out glyphs --format webdataset --splits train
 
 Parquet with the columns `image` and `label` and the classes' names, as `datasets.load_dataset` and `--dataset` read
 it, or WebDataset tar shards of N.png and N.cls (the label's number) beside a `label_names.json` of the classes' names.
-A shard appears under its name when it is whole; the same command goes on where it was interrupted, and a folder with
-anything else in it is refused.
+A shard appears under its name when it is complete; the same command goes on where it was interrupted, and a folder
+with anything else in it is refused.
 """
 
 import argparse
 import io
 import json
-import os
 import tarfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from functools import partial
-from itertools import chain
 from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
-import torch
 from PIL import Image
 from tqdm.auto import tqdm
 
+from hf_vit.atomic_file import TEMPORARY, atomic_path, atomic_write
 from hf_vit.errors import HFViTError, Parser, report_error
 
 from ..webdataset import NAMES_FILE
-from .batches import check, draw_batch
 from .images import DEFAULT_SEED, FIRST_INSTANCE, FORM, SyntheticImages
 
 
 MANIFEST = ".synthetic.json"
-SHARD_SIZE = 10_000  # pictures
-ROW_GROUP = 256  # pictures that a stream reads at once
-BATCH = 256  # pictures that are drawn at once on a device
+SHARD_SIZE = 10_000  # images
+ROW_GROUP = 256  # images that a stream reads at once
 Drawn = tuple[bytes, int, str]  # PNG, label, name
 
 
 @dataclass(frozen=True)
 class Shard:
-    """One file to write: pictures `first` to `last` of a set."""
+    """One file to write: images `first` to `last` of a set."""
 
     images: SyntheticImages
     first: int
     last: int
     path: Path
-    device: str | None
 
-    def pictures(self) -> Iterator[Drawn]:
-        """Draw them, one at a time or in batches."""
-        numbers = range(self.first, self.last)
-        if self.device is None:
-            items = ((item["image"], item["label"]) for item in map(self.images.__getitem__, numbers))
-        else:
-            parts = (numbers[start : start + BATCH] for start in range(0, len(numbers), BATCH))
-            items = chain.from_iterable(drawn_on(self.images, part, self.device) for part in parts)
-        for number, (image, label) in zip(numbers, items):
-            yield encode(image), label, self.images.name(number)
-
-
-def drawn_on(images: SyntheticImages, numbers: range, device: str) -> Iterable[tuple[np.ndarray, int]]:
-    """Pictures (size, size, 3) and labels, drawn in one batch."""
-    pixels, labels = draw_batch(images, numbers, device)
-    return zip(pixels.permute(0, 2, 3, 1).cpu().numpy(), labels.tolist())
+    def drawn(self) -> Iterator[Drawn]:
+        """Draw them."""
+        for number in range(self.first, self.last):
+            item = self.images[number]
+            yield encode(item["image"]), item["label"], self.images.name(number)
 
 
 def encode(image: np.ndarray) -> bytes:
-    """A picture as PNG, with one channel where all are alike."""
-    grey = (image == image[:, :, :1]).all()
+    """An image as PNG, with one channel where all are alike."""
+    gray = (image == image[:, :, :1]).all()
     data = io.BytesIO()
-    Image.fromarray(np.ascontiguousarray(image[:, :, 0]) if grey else image).save(data, "PNG", compress_level=1)
+    Image.fromarray(np.ascontiguousarray(image[:, :, 0]) if gray else image).save(data, "PNG", compress_level=1)
     return data.getvalue()
 
 
 def write_parquet(shard: Shard, path: Path) -> None:
-    """A table of pictures and labels that names its classes."""
+    """A table of images and labels that names its classes."""
     import datasets
     import pyarrow as pa
     from pyarrow import parquet
 
     label = datasets.ClassLabel(names=shard.images.label_names)
     schema = datasets.Features({"image": datasets.Image(), "label": label}).arrow_schema
-    rows = [
-        {"image": {"bytes": data, "path": f"{name}.png"}, "label": label} for data, label, name in shard.pictures()
-    ]
+    rows = [{"image": {"bytes": data, "path": f"{name}.png"}, "label": label} for data, label, name in shard.drawn()]
     parquet.write_table(pa.Table.from_pylist(rows, schema=schema), path, row_group_size=ROW_GROUP, compression="none")
 
 
 def write_webdataset(shard: Shard, path: Path) -> None:
     """A tar file of NUMBER.png and NUMBER.cls."""
     with tarfile.open(path, "w") as tar:
-        for number, (data, label, _) in enumerate(shard.pictures(), start=shard.first):
+        for number, (data, label, _) in enumerate(shard.drawn(), start=shard.first):
             for kind, content in (("png", data), ("cls", str(label).encode())):
                 member = tarfile.TarInfo(f"{number:09d}.{kind}")
                 member.size = len(content)
@@ -105,10 +87,9 @@ FORMATS = {"parquet": write_parquet, "webdataset": write_webdataset}
 
 
 def write(shard: Shard, file_format: str) -> int:
-    """Write one shard, under its name only when it is whole; returns its pictures."""
-    aside = shard.path.with_name(f"{shard.path.name}.part")
-    FORMATS[file_format](shard, aside)
-    os.replace(aside, shard.path)
+    """Write one shard, under its name only when it is complete; returns the number of its images."""
+    with atomic_path(shard.path) as temporary:
+        FORMATS[file_format](shard, temporary)
     return shard.last - shard.first
 
 
@@ -121,7 +102,7 @@ def plan(images: SyntheticImages, given: argparse.Namespace) -> list[Shard]:
         for number, first in enumerate(starts):
             of = f"{number:05d}-of-{len(starts):05d}.parquet" if given.format == "parquet" else f"{number:06d}.tar"
             last = min(len(part), first + given.shard_size)
-            shards.append(Shard(part, first, last, given.out / f"{split}-{of}", given.device))
+            shards.append(Shard(part, first, last, given.out / f"{split}-{of}"))
     return shards
 
 
@@ -139,9 +120,11 @@ def prepare(folder: Path, images: SyntheticImages, given: argparse.Namespace) ->
     if folder.is_dir() and any(folder.iterdir()):
         if not manifest.exists() or manifest.read_text(encoding="utf-8") != text:
             raise HFViTError(f"'{folder}' holds something else than this set; give another folder, or empty it")
+        for leftover in folder.glob(f"{TEMPORARY}*"):  # of an export that was killed
+            leftover.unlink()
     else:
         folder.mkdir(parents=True, exist_ok=True)
-        manifest.write_text(text, encoding="utf-8")
+        atomic_write(manifest, text)
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -151,42 +134,28 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--out", type=Path, required=True, help="folder to write to; goes on where the same command was interrupted")
     add("--format", choices=tuple(FORMATS), default="parquet", help="default: parquet")
     add("--splits", nargs="+", choices=tuple(FIRST_INSTANCE), default=list(FIRST_INSTANCE), help="default: all three")
-    add("--seed", type=int, default=DEFAULT_SEED, help=f"another seed, other pictures (default: {DEFAULT_SEED})")
-    add("--shard_size", type=int, default=SHARD_SIZE, help=f"pictures per file (default: {SHARD_SIZE})")
+    add("--seed", type=int, default=DEFAULT_SEED, help=f"another seed, other images (default: {DEFAULT_SEED})")
+    add("--shard_size", type=int, default=SHARD_SIZE, help=f"images per file (default: {SHARD_SIZE})")
     add("--workers", type=int, default=1, help="processes that draw (default: 1)")
-    add("--device", help="draw in batches on this device, such as cuda; atoms and contours only")
     return parser.parse_args(argv)
 
 
 def export(given: argparse.Namespace) -> int:
-    """Write what is not there yet; returns how many pictures that were."""
+    """Write what is not there yet; returns how many images that were."""
     images = SyntheticImages.from_name(given.name, given.seed)
     if given.shard_size < 1 or given.workers < 1:
         raise HFViTError("--shard_size and --workers are at least 1")
-    if given.device is not None:
-        check_device(images, given)
     prepare(given.out, images, given)
     if given.format == "webdataset":
-        (given.out / NAMES_FILE).write_text(json.dumps(images.label_names) + "\n", encoding="utf-8")
+        atomic_write(given.out / NAMES_FILE, json.dumps(images.label_names) + "\n")
     shards = plan(images, given)
     missing = [shard for shard in shards if not shard.path.exists()]
     total, todo = (sum(shard.last - shard.first for shard in some) for some in (shards, missing))
-    with tqdm(total=total, initial=total - todo, unit="picture", dynamic_ncols=True) as bar:
+    with tqdm(total=total, initial=total - todo, unit="image", dynamic_ncols=True) as bar:
         for count in written(missing, given):
             bar.update(count)
-    print(f"{todo:,} pictures in {len(missing)} files written to {given.out}, {total - todo:,} were there")
+    print(f"{todo:,} images in {len(missing)} files written to {given.out}, {total - todo:,} were there")
     return todo
-
-
-def check_device(images: SyntheticImages, given: argparse.Namespace) -> None:
-    """Raise HFViTError where this set cannot be drawn on that device."""
-    check(images)
-    if given.workers > 1:
-        raise HFViTError("--device draws in one process: leave out --workers")
-    try:
-        torch.empty(0, device=given.device)
-    except (RuntimeError, AssertionError) as error:
-        raise HFViTError(f"no device '{given.device}' here ({str(error).splitlines()[0]}); try cpu") from error
 
 
 def written(shards: list[Shard], given: argparse.Namespace) -> Iterator[int]:

@@ -1,11 +1,11 @@
-"""The kinds of pictures, and how one of them is drawn.
+"""The families of generated images, and how one image is drawn.
 
     glyphs      letters in many fonts, bent and sheared, in strokes of any weight and softness, mostly bright on dark;
-                what helps most within minutes on small pictures (glyphs.py)
+                what helps most within minutes on small images (glyphs.py)
     atoms       VisualAtom, the best of the formula-driven sets in the literature (contours.py)
     contours    RCDB, its forerunner: noisy circles on white (contours.py)
     fractals    iterated function systems (fractals.py)
-Each also in colour on a coloured background, `glyphs-colour`, and in colour on clouds of two colours, `glyphs-clouds`.
+Each also in color on a colored background, `glyphs-color`, and in color on clouds of two colors, `glyphs-clouds`.
 """
 
 import difflib
@@ -22,30 +22,28 @@ from .contours import ATOMS, CONTOURS, draw_atom, draw_contours
 from .fractals import FRACTALS, draw_fractal
 from .glyphs import LETTERS, draw_glyph
 from .lines import LARGEST_SIZE
-from .shading import black_on_white, shade_clouds, shade_colour, shade_grey, white_on_black
+from .shading import black_on_white, shade_clouds, shade_color, shade_gray, white_on_black
 
 
 GLYPHS = 1  # the family's number in random addresses
-BLANK = 100  # a picture is redrawn where its ink would not fill one in so many pixels
+BLANK = 100  # an image is drawn again where its ink would not fill one pixel in this many
 TRIES = 8
 SMALLEST_SIZE = 16  # px
 FORMULA_CLASSES = 1_000_000  # of the families whose classes are random formulas
 INSTANCES = 1 << 47  # of every class
 SHADING = 1 << 48  # block of the random numbers for shading, far from those for drawing
 SEVERAL = 1 << 49  # and of those that place several objects
-OBJECT = 1 << 48  # from the instance that a picture shows first to that of its next object
-KEPT_BYTES = 16 << 20
-OBJECT_SHARE = 0.3, 0.6  # of the side, what one of several objects takes
+OBJECT = 1 << 48  # from the instance that an image shows first to that of its next object
+KEPT_BYTES = 16 << 20  # freed blocks up to this size stay in the process
+OBJECT_SIDE = 0.3, 0.6  # of the image's side, for each of several objects
 
 Drawn = tuple[np.ndarray, Callable[[], np.random.Generator]]  # ink, and what gives the generator of its shading
-
-
 Shade = Callable[[np.ndarray, Callable[[], np.random.Generator]], np.ndarray]
 
 
 @dataclass(frozen=True)
 class Family:
-    """A kind of picture.
+    """A kind of image.
 
     `number`: its own in random addresses. `version` counts the changes to what it draws.
     `draw(seed, label, instance, size)` gives ink;
@@ -73,7 +71,7 @@ def fullest(tries: Iterable[np.ndarray]) -> np.ndarray:
 
 
 def formula(number: int, draw_attempt: Callable[[int, int, int, int, int], np.ndarray]):
-    """`Family.draw` of a family whose pictures are addressed by attempt."""
+    """`Family.draw` of a family whose images are addressed by attempt."""
 
     def draw_formula(seed: int, label: int, instance: int, size: int) -> Drawn:
         ink = fullest(draw_attempt(seed, label, instance, size, attempt) for attempt in range(TRIES))
@@ -94,7 +92,7 @@ def draw_letter(seed: int, label: int, instance: int, size: int) -> Drawn:
 
 
 FAMILIES = {
-    "glyphs": Family(GLYPHS, 1, len(LETTERS), lambda label: LETTERS[label], draw_letter, shade_grey),
+    "glyphs": Family(GLYPHS, 1, len(LETTERS), lambda label: LETTERS[label], draw_letter, shade_gray),
     "atoms": Family(
         ATOMS, 2, FORMULA_CLASSES, lambda label: f"atom-{label}", formula(ATOMS, draw_atom), white_on_black
     ),
@@ -107,32 +105,32 @@ FAMILIES = {
         white_on_black,
     ),
 }  # fmt: skip
-COLOURS = {"colour": shade_colour, "clouds": shade_clouds}
+COLORS = {"color": shade_color, "clouds": shade_clouds}
 
 
 def find_family(name: str) -> Family:
-    """The family of that name; the suffixes "-colour" and "-clouds" do not change the shapes.
+    """The family of that name; the suffixes "-color" and "-clouds" do not change the shapes.
 
     Raises:
         HFViTError: there is none.
     """
     base, _, suffix = name.partition("-")
-    if base in FAMILIES and (not suffix or suffix in COLOURS):
+    if base in FAMILIES and (not suffix or suffix in COLORS):
         return FAMILIES[base]
-    known = [key + end for key in FAMILIES for end in ("", *(f"-{colour}" for colour in COLOURS))]
+    known = [key + end for key in FAMILIES for end in ("", *(f"-{color}" for color in COLORS))]
     near = difflib.get_close_matches(name, known, n=1)
     raise HFViTError(
-        f"no synthetic family '{name}'; there are {', '.join(FAMILIES)}, each also with -colour or -clouds"
+        f"no synthetic family '{name}'; there are {', '.join(FAMILIES)}, each also with -color or -clouds"
         + (f"; did you mean {near[0]}?" if near else "")
     )
 
 
 def draw(family_name: str, label: int, instance: int, size: int, seed: int = 0, objects: int = 1) -> np.ndarray:
-    """Draw one picture: uint8 (size, size, 3).
+    """Draw one image: uint8 (size, size, 3).
 
     Args:
-        label: class of the family, from 0. instance: which of its pictures, from 0.
-        objects: more than 1: between 1 and so many smaller pictures of the class, over one another.
+        label: class of the family, from 0. instance: which of its images, from 0.
+        size: side in pixels. objects: if above 1, draw 1 to `objects` smaller images of the class over one another.
 
     Raises:
         HFViTError: any of them out of range.
@@ -145,23 +143,23 @@ def draw(family_name: str, label: int, instance: int, size: int, seed: int = 0, 
         raise HFViTError(f"every class has instances 0 to {INSTANCES - 1}, asked for {instance}")
     check_size(size)
     if objects < 1:
-        raise HFViTError(f"a picture shows at least 1 object, got {objects}")
+        raise HFViTError(f"an image shows at least 1 object, got {objects}")
     if objects == 1:
         drawn = family.draw(seed, label, instance, size)
     else:
         drawn = several(family, seed, label, instance, size, objects)
     suffix = family_name.partition("-")[2]
-    return (COLOURS[suffix] if suffix else family.shade)(*drawn)
+    return (COLORS[suffix] if suffix else family.shade)(*drawn)
 
 
 def several(family: Family, seed: int, label: int, instance: int, size: int, objects: int) -> Drawn:
-    """1 to `objects` small pictures of one class anywhere in a large one; where they meet, the stronger ink counts."""
+    """1 to `objects` small images of one class anywhere in a large one; where they meet, the stronger ink counts."""
     rng = generator(IMAGE, seed, family.number, label, instance, SEVERAL)
     canvas = None
     for number in range(1 + int(rng.integers(objects))):
-        share, x, y = rng.random(3)
-        low, high = OBJECT_SHARE
-        side = max(8, int(size * (low + (high - low) * share)))
+        extent, x, y = rng.random(3)
+        low, high = OBJECT_SIDE
+        side = max(8, int(size * (low + (high - low) * extent)))
         ink, _ = family.draw(seed, label, instance + number * OBJECT, side)
         canvas = np.zeros((size, size), dtype=ink.dtype) if canvas is None else canvas
         left, upper = int(x * (size - side + 1)), int(y * (size - side + 1))
@@ -172,16 +170,16 @@ def several(family: Family, seed: int, label: int, instance: int, size: int, obj
 
 @cache
 def keep_freed_memory() -> None:
-    """Once a process: glibc then keeps freed blocks of up to `KEPT_BYTES` for what is drawn next.
+    """Make glibc keep freed blocks of up to `KEPT_BYTES` for the next arrays, once a process.
 
-    By default it gives blocks from 128 KiB on back to the system, and each comes back as page faults: half of the time
-    of a letter of 224 px. Freeing one large block raises that limit (`man mallopt`, M_MMAP_THRESHOLD). Other allocators
-    are left as they are.
+    By default it returns blocks from 128 KiB on to the system, and each comes back as page faults: half of the time of
+    an image of 224 px. Freeing one large block raises that limit (`man mallopt`, M_MMAP_THRESHOLD). Nothing changes
+    with other allocators.
     """
     np.empty(KEPT_BYTES, dtype=np.uint8)
 
 
 def check_size(size: int) -> None:
-    """Raise HFViTError where no picture can be that large."""
+    """Raise HFViTError if `size` is outside the supported range."""
     if not SMALLEST_SIZE <= size <= LARGEST_SIZE:
-        raise HFViTError(f"synthetic pictures have {SMALLEST_SIZE} to {LARGEST_SIZE} px a side, asked for {size}")
+        raise HFViTError(f"synthetic images have {SMALLEST_SIZE} to {LARGEST_SIZE} px a side, asked for {size}")

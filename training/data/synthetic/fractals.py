@@ -2,15 +2,15 @@
 
 Classes are drawn as by Anderson and Farrell ("Improving fractal pre-training", WACV 2022): affine maps with singular
 values that add up to a given "sigma factor", so that every system contracts and most are well filled. Instances differ
-by one parameter, by turning and mirroring, as in FractalDB (Kataoka et al., "Pre-training without natural images",
+by one parameter, by rotation and mirroring, as in FractalDB (Kataoka et al., "Pre-training without natural images",
 ACCV 2020).
 
 The chaos game runs as many chains side by side, all started in the fixed point of the first map, which lies on the
 attractor. At every step the chains are shuffled by a fixed permutation, moved round by a random number of places, and
-each map takes its share of neighbouring places: no random number per point, and no map short of its share.
+each map is applied to its part of neighboring places: no random number per point, and no map gets too few points.
 
-What a picture rests on is rounded to 2^-20, where processors agree on sines and cosines; from there it is single
-additions, multiplications, divisions and roots, each rounded by IEEE 754, and whole numbers.
+The parameters of an image are rounded to 2^-20, where processors agree on sines and cosines; the rest is additions,
+multiplications, divisions and roots, each rounded by IEEE 754, and integers: the same bytes on any machine.
 """
 
 from functools import cache, lru_cache
@@ -21,17 +21,17 @@ from ...rng import CLASS, IMAGE, generator, hashed, shares
 
 
 FRACTALS = 4  # the family's number in random addresses
-FEWEST_FILLED = 0.1  # share of the pixels of a trial picture that a class must fill
+FEWEST_FILLED = 0.1  # fraction of the pixels of a trial image that a class must fill
 TRIAL_SIZE = 64
 CHAINS = 4096  # at most
 WARM_UP = 12  # steps after which a chain is anywhere on the attractor
 POINTS_PER_PIXEL = 2
 MARGIN = 0.03  # of the side, left free
-BRIGHTEST = 19, 20  # pixels as often visited as 19 of 20 are white
-ROWS = 5  # steps of the chaos game at once: what stays in the processor's cache
-HEADER = 8  # 64-bit words of a picture's own, before the places by which the chains are moved
+BRIGHTEST = 19, 20  # of the visited pixels, 19 of 20 are at most white, the others would be brighter
+STEPS_AT_ONCE = 8  # of the chaos game, when its points are drawn: what stays in the processor's cache
+HEADER = 8  # 64-bit words with an image's own parameters, before the places by which the chains are moved
 EXACT = 2.0**20
-ATTEMPT = 1 << 32  # blocks of random numbers from one attempt at a picture to the next
+ATTEMPT = 1 << 32  # blocks of random numbers from one attempt at an image to the next
 
 System = tuple[np.ndarray, np.ndarray]  # matrices (n, 2, 2) and shifts (n, 2)
 
@@ -90,7 +90,7 @@ def uniform(rng: np.random.Generator, low: float, high: float) -> float:
 
 
 def draw_fractal(seed: int, label: int, instance: int, size: int, attempt: int) -> np.ndarray:
-    """One picture, the class's system with one parameter changed by up to a fifth, turned and mirrored:
+    """One image, the class's system with one parameter changed by up to a fifth, rotated and mirrored:
     uint8 (size, size)."""
     rng = generator(IMAGE, seed, FRACTALS, label, instance, attempt * ATTEMPT)
     words = rng.bit_generator.random_raw(HEADER + moves(size))
@@ -107,67 +107,70 @@ def draw_fractal(seed: int, label: int, instance: int, size: int, attempt: int) 
 
 
 def render(system: System, size: int, words: np.ndarray, turn: float = 0.0, mirror: bool = False) -> np.ndarray:
-    """Brightness by how often the chaos game comes by: uint8 (size, size).
+    """Brightness by how often the chaos game visits each pixel: uint8 (size, size).
 
     Args:
-        words: uint64 (moves(size),). turn: of a full one.
+        words: uint64 (moves(size),). turn: angle as a fraction of a full turn. mirror: left and right change places.
     """
     angle = 2 * np.pi * turn
     cosine, sine = (np.float32(np.rint(value * EXACT) / EXACT) for value in (np.cos(angle), np.sin(angle)))
     points = chaos_game(system, words)
     rotate(points, cosine, sine, mirror)
-    return brightness(np.bincount(pixels_of(points, size), minlength=size * size)).reshape(size, size)
+    return brightness(np.bincount(to_pixels(points, size), minlength=size * size)).reshape(size, size)
 
 
 def rotate(points: np.ndarray, cosine: np.float32, sine: np.float32, mirror: bool) -> None:
-    """Turn points (steps, 2, CHAINS) in place, and mirror them at the vertical axis."""
-    by_cosine, by_sine = (np.empty((ROWS, *points.shape[1:]), dtype=np.float32) for _ in range(2))
-    for first in range(0, len(points), ROWS):
-        rows = points[first : first + ROWS]
-        c, s = (np.multiply(rows, factor, out=out[: len(rows)]) for factor, out in ((cosine, by_cosine), (sine, by_sine)))
+    """Rotate points, float32 (steps, 2, CHAINS), in place, and mirror them at the vertical axis."""
+    for first in range(0, len(points), STEPS_AT_ONCE):
+        block = points[first : first + STEPS_AT_ONCE]
+        by_cosine, by_sine = cosine * block, sine * block
         if mirror:
-            np.subtract(s[:, 1], c[:, 0], out=rows[:, 0])
+            np.subtract(by_sine[:, 1], by_cosine[:, 0], out=block[:, 0])
         else:
-            np.subtract(c[:, 0], s[:, 1], out=rows[:, 0])
-        np.add(s[:, 0], c[:, 1], out=rows[:, 1])
+            np.subtract(by_cosine[:, 0], by_sine[:, 1], out=block[:, 0])
+        np.add(by_sine[:, 0], by_cosine[:, 1], out=block[:, 1])
 
 
-def pixels_of(points: np.ndarray, size: int) -> np.ndarray:
-    """Stretch points (steps, 2, CHAINS) over the image and number the pixels that they fall in: int64 (n,), written over
-    the points. A coordinate without extent goes to the middle."""
-    inner, middle = np.float32((1 - 2 * MARGIN) * size), np.float32(size // 2)
+def to_pixels(points: np.ndarray, size: int) -> np.ndarray:
+    """Stretch points, float32 (steps, 2, CHAINS), over the image; give the pixels that they fall in, y * size + x.
+
+    A coordinate without extent goes to the middle.
+
+    Returns:
+        int64 (steps * CHAINS,), in the memory of the points.
+    """
     stretches = []
     for values in (points[:, 0], points[:, 1]):
         low, high = values.min(), values.max()
-        scale, margin = (inner / (high - low), np.float32(MARGIN * size)) if high > low else (np.float32(0), middle)
-        stretches.append((low, scale, margin))
-    result = points.view(np.int64).reshape(len(points), CHAINS)
-    cells = np.empty((ROWS, 2, CHAINS), dtype=np.int32)
-    for first in range(0, len(points), ROWS):
-        rows = points[first : first + ROWS]
+        if high > low:
+            stretches.append((low, np.float32((1 - 2 * MARGIN) * size) / (high - low), np.float32(MARGIN * size)))
+        else:
+            stretches.append((low, np.float32(0), np.float32(size // 2)))
+    pixels = points.view(np.int64).reshape(len(points), CHAINS)
+    for first in range(0, len(points), STEPS_AT_ONCE):
+        block = points[first : first + STEPS_AT_ONCE]
         for axis, (low, scale, margin) in enumerate(stretches):
-            values = rows[:, axis]
+            values = block[:, axis]
             values -= low
             values *= scale
             values += margin
-        whole = cells[: len(rows)]
-        np.copyto(whole, rows, casting="unsafe")
-        y = whole[:, 1]
+        cells = block.astype(np.int32)
+        y = cells[:, 1]
         y *= np.int32(size)
-        y += whole[:, 0]
-        result[first : first + ROWS] = y
-    return result.ravel()
+        y += cells[:, 0]
+        pixels[first : first + STEPS_AT_ONCE] = y
+    return pixels.ravel()
 
 
 def brightness(counts: np.ndarray) -> np.ndarray:
-    """Visits per pixel as grey: the root of their share of what all but the busiest pixels stay below."""
+    """Visits per pixel as gray, uint8: the root of their ratio to what all but the busiest pixels stay below."""
     most = int(counts.max())
-    visits = counts.astype(np.min_scalar_type(most))  # one byte is counted in an eighth of the time of eight
+    visits = counts.astype(np.min_scalar_type(most))  # bytes, in general, are compared eight times as fast as int64
     empty = np.count_nonzero(visits == 0)
-    share, whole = BRIGHTEST
-    enough = (visits.size - empty) * share
+    part, whole = BRIGHTEST
+    enough = (visits.size - empty) * part
     low, white = 1, most
-    while low < white:  # bisection for the lowest number of visits that `share` of the visited pixels do not exceed
+    while low < white:  # bisection for the lowest number of visits that this part of the visited pixels do not exceed
         middle = (low + white) // 2
         if (np.count_nonzero(visits <= middle) - empty) * whole >= enough:
             white = middle
@@ -196,24 +199,23 @@ def chaos_game(system: System, words: np.ndarray) -> np.ndarray:
     weights = np.maximum(np.abs(a * d - b * c), 1e-3)
     ends = np.cumsum(weights)
     ends = np.rint(ends / ends[-1] * CHAINS).astype(np.intp)
-    # x' = a x + b y + e and y' = d y + c x + f: (a, d), (b, c) and (e, f) for each place, (3, 2, CHAINS).
-    (a, b), (c, d) = matrices.transpose(1, 2, 0)
+    # x' = a x + b y + e and y' = d y + c x + f at once: (x, y) times (a, d) plus (y, x) times (b, c) plus (e, f)
     table = np.stack([a, d, b, c, *shifts.T]).astype(np.float32)
-    near, far, shift = np.repeat(table, np.diff(ends, prepend=0), axis=1).reshape(3, 2, CHAINS)
-    order = shuffled()
+    same, other, shift = np.repeat(table, np.diff(ends, prepend=0), axis=1).reshape(3, 2, CHAINS)
+    order, first_places = shuffled(), (words % np.uint64(CHAINS)).tolist()
     points = np.empty((len(words) - WARM_UP, 2, CHAINS), dtype=np.float32)
-    moved = np.empty((3, CHAINS), dtype=np.float32)  # x, y, x: the first two rows, and the last two the other way round
-    other = np.empty((2, CHAINS), dtype=np.float32)
+    moved = np.empty((3, CHAINS), dtype=np.float32)  # x, y, x
+    product = np.empty((2, CHAINS), dtype=np.float32)
     state = np.empty((2, CHAINS), dtype=np.float32)
     state.T[:] = fixed_point(matrices[0], shifts[0])
-    xy, yx = moved[:2], moved[1:]
-    for step, first in enumerate((words % np.uint64(CHAINS)).tolist(), start=-WARM_UP):
-        state.take(order[first : first + CHAINS], axis=1, out=xy, mode="wrap")
+    for step, first in enumerate(first_places, start=-WARM_UP):
+        # mode="wrap" takes indices as they are; the default copies when it is given `out`
+        state.take(order[first : first + CHAINS], axis=1, out=moved[:2], mode="wrap")
         moved[2] = moved[0]
         state = points[max(step, 0)]
-        np.multiply(near, xy, out=state)
-        np.multiply(far, yx, out=other)
-        state += other
+        np.multiply(same, moved[:2], out=state)
+        np.multiply(other, moved[1:], out=product)
+        state += product
         state += shift
     return points
 

@@ -2,7 +2,7 @@
 
 The letters a-z and A-Z, never digits, which the quickstart learns afterwards, in the 22 text fonts that come with
 matplotlib (DejaVu Sans, Mono and Serif, STIX, Computer Modern; free licences). Other versions of the fonts draw other
-pictures.
+images.
 
 A letter is kept as a signed distance field (Green, "Improved alpha-tested magnification", SIGGRAPH 2007 courses): one
 small table per letter and font gives any stroke weight, softness and resolution.
@@ -30,7 +30,7 @@ FONTS = (
 CELL = 64  # side of a distance field
 GLYPH = 40  # longer side of the letter inside it
 OVERSAMPLING = 2  # the field is measured on a bitmap this much finer
-PI = 3.1415926534682512, 1.2154201013012385e-10  # in two parts; small multiples of the first have no error
+PI = 3.1415926534682512, 1.2154201013012385e-10  # in two parts, the first so short that its multiples are exact
 SINE = [(-1) ** k / math.factorial(2 * k + 1) for k in range(1, 11)]
 FAR = 20.0  # where distances are cut off, in cells
 
@@ -41,7 +41,7 @@ def distance_field(letter: str, font: str) -> tuple[np.ndarray, float, float]:
 
     Returns:
         float32 (CELL, CELL) in cells, the largest distance inside (half the heaviest stroke),
-        and the letter's longer side as a share of its font's size.
+        and the letter's longer side as a fraction of its font's size.
     """
     import matplotlib
     from scipy import ndimage
@@ -69,7 +69,7 @@ def distance_field(letter: str, font: str) -> tuple[np.ndarray, float, float]:
 
 @lru_cache(maxsize=16)
 def pixel_grid(size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Centres of pixels from -1 to 1: x (1, size) and y (size, 1)."""
+    """Centers of pixels from -1 to 1: x (1, size) and y (size, 1)."""
     line = ((np.arange(size, dtype=np.float32) + 0.5) * (2 / size) - 1).astype(np.float32)
     return line[None, :], line[:, None]
 
@@ -80,7 +80,7 @@ def draw_glyph(seed: int, label: int, size: int, rng: np.random.Generator) -> np
      coarse) = rng.random(16)  # fmt: skip
     field, half_stroke, extent = distance_field(LETTERS[label], FONTS[int(font * len(FONTS))])
 
-    # Half of the pictures are drawn coarsely and enlarged, as a small scan would be.
+    # Half of the images are drawn coarsely and enlarged, as a small scan would be.
     side = size if coarse < 0.5 else max(8, round(size * coarse))
     x, y = pixel_grid(side)
 
@@ -90,8 +90,8 @@ def draw_glyph(seed: int, label: int, size: int, rng: np.random.Generator) -> np
     radians, shear = np.radians(24 * (angle - 0.5)), 0.5 * (slant - 0.5)
     turn_cos, turn_sin = np.cos(radians), np.sin(radians)
     room = 1.0 - height
-    x = x - np.float32((2 * x0 - 1) * (0.7 * room + 0.05))
-    y = y - np.float32((2 * y0 - 1) * (0.7 * room + 0.05))
+    x = (x - np.float32((2 * x0 - 1) * (0.7 * room + 0.05))).astype(np.float64)
+    y = (y - np.float32((2 * y0 - 1) * (0.7 * room + 0.05))).astype(np.float64)
     along, down = turn_cos * x - turn_sin * y, turn_sin * x + turn_cos * y
     along += shear * down
     along += bend(down, 0.07 * (2 * bend_x - 1), 1 + 2.5 * wave_x, 2 * np.pi * phase_x)
@@ -102,29 +102,30 @@ def draw_glyph(seed: int, label: int, size: int, rng: np.random.Generator) -> np
     down += (CELL - 1) / 2
     distance = bilinear(field, down, along)
 
-    # Cells to shares of the side; the stroke's half width moves towards the drawn one, whatever the font's weight.
+    # Cells to fractions of the side; the stroke's half width moves towards the drawn one, whatever the font's weight.
     cell = height / GLYPH
     half_width = 0.04 + 0.07 * weight
     edge = max(1.0 / side, 0.03 + 0.09 * softness)
-    shifted = distance
-    shifted *= cell
-    shifted += 0.7 * (half_width - cell * half_stroke)
-    shifted /= edge
-    shifted += 0.5
-    ink = np.clip(shifted, 0.0, 1.0, out=shifted).astype(np.float32)
+    ink = distance
+    ink *= cell
+    ink += 0.7 * (half_width - cell * half_stroke)
+    ink /= edge
+    ink += 0.5
+    ink = ink.clip(0.0, 1.0, out=ink).astype(np.float32)
     if side == size:
         return ink
     enlarged = Image.fromarray(ink).resize((size, size), Image.Resampling.BILINEAR)
     return np.asarray(enlarged)
 
 
-def bend(values: np.ndarray, height: float, pace: float, phase: float) -> np.ndarray:
-    """height * sin(pace * values + phase), float64, in additions and multiplications alone.
+def bend(values: np.ndarray, amplitude: float, frequency: float, phase: float) -> np.ndarray:
+    """amplitude * sin(frequency * values + phase), float64, in additions and multiplications alone.
 
-    numpy's sine of float64 is the C library's, one number at a time and three quarters of a letter's time; this one
-    (Taylor's series around the nearest multiple of pi, within 3e-16 for angles up to 100) is the same on every machine.
+    Not np.sin: of float64 it is the C library's, one number at a time, three quarters of a letter's time. This one,
+    Taylor's series around the nearest multiple of pi, is within 4e-16 for angles up to 100, and the same on every
+    machine.
     """
-    angle = values * pace
+    angle = values * frequency
     angle += phase
     turns = np.rint(angle * (1 / np.pi))
     for part in PI:
@@ -138,14 +139,14 @@ def bend(values: np.ndarray, height: float, pace: float, phase: float) -> np.nda
     result *= angle
     turns *= 0.5
     turns -= np.floor(turns)  # 0.5 where the sign turns
-    turns *= -4 * height
-    turns += height
+    turns *= -4 * amplitude
+    turns += amplitude
     result *= turns
     return result
 
 
 def bilinear(field: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
-    """Look a field up between its cells; outside, the nearest cell counts. Float64, `rows` and `columns` are changed."""
+    """Look a field up between its cells; outside, the nearest cell counts. Float64; `rows` and `columns` change."""
     side = field.shape[0]
     np.clip(rows, 0.0, side - 1.001, out=rows)
     np.clip(columns, 0.0, side - 1.001, out=columns)
@@ -157,9 +158,7 @@ def bilinear(field: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.nda
     place = top.astype(np.intp)
     flat = field.ravel().astype(np.float64)
     right, stay = columns, 1 - columns
-    upper, lower = (
-        flat[start:].take(place) * stay + flat[start + 1 :].take(place) * right for start in (0, side)
-    )
+    upper, lower = (flat[start:].take(place) * stay + flat[start + 1 :].take(place) * right for start in (0, side))
     upper *= 1 - rows
     lower *= rows
     upper += lower

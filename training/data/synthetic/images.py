@@ -1,16 +1,17 @@
-"""Sets of generated pictures: which class and instance stands at which index, under which label.
+"""Sets of generated images: which class and instance stands at which index, under which label.
 
     images = SyntheticImages("glyphs", classes=52, instances=600, size=24)
     images[0]                       # {"image": uint8 (24, 24, 3), "label": 0}
 
-For the data door (sources.py, streaming.py), export.py and batches.py.
+For sources.py, streaming.py and export.py.
 """
 
 import difflib
+import logging
 import operator
 import re
 from dataclasses import dataclass, fields, replace
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any
 
 import numpy as np
@@ -29,29 +30,32 @@ DEFAULT_SIZE = 32  # px, where neither the name nor a transform says how large
 # Where the instances of a split begin: far enough apart that no training set reaches the test set.
 FIRST_INSTANCE = {"train": 0, "validation": 1 << 40, "test": 1 << 41}
 HELD_OUT = 10  # one held-out instance per this many training instances
-WHOLE = ("classes", "instances", "size", "seed", "first_instance", "objects")
+INTEGERS = ("classes", "instances", "size", "seed", "first_instance", "objects")
 OPTIONS = {"objects": int, "zipf": float, "label_noise": float}  # of a name, and what they are
 FORM = "synthetic:FAMILY[+FAMILY...][@classes,instances[,size]][,option=value...]"
 
 
 class OutOfRange(HFViTError, IndexError):
-    """No picture of that number: both an error of the user's and the end of a loop over the pictures."""
+    """No image of that number: an error of the user's, and the end of a loop over the images."""
 
 
 @dataclass(frozen=True)
 class SyntheticImages:
-    """A set of generated pictures; without a long tail, picture i shows class `i % classes`, instance `i // classes`.
+    """A set of generated images; without a long tail, image i shows class `i % classes`, instance `i // classes`.
 
     Args:
-        family: "glyphs", "atoms", "contours" or "fractals", with the suffix "-colour" in colour, "-clouds" also on a
-            cloudy background; several joined by "+" take turns in giving a class, as long as they have any left.
+        family: "glyphs", "atoms", "contours" or "fractals", with the suffix "-color" in color, "-clouds" also on
+            a cloudy background; several joined by "+" take turns in giving a class, as long as they have any left.
         classes: how many classes, from the first.
-        instances: pictures per class.
-        size: side in pixels. seed: another seed, other pictures.
+        instances: images per class.
+        size: side in pixels. seed: another seed, other images.
         first_instance: where the instances begin; the splits differ in it.
-        objects: more than 1: a picture shows between 1 and so many smaller ones of its class.
-        zipf: a long tail: class k, from 0, has instances / (k + 1)^zipf pictures, at least one. 0: all as many.
-        label_noise: share of the pictures under the label of another class.
+        objects: if above 1, an image shows 1 to `objects` smaller ones of its class.
+        zipf: a long tail: class k, from 0, has instances / (k + 1)^zipf images, at least one. 0: the same number each.
+        label_noise: fraction of the images with the label of another class.
+
+    Raises:
+        HFViTError: a value out of range.
     """
 
     family: str
@@ -65,11 +69,12 @@ class SyntheticImages:
     label_noise: float = 0.0
 
     def __post_init__(self):
-        for name in WHOLE:
+        object.__setattr__(self, "family", current_spelling(self.family))
+        for name in INTEGERS:
             try:
                 object.__setattr__(self, name, operator.index(getattr(self, name)))
             except TypeError:
-                raise HFViTError(f"{name} of a synthetic set is a whole number, got {getattr(self, name)!r}") from None
+                raise HFViTError(f"{name} of a synthetic set is an integer, got {getattr(self, name)!r}") from None
         if not 2 <= self.classes <= self.all_classes:
             raise HFViTError(f"synthetic:{self.family} has 2 to {self.all_classes} classes, asked for {self.classes}")
         if self.instances < 1:
@@ -81,11 +86,11 @@ class SyntheticImages:
             )
         check_size(self.size)
         if not 1 <= self.objects <= 100:
-            raise HFViTError(f"a picture shows 1 to 100 objects, asked for {self.objects}")
+            raise HFViTError(f"an image shows 1 to 100 objects, asked for {self.objects}")
         if not 0.0 <= self.zipf <= 10.0:
             raise HFViTError(f"the exponent zipf lies between 0 (all classes alike) and 10, got {self.zipf}")
         if not 0.0 <= self.label_noise < 1.0:
-            raise HFViTError(f"label_noise is a share from 0 to below 1, got {self.label_noise}")
+            raise HFViTError(f"label_noise is a fraction from 0 to below 1, got {self.label_noise}")
 
     @classmethod
     def from_name(cls, name: str, seed: int = DEFAULT_SEED) -> "SyntheticImages":
@@ -133,7 +138,7 @@ class SyntheticImages:
 
     @cached_property
     def starts(self) -> np.ndarray:
-        """With a long tail, where the pictures of each instance begin, one of every class that has so many:
+        """With a long tail, where the images of each instance begin, one of every class that has so many:
         int64 (instances + 1,)."""
         ranks = np.arange(1, self.classes + 1, dtype=np.float64)
         # Rounded before it is cut, for powers differ in their last bit between processors.
@@ -145,29 +150,29 @@ class SyntheticImages:
         return int(self.starts[-1]) if self.zipf else self.classes * self.instances
 
     def place(self, index: int) -> tuple[int, int]:
-        """(class, instance) of picture `index`."""
-        index = operator.index(index)  # numpy's whole numbers overflow in the addresses
+        """(class, instance) of image `index`."""
+        index = operator.index(index)  # numpy's integers overflow in the addresses
         if not 0 <= index < len(self):
-            raise OutOfRange(f"synthetic:{self.family} has pictures 0 to {len(self) - 1} here, asked for {index}")
+            raise OutOfRange(f"synthetic:{self.family} has images 0 to {len(self) - 1} here, asked for {index}")
         if not self.zipf:
             return index % self.classes, self.first_instance + index // self.classes
         number = int(np.searchsorted(self.starts, index, side="right")) - 1
         return index - int(self.starts[number]), self.first_instance + number
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """Draw picture `index`: {"image": uint8 (size, size, 3), "label": int}."""
+        """Draw image `index`: {"image": uint8 (size, size, 3), "label": int}."""
         label, instance = self.place(index)
         image = draw(*self.address(label), instance, self.size, self.seed, self.objects)
         return {"image": image, "label": self.label(label, instance)}
 
     def label(self, label: int, instance: int) -> int:
-        """What a picture of that class goes by."""
+        """The label of an image, wrong for a fraction `label_noise` of them."""
         if not self.label_noise:
             return label
         return int(self.noisy(np.array([label]), np.array([instance]))[0])
 
     def noisy(self, labels: np.ndarray, instances: np.ndarray) -> np.ndarray:
-        """Labels, of which a share is replaced by any other: int64."""
+        """Labels, a fraction of them replaced by any other: int64."""
         words = hashed(LABEL, self.seed, labels, instances)
         wrong = (words >> np.uint64(32)).astype(np.float64) < self.label_noise * 2.0**32
         others = (words & np.uint64(0xFFFFFFFF)).astype(np.int64) % (self.classes - 1)
@@ -196,14 +201,18 @@ class SyntheticImages:
         return name if len(self.families) == 1 else f"{family}/{name}"
 
     def name(self, index: int) -> str:
-        """What messages call picture `index`."""
+        """What messages call image `index`."""
         label, instance = self.place(index)
         family, number = self.address(label)
         return f"{family}/{find_family(family).class_name(number)}/{instance}"
 
     def describe(self) -> dict[str, Any]:
-        """What the pictures depend on, but for their size; options and versions where they are not the first."""
-        facts = {"family": self.family, "classes": self.classes, "instances": self.instances, "seed": self.seed,
+        """What the images depend on, but for their size; options and versions where they are not the first.
+
+        Fingerprints and manifests are made of it, so "-color" stays "-colour" here, as in those of version 0.1.
+        """
+        family = "+".join(re.sub("-color$", "-colour", name) for name in self.families)
+        facts = {"family": family, "classes": self.classes, "instances": self.instances, "seed": self.seed,
                  "first_instance": self.first_instance}  # fmt: skip
         facts |= {field.name: getattr(self, field.name) for field in fields(self)
                   if field.name in OPTIONS and getattr(self, field.name) != field.default}  # fmt: skip
@@ -211,8 +220,24 @@ class SyntheticImages:
         return facts if set(versions) == {1} else facts | {"versions": versions}
 
 
+def current_spelling(family: str) -> str:
+    """Families with "-color" for "-colour", as version 0.1 spelled it."""
+    if "-colour" not in family:
+        return family
+    warn_of_old_spelling()
+    return family.replace("-colour", "-color")
+
+
+@cache
+def warn_of_old_spelling() -> None:
+    """Once a process."""
+    logging.getLogger(__name__).warning(
+        "synthetic families with the suffix -colour are now called -color; the next release knows only that"
+    )
+
+
 def parse_name(name: str, seed: int = DEFAULT_SEED) -> tuple[SyntheticImages, bool]:
-    """A set by its name, and whether the name says how large the pictures are.
+    """A set by its name, and whether the name says how large the images are.
 
     Raises:
         HFViTError: the name is not understood, or there is no such set.
@@ -224,11 +249,12 @@ def parse_name(name: str, seed: int = DEFAULT_SEED) -> tuple[SyntheticImages, bo
     given = {key: option(name, key, value) for key, sign, value in options if sign}
     if match is None or len(numbers) not in (0, 2, 3) or len(given) < len(options):
         raise HFViTError(f"'{name}' is not understood; write {FORM}, for example synthetic:glyphs@52,600")
+    family = current_spelling(match[1])
     classes, instances, *size = map(int, numbers) if numbers else (None, DEFAULT_INSTANCES)
     if classes is None:
-        classes = min(DEFAULT_CLASSES, sum(find_family(part).classes for part in match[1].split("+")))
+        classes = min(DEFAULT_CLASSES, sum(find_family(part).classes for part in family.split("+")))
     size = size or [DEFAULT_SIZE]
-    return SyntheticImages(match[1], classes, instances, size[0], seed, **given), len(numbers) == 3
+    return SyntheticImages(family, classes, instances, size[0], seed, **given), len(numbers) == 3
 
 
 def option(name: str, key: str, value: str) -> int | float:
@@ -240,5 +266,5 @@ def option(name: str, key: str, value: str) -> int | float:
     try:
         return OPTIONS[key](value)
     except ValueError:
-        kind = "a whole number" if OPTIONS[key] is int else "a number"
+        kind = "an integer" if OPTIONS[key] is int else "a number"
         raise HFViTError(f"option {key} of '{name}' is {kind}, got '{value}'") from None

@@ -1,4 +1,4 @@
-"""From ink to pictures: greys, colours, backgrounds. For families.py.
+"""From ink to images: grays, colors, backgrounds. For families.py.
 
 Ink is float32 (size, size) from 0 (background) to 1, or uint8 from 0 to 255.
 """
@@ -22,52 +22,52 @@ def black_on_white(ink: np.ndarray, source: Source) -> np.ndarray:
     return three_channels(255 - ink)
 
 
-def shade_grey(ink: np.ndarray, source: Source) -> np.ndarray:
-    """Float ink on a background, both grey: 9 of 10 bright on nearly black, others clearly different; some noise."""
+def shade_gray(ink: np.ndarray, source: Source) -> np.ndarray:
+    """Float ink on a background, both gray: 9 of 10 bright on nearly black, others clearly different; some noise."""
     rng = source()
     kind, paper, contrast, noise = rng.random(4)
     if kind < 0.9:
         background, foreground = 0.12 * max(0.0, 2 * paper - 1), 1.0 - 0.35 * contrast
     else:
         background, foreground = contrasting(paper, 0.35 + 0.65 * contrast)
-    grey = background + (foreground - background) * ink
-    grey = add_noise(grey, noise, rng)
-    return three_channels(np.rint(255 * grey).astype(np.uint8))
+    gray = background + (foreground - background) * ink.astype(np.float64)
+    gray = add_noise(gray, noise, rng)
+    return three_channels(np.rint(255 * gray).astype(np.uint8))
 
 
-def three_channels(grey: np.ndarray) -> np.ndarray:
-    """Grey as uint8 (size, size, 3)."""
-    picture = np.empty((*grey.shape, 3), dtype=np.uint8)
+def three_channels(gray: np.ndarray) -> np.ndarray:
+    """Gray as uint8 (size, size, 3)."""
+    image = np.empty((*gray.shape, 3), dtype=np.uint8)
     for channel in range(3):  # faster than broadcasting or repeating
-        picture[:, :, channel] = grey
-    return picture
+        image[:, :, channel] = gray
+    return image
 
 
-def shade_colour(ink: np.ndarray, source: Source) -> np.ndarray:
-    """Ink on a background of two colours that differ clearly in at least one channel; some noise."""
+def shade_color(ink: np.ndarray, source: Source) -> np.ndarray:
+    """Ink on a background of two colors that differ clearly in at least one channel; some noise."""
     rng = source()
-    background, foreground, noise = two_colours(rng)
-    colour = background + (foreground - background) * share(ink)[:, :, None]
-    return np.rint(255 * add_noise(colour, noise, rng)).astype(np.uint8)
+    background, foreground, noise = two_colors(rng)
+    color = background + (foreground - background) * fraction(ink)[:, :, None]
+    return np.rint(255 * add_noise(color, noise, rng)).astype(np.uint8)
 
 
 def shade_clouds(ink: np.ndarray, source: Source) -> np.ndarray:
-    """Ink in one colour on clouds, which go from a second colour up to halfway to a third."""
+    """Ink in one color on clouds, which go from a second color up to halfway to a third."""
     rng = source()
-    background, foreground, noise = two_colours(rng)
+    background, foreground, noise = two_colors(rng)
     third = rng.random(3, dtype=np.float32)
     clouds = cloudy(len(ink), rng)[:, :, None]
     background = background + (third - background) * (np.float32(0.5) * clouds)
-    colour = background + (foreground - background) * share(ink)[:, :, None]
-    return np.rint(255 * add_noise(colour, noise, rng)).astype(np.uint8)
+    color = background + (foreground - background) * fraction(ink)[:, :, None]
+    return np.rint(255 * add_noise(color, noise, rng)).astype(np.uint8)
 
 
-def share(ink: np.ndarray) -> np.ndarray:
+def fraction(ink: np.ndarray) -> np.ndarray:
     """Ink from 0 to 1."""
     return ink if ink.dtype == np.float32 else ink.astype(np.float32) / 255
 
 
-def two_colours(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, float]:
+def two_colors(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, float]:
     """Background and foreground, float32 (3,), that differ by half at least in one channel; and a number for noise."""
     *numbers, noise = rng.random(7)
     pairs = [contrasting(numbers[channel], numbers[3 + channel]) for channel in range(3)]
@@ -99,7 +99,7 @@ def cloudy(size: int, rng: np.random.Generator) -> np.ndarray:
 
 
 def add_noise(values: np.ndarray, amount: float, rng: np.random.Generator) -> np.ndarray:
-    """Uniform noise in a third of the pictures; result within 0..1."""
+    """Uniform noise in a third of the images; result within 0..1."""
     if amount > 2 / 3:
         values = values + np.float32(0.6 * (amount - 2 / 3)) * (rng.random(values.shape, dtype=np.float32) - 0.5)
     return np.clip(values, 0.0, 1.0)

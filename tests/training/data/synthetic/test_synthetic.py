@@ -1,4 +1,4 @@
-"""Generated pictures: the same bytes at the same address, different ones everywhere else, and never a blank one."""
+"""Generated images: the same bytes at the same address, different ones everywhere else, and never a blank one."""
 
 import hashlib
 import json
@@ -25,8 +25,8 @@ from training.rng import IMAGE, generator
 GOLDEN = [
     ("glyphs", 24, "2ce83acf212965a6"),
     ("glyphs", 33, "530f3ecb8b64a4a1"),
-    ("glyphs-colour", 24, "6d1aaba4a59ba6a1"),
-    ("glyphs-colour", 33, "28d943cfc07d5020"),
+    ("glyphs-color", 24, "6d1aaba4a59ba6a1"),
+    ("glyphs-color", 33, "28d943cfc07d5020"),
     ("atoms", 32, "3b648787d9a93760"),
     ("atoms", 224, "a04a974d4291398f"),
     ("contours", 32, "c921b90a5496a133"),
@@ -35,22 +35,22 @@ GOLDEN = [
     ("fractals", 96, "5e1c704b876475eb"),
     ("fractals-clouds", 32, "dd6466173522112c"),
 ]
-NAMES = [name + suffix for name in FAMILIES for suffix in ("", "-colour", "-clouds")]
+NAMES = [name + suffix for name in FAMILIES for suffix in ("", "-color", "-clouds")]
 
 
 @pytest.mark.parametrize("family", NAMES)
-def test_pictures_are_a_function_of_their_address(family):
+def test_images_are_a_function_of_their_address(family):
     images = SyntheticImages(family, classes=5, instances=4, size=24, seed=3)
     again = SyntheticImages(family, classes=5, instances=4, size=24, seed=3)
     assert len(images) == 20
-    pictures = [images[i]["image"] for i in range(20)]
+    drawn = [images[i]["image"] for i in range(20)]
     for index in (7, 0, 19, 7):
         item = again[index]
-        np.testing.assert_array_equal(item["image"], pictures[index])
+        np.testing.assert_array_equal(item["image"], drawn[index])
         assert item["label"] == index % 5
-    assert len({picture.tobytes() for picture in pictures}) == 20
+    assert len({image.tobytes() for image in drawn}) == 20
     other = SyntheticImages(family, classes=5, instances=4, size=24, seed=4)
-    assert all(not np.array_equal(other[i]["image"], pictures[i]) for i in range(20))
+    assert all(not np.array_equal(other[i]["image"], drawn[i]) for i in range(20))
 
 
 @pytest.mark.parametrize("family", NAMES)
@@ -66,25 +66,25 @@ def test_sets_are_nested(family):
 
 @pytest.mark.parametrize("family", NAMES)
 @pytest.mark.parametrize("size", [16, 33])
-def test_no_picture_is_blank(family, size):
+def test_no_image_is_blank(family, size):
     images = SyntheticImages(family, classes=min(52, find_family(family).classes), instances=4, size=size)
     for index in range(0, len(images), 3):
-        picture = images[index]["image"]
-        assert picture.shape == (size, size, 3) and picture.dtype == np.uint8
-        assert picture.std() > 4
+        image = images[index]["image"]
+        assert image.shape == (size, size, 3) and image.dtype == np.uint8
+        assert image.std() > 4
 
 
 def test_blank_attempts_are_drawn_again():
-    """Some pictures' centres lie so far out that their first attempt is empty."""
+    """Some images' centers lie so far out that their first attempt is empty."""
     blank = 0
     for label in range(200):
         first = draw_atom(0, label, 0, 32, 0)
-        picture = draw("atoms", label, 0, 32)[:, :, 0]
+        image = draw("atoms", label, 0, 32)[:, :, 0]
         if first.mean() > 2.55 and first.max() > 127:
-            np.testing.assert_array_equal(picture, first)
+            np.testing.assert_array_equal(image, first)
         else:
             blank += 1
-            assert picture.mean() > 2.55 and picture.max() > 127
+            assert image.mean() > 2.55 and image.max() > 127
     assert blank
     faint = draw_glyph(0, 35, 16, generator(IMAGE, 0, GLYPHS, 35, 275))
     assert faint.max() < 0.5 < draw_letter(0, 35, 275, 16)[0].max()
@@ -97,19 +97,19 @@ def test_blank_attempts_are_drawn_again():
     st.integers(0, 10**6 - 1),
     st.integers(0, 2**46),
 )
-def test_any_address_has_a_picture(family, seed, label, instance):
-    picture = draw(family, label % find_family(family).classes, instance, 32, seed)
-    assert picture.shape == (32, 32, 3) and picture.dtype == np.uint8 and picture.std() > 4
+def test_any_address_has_an_image(family, seed, label, instance):
+    image = draw(family, label % find_family(family).classes, instance, 32, seed)
+    assert image.shape == (32, 32, 3) and image.dtype == np.uint8 and image.std() > 4
 
 
 @pytest.mark.parametrize("family", ["glyphs", "contours", "atoms", "fractals"])
-def test_another_size_shows_the_same_picture(family):
+def test_another_size_shows_the_same_image(family):
     """As far as pixels that small can tell: the correlation of thumbnails is high with itself, low with others."""
 
     def thumbnails(size):
         images = SyntheticImages(family, classes=32, instances=1, size=size)
-        grey = np.stack([images[i]["image"].mean(axis=2) for i in range(32)])
-        small = grey.reshape(32, 8, size // 8, 8, size // 8).mean(axis=(2, 4)).reshape(32, 64)
+        gray = np.stack([images[i]["image"].mean(axis=2) for i in range(32)])
+        small = gray.reshape(32, 8, size // 8, 8, size // 8).mean(axis=(2, 4)).reshape(32, 64)
         small = small - small.mean(axis=1, keepdims=True)
         return small / np.linalg.norm(small, axis=1, keepdims=True)
 
@@ -118,14 +118,14 @@ def test_another_size_shows_the_same_picture(family):
     assert np.diag(likeness).mean() > 0.8
 
 
-def test_glyphs_are_letters_and_grey():
+def test_glyphs_are_letters_and_gray():
     images = SyntheticImages("glyphs", classes=52, instances=1, size=16)
     assert images.label_names == list(LETTERS) and not set(LETTERS) & set("0123456789")
     for index in range(52):
-        picture = images[index]["image"]
-        assert (picture == picture[..., :1]).all()
+        image = images[index]["image"]
+        assert (image == image[..., :1]).all()
     assert any(
-        (p != p[..., :1]).any() for p in (SyntheticImages("glyphs-colour", 52, 1, 16)[i]["image"] for i in range(9))
+        (p != p[..., :1]).any() for p in (SyntheticImages("glyphs-color", 52, 1, 16)[i]["image"] for i in range(9))
     )
 
 
@@ -134,8 +134,8 @@ def test_names():
     assert (images.classes, images.instances, images.size) == (10, 20, 24)
     assert SyntheticImages.from_name("synthetic:glyphs").classes == 52
     assert images.name(11) == "glyphs/b/1"
-    images = SyntheticImages.from_name("synthetic:atoms+glyphs-colour@60,20,zipf=1.5,objects=3,label_noise=0.1")
-    assert (images.family, images.classes, images.size) == ("atoms+glyphs-colour", 60, 32)
+    images = SyntheticImages.from_name("synthetic:atoms+glyphs-color@60,20,zipf=1.5,objects=3,label_noise=0.1")
+    assert (images.family, images.classes, images.size) == ("atoms+glyphs-color", 60, 32)
     assert (images.zipf, images.objects, images.label_noise) == (1.5, 3, 0.1)
     assert SyntheticImages.from_name("synthetic:atoms@zipf=1").classes == 1000
     for name in (
@@ -151,9 +151,9 @@ def test_names():
     [
         ("synthetic:runes@5,5", "no synthetic family 'runes'; there are glyphs"),
         ("synthetic:fractal@5,5", "no synthetic family 'fractal'.*did you mean fractals?"),
-        ("synthetic:glyphs-color@5,5", "no synthetic family 'glyphs-color'.*did you mean glyphs-colour?"),
+        ("synthetic:glyphs-colors@5,5", "no synthetic family 'glyphs-colors'.*did you mean glyphs-color?"),
         ("synthetic:glyphs@53,5", "2 to 52 classes, asked for 53"),
-        ("synthetic:glyphs+glyphs-colour@105,5", "2 to 104 classes, asked for 105"),
+        ("synthetic:glyphs+glyphs-color@105,5", "2 to 104 classes, asked for 105"),
         ("synthetic:glyphs+glyphs@5,5", "names a family twice"),
         ("synthetic:glyphs@1,5", "2 to 52 classes, asked for 1"),
         ("synthetic:glyphs@5,0", "at least 1 instance"),
@@ -164,10 +164,10 @@ def test_names():
             "unknown option 'zip'; there are objects, zipf, label_noise; did you mean zipf?",
         ),
         ("synthetic:atoms@5,5,zipf=x", "option zipf of .* is a number, got 'x'"),
-        ("synthetic:atoms@5,5,objects=1.5", "option objects of .* is a whole number, got '1.5'"),
+        ("synthetic:atoms@5,5,objects=1.5", "option objects of .* is an integer, got '1.5'"),
         ("synthetic:atoms@5,5,zipf=-1", "zipf lies between 0"),
-        ("synthetic:atoms@5,5,label_noise=1", "share from 0 to below 1"),
-        ("synthetic:atoms@5,5,label_noise=nan", "share from 0 to below 1"),
+        ("synthetic:atoms@5,5,label_noise=1", "fraction from 0 to below 1"),
+        ("synthetic:atoms@5,5,label_noise=nan", "fraction from 0 to below 1"),
         ("synthetic:atoms@5,5,objects=0", "shows 1 to 100 objects, asked for 0"),
     ],
 )
@@ -188,21 +188,21 @@ def test_sets_that_do_not_exist(name, message):
         ({"objects": 0}, "at least 1 object"),
     ],
 )
-def test_pictures_that_do_not_exist(address, message):
+def test_images_that_do_not_exist(address, message):
     with pytest.raises(HFViTError, match=message):
         draw("glyphs", **({"label": 0, "instance": 0, "size": 16} | address))
 
 
-def test_numbers_of_a_set_are_whole():
+def test_numbers_of_a_set_are_integers():
     numpys = SyntheticImages("atoms", np.int64(5), np.int32(2), size=np.uint8(16), seed=np.int64(3))
     assert json.dumps(numpys.describe()) == json.dumps(SyntheticImages("atoms", 5, 2, 16, 3).describe())
     for name in ("classes", "instances", "size", "seed"):
-        with pytest.raises(HFViTError, match=f"^{name} of a synthetic set is a whole number, got 32.5$"):
+        with pytest.raises(HFViTError, match=f"^{name} of a synthetic set is an integer, got 32.5$"):
             SyntheticImages(**{"family": "atoms", "classes": 5, "instances": 2, name: 32.5})
 
 
 def digest_of(family, size, seed=0):
-    """SHA-256 over some pictures of a set."""
+    """SHA-256 over some images of a set."""
     images = SyntheticImages(family, 52, 600, size, seed)
     state = hashlib.sha256()
     for index in range(0, len(images), 613):
@@ -212,7 +212,7 @@ def digest_of(family, size, seed=0):
 
 @pytest.mark.parametrize(("family", "size", "expected"), GOLDEN)
 def test_bytes_never_change(family, size, expected):
-    """Recipes and cards rest on these pictures; a family whose bytes change needs another version."""
+    """Recipes and cards rest on these images; a family whose bytes change needs another version."""
     assert digest_of(family, size) == expected
 
 
@@ -220,13 +220,13 @@ def test_bytes_never_change(family, size, expected):
     ("family", "expected"),
     [
         ("glyphs-clouds", "331280bf6124575b"),
-        ("atoms-colour", "ecb311d81937c186"),
-        ("contours-colour", "3f2da3619c1484e0"),
-        ("fractals-colour", "1bb15a205ee71214"),
+        ("atoms-color", "ecb311d81937c186"),
+        ("contours-color", "3f2da3619c1484e0"),
+        ("fractals-color", "1bb15a205ee71214"),
     ],
 )
 def test_bytes_of_another_seed_never_change(family, expected):
-    """Class, picture and shading each have the seed in their address."""
+    """Class, image and shading each have the seed in their address."""
     assert digest_of(family, 32, seed=-5) == expected
 
 
@@ -236,7 +236,7 @@ def test_fingerprints_tell_versions_and_options_apart():
 
     assert fingerprint("synthetic:glyphs@52,600") == "de6d2ce1dec7eb01c7612125c198f470"
     assert fingerprint("synthetic:glyphs@52,600,24") == "433349e52b2f391b52d3cd797ce18dba"
-    names = ["glyphs@9,9", "glyphs@9,9,24", "glyphs-colour@9,9", "atoms@9,9", "glyphs+atoms@9,9", "atoms+glyphs@9,9"]
+    names = ["glyphs@9,9", "glyphs@9,9,24", "glyphs-color@9,9", "atoms@9,9", "glyphs+atoms@9,9", "atoms+glyphs@9,9"]
     names += [f"glyphs@9,9,{option}" for option in ("zipf=1", "zipf=2", "label_noise=0.1", "objects=2")]
     assert len({fingerprint(f"synthetic:{name}") for name in names}) == len(names)
     assert SyntheticImages("atoms", 5, 5).describe()["versions"] == [2]
@@ -287,18 +287,18 @@ def test_label_noise():
     assert (more.labels[:4000][wrong] == noisy.labels[wrong]).all()  # what is wrong stays wrong
 
 
-@pytest.mark.parametrize("family", ["glyphs", "atoms-colour", "contours"])
+@pytest.mark.parametrize("family", ["glyphs", "atoms-color", "contours"])
 def test_several_objects(family):
     one = SyntheticImages(family, classes=8, instances=3, size=64)
     several = SyntheticImages(family, classes=8, instances=3, size=64, objects=4)
     for index in range(24):
-        picture = several[index]["image"]
-        assert picture.shape == (64, 64, 3) and picture.std() > 1
-        assert not np.array_equal(picture, one[index]["image"])
-        np.testing.assert_array_equal(picture, several[index]["image"])
+        image = several[index]["image"]
+        assert image.shape == (64, 64, 3) and image.std() > 1
+        assert not np.array_equal(image, one[index]["image"])
+        np.testing.assert_array_equal(image, several[index]["image"])
 
 
-def test_streams_show_the_same_pictures():
+def test_streams_show_the_same_images():
     view = EvalTransform(20)
     copy = open_dataset("synthetic:glyphs+atoms@6,100,label_noise=0.1", split="train").with_transform(view)
     stream = open_stream("synthetic:glyphs+atoms@6,100,label_noise=0.1", split="train").with_transform(view)
@@ -319,13 +319,13 @@ def test_streams_show_the_same_pictures():
 def test_index_outside_the_set():
     images = SyntheticImages("glyphs", classes=5, instances=2, size=16)
     for index in (-1, 10):
-        with pytest.raises(IndexError, match=f"pictures 0 to 9 here, asked for {index}") as caught:
+        with pytest.raises(IndexError, match=f"images 0 to 9 here, asked for {index}") as caught:
             images[index]
         assert isinstance(caught.value, HFViTError)
     assert len(list(images)) == 10
 
 
-def test_splits_share_no_picture_and_the_door_draws_at_the_transform_s_size():
+def test_splits_share_no_image_and_the_door_draws_at_the_transform_s_size():
     train = open_dataset("synthetic:glyphs@6,20", split="train").with_transform(EvalTransform(20))
     test = open_dataset("synthetic:glyphs@6,20", split="test").with_transform(EvalTransform(20))
     validation = open_dataset("synthetic:glyphs@6,20", split="validation").with_transform(EvalTransform(20))
