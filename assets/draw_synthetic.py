@@ -20,7 +20,7 @@ NAMES = (
     "synthetic:atoms@5,2,96",
     "synthetic:contours@5,2,96",
     "synthetic:fractals@5,2,96",
-    "synthetic:atoms-colour@5,2,96",
+    "synthetic:atoms-color@5,2,96",
     "synthetic:fractals-clouds@5,2,96",
     "synthetic:glyphs-clouds+fractals@5,2,96,objects=4",
 )

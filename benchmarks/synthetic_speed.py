@@ -1,118 +1,139 @@
-"""How many generated pictures one core draws in a second, by family and size, in turns.
+"""How many generated images one core draws in a second, by family and size, in turns.
 
     python -m benchmarks.synthetic_speed
-    python -m benchmarks.synthetic_speed --device cuda      # and atoms and contours in batches there
+    python -m benchmarks.synthetic_speed --against ../other     # and another checkout's, in the same rounds
 
-The same pictures in every round, of different classes that are known already ("class" is what the first picture of one
-takes more, in milliseconds). Medians and quartiles of processor time in one thread; of the clock on a device. For
-comparison: the published scripts take 145 ms (VisualAtom) and 25 ms (RCDB) a picture of 512 px, on another machine.
+The same images in every round, of different classes that are known already ("class" is what the first image of one
+takes more, in milliseconds). Medians and quartiles of processor time in one thread; with another checkout, the ratio
+of its median to ours, and an error where it draws other bytes. For comparison: the published scripts take 145 ms
+(VisualAtom) and 25 ms (RCDB) an image of 512 px, on another machine.
 """
 
 import argparse
 import json
+import os
+import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from hf_vit.errors import HFViTError, Parser, report_error
-from training.data.synthetic import FAMILIES, SyntheticImages
-from training.data.synthetic.batches import FORMULAS, draw_batch
+from training.data.synthetic import FAMILIES
 from training.reporting.facts import commit, processor_name
 
 
 RESULTS = Path(__file__).parent / "results"
+HERE = Path(__file__).parent.parent
 SIZES = (224, 64, 32)
-PICTURES = 50  # of each family and size
-BATCH = 256  # pictures on a device
+IMAGES = 50  # of each family and size
 Seconds = dict[str, list[float]]
+
+# Runs in a process of its own for each checkout: a line "FAMILY SIZE" in, "SECONDS DIGEST" out. It keeps no images: what
+# is allocated in between changes what glibc does with freed memory, and with it the figures.
+WORKER = f"""
+import hashlib, sys, time
+try:
+    from training.data.synthetic import FAMILIES, SyntheticImages
+except ImportError:  # as version 0.1 had it
+    from training.synthetic import FAMILIES, SyntheticImages
+
+for line in sys.stdin:
+    family, size = line.split()
+    images = SyntheticImages(family, min(FAMILIES[family].classes, {IMAGES}), 1000, int(size))
+    began = time.process_time()
+    for index in range({IMAGES}):
+        images[index]
+    seconds = (time.process_time() - began) / {IMAGES}
+    digest = hashlib.sha256()
+    for index in range({IMAGES}):
+        digest.update(images[index]["image"].tobytes())
+    print(seconds, digest.hexdigest(), flush=True)
+"""
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = Parser(prog="python -m benchmarks.synthetic_speed", description="Pictures per second.")
+    parser = Parser(prog="python -m benchmarks.synthetic_speed", description="Images per second.")
     parser.add_argument("--rounds", type=int, default=15, help="counted rounds of each (default: 15)")
-    parser.add_argument("--device", help="also draw batches on this device, such as cuda")
-    torch.set_num_threads(1)
+    parser.add_argument("--against", type=Path, help="another checkout of this repository, measured in turns with it")
     try:
         given = parser.parse_args(argv)
-        seconds, first = one_by_one(given.rounds)
-        batches = in_batches(given.rounds, given.device) if given.device else {}
-    except (HFViTError, RuntimeError) as error:
+        checkouts = [HERE] if given.against is None else [HERE, given.against]
+        if not all((folder / "training").is_dir() for folder in checkouts):
+            raise HFViTError(f"'{given.against}' is no checkout of this repository")
+        seconds, first = measure(checkouts, given.rounds)
+    except (HFViTError, OSError) as error:
         return report_error(error)
-    report(seconds, first, batches, given)
+    report(seconds, first, given)
     return 0
 
 
-def one_by_one(rounds: int) -> tuple[Seconds, dict[str, float]]:
-    """Seconds of processor time a picture, round by round; and how much more in the round that met the classes."""
-    sets = {
-        f"{family} {size}": SyntheticImages(family, min(FAMILIES[family].classes, PICTURES), 1000, size)
-        for family in FAMILIES
-        for size in SIZES
-    }
-    seconds: Seconds = {name: [] for name in sets}
+def measure(checkouts: list[Path], rounds: int) -> tuple[list[Seconds], dict[str, float]]:
+    """Seconds of processor time an image, round by round, of each checkout; and how much more a class takes once."""
+    workers = [
+        subprocess.Popen(
+            [sys.executable, "-c", WORKER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+            env=os.environ | {"PYTHONPATH": str(folder.resolve()), "OMP_NUM_THREADS": "1"}, cwd=folder,
+        )
+        for folder in checkouts
+    ]  # fmt: skip
+    names = [(family, size) for family in FAMILIES for size in SIZES]
+    seconds: list[Seconds] = [{f"{family} {size}": [] for family, size in names} for _ in checkouts]
     for number in range(rounds + 2):  # the first meets the classes, the second warms up
-        for name in list(sets)[:: 1 if number % 2 else -1]:
-            began = time.process_time()
-            for index in range(PICTURES):
-                sets[name][index]
-            seconds[name].append((time.process_time() - began) / PICTURES)
+        turn = 1 if number % 2 else -1
+        for family, size in names[::turn]:
+            digests = set()
+            for worker, values in list(zip(workers, seconds))[::turn]:
+                worker.stdin.write(f"{family} {size}\n")
+                worker.stdin.flush()
+                answer = worker.stdout.readline().split()
+                if not answer:
+                    raise HFViTError(f"the process that draws {family} ended; see its error above")
+                values[f"{family} {size}"].append(float(answer[0]))
+                digests.add(answer[1])
+            if len(digests) > 1:
+                raise HFViTError(f"the checkouts draw different bytes: {family}, {size} px")
+    for worker in workers:
+        worker.stdin.close()
+        worker.wait()
     # In the first round the smallest size came first.
-    first = {family: seconds[f"{family} {SIZES[-1]}"] for family in FAMILIES}
-    first = {family: max(0.0, values[0] - float(np.median(values[2:]))) for family, values in first.items()}
-    return {name: values[2:] for name, values in seconds.items()}, first
+    smallest = {family: seconds[0][f"{family} {SIZES[-1]}"] for family in FAMILIES}
+    first = {family: max(0.0, values[0] - float(np.median(values[2:]))) for family, values in smallest.items()}
+    return [{name: values[2:] for name, values in part.items()} for part in seconds], first
 
 
-def in_batches(rounds: int, device: str) -> Seconds:
-    """Seconds a picture on a device, the transfer of the picture not counted, for it is where it is needed."""
-    seconds: Seconds = {}
-    for family in FORMULAS:
-        for size in SIZES:
-            images = SyntheticImages(family, PICTURES, 1_000_000, size)
-            values = []
-            for number in range(rounds + 1):
-                began = time.perf_counter()
-                pixels, _ = draw_batch(images, range(number * BATCH, (number + 1) * BATCH), device)
-                pixels[-1, -1, -1, -1].item()  # waits for the device
-                values.append((time.perf_counter() - began) / BATCH)
-            seconds[f"{family} {size}"] = values[1:]
-    return seconds
-
-
-def report(seconds: Seconds, first: dict[str, float], batches: Seconds, given: argparse.Namespace) -> None:
-    print(f"{'pictures/s, one core':<22}" + "".join(f"{f'{size} px':>21}" for size in SIZES) + f"{'class, ms':>12}")
+def report(seconds: list[Seconds], first: dict[str, float], given: argparse.Namespace) -> None:
+    """Print a table; write all values to results/synthetic-speed-cpu.json, unless another checkout was measured."""
+    print(f"{'images/s, one core':<20}" + "".join(f"{f'{size} px':>23}" for size in SIZES) + f"{'class, ms':>12}")
     for family in FAMILIES:
-        print(f"{family:<22}" + "".join(cell(seconds[f"{family} {size}"]) for size in SIZES)
+        print(f"{family:<20}" + "".join(cell(seconds[0][f"{family} {size}"]) for size in SIZES)
               + f"{1000 * first[family]:>12.2f}")  # fmt: skip
-    for family in FORMULAS if batches else ():
-        print(f"{family + ' on ' + given.device:<22}" + "".join(cell(batches[f"{family} {size}"]) for size in SIZES))
+        for other in seconds[1:]:
+            print(f"{'  other checkout':<20}" + "".join(cell(other[f"{family} {size}"]) for size in SIZES))
+            ratios = (float(np.median(other[name]) / np.median(seconds[0][name])) for name in
+                      (f"{family} {size}" for size in SIZES))  # fmt: skip
+            print(f"{'  faster by':<20}" + "".join(f"{ratio:>22.2f}x" for ratio in ratios))
+    if given.against is not None:
+        return
     result = {
-        "what": "generated pictures, seconds a picture",
+        "what": "generated images, seconds an image",
         "rounds": given.rounds,
-        "pictures": PICTURES,
+        "images": IMAGES,
         "clock": "processor time, one thread",
-        "seconds_per_picture": seconds,
+        "seconds_per_image": seconds[0],
         "seconds_per_class": first,
-        "seconds_per_picture_on_device": batches,
-        "environment": {"hardware": hardware(given.device), "numpy": np.__version__, "commit": commit()},
+        "environment": {"hardware": processor_name(), "numpy": np.__version__, "commit": commit()},
     }
     RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"synthetic-speed-{given.device or 'cpu'}.json"
+    path = RESULTS / "synthetic-speed-cpu.json"
     path.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     print(f"\nwritten: {path.name}")
 
 
 def cell(values: list[float]) -> str:
-    """Median and quartiles of pictures per second."""
+    """Median and quartiles of images per second."""
     low, middle, high = (1 / value for value in np.quantile(values, (0.75, 0.5, 0.25)))
-    return f"{middle:>8,.0f} ({low:,.0f}-{high:,.0f})".rjust(21)
-
-
-def hardware(device: str | None) -> str:
-    """What drew."""
-    return torch.cuda.get_device_name() if device and device.startswith("cuda") else processor_name()
+    return f"{middle:>10,.0f} ({low:,.0f}-{high:,.0f})".rjust(23)
 
 
 if __name__ == "__main__":

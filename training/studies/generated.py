@@ -94,12 +94,12 @@ STUDY = Study(
             "model": EVERY["cpu"]["model"] | {"hidden_size": 96, "num_hidden_layers": 4, "intermediate_size": 192},
             # in colour, letters are not learned in so few updates (1.9 % right after 500, 19.5 % in grey)
             "train": EVERY["cpu"]["train"] | {"learning_rate": 2e-3},
-            "families": {"letters": "synthetic:glyphs@52,2000", "atoms": "synthetic:atoms-colour@100,1000"},
+            "families": {"letters": "synthetic:glyphs@52,2000", "atoms": "synthetic:atoms-color@100,1000"},
             "dyck": {"steps": 100, "batch": 64}, "targets": list(TARGETS), "budgets": [1500], "finetune_steps": 200,
             "longer": True,
         },
         "gpu": {
-            "families": {"letters": "synthetic:glyphs-colour@52,20000", "atoms": "synthetic:atoms-colour@1000,10000"},
+            "families": {"letters": "synthetic:glyphs-color@52,20000", "atoms": "synthetic:atoms-color@1000,10000"},
             "dyck": {"steps": 400, "batch": 256}, "targets": list(TARGETS), "budgets": [2000, 40000],
             "finetune_steps": 3000, "longer": True,
         },

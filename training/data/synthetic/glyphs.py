@@ -148,8 +148,8 @@ def bend(values: np.ndarray, amplitude: float, frequency: float, phase: float) -
 def bilinear(field: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
     """Look a field up between its cells; outside, the nearest cell counts. Float64; `rows` and `columns` change."""
     side = field.shape[0]
-    np.clip(rows, 0.0, side - 1.001, out=rows)
-    np.clip(columns, 0.0, side - 1.001, out=columns)
+    rows.clip(0.0, side - 1.001, out=rows)
+    columns.clip(0.0, side - 1.001, out=columns)
     top, left = np.floor(rows), np.floor(columns)
     rows -= top
     columns -= left

@@ -13,11 +13,12 @@ from hf_vit.errors import HFViTError
 from training.data.dataset import open_dataset
 from training.data.sources import synthetic_door
 from training.data.streaming import open_stream
-from training.data.synthetic import FAMILIES, SyntheticImages, draw, find_family
+from training.data.synthetic import FAMILIES, SyntheticImages, draw, find_family, fractals, lines
 from training.data.synthetic.contours import draw_atom
 from training.data.synthetic.families import GLYPHS, draw_letter
 from training.data.synthetic.fractals import sample_singular_values, sample_system
-from training.data.synthetic.glyphs import LETTERS, draw_glyph
+from training.data.synthetic.glyphs import LETTERS, bend, draw_glyph
+from training.data.synthetic.images import warn_of_old_spelling
 from training.data.transforms import EvalTransform
 from training.rng import IMAGE, generator
 
@@ -228,6 +229,54 @@ def test_bytes_never_change(family, size, expected):
 def test_bytes_of_another_seed_never_change(family, expected):
     """Class, image and shading each have the seed in their address."""
     assert digest_of(family, 32, seed=-5) == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("fractals@40,9,224", "ff241ee6fb838cea"),
+        ("glyphs@40,9,224", "85b0b56edf0988e7"),
+        ("atoms-color@9,9,224", "a1ff86a29f2a440f"),
+        ("contours-clouds@9,9,224", "e40baf961d87549b"),
+        (
+            "fractals-color+glyphs-clouds+atoms@30,9,100,zipf=1,objects=3,label_noise=0.2",
+            "ba4f1b94a1a352e1",
+        ),
+        ("atoms+contours@9,2,512", "e068fa049fffad43"),
+    ],
+)
+def test_bytes_of_large_images_and_options_never_change(name, expected):
+    """Sizes at which images are drawn in several blocks."""
+    images = SyntheticImages.from_name(f"synthetic:{name}", seed=-5)
+    state = hashlib.sha256()
+    for index in range(0, len(images), len(images) // 6):
+        state.update(images[index]["image"].tobytes())
+    assert state.hexdigest()[:16] == expected
+
+
+def test_blocks_change_no_byte(monkeypatch):
+    whole = {name: draw(name, 7, 3, 64) for name in ("atoms", "contours", "fractals")}
+    monkeypatch.setattr(lines, "LINES_AT_ONCE", 700)
+    monkeypatch.setattr(lines, "POINTS_AT_ONCE", 100)
+    monkeypatch.setattr(fractals, "STEPS_AT_ONCE", 1)
+    for name, image in whole.items():
+        np.testing.assert_array_equal(draw(name, 7, 3, 64), image)
+
+
+def test_sine_of_arrays():
+    angles = np.linspace(-100, 100, 20_001)
+    np.testing.assert_allclose(bend(angles, 1.0, 1.0, 0.0), np.sin(angles), rtol=0, atol=4e-16)
+    np.testing.assert_allclose(bend(angles, -0.3, 2.0, 1.0), -0.3 * np.sin(2 * angles + 1), rtol=0, atol=4e-16)
+
+
+def test_the_old_spelling_of_color_says_the_new_one(caplog):
+    warn_of_old_spelling.cache_clear()
+    images = SyntheticImages.from_name("synthetic:atoms-colour+glyphs-colour")
+    assert images == SyntheticImages.from_name("synthetic:atoms-color+glyphs-color")
+    assert len(caplog.messages) == 1 and "-color" in caplog.text and "\n" not in caplog.messages[0]
+    for spelling in ("colour", "color"):  # runs and exports of version 0.1 go on
+        source = synthetic_door(f"synthetic:atoms-{spelling}@9,9").load("train")
+        assert source.fingerprint == "b13be64dc1b1f5ecdb6f4d90214e60b8"
 
 
 def test_fingerprints_tell_versions_and_options_apart():
