@@ -29,8 +29,8 @@ SIZES = (224, 64, 32)
 IMAGES = 50  # of each family and size
 Seconds = dict[str, list[float]]
 
-# Runs in a process of its own for each checkout: a line "FAMILY SIZE" in, "SECONDS DIGEST" out. It keeps no images: what
-# is allocated in between changes what glibc does with freed memory, and with it the figures.
+# Runs in a process for each checkout: a line "FAMILY SIZE" in, "SECONDS DIGEST" out. It keeps no images, since what
+# else is allocated changes what glibc does with freed memory, and with it the figures.
 WORKER = f"""
 import hashlib, sys, time
 try:
