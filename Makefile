@@ -1,4 +1,5 @@
-# make quickstart | test | slow | transformers-suite | grad-cam | test-peers | style | quality | bench | bench-cifar10 | bench-check
+# make quickstart | test | numerics | slow | lowest | transformers-suite | grad-cam | test-peers | style | quality
+# make bench | bench-cifar10 | bench-check
 #
 # Every target first makes sure of an environment in .venv (a few minutes once, instant afterwards).
 #   make test PYTHON=python3.12        another Python
@@ -11,12 +12,13 @@ ARGS ?=
 RUN := $(VENV)/bin/python
 READY := $(VENV)/.ready
 PEERS := $(VENV)-peers
+LOWEST := $(VENV)-lowest
 
-.PHONY: help environment quickstart test slow transformers-suite grad-cam test-peers style quality bench bench-cifar10 bench-check
+.PHONY: help environment quickstart test numerics slow lowest transformers-suite grad-cam test-peers style quality bench bench-cifar10 bench-check
 .DEFAULT_GOAL := help
 
 help:
-	@sed -n '1,7s/^# \{0,1\}//p' Makefile
+	@sed -n '1,8s/^# \{0,1\}//p' Makefile
 
 environment: $(READY)
 
@@ -30,8 +32,21 @@ quickstart: $(READY)
 test: $(READY)
 	@$(RUN) -m pytest -q -m "not slow and not gpu" $(ARGS)
 
+# what compares numbers, as on a processor without AVX (docs/platforms.md)
+numerics: $(READY)
+	@ONEDNN_MAX_CPU_ISA=SSE41 ATEN_CPU_CAPABILITY=default \
+	    $(RUN) -m pytest -q -m "numerics and not slow and not gpu" tests/hf_vit tests/training/engine $(ARGS)
+
 slow: $(READY)
 	@$(RUN) -m pytest -q $(ARGS)
+
+# the tests of `make test` with the lowest versions that pyproject.toml allows
+$(LOWEST)/.ready: pyproject.toml .ci/lowest .ci/constraints-lowest.txt
+	@bash .ci/lowest "$(PYTHON)" "$(LOWEST)"
+	@touch $@
+
+lowest: $(LOWEST)/.ready
+	@$(LOWEST)/bin/python -m pytest -q -m "not slow and not gpu" $(ARGS)
 
 # transformers' own common model tests, which are in its source distribution only, against our classes
 transformers-suite: $(READY)

@@ -17,6 +17,9 @@ from hf_vit.checkpoints import load_checkpoint, save_checkpoint
 from tests.hf_vit.checkpoints.test_checkpoints_transformers import ours, same
 
 
+pytestmark = pytest.mark.numerics
+
+
 def npz(path, **arrays) -> str:
     np.savez(path, **{name.replace("__", "/"): array for name, array in arrays.items()})
     return path

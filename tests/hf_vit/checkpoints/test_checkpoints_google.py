@@ -13,6 +13,9 @@ from tests.helpers.compare import same_outputs
 from tests.hf_vit.checkpoints.test_checkpoints_transformers import ours, same
 
 
+pytestmark = pytest.mark.numerics
+
+
 def arrays(path) -> dict[str, np.ndarray]:
     with np.load(path) as file:
         return {name: file[name] for name in file.files}

@@ -16,6 +16,7 @@ from tests.helpers.compare import same_outputs
 from tests.hf_vit.checkpoints.test_checkpoints_transformers import ours, same
 
 
+pytestmark = pytest.mark.numerics
 FOLDER = Path(__file__).parents[2] / "fixtures" / "timm"
 CASES = sorted(path.name.removesuffix(".io.safetensors") for path in FOLDER.glob("*.io.safetensors"))
 ASKED = {

@@ -11,6 +11,9 @@ from hf_vit import HFViTError
 from hf_vit.checkpoints import load_checkpoint, read_checkpoint
 
 
+pytestmark = pytest.mark.numerics
+
+
 class Block(nn.Module):
     """`EncoderBlock` of torchvision/models/vision_transformer.py, in eval mode."""
 

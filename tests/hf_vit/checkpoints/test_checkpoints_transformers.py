@@ -24,6 +24,7 @@ from hf_vit.checkpoints.formats.transformers import LAYER
 from tests.helpers.compare import same_outputs
 
 
+pytestmark = pytest.mark.numerics
 SMALL = {
     "hidden_size": 32,
     "num_hidden_layers": 2,

@@ -16,6 +16,9 @@ from hf_vit.token_merging import merge_tokens
 from tests.hf_vit.modeling.test_goldens import CASES, HYBRID, PLAIN, _load
 
 
+pytestmark = pytest.mark.numerics
+
+
 def tiny(**fields) -> HFViTForImageClassification:
     sizes = {"image_size": 32, "patch_size": 8, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
     model = HFViTForImageClassification(HFViTConfig(**(sizes | {"num_labels": 5} | fields))).eval()

@@ -17,6 +17,9 @@ from hf_vit.modeling import native
 from hf_vit.modeling.resnet_stem import same_amounts, same_padding
 
 
+pytestmark = pytest.mark.numerics
+
+
 @pytest.fixture
 def fresh(monkeypatch, tmp_path):
     """No kernel is built yet: the folder that they go to."""

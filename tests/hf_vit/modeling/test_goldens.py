@@ -21,6 +21,7 @@ from hf_vit.checkpoints import load_checkpoint
 from hf_vit.modeling.position_embedding import resize_position_grid
 
 
+pytestmark = pytest.mark.numerics
 FOLDER = Path(__file__).parents[2] / "fixtures" / "goldens"
 BESIDE = Path(__file__).parents[4] / "shared" / "goldens"  # the full set, where it lies beside the clone
 OTHER_FILES = ("index", "official_shapes", "posemb_resize", "fewshot", "real")

@@ -17,6 +17,7 @@ from hf_vit.modeling.position_embedding import resize_position_sequence
 from tests.helpers.compare import same_outputs
 
 
+pytestmark = pytest.mark.numerics
 TINY = {
     "image_size": 32,
     "patch_size": 8,

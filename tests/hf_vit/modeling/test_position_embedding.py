@@ -19,6 +19,7 @@ from hf_vit.modeling.position_embedding import (
 )
 
 
+pytestmark = pytest.mark.numerics
 grids = st.tuples(st.integers(1, 12), st.integers(1, 12))
 
 

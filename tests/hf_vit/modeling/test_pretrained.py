@@ -28,6 +28,7 @@ from tests.helpers.compare import same_outputs
 from tests.hf_vit.modeling.test_modeling import TINY, VARIANTS, build, picture
 
 
+pytestmark = pytest.mark.numerics
 THEIRS = {name: value for name, value in TINY.items() if name != "num_labels"}  # of a transformers config
 
 

@@ -17,6 +17,9 @@ from hf_vit.modeling import resnet_stem
 from hf_vit.modeling.resnet_stem import ResidualUnit, ResNetStem, StdConv2d, same_padding, standardize
 
 
+pytestmark = pytest.mark.numerics
+
+
 def tiny(**fields) -> HFViTConfig:
     return HFViTConfig(
         **({"image_size": 64, "patch_size": 1, "resnet_depths": (1, 2), "resnet_width_factor": 0.5} | fields)

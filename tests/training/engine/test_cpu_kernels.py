@@ -14,6 +14,9 @@ from training.engine.cpu_kernels import BFloat16Linear, CPUKernels, OneDNNLinear
 from training.engine.trainer import Trainer
 
 
+pytestmark = pytest.mark.numerics
+
+
 @pytest.fixture(autouse=True)
 def small_counts_as_large(monkeypatch):
     monkeypatch.setattr(cpu_kernels, "KEYS", 1)
