@@ -1,11 +1,11 @@
-"""A checkpoint of any dialect becomes a model: recognise, infer, load exactly, then change what was asked for."""
+"""A checkpoint of any format becomes a model: recognize, infer, load exactly, then change what was requested."""
 
 import difflib
 import re
+import time
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -13,22 +13,27 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import GatedRepoError, HfHubHTTPError
 
 from ..errors import HFViTError
+from ..image_processing import ImageProcessing, read_settings
 from ..modeling.configuration_hf_vit import HFViTConfig
 from ..modeling.modeling_hf_vit import HFViTForImageClassification
 from .formats import google, timm, torchvision, transformers
-from .mapping import assemble
-from .spec import Reading
-from .tensor_file import TensorFile, find_weights, open_tensors, read_json
+from .license import License, read_license
+from .mapping import check_sizes, from_state_dict
+from .spec import CheckpointFormat, CheckpointSpec
+from .tensor_file import WEIGHT_SUFFIXES, TensorFile, find_weights, open_tensors
+from .wrappers import unwrap
 
 
-DIALECTS: tuple[ModuleType, ...] = (transformers, timm, torchvision, google)
-BESIDE = ("config.json", "preprocessor_config.json")
+FORMATS_READ: tuple[CheckpointFormat, ...] = (transformers, timm, torchvision, google)
+SIDECARS = ("config.json", "preprocessor_config.json", "processor_config.json", "open_clip_config.json")
 # Changed on the loaded model, by its own methods; everything else must agree with the file.
 CHANGED_AFTERWARDS = ("image_size", "patch_size", "num_channels", "num_labels", "id2label", "label2id")
 OPTIONS = ("checkpoint_image_size", "keep_representation", "dtype")
+MAX_IMAGE_SIZE = 1 << 14  # pixels; a table for 16 px patches of width 768 then takes 3 GB
+DOWNLOAD_TRIES, FIRST_WAIT = 3, 1.0  # seconds, doubled each time
 
 # Names of checkpoints that people try and that are no ViT: what they are.
-STRANGERS = (
+UNSUPPORTED = (
     (r"(.*/)?(MixerBlock_\d+|pre_head_layer_norm)/", "an MLP-Mixer"),
     (r"(.*/)?(root_block|resnet|block\d+/unit\d+)/", "a BiT ResNet without a transformer"),
     (
@@ -38,9 +43,14 @@ STRANGERS = (
     (r"layers\.\d+\.blocks\.|swin\.", "a Swin transformer"),
     (r"(beit|data2vec_vision)\.", "BEiT"),
     (r"(dinov2|dinov2_with_registers)\.|embeddings\.register_tokens", "transformers' DINOv2"),
+    (r"(.*\.)?lora_[AB]\.|base_model\.model\.", "an adapter (LoRA) without its model: merge it first"),
     (r"(layer1\.0\.conv1|resnet\.embedder|bit\.embedder|conv1\.weight)", "a convolutional network"),
     (r"(bert|roberta|model\.embed_tokens|transformer\.wte)\b", "a language model"),
 )
+
+
+class AssumptionWarning(UserWarning):
+    """What a checkpoint does not say and was assumed in order to load it."""
 
 
 @dataclass
@@ -48,28 +58,42 @@ class Loaded:
     """A model and how it came about.
 
     Attributes:
-        model: exact weights, in eval mode. dialect: what was recognised. path: the file that was read.
-        notes: conventions assumed. changed: what differs from the file: resized, dropped, newly initialised.
-        processor: settings of a `ViTImageProcessor` for the model, with the size.
+        model: exact weights, in eval mode. format: what was recognized. path: the file that was read.
+        assumptions: what the file does not say. notes: what was left out, and what else is good to know.
+        changed: what differs from the file: resized, dropped, newly initialized.
+        image_processing: how the model's images are prepared. processor: the same as settings of a
+            `ViTImageProcessor`, all of them stated.
+        license: of the source's model card, where it has one.
     """
 
     model: HFViTForImageClassification
-    dialect: str
+    format: str
     path: Path
+    assumptions: list[str]
     notes: list[str]
     changed: list[str]
-    processor: dict[str, Any]
+    image_processing: ImageProcessing
+    license: License | None = None
+    processor: dict[str, Any] = field(init=False)
+
+    def __post_init__(self):
+        self.processor = self.image_processing.to_transformers(self.model.config.num_channels)
 
 
 def load_checkpoint(
-    path: str | Path, *, revision: str | None = None, **config_overrides
+    path: str | Path, *, revision: str | None = None, state_dict_key: str | None = None, **config_overrides
 ) -> HFViTForImageClassification:
-    """Load a ViT checkpoint of any dialect, exactly, at any resolution.
+    """Load a ViT checkpoint of any format, exactly, at any resolution.
+
+    What the file does not say and the outputs depend on is assumed and warned of (`AssumptionWarning`).
 
     Args:
         path: a file, a folder or a Hub id: Google's `.npz` (vision_transformer, big_vision), transformers' `vit`,
-            `deit` and `vit-hybrid`, timm's `vit_*`, torchvision's `vit_*`, or a folder of ours.
+            `deit` and `vit-hybrid`, timm's `vit_*`, torchvision's `vit_*`, or a folder of ours. Names under the
+            prefixes of compiled, distributed, Lightning and self-distillation training are read too.
         revision: branch, tag or commit on the Hub.
+        state_dict_key: which entry of a `.pth` file holds the weights; without it the usual ones are tried, averages
+            (`state_dict_ema`) and teachers first.
         config_overrides: fields of `HFViTConfig`. `image_size` refits the position table, `patch_size` and
             `num_channels` the patch kernel, `num_labels` or `id2label` of another length put a zero head in place
             (`keep_representation=True` keeps the representation layer under it). Others answer what a file cannot
@@ -81,106 +105,135 @@ def load_checkpoint(
         the model in eval mode; float32 for npz files, otherwise the file's dtype.
 
     Raises:
-        HFViTError: unreadable, foreign, incomplete or contradicted; the message names what, and the way out.
+        HFViTError: unreadable, unsupported, incomplete or contradicted; the message names what, and the way out.
     """
-    return read_checkpoint(path, revision=revision, **config_overrides).model
+    return read_checkpoint(path, revision=revision, state_dict_key=state_dict_key, **config_overrides).model
 
 
-def read_checkpoint(path: str | Path, *, revision: str | None = None, **config_overrides) -> Loaded:
-    """`load_checkpoint` with an account of what was recognised, assumed and changed."""
-    asked = _checked(config_overrides)
-    file, beside = _open(path, revision)
-    dialect = _recognise(file)
+def read_checkpoint(
+    path: str | Path, *, revision: str | None = None, state_dict_key: str | None = None, **config_overrides
+) -> Loaded:
+    """`load_checkpoint` with an account of what was recognized, assumed and changed."""
+    requested = _checked(config_overrides)
+    file, sidecars, folder = _open(path, revision, state_dict_key)
+    file = unwrap(file)
+    format = _recognize(file)
+    name = format.__name__.rpartition(".")[2]  # type: ignore[attr-defined]  # formats are modules
     try:
-        reading: Reading = dialect.read(file, asked, beside)
-    except (KeyError, IndexError, TypeError, ValueError) as error:
+        spec = format.read(file, requested, sidecars)
+        config = _config(file, spec, requested)
+        mappings = spec.key_mappings(config)
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError, RecursionError, OverflowError) as error:
         if isinstance(error, HFViTError):
             raise
-        name = dialect.__name__.rpartition(".")[2]
-        raise HFViTError(
-            f"{file.path}: looks like the {name} layout, but its shapes do not fit it ({error})"
-        ) from error
-    config = _config(file, reading, asked)
-    model = assemble(config, file, reading.table(config), reading.left_aside, reading.dialect, asked.get("dtype"))
+        raise HFViTError(f"{file.path}: looks like the {name} layout, but does not fit it ({error!r:.200})") from error
+    model = from_state_dict(config, file, mappings, spec.unused, spec.format, requested.get("dtype"))
     try:
-        changed = _change(model, asked)
+        changed = _change(model, requested)
     except ValueError as error:
         raise HFViTError(f"{file.path}: {error}") from error
-    _warn_of_zero_head(file, model, asked)
+    _warn_of_zero_head(file, model, requested)
     model.name_or_path = model.config._name_or_path = str(path)
     model.config.dtype = model.dtype
-    processor = _processor_settings(reading.processor, model.config)
-    return Loaded(model, reading.dialect, file.path, reading.notes, changed, processor)
+    assumptions = file.assumptions + spec.assumptions
+    if assumptions:
+        warnings.warn(f"{file.path} does not say; assumed: {'; '.join(assumptions)}", AssumptionWarning, stacklevel=3)
+    processing = ImageProcessing.from_files(sidecars, str(file.path.parent)) or spec.image_processing
+    if "image_size" in requested or processing.output_size is None:
+        processing = processing.at_size(model.config.image_size_hw)
+    license = read_license(folder) if folder is not None else None
+    return Loaded(model, spec.format, file.path, assumptions, file.notes + spec.notes, changed, processing, license)
 
 
 # -- where it lies ----------------------------------------------------------------------------------------------------
 
 
-def _open(path: str | Path, revision: str | None) -> tuple[TensorFile, dict[str, dict]]:
-    """The weights, and the JSON files that lie beside them and describe them."""
+def _open(
+    path: str | Path, revision: str | None, state_dict_key: str | None
+) -> tuple[TensorFile, dict[str, dict], Path | None]:
+    """The weights, the JSON files next to them that describe them, and the folder if these belong together."""
     local = Path(path)
-    if not local.exists():
+    try:
+        exists = local.exists()
+    except (OSError, ValueError) as error:  # a name too long, or with a zero byte
+        raise HFViTError(f"{str(path)[:200]!r} is no path ({error})") from error
+    if not exists:
         local = _download(str(path), revision)
     weights = find_weights(local) if local.is_dir() else local
-    file = open_tensors(weights)
-    beside = {}
-    if local.is_dir() or weights.name.startswith(("model.safetensors", "pytorch_model.bin")):
-        beside = {name: read_json(weights.parent / name) for name in BESIDE if (weights.parent / name).is_file()}
-    return file, beside
+    file = open_tensors(weights, state_dict_key)
+    if not (local.is_dir() or weights.name.startswith(("model.safetensors", "pytorch_model.bin", "open_clip_"))):
+        return file, {}, None
+    folder = weights.parent
+    return file, {name: read_settings(folder / name) for name in SIDECARS if (folder / name).is_file()}, folder
 
 
 def _download(repo_id: str, revision: str | None) -> Path:
-    """Folder of a Hub repository's configuration and weights, safetensors before pickles."""
+    """Folder of a Hub repository's configuration and weights, safetensors before pickles.
+
+    Raises:
+        HFViTError: not there, gated, or not reached in a few tries; what was downloaded before stays in the cache.
+    """
     if "://" in repo_id:
         raise HFViTError(f"{repo_id}: download the file first, and give its path")
-    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", repo_id) or Path(repo_id).suffix in (
-        ".npz",
-        ".safetensors",
-        ".pth",
-        ".bin",
-        ".pt",
-    ):
+    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", repo_id) or Path(repo_id).suffix in WEIGHT_SUFFIXES:
         raise HFViTError(f"{repo_id}: no such file or folder")
-    try:
-        folder = Path(
-            snapshot_download(repo_id, revision=revision, allow_patterns=[*BESIDE, "*.safetensors", "*.index.json"])
-        )
-        if not any(folder.glob("*.safetensors")):
-            folder = Path(
-                snapshot_download(
-                    repo_id, revision=revision, allow_patterns=[*BESIDE, "*.bin", "*.index.json", "*.npz"]
-                )
-            )
-    except (HfHubHTTPError, OSError, ValueError) as error:
-        status = error.response.status_code if isinstance(error, HfHubHTTPError) and error.response is not None else 0
-        if isinstance(error, GatedRepoError):
-            reason = "the repository is gated: accept its terms on the Hub, then run `hf auth login`"
-        elif status in (401, 403, 404):
-            reason = "it does not exist, or is private: then run `hf auth login` with a token that may read it"
-        else:
-            reason = str(error).strip().splitlines()[0]
-        raise HFViTError(
-            f"{repo_id}: no such file or folder here, and not to be had from the Hub ({reason})"
-        ) from error
+    described = [*SIDECARS, "README.md", "adapter_config.json"]
+    folder = _snapshot(repo_id, revision, [*described, "*.safetensors", "*.safetensors.index.json"])
+    if not any(folder.glob("*.safetensors")):
+        folder = _snapshot(repo_id, revision, [*described, "*.bin", "*.bin.index.json", "*.npz", "*.pth", "*.pt"])
     return folder
 
 
-def _recognise(file: TensorFile) -> ModuleType:
-    for dialect in DIALECTS:
-        if dialect.matches(file):
-            return dialect
-    for pattern, what in STRANGERS:
+def _snapshot(repo_id: str, revision: str | None, patterns: list[str]) -> Path:
+    for attempt in range(DOWNLOAD_TRIES):
+        try:
+            return Path(snapshot_download(repo_id, revision=revision, allow_patterns=patterns))
+        except Exception as error:  # the Hub's client lets through whatever its HTTP library raises
+            status = getattr(getattr(error, "response", None), "status_code", None) or 0
+            for_good = isinstance(error, GatedRepoError) or (400 <= status < 500 and status not in (408, 429))
+            passing = (isinstance(error, HfHubHTTPError) and not for_good and status >= 400) or _is_connection(error)
+            if passing and attempt + 1 < DOWNLOAD_TRIES:
+                time.sleep(FIRST_WAIT * 2**attempt)
+                continue
+            if isinstance(error, GatedRepoError):
+                reason = "the repository is gated: accept its terms on the Hub, then run `hf auth login`"
+            elif status in (401, 403, 404):
+                reason = "it does not exist, or is private: then run `hf auth login` with a token that may read it"
+            elif type(error).__name__ in ("OfflineModeIsEnabled", "LocalEntryNotFoundError"):
+                reason = "it is not in the cache, and the Hub is not asked or not reached (HF_HUB_OFFLINE, network)"
+            else:
+                reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+            raise HFViTError(
+                f"{repo_id}: no such file or folder, and could not be downloaded from the Hub: {reason}"
+            ) from error
+    raise AssertionError("the last try returns or raises")
+
+
+def _is_connection(error: BaseException) -> bool:
+    """A cut, refused or slow connection, whichever HTTP library says it; not the mode in which nothing is asked."""
+    if type(error).__name__ in ("OfflineModeIsEnabled", "LocalEntryNotFoundError"):
+        return False
+    return isinstance(error, ConnectionError | TimeoutError) or type(error).__module__.startswith(
+        ("httpx", "httpcore")
+    )
+
+
+def _recognize(file: TensorFile) -> CheckpointFormat:
+    for format in FORMATS_READ:
+        if format.matches(file):
+            return format
+    for pattern, what in UNSUPPORTED:
         found = next((name for name in file if re.match(pattern, name)), None)
         if found:
             raise HFViTError(f"{file.path}: this is {what} ('{found}'), not a ViT that hf_vit can load")
     first = ", ".join(list(file)[:5])
     raise HFViTError(
-        f"{file.path}: not a ViT of a known dialect (Google npz, transformers, timm, torchvision); its "
-        f"{len(file.shapes)} tensors begin with {first or 'nothing'}. A prefix before every name must be removed first"
+        f"{file.path}: not a ViT of a known format (Google npz, transformers, timm, torchvision); its "
+        f"{len(file.shapes)} tensors begin with {first or 'nothing'}"
     )
 
 
-# -- what was asked for -----------------------------------------------------------------------------------------------
+# -- what was requested -----------------------------------------------------------------------------------------------
 
 
 def _checked(overrides: dict[str, Any]) -> dict[str, Any]:
@@ -192,63 +245,73 @@ def _checked(overrides: dict[str, Any]) -> dict[str, Any]:
             raise HFViTError(
                 f"'{name}' is no field of HFViTConfig" + (f"; did you mean '{close[0]}'?" if close else "")
             )
-    asked: dict[str, Any] = {
+    requested: dict[str, Any] = {
         name: tuple(value) if isinstance(value, list) else value for name, value in overrides.items()
     }
-    if isinstance(asked.get("dtype"), str):
-        asked["dtype"] = getattr(torch, asked["dtype"], None)
-        if not isinstance(asked["dtype"], torch.dtype):
+    for name in ("image_size", "checkpoint_image_size", "patch_size"):
+        sides = requested.get(name, 1)
+        sides = sides if isinstance(sides, tuple) else (sides,)
+        if len(sides) > 2 or not all(type(side) is int and 1 <= side <= MAX_IMAGE_SIZE for side in sides):
+            raise HFViTError(
+                f"{name}={overrides[name]!r} must be one number or (height, width), from 1 to {MAX_IMAGE_SIZE} pixels"
+            )
+    if isinstance(requested.get("dtype"), str):
+        requested["dtype"] = getattr(torch, requested["dtype"], None)
+        if not isinstance(requested["dtype"], torch.dtype):
             raise HFViTError(f"dtype='{overrides['dtype']}' is no dtype of torch: float32, bfloat16, float16")
-    names, numbers = asked.pop("id2label", None), asked.pop("label2id", None)
+    names, numbers = requested.pop("id2label", None), requested.pop("label2id", None)
     if names is None and numbers is not None:
         names = {number: name for name, number in numbers.items()}
-    if not isinstance(asked.get("num_labels", 0), int) or asked.get("num_labels", 0) < 0:
-        raise HFViTError(f"num_labels={asked['num_labels']} is no number of classes")
+    if not isinstance(requested.get("num_labels", 0), int) or requested.get("num_labels", 0) < 0:
+        raise HFViTError(f"num_labels={requested['num_labels']} is no number of classes")
     if names is not None:
         names = dict(enumerate(names)) if isinstance(names, tuple) else {int(i): name for i, name in names.items()}
-        count = asked.setdefault("num_labels", len(names))
+        count = requested.setdefault("num_labels", len(names))
         if sorted(names) != list(range(count)):
             raise HFViTError(
                 f"id2label names {len(names)} classes, num_labels is {count}: name each of 0 to {count - 1} once"
             )
         if numbers is not None and {int(i): name for name, i in numbers.items()} != names:
             raise HFViTError("id2label and label2id do not say the same; give one of them")
-        asked["id2label"] = names
-    return asked
+        requested["id2label"] = names
+    return requested
 
 
-def _config(file: TensorFile, reading: Reading, asked: dict[str, Any]) -> HFViTConfig:
+def _config(file: TensorFile, spec: CheckpointSpec, requested: dict[str, Any]) -> HFViTConfig:
     """The file's own architecture, with what the caller adds to it."""
-    fields = dict(reading.fields)
-    for name, value in asked.items():
+    fields = dict(spec.fields)
+    for name, value in requested.items():
         if name in CHANGED_AFTERWARDS or name in OPTIONS:
             continue
-        if name in fields and name not in reading.unsaid and not _equal(fields[name], value):
+        if name in fields and name not in spec.not_specified and not _equal(fields[name], value):
             way_out = "; num_labels= gives a new head without it" if name == "representation_size" else ""
             raise HFViTError(
                 f"{file.path}: {name}={value!r} contradicts the file, which says {fields[name]!r}{way_out}"
             )
         fields[name] = value
+    check_sizes(fields, file)
     try:
         return HFViTConfig(**fields)
-    except ValueError as error:
-        raise HFViTError(f"{file.path}: {error}") from error
+    except Exception as error:  # the strict dataclass raises its own error, and what validators run into
+        raise HFViTError(f"{file.path}: {' '.join(str(error).split())}") from error
 
 
 def _equal(a: Any, b: Any) -> bool:
     return (tuple(a) if isinstance(a, list) else a) == (tuple(b) if isinstance(b, list) else b)
 
 
-def _change(model: HFViTForImageClassification, asked: dict[str, Any]) -> list[str]:
-    """Bring the exact model to the size and labels asked for; a line for each change."""
+def _change(model: HFViTForImageClassification, requested: dict[str, Any]) -> list[str]:
+    """Bring the exact model to the size and labels requested; a line for each change."""
     changed, config = [], model.config
     grid, patch, channels = config.grid_size, config.patch_size_hw, config.num_channels
-    if "patch_size" in asked or "num_channels" in asked:
+    if "patch_size" in requested or "num_channels" in requested:
         model.resize_patch_embeddings(
-            asked.get("patch_size", config.patch_size), asked.get("num_channels"), image_size=asked.get("image_size")
+            requested.get("patch_size", config.patch_size),
+            requested.get("num_channels"),
+            image_size=requested.get("image_size"),
         )
-    elif "image_size" in asked:
-        model.resize_position_embeddings(asked["image_size"])
+    elif "image_size" in requested:
+        model.resize_position_embeddings(requested["image_size"])
     if config.patch_size_hw != patch:
         changed.append(f"patch kernel refitted from {patch} to {config.patch_size_hw}")
     if config.num_channels != channels:
@@ -258,44 +321,27 @@ def _change(model: HFViTForImageClassification, asked: dict[str, Any]) -> list[s
             f"position table refitted from {grid[0]}x{grid[1]} to {config.grid_size[0]}x{config.grid_size[1]}"
         )
     labels, representation = config.num_labels, config.representation_size
-    wanted: int = asked.get("num_labels", labels)
+    wanted: int = requested.get("num_labels", labels)
     if wanted != labels:
-        model.replace_head(wanted, asked.get("id2label"), keep_representation=asked.get("keep_representation", False))
-        changed.append(f"classifier of {labels} classes replaced by one of {wanted}, all zeros: train it")
+        model.replace_head(
+            wanted, requested.get("id2label"), keep_representation=requested.get("keep_representation", False)
+        )
+        old = f"classifier of {labels} classes replaced by one" if labels else "new classifier"
+        changed.append(f"{old} of {wanted}, all zeros: train it")
         if representation is not None and config.representation_size is None:
             changed.append(f"representation layer of width {representation} dropped")
-    elif "id2label" in asked:
-        config.id2label = asked["id2label"]
-        config.label2id = {name: number for number, name in asked["id2label"].items()}
+    elif "id2label" in requested:
+        config.id2label = requested["id2label"]
+        config.label2id = {name: number for number, name in requested["id2label"].items()}
     return changed
 
 
-def _warn_of_zero_head(file: TensorFile, model: HFViTForImageClassification, asked: dict[str, Any]) -> None:
+def _warn_of_zero_head(file: TensorFile, model: HFViTForImageClassification, requested: dict[str, Any]) -> None:
     labels = model.config.num_labels
     head = model.state_dict().get("classifier.weight")
-    if head is not None and "num_labels" not in asked and not head.any():
+    if head is not None and "num_labels" not in requested and not head.any():
         warnings.warn(
             f"{file.path}: the head of {labels} classes (classifier.weight) is all zeros, as in Google's imagenet21k "
             "files: it tells nothing apart. num_labels= puts a new one in its place",
             stacklevel=4,
         )
-
-
-def _processor_settings(settings: dict[str, Any], config: HFViTConfig) -> dict[str, Any]:
-    """Settings of a ViTImageProcessor: squash to the size, or resize the shorter side and crop as the origin does."""
-    height, width = config.image_size_hw
-    settings = dict(settings)
-    for name in (
-        "image_mean",
-        "image_std",
-    ):  # a first kernel of other than three channels reads the same range in each
-        if len(settings[name]) != config.num_channels:
-            settings[name] = [sum(settings[name]) / len(settings[name])] * config.num_channels
-    crop_pct = settings.pop("crop_pct", None)
-    if crop_pct and height == width:
-        return settings | {
-            "size": {"shortest_edge": int(height / crop_pct)},
-            "do_center_crop": True,
-            "crop_size": {"height": height, "width": width},
-        }
-    return settings | {"size": {"height": height, "width": width}}

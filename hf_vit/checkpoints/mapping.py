@@ -1,78 +1,79 @@
 """The exchange of tensors between their names and ours: every name on both sides is used exactly once, or nothing is.
 
-A dialect lists `Rule`s; this file applies them in either direction and knows no dialect.
+A format lists `KeyMapping`s; this file applies them in either direction and knows no format.
 """
 
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import reduce
 
 import torch
 
 from ..errors import HFViTError
 from ..modeling.configuration_hf_vit import HFViTConfig
 from ..modeling.modeling_hf_vit import HFViTForImageClassification
-from .tensor_file import TensorFile
+from .tensor_file import FLOATS, TensorFile
 
 
 Tensors = Sequence[torch.Tensor]
-LISTED = 20  # names that one error lists at most
+MAX_LISTED = 20  # names that one error lists at most
 
 
 @dataclass(frozen=True)
-class Form:
-    """How tensors change shape between the sides; both directions move values without arithmetic."""
+class Transform:
+    """How tensors change shape between the sides; both directions move values without arithmetic where not said."""
 
     to_ours: Callable[..., Tensors]
     to_theirs: Callable[..., Tensors]
 
 
-SAME = Form(lambda t: [t], lambda t: [t])
-TRANSPOSED = Form(lambda t: [t.t()], lambda t: [t.t()])  # Dense (in, out) <-> Linear (out, in)
-HWIO = Form(lambda t: [t.permute(3, 2, 0, 1)], lambda t: [t.permute(2, 3, 1, 0)])  # convolution kernels
-CHANNELS = Form(lambda t: [t.reshape(-1)], lambda t: [t.reshape(1, 1, 1, -1)])  # GroupNorm (1, 1, 1, C) <-> (C,)
+SAME = Transform(lambda t: [t], lambda t: [t])
+TRANSPOSED = Transform(lambda t: [t.t()], lambda t: [t.t()])  # Dense (in, out) <-> Linear (out, in)
+HWIO = Transform(lambda t: [t.permute(3, 2, 0, 1)], lambda t: [t.permute(2, 3, 1, 0)])  # convolution kernels
+CHANNELS = Transform(lambda t: [t.reshape(-1)], lambda t: [t.reshape(1, 1, 1, -1)])  # GroupNorm (1, 1, 1, C) <-> (C,)
 
 
 @dataclass(frozen=True)
-class Rule:
-    """`theirs` names on their side become `ours` names on ours by `form`, and back."""
+class KeyMapping:
+    """`theirs` names on their side become `ours` names on ours by `transform`, and back."""
 
     theirs: tuple[str, ...]
     ours: tuple[str, ...]
-    form: Form = SAME
+    transform: Transform = SAME
 
 
-def rule(theirs: str, ours: str, form: Form = SAME) -> Rule:
+def rename(theirs: str, ours: str, transform: Transform = SAME) -> KeyMapping:
     """One name on either side."""
-    return Rule((theirs,), (ours,), form)
+    return KeyMapping((theirs,), (ours,), transform)
 
 
-def both(theirs: str, ours: str) -> list[Rule]:
-    """Weight and bias of one module."""
-    return [rule(f"{theirs}.{kind}", f"{ours}.{kind}") for kind in ("weight", "bias")]
+def weight_and_bias(theirs: str, ours: str, bias: bool = True) -> list[KeyMapping]:
+    """Weight and bias of one module; `bias=False`: the weight alone."""
+    return [rename(f"{theirs}.{kind}", f"{ours}.{kind}") for kind in (("weight", "bias") if bias else ("weight",))]
 
 
-def split(parts: int) -> Form:
+def split(parts: int) -> Transform:
     """One fused tensor on their side is `parts` equal ones on ours, along the first axis (timm's qkv)."""
 
     def to_ours(fused: torch.Tensor) -> Tensors:
-        if fused.shape[0] % parts:
+        if fused.ndim == 0 or fused.shape[0] % parts:
             raise ValueError(f"its first axis must hold {parts} equal parts")
         return fused.chunk(parts)
 
-    return Form(to_ours, lambda *separate: [torch.cat(separate)])
+    return Transform(to_ours, lambda *separate: [torch.cat(separate)])
 
 
-def stacked(form: Form, depth: int) -> Form:
+def stacked(transform: Transform, depth: int) -> Transform:
     """One tensor per layer on our side, one with a leading layer axis on theirs (scanned blocks)."""
 
     def to_ours(stack: torch.Tensor) -> Tensors:
         if stack.shape[0] != depth:
             raise ValueError(f"its first axis must hold {depth} layers")
-        return [form.to_ours(layer)[0] for layer in stack]
+        return [transform.to_ours(layer)[0] for layer in stack]
 
-    return Form(to_ours, lambda *layers: [torch.stack([form.to_theirs(layer)[0] for layer in layers])])
+    return Transform(to_ours, lambda *layers: [torch.stack([transform.to_theirs(layer)[0] for layer in layers])])
 
 
 def shape(size: Iterable[int]) -> str:
@@ -83,8 +84,8 @@ def shape(size: Iterable[int]) -> str:
 def _listing(title: str, lines: list[str]) -> str:
     if not lines:
         return ""
-    more = f"; and {len(lines) - LISTED} more" if len(lines) > LISTED else ""
-    return f"\n  {title} ({len(lines)}): " + "; ".join(lines[:LISTED]) + more
+    more = f"; and {len(lines) - MAX_LISTED} more" if len(lines) > MAX_LISTED else ""
+    return f"\n  {title} ({len(lines)}): " + "; ".join(lines[:MAX_LISTED]) + more
 
 
 def _refuse(path, expected: str, missing: list[str], unused: list[str], mismatched: list[str]) -> None:
@@ -94,20 +95,40 @@ def _refuse(path, expected: str, missing: list[str], unused: list[str], mismatch
         raise HFViTError(f"{path}: not loaded, its tensors do not fit {expected}{text}")
 
 
-def _check_table(rules: list[Rule], ours: Iterable[str]) -> None:
-    """A table that names one of our tensors twice or not at all is a mistake in this package."""
-    counts = Counter(name for r in rules for name in r.ours)
+def _check_mappings(mappings: list[KeyMapping], ours: Iterable[str]) -> None:
+    """Mappings that name one of our tensors twice or not at all are a mistake in this package."""
+    counts = Counter(name for mapping in mappings for name in mapping.ours)
     wrong = sorted(set(ours) ^ set(counts)) + [name for name, n in counts.items() if n > 1]
     if wrong:
-        raise HFViTError(f"this dialect has no place for, or no source of: {', '.join(wrong[:LISTED])}")
+        raise HFViTError(f"this format has no place for, or no source of: {', '.join(wrong[:MAX_LISTED])}")
 
 
-def assemble(
+def check_sizes(fields: dict, file: TensorFile) -> None:
+    """Refuse a configuration that asks for more than the file can hold, before anything of that size is built.
+
+    Raises:
+        HFViTError: the field and its value.
+    """
+    largest = max((side for size in file.shapes.values() for side in size), default=0)
+    limits = {
+        **dict.fromkeys(("hidden_size", "intermediate_size", "num_labels", "num_register_tokens"), largest),
+        **dict.fromkeys(("num_channels", "representation_size", "num_attention_heads"), largest),
+        "num_hidden_layers": len(file.shapes),
+    }
+    for name, limit in limits.items():
+        value = fields.get(name)
+        if isinstance(value, int) and value > limit:
+            raise HFViTError(f"{file.path}: {name}={value} is more than the file holds ({limit} at most)")
+    if sum(fields.get("resnet_depths") or ()) > len(file.shapes):
+        raise HFViTError(f"{file.path}: resnet_depths={fields['resnet_depths']} are more units than the file holds")
+
+
+def from_state_dict(
     config: HFViTConfig,
     file: TensorFile,
-    rules: list[Rule],
-    left_aside: Iterable[str],
-    dialect: str,
+    mappings: list[KeyMapping],
+    unused: Iterable[str],
+    format: str,
     dtype: torch.dtype | None = None,
 ) -> HFViTForImageClassification:
     """A model that holds the file's tensors.
@@ -115,35 +136,40 @@ def assemble(
     The network is made without storage and takes over each tensor as it is read, so memory holds the weights once.
 
     Args:
-        config: the architecture, already inferred. rules: the dialect's table for it.
-        left_aside: names in the file that are deliberately not used. dialect: its name, for messages.
-        dtype: what the weights become as they are read; the file's own where None.
+        config: the architecture, already inferred. mappings: the format's for it.
+        unused: names in the file that are deliberately not used. format: its name, for messages.
+        dtype: what the weights become as they are read; the file's own where None, the widest where it has several.
 
     Raises:
         HFViTError: names missing or left over, or shapes that differ; up to 20 of each are listed. Nothing is loaded.
     """
-    with torch.device("meta"):
-        model = HFViTForImageClassification(config)
+    try:
+        with torch.device("meta"):
+            model = HFViTForImageClassification(config)
+    except (ValueError, TypeError, RuntimeError, OverflowError, KeyError, ZeroDivisionError) as error:
+        raise HFViTError(f"{file.path}: its configuration describes no network ({error})") from error
     expected = {name: tuple(t.shape) for name, t in model.state_dict().items()}
-    _check_table(rules, expected)
-    wanted = {name for r in rules for name in r.theirs}
-    missing = [f"{n} (for {', '.join(r.ours)})" for r in rules for n in r.theirs if n not in file]
-    unused = [f"{n} {shape(file.shapes[n])}" for n in sorted(set(file) - wanted - set(left_aside))]
-    where = f"the {dialect} layout of {describe(config)}"
-    _refuse(file.path, where, missing, unused, [])
+    _check_mappings(mappings, expected)
+    wanted = {name for mapping in mappings for name in mapping.theirs}
+    missing = [f"{n} (for {', '.join(m.ours)})" for m in mappings for n in m.theirs if n not in file]
+    left_over = [f"{n} {shape(file.shapes[n])}" for n in sorted(set(file) - wanted - set(unused))]
+    where = f"the {format} layout of {describe(config)}"
+    _refuse(file.path, where, missing, left_over, [])
+    if dtype is None:
+        dtype = _common_dtype(file, wanted)
 
     state: dict[str, torch.Tensor] = {}
     mismatched, not_finite = [], []
-    for r in rules:
-        sizes = ", ".join(f"{n} {shape(file.shapes[n])}" for n in r.theirs)
-        tensors = [file.read(n) if dtype is None else file.read(n).to(dtype) for n in r.theirs]
-        not_finite += [n for n, t in zip(r.theirs, tensors) if not is_finite(t)]
+    for mapping in mappings:
+        sizes = ", ".join(f"{n} {shape(file.shapes[n])}" for n in mapping.theirs)
+        tensors = [file.read(n) if dtype is None else file.read(n).to(dtype) for n in mapping.theirs]
+        not_finite += [n for n, t in zip(mapping.theirs, tensors) if not is_finite(t)]
         try:
-            converted = r.form.to_ours(*tensors)
+            converted = mapping.transform.to_ours(*tensors)
         except (ValueError, RuntimeError, IndexError) as error:
             mismatched.append(f"{sizes}: {error}")
             continue
-        for name, tensor in zip(r.ours, converted, strict=True):
+        for name, tensor in zip(mapping.ours, converted, strict=True):
             if tuple(tensor.shape) != expected[name]:
                 mismatched.append(
                     f"{sizes}, as {name} it would be {shape(tensor.shape)} instead of {shape(expected[name])}"
@@ -151,21 +177,35 @@ def assemble(
             state[name] = tensor.contiguous()
     _refuse(file.path, where, [], [], mismatched)
     if not_finite:
-        more = f" and {len(not_finite) - LISTED} more" if len(not_finite) > LISTED else ""
-        warnings.warn(f"{file.path}: NaN or infinite values in {', '.join(not_finite[:LISTED])}{more}", stacklevel=3)
+        more = f" and {len(not_finite) - MAX_LISTED} more" if len(not_finite) > MAX_LISTED else ""
+        warnings.warn(
+            f"{file.path}: NaN or infinite values in {', '.join(not_finite[:MAX_LISTED])}{more}", stacklevel=3
+        )
     model.load_state_dict(state, strict=True, assign=True)
     return model.eval()
 
 
-def dismantle(state: dict[str, torch.Tensor], rules: list[Rule]) -> Iterator[tuple[str, torch.Tensor]]:
+def _common_dtype(file: TensorFile, names: Iterable[str]) -> torch.dtype | None:
+    """None where all weights are of one dtype, else the widest: a network computes in one."""
+    found = {file.dtypes[name] for name in names}
+    if len(found) < 2 or not found <= FLOATS.keys():
+        return None  # a tensor of another kind is refused when it is read
+    widest = reduce(torch.promote_types, (FLOATS[kind] for kind in found))
+    file.notes.append(f"weights of {', '.join(sorted(found))} all become {str(widest).removeprefix('torch.')}")
+    return widest
+
+
+def to_state_dict(state: dict[str, torch.Tensor], mappings: list[KeyMapping]) -> Iterator[tuple[str, torch.Tensor]]:
     """Our tensors under their names, one after the other.
 
     Raises:
-        HFViTError: a tensor of ours has no place in the dialect.
+        HFViTError: a tensor of ours has no place in the format.
     """
-    _check_table(rules, state)
-    for r in rules:
-        yield from zip(r.theirs, r.form.to_theirs(*(state[name] for name in r.ours)), strict=True)
+    _check_mappings(mappings, state)
+    for mapping in mappings:
+        yield from zip(
+            mapping.theirs, mapping.transform.to_theirs(*(state[name] for name in mapping.ours)), strict=True
+        )
 
 
 def is_finite(tensor: torch.Tensor) -> bool:

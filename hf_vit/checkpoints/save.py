@@ -1,12 +1,9 @@
-"""A model becomes a checkpoint of another dialect: weights exact, what it cannot hold refused by name."""
+"""A model becomes a checkpoint of another format: weights exact, what it cannot hold refused by name."""
 
 import json
-import os
-import shutil
-import tempfile
 import warnings
 import zipfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,12 +13,13 @@ import torch
 from safetensors.torch import save_file
 from transformers.models.vit import ViTImageProcessorPil
 
+from ..atomic_file import atomic_folder, atomic_path
 from ..errors import HFViTError
+from ..image_processing import GOOGLE, ImageProcessing
 from ..modeling.configuration_hf_vit import HFViTConfig
 from ..modeling.modeling_hf_vit import HFViTForImageClassification
 from .formats import google, timm, transformers
-from .mapping import dismantle
-from .spec import GOOGLE_PROCESSOR, processor_of
+from .mapping import to_state_dict
 
 
 FORMATS = ("google-npz", "big-vision-npz", "timm", "transformers")
@@ -29,11 +27,15 @@ State = dict[str, torch.Tensor]
 
 
 def save_checkpoint(
-    model: HFViTForImageClassification, path: str | Path, format: str, processor: dict[str, Any] | None = None
+    model: HFViTForImageClassification,
+    path: str | Path,
+    format: str,
+    processor: ImageProcessing | Mapping[str, Any] | None = None,
 ) -> Path:
-    """Write a model as a checkpoint of another dialect; reading it back gives bit-equal weights.
+    """Write a model as a checkpoint of another format; reading it back gives bit-equal weights.
 
-    It is written beside `path` and renamed: after an error nothing is there, or what was there before.
+    It is written under a temporary name and renamed: after an error nothing is there, or what was there before. A
+    folder is replaced as a whole.
 
     Args:
         format: `"google-npz"`: one `.npz` as vision_transformer publishes (numbered as before Linen).
@@ -41,21 +43,28 @@ def save_checkpoint(
             `"timm"`: a `.safetensors` file, or where `path` has no such suffix a folder that
             `timm.create_model("local-dir:...")` opens.
             `"transformers"`: a folder that `ViTForImageClassification.from_pretrained` opens.
-        processor: settings of the image processor, as a ViTImageProcessor has them, for the formats that hold them;
-            Google's where left out.
+        processor: how images are prepared, for the formats that hold it: an `ImageProcessing`, or settings of a
+            `ViTImageProcessor`; Google's where left out.
 
     Returns:
         the path written.
 
     Raises:
-        HFViTError: unknown format, or something in the model that the format cannot express (it is named).
+        HFViTError: unknown format, something in the model that the format cannot express (it is named), a full disk,
+            or a path that is no place for a file or folder.
     """
     writers = dict(zip(FORMATS, (_save_google, _save_big_vision, _save_timm, _save_transformers)))
     if format not in writers:
         raise HFViTError(f"unknown format '{format}': choose one of {', '.join(FORMATS)}")
     path = Path(path)
     state = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
-    writers[format](model.config, state, path, processor)
+    if isinstance(processor, Mapping):
+        processor = ImageProcessing.from_transformers(processor)
+    processing = GOOGLE.at_size(model.config.image_size_hw) if processor is None else processor
+    if processing.output_size is None:
+        processing = processing.at_size(model.config.image_size_hw)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    writers[format](model.config, state, path, processing)
     return path
 
 
@@ -101,29 +110,28 @@ def _changed(config: HFViTConfig, **fields) -> HFViTConfig:
 # -- the formats ------------------------------------------------------------------------------------------------------
 
 
-def _save_google(config: HFViTConfig, state: State, path: Path, processor: dict[str, Any] | None) -> None:
+def _save_google(config: HFViTConfig, state: State, path: Path, processing: ImageProcessing) -> None:
     _refuse(config, "google-npz", google.CANNOT_VISION_TRANSFORMER)
     _warn_of_numerics(config, "vision_transformer", google.numerics(config))
     config, state = _with_class_row(config, state)
-    _write_npz(path, dismantle(state, google.table(config, google.VISION_TRANSFORMER)))
+    _write_npz(path, to_state_dict(state, google.key_mappings(config, google.VISION_TRANSFORMER)))
 
 
-def _save_big_vision(config: HFViTConfig, state: State, path: Path, processor: dict[str, Any] | None) -> None:
+def _save_big_vision(config: HFViTConfig, state: State, path: Path, processing: ImageProcessing) -> None:
     _refuse(config, "big-vision-npz", google.CANNOT_BIG_VISION)
     _warn_of_numerics(config, "big_vision", google.numerics(config))
     config, state = _without_class_row(config, state)
-    _write_npz(path, dismantle(state, google.table(config, google.BIG_VISION)))
+    _write_npz(path, to_state_dict(state, google.key_mappings(config, google.BIG_VISION)))
 
 
-def _save_timm(config: HFViTConfig, state: State, path: Path, processor: dict[str, Any] | None) -> None:
+def _save_timm(config: HFViTConfig, state: State, path: Path, processing: ImageProcessing) -> None:
     _refuse(config, "timm", timm.CANNOT)
-    tensors = _contiguous(dismantle(state, timm.table(config, timm.registers_in_table(config))))
-    settings = processor_of(processor)
-    header = timm.header(config, _stored_fields(config), settings)
+    tensors = _contiguous(to_state_dict(state, timm.key_mappings(config, timm.registers_in_table(config))))
+    header = timm.header(config, _stored_fields(config), processing)
     numerics = timm.numerics(config)
     if path.suffix == ".safetensors":
         _warn_of_numerics(config, "timm", numerics)
-        with replaced_file(path) as temporary:
+        with atomic_path(path) as temporary:
             save_file(tensors, temporary, metadata=header)
         return
     _warn_of_numerics(config, "timm", {name: value for name, value in numerics.items() if name != "hidden_act"})
@@ -131,23 +139,19 @@ def _save_timm(config: HFViTConfig, state: State, path: Path, processor: dict[st
         warnings.warn("timm has no entry point for this ResNet: create_model will not open the folder", stacklevel=3)
     with replaced_folder(path) as temporary:
         save_file(tensors, temporary / "model.safetensors", metadata=header)
-        (temporary / "config.json").write_text(json.dumps(timm.folder_config(config, settings), indent=2) + "\n")
+        (temporary / "config.json").write_text(json.dumps(timm.folder_config(config, processing), indent=2) + "\n")
 
 
-def _save_transformers(config: HFViTConfig, state: State, path: Path, processor: dict[str, Any] | None) -> None:
+def _save_transformers(config: HFViTConfig, state: State, path: Path, processing: ImageProcessing) -> None:
     _refuse(config, "transformers", transformers.CANNOT)
     config, state = _with_class_row(config, state)
     prefix = "vit." if config.representation_size is None else ""
-    tensors = _contiguous(dismantle(state, transformers.table(config, prefix)))
+    tensors = _contiguous(to_state_dict(state, transformers.key_mappings(config, prefix)))
     described = transformers.folder_config(config, next(iter(tensors.values())).dtype)
     with replaced_folder(path) as temporary:
         save_file(tensors, temporary / "model.safetensors", metadata={"format": "pt"})
         (temporary / "config.json").write_text(json.dumps(described, indent=2) + "\n")
-        save_processor(temporary, processor or GOOGLE_PROCESSOR | {"size": _size(config)})
-
-
-def _size(config: HFViTConfig) -> dict[str, int]:
-    return dict(zip(("height", "width"), config.image_size_hw))
+        save_processor(temporary, processing.to_transformers(config.num_channels))
 
 
 def save_processor(folder: Path, settings: dict[str, Any]) -> None:
@@ -167,7 +171,7 @@ def _contiguous(tensors: Iterator[tuple[str, torch.Tensor]]) -> State:
 def _write_npz(path: Path, tensors: Iterator[tuple[str, torch.Tensor]]) -> None:
     """An uncompressed npz of float32 arrays, written one array after the other."""
     with (
-        replaced_file(path) as temporary,
+        atomic_path(path) as temporary,
         zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED, allowZip64=True) as archive,
     ):
         for name, tensor in tensors:
@@ -176,37 +180,45 @@ def _write_npz(path: Path, tensors: Iterator[tuple[str, torch.Tensor]]) -> None:
                 np.lib.format.write_array(member, array, allow_pickle=False)
 
 
-# -- written beside, then renamed -------------------------------------------------------------------------------------
+# -- folders that may be replaced -------------------------------------------------------------------------------------
 
-
-@contextmanager
-def replaced_file(path: Path) -> Iterator[Path]:
-    """A path beside `path` to write to; it takes its place when the block ends without an error."""
-    if path.is_dir():
-        raise HFViTError(f"{path}: is a folder; this format is one file")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+MODEL_FILES = (
+    *(
+        ".json",
+        ".jsonl",
+        ".safetensors",
+        ".bin",
+        ".pth",
+        ".pt",
+        ".npz",
+        ".onnx",
+        ".data",
+        ".pt2",
+        ".py",
+        ".md",
+        ".txt",
+    ),
+    *(".png", ".svg", ".html", ".csv", ".msgpack", ".h5", ".yaml", ".yml", ".gitattributes"),
+)
 
 
 @contextmanager
 def replaced_folder(path: Path) -> Iterator[Path]:
-    """A folder beside `path` to write to; its files move there when the block ends without an error."""
-    if path.exists() and not path.is_dir():
-        raise HFViTError(f"{path}: is a file; this format is a folder")
+    """A temporary folder that takes the place of `path`, with all that is in it, when the block ends without an error.
+
+    Raises:
+        HFViTError: what is there is no model's folder (a file in it that no model has is named), so it stays.
+    """
+    if path.is_dir():
+        if path.resolve() in (Path.cwd(), *Path.cwd().parents):
+            raise HFViTError(f"{path}: is or holds the working directory; give a folder of its own")
+        for entry in sorted(path.iterdir()):
+            suffix = entry.suffix.lower() or entry.name
+            if entry.is_dir() or (suffix not in MODEL_FILES and entry.name not in ("LICENSE", "NOTICE")):
+                raise HFViTError(
+                    f"{path}: holds '{entry.name}', which is no file of a model's folder, and would be replaced as a "
+                    "whole: choose another place, or take that away first"
+                )
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent))
-    try:
+    with atomic_folder(path) as temporary:
         yield temporary
-        temporary.chmod(0o755)
-        if not path.exists():
-            os.replace(temporary, path)
-        else:
-            for file in sorted(temporary.iterdir()):
-                os.replace(file, path / file.name)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)

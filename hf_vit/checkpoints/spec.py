@@ -1,61 +1,68 @@
-"""What a dialect found out about a file, and two questions that a file may not answer: its grid and its heads."""
+"""What a format found out about a file, the interface of a format, and what files often leave open: grid and heads."""
 
 import math
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from ..errors import HFViTError
+from ..image_processing import GOOGLE, ImageProcessing
 from ..modeling.configuration_hf_vit import PRESETS, HFViTConfig
-from .mapping import Rule
+from .mapping import KeyMapping
 from .tensor_file import TensorFile
 
 
-# Settings of transformers' ViTImageProcessor, without the size. All of Google's files read pixels in [-1, 1].
-GOOGLE_PROCESSOR = {"image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5], "resample": 2}
-IMAGENET_PROCESSOR = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225], "resample": 3}
-
 # Heads of the published widths, for files that do not store them (pytorch: q, k, v are plain matrices).
-HEADS = {row[1]: row[4] for row in PRESETS.values()} | {1152: 16, 1408: 16, 1536: 16, 1664: 16, 1792: 16}
+HEADS = {row[1]: row[4] for row in PRESETS.values()} | {1152: 16, 1408: 16, 1664: 16, 1792: 16}
+# Widths that are published with several numbers of heads: SigLIP 2 giant has 16, DINOv2 giant 24.
+SEVERAL_HEADS = {1536: "16 or 24"}
 
 
 @dataclass
-class Reading:
+class CheckpointSpec:
     """How a file is to be read.
 
     Attributes:
-        dialect: one line, what was recognised.
+        format: one line, what was recognized.
         fields: the fields of `HFViTConfig` and `num_labels` that the file determines or implies.
-        unsaid: those of `fields` that are a convention and not written in the file: a caller may contradict them.
-        table: the rules for a configuration.
-        left_aside: names in the file that are deliberately not used.
-        notes: what the user should know. processor: settings of the image processor.
+        key_mappings: the tensors, their name and ours, for a configuration.
+        not_specified: those of `fields` that are a convention and not written in the file: a caller may contradict
+            them.
+        unused: names in the file that are deliberately not used.
+        assumptions: what the file does not say and the outputs depend on; whoever loads it is warned.
+        notes: what else is good to know. image_processing: where no file next to the weights states it.
     """
 
-    dialect: str
+    format: str
     fields: dict[str, Any]
-    table: Callable[[HFViTConfig], list[Rule]]
-    unsaid: set[str] = field(default_factory=set)
-    left_aside: set[str] = field(default_factory=set)
+    key_mappings: Callable[[HFViTConfig], list[KeyMapping]]
+    not_specified: set[str] = field(default_factory=set)
+    unused: set[str] = field(default_factory=set)
+    assumptions: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
-    processor: dict[str, Any] = field(default_factory=dict)
+    image_processing: ImageProcessing = GOOGLE
 
 
-def processor_of(stored: dict[str, Any] | None) -> dict[str, Any]:
-    """Settings without a size from those of a ViT, DeiT or BiT image processor; Google's where there is none.
+class CheckpointFormat(Protocol):
+    """What a module of `formats/` offers; the first whose `matches` says yes reads the file."""
 
-    A resize of the shorter side with a crop becomes `crop_pct`, the share of the side that is kept.
-    """
-    if stored is None:
-        return dict(GOOGLE_PROCESSOR)
-    kept = ("image_mean", "image_std", "resample", "do_rescale", "rescale_factor", "do_normalize", "do_resize")
-    settings = GOOGLE_PROCESSOR | {name: stored[name] for name in kept if stored.get(name) is not None}
-    size, crop = stored.get("size"), stored.get("crop_size")
-    if stored.get("do_center_crop") and isinstance(size, dict) and isinstance(crop, dict) and "shortest_edge" in size:
-        settings["crop_pct"] = crop["height"] / size["shortest_edge"]
-    return settings
+    def matches(self, file: TensorFile) -> bool:
+        """Whether the names are those of this format; a look at names only, the file may still be refused."""
+        ...
+
+    def read(self, file: TensorFile, requested: dict[str, Any], sidecars: dict[str, dict]) -> CheckpointSpec:
+        """Infer the architecture.
+
+        Args:
+            file: names and shapes. requested: what the caller said about the model, as fields of `HFViTConfig`.
+            sidecars: the JSON files next to the weights, by name.
+
+        Raises:
+            HFViTError: what the file has and `HFViTConfig` has not (named), or a question that the caller must answer.
+        """
+        ...
 
 
 def label_names(config: HFViTConfig) -> list[str]:
@@ -64,32 +71,67 @@ def label_names(config: HFViTConfig) -> list[str]:
     return [names[number] for number in range(len(names))]
 
 
-def heads_of(path: Path, width: int, asked: dict[str, Any]) -> int:
-    """The number of attention heads for a token width, where the file does not tell.
+def heads_for_width(path: Path, width: int, requested: dict[str, Any]) -> tuple[int, list[str]]:
+    """The number of attention heads for a token width, where the file does not tell, and the assumption in words.
 
     Raises:
-        HFViTError: neither a published width nor a multiple of 64, and `num_attention_heads` is not given.
+        HFViTError: the width is published with several numbers of heads, or is no multiple of 64, and
+            `num_attention_heads` is not given.
     """
-    if "num_attention_heads" in asked:
-        return asked["num_attention_heads"]
+    if "num_attention_heads" in requested:
+        return requested["num_attention_heads"], []
+    if width in SEVERAL_HEADS:
+        raise HFViTError(
+            f"{path}: the file does not store the number of attention heads, and width {width} is published "
+            f"with {SEVERAL_HEADS[width]}: give num_attention_heads="
+        )
     if width in HEADS:
-        return HEADS[width]
+        return HEADS[width], [f"{HEADS[width]} heads, as published for width {width} (num_attention_heads=)"]
     if width % 64 == 0:
-        return width // 64
+        return width // 64, [f"{width // 64} heads, one for every 64 of width {width} (num_attention_heads=)"]
     raise HFViTError(
         f"{path}: the file does not store the number of attention heads and width {width} is not a published one: "
         "give num_attention_heads="
     )
 
 
-def image_size_of_table(path: Path, rows: int, fields: dict[str, Any], asked: dict[str, Any]) -> int | tuple[int, int]:
+def linear_head(
+    file: TensorFile, name: str, requested: dict[str, Any], pattern: str | None = None
+) -> tuple[int, set[str]]:
+    """(number of labels, names that are not used) of a classifier `name.weight`, `name.bias`.
+
+    Another head, such as one put together by hand, is left out where the caller asks for a new one.
+
+    Args:
+        pattern: names that belong to a head; those below `name` by default.
+
+    Raises:
+        HFViTError: the head is not one linear layer, and no `num_labels` was requested.
+    """
+    names = {key for key in file if re.match(pattern or re.escape(name) + r"(\.|$)", key)}
+    if not names:
+        return 0, set()
+    plain = {f"{name}.weight", f"{name}.bias"}
+    if plain <= names and len(file.shapes[f"{name}.weight"]) == 2:
+        return file.shapes[f"{name}.weight"][0], names - plain
+    if "num_labels" in requested:
+        return 0, names
+    raise HFViTError(
+        f"{file.path}: its head ({', '.join(sorted(names)[:4])}) is not one linear layer with bias: num_labels= "
+        "puts a new one in its place"
+    )
+
+
+def image_size_of_table(
+    path: Path, rows: int, fields: dict[str, Any], requested: dict[str, Any]
+) -> int | tuple[int, int]:
     """The image size whose grid has as many cells as a position table has rows (class row not counted).
 
     A square number of rows is a square grid, as in every published file; `checkpoint_image_size` says otherwise. For
     any other number `image_size` is the size that the file was made for.
 
     Raises:
-        HFViTError: the grid cannot be told, or what was asked for does not have that many cells.
+        HFViTError: the grid cannot be told, or what was requested does not have that many cells.
     """
     config = HFViTConfig(**{k: v for k, v in fields.items() if k != "num_labels"}, image_size=2**14)
 
@@ -97,8 +139,10 @@ def image_size_of_table(path: Path, rows: int, fields: dict[str, Any], asked: di
         return math.prod(config.grid_for(size))
 
     down, across = config.total_stride
-    if "checkpoint_image_size" in asked:
-        size = asked["checkpoint_image_size"]
+    if rows < 1:
+        raise HFViTError(f"{path}: its position table has no row for a patch")
+    if "checkpoint_image_size" in requested:
+        size = requested["checkpoint_image_size"]
         if cells(size) != rows:
             raise HFViTError(
                 f"{path}: checkpoint_image_size={size} makes a grid of {cells(size)} cells, "
@@ -108,10 +152,12 @@ def image_size_of_table(path: Path, rows: int, fields: dict[str, Any], asked: di
     side = math.isqrt(rows)
     if side * side == rows:
         return side * down if down == across else (side * down, side * across)
-    if "image_size" in asked and cells(asked["image_size"]) == rows:
-        return asked["image_size"]
+    if "image_size" in requested and cells(requested["image_size"]) == rows:
+        return requested["image_size"]
     pairs = ", ".join(f"({a * down}, {rows // a * across})" for a in _divisors(rows))
-    wrong = f" (image_size={asked['image_size']} makes {cells(asked['image_size'])})" if "image_size" in asked else ""
+    wrong = ""
+    if "image_size" in requested:
+        wrong = f" (image_size={requested['image_size']} makes {cells(requested['image_size'])})"
     raise HFViTError(
         f"{path}: its position table has {rows} cells, which is no square grid{wrong}: say for what "
         f"image size (height, width) the file was made with checkpoint_image_size=, or image_size= to keep it; "
@@ -125,12 +171,24 @@ def grid_of_table(rows: int, fields: dict[str, Any], size: Any) -> bool:
     return math.prod(config.grid_for(size)) == rows
 
 
-def layers_of(file: TensorFile, pattern: str) -> int:
-    """Number of blocks: one more than the highest index that `pattern` captures."""
-    return 1 + max(int(m[1]) for name in file if (m := re.match(pattern, name)))
+def count_layers(file: TensorFile, pattern: str) -> int:
+    """Number of blocks: one more than the highest index that `pattern` captures.
+
+    Raises:
+        HFViTError: an index beyond the number of tensors, which no complete file has.
+    """
+    depth = 1 + max((int(m[1]) for name in file if (m := re.match(pattern, name))), default=-1)
+    if not 0 < depth <= len(file.shapes):
+        raise HFViTError(f"{file.path}: incomplete, its blocks are numbered to {depth - 1}")
+    return depth
+
+
+def patch_size(height: int, width: int) -> int | tuple[int, int]:
+    """One number for a square patch."""
+    return height if height == width else (height, width)
 
 
 def _divisors(n: int) -> Iterable[int]:
     """Divisors, those nearest to the square root first, at most six."""
-    found = [d for d in range(1, n + 1) if n % d == 0]
+    found = {d for low in range(1, math.isqrt(n) + 1) if n % low == 0 for d in (low, n // low)}
     return sorted(found, key=lambda d: abs(math.log(d * d / n)))[:6]

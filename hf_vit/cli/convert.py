@@ -1,4 +1,4 @@
-"""`hf-vit convert SRC DST`: any dialect in, a folder for `from_pretrained` or another dialect out, and an account.
+"""`hf-vit convert SRC DST`: any format in, a folder for `from_pretrained` or another format out, and an account.
 
 Called by `hf_vit/cli/main.py`, which adds `--json` and turns errors into one line and exit status 2.
 """
@@ -8,14 +8,17 @@ import ast
 import json
 import sys
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ..checkpoints.load import Loaded, read_checkpoint
+import yaml
+
+from ..checkpoints.load import AssumptionWarning, Loaded, read_checkpoint
 from ..checkpoints.save import FORMATS, replaced_folder, save_checkpoint, save_processor
 from ..checkpoints.spec import label_names
-from ..checkpoints.tensor_file import read_json
 from ..errors import HFViTError
+from ..image_processing import ImageProcessing, read_settings
 from .inputs import image_size
 
 
@@ -43,11 +46,11 @@ ARCHITECTURE = (
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of the command, all but `--json`."""
-    parser.add_argument("source", metavar="SRC", help="file, folder or Hub id of any dialect")
+    parser.add_argument("source", metavar="SRC", help="file, folder or Hub id of any format")
     parser.add_argument(
         "destination", metavar="DST", type=Path, help="folder or, for npz and .safetensors, file to write"
     )
-    parser.add_argument("--format", choices=FORMATS, help="dialect to write; without it a folder for from_pretrained")
+    parser.add_argument("--format", choices=FORMATS, help="format to write; without it a folder for from_pretrained")
     parser.add_argument(
         "--image-size",
         type=int,
@@ -69,23 +72,36 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="KEY=VALUE",
         help="a field of HFViTConfig; may be given many times",
     )
+    parser.add_argument(
+        "--image-mean", type=float, nargs="+", metavar="X", help="mean of each channel, in place of SRC's (0 to 1)"
+    )
+    parser.add_argument(
+        "--image-std", type=float, nargs="+", metavar="X", help="standard deviation of each channel, likewise"
+    )
+    parser.add_argument(
+        "--state-dict-key", metavar="KEY", help="entry of a .pth file that holds the weights, such as state_dict_ema"
+    )
     parser.add_argument("--revision", help="branch, tag or commit of a Hub id")
     parser.add_argument("--overwrite", action="store_true", help="replace what lies at DST")
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Convert, print the account, return 0. Raises HFViTError; nothing is at DST then that was not there before."""
-    asked = _asked(arguments)
+    requested = _asked(arguments)
     destination = arguments.destination
     _check_destination(destination, arguments.format, arguments.overwrite)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        loaded = read_checkpoint(arguments.source, revision=arguments.revision, **asked)
+        loaded = read_checkpoint(
+            arguments.source, revision=arguments.revision, state_dict_key=arguments.state_dict_key, **requested
+        )
+        processing = _processing(arguments, loaded)
         if arguments.format is None:
-            _save_folder(loaded, destination)
+            _save_folder(loaded, destination, processing)
         else:
-            save_checkpoint(loaded.model, destination, arguments.format, loaded.processor)
-    account = _account(arguments, loaded, [str(w.message) for w in caught if issubclass(w.category, UserWarning)])
+            save_checkpoint(loaded.model, destination, arguments.format, processing)
+    told = [w for w in caught if issubclass(w.category, UserWarning) and not issubclass(w.category, AssumptionWarning)]
+    account = _account(arguments, loaded, processing, [str(warning.message) for warning in told])
     if arguments.json:
         print(json.dumps(account, indent=2))
     else:
@@ -94,20 +110,20 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _asked(arguments: argparse.Namespace) -> dict[str, Any]:
-    asked: dict[str, Any] = {}
+    requested: dict[str, Any] = {}
     for name in ("image_size", "checkpoint_image_size"):
         if (size := image_size(arguments, name)) is not None:
-            asked[name] = size
+            requested[name] = size
     if arguments.num_labels is not None:
-        asked["num_labels"] = arguments.num_labels
+        requested["num_labels"] = arguments.num_labels
     if arguments.labels is not None:
-        asked["id2label"] = _label_names(arguments.labels)
+        requested["id2label"] = _label_names(arguments.labels)
     for setting in arguments.set:
         name, equals, value = setting.partition("=")
         if not equals:
             raise HFViTError(f"--set {setting}: write it as key=value")
-        asked[name.strip()] = _value(value.strip())
-    return asked
+        requested[name.strip()] = _value(value.strip())
+    return requested
 
 
 def _value(text: str) -> Any:
@@ -125,7 +141,7 @@ def _label_names(path: Path) -> dict[int, str]:
     if not path.is_file():
         raise HFViTError(f"{path}: no such file; --labels takes one class name per line, or id2label as JSON")
     if path.suffix == ".json":
-        names = read_json(path)
+        names = read_settings(path)
         if not all(number.isdecimal() for number in names):
             raise HFViTError(f'{path}: must be id2label, {{"0": "cat", "1": "dog", ...}}')
         return {int(number): name for number, name in names.items()}
@@ -153,23 +169,57 @@ def _check_destination(destination: Path, format: str | None, overwrite: bool) -
         raise HFViTError(f"{destination}: there is something already; choose another place, or --overwrite")
 
 
-def _save_folder(loaded: Loaded, destination: Path) -> None:
+def _processing(arguments: argparse.Namespace, loaded: Loaded) -> ImageProcessing:
+    """How the source's images are prepared, with the statistics that were given in its place."""
+    given = {
+        name: tuple(values) for name in ("image_mean", "image_std") if (values := getattr(arguments, name)) is not None
+    }
+    channels = loaded.model.config.num_channels
+    for name, values in given.items():
+        if len(values) not in (1, channels):
+            option = f"--{name.replace('_', '-')}"
+            raise HFViTError(f"{option} takes one number, or one for each of {channels} channels; got {len(values)}")
+    if not given:
+        return loaded.image_processing
+    stated = loaded.processor
+    mean, std = (given.get(name) or tuple(stated[name]) for name in ("image_mean", "image_std"))
+    return replace(loaded.image_processing, image_mean=mean, image_std=std)
+
+
+def _save_folder(loaded: Loaded, destination: Path, processing: ImageProcessing) -> None:
     with replaced_folder(destination) as temporary:
         loaded.model.save_pretrained(temporary)
-        save_processor(temporary, loaded.processor)
+        save_processor(temporary, processing.to_transformers(loaded.model.config.num_channels))
+        if loaded.license is not None:
+            (temporary / "README.md").write_text(_card(loaded), encoding="utf-8")
 
 
-def _account(arguments: argparse.Namespace, loaded: Loaded, warned: list[str]) -> dict[str, Any]:
+def _card(loaded: Loaded) -> str:
+    """A card that says where the weights come from, and passes their license on."""
+    metadata = {"library_name": "transformers", "tags": ["hf_vit"]} | loaded.license.metadata()  # type: ignore[union-attr]
+    return (
+        f"---\n{yaml.safe_dump(metadata, sort_keys=False)}---\n\n"
+        f"Weights of `{loaded.path.parent.name}` ({loaded.format}), converted by `hf-vit convert`; the license is "
+        "that of their model card.\n"
+    )
+
+
+def _account(
+    arguments: argparse.Namespace, loaded: Loaded, processing: ImageProcessing, warned: list[str]
+) -> dict[str, Any]:
     config, destination = loaded.model.config, arguments.destination
     hybrid = ("resnet_width_factor", "group_norm_eps", "weight_standardization")
     shown = [name for name in ARCHITECTURE if config.resnet_depths is not None or name not in hybrid]
     return {
         "source": str(loaded.path),
-        "recognised": loaded.dialect,
+        "recognized": loaded.format,
         "architecture": {name: getattr(config, name) for name in shown} | {"num_labels": config.num_labels},
         "parameters": loaded.model.num_parameters(),
         "dtype": str(loaded.model.dtype).removeprefix("torch."),
-        "assumed": loaded.notes,
+        "images": processing.describe(),
+        "license": loaded.license.metadata() if loaded.license is not None else None,
+        "assumed": loaded.assumptions,
+        "notes": loaded.notes,
         "changed": loaded.changed + _lost(arguments.format, loaded),
         "warnings": warned,
         "format": arguments.format or "hf_vit",
@@ -186,14 +236,18 @@ def _lost(format: str | None, loaded: Loaded) -> list[str]:
 
 
 def _print(account: dict[str, Any]) -> None:
-    print(f"recognised  {account['recognised']}")
+    print(f"recognized  {account['recognized']}")
     print(f"read        {account['source']}")
     print("architecture")
     width = max(map(len, account["architecture"]))
     for name, value in account["architecture"].items():
         print(f"  {name:<{width}}  {value}")
     print(f"parameters  {account['parameters']:,} ({account['dtype']})")
-    for title, lines in (("assumed", account["assumed"]), ("changed", account["changed"] or ["nothing"])):
+    print(f"images      {account['images']}")
+    if account["license"] is not None:
+        print(f"license     {', '.join(account['license'].values())}")
+    titles = {"assumed": account["assumed"], "note": account["notes"], "changed": account["changed"] or ["nothing"]}
+    for title, lines in titles.items():
         for line in lines:
             print(f"{title:<11} {line}")
     print(f"written     {account['output']} ({account['format']}): {', '.join(account['files'])}")

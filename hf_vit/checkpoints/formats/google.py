@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from ...errors import HFViTError
+from ...image_processing import GOOGLE
 from ...modeling.configuration_hf_vit import HFViTConfig
-from ..mapping import CHANNELS, HWIO, SAME, TRANSPOSED, Form, Rule, rule, shape, stacked
-from ..spec import GOOGLE_PROCESSOR, Reading, image_size_of_table
+from ..mapping import CHANNELS, HWIO, SAME, TRANSPOSED, KeyMapping, Transform, rename, shape, stacked
+from ..spec import CheckpointSpec, image_size_of_table, patch_size
 from ..tensor_file import TensorFile
 
 
@@ -28,7 +29,7 @@ NUMBERING = {
     "Linen": {"n1": "LayerNorm_0", "sa": "MultiHeadDotProductAttention_0", "n2": "LayerNorm_1", "mlp": "MlpBlock_0"},
 }
 
-# (their name inside a block, our name inside a layer, form); "heads*" are filled in with the number of heads.
+# (their name inside a block, our name inside a layer, transform); "heads*" are filled in with the number of heads.
 BLOCK = (
     ("{n1}/scale", "layernorm_before.weight", "same"),
     ("{n1}/bias", "layernorm_before.bias", "same"),
@@ -50,8 +51,8 @@ BLOCK = (
 MAP_HEAD = (
     ("probe", "probe", "same"),
     *(
-        (theirs.format(sa="MultiHeadDotProductAttention_0", n2="LayerNorm_0", mlp="MlpBlock_0"), ours, form)
-        for theirs, ours, form in ((t, o.replace("layernorm_after", "layernorm"), f) for t, o, f in BLOCK[2:])
+        (theirs.format(sa="MultiHeadDotProductAttention_0", n2="LayerNorm_0", mlp="MlpBlock_0"), ours, transform)
+        for theirs, ours, transform in ((t, o.replace("layernorm_after", "layernorm"), f) for t, o, f in BLOCK[2:])
     ),
 )
 HEADS = (("pre_logits", "vit.pooler.dense"), ("head", "classifier"))
@@ -66,14 +67,14 @@ class Layout:
     scanned: bool = False
     prefix: str = ""
     map_prefix: str = "MAPHead_0/"
-    group_norm: Form = CHANNELS
+    group_norm: Transform = CHANNELS
 
 
 VISION_TRANSFORMER = Layout()
 BIG_VISION = Layout(numbering="Linen", position=POSITION_NAMES[2])
 
 
-def forms(heads: int) -> dict[str, Form]:
+def flax_transforms(heads: int) -> dict[str, Transform]:
     """The shapes of Flax's modules; attention kernels keep a head axis, which is compared, not just flattened."""
 
     def checked(axis: int, ndim: int):
@@ -88,73 +89,79 @@ def forms(heads: int) -> dict[str, Form]:
     return {
         "same": SAME,
         "dense": TRANSPOSED,
-        "heads": Form(
+        "heads": Transform(
             lambda t: [kernel(t).flatten(1).t()],  # (D, k, D/k) -> (D, D)
             lambda t: [t.t().unflatten(1, (heads, -1))],
         ),
-        "heads_bias": Form(lambda t: [bias(t).flatten()], lambda t: [t.unflatten(0, (heads, -1))]),
-        "heads_out": Form(
+        "heads_bias": Transform(lambda t: [bias(t).flatten()], lambda t: [t.unflatten(0, (heads, -1))]),
+        "heads_out": Transform(
             lambda t: [out(t).flatten(0, 1).t()],  # (k, D/k, D) -> (D, D)
             lambda t: [t.t().unflatten(0, (heads, -1))],
         ),
     }
 
 
-def table(config: HFViTConfig, layout: Layout) -> list[Rule]:
+def key_mappings(config: HFViTConfig, layout: Layout) -> list[KeyMapping]:
     """Every tensor of the model, their name and ours."""
-    shapes = forms(config.num_attention_heads)
-    rules = _embedding_rules(config, layout)
+    shapes = flax_transforms(config.num_attention_heads)
+    mappings = _embedding_rules(config, layout)
     block = [row for row in BLOCK if config.qkv_bias or not re.search(r"(query|key|value)/bias", row[0])]
-    for theirs, ours, form in block:
+    for theirs, ours, transform in block:
         theirs = theirs.format(**NUMBERING[layout.numbering])
         names = [f"vit.layers.{i}.{ours}" for i in range(config.num_hidden_layers)]
         if layout.scanned:
-            whole = stacked(shapes[form], config.num_hidden_layers)
-            rules.append(Rule((f"Transformer/encoderblock/{theirs}",), tuple(names), whole))
+            whole = stacked(shapes[transform], config.num_hidden_layers)
+            mappings.append(KeyMapping((f"Transformer/encoderblock/{theirs}",), tuple(names), whole))
         else:
-            rules += [rule(f"Transformer/encoderblock_{i}/{theirs}", n, shapes[form]) for i, n in enumerate(names)]
-    rules += [
-        rule("Transformer/encoder_norm/scale", "vit.layernorm.weight"),
-        rule("Transformer/encoder_norm/bias", "vit.layernorm.bias"),
+            mappings += [
+                rename(f"Transformer/encoderblock_{i}/{theirs}", n, shapes[transform]) for i, n in enumerate(names)
+            ]
+    mappings += [
+        rename("Transformer/encoder_norm/scale", "vit.layernorm.weight"),
+        rename("Transformer/encoder_norm/bias", "vit.layernorm.bias"),
     ]
     if config.pooling == "map":
-        rules += [
-            rule(layout.map_prefix + theirs, f"vit.map_head.{ours}", shapes[form]) for theirs, ours, form in MAP_HEAD
+        mappings += [
+            rename(layout.map_prefix + theirs, f"vit.map_head.{ours}", shapes[transform])
+            for theirs, ours, transform in MAP_HEAD
         ]
     present = {"pre_logits": config.representation_size, "head": config.num_labels}
     for theirs, ours in HEADS:
         if present[theirs]:
-            rules += [rule(f"{theirs}/kernel", f"{ours}.weight", TRANSPOSED), rule(f"{theirs}/bias", f"{ours}.bias")]
-    return [Rule(tuple(layout.prefix + n for n in r.theirs), r.ours, r.form) for r in rules]
+            mappings += [
+                rename(f"{theirs}/kernel", f"{ours}.weight", TRANSPOSED),
+                rename(f"{theirs}/bias", f"{ours}.bias"),
+            ]
+    return [KeyMapping(tuple(layout.prefix + n for n in r.theirs), r.ours, r.transform) for r in mappings]
 
 
-def _embedding_rules(config: HFViTConfig, layout: Layout) -> list[Rule]:
+def _embedding_rules(config: HFViTConfig, layout: Layout) -> list[KeyMapping]:
     ours = "vit.embeddings."
     patches = ours + "patch_embeddings."
-    rules = [
-        rule("embedding/kernel", patches + "projection.weight", HWIO),
-        rule("embedding/bias", patches + "projection.bias"),
+    mappings = [
+        rename("embedding/kernel", patches + "projection.weight", HWIO),
+        rename("embedding/bias", patches + "projection.bias"),
     ]
     if config.use_class_token:
-        rules.append(rule("cls", ours + "cls_token"))
+        mappings.append(rename("cls", ours + "cls_token"))
     if config.has_position_table:
-        rules.append(rule(layout.position, ours + "position_embeddings"))
+        mappings.append(rename(layout.position, ours + "position_embeddings"))
     if config.resnet_depths is None:
-        return rules
+        return mappings
 
-    def convolution(theirs: str, ours: str, suffix: str) -> list[Rule]:
+    def convolution(theirs: str, ours: str, suffix: str) -> list[KeyMapping]:
         return [
-            rule(f"{theirs}conv{suffix}/kernel", f"{patches}backbone.{ours}conv{suffix}.weight", HWIO),
-            rule(f"{theirs}gn{suffix}/scale", f"{patches}backbone.{ours}gn{suffix}.weight", layout.group_norm),
-            rule(f"{theirs}gn{suffix}/bias", f"{patches}backbone.{ours}gn{suffix}.bias", layout.group_norm),
+            rename(f"{theirs}conv{suffix}/kernel", f"{patches}backbone.{ours}conv{suffix}.weight", HWIO),
+            rename(f"{theirs}gn{suffix}/scale", f"{patches}backbone.{ours}gn{suffix}.weight", layout.group_norm),
+            rename(f"{theirs}gn{suffix}/bias", f"{patches}backbone.{ours}gn{suffix}.bias", layout.group_norm),
         ]
 
-    rules += convolution("", "", "_root")
+    mappings += convolution("", "", "_root")
     for stage, depth in enumerate(config.resnet_depths):
         for unit in range(depth):
             for suffix in ("_proj", "1", "2", "3") if unit == 0 else ("1", "2", "3"):
-                rules += convolution(f"block{stage + 1}/unit{unit + 1}/", f"stages.{stage}.units.{unit}.", suffix)
-    return rules
+                mappings += convolution(f"block{stage + 1}/unit{unit + 1}/", f"stages.{stage}.units.{unit}.", suffix)
+    return mappings
 
 
 # -- reading ----------------------------------------------------------------------------------------------------------
@@ -167,11 +174,11 @@ def matches(file: TensorFile) -> bool:
     )
 
 
-def read(file: TensorFile, asked: dict[str, Any], beside: dict[str, dict]) -> Reading:
+def read(file: TensorFile, requested: dict[str, Any], sidecars: dict[str, dict]) -> CheckpointSpec:
     """Infer architecture and layout from names and shapes.
 
     Args:
-        asked: what the caller said; `image_size` and `checkpoint_image_size` help where the grid is not square.
+        requested: what the caller said; `image_size` and `checkpoint_image_size` help where the grid is not square.
 
     Raises:
         HFViTError: an unknown prefix, an incomplete file, or a grid that the file cannot tell.
@@ -180,38 +187,37 @@ def read(file: TensorFile, asked: dict[str, Any], beside: dict[str, dict]) -> Re
     shapes = {name.removeprefix(prefix): size for name, size in file.shapes.items() if name.startswith(prefix)}
     layout, depth = _find_layout(file, shapes, prefix)
     fields = _architecture(file, shapes, layout, depth) | _tokens(shapes, layout)
-    notes = []
+    assumptions = []
     if layout.position in shapes:
         rows = shapes[layout.position][1] - int(fields["use_class_token"] and fields["class_token_has_position"])
-        fields["image_size"] = image_size_of_table(file.path, rows, fields, asked)
-    elif layout.numbering == "pre-Linen" and "position_embedding_type" not in asked:
+        fields["image_size"] = image_size_of_table(file.path, rows, fields, requested)
+    elif layout.numbering == "pre-Linen" and "position_embedding_type" not in requested:
         raise HFViTError(
             f"{file.path}: incomplete, it has no position table '{prefix}{POSITION_NAMES[0]}'; a model without one is "
             'said with position_embedding_type="none" or "sincos2d"'
         )
     else:
-        notes.append('no position table: taken as sincos2d, which has none (else position_embedding_type="none")')
-        fields["image_size"] = asked.get("checkpoint_image_size", asked.get("image_size", 224))
-        if "image_size" not in asked:
-            notes.append(
-                f"image size {fields['image_size']} taken; a forward pass accepts any, image_size= says another"
-            )
-    if fields["pooling"] == "gap":
-        notes.append('no class token: pooling taken as "gap" (big_vision\'s "0" would be pooling="first")')
+        if "position_embedding_type" not in requested:
+            assumptions.append('sine-cosine positions, for it has no table (position_embedding_type="none")')
+        fields["image_size"] = requested.get("checkpoint_image_size", requested.get("image_size", 224))
+        if "image_size" not in requested:
+            assumptions.append(f"image size {fields['image_size']} (image_size=)")
+    if fields["pooling"] == "gap" and "pooling" not in requested:
+        assumptions.append('the mean over patches, for it has no class token (pooling="first" is big_vision\'s "0")')
     family = (
         "big_vision" if layout.position == "pos_embedding" or layout.numbering == "Linen" else "vision_transformer"
     )
-    return Reading(
-        dialect=f"Google {family} npz, {layout.numbering} numbering"
+    return CheckpointSpec(
+        format=f"Google {family} npz, {layout.numbering} numbering"
         + (", scanned blocks" if layout.scanned else "")
         + (f", under {prefix}" if prefix else ""),
         fields=fields,
-        unsaid={"position_embedding_type"} | ({"pooling"} if fields["pooling"] != "map" else set()),
-        table=lambda config: table(config, layout),
-        # beside the weights lie the optimizer's state, counters or the other tower; under the prefix all must be used
-        left_aside={name for name in file if not name.startswith(prefix)},
-        notes=notes,
-        processor=GOOGLE_PROCESSOR,
+        not_specified={"position_embedding_type"} | ({"pooling"} if fields["pooling"] != "map" else set()),
+        key_mappings=lambda config: key_mappings(config, layout),
+        # next to the weights lie the optimizer's state, counters or the other tower; under the prefix all must be used
+        unused={name for name in file if not name.startswith(prefix)},
+        assumptions=assumptions,
+        image_processing=GOOGLE.at_size(fields["image_size"]),
     )
 
 
@@ -246,6 +252,8 @@ def _find_layout(file: TensorFile, shapes: dict, prefix: str) -> tuple[Layout, i
         depth = shapes[query][0]
     else:
         depth = 1 + max(int(m[1]) for name in shapes if (m := re.match(r"Transformer/encoderblock_(\d+)/", name)))
+        if depth > len(shapes):
+            raise HFViTError(f"{file.path}: incomplete, its blocks are numbered to {depth - 1}")
     position = next((name for name in POSITION_NAMES if name in shapes), POSITION_NAMES[2])
     map_prefix = "" if "probe" in shapes else "MAPHead_0/"
     flat = len(shapes.get("gn_root/scale", (1, 1, 1, 1))) == 1
@@ -270,7 +278,7 @@ def _architecture(file: TensorFile, shapes: dict, layout: Layout, depth: int) ->
         "num_attention_heads": heads,
         "intermediate_size": shapes[f"{block}{names['mlp']}/Dense_0/kernel"][-1],
         "qkv_bias": f"{block}{names['sa']}/query/bias" in shapes,
-        "patch_size": patch_h if patch_h == patch_w else (patch_h, patch_w),
+        "patch_size": patch_size(patch_h, patch_w),
         "num_channels": channels,
         "num_labels": shapes["head/kernel"][-1] if "head/kernel" in shapes else 0,
         "representation_size": shapes["pre_logits/kernel"][-1] if "pre_logits/kernel" in shapes else None,

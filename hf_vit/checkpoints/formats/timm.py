@@ -7,14 +7,25 @@ Numerics are timm's: erf GELU, LayerNorm 1e-6, GroupNorm 1e-5, weight standardis
 import json
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
 
 from ...errors import HFViTError
+from ...image_processing import IMAGENET_CROP, ImageProcessing
 from ...modeling.configuration_hf_vit import PRESETS, HFViTConfig
-from ..mapping import Form, Rule, both, rule, split
-from ..spec import GOOGLE_PROCESSOR, Reading, grid_of_table, heads_of, image_size_of_table, label_names, layers_of
+from ..mapping import KeyMapping, Transform, rename, split, weight_and_bias
+from ..spec import (
+    CheckpointSpec,
+    count_layers,
+    grid_of_table,
+    heads_for_width,
+    image_size_of_table,
+    label_names,
+    linear_head,
+    patch_size,
+)
 from ..tensor_file import TensorFile
 
 
@@ -24,6 +35,15 @@ HYBRID_NUMERICS = {
     "weight_standardization": "sqrt_var_plus_eps",
     "weight_standardization_eps": 1e-8,
 }
+NOT_SPECIFIED = {
+    "num_attention_heads",
+    "hidden_act",
+    "layer_norm_eps",
+    "layer_scale_init",
+    *NUMERICS,
+    *HYBRID_NUMERICS,
+}
+UNUSED = r"mask_token$|decoder_|(head|dino_head|ibot_head)\.(mlp\.|last_layer|prototypes)|local_cls_norm\."
 CONFIG_KEY = "hf_vit_config"  # in the header of files that we write: what timm's names do not tell
 
 # What architectures of timm fix and their tensors do not show; the beginning of a name decides.
@@ -38,7 +58,7 @@ TANH_GELU = (
 HEADS = {"vit_base_patch16_gap_224": 16, "test_vit": 2}
 
 # A name that only another architecture has, and what it is.
-FOREIGN = (
+UNSUPPORTED = (
     (r"fc_norm\.", "a LayerNorm after average pooling (fc_norm)"),
     (r"norm_pre\.", "a LayerNorm before the blocks (norm_pre, CLIP's)"),
     (r"dist_token|head_dist\.", "a distillation token with its own head"),
@@ -70,7 +90,7 @@ MAP_HEAD = (
 )
 
 
-def folded_registers(class_rows: int, registers: int) -> Form:
+def folded_registers(class_rows: int, registers: int) -> Transform:
     """timm gives registers rows in the position table; a constant sum of two constants, ours is one register."""
 
     def to_ours(table: torch.Tensor, tokens: torch.Tensor):
@@ -80,66 +100,69 @@ def folded_registers(class_rows: int, registers: int) -> Form:
     def to_theirs(table: torch.Tensor, tokens: torch.Tensor):
         return [torch.cat([table[:, :class_rows], torch.zeros_like(tokens), table[:, class_rows:]], dim=1), tokens]
 
-    return Form(to_ours, to_theirs)
+    return Transform(to_ours, to_theirs)
 
 
-def table(config: HFViTConfig, registers_in_table: bool = False) -> list[Rule]:
+def key_mappings(config: HFViTConfig, registers_in_table: bool = False) -> list[KeyMapping]:
     """Every tensor of the model, their name and ours."""
-    rules = _embedding_rules(config, registers_in_table)
+    mappings = _embedding_rules(config, registers_in_table)
     for i in range(config.num_hidden_layers):
         theirs, ours = f"blocks.{i}.", f"vit.layers.{i}."
         for kind in ("weight", "bias") if config.qkv_bias else ("weight",):
             parts = tuple(f"{ours}attention.{letter}_proj.{kind}" for letter in "qkv")
-            rules.append(Rule((f"{theirs}attn.qkv.{kind}",), parts, split(3)))
+            mappings.append(KeyMapping((f"{theirs}attn.qkv.{kind}",), parts, split(3)))
         for a, b in BLOCK:
-            rules += both(theirs + a, ours + b)
+            mappings += weight_and_bias(theirs + a, ours + b)
         if config.qk_norm:
-            rules += both(theirs + "attn.q_norm", ours + "attention.q_norm")
-            rules += both(theirs + "attn.k_norm", ours + "attention.k_norm")
+            mappings += weight_and_bias(theirs + "attn.q_norm", ours + "attention.q_norm")
+            mappings += weight_and_bias(theirs + "attn.k_norm", ours + "attention.k_norm")
         if config.layer_scale_init is not None:
-            rules += [rule(f"{theirs}ls{n}.gamma", f"{ours}layer_scale{n}.lambda1") for n in (1, 2)]
-    rules += both("norm", "vit.layernorm")
+            mappings += [rename(f"{theirs}ls{n}.gamma", f"{ours}layer_scale{n}.lambda1") for n in (1, 2)]
+    mappings += weight_and_bias("norm", "vit.layernorm")
     if config.pooling == "map":
-        rules.append(rule("attn_pool.latent", "vit.map_head.probe"))
+        mappings.append(rename("attn_pool.latent", "vit.map_head.probe"))
         for kind in ("weight", "bias"):
             parts = tuple(f"vit.map_head.attention.{letter}_proj.{kind}" for letter in "kv")
-            rules.append(Rule((f"attn_pool.kv.{kind}",), parts, split(2)))
+            mappings.append(KeyMapping((f"attn_pool.kv.{kind}",), parts, split(2)))
         for a, b in MAP_HEAD:
-            rules += both(f"attn_pool.{a}", f"vit.map_head.{b}")
+            mappings += weight_and_bias(f"attn_pool.{a}", f"vit.map_head.{b}")
     if config.num_labels:
-        rules += both("head", "classifier")
-    return rules
+        mappings += weight_and_bias("head", "classifier")
+    return mappings
 
 
-def _embedding_rules(config: HFViTConfig, registers_in_table: bool) -> list[Rule]:
+def _embedding_rules(config: HFViTConfig, registers_in_table: bool) -> list[KeyMapping]:
     ours = "vit.embeddings."
-    rules = both("patch_embed.proj", ours + "patch_embeddings.projection")
+    mappings = weight_and_bias("patch_embed.proj", ours + "patch_embeddings.projection")
     if config.use_class_token:
-        rules.append(rule("cls_token", ours + "cls_token"))
+        mappings.append(rename("cls_token", ours + "cls_token"))
     positions, registers = ours + "position_embeddings", ours + "register_tokens"
     if registers_in_table:
-        form = folded_registers(int(config.has_class_position), config.num_register_tokens)
-        rules.append(Rule(("pos_embed", "reg_token"), (positions, registers), form))
+        transform = folded_registers(int(config.has_class_position), config.num_register_tokens)
+        mappings.append(KeyMapping(("pos_embed", "reg_token"), (positions, registers), transform))
     else:
-        rules += [rule("pos_embed", positions)] if config.has_position_table else []
-        rules += [rule("reg_token", registers)] if config.num_register_tokens else []
+        mappings += [rename("pos_embed", positions)] if config.has_position_table else []
+        mappings += [rename("reg_token", registers)] if config.num_register_tokens else []
     if config.resnet_depths is None:
-        return rules
+        return mappings
     theirs, ours = "patch_embed.backbone.", ours + "patch_embeddings.backbone."
     stem = "stem." if config.resnet_depths else ""
-    rules += [
-        rule(f"{theirs}{stem}conv.weight", f"{ours}conv_root.weight"),
-        *both(f"{theirs}{stem}norm", f"{ours}gn_root"),
+    mappings += [
+        rename(f"{theirs}{stem}conv.weight", f"{ours}conv_root.weight"),
+        *weight_and_bias(f"{theirs}{stem}norm", f"{ours}gn_root"),
     ]
     for stage, depth in enumerate(config.resnet_depths):
         for unit in range(depth):
             a, b = f"{theirs}stages.{stage}.blocks.{unit}.", f"{ours}stages.{stage}.units.{unit}."
             for n in (1, 2, 3):
-                rules += [rule(f"{a}conv{n}.weight", f"{b}conv{n}.weight"), *both(f"{a}norm{n}", f"{b}gn{n}")]
+                mappings += [
+                    rename(f"{a}conv{n}.weight", f"{b}conv{n}.weight"),
+                    *weight_and_bias(f"{a}norm{n}", f"{b}gn{n}"),
+                ]
             if unit == 0:
-                rules.append(rule(f"{a}downsample.conv.weight", f"{b}conv_proj.weight"))
-                rules += both(f"{a}downsample.norm", f"{b}gn_proj")
-    return rules
+                mappings.append(rename(f"{a}downsample.conv.weight", f"{b}conv_proj.weight"))
+                mappings += weight_and_bias(f"{a}downsample.norm", f"{b}gn_proj")
+    return mappings
 
 
 # -- reading ----------------------------------------------------------------------------------------------------------
@@ -150,58 +173,69 @@ def matches(file: TensorFile) -> bool:
     return "patch_embed.proj.weight" in file and any(name.startswith("blocks.0.") for name in file)
 
 
-def read(file: TensorFile, asked: dict[str, Any], beside: dict[str, dict]) -> Reading:
+def read(file: TensorFile, requested: dict[str, Any], sidecars: dict[str, dict]) -> CheckpointSpec:
     """Infer the architecture from names and shapes, and from timm's config.json where there is one.
 
     Raises:
         HFViTError: a feature that `HFViTConfig` does not have (it is named), or a question for the caller.
     """
-    refuse_foreign(file, FOREIGN)
+    refuse_unsupported(file, UNSUPPORTED)
     if CONFIG_KEY in file.metadata:
         return _read_own(file)
-    hub = beside.get("config.json", {})
+    hub = sidecars.get("config.json", {})
     name = hub.get("architecture", "")
-    fields = _architecture(file, asked, name, hub.get("model_args") or {})
+    fields, assumptions = _architecture(file, requested, name, hub)
     described = hub.get("pretrained_cfg") or {}
     registers_in_table = False
     if "pos_embed" in file:
-        size, class_rows, registers_in_table = _position_table(file, fields, asked, name, hub)
+        size, class_rows, registers_in_table = _position_table(file, fields, requested, name, hub)
         fields |= {
             "image_size": size,
             "class_token_has_position": bool(class_rows),
             "position_embedding_type": "learned",
         }
-    elif asked.get("position_embedding_type") == "none" or (hub.get("model_args") or {}).get("pos_embed") == "none":
+    elif (
+        requested.get("position_embedding_type") == "none" or (hub.get("model_args") or {}).get("pos_embed") == "none"
+    ):
         fields |= {"position_embedding_type": "none", "class_token_has_position": False}
     else:
         raise HFViTError(
             f"{file.path}: incomplete, it has no 'pos_embed'; a model without positions is said with "
             'position_embedding_type="none"'
         )
+    unused = {key for key in file if re.match(UNUSED, key)}
+    labels, head = linear_head(file, "head", requested, pattern=r"head\.(?!mlp\.|last_layer|prototypes)")
     names = described.get("label_names") or hub.get("label_names")
-    if isinstance(names, list) and len(names) == fields["num_labels"]:
-        fields["id2label"] = dict(enumerate(names))
-    notes = []
-    if not name and "num_attention_heads" not in asked:
-        notes.append(
-            f"{fields['num_attention_heads']} heads taken for width {fields['hidden_size']}: the file does not say"
-        )
+    if isinstance(names, list) and len(names) == labels:
+        fields["id2label"] = dict(enumerate(map(str, names)))
     if not name:
-        notes.append(
-            "erf GELU and pixels normalised with mean = std = 0.5 taken, timm's defaults: the file does not say"
-        )
-    return Reading(
-        dialect=f"timm {name or 'vision transformer'}",
-        fields=fields,
-        unsaid={"num_attention_heads", "hidden_act", "layer_norm_eps", *NUMERICS, *HYBRID_NUMERICS, "layer_scale_init"}
-        | ({"pooling"} if fields["pooling"] != "map" else set()),
-        table=lambda config: table(config, registers_in_table),
+        if "hidden_act" not in requested:
+            assumptions.append("erf GELU (hidden_act=)")
+        if any(key.startswith("decoder_") for key in unused):
+            assumptions.append("images as MAE evaluates them")
+        else:
+            assumptions.append("images as timm prepares most of its ViTs: crop_pct 0.9, mean = std = 0.5")
+    notes = [f"not used: {', '.join(sorted(unused | head)[:10])}"] if unused | head else []
+    return CheckpointSpec(
+        format=f"timm {name or 'vision transformer'}",
+        fields=fields | {"num_labels": labels},
+        not_specified=NOT_SPECIFIED | ({"pooling"} if fields["pooling"] != "map" else set()),
+        key_mappings=lambda config: key_mappings(config, registers_in_table),
+        unused=unused | head,
+        assumptions=assumptions,
         notes=notes,
-        processor=_processor(described),
+        image_processing=_image_processing(unused, fields.get("image_size", 224)),
     )
 
 
-def refuse_foreign(file: TensorFile, foreign: tuple[tuple[str, str], ...]) -> None:
+def _image_processing(unused: set[str], image_size: Any) -> ImageProcessing:
+    """What a file without a description is evaluated with."""
+    if any(key.startswith("decoder_") for key in unused):
+        return IMAGENET_CROP.at_size(image_size)
+    return ImageProcessing.from_timm({"mean": [0.5] * 3, "std": [0.5] * 3, "crop_pct": 0.9}).at_size(image_size)
+
+
+def refuse_unsupported(file: TensorFile, foreign: tuple[tuple[str, str], ...]) -> None:
     """Raise for the first name that shows a feature this package does not have."""
     for pattern, feature in foreign:
         found = next((name for name in file if re.match(pattern, name)), None)
@@ -209,25 +243,30 @@ def refuse_foreign(file: TensorFile, foreign: tuple[tuple[str, str], ...]) -> No
             raise HFViTError(f"{file.path}: has {feature} ('{found}'), which has no counterpart in hf_vit")
 
 
-def _read_own(file: TensorFile) -> Reading:
+def _read_own(file: TensorFile) -> CheckpointSpec:
     """A file that `save_checkpoint` wrote: its header holds our configuration."""
     stored = json.loads(file.metadata[CONFIG_KEY])
     fields = {name: tuple(value) if isinstance(value, list) else value for name, value in stored["fields"].items()}
     fields["id2label"] = {int(i): label for i, label in stored["fields"]["id2label"].items()}
     fields["num_labels"] = len(fields["id2label"])
-    return Reading(
-        dialect="timm's names, written by hf_vit",
+    return CheckpointSpec(
+        format="timm's names, written by hf_vit",
         fields=fields,
-        unsaid={*NUMERICS, *HYBRID_NUMERICS},
-        table=lambda config: table(config, stored["registers_in_table"]),
-        processor=stored["processor"],
+        not_specified={*NUMERICS, *HYBRID_NUMERICS},
+        key_mappings=lambda config: key_mappings(config, stored["registers_in_table"]),
+        image_processing=ImageProcessing.from_timm(stored["pretrained_cfg"])
+        if "pretrained_cfg" in stored
+        else _processing_of_0_1(stored["processor"], fields["image_size"]),
     )
 
 
-def _architecture(file: TensorFile, asked: dict[str, Any], name: str, args: dict[str, Any]) -> dict[str, Any]:
-    shapes = file.shapes
+def _architecture(
+    file: TensorFile, requested: dict[str, Any], name: str, hub: dict[str, Any]
+) -> tuple[dict[str, Any], list[str]]:
+    """The fields but those of positions, and what was assumed."""
+    shapes, args = file.shapes, hub.get("model_args") or {}
     width, channels, patch_h, patch_w = shapes["patch_embed.proj.weight"]
-    depth = layers_of(file, r"blocks\.(\d+)\.")
+    depth = count_layers(file, r"blocks\.(\d+)\.")
     for needed in ("blocks.0.attn.qkv.weight", "blocks.0.mlp.fc1.weight", "blocks.0.mlp.fc2.weight", "norm.weight"):
         if needed not in file:
             raise HFViTError(f"{file.path}: has no '{needed}': not a plain pre-norm vision transformer of timm")
@@ -237,7 +276,11 @@ def _architecture(file: TensorFile, asked: dict[str, Any], name: str, args: dict
     if "norm.bias" not in file:
         raise HFViTError(f"{file.path}: has RMSNorm ('norm.weight' without bias), which has no counterpart in hf_vit")
     known = next((heads for start, heads in HEADS.items() if name.startswith(start)), None)
-    heads = args.get("num_heads") or known or heads_of(file.path, width, asked)
+    heads: int | None = args.get("num_heads") or known
+    assumptions: list[str] = []
+    if heads is None:
+        heads, assumptions = heads_for_width(file.path, width, requested)
+        assumptions = [] if name else assumptions  # timm's names go with the published widths
     has_class = "cls_token" in file
     act = args.get("act_layer") or ("gelu_tanh" if name.startswith(TANH_GELU) else "gelu")
     if act not in ("gelu", "gelu_tanh"):
@@ -249,23 +292,29 @@ def _architecture(file: TensorFile, asked: dict[str, Any], name: str, args: dict
         "num_hidden_layers": depth,
         "num_attention_heads": heads,
         "intermediate_size": hidden,
-        "patch_size": patch_h if patch_h == patch_w else (patch_h, patch_w),
+        "patch_size": patch_size(patch_h, patch_w),
         "num_channels": channels,
-        "num_labels": shapes["head.weight"][0] if "head.weight" in file else 0,
         "representation_size": None,
         "qkv_bias": "blocks.0.attn.qkv.bias" in file,
         "use_class_token": has_class,
         "num_register_tokens": shapes["reg_token"][1] if "reg_token" in file else 0,
         "layer_scale_init": 1e-5 if "blocks.0.ls1.gamma" in file else None,
         "qk_norm": "blocks.0.attn.q_norm.weight" in file,
-        "pooling": "map" if "attn_pool.latent" in file else "token" if has_class else "gap",
+        "pooling": _pooling(file, has_class, hub),
         "resnet_depths": None,
         **NUMERICS,
         "hidden_act": "gelu_pytorch_tanh" if act == "gelu_tanh" else "gelu",
     }
     if fields["pooling"] == "map" and (has_class or fields["num_register_tokens"]):
         raise HFViTError(f"{file.path}: attention pooling that leaves out class and register tokens is not in hf_vit")
-    return fields | _stem(file)
+    return fields | _stem(file), assumptions
+
+
+def _pooling(file: TensorFile, has_class: bool, hub: dict[str, Any]) -> str:
+    if "attn_pool.latent" in file:
+        return "map"
+    stated = (hub.get("model_args") or {}).get("global_pool") or hub.get("global_pool")
+    return "gap" if stated == "avg" or not has_class else "token"
 
 
 def _stem(file: TensorFile) -> dict[str, Any]:
@@ -289,7 +338,7 @@ def _stem(file: TensorFile) -> dict[str, Any]:
     }
 
 
-def _position_table(file: TensorFile, fields: dict, asked: dict, name: str, hub: dict) -> tuple[Any, int, bool]:
+def _position_table(file: TensorFile, fields: dict, requested: dict, name: str, hub: dict) -> tuple[Any, int, bool]:
     """(image size, class rows, whether registers have rows too): the tensors tell none of it.
 
     timm's default gives every prefix token a row; models with registers, and some without, give them none. A
@@ -299,8 +348,8 @@ def _position_table(file: TensorFile, fields: dict, asked: dict, name: str, hub:
     rows, args = file.shapes["pos_embed"][1], hub.get("model_args") or {}
     class_token, registers = int(fields["use_class_token"]), fields["num_register_tokens"]
     without_rows = args.get("no_embed_class", True if name.startswith(NO_CLASS_POSITION) else None)
-    if "class_token_has_position" in asked:
-        without_rows = not asked["class_token_has_position"]
+    if "class_token_has_position" in requested:
+        without_rows = not requested["class_token_has_position"]
     choices = [registers > 0, registers == 0] if without_rows is None else [bool(without_rows)]
     cells = {choice: rows - (0 if choice else class_token + registers) for choice in choices}
 
@@ -308,12 +357,12 @@ def _position_table(file: TensorFile, fields: dict, asked: dict, name: str, hub:
         return size, class_token * (not choice), registers > 0 and not choice
 
     told: list[Any] = [args.get("img_size"), ((hub.get("pretrained_cfg") or {}).get("input_size") or [])[1:]]
-    for size in [asked.get("checkpoint_image_size"), *told]:
+    for size in [requested.get("checkpoint_image_size"), *told]:
         for choice in choices if size else []:
             if grid_of_table(cells[choice], fields, size):
                 return found(tuple(size) if isinstance(size, list) else size, choice)
     try:
-        return found(image_size_of_table(file.path, cells[choices[0]], fields, asked), choices[0])
+        return found(image_size_of_table(file.path, cells[choices[0]], fields, requested), choices[0])
     except HFViTError as error:
         taken = rows - cells[choices[0]]
         raise HFViTError(
@@ -322,14 +371,15 @@ def _position_table(file: TensorFile, fields: dict, asked: dict, name: str, hub:
         ) from error
 
 
-def _processor(described: dict[str, Any]) -> dict[str, Any]:
-    resample = {"bilinear": 2, "bicubic": 3}.get(described.get("interpolation", "bicubic"), 3)
-    settings = GOOGLE_PROCESSOR | {"resample": resample}
-    if described.get("mean") and described.get("std"):
-        settings |= {"image_mean": list(described["mean"]), "image_std": list(described["std"])}
-    if described.get("crop_pct", 1.0) < 1.0:
-        settings["crop_pct"] = described["crop_pct"]
-    return settings
+def _processing_of_0_1(settings: dict[str, Any], image_size: Any) -> ImageProcessing:
+    """Of the header that version 0.1.0 wrote: settings of a ViTImageProcessor without size, and crop_pct."""
+    stated = {key: value for key, value in settings.items() if key != "crop_pct"}
+    processing = ImageProcessing.from_transformers(stated).at_size(image_size)
+    if (crop_pct := settings.get("crop_pct")) and processing.output_size is not None:
+        height, width = processing.output_size
+        if height == width:
+            return replace(processing, resize_to=int(height / crop_pct), crop_to=(height, width))
+    return processing
 
 
 # -- writing ----------------------------------------------------------------------------------------------------------
@@ -356,13 +406,14 @@ def registers_in_table(config: HFViTConfig) -> bool:
     return config.num_register_tokens > 0 and config.has_class_position and config.has_position_table
 
 
-def header(config: HFViTConfig, fields: dict[str, Any], processor: dict[str, Any]) -> dict[str, str]:
+def header(config: HFViTConfig, fields: dict[str, Any], processing: ImageProcessing) -> dict[str, str]:
     """Header of a safetensors file in timm's names, from which `read` restores the configuration."""
-    stored = {"fields": fields, "registers_in_table": registers_in_table(config), "processor": processor}
+    described = processing.to_timm(config.num_channels, config.image_size_hw)
+    stored = {"fields": fields, "registers_in_table": registers_in_table(config), "pretrained_cfg": described}
     return {"format": "pt", CONFIG_KEY: json.dumps(stored)}
 
 
-def folder_config(config: HFViTConfig, processor: dict[str, Any]) -> dict[str, Any]:
+def folder_config(config: HFViTConfig, processing: ImageProcessing) -> dict[str, Any]:
     """A config.json with which `timm.create_model("local-dir:FOLDER")` builds this network."""
     height, width = config.image_size_hw
     pool = {"token": "token", "gap": "avg", "map": "map"}[config.pooling]
@@ -395,15 +446,11 @@ def folder_config(config: HFViTConfig, processor: dict[str, Any]) -> dict[str, A
         "global_pool": pool,
         "model_args": args,
         "pretrained_cfg": {
-            "input_size": [config.num_channels, height, width],
+            **processing.to_timm(config.num_channels, config.image_size_hw),
             "num_classes": config.num_labels,
             "pool_size": None,
             "first_conv": "patch_embed.proj" if config.resnet_depths is None else "patch_embed.backbone.stem.conv",
             "classifier": "head",
-            "mean": processor["image_mean"],
-            "std": processor["image_std"],
-            "interpolation": "bicubic" if processor["resample"] == 3 else "bilinear",
-            "crop_pct": processor.get("crop_pct", 1.0),
             "label_names": label_names(config),
         },
     }
@@ -427,7 +474,7 @@ def has_entry_point(config: HFViTConfig) -> bool:
 
 
 def _architecture_name(config: HFViTConfig) -> str:
-    """timm's entry point of the same kind; sizes that differ from it are in the arguments beside it."""
+    """timm's entry point of the same kind; sizes that differ from it are in the arguments next to it."""
     if config.resnet_depths is not None:
         return HYBRIDS.get(tuple(config.resnet_depths), HYBRIDS[(2, 2, 2, 2)])
     sizes = {row[1]: name.split("-")[1] for name, row in PRESETS.items() if row[8] is None}

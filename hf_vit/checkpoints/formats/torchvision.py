@@ -6,9 +6,17 @@ Source: pytorch/vision `torchvision/models/vision_transformer.py`. Numerics are 
 from typing import Any
 
 from ...errors import HFViTError
+from ...image_processing import IMAGENET_MEAN, IMAGENET_STD, ImageProcessing
 from ...modeling.configuration_hf_vit import HFViTConfig
-from ..mapping import Rule, both, rule, split
-from ..spec import IMAGENET_PROCESSOR, Reading, heads_of, image_size_of_table, layers_of
+from ..mapping import KeyMapping, rename, split, weight_and_bias
+from ..spec import (
+    CheckpointSpec,
+    count_layers,
+    heads_for_width,
+    image_size_of_table,
+    linear_head,
+    patch_size,
+)
 from ..tensor_file import TensorFile
 
 
@@ -22,26 +30,26 @@ MLP = {
 }
 
 
-def table(config: HFViTConfig, mlp: str) -> list[Rule]:
+def key_mappings(config: HFViTConfig, mlp: str) -> list[KeyMapping]:
     """Every tensor of the model, their name and ours."""
-    rules = [
-        rule("class_token", "vit.embeddings.cls_token"),
-        rule("encoder.pos_embedding", "vit.embeddings.position_embeddings"),
-        *both("conv_proj", "vit.embeddings.patch_embeddings.projection"),
-        *both("encoder.ln", "vit.layernorm"),
+    mappings = [
+        rename("class_token", "vit.embeddings.cls_token"),
+        rename("encoder.pos_embedding", "vit.embeddings.position_embeddings"),
+        *weight_and_bias("conv_proj", "vit.embeddings.patch_embeddings.projection"),
+        *weight_and_bias("encoder.ln", "vit.layernorm"),
     ]
     for i in range(config.num_hidden_layers):
         theirs, ours = f"encoder.layers.encoder_layer_{i}.", f"vit.layers.{i}."
         for kind in ("weight", "bias"):
             parts = tuple(f"{ours}attention.{letter}_proj.{kind}" for letter in "qkv")
-            rules.append(Rule((f"{theirs}self_attention.in_proj_{kind}",), parts, split(3)))
+            mappings.append(KeyMapping((f"{theirs}self_attention.in_proj_{kind}",), parts, split(3)))
         for a, b in (*BLOCK, *MLP[mlp]):
-            rules += both(theirs + a, ours + b)
+            mappings += weight_and_bias(theirs + a, ours + b)
     if config.representation_size is not None:
-        rules += both("heads.pre_logits", "vit.pooler.dense")
+        mappings += weight_and_bias("heads.pre_logits", "vit.pooler.dense")
     if config.num_labels:
-        rules += both("heads.head", "classifier")
-    return rules
+        mappings += weight_and_bias("heads.head", "classifier")
+    return mappings
 
 
 def matches(file: TensorFile) -> bool:
@@ -49,22 +57,28 @@ def matches(file: TensorFile) -> bool:
     return "conv_proj.weight" in file and "encoder.pos_embedding" in file
 
 
-def read(file: TensorFile, asked: dict[str, Any], beside: dict[str, dict]) -> Reading:
-    """Infer the architecture from names and shapes; heads from the width."""
+def read(file: TensorFile, requested: dict[str, Any], sidecars: dict[str, dict]) -> CheckpointSpec:
+    """Infer the architecture from names and shapes; heads from the width.
+
+    Raises:
+        HFViTError: incomplete, a head that is not one linear layer, or a question for the caller.
+    """
     shapes, first = file.shapes, "encoder.layers.encoder_layer_0."
     mlp = "counted" if f"{first}mlp.0.weight" in file else "named"
     fc1 = f"{first}{MLP[mlp][0][0]}.weight"
     if fc1 not in file or "class_token" not in file:
         raise HFViTError(f"{file.path}: incomplete, it has no class_token or no '{fc1}'")
     width, channels, patch_h, patch_w = shapes["conv_proj.weight"]
+    heads, assumptions = heads_for_width(file.path, width, requested)
+    labels, unused = linear_head(file, "heads.head", requested, pattern=r"heads\.(?!pre_logits)")
     fields: dict[str, Any] = {
         "hidden_size": width,
-        "num_hidden_layers": layers_of(file, r"encoder\.layers\.encoder_layer_(\d+)\."),
-        "num_attention_heads": heads_of(file.path, width, asked),
+        "num_hidden_layers": count_layers(file, r"encoder\.layers\.encoder_layer_(\d+)\."),
+        "num_attention_heads": heads,
         "intermediate_size": shapes[fc1][0],
-        "patch_size": patch_h if patch_h == patch_w else (patch_h, patch_w),
+        "patch_size": patch_size(patch_h, patch_w),
         "num_channels": channels,
-        "num_labels": shapes["heads.head.weight"][0] if "heads.head.weight" in file else 0,
+        "num_labels": labels,
         "representation_size": shapes["heads.pre_logits.weight"][0] if "heads.pre_logits.weight" in file else None,
         "qkv_bias": True,
         "use_class_token": True,
@@ -77,12 +91,21 @@ def read(file: TensorFile, asked: dict[str, Any], beside: dict[str, dict]) -> Re
         "resnet_depths": None,
         **NUMERICS,
     }
-    fields["image_size"] = image_size_of_table(file.path, shapes["encoder.pos_embedding"][1] - 1, fields, asked)
-    return Reading(
-        dialect="torchvision vision transformer",
+    fields["image_size"] = image_size_of_table(file.path, shapes["encoder.pos_embedding"][1] - 1, fields, requested)
+    return CheckpointSpec(
+        format="torchvision vision transformer",
         fields=fields,
-        unsaid={"num_attention_heads", "pooling", *NUMERICS},
-        table=lambda config: table(config, mlp),
-        notes=[f"{fields['num_attention_heads']} heads taken for width {width}: the file does not say"],
-        processor=IMAGENET_PROCESSOR | {"resample": 2},
+        not_specified={"num_attention_heads", "pooling", *NUMERICS},
+        key_mappings=lambda config: key_mappings(config, mlp),
+        unused=unused,
+        assumptions=assumptions + ["erf GELU and the evaluation images of torchvision's own weights (hidden_act=)"],
+        image_processing=image_processing(fields["image_size"], width, patch_h),
     )
+
+
+def image_processing(image_size: int | tuple[int, int], width: int, patch: int) -> ImageProcessing:
+    """How torchvision evaluates its weights: a crop out of 256 (ViT-L/16: 242), larger images (SWAG) uncropped."""
+    if image_size == 224:
+        edge = 242 if (width, patch) == (1024, 16) else 256
+        return ImageProcessing(edge, (224, 224), "bilinear", 1 / 255, IMAGENET_MEAN, IMAGENET_STD)
+    return ImageProcessing(224, (224, 224), "bicubic", 1 / 255, IMAGENET_MEAN, IMAGENET_STD).at_size(image_size)

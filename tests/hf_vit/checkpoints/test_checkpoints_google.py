@@ -1,4 +1,4 @@
-"""Google's npz files: what is inferred, asked for and written. That the numbers agree is in `test_goldens.py`.
+"""Google's npz files: what is inferred, requested for and written. That the numbers agree is in `test_goldens.py`.
 
 python -m pytest tests/hf_vit/checkpoints/test_checkpoints_google.py
 """
@@ -32,14 +32,14 @@ def changed(tmp_path, path, change) -> str:
     "name", ["vt_token", "vt_gap", "vt_token_prelogits", "vt_token_nonsquare", "vt_hybrid_3stage", "vt_hybrid_r_ti"]
 )
 def test_vision_transformer_round_trip_is_bit_exact(goldens, tmp_path, name):
-    asked = {"image_size": (32, 48)} if "nonsquare" in name else {}
-    model = load_checkpoint(goldens / f"{name}.npz", **asked)
+    requested = {"image_size": (32, 48)} if "nonsquare" in name else {}
+    model = load_checkpoint(goldens / f"{name}.npz", **requested)
     save_checkpoint(model, tmp_path / "back.npz", format="google-npz")
     before, after = arrays(goldens / f"{name}.npz"), arrays(tmp_path / "back.npz")
     assert before.keys() == after.keys()
     for key in before:
         assert before[key].dtype == after[key].dtype and np.array_equal(before[key], after[key]), key
-    same(load_checkpoint(tmp_path / "back.npz", **asked), model)
+    same(load_checkpoint(tmp_path / "back.npz", **requested), model)
 
 
 @pytest.mark.parametrize("name", ["bv_tok", "bv_gap", "bv_map", "bv_scan", "bv_sincos", "bv_bf16", "bv_map_siglip"])

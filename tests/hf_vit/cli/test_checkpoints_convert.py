@@ -3,11 +3,16 @@
 python -m pytest tests/hf_vit/cli/test_checkpoints_convert.py
 """
 
+import errno
 import json
+import os
+import stat
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 import torch
+from huggingface_hub import metadata_load
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 
 from hf_vit import HFViTForImageClassification, HFViTForMaskedPatchPrediction
@@ -116,6 +121,61 @@ def test_overwrite(goldens, tmp_path):
     assert convert(goldens / "vt_gap.npz", tmp_path / "vit") == 2
     assert convert(goldens / "vt_gap.npz", tmp_path / "vit", "--overwrite") == 0
     assert load_checkpoint(tmp_path / "vit").config.pooling == "gap"
+
+
+def test_a_folder_is_replaced_as_a_whole(goldens, tmp_path, capsys):
+    """Nothing of the old model stays: its card, facts, shards. A folder that is no model's stays."""
+    place = tmp_path / "vit"
+    place.mkdir()
+    for name in ("README.md", "facts.json", "model.safetensors.index.json", "model-00001-of-00002.safetensors"):
+        (place / name).write_text("old")
+    assert convert(goldens / "vt_token.npz", place, "--overwrite") == 0
+    assert not {p.name for p in place.iterdir()} & {"README.md", "facts.json", "model.safetensors.index.json"}
+    assert [p.name for p in tmp_path.iterdir()] == ["vit"]
+    (place / "thesis.docx").write_text("years")
+    assert convert(goldens / "vt_token.npz", place, "--overwrite") == 2
+    assert "thesis.docx" in capsys.readouterr().err and (place / "thesis.docx").is_file()
+    os.mkfifo(tmp_path / "fifo")
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    for name in ("fifo", "link"):
+        for words in ((), ("--format", "google-npz"), ("--overwrite",)):
+            assert convert(goldens / "vt_token.npz", tmp_path / name, *words) == 2
+    assert (tmp_path / "fifo").is_fifo() and (tmp_path / "link").is_symlink()
+
+
+@pytest.mark.parametrize("words", [(), ("--format", "timm"), ("--format", "transformers"), ("--format", "google-npz")])
+def test_a_full_disk_is_one_line(goldens, tmp_path, capsys, monkeypatch, words):
+    full = OSError(errno.ENOSPC, "No space left on device")
+    monkeypatch.setattr("hf_vit.checkpoints.save.save_file", Mock(side_effect=full))
+    monkeypatch.setattr("transformers.modeling_utils.safe_save_file", Mock(side_effect=full))
+    monkeypatch.setattr(np.lib.format, "write_array", Mock(side_effect=full))
+    assert convert(goldens / "vt_token.npz", tmp_path / "vit", *words) == 2
+    said = capsys.readouterr().err.splitlines()
+    assert said[-1].startswith("error: no space left for") and not list(tmp_path.iterdir())
+
+
+def test_statistics_and_license(goldens, tmp_path, capsys):
+    assert convert(goldens / "vt_token.npz", tmp_path / "a", "--image-mean", 0.1, 0.2, 0.3, "--image-std", 0.4) == 0
+    assert "mean 0.1 0.2 0.3 std 0.4" in capsys.readouterr().out
+    settings = json.loads((tmp_path / "a" / "preprocessor_config.json").read_text())
+    assert settings["image_mean"] == [0.1, 0.2, 0.3] and settings["image_std"] == [0.4] * 3
+    assert not (tmp_path / "a" / "README.md").exists()
+    (tmp_path / "a" / "README.md").write_text("---\nlicense: cc-by-nc-4.0\n---\n# A model\n")
+    assert convert(tmp_path / "a", tmp_path / "b") == 0
+    assert "license     cc-by-nc-4.0" in capsys.readouterr().out
+    assert metadata_load(tmp_path / "b" / "README.md")["license"] == "cc-by-nc-4.0"
+    assert json.loads((tmp_path / "b" / "preprocessor_config.json").read_text()) == settings
+    assert convert(goldens / "vt_token.npz", tmp_path / "c", "--image-mean", 0.1, 0.2) == 2
+    assert convert(goldens / "vt_token.npz", tmp_path / "c", "--image-std", 0) == 2
+
+
+def test_weights_have_the_mode_of_the_umask(goldens, tmp_path):
+    assert convert(goldens / "vt_token.npz", tmp_path / "a") == 0
+    assert convert(goldens / "vt_token.npz", tmp_path / "a.safetensors", "--format", "timm") == 0
+    (tmp_path / "usual").write_text("")
+    usual = stat.S_IMODE((tmp_path / "usual").stat().st_mode)
+    for file in (*(tmp_path / "a").iterdir(), tmp_path / "a.safetensors"):
+        assert stat.S_IMODE(file.stat().st_mode) == usual, file
 
 
 def test_warnings_are_printed(goldens, tmp_path, capsys):

@@ -1,0 +1,76 @@
+"""What trainings put around the names of a ViT: prefixes of torch.compile, DDP, Lightning and DINO, and counters.
+
+`unwrap` takes them off, so that the formats see the names as their library writes them.
+"""
+
+import re
+
+from .tensor_file import TensorFile
+
+
+# Parts of a prefix that say where a module was kept, nothing about the network.
+WRAPPERS = (
+    *("module", "_orig_mod", "_fsdp_wrapped_module", "_forward_module", "_checkpoint_wrapped_module"),
+    *("model", "backbone", "encoder", "network", "net", "student", "teacher", "target_encoder", "ema", "ema_model"),
+    *("base_model", "feature_extractor", "trunk", "classifier_model", "averaged_model", "0"),
+)
+# The tensor that every ViT of a library has exactly once; what stands before it is the prefix.
+ANCHORS = (
+    "patch_embed.proj.weight",  # timm, DINO, MAE, DINOv2, DINOv3
+    "patch_embed.backbone.stem.conv.weight",
+    "embeddings.patch_embeddings.projection.weight",  # transformers, hf_vit
+    "embeddings.patch_embeddings.weight",  # transformers' DINOv3
+    "embeddings.patch_embedding.weight",  # transformers' CLIP and SigLIP
+    "embeddings.patch_embed.weight",  # transformers' AIMv2
+    "conv_proj.weight",  # torchvision
+    "visual.conv1.weight",  # OpenAI's CLIP, open_clip
+    "visual.trunk.patch_embed.proj.weight",
+)
+COUNTERS = r"(.*\.)?(global_step|step|epoch|n_averaged|num_updates|num_batches_tracked|iteration|decay)$"
+
+
+def unwrap(file: TensorFile) -> TensorFile:
+    """The file under the names of its library; what was taken off or lies outside is noted.
+
+    Names inside the network that a wrapper was put into (`blocks.0._orig_mod.attn...`) lose it too. Tensors outside
+    the prefix (another network, a projection head) are not used, but for a linear head `head.weight`, `head.bias`.
+    """
+    clean = {
+        re.sub(r"(^|(?<=\.))(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.", "", n): n for n in file
+    }
+    if len(clean) < len(file.shapes):  # two tensors under one name: leave them to the error about names
+        return file
+    counters = {name for name in clean if re.match(COUNTERS, name) and not file.shapes[clean[name]]}
+    names = {name: old for name, old in clean.items() if name not in counters}
+    prefix = _prefix(names)
+    inside = {name.removeprefix(prefix): old for name, old in names.items() if name.startswith(prefix)}
+    outside = sorted(name for name in names if not name.startswith(prefix))
+    for kind in ("weight", "bias"):
+        if prefix and f"head.{kind}" in outside and f"head.{kind}" not in inside:
+            inside[f"head.{kind}"] = names[f"head.{kind}"]
+            outside.remove(f"head.{kind}")
+    if prefix:
+        file.notes.append(f"'{prefix}' taken off the names")
+    if outside:
+        more = f" and {len(outside) - 5} more" if len(outside) > 5 else ""
+        file.notes.append(f"not under '{prefix}', not used: {', '.join(outside[:5])}{more}")
+    if counters:
+        file.notes.append(f"counters, not used: {', '.join(sorted(counters))}")
+    return file.renamed(inside) if inside != {name: name for name in file} else file
+
+
+def _prefix(names: dict[str, str]) -> str:
+    """The wrappers before the anchor, with their dot; nothing where there is no anchor or more than one place."""
+    places = {}
+    for anchor in ANCHORS:
+        for name in names:
+            if name == anchor or name.endswith("." + anchor):
+                before = name.removesuffix(anchor)
+                parts = before.split(".")[:-1]
+                kept = 0
+                while kept < len(parts) and parts[kept] in WRAPPERS:
+                    kept += 1
+                places[".".join(parts[:kept]) + "." if kept else ""] = name
+    if len(places) != 1:  # student and teacher, say: the formats' error lists the names
+        return next((place for place in places if place.startswith("teacher")), "")
+    return next(iter(places))
