@@ -162,13 +162,13 @@ def test_official_configs_have_our_names_and_shapes(goldens):
         config = HFViTConfig.from_preset(name, num_labels=1000)
         with torch.device("meta"):
             ours = {key: tuple(t.shape) for key, t in HFViTForImageClassification(config).state_dict().items()}
-            rules = google.table(config, google.VISION_TRANSFORMER)
+            mappings = google.key_mappings(config, google.VISION_TRANSFORMER)
             theirs = {key: torch.empty(size) for key, size in official["shapes"].items()}
-        assert sorted(n for rule in rules for n in rule.theirs) == sorted(theirs), name
-        assert sorted(n for rule in rules for n in rule.ours) == sorted(ours), name
-        for rule in rules:
-            converted = rule.form.to_ours(*(theirs[n] for n in rule.theirs))
-            assert [tuple(t.shape) for t in converted] == [ours[n] for n in rule.ours], rule.theirs
-            back = rule.form.to_theirs(*converted)
-            assert [tuple(t.shape) for t in back] == [tuple(theirs[n].shape) for n in rule.theirs], rule.ours
+        assert sorted(n for mapping in mappings for n in mapping.theirs) == sorted(theirs), name
+        assert sorted(n for mapping in mappings for n in mapping.ours) == sorted(ours), name
+        for mapping in mappings:
+            converted = mapping.transform.to_ours(*(theirs[n] for n in mapping.theirs))
+            assert [tuple(t.shape) for t in converted] == [ours[n] for n in mapping.ours], mapping.theirs
+            back = mapping.transform.to_theirs(*converted)
+            assert [tuple(t.shape) for t in back] == [tuple(theirs[n].shape) for n in mapping.theirs], mapping.ours
         assert sum(int(np.prod(size)) for size in ours.values()) == official["num_params"], name
