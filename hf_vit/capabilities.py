@@ -8,6 +8,7 @@ too, so one machine can stand for an older one.
 import functools
 import os
 import platform
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -136,6 +137,39 @@ def packs_linear_by_mkl() -> bool:
         return bool((torch.ops.mkl._mkl_linear(x, packed, weight, None, 2) == 16).all())
 
     return torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available() and _works(attempt)
+
+
+@functools.cache
+def int8_backend() -> str | None:
+    """Whose int8 matmul is correct and fast here: "onednn" with VNNI or AMX, "fbgemm" on other x86, or None.
+
+    oneDNN falls back to a reference loop without VNNI, two hundred times slower than float32.
+    """
+
+    def by_onednn() -> bool:
+        steps, zeros = torch.full((16, 16), 2, dtype=torch.int8), torch.zeros(16, dtype=torch.int32)
+        packed = torch.ops.onednn.qlinear_prepack(steps, None)
+        result = torch.ops.onednn.qlinear_pointwise(
+            steps[:2], 0.5, 0, packed, torch.ones(16), zeros, None, 1.0, 0, torch.float32, "none", [], ""
+        )
+        return bool((result == 32).all())
+
+    def by_fbgemm() -> bool:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # quantized tensors are deprecated
+            steps, zeros = torch.full((16, 16), 2, dtype=torch.int8), torch.zeros(16, dtype=torch.int64)
+            weight = torch._make_per_channel_quantized_tensor(steps, torch.ones(16).double(), zeros, 0)
+            packed = torch.ops.quantized.linear_prepack(weight, None)
+        rows = torch.ones(2, 16)
+        result = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32(rows, 0.5, 0, packed)
+        return bool((result == 32).all())
+
+    if not is_x86():
+        return None
+    if not int8_saturates() and _works(by_onednn):
+        return "onednn"
+    engine = torch.backends.quantized.engine in ("x86", "fbgemm")
+    return "fbgemm" if engine and _works(by_fbgemm) else None
 
 
 def _works(attempt: Callable[[], bool]) -> bool:

@@ -28,9 +28,10 @@ from .private_cache import cache_folder, distrust
 
 logger = logging.get_logger(__name__)
 
-MIN_SPEEDUP = 1.1  # an implementation replaces the plain one where its best time is 10 % below
+MIN_SPEEDUP = 1.1  # an implementation replaces the plain one where that takes 1.1 times as long
 MAX_ROUNDS = 6  # in turns, of which the best counts: other work on the machine only adds time
 MAX_MEASURE_SECONDS = 2.0  # no further round after this time, from the second on
+COLD_BYTES = 1 << 26  # written before each run, so that weights come from memory as they do within a model
 LOCK_SECONDS = 120.0  # to wait for another process that measures on this machine
 FORMAT = 1  # raise it when entries change their meaning
 
@@ -43,13 +44,16 @@ _chosen: dict[tuple, str] = {}
 _thread_lock = threading.RLock()
 
 
-def choose(key: tuple, implementations: Mapping[str, Callable], *inputs: Any) -> Callable:
+def choose(
+    key: tuple, implementations: Mapping[str, Callable], *inputs: Any, min_speedup: float = MIN_SPEEDUP
+) -> Callable:
     """The implementation that serves for a key.
 
     Args:
         key: strings, numbers, dtypes and tuples of them that tell one case from another: operation, shapes, dtype.
         implementations: computations of the same result by name, the plain one first.
         inputs: what they are measured on where this machine has not met the key, tensors first.
+        min_speedup: an implementation replaces the plain one where that takes so many times as long, or more.
 
     Raises whatever the plain implementation raises.
     """
@@ -59,7 +63,7 @@ def choose(key: tuple, implementations: Mapping[str, Callable], *inputs: Any) ->
     device = inputs[0].device if inputs and torch.is_tensor(inputs[0]) else None
     entry = (key, names, device, torch.get_num_threads())
     if entry not in _chosen:
-        _chosen[entry] = _fastest(names, seconds(key, implementations, *inputs))
+        _chosen[entry] = _fastest(names, seconds(key, implementations, *inputs), min_speedup)
     return implementations[_chosen[entry]]
 
 
@@ -78,6 +82,20 @@ def seconds(key: tuple, implementations: Mapping[str, Callable], *inputs: Any) -
         return _measured[entry]
 
 
+def speedup(key: tuple, plain: Callable, other: Callable, *inputs: Any) -> float:
+    """How many times as long the plain implementation takes as the other on this machine; 0 where the other fails.
+
+    Measured once, as `seconds` does; without a folder to keep times in, once a process.
+    """
+    implementations = {"plain": plain, "other": other}
+    with _thread_lock:
+        times = seconds(key, implementations, *inputs)
+        if "other" not in times:
+            times.update(measure(implementations, *inputs))
+    taken, base = times["other"], times["plain"]
+    return 0.0 if taken is None else (base or 0.0) / max(taken, 1e-9)
+
+
 def forget() -> None:
     """Drop what this process remembers of the table; the file stays."""
     with _thread_lock:
@@ -92,21 +110,18 @@ def table_file() -> Path | None:
     return None if folder is None else folder / f"kernels-{digest}.json"
 
 
-def _fastest(names: tuple[str, ...], times: Times) -> str:
+def _fastest(names: tuple[str, ...], times: Times, min_speedup: float) -> str:
     plain, *others = names
     base = times.get(plain)
     others = [name for name in others if times.get(name) is not None]
     if base is None or not others:
         return plain
     winner = min(others, key=lambda name: times[name] or 0.0)
-    return winner if (times[winner] or 0.0) * MIN_SPEEDUP < base else plain
+    return winner if (times[winner] or 0.0) * min_speedup < base else plain
 
 
 def measure(implementations: Mapping[str, Callable], *inputs: Any) -> Times:
-    """Best of some rounds in turns; the first, untimed round packs weights and finds those that fail.
-
-    Between two runs of one implementation the others run, so weights come from memory as they do within a model.
-    """
+    """Best of some rounds in turns; the first, untimed round packs weights and finds those that fail."""
     plain = next(iter(implementations))
     times: Times = {}
     for name, implementation in implementations.items():
@@ -124,6 +139,7 @@ def measure(implementations: Mapping[str, Callable], *inputs: Any) -> Times:
             break
         for name, best in times.items():
             if best is not None:
+                _cool_caches(inputs)
                 start = timer()
                 implementations[name](*inputs)
                 _wait_for_device(inputs)
@@ -204,6 +220,15 @@ def _device_name(inputs: tuple) -> str:
     if first is None or first.device.type == "cpu":
         return "cpu"
     return torch.cuda.get_device_name(first.device) if first.device.type == "cuda" else first.device.type
+
+
+def _cool_caches(inputs: tuple) -> None:
+    """Push weights out of a CPU's caches, and have the inputs in them: what a layer meets in the middle of a model."""
+    tensors = [x for x in inputs if torch.is_tensor(x)]
+    if COLD_BYTES and all(x.device.type == "cpu" for x in tensors):
+        torch.empty(COLD_BYTES, dtype=torch.uint8).fill_(1)
+        for x in tensors:
+            x.sum()
 
 
 def _wait_for_device(inputs: tuple) -> None:

@@ -25,7 +25,6 @@ from transformers.core_model_loading import WeightConverter, WeightRenaming
 from transformers.utils import cached_file
 
 from .configuration_hf_vit import HFViTConfig, as_pair
-from .inference import prepare_encoder
 from .position_embedding import resize_patch_kernel
 
 
@@ -33,10 +32,6 @@ TRAVELLING_FILES = (
     "configuration_hf_vit.py",
     "position_embedding.py",
     "resnet_stem.py",
-    "native.py",
-    "prepared.py",
-    "resnet_inference.py",
-    "inference.py",
     "pretrained_hf_vit.py",
     "modeling_hf_vit.py",
 )
@@ -300,33 +295,41 @@ class HFViTPreTrainedModel(PreTrainedModel):
     # -- speed
 
     def optimize_for_inference(self, dtype: torch.dtype | None = None, int8_calibration: torch.Tensor | None = None):
-        """Prepare the network for fast inference, in place; evaluation mode from here on. Returns the model.
+        """Replace layers by faster ones, in place; evaluation mode from here on. Returns the model.
 
-        Under `torch.inference_mode()` or `no_grad()` patches, blocks and a hybrid's ResNet compute the fastest way
-        this machine has, measured once for each size of batch: the first pass of a size takes longer, the first of all
-        a second more where a C++ compiler builds kernels for this processor (`native.py`). Everything else goes
-        on to work, at the plain model's speed and precision: training, `output_attentions`, hooks, `torch.compile`;
-        saving writes the plain weights. Prepared copies of weights need about as much memory again (in bfloat16 up to
-        1.7 times as much where large and small batches come), and are made again when weights change.
+        Under `torch.inference_mode()` or `no_grad()` patches, blocks and a hybrid's ResNet are computed by the
+        implementations that are the fastest on this machine. They are measured once, for each batch size, and kept
+        in a table on disk: the first pass takes longer, and every process computes the same bits. C++ kernels are
+        compiled in some seconds where a compiler is found. Training, `output_attentions`, hooks, `torch.compile` and
+        LoRA go to the plain layers; saving writes their weights. Packed copies of weights need about as much memory
+        again (in bfloat16 up to 1.7 times as much) and are made anew when weights change.
 
         Args:
             dtype: a floating dtype that weights are converted to, such as `torch.bfloat16`. Float32 logits stay within
                 2e-5 (hybrids 5e-5) of the plain model's, bfloat16 ones as near to float32 as plain bfloat16, up to
-                1.1 times its distance in ViT-B, whose wide layers are added in parts.
-            int8_calibration: `(B, C, H, W)`, some dozens of normalised pictures like those to come: the blocks'
-                products become int8 (weights and activations) with scales measured on them, attention bfloat16. CPU
-                only; logits move by some percent of the largest: check the accuracy on pictures with labels.
+                1.1 times its distance in ViT-B, whose wide layers are added in parts. Where the processor only
+                emulates bfloat16, a warning says how much slower that is.
+            int8_calibration: `(B, C, H, W)`, some dozens of normalized images like those to come: the blocks' linear
+                layers become int8 (weights and activations) with steps measured on them. CPU only; logits move by
+                some percent of the largest: check the accuracy on images with labels.
 
         Raises:
-            ValueError: a dtype that is not floating; int8 for blocks or a device that have none.
+            ImportError: the package is not installed; the files that travel to the Hub are the plain model.
+            ValueError: a dtype that is not floating; int8 for layers, a device or a processor that have none, or where
+                it would not be faster.
         """
-        if dtype is not None and not dtype.is_floating_point:
+        try:
+            from hf_vit.inference.optimize import optimize_encoder
+        except ImportError as error:
+            raise ImportError(
+                f"optimize_for_inference is in the package, not in the model's own files: pip install hf-vit ({error})"
+            ) from error
+        if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
             raise ValueError(f"dtype={dtype} is not a floating dtype: use torch.float32 or torch.bfloat16")
         self.eval()
         if dtype is not None:
             self.to(dtype)  # type: ignore[arg-type]
-        prepare_encoder(self.encoder, int8_calibration)
-        self.encoder.optimized = True
+        optimize_encoder(self.encoder, int8_calibration)
         return self
 
     # -- looking inside

@@ -2,7 +2,7 @@
 
 For inference, without training: `merge_tokens(model, r=8)`. Class and register tokens (and the token that pooling
 "first" reads) are never merged. Keys, averaged over heads, say what is alike; a token that stands for s patches counts
-s times in attention and pooling. Works with models that were prepared by `optimize_for_inference`, before or after.
+s times in attention and pooling. Works with models optimized by `optimize_for_inference`, before or after.
 """
 
 from collections.abc import Sequence
@@ -12,8 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .errors import HFViTError
-from .modeling.prepared import is_watched
+from ..errors import HFViTError
+from .layers import OptimizedLayer
+from .wrapper import has_forward_hooks, plain_module, wrap
 
 
 def merge_tokens(model: nn.Module, r: int | Sequence[int], proportional: bool = True) -> nn.Module:
@@ -36,16 +37,22 @@ def merge_tokens(model: nn.Module, r: int | Sequence[int], proportional: bool = 
     if len(pairs) != len(encoder.layers) or any(not isinstance(count, int) or count < 0 for count in pairs):
         raise HFViTError(f"r={r}: give one number from 0, or {len(encoder.layers)} of them, one for each block")
     state = MergeState(encoder.config, proportional)
-    for index, (layer, count) in enumerate(zip(encoder.layers, pairs)):
-        current = layer.__dict__.pop("forward", None)
-        before = current.before if isinstance(current, MergingLayer) else current
-        stand_in = MergingLayer(layer, count, state, before, first=index == 0) if any(pairs) else before
-        if stand_in is not None:
-            layer.__dict__["forward"] = stand_in
+    for index, count in enumerate(pairs):
+        merging = Merging(count, state, first=index == 0) if any(pairs) else None
+        encoder.layers[index] = with_merging(encoder.layers[index], merging)
     encoder.__dict__.pop("pool", None)
     if any(pairs) and encoder.config.pooling in ("gap", "map"):
-        encoder.__dict__["pool"] = MergedPool(encoder, state)
+        encoder.pool = MergedPool(encoder, state)
     return model
+
+
+def with_merging(layer: nn.Module, merging: "Merging | None") -> nn.Module:
+    """A block, plain or optimized, that merges tokens in this way; None: the block without merging."""
+    if not isinstance(layer, OptimizedLayer):
+        return layer if merging is None else wrap(OptimizedLayer, layer, merging=merging, fast=False)
+    if merging is None and not layer.fast:
+        return plain_module(layer)
+    return wrap(layer.kind, layer.plain, **(layer.settings | {"merging": merging}))
 
 
 class MergeState:
@@ -63,51 +70,27 @@ class MergeState:
         return self.sizes.log().to(like.dtype)[:, None, None]
 
 
-class MergingLayer:
-    """Stands before the `forward` of an `HFViTLayer`: Eq. 2, merging, Eq. 3."""
+class Merging:
+    """What an `OptimizedLayer` does between Eq. 2 and Eq. 3: merge r pairs of tokens by the keys of its attention."""
 
-    def __init__(self, layer: nn.Module, r: int, state: MergeState, before: Any, first: bool):
-        self.layer: Any = layer
-        self.r, self.state, self.before, self.first = r, state, before, first
+    def __init__(self, r: int, state: MergeState, first: bool):
+        self.r, self.state, self.first = r, state, first
 
-    def __call__(self, x: torch.Tensor, **kwargs) -> torch.Tensor:
-        layer, state = self.layer, self.state
+    def begin(self, layer: Any, kwargs: dict) -> None:
+        """Before a block: the first one starts with single patches. Raises HFViTError where maps are asked for."""
         if self.first:
-            state.sizes = None
-        if layer.training:
-            return type(layer).forward(layer, x, **kwargs)
-        asks = kwargs.get("output_attentions") or layer.attention.config.output_attentions
-        if asks or is_watched(layer.attention):
+            self.state.sizes = None
+        attention = layer.plain.attention
+        asks = kwargs.get("output_attentions") or attention.config.output_attentions
+        if asks or has_forward_hooks(attention):
             raise HFViTError("attention maps are of unmerged tokens: call merge_tokens(model, r=0) first")
-        prepared = self.before is not None and self.before.serves(x, kwargs)
-        parts = self.before if prepared else PlainParts(layer)
-        query, key, value = parts.heads(x)
-        mixed = parts.attend(query, key, value, layer.attention.scaling, state.bias(query))
-        x = parts.project(mixed, x.clone())  # Eq. 2; int8 adds in place
-        x = merge(x, key.mean(dim=1), self.r, state)
-        return parts.mlp(x)  # Eq. 3
 
+    def bias(self, like: torch.Tensor) -> torch.Tensor | None:
+        return self.state.bias(like)
 
-class PlainParts:
-    """The parts of a plain block, with gradients, under the names that a `PreparedLayer` has."""
-
-    def __init__(self, layer: Any):
-        self.layer = layer
-
-    def heads(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        attention, x = self.layer.attention, self.layer.layernorm_before(x)
-        return *attention.queries_and_keys(x), attention._heads(attention.v_proj(x))
-
-    def attend(
-        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float, bias: torch.Tensor | None
-    ) -> torch.Tensor:
-        return F.scaled_dot_product_attention(query, key, value, attn_mask=bias, scale=scale)
-
-    def project(self, mixed: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-        return x + self.layer.layer_scale1(self.layer.attention.o_proj(mixed.transpose(1, 2).flatten(2)))
-
-    def mlp(self, x: torch.Tensor) -> torch.Tensor:
-        return x + self.layer.layer_scale2(self.layer.mlp(self.layer.layernorm_after(x)))
+    def __call__(self, x: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
+        """Tokens `(B, N, D)` and keys `(B, k, N, d)` -> `(B, N - r, D)`."""
+        return merge(x, key.mean(dim=1), self.r, self.state)
 
 
 class MergedPool:

@@ -1,0 +1,144 @@
+"""C++ sources become loaded libraries: compiled for this processor at their first use, and kept for the next process.
+
+Where there is no compiler, or it fails, hangs or builds nothing, `library` is None and PyTorch's operations serve;
+one line says why. A kept library is loaded only if nobody but this user can have written it and its digest is the one
+recorded when it was built: a file that is cut short would kill the process, not raise.
+"""
+
+import contextlib
+import ctypes
+import hashlib
+import os
+import platform
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+from transformers.utils import logging
+
+from ..capabilities import hardware_features
+from ..private_cache import cache_folder, distrust
+
+
+logger = logging.get_logger(__name__)
+
+SOURCES = Path(__file__).parent / "cpp"
+FLAGS = ("-O3", "-std=c++17", "-march=native", "-fopenmp", "-shared", "-fPIC")
+COMPILE_SECONDS = 120.0  # each source takes one or two
+LOCK_SECONDS = COMPILE_SECONDS + 30  # to wait for another process that compiles
+
+Functions = Mapping[str, Sequence]  # name -> types of its arguments
+
+
+def library(source: Path, functions: Functions) -> ctypes.CDLL | None:
+    """A source compiled for this processor, with its functions ready to be called; None where that cannot be.
+
+    Args:
+        source: a C++ file that needs nothing but the standard library and OpenMP.
+        functions: those that are called; a library without one of them is not used.
+    """
+    if sys.platform != "linux" or platform.machine() != "x86_64" or not source.exists():
+        return None
+    try:
+        command = compiler()
+        if command is None:
+            return None
+        described = repr((command, FLAGS, sorted(hardware_features()))).encode()
+        name = f"{source.stem}-{hashlib.sha256(source.read_bytes() + described).hexdigest()[:16]}"
+        folder = cache_folder()
+        if folder is None:  # built for this process alone
+            with tempfile.TemporaryDirectory(prefix="hf_vit-") as own:
+                return _build(command, source, Path(own), name, functions)
+        with FileLock(folder / f"{name}.lock", timeout=LOCK_SECONDS, mode=0o600):
+            kept = _load_kept(folder / f"{name}.so", functions)
+            return kept or _build(command, source, folder, name, functions)
+    except (OSError, ValueError, NotImplementedError, Timeout) as error:
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        logger.warning(f"{source.name} was not compiled, PyTorch's own operations serve instead: {reason[0]}")
+        return None
+
+
+def compiler() -> list[str] | None:
+    """The words that start the compiler: `CXX`, which may have several ("ccache g++"), else g++ or clang++."""
+    if words := shlex.split(os.environ.get("CXX", "")):
+        return words
+    found = shutil.which("g++") or shutil.which("clang++")
+    return [found] if found else None
+
+
+# -- kept libraries
+
+
+def _load_kept(path: Path, functions: Functions) -> ctypes.CDLL | None:
+    """A library built before, or None where there is none or it must be built again."""
+    digest = path.with_suffix(".sha256")
+    if not (path.exists() and digest.exists()):
+        return None
+    if reason := distrust(path) or distrust(digest):
+        logger.warning(f"{reason}: it is not loaded, and built again")
+        return None
+    if digest.read_text(encoding="utf-8", errors="replace").strip() != _digest(path):
+        logger.warning(f"{path} is damaged: it is built again")
+        return None
+    try:
+        return _load(path, functions)
+    except (OSError, ValueError):  # of another C library, for example, where homes are shared between machines
+        return None
+
+
+def _load(path: Path, functions: Functions) -> ctypes.CDLL:
+    loaded = ctypes.CDLL(str(path))
+    for name, arguments in functions.items():
+        function = getattr(loaded, name, None)
+        if function is None:
+            raise ValueError(f"{path.name} has no function {name!r}")
+        function.argtypes = list(arguments)
+    return loaded
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+# -- building
+
+
+def _build(command: list[str], source: Path, folder: Path, name: str, functions: Functions) -> ctypes.CDLL:
+    """Compile in a folder of its own, then rename. Raises OSError or ValueError with the compiler's first line."""
+    for stale in folder.glob(f"{name}.build-*"):  # of a process that was killed: only the holder of the lock builds
+        shutil.rmtree(stale, ignore_errors=True)
+    with tempfile.TemporaryDirectory(dir=folder, prefix=f"{name}.build-") as temporary:
+        built, digest = Path(temporary, f"{name}.so"), Path(temporary, f"{name}.sha256")
+        _compile([*command, *FLAGS, str(source), "-o", str(built)], Path(temporary, "errors"))
+        if not built.is_file():
+            raise ValueError(f"{shlex.join(command)} built nothing")
+        built.chmod(0o700)
+        digest.write_text(_digest(built), encoding="utf-8")
+        digest.chmod(0o600)
+        loaded = _load(built, functions)  # before it is kept; the mapping stays valid when the file moves
+        os.replace(built, folder / built.name)
+        os.replace(digest, folder / digest.name)
+        return loaded
+
+
+def _compile(command: list[str], errors: Path) -> None:
+    """Run a compiler, and end it with all its children when it takes too long."""
+    with errors.open("wb") as file:  # not a pipe: a child of the compiler that lives on would keep it open
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=file, stderr=file, start_new_session=True)
+        try:
+            status = process.wait(COMPILE_SECONDS)
+        except subprocess.TimeoutExpired:
+            raise ValueError(f"{command[0]} took more than {COMPILE_SECONDS:g} s") from None
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+    if status:
+        said = errors.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+        raise ValueError(said[0] if said else f"{command[0]} failed with exit status {status}")

@@ -1,0 +1,233 @@
+"""Blocks whose linear layers are int8, weights (one step a row) and activations (one step a layer) alike.
+
+Steps of activations come from calibration images. oneDNN computes where the processor has VNNI or AMX. On other x86
+processors u8 x s8 products are added in 16 bits, which full-range weights overflow: FBGEMM computes there, with
+weights of 7 bits. int8 that is not clearly faster than what it replaces is refused.
+"""
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from .. import capabilities
+from ..errors import HFViTError
+from ..kernel_table import speedup
+from . import kernels
+from .layers import BlockLinears, OptimizedLayer, gelu_form
+from .wrapper import plain_module, wrap
+
+
+LARGEST_STEP = 127  # of an activation, either side of zero, and of a weight for oneDNN
+LARGEST_STEP_7_BITS = 63  # of a weight for FBGEMM: 255 * 63 * 2 stays below 2^15
+MIN_SPEEDUP = {"onednn": 1.0, "fbgemm": 1.4}  # over the float layer; 7 bits cost accuracy, so they have to pay
+MAX_MEASURED_IMAGES = 8
+SMALLEST = 1e-12  # of what a step is worth, for layers that answer with zeros
+
+
+class Int8Layer(OptimizedLayer):
+    """A block of the encoder in int8. Within it tokens are float32, to which each half is added.
+
+    Settings:
+        steps: what 1 is worth in the inputs of "qkv", "out", "fc1" and "fc2".
+    """
+
+    steps: dict[str, float]
+
+    def is_supported(self) -> bool:
+        return super().is_supported() and capabilities.int8_backend() is not None
+
+    def build(self) -> None:
+        super().build()
+        layer = self.plain
+        norms = {"qkv": layer.layernorm_before, "fc1": layer.layernorm_after}
+        weights = {name: linear.join() for name, linear in self.linears._asdict().items()}
+        by_onednn = capabilities.int8_backend() == "onednn"
+        linears: dict[str, Any] = {}
+        for name, (weight, bias) in weights.items():
+            norm = copy.deepcopy(norms[name]).float() if name in norms else None
+            parts, gelu = 3 if name == "qkv" else 1, name == "fc1"
+            if by_onednn:
+                result = {"qkv": torch.bfloat16, "fc1": torch.int8}.get(name, torch.float32)
+                linears[name] = OneDNNLinear(
+                    weight, bias, self.steps[name], norm, parts, gelu, result, self.steps["fc2"] if gelu else 1.0
+                )
+            else:
+                linears[name] = FBGEMMLinear(weight, bias, self.steps[name], norm, parts, gelu)
+        self.__dict__.update(linears=BlockLinears(**linears), mlp_parts=[])
+
+    def run(self, x: torch.Tensor, tokens: int | None = None, **kwargs) -> torch.Tensor:
+        return self.groups(tokens, x)
+
+    def block(self, x: torch.Tensor, tokens: int | None, linears: BlockLinears) -> torch.Tensor:
+        if linears is not self.__dict__.get("linears"):
+            return super().block(x, tokens, linears)
+        return super().block(x.to(torch.float32, copy=True), tokens, linears).to(x.dtype)
+
+    def normalize(self, norm: nn.Module, heads: torch.Tensor) -> torch.Tensor:
+        if isinstance(norm, nn.Identity):
+            return heads
+        return norm(heads.to(self.plain.attention.q_proj.weight.dtype)).to(heads.dtype)
+
+
+class OneDNNLinear:
+    """A linear layer of int8 rows by oneDNN.
+
+    Args:
+        weight, bias: `(out, in)` and `(out,)` or None.
+        step: what 1 is worth in the input.
+        norm: in float32, applied to the input.
+        parts: results of equal width side by side.
+        gelu: applied to the result.
+        dtype, step_out: of the result; int8 counts in steps of `step_out`.
+    """
+
+    def __init__(
+        self,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        step: float,
+        norm: nn.LayerNorm | None,
+        parts: int,
+        gelu: bool,
+        dtype: torch.dtype,
+        step_out: float,
+    ):
+        steps, self.weight_steps = int8_weight(weight, LARGEST_STEP)
+        self.packed = kernels.pack_int8(steps)
+        self.bias = None if bias is None else bias.float()
+        self.step, self.layer_norm, self.parts, self.gelu = step, norm, parts, gelu
+        self.dtype, self.step_out = dtype, step_out
+
+    def __call__(self, x: torch.Tensor, *rest: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """`(B, N, in)` -> results `(B, N, out)`; a contiguous float32 rest becomes the sum with it."""
+        if self.layer_norm is not None:
+            x = kernels.norm_to_int8(x, self.layer_norm, self.step)
+        elif x.dtype != torch.int8:
+            x = kernels.round_to_int8(x, self.step)
+        rows = x.flatten(0, 1)
+        weight = self.packed, self.weight_steps, self.bias
+        if rest:
+            total = rest[0].float().contiguous()
+            kernels.int8_linear_add_(total.flatten(0, 1), rows, self.step, *weight)
+            return (total,)
+        result = kernels.int8_linear(rows, self.step, *weight, self.dtype, self.gelu, self.step_out)
+        return tuple(part.unflatten(0, x.shape[:2]) for part in result.chunk(self.parts, dim=1))
+
+
+class FBGEMMLinear:
+    """A linear layer of uint8 rows and 7-bit weights by FBGEMM, with float32 results; arguments as above."""
+
+    def __init__(
+        self,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        step: float,
+        norm: nn.LayerNorm | None,
+        parts: int,
+        gelu: bool,
+    ):
+        steps, weight_steps = int8_weight(weight, LARGEST_STEP_7_BITS)
+        self.packed = kernels.pack_int8_fbgemm(steps, weight_steps, None if bias is None else bias.float())
+        self.step, self.layer_norm, self.parts, self.gelu = step, norm, parts, gelu
+
+    def __call__(self, x: torch.Tensor, *rest: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """`(B, N, in)` -> results `(B, N, out)` with the rest added."""
+        if self.layer_norm is not None:
+            x = self.layer_norm(x)
+        rows = x.float().reshape(-1, x.shape[-1])
+        result = kernels.int8_linear_fbgemm(rows, self.step, LARGEST_STEP + 1, self.packed)  # zero is 128 of 0..255
+        if self.gelu:
+            torch.ops.aten.gelu_(result)
+        parts = tuple(part.unflatten(0, x.shape[:2]) for part in result.chunk(self.parts, dim=1))
+        return tuple(part.add_(rest[0]) for part in parts) if rest else parts
+
+
+def int8_weight(weight: torch.Tensor, largest: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """A weight `(out, in)` as int8 of at most `largest`, and what 1 is worth in each row."""
+    steps = weight.float().abs().amax(dim=1).clamp(min=SMALLEST) / largest
+    return (weight.float() / steps[:, None]).round().to(torch.int8), steps
+
+
+# -- calibration
+
+
+@torch.no_grad()
+def calibrate(encoder: Any, pixel_values: torch.Tensor) -> list[dict[str, float]]:
+    """For each block the steps that an `Int8Layer` takes: the largest activations that these images cause, by 127.
+
+    Raises:
+        HFViTError: not images; blocks that have no int8 form; a device, precision or processor without int8.
+    """
+    check_int8(encoder, pixel_values)
+    largest: list[dict[str, float]] = []
+    hooks = []
+
+    def keep(found: dict[str, float], name: str) -> Callable:
+        def hook(module, args) -> None:
+            found[name] = max(found[name], args[0].abs().max().item())
+
+        return hook
+
+    for layer in encoder.layers:
+        attention, mlp = layer.attention, layer.mlp
+        linears = {"qkv": attention.q_proj, "out": attention.o_proj, "fc1": mlp.fc1, "fc2": mlp.fc2}
+        largest.append(dict.fromkeys(linears, 0.0))
+        hooks += [linear.register_forward_pre_hook(keep(largest[-1], name)) for name, linear in linears.items()]
+    try:
+        encoder(pixel_values)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    worst = max(value for found in largest for value in found.values())
+    if not worst < float("inf"):
+        raise HFViTError("int8_calibration causes activations that are not finite: give normalized images")
+    return [{name: max(value / LARGEST_STEP, SMALLEST) for name, value in found.items()} for found in largest]
+
+
+def check_int8(encoder: Any, pixel_values: Any) -> None:
+    """Raise HFViTError where int8 cannot be, before any work."""
+    if not torch.is_tensor(pixel_values) or pixel_values.ndim != 4 or not len(pixel_values):
+        shape = tuple(pixel_values.shape) if torch.is_tensor(pixel_values) else type(pixel_values).__name__
+        raise HFViTError(
+            f"int8_calibration is {shape}: give some dozens of normalized images as one tensor "
+            "(images, channels, height, width)"
+        )
+    for layer in encoder.layers:
+        plain = wrap(OptimizedLayer, plain_module(layer))
+        if not plain.is_supported() or gelu_form(plain.mlp.activation_fn, torch.bfloat16) is None:
+            raise HFViTError("int8 needs the layers of this package with a GELU between fc1 and fc2")
+        weight = layer.mlp.fc1.weight
+        if weight.device.type != "cpu" or weight.dtype not in (torch.float32, torch.bfloat16):
+            raise HFViTError(
+                f"int8 runs on CPUs, with a model in float32 or bfloat16; this is {weight.dtype} on {weight.device}"
+            )
+    if capabilities.int8_backend() is None:
+        raise HFViTError(
+            f"int8 is refused: neither oneDNN nor FBGEMM has fast int8 on this processor "
+            f"({capabilities.processor_name()}); use float32 or bfloat16"
+        )
+
+
+@torch.no_grad()
+def check_int8_speed(encoder: Any, pixel_values: torch.Tensor, steps: dict[str, float]) -> None:
+    """Raise HFViTError where the first block is not clearly faster in int8; measured once on a machine."""
+    backend = capabilities.int8_backend()
+    assert backend is not None
+    plain: Any = plain_module(encoder.layers[0])
+    dtype = plain.mlp.fc1.weight.dtype
+    if dtype == torch.bfloat16 and not capabilities.native_bfloat16():
+        dtype = torch.float32  # what int8 competes with where bfloat16 is emulated
+    x = encoder.embeddings(pixel_values[:MAX_MEASURED_IMAGES]).to(dtype)
+    block = copy.deepcopy(plain).to(dtype)
+    floating, int8 = wrap(OptimizedLayer, block), wrap(Int8Layer, block, steps=steps)
+    case = ("int8", backend, *x.shape, plain.attention.head_dim, plain.mlp.fc1.out_features, x.dtype)
+    factor = speedup(case, floating, int8, x)
+    if factor < MIN_SPEEDUP[backend]:
+        raise HFViTError(
+            f"int8 is refused: on this processor ({capabilities.processor_name()}) a block of this model is "
+            f"{factor:.2f} times as fast in int8 as in {str(dtype).removeprefix('torch.')}, and "
+            f"{MIN_SPEEDUP[backend]:g} times is the least that is worth its accuracy; leave int8_calibration out"
+        )

@@ -1,0 +1,294 @@
+"""Operations that PyTorch does not offer in public: kernels in C++ (`cpp/`) and oneDNN's, MKL's and FBGEMM's own.
+
+Each stands behind one check of what the processor and this PyTorch have. Whoever calls has the public operation as
+the other branch: `packs_linear` and its kin in `capabilities.py` say whether an operation below may be called.
+"""
+
+import ctypes
+import functools
+import warnings
+
+import torch
+import torch.nn.functional as F
+
+from ..capabilities import features
+from . import build
+
+
+POINTER, COUNT, NUMBER, FLAG = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float, ctypes.c_int
+
+
+# -- linear layers and convolutions with weights in the library's own layout -----------------------------------------
+
+
+def pack_linear(weight: torch.Tensor) -> torch.Tensor:
+    """A weight `(out, in)` in oneDNN's layout."""
+    return torch.ops.mkldnn._reorder_linear_weight(weight)
+
+
+def packed_linear(
+    rows: torch.Tensor, packed: torch.Tensor, bias: torch.Tensor | None, gelu: str | None = None
+) -> torch.Tensor:
+    """`(rows, in)` -> `(rows, out)`; a GELU ("none" or "tanh") is applied before a result leaves the cache."""
+    if gelu is not None:
+        return torch.ops.mkldnn._linear_pointwise(rows, packed, bias, "gelu", [], gelu)
+    return torch.ops.mkldnn._linear_pointwise(rows, packed, bias, "none", [], "")
+
+
+def packed_linear_add(
+    rows: torch.Tensor, rest: torch.Tensor, packed: torch.Tensor, bias: torch.Tensor | None
+) -> torch.Tensor:
+    """`packed_linear(rows) + rest`, added before a result leaves the cache."""
+    return torch.ops.mkldnn._linear_pointwise.binary(rows, rest, packed, bias, "add")
+
+
+def pack_linear_by_mkl(weight: torch.Tensor, rows: int) -> torch.Tensor:
+    """A float32 weight in MKL's layout, which serves for one number of rows."""
+    return torch.ops.mkl._mkl_reorder_linear_weight(weight, rows)
+
+
+def packed_linear_by_mkl(
+    rows: torch.Tensor, packed: torch.Tensor, shape: torch.Tensor, bias: torch.Tensor | None
+) -> torch.Tensor:
+    """`(rows, in)` -> `(rows, out)`; of `shape`, `(out, in)`, only the sizes are read."""
+    return torch.ops.mkl._mkl_linear(rows, packed, shape, bias, len(rows))
+
+
+def pack_convolution(
+    weight: torch.Tensor, padding: tuple[int, int], stride: tuple[int, int], shape: torch.Size
+) -> torch.Tensor:
+    """A kernel `(out, in, height, width)` in oneDNN's layout for inputs of one shape."""
+    return torch.ops.mkldnn._reorder_convolution_weight(weight, list(padding), list(stride), [1, 1], 1, list(shape))
+
+
+def packed_convolution(
+    x: torch.Tensor, packed: torch.Tensor, padding: tuple[int, int], stride: tuple[int, int]
+) -> torch.Tensor:
+    return torch.ops.mkldnn._convolution_pointwise(
+        x, packed, None, list(padding), list(stride), [1, 1], 1, "none", [], ""
+    )
+
+
+# -- int8 by oneDNN, for processors with VNNI or AMX -----------------------------------------------------------------
+
+
+def pack_int8(steps: torch.Tensor) -> torch.Tensor:
+    """An int8 weight `(out, in)` in oneDNN's layout."""
+    return torch.ops.onednn.qlinear_prepack(steps, None)
+
+
+def int8_linear(
+    rows: torch.Tensor,
+    step: float,
+    packed: torch.Tensor,
+    weight_steps: torch.Tensor,
+    bias: torch.Tensor | None,
+    dtype: torch.dtype,
+    gelu: bool = False,
+    step_out: float = 1.0,
+) -> torch.Tensor:
+    """`step * weight_steps * (rows W^T) + b` of int8 rows `(rows, in)`, in this dtype.
+
+    Args:
+        step, weight_steps: what 1 is worth in the rows, and in each row of the weight.
+        gelu: apply the erf form.
+        step_out: what 1 is worth in an int8 result.
+    """
+    zeros = _zeros(len(weight_steps))
+    activation, form = ("gelu", "none") if gelu else ("none", "")
+    return torch.ops.onednn.qlinear_pointwise(
+        rows, step, 0, packed, weight_steps, zeros, bias, step_out, 0, dtype, activation, [], form
+    )
+
+
+def int8_linear_add_(
+    total: torch.Tensor,
+    rows: torch.Tensor,
+    step: float,
+    packed: torch.Tensor,
+    weight_steps: torch.Tensor,
+    bias: torch.Tensor | None,
+) -> torch.Tensor:
+    """Adds `int8_linear(rows)` to a contiguous float32 `(rows, out)` in its place."""
+    zeros = _zeros(len(weight_steps))
+    torch.ops.onednn.qlinear_pointwise.binary(
+        rows, step, 0, packed, weight_steps, zeros, total, bias,
+        1.0, 0, torch.float32, 1.0, 0, "sum", 1.0, "none", [], "",
+    )  # fmt: skip
+    return total
+
+
+@functools.cache
+def _zeros(count: int) -> torch.Tensor:
+    """Zero points of a symmetric weight's rows."""
+    with torch.inference_mode(False):
+        return torch.zeros(count, dtype=torch.int32)
+
+
+# -- int8 by FBGEMM, for processors without VNNI ---------------------------------------------------------------------
+
+
+def pack_int8_fbgemm(steps: torch.Tensor, weight_steps: torch.Tensor, bias: torch.Tensor | None):
+    """An int8 weight `(out, in)`, its steps `(out,)` and the bias as FBGEMM keeps them."""
+    zeros = torch.zeros(len(steps), dtype=torch.int64)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # quantized tensors are deprecated; FBGEMM reads no other
+        weight = torch._make_per_channel_quantized_tensor(steps, weight_steps.double(), zeros, 0)
+        return torch.ops.quantized.linear_prepack(weight, bias)
+
+
+def int8_linear_fbgemm(rows: torch.Tensor, step: float, zero: int, packed) -> torch.Tensor:
+    """Float32 `(rows, in)`, rounded to uint8 steps above a zero point, -> float32 `(rows, out)`."""
+    return torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32(rows, step, zero, packed)
+
+
+# -- attention in AMX tiles ------------------------------------------------------------------------------------------
+
+
+@functools.cache
+def attention_library() -> ctypes.CDLL | None:
+    """`cpp/attention.cpp`, where the processor multiplies bfloat16 in tiles (AMX) and the kernel lets us."""
+    if "amx_bf16" not in features():
+        return None
+    functions: build.Functions = {"attend": [POINTER] * 6 + [COUNT] * 5 + [NUMBER, FLAG], "ready": []}
+    found = build.library(build.SOURCES / "attention.cpp", functions)
+    return found if found is not None and found.ready() else None
+
+
+def tiles_take(*heads: torch.Tensor) -> bool:
+    """Whether `attend_by_tiles` takes this query, key and value."""
+    ours = all(x.dtype == torch.bfloat16 and x.device.type == "cpu" and x.stride(3) == 1 for x in heads)
+    return ours and attention_library() is not None
+
+
+def attend_by_tiles(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float, bias: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Eqs. 6 and 7, bfloat16 `(B, k, N, d)` each -> `(B, k, N, d)`, in memory `(B, N, k, d)`.
+
+    `bias`, `(B, 1, 1, N)`, is added to the scores of each key.
+    """
+    kernel = attention_library()
+    assert kernel is not None
+    images, heads, queries, depth = query.shape
+    out = query.new_empty(images, queries, heads, depth)
+    added = None if bias is None else bias.float().contiguous()
+    strides = (ctypes.c_int64 * 9)(*(stride for x in (query, key, value) for stride in x.stride()[:3]))
+    tensors = (query, key, value, added, out)
+    pointers = [None if tensor is None else tensor.data_ptr() for tensor in tensors]
+    sizes = (images, heads, queries, key.shape[2], depth)
+    kernel.attend(*pointers, strides, *sizes, scale, torch.get_num_threads())
+    return out.transpose(1, 2)
+
+
+# -- rounding to int8 ------------------------------------------------------------------------------------------------
+
+
+@functools.cache
+def int8_library() -> ctypes.CDLL | None:
+    """`cpp/int8.cpp`, where the processor has AVX-512."""
+    if not {"avx512f", "avx512bw", "avx512vl"} <= features():
+        return None
+    functions = {
+        "round_values": [POINTER, FLAG, POINTER, COUNT, NUMBER, FLAG],
+        "norm_rows": [POINTER] * 4 + [COUNT] * 2 + [NUMBER] * 2 + [FLAG],
+    }
+    return build.library(build.SOURCES / "int8.cpp", functions)
+
+
+def round_to_int8(x: torch.Tensor, step: float) -> torch.Tensor:
+    """x / step, bfloat16 or float32, rounded to the nearest and cut to -127..127."""
+    kernels, x = int8_library(), x.contiguous()
+    if kernels is None:
+        return (x.float() * (1 / step)).round_().clamp_(-127, 127).to(torch.int8)
+    out = torch.empty_like(x, dtype=torch.int8)
+    bfloat16, threads = x.dtype == torch.bfloat16, torch.get_num_threads()
+    kernels.round_values(x.data_ptr(), bfloat16, out.data_ptr(), x.numel(), 1 / step, threads)
+    return out
+
+
+def norm_to_int8(x: torch.Tensor, norm: torch.nn.LayerNorm, step: float) -> torch.Tensor:
+    """`round_to_int8(norm(x), step)` for a norm in float32."""
+    kernels, x = int8_library(), x.float().contiguous()
+    if kernels is None:
+        return round_to_int8(F.layer_norm(x, norm.normalized_shape, norm.weight, norm.bias, norm.eps), step)
+    out = torch.empty_like(x, dtype=torch.int8)
+    pointers = (tensor.data_ptr() for tensor in (x, norm.weight, norm.bias, out))
+    rows, width = x.numel() // x.shape[-1], x.shape[-1]
+    kernels.norm_rows(*pointers, rows, width, norm.eps, 1 / step, torch.get_num_threads())
+    return out
+
+
+# -- GroupNorm and max pooling of channels-last maps ------------------------------------------------------------------
+
+
+class Norm(ctypes.Structure):
+    """A GroupNorm as `cpp/group_norm.cpp` reads it; its weight and bias are float32."""
+
+    _fields_ = [
+        ("weight", ctypes.c_void_p),
+        ("bias", ctypes.c_void_p),
+        ("eps", ctypes.c_double),
+        ("groups", ctypes.c_int64),
+    ]
+
+
+@functools.cache
+def maps_library() -> ctypes.CDLL | None:
+    """`cpp/group_norm.cpp`, for any processor that a compiler is on."""
+    functions = {
+        "group_norm": [POINTER, POINTER, POINTER, FLAG, COUNT, COUNT, COUNT, FLAG, FLAG, FLAG],
+        "max_pool": [POINTER, POINTER, COUNT, POINTER, POINTER, POINTER, COUNT, FLAG, FLAG],
+    }
+    return build.library(build.SOURCES / "group_norm.cpp", functions)
+
+
+def takes_map(x: torch.Tensor) -> bool:
+    """Whether `group_norm_` and `max_pool` take this `(B, C, H, W)`."""
+    ours = x.device.type == "cpu" and x.dtype in (torch.bfloat16, torch.float32)
+    return ours and x.is_contiguous(memory_format=torch.channels_last) and maps_library() is not None
+
+
+def group_norm_(
+    x: torch.Tensor,
+    *norms: tuple[torch.Tensor, torch.Tensor, float, int],
+    rest: torch.Tensor | None = None,
+    relu: bool = True,
+) -> torch.Tensor:
+    """`relu(norm(x) + rest)` in the place of x, `(B, C, H, W)` in channels-last memory.
+
+    Args:
+        norms: weight and bias `(C,)` in float32, eps and number of groups: of x, and of the rest where it has one.
+        rest: of x's shape and memory.
+        relu: whether the result is activated.
+    """
+    kernels = maps_library()
+    assert kernels is not None
+    images, channels, height, width = x.shape
+    read = (Norm * len(norms))(*(Norm(weight.data_ptr(), bias.data_ptr(), *more) for weight, bias, *more in norms))
+    kind = 0 if rest is None else len(norms)
+    kernels.group_norm(
+        x.data_ptr(), None if rest is None else rest.data_ptr(), read, kind, images, height * width, channels,
+        x.dtype == torch.bfloat16, relu, torch.get_num_threads(),
+    )  # fmt: skip
+    return x
+
+
+def max_pool(x: torch.Tensor, padding: tuple[int, int, int, int]) -> torch.Tensor:
+    """The largest of each 3 x 3 at every second place of `(B, C, H, W)` in channels-last memory.
+
+    Args:
+        padding: left, right, top and bottom, as `F.pad` takes it.
+    """
+    kernels = maps_library()
+    assert kernels is not None
+    images, channels, *size = x.shape
+    left, right, top, bottom = padding
+    after = [(size[0] + top + bottom - 3) // 2 + 1, (size[1] + left + right - 3) // 2 + 1]
+    out = x.new_empty(images, *after, channels).permute(0, 3, 1, 2)
+    pair = ctypes.c_int64 * 2
+    kernels.max_pool(
+        x.data_ptr(), out.data_ptr(), images, pair(*size), pair(*after), pair(top, left), channels,
+        x.dtype == torch.bfloat16, torch.get_num_threads(),
+    )  # fmt: skip
+    return out

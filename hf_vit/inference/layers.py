@@ -1,0 +1,364 @@
+"""Patches and blocks of the encoder, computed by the fastest implementations that this machine has.
+
+The one place outside the model where the arithmetic of a block stands; `int8.py` puts other linear layers into it and
+`token_merging.py` a step between its two halves. Which implementation serves is looked up in `kernel_table.py`.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers.activations import GELUActivation, GELUTanh
+
+from .. import capabilities
+from ..kernel_table import choose
+from . import kernels
+from .wrapper import OptimizedModule
+
+
+MAX_TOKENS_AT_ONCE = 1600  # of as many images as fit; what is between the layers then stays in the caches
+MAX_MEASURED_TOKENS = 1024  # attention of more is measured on as many
+MLP_PART = 1024  # hidden features that are computed at a time, of as many tokens or more
+
+Linear = Callable[..., tuple[torch.Tensor, ...]]  # x `(B, N, in)` and what is added -> for each weight `(B, N, out)`
+
+
+class BlockLinears(NamedTuple):
+    """The linear layers of a block with what stands next to each: LayerNorm before, GELU or the residual after."""
+
+    qkv: Linear
+    out: Linear
+    fc1: Linear
+    fc2: Linear
+
+
+# -- linear layers
+
+
+class FusedLinear:
+    """`activation(norm(x) W^T + b)`, or `x W^T + b + rest`; of several W (q, k and v) side by side.
+
+    Args:
+        parts: weights `(out, in)` and biases `(out,)` or None.
+        norm: applied to x.
+        activation: applied to the result.
+    """
+
+    def __init__(
+        self,
+        parts: list[tuple[torch.Tensor, torch.Tensor | None]],
+        norm: nn.Module | None = None,
+        activation: nn.Module | None = None,
+    ):
+        self.parts, self.norm, self.activation = parts, norm, activation
+        self.widths = [len(weight) for weight, _ in parts]
+        weight = parts[0][0]
+        self.gelu = gelu_form(activation, weight.dtype)
+        self.implementations: dict[str, Linear] = {"eager": self.eager}
+        if weight.device.type == "cpu" and capabilities.packs_linear(weight.dtype):
+            self.implementations["packed"] = self.packed
+            if weight.dtype == torch.float32 and activation is None and capabilities.packs_linear_by_mkl():
+                self.implementations["packed by MKL"] = self.packed_by_mkl
+        elif len(parts) > 1:
+            self.implementations["joined"] = self.joined
+        self._packed: torch.Tensor | None = None
+        self._mkl_packed: torch.Tensor | None = None
+        self._mkl_rows = self._last_rows = 0
+
+    def __call__(self, x: torch.Tensor, *rest: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """`(B, N, in)` -> for each W `(B, N, out)`; `rest`, of that shape, is added."""
+        if self.norm is not None:
+            x = self.norm(x)
+        rows = x.reshape(-1, x.shape[-1])
+        flat = [y.reshape(-1, y.shape[-1]) for y in rest]
+        activation = type(self.activation).__name__
+        key = ("linear", *self.widths, rows.shape[1], activation, len(rest), rows.dtype, len(rows).bit_length())
+        # 2 %: weights and inputs are measured where a model finds them, and the block as a whole once more
+        linear = choose(key, self.implementations, rows, *flat, min_speedup=1.02)
+        return tuple(result.view(*x.shape[:-1], -1) for result in linear(rows, *flat))
+
+    def eager(self, rows: torch.Tensor, *rest: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return tuple(self._finish(F.linear(rows, weight, bias), *rest) for weight, bias in self.parts)
+
+    def joined(self, rows: torch.Tensor, *rest: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return self._finish(F.linear(rows, *self.joined_weights), *rest).split(self.widths, dim=1)
+
+    def packed(self, rows: torch.Tensor, *rest: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """By oneDNN, which applies a GELU and adds the rest before a result leaves the cache."""
+        if self._packed is None:
+            weight, self._bias = self.join()
+            self._packed = kernels.pack_linear(weight)
+        if rest:
+            return (kernels.packed_linear_add(rows, rest[0], self._packed, self._bias),)
+        result = kernels.packed_linear(rows, self._packed, self._bias, self.gelu)
+        if self.gelu is None and self.activation is not None:
+            result = self.activation(result)
+        return result.split(self.widths, dim=1)
+
+    def packed_by_mkl(self, rows: torch.Tensor, *rest: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """MKL packs for one number of rows: for the first, and for another one when it comes twice in a row."""
+        count, self._last_rows, last = len(rows), len(rows), self._last_rows
+        if self._mkl_packed is None or count == last != self._mkl_rows:
+            weight, self._mkl_bias = self.join()
+            self._mkl_packed, self._mkl_rows = kernels.pack_linear_by_mkl(weight, count), count
+        if count != self._mkl_rows:
+            return self.eager(rows, *rest)
+        shape = self.parts[0][0][:1].expand(sum(self.widths), -1)  # without memory of its own
+        result = kernels.packed_linear_by_mkl(rows, self._mkl_packed, shape, self._mkl_bias)
+        return self._finish(result, *rest).split(self.widths, dim=1)
+
+    def join(self) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """All weights as one, and all biases."""
+        if len(self.parts) == 1:
+            return self.parts[0]
+        weights = torch.cat([weight for weight, _ in self.parts])
+        biases = [bias for _, bias in self.parts if bias is not None]
+        return weights, torch.cat(biases) if biases else None
+
+    @functools.cached_property
+    def joined_weights(self) -> tuple[torch.Tensor, torch.Tensor | None]:
+        return self.join()
+
+    def _finish(self, x: torch.Tensor, *rest: torch.Tensor) -> torch.Tensor:
+        """Add and activate in place: x is a result of ours that nobody else has."""
+        for y in rest:
+            x.add_(y)
+        if self.activation is None:
+            return x
+        return torch.ops.aten.gelu_(x, approximate=self.gelu) if self.gelu else self.activation(x)
+
+
+class ModuleLinear:
+    """The same by a block's own modules as they stand: with gradients, hooks and LoRA."""
+
+    def __init__(
+        self,
+        modules: list[nn.Module],
+        norm: nn.Module | None = None,
+        activation: nn.Module | None = None,
+        scale: nn.Module | None = None,
+    ):
+        self.modules, self.norm, self.after = modules, norm, [one for one in (activation, scale) if one is not None]
+
+    def __call__(self, x: torch.Tensor, *rest: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        if self.norm is not None:
+            x = self.norm(x)
+        results = []
+        for module in self.modules:
+            y = module(x)
+            for function in self.after:
+                y = function(y)
+            results.append(rest[0] + y if rest else y)
+        return tuple(results)
+
+
+def gelu_form(activation: nn.Module | None, dtype: torch.dtype) -> str | None:
+    """The `approximate` of a GELU, "none" (erf) or "tanh"; None for other activations.
+
+    In bfloat16 the erf form stands for both: they differ by 4.8e-4 at most, less than bfloat16 rounds, and it is
+    computed three times as fast.
+    """
+    forms: dict[type, str] = {GELUActivation: "none", GELUTanh: "tanh"}
+    form = forms.get(type(activation))
+    return "none" if form and dtype == torch.bfloat16 else form
+
+
+def with_scale(linear: nn.Linear, layer_scale: nn.Module) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Weight and bias of a linear layer with the LayerScale (or nothing) that follows it."""
+    if isinstance(layer_scale, nn.Identity):
+        return linear.weight, linear.bias
+    factor = layer_scale.get_parameter("lambda1")
+    return linear.weight * factor[:, None], linear.bias * factor
+
+
+# -- attention
+
+
+def attend_by_sdpa(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float, bias: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Eqs. 6 and 7, `(B, k, N, d)` each -> `(B, k, N, d)`, by torch's fused kernel; `bias` is added to the scores."""
+    return F.scaled_dot_product_attention(query, key, value, attn_mask=bias, scale=scale)
+
+
+def attend_by_matmul(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float, bias: torch.Tensor | None = None
+) -> torch.Tensor:
+    """The same as two matmuls and a softmax: some processors are faster at it in bfloat16."""
+    scores = torch.matmul(query * scale, key.transpose(2, 3))  # (B, k, N, N)
+    if bias is not None:
+        scores += bias
+    return torch.matmul(scores.softmax(dim=-1), value)
+
+
+def attend(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float, bias: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Eqs. 6 and 7 by the implementation that serves for these shapes."""
+    implementations: dict[str, Callable] = {"sdpa": attend_by_sdpa, "matmul": attend_by_matmul}
+    if kernels.tiles_take(query, key, value):
+        implementations["tiles"] = kernels.attend_by_tiles
+    some = max(1, min(len(query), MAX_MEASURED_TOKENS // query.shape[2]))
+    case = ("attention", *query.shape[1:], key.shape[2], bias is not None, query.dtype, some)
+    few = None if bias is None else bias[:some]
+    inputs = query[:some], key[:some], value[:some], scale, few
+    return choose(case, implementations, *inputs)(query, key, value, scale, bias)
+
+
+# -- what stands in the place of modules
+
+
+class OptimizedPatches(OptimizedModule):
+    """x_p E of Eq. 1, a convolution whose windows lie side by side: one matmul of all patches."""
+
+    def is_supported(self) -> bool:
+        return super().is_supported() and type(self.plain) is nn.Conv2d
+
+    def build(self) -> None:
+        self.__dict__["linear"] = FusedLinear([(self.plain.weight.flatten(1), self.plain.bias)])
+
+    def run(self, x: torch.Tensor, **kwargs) -> torch.Tensor:
+        """`(B, C, H, W)` -> `(B, D, rows, columns)`, in memory `(B, rows, columns, D)`."""
+        implementations = {"convolution": self.run_plain, "matmul": self.by_matmul}
+        case = ("patches", *self.plain.weight.shape, *x.shape[1:], x.dtype, len(x).bit_length())
+        return choose(case, implementations, x)(x)
+
+    def by_matmul(self, x: torch.Tensor) -> torch.Tensor:
+        down, across = self.plain.stride
+        rows, columns = x.shape[2] // down, x.shape[3] // across
+        x = x[:, :, : rows * down, : columns * across].unflatten(3, (columns, across)).unflatten(2, (rows, down))
+        patches = x.permute(0, 2, 4, 1, 3, 5).reshape(len(x), rows * columns, -1)  # (B, N, C * P * P)
+        return self.linear(patches)[0].unflatten(1, (rows, columns)).permute(0, 3, 1, 2)
+
+
+class OptimizedLayer(OptimizedModule):
+    """A block of the encoder, Eqs. 2 and 3.
+
+    Settings:
+        merging: what makes fewer tokens between the two halves (`token_merging.py`), or None.
+        fast: False where only tokens are merged, by the block's own modules.
+    """
+
+    merging: Any = None
+    fast = True
+
+    @property
+    def optimized(self) -> bool:  # type: ignore[override]
+        return self.fast and self.merging is None
+
+    # -- what serves
+
+    def forward(self, x: torch.Tensor, tokens: int | None = None, **kwargs) -> torch.Tensor:
+        """`(B, N, D)` -> `(B, N, D)`, or only so many first `tokens`, to which the others give keys and values."""
+        if self.merging is None or self.plain.training:
+            return self.run(x, tokens) if self.serves(x, kwargs) else self.run_plain(x, tokens=tokens, **kwargs)
+        self.merging.begin(self, kwargs)
+        if self.fast and self.serves(x, kwargs):
+            return self.block(x, None, self.linears)
+        return self.block(x, None, self.module_linears())
+
+    def serves(self, x: torch.Tensor, kwargs: dict) -> bool:
+        if kwargs.get("output_attentions") or self.plain.attention.config.output_attentions:
+            return False
+        return super().serves(x, kwargs)
+
+    def is_supported(self) -> bool:
+        return super().is_supported() and all(type(linear) is nn.Linear for linear in self.plain_linears())
+
+    def plain_linears(self) -> tuple:
+        """q, k, v, o, fc1 and fc2 of the plain block."""
+        attention, mlp = self.plain.attention, self.plain.mlp
+        return attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj, mlp.fc1, mlp.fc2
+
+    # -- linear layers
+
+    def build(self) -> None:
+        layer = self.plain
+        query, key, value, out, fc1, fc2 = self.plain_linears()
+        weight, bias = with_scale(fc2, layer.layer_scale2)
+        activation = layer.mlp.activation_fn
+        self.__dict__["linears"] = BlockLinears(
+            qkv=FusedLinear([(one.weight, one.bias) for one in (query, key, value)], norm=layer.layernorm_before),
+            out=FusedLinear([with_scale(out, layer.layer_scale1)]),
+            fc1=FusedLinear([(fc1.weight, fc1.bias)], layer.layernorm_after, activation),
+            fc2=FusedLinear([(weight, bias)]),
+        )
+        parts = []
+        width = fc1.out_features
+        packs = weight.device.type == "cpu" and capabilities.packs_linear(torch.bfloat16)
+        if weight.dtype == torch.bfloat16 and packs and width > MLP_PART and width % MLP_PART == 0:
+            for start in range(0, width, MLP_PART):
+                part = slice(start, start + MLP_PART)
+                hidden = FusedLinear([(fc1.weight[part], fc1.bias[part])], activation=activation)
+                parts.append((hidden, FusedLinear([(weight[:, part], None if start else bias)])))
+        self.__dict__["mlp_parts"] = parts
+
+    def module_linears(self) -> BlockLinears:
+        layer = self.plain
+        query, key, value, out, fc1, fc2 = self.plain_linears()
+        return BlockLinears(
+            qkv=ModuleLinear([query, key, value], norm=layer.layernorm_before),
+            out=ModuleLinear([out], scale=layer.layer_scale1),
+            fc1=ModuleLinear([fc1], layer.layernorm_after, layer.mlp.activation_fn),
+            fc2=ModuleLinear([fc2], scale=layer.layer_scale2),
+        )
+
+    # -- the block
+
+    def run(self, x: torch.Tensor, tokens: int | None = None, **kwargs) -> torch.Tensor:
+        msa = self.plain.attention
+        case = ("block", *x.shape[1:], msa.head_dim, self.plain.mlp.fc1.out_features, tokens)
+        case += (x.dtype, len(x).bit_length(), kernels.tiles_take(x[None]))
+        plain, optimized = functools.partial(self.run_plain, tokens=tokens), functools.partial(self.groups, tokens)
+        # whatever single operations gain, the whole must not take longer than the plain block
+        return choose(case, {"plain": plain, "optimized": optimized}, x, min_speedup=1.0)(x)
+
+    def groups(self, tokens: int | None, x: torch.Tensor) -> torch.Tensor:
+        """The block, of some images at a time."""
+        images = max(1, MAX_TOKENS_AT_ONCE // x.shape[1])
+        done = [self.block(group, tokens, self.linears) for group in x.split(images)]
+        return done[0] if len(done) == 1 else torch.cat(done)
+
+    def block(self, x: torch.Tensor, tokens: int | None, linears: BlockLinears) -> torch.Tensor:
+        """`(B, N, D)` -> `(B, N, D)`, of the first `tokens` where so many are asked for."""
+        msa = self.plain.attention
+        query, key, value = (self.split_heads(part) for part in linears.qkv(x))  # Eq. 5: (B, k, N, d) each
+        query, key = self.normalize(msa.q_norm, query[:, :, :tokens]), self.normalize(msa.k_norm, key)
+        sizes = None if self.merging is None else self.merging.bias(query)
+        mix = attend_by_sdpa if torch.is_grad_enabled() or torch.compiler.is_compiling() else attend
+        mixed = mix(query, key, value, msa.scaling, sizes)  # Eqs. 6 and 7
+        mixed = mixed.transpose(1, 2).flatten(2)  # (B, N, D)
+        (x,) = linears.out(mixed, x[:, :tokens])  # Eqs. 8 and 2
+        if self.merging is not None:
+            x = self.merging(x, key)
+        return self.add_mlp(x, linears)  # Eq. 3
+
+    def split_heads(self, x: torch.Tensor) -> torch.Tensor:
+        """`(B, N, D)` -> `(B, k, N, d)`."""
+        return x.unflatten(2, (-1, self.plain.attention.head_dim)).transpose(1, 2)
+
+    def normalize(self, norm: nn.Module, heads: torch.Tensor) -> torch.Tensor:
+        """LayerNorm of queries or keys, or nothing."""
+        return norm(heads)
+
+    def add_mlp(self, x: torch.Tensor, linears: BlockLinears) -> torch.Tensor:
+        """Eq. 3: `(B, N, D)` -> `(B, N, D)`."""
+
+        def whole(x: torch.Tensor) -> torch.Tensor:
+            return linears.fc2(*linears.fc1(x), x)[0]
+
+        tokens = x.shape[0] * x.shape[1]
+        if linears is not self.__dict__.get("linears") or not self.mlp_parts or tokens < MLP_PART:
+            return whole(x)
+        case = ("mlp", x.shape[2], self.plain.mlp.fc1.out_features, x.dtype, tokens.bit_length())
+        return choose(case, {"whole": whole, "in parts": self.add_mlp_in_parts}, x)(x)
+
+    def add_mlp_in_parts(self, x: torch.Tensor) -> torch.Tensor:
+        """A part of the hidden layer at a time, which the caches hold; each part's sum is rounded once."""
+        normed = self.plain.layernorm_after(x)
+        for fc1, fc2 in self.mlp_parts:
+            (x,) = fc2(*fc1(normed), x)
+        return x

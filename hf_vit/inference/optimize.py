@@ -1,0 +1,67 @@
+"""`model.optimize_for_inference()`: which modules are replaced, and what a user has to know before."""
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from transformers.utils import logging
+
+from .. import capabilities
+from ..kernel_table import speedup
+from .int8 import Int8Layer, calibrate, check_int8, check_int8_speed
+from .layers import OptimizedLayer, OptimizedPatches
+from .resnet import OptimizedStem
+from .wrapper import plain_module, wrap
+
+
+logger = logging.get_logger(__name__)
+
+
+def optimize_encoder(encoder: Any, int8_calibration: torch.Tensor | None = None) -> None:
+    """Put optimized modules in the place of an encoder's patches, blocks and ResNet; again where they are already.
+
+    Args:
+        encoder: `HFViTModel` in evaluation mode.
+        int8_calibration: `(B, C, H, W)`; the blocks become int8.
+
+    Raises:
+        HFViTError: int8 that this model or processor does not have, or where it would not be faster.
+    """
+    steps = None
+    if int8_calibration is not None:
+        check_int8(encoder, int8_calibration)
+        int8_calibration = int8_calibration.to(encoder.layers[0].mlp.fc1.weight.dtype)
+        steps = calibrate(encoder, int8_calibration)
+        check_int8_speed(encoder, int8_calibration, steps[0])
+    for index, layer in enumerate(encoder.layers):
+        merging = layer.merging if isinstance(layer, OptimizedLayer) else None
+        plain = plain_module(layer)
+        if steps is None:
+            encoder.layers[index] = wrap(OptimizedLayer, plain, merging=merging)
+        else:
+            encoder.layers[index] = wrap(Int8Layer, plain, merging=merging, steps=steps[index])
+    patches = encoder.embeddings.patch_embeddings
+    patches.projection = wrap(OptimizedPatches, plain_module(patches.projection))
+    if patches.backbone is not None:
+        patches.backbone = wrap(OptimizedStem, plain_module(patches.backbone))
+    warn_if_bfloat16_is_emulated(encoder)
+
+
+def warn_if_bfloat16_is_emulated(encoder: Any) -> None:
+    """Say once how much slower bfloat16 is than float32 on a processor without its instructions."""
+    weight = encoder.layers[0].mlp.fc1.weight
+    if weight.dtype != torch.bfloat16 or weight.device.type != "cpu" or capabilities.native_bfloat16():
+        return
+    x = torch.randn(math.prod(encoder.config.grid_size), weight.shape[1])  # the patches of one image
+    float32, bfloat16 = weight.detach().float(), weight.detach()
+    factor = speedup(
+        ("bfloat16 against float32", *weight.shape, len(x)),
+        lambda x: F.linear(x.bfloat16(), bfloat16),
+        lambda x: F.linear(x, float32),
+        x,
+    )
+    logger.warning_once(
+        f"bfloat16 is emulated on this processor ({capabilities.processor_name()}): a linear layer of this model "
+        f"takes {factor:.1f} times as long as in float32. It works; model.float() is the way to more speed."
+    )
