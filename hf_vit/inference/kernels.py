@@ -189,7 +189,7 @@ def int8_library() -> ctypes.CDLL | None:
     """`cpp/int8.cpp`, where the processor has AVX-512."""
     if not {"avx512f", "avx512bw", "avx512vl"} <= features():
         return None
-    functions = {
+    functions: build.Functions = {
         "round_values": [POINTER, FLAG, POINTER, COUNT, NUMBER, FLAG],
         "norm_rows": [POINTER] * 4 + [COUNT] * 2 + [NUMBER] * 2 + [FLAG],
     }
@@ -236,7 +236,7 @@ class Norm(ctypes.Structure):
 @functools.cache
 def maps_library() -> ctypes.CDLL | None:
     """`cpp/group_norm.cpp`, for any processor that a compiler is on."""
-    functions = {
+    functions: build.Functions = {
         "group_norm": [POINTER, POINTER, POINTER, FLAG, COUNT, COUNT, COUNT, FLAG, FLAG, FLAG],
         "max_pool": [POINTER, POINTER, COUNT, POINTER, POINTER, POINTER, COUNT, FLAG, FLAG],
     }

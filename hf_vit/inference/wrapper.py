@@ -147,7 +147,7 @@ class OptimizedModule(nn.Module):
 
 def wrap(kind: type[OptimizedModule], plain: nn.Module, **settings: Any) -> Any:
     """A wrapper of this kind around a module; it is an instance of the module's class too, for `isinstance`."""
-    return _class_of(kind, type(plain))(plain, **settings)
+    return _class_of(kind, type(plain))(plain, **settings)  # type: ignore[arg-type]
 
 
 def plain_module(module: nn.Module) -> nn.Module:
@@ -156,7 +156,7 @@ def plain_module(module: nn.Module) -> nn.Module:
 
 
 @functools.cache
-def _class_of(kind: Any, plain: Any) -> type:
+def _class_of(kind: Any, plain: Any) -> Any:
     return type(kind.__name__, (kind, plain), {"__module__": kind.__module__, "kind": kind})
 
 

@@ -5,15 +5,12 @@ pytest tests/test_kernel_table.py
 
 import json
 import os
-import subprocess
-import sys
 import tempfile
 
 import pytest
 import torch
 
 from hf_vit import kernel_table, private_cache
-from tests.conftest import ROOT
 
 
 X = torch.zeros(1)
@@ -154,28 +151,21 @@ def test_without_a_folder_the_plain_implementation_serves_and_nothing_is_measure
     assert clock.runs == ["plain"]
 
 
+def test_how_many_times_as_fast_one_is_than_the_other(clock, monkeypatch):
+    plain, other = clock.implementation("plain", 3.0), clock.implementation("other", 2.0)
+    failing = clock.implementation("other", 2.0, RuntimeError("no such instruction"))
+    assert kernel_table.speedup(("case",), plain, other, X) == 1.5
+    start_anew()
+    clock.runs.clear()
+    assert kernel_table.speedup(("case",), plain, other, X) == 1.5 and not clock.runs
+    assert kernel_table.speedup(("other case",), plain, failing, X) == 0.0
+    monkeypatch.setattr(kernel_table, "cache_folder", lambda: None)
+    start_anew()
+    assert kernel_table.speedup(("case",), plain, other, X) == 1.5  # once a process where nothing can be kept
+    clock.runs.clear()
+    assert kernel_table.speedup(("case",), plain, other, X) == 1.5 and not clock.runs
+
+
 def test_keys_are_the_same_in_every_process(clock):
     with pytest.raises(TypeError, match="differs from process to process"):
         served(clock, (object(),), plain=1.0, packed=0.5)
-
-
-SCRIPT = """
-import random, sys, torch
-from hf_vit import kernel_table
-random.seed(int(sys.argv[1]))
-kernel_table.timer = random.random  # it lies, differently in each process
-x = torch.zeros(1)
-names = [f"implementation {index}" for index in range(8)]
-cases = [{name: (lambda x, name=name: name) for name in names} for _ in range(20)]
-print([kernel_table.choose((index,), case, x)(x) for index, case in enumerate(cases)])
-"""
-
-
-def test_processes_at_the_same_time_choose_the_same(tmp_path):
-    environment = {**os.environ, "HF_HOME": str(tmp_path), "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    processes = [
-        subprocess.Popen([sys.executable, "-c", SCRIPT, seed], env=environment, stdout=subprocess.PIPE, text=True)
-        for seed in "123"
-    ]
-    answers = {process.communicate(timeout=300)[0] for process in processes}
-    assert len(answers) == 1 and "implementation 7" in answers.pop()

@@ -10,7 +10,10 @@ import torch
 
 from hf_vit import HFViTBackbone
 from hf_vit.errors import HFViTError
-from hf_vit.token_merging import MergedPool, MergeState, merge, merge_tokens
+from hf_vit.inference import int8
+from hf_vit.inference.layers import OptimizedLayer
+from hf_vit.inference.token_merging import MergedPool, MergeState, merge, merge_tokens
+from hf_vit.inference.wrapper import OptimizedModule
 from tests.helpers.compare import same_outputs
 from tests.hf_vit.inference.test_inference import KINDS, tiny
 
@@ -37,7 +40,7 @@ def test_r_0_is_the_plain_model_and_r_removes_r_tokens_a_block(kind):
         again = merge_tokens(model, 0).vit(pixels)
     assert same_outputs(again.last_hidden_state, plain.last_hidden_state)
     assert same_outputs(again.pooler_output, plain.pooler_output)
-    assert "forward" not in model.vit.layers[0].__dict__ and "pool" not in model.vit.__dict__
+    assert not isinstance(model.vit.layers[0], OptimizedModule) and "pool" not in model.vit.__dict__
 
 
 @pytest.mark.parametrize("pooling", ["token", "gap", "map"])
@@ -84,7 +87,7 @@ def test_pooling_counts_a_merged_token_as_often_as_it_has_patches(pooling):
     torch.testing.assert_close(pooled, model.vit.pool(x[:, [0, 1, 1, 1, 2, 2]]), atol=1e-5, rtol=1e-5)
 
 
-def test_with_prepared_blocks_before_or_after():
+def test_with_optimized_blocks_before_or_after():
     model = tiny()
     pixels = torch.randn(2, 3, 32, 32)
     with torch.no_grad():
@@ -95,10 +98,11 @@ def test_with_prepared_blocks_before_or_after():
             torch.testing.assert_close(one(pixels).logits, expected, atol=2e-5, rtol=2e-5)
         plain = merge_tokens(before, 0)
         torch.testing.assert_close(plain(pixels).logits, model(pixels).logits, atol=2e-5, rtol=2e-5)
-    assert type(plain.vit.layers[0].forward).__name__ == "PreparedLayer"
+    assert isinstance(plain.vit.layers[0], OptimizedLayer) and plain.vit.layers[0].optimized
 
 
-def test_with_int8_blocks_before_or_after():
+def test_with_int8_blocks_before_or_after(monkeypatch):
+    monkeypatch.setattr(int8, "speedup", lambda *args: 2.0)  # tiny layers may be slower
     model = tiny()
     pixels = torch.randn(4, 3, 32, 32)
     with torch.no_grad():

@@ -1,11 +1,7 @@
-"""native.py: kernels in C++ compute what PyTorch computes, are built once, and are missed by nobody.
+"""kernels.py: kernels in C++ and private operations compute what PyTorch computes.
 
-python -m pytest tests/hf_vit/inference/test_native.py
+python -m pytest tests/hf_vit/inference/test_kernels.py
 """
-
-import shutil
-import subprocess
-import threading
 
 import pytest
 import torch
@@ -13,26 +9,21 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hf_vit.modeling import native
+from hf_vit import capabilities
+from hf_vit.inference import kernels
 from hf_vit.modeling.resnet_stem import same_amounts, same_padding
 
 
 pytestmark = pytest.mark.numerics
 
 
-@pytest.fixture
-def fresh(monkeypatch, tmp_path):
-    """No kernel is built yet: the folder that they go to."""
-    monkeypatch.setattr(native, "HF_HOME", str(tmp_path))
-    monkeypatch.delenv("CXX", raising=False)
-    native.library.cache_clear()
-    yield tmp_path / "hf_vit"
-    native.library.cache_clear()
+tiles = pytest.mark.skipif(
+    kernels.attention_library() is None, reason="needs a processor with AMX, Linux and a C++ compiler"
+)
 
-
-tiles = pytest.mark.skipif(native.attention() is None, reason="needs a processor with AMX, Linux and a C++ compiler")
-
-wide = pytest.mark.skipif(native.int8() is None, reason="needs a processor with AVX-512, Linux and a C++ compiler")
+wide = pytest.mark.skipif(
+    kernels.int8_library() is None, reason="needs a processor with AVX-512, Linux and a C++ compiler"
+)
 
 
 def heads(images, count, tokens, depth, joined=False):
@@ -65,8 +56,8 @@ def test_tiles_attend_to_the_rounding_of_weights_and_results(
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        assert native.tiles_take(q, k, v)
-        ours = native.attend_by_tiles(q, k, v, scale, bias)
+        assert kernels.tiles_take(q, k, v)
+        ours = kernels.attend_by_tiles(q, k, v, scale, bias)
     finally:
         torch.set_num_threads(before)
     assert ours.shape == exact.shape and ours.dtype == torch.bfloat16
@@ -75,14 +66,14 @@ def test_tiles_attend_to_the_rounding_of_weights_and_results(
 
 
 @tiles
-def test_large_scores_and_broken_pictures_stay_what_they_are():
+def test_large_scores_and_broken_images_stay_what_they_are():
     q, k, v = (heads(3, 2, 40, 64) for _ in range(3))
     q = 300 * q  # one weight is 1, the others vanish
     k[1, 0, 5, 7] = float("nan")
-    ours, theirs = native.attend_by_tiles(q, k, v, 1.0), F.scaled_dot_product_attention(q, k, v, scale=1.0)
+    ours, theirs = kernels.attend_by_tiles(q, k, v, 1.0), F.scaled_dot_product_attention(q, k, v, scale=1.0)
     assert torch.equal(ours.isnan(), theirs.isnan()) and ours[1, 0].isnan().all() and ours.isnan().sum() == 40 * 64
     torch.testing.assert_close(ours[0], theirs[0], atol=0.02, rtol=0.01)
-    again = native.attend_by_tiles(q[2:], k[2:], v[2:], 1.0)  # what a broken picture left behind touches nobody
+    again = kernels.attend_by_tiles(q[2:], k[2:], v[2:], 1.0)  # what a broken image left behind touches nobody
     assert torch.equal(again[0], ours[2])
 
 
@@ -92,7 +83,7 @@ def test_onednn_and_the_kernel_take_turns_at_the_tiles():
     expected = F.linear(x, weight)
     q, k, v = (heads(2, 2, 50, 64) for _ in range(3))
     for _ in range(3):
-        native.attend_by_tiles(q, k, v, 0.1)
+        kernels.attend_by_tiles(q, k, v, 0.1)
         assert torch.equal(F.linear(x, weight), expected)
 
 
@@ -113,8 +104,8 @@ def test_int8_steps_are_those_of_pytorch(built, rows, width, dtype, step, stride
     x = torch.randn(rows, 2 * width, dtype=dtype)[:, :width] if strided else torch.randn(rows, width, dtype=dtype)
     with torch.no_grad(), pytest.MonkeyPatch.context() as patch:
         if not built:
-            patch.setattr(native, "int8", lambda: None)
-        rounded, normed = native.round_to_int8(x, step), native.norm_to_int8(x, norm, step)
+            patch.setattr(kernels, "int8_library", lambda: None)
+        rounded, normed = kernels.round_to_int8(x, step), kernels.norm_to_int8(x, norm, step)
         exact = norm.double()(x.double()) / step
     torch.testing.assert_close(
         rounded, (x.float() * (1 / step)).round().clamp(-127, 127).to(torch.int8), atol=0, rtol=0
@@ -123,7 +114,7 @@ def test_int8_steps_are_those_of_pytorch(built, rows, width, dtype, step, stride
     assert (normed - exact.clamp(-127, 127)).abs().max() <= 0.5 + 1e-3
 
 
-maps = pytest.mark.skipif(native.maps() is None, reason="needs Linux on x86-64 and a C++ compiler")
+maps = pytest.mark.skipif(kernels.maps_library() is None, reason="needs Linux on x86-64 and a C++ compiler")
 
 
 def channels_last(*size, dtype=torch.float32):
@@ -161,7 +152,7 @@ def test_group_norm_rest_and_relu_are_exact_to_one_rounding(
     torch.set_num_threads(threads)
     try:
         used = norms if rest == "normalized" else norms[:1]
-        ours = native.group_norm_(x, *used, rest=None if rest == "none" else other, relu=relu)
+        ours = kernels.group_norm_(x, *used, rest=None if rest == "none" else other, relu=relu)
     finally:
         torch.set_num_threads(before)
     assert ours is x and torch.equal(other, kept)
@@ -183,8 +174,8 @@ def test_constant_and_broken_maps(dtype, threads):
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        ours = native.group_norm_(x, (weight, bias, 1e-6, 32))
-        alone = native.group_norm_(last, (weight, bias, 1e-6, 32))
+        ours = kernels.group_norm_(x, (weight, bias, 1e-6, 32))
+        alone = kernels.group_norm_(last, (weight, bias, 1e-6, 32))
     finally:
         torch.set_num_threads(before)
     assert torch.equal(ours[0], bias.relu().to(dtype)[:, None, None].expand(64, 5, 7))  # no deviation: the bias
@@ -206,53 +197,56 @@ def test_max_pool_is_torchs(images, channels, size, dtype, broken):
     if broken:
         x[0, 0, 0, 0] = float("nan")
     padded = same_padding(x, 3, 2, value=float("-inf"))
-    ours, theirs = native.max_pool(x, same_amounts(x, 3, 2)), F.max_pool2d(padded, 3, stride=2)
+    ours, theirs = kernels.max_pool(x, same_amounts(x, 3, 2)), F.max_pool2d(padded, 3, stride=2)
     assert ours.is_contiguous(memory_format=torch.channels_last)
     torch.testing.assert_close(ours, theirs, rtol=0, atol=0, equal_nan=True)
 
 
 def test_other_tensors_are_not_taken():
     q = heads(1, 2, 4, 8)
-    assert not native.tiles_take(q.float(), q, q)
-    assert not native.tiles_take(q, q.transpose(2, 3).contiguous().transpose(2, 3), q)
-    assert not native.tiles_take(q, q, q.to("meta"))
+    assert not kernels.tiles_take(q.float(), q, q)
+    assert not kernels.tiles_take(q, q.transpose(2, 3).contiguous().transpose(2, 3), q)
+    assert not kernels.tiles_take(q, q, q.to("meta"))
     x = channels_last(2, 3, 4, 5)
-    assert native.takes_map(x) == (native.maps() is not None)
+    assert kernels.takes_map(x) == (kernels.maps_library() is not None)
     for other in (x.contiguous(), x.double(), x.half(), x.to("meta")):
-        assert not native.takes_map(other)
+        assert not kernels.takes_map(other)
 
 
-@maps
-def test_a_kernel_is_built_once_and_kept(fresh, monkeypatch):
-    calls, run = [], subprocess.run
-    monkeypatch.setattr(subprocess, "run", lambda *args, **kwargs: (calls.append(args), run(*args, **kwargs))[1])
-    monkeypatch.setattr(native, "FLAGS", ("-shared", "-fPIC", "-O0", "-march=native", "-fopenmp", "-std=c++17"))
-    built = [thread_result(native.library, "group_norm") for _ in range(2)]
-    native.library.cache_clear()
-    assert all(built) and native.library("group_norm") is not None
-    assert len(calls) == 1 and len(list(fresh.iterdir())) == 1
+@pytest.mark.skipif(not capabilities.packs_linear(torch.float32), reason="needs oneDNN")
+@pytest.mark.parametrize("gelu", [None, "none", "tanh"])
+def test_packed_linear_layers_are_pytorchs(gelu):
+    x, rest, weight, bias = torch.randn(7, 24), torch.randn(7, 40), torch.randn(40, 24), torch.randn(40)
+    packed, expected = kernels.pack_linear(weight), F.linear(x, weight, bias)
+    if gelu:
+        expected = F.gelu(expected, approximate=gelu)
+    torch.testing.assert_close(kernels.packed_linear(x, packed, bias, gelu), expected, atol=1e-5, rtol=1e-5)
+    added = kernels.packed_linear_add(x, rest, packed, None)
+    torch.testing.assert_close(added, F.linear(x, weight) + rest, atol=1e-5, rtol=1e-5)
 
 
-def thread_result(function, *args):
-    found = []
-    thread = threading.Thread(target=lambda: found.append(function(*args)))
-    thread.start()
-    thread.join()
-    return found[0]
+@pytest.mark.skipif(capabilities.int8_backend() != "onednn", reason="needs VNNI or AMX")
+def test_int8_linear_layers_of_onednn_are_exact_to_rounding():
+    rows, steps = (
+        torch.randint(-127, 128, (9, 64), dtype=torch.int8),
+        torch.randint(-127, 128, (32, 64)).to(torch.int8),
+    )
+    worth, bias = torch.rand(32) + 0.1, torch.randn(32)
+    exact = 0.01 * worth * (rows.double() @ steps.double().t()) + bias
+    packed = kernels.pack_int8(steps)
+    result = kernels.int8_linear(rows, 0.01, packed, worth, bias, torch.float32)
+    torch.testing.assert_close(result.double(), exact, atol=1e-3, rtol=1e-5)
+    total = torch.randn(9, 32)
+    expected = total + exact
+    kernels.int8_linear_add_(total, rows, 0.01, packed, worth, bias)
+    torch.testing.assert_close(total.double(), expected, atol=1e-3, rtol=1e-5)
 
 
-def test_without_a_compiler_there_is_none(fresh, monkeypatch):
-    monkeypatch.setattr(shutil, "which", lambda name: None)
-    assert native.library("attention") is None and not fresh.exists()
-
-
-@pytest.mark.parametrize("broken", ["fails", "missing"])
-def test_a_compiler_that_fails_is_said_once(fresh, monkeypatch, caplog, broken):
-    monkeypatch.setattr(native.sys, "platform", "linux")
-    monkeypatch.setattr(native.platform, "machine", lambda: "x86_64")
-    monkeypatch.setenv("CXX", "false" if broken == "fails" else "/nowhere/c++")
-    monkeypatch.setattr(native.logger, "propagate", True)
-    for _ in range(2):
-        assert native.library("attention") is None
-    assert caplog.text.count("attention.cpp was not compiled, PyTorch's own operations serve instead") == 1
-    assert not list(fresh.iterdir())
+@pytest.mark.skipif(not capabilities.is_x86(), reason="FBGEMM is for x86")
+def test_int8_linear_layers_of_fbgemm_do_not_saturate():
+    """The largest activations and the largest weights of 7 bits, where 8 bits overflow without VNNI."""
+    rows, steps = torch.full((4, 512), 127.0), torch.full((16, 512), 63, dtype=torch.int8)
+    steps[1::2] = -63
+    packed = kernels.pack_int8_fbgemm(steps, torch.ones(16), torch.zeros(16))
+    result = kernels.int8_linear_fbgemm(rows, 1.0, 128, packed)
+    assert torch.equal(result, rows @ steps.float().t())
