@@ -17,7 +17,7 @@ from torch import nn
 from benchmarks import peers
 from benchmarks.measure import Point, filled, free, products
 from hf_vit import HFViTConfig, HFViTForImageClassification
-from hf_vit.token_merging import merge_tokens
+from hf_vit.inference.token_merging import merge_tokens
 
 
 CPU = torch.device("cpu")

@@ -295,8 +295,9 @@ def quantise(path: Path, target: Path, kind: str) -> None:
     """Write an int8 version of an ONNX model for CPUs.
 
     Args:
-        kind: "dynamic" (weights of matrix products as int8, activations quantised while it runs) or "weights" (weights
-            of products and convolutions stored as int8, one scale for each output channel, computed in float32).
+        kind: "dynamic" (weights of matrix products in 7 bits, activations quantised in 8 while it runs) or
+            "weights" (weights of products and convolutions stored as int8, one scale for each output channel,
+            computed in float32).
     """
     import onnx
 
@@ -308,7 +309,16 @@ def quantise(path: Path, target: Path, kind: str) -> None:
     model = onnx.load(path)
     del model.graph.value_info[:]  # shapes of the exporter's, which contradict the quantiser's
     with quiet():
-        quantize_dynamic(model, target, op_types_to_quantize=["MatMul"], weight_type=QuantType.QInt8, per_channel=True)
+        # Weights of 7 bits: processors without VNNI add u8 x s8 products in 16 bits, which 8 bits overflow. The file
+        # may run on any processor, whatever this one has.
+        quantize_dynamic(
+            model,
+            target,
+            op_types_to_quantize=["MatMul"],
+            weight_type=QuantType.QInt8,
+            per_channel=True,
+            reduce_range=True,
+        )
 
 
 def int8_weights(model: Any) -> Any:

@@ -245,10 +245,6 @@ class OptimizedLayer(OptimizedModule):
     merging: Any = None
     fast = True
 
-    @property
-    def optimized(self) -> bool:  # type: ignore[override]
-        return self.fast and self.merging is None
-
     # -- what serves
 
     def forward(self, x: torch.Tensor, tokens: int | None = None, **kwargs) -> torch.Tensor:

@@ -45,6 +45,8 @@ def optimize_encoder(encoder: Any, int8_calibration: torch.Tensor | None = None)
     patches.projection = wrap(OptimizedPatches, plain_module(patches.projection))
     if patches.backbone is not None:
         patches.backbone = wrap(OptimizedStem, plain_module(patches.backbone))
+    # the last block may then compute the one token that a classifier reads; not where its other tokens merge
+    encoder.optimized = all(layer.merging is None for layer in encoder.layers)
     warn_if_bfloat16_is_emulated(encoder)
 
 

@@ -40,6 +40,7 @@ def merge_tokens(model: nn.Module, r: int | Sequence[int], proportional: bool = 
     for index, count in enumerate(pairs):
         merging = Merging(count, state, first=index == 0) if any(pairs) else None
         encoder.layers[index] = with_merging(encoder.layers[index], merging)
+    encoder.optimized = not any(pairs) and any(isinstance(layer, OptimizedLayer) for layer in encoder.layers)
     encoder.__dict__.pop("pool", None)
     if any(pairs) and encoder.config.pooling in ("gap", "map"):
         encoder.pool = MergedPool(encoder, state)

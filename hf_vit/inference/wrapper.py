@@ -30,7 +30,6 @@ class OptimizedModule(nn.Module):
     fingerprint: list | None
     watched: list[nn.Module]
     kind: type["OptimizedModule"]  # of which the class of the wrapper is made
-    optimized = True  # asked by the model: whether this block may compute fewer tokens than it is given
 
     def __init__(self, plain: nn.Module, **settings: Any):
         shared = {name: value for name, value in plain.__dict__.items() if isinstance(value, dict | set)}

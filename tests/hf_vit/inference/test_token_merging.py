@@ -98,7 +98,7 @@ def test_with_optimized_blocks_before_or_after():
             torch.testing.assert_close(one(pixels).logits, expected, atol=2e-5, rtol=2e-5)
         plain = merge_tokens(before, 0)
         torch.testing.assert_close(plain(pixels).logits, model(pixels).logits, atol=2e-5, rtol=2e-5)
-    assert isinstance(plain.vit.layers[0], OptimizedLayer) and plain.vit.layers[0].optimized
+    assert isinstance(plain.vit.layers[0], OptimizedLayer) and plain.vit.optimized and not after.vit.optimized
 
 
 def test_with_int8_blocks_before_or_after(monkeypatch):

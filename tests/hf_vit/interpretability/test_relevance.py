@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from hf_vit import HFViTError
+from hf_vit.inference.token_merging import merge_tokens
 from hf_vit.interpretability.attention import (
     attention_distance,
     attention_maps,
@@ -19,7 +20,6 @@ from hf_vit.interpretability.attention import (
     token_states,
 )
 from hf_vit.interpretability.relevance import METHODS, explain, gradient_rollout, relevance
-from hf_vit.token_merging import merge_tokens
 from tests.helpers.inspected_models import KINDS, build, each_kind, eager, two_pictures
 
 
