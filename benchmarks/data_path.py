@@ -37,7 +37,7 @@ import PIL
 from PIL import Image, ImageDraw, ImageFilter, ImageOps
 
 from hf_vit.errors import HFViTError, Parser, report_error
-from training.data.pictures import EXTENSIONS, decode, open_picture, without_rows_below
+from hf_vit.image_io import SUFFIXES, decode, open_encoded, without_rows_below
 from training.data.transforms import TrainTransform, inception_window
 from training.reporting.facts import commit, processor_name
 from training.rng import TRANSFORM, generator
@@ -104,9 +104,9 @@ def fitted_sets(folder: Path) -> dict[str, list[bytes]]:
     found: dict[str, list[bytes]] = {f"photographs, {w}x{h}, quality {q}": [] for w, h, q in KINDS}
     width, height = max(w for w, _, _ in KINDS), max(h for _, h, _ in KINDS)
     for path in sorted(folder.rglob("*")):
-        if path.suffix.lower() not in EXTENSIONS or path.is_symlink():
+        if path.suffix.lower() not in SUFFIXES or path.is_symlink():
             continue
-        opened = open_picture(path, path.name)
+        opened = open_encoded(path, path.name)
         if opened.width < width or opened.height < height:
             continue
         image = decode(opened, path.name)
@@ -125,7 +125,7 @@ def encoded(image: Image.Image, quality: int) -> bytes:
 
 def ours(data: bytes, rng: np.random.Generator) -> np.ndarray:
     transform = TrainTransform(TARGET, crop="inception", crop_area=AREA, crop_ratio=RATIO)
-    return transform.from_file(open_picture(data, "picture"), "picture", rng)
+    return transform.from_file(open_encoded(data, "picture"), "picture", rng)
 
 
 def plain(data: bytes, rng: np.random.Generator) -> np.ndarray:
@@ -141,10 +141,10 @@ def plain(data: bytes, rng: np.random.Generator) -> np.ndarray:
 
 def bits(data: bytes, rng: np.random.Generator) -> None:
     """Read the bits of the rows that the window needs, and make as little of them as libjpeg can."""
-    image = open_picture(data, "picture")
+    image = open_encoded(data, "picture")
     window = inception_window(*image.size, AREA, RATIO, rng)
     shorter = without_rows_below(data, math.ceil(window[3]))
-    image = image if shorter is None else open_picture(shorter[0], "picture")
+    image = image if shorter is None else open_encoded(shorter[0], "picture")
     image.draft(None, (image.width // 8, image.height // 8))
     image.load()
 
@@ -176,7 +176,7 @@ def compare(files: list[bytes], rounds: int) -> dict[str, list[float]]:
 
 def bits_per_pixel(files: list[bytes]) -> float:
     """Of all pictures together."""
-    pixels = sum(math.prod(open_picture(data, "picture").size) for data in files)
+    pixels = sum(math.prod(open_encoded(data, "picture").size) for data in files)
     return 8 * sum(map(len, files)) / pixels
 
 

@@ -22,6 +22,7 @@ from transformers.utils import is_torchvision_available
 
 from .checkpoints import load_checkpoint, save_checkpoint
 from .errors import HFViTError
+from .image_io import open_image
 from .modeling.configuration_hf_vit import HFViTConfig
 from .modeling.modeling_hf_vit import (
     HFViTBackbone,
@@ -42,6 +43,7 @@ __all__ = [
     "HFViTModel",
     "__version__",
     "load_checkpoint",
+    "open_image",
     "save_checkpoint",
 ]
 

@@ -26,14 +26,14 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import nn
 from transformers.models.vit import ViTImageProcessorPil
 
 from .checkpoints import Loaded
 from .checkpoints.save import replaced_folder, save_processor
-from .cli.inputs import find_pictures, image_size, load_classifier, read_pictures
+from .cli.inputs import find_images, image_size, load_classifier, read_images
 from .errors import HFViTError
+from .image_io import processor_pixels
 from .modeling.modeling_hf_vit import HFViTForImageClassification
 from .modeling.position_embedding import INTERPOLATIONS
 from .modeling.resnet_stem import StdConv2d
@@ -90,7 +90,7 @@ def run(arguments: argparse.Namespace) -> int:
         account = export(loaded, folder, arguments.format, arguments.dynamic_size)
         if arguments.int8:
             quantise(folder / FORMATS["onnx"], folder / INT8_FILE, arguments.int8)
-            account["int8"] = compare(loaded, folder, find_pictures(arguments.images) if arguments.images else [])
+            account["int8"] = compare(loaded, folder, find_images(arguments.images) if arguments.images else [])
             account["int8"]["kind"] = arguments.int8
         account["files"] = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
         (folder / "export.json").write_text(json.dumps(account, indent=2) + "\n", encoding="utf-8")
@@ -359,18 +359,17 @@ def int8_weights(model: Any) -> Any:
     return model
 
 
-def compare(loaded: Loaded, folder: Path, pictures: Sequence[Path]) -> dict[str, Any]:
-    """What int8 changes on given pictures: labels that stay, and accuracy where folders name the labels."""
+def compare(loaded: Loaded, folder: Path, images: Sequence[Path]) -> dict[str, Any]:
+    """What int8 changes on given images: labels that stay, and accuracy where folders name the labels."""
     original, small = runner(folder / FORMATS["onnx"]), runner(folder / INT8_FILE)
-    if not pictures:
+    if not images:
         return {"n": 0}
     processor = ViTImageProcessorPil(**loaded.processor)
     numbers = {name: number for number, name in (loaded.model.config.id2label or {}).items()}
     unreadable: list[dict[str, str]] = []
     same, shift, hits = [], [], []
-    mode = "L" if loaded.model.config.num_channels == 1 else "RGB"
-    for path, picture in read_pictures(pictures, mode, unreadable):
-        pixels = _pixels(processor, picture)
+    for path, image in read_images(images, loaded.model.config.num_channels, unreadable):
+        pixels = processor_pixels(processor, image).numpy()
         before, after = original(pixels)[0], small(pixels)[0]
         same.append(before.argmax() == after.argmax())
         shift.append(np.abs(_softmax(before) - _softmax(after)).max())
@@ -378,16 +377,12 @@ def compare(loaded: Loaded, folder: Path, pictures: Sequence[Path]) -> dict[str,
         if label is not None:
             hits.append((before.argmax() == label, after.argmax() == label))
     if not same:
-        raise HFViTError("none of --images is a picture: int8 cannot be measured on them")
+        raise HFViTError("none of --images could be read: int8 cannot be measured on them")
     account = {"n": len(same), "same_label": float(np.mean(same)), "largest_probability_change": float(max(shift))}
     if hits:
         float32, int8 = np.mean(hits, axis=0)
         account |= {"labelled": len(hits), "accuracy_float32": float(float32), "accuracy_int8": float(int8)}
     return account | ({"unreadable": unreadable} if unreadable else {})
-
-
-def _pixels(processor: ViTImageProcessorPil, picture: Image.Image) -> np.ndarray:
-    return processor([picture], return_tensors="pt")["pixel_values"].numpy()
 
 
 def _softmax(logits: np.ndarray) -> np.ndarray:

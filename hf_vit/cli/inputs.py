@@ -1,11 +1,12 @@
-"""What people give to the commands: pictures, models, devices, numbers. Found, checked, read; and printed as tables.
+"""What people give to the commands: images, models, devices, numbers. Found, checked, read; and printed as tables.
 
-Bad input is an `HFViTError` or, for an option's text, an error of argparse; a picture that cannot be read is listed.
+Bad input is an `HFViTError` or, for an option's text, an error of argparse; an image that cannot be read is listed.
 """
 
 import argparse
 import glob
 import io
+import os
 import re
 import sys
 import urllib.request
@@ -19,17 +20,19 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 
 from ..checkpoints import Loaded, read_checkpoint
 from ..errors import HFViTError
+from ..image_files import walk
+from ..image_io import UnreadableImage, open_image, printable
 
 
 Where = TypeVar("Where", bound=Path | str)
 
-PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm")
 ADDRESS = r"https?://"
-READERS, READ_AHEAD = 4, 32  # threads; pictures in memory beyond those in use
+NAME = "image"  # what the decoder calls it; lists give its path beside the reason
+READERS, READ_AHEAD = 4, 32  # threads; images in memory beyond those in use
 PATIENCE, LARGEST_DOWNLOAD = 30, 64 << 20  # seconds, bytes
 
 
@@ -48,59 +51,68 @@ def load_classifier(model: str, **changes: Any) -> Loaded:
     """As `load`; raises HFViTError if the model has no classes."""
     loaded = load(model, **changes)
     if not loaded.model.config.num_labels:
-        raise HFViTError(f"{model} has no classifier: fine-tune it on pictures with labels first")
+        raise HFViTError(f"{model} has no classifier: fine-tune it on images with labels first")
     return loaded
 
 
-def find_pictures(patterns: Sequence[str], addresses: bool = False) -> list[Any]:
+def find_images(patterns: Sequence[str], addresses: bool = False) -> list[Any]:
     """The files that names, folders and glob patterns mean, in order, each once.
+
+    A file that is named is taken whatever it is; in folders, images are found as training finds them
+    (hf_vit/image_files.py), and what is left out is said on stderr.
 
     Args:
         addresses: also `https://...`, given back as the text they are.
 
     Raises:
-        HFViTError: a name that is nothing, a folder or pattern without a picture.
+        HFViTError: a name that is nothing, a folder or pattern without an image.
     """
     found: dict[Path | str, None] = {}
     for pattern in patterns:
         path = Path(pattern)
         matches: list[Any]
+        left_out = ""
         if re.match(ADDRESS, pattern):
             if not addresses:
-                raise HFViTError(f"'{pattern}' is an address: download the picture first, and give its path")
+                raise HFViTError(f"'{pattern}' is an address: download the image first, and give its path")
             matches = [pattern]
         elif path.is_file():
             matches = [path]
         elif path.is_dir():
-            matches = sorted(file for file in path.rglob("*") if file.suffix.lower() in PICTURES)
+            files = walk(path)
+            matches = [path / os.fsdecode(name) for name in files.images()]
+            left_out = str(files.left_out)
         else:
             matches = sorted(Path(name) for name in glob.glob(pattern, recursive=True) if Path(name).is_file())
         if not matches:
-            kinds = f"; pictures are {', '.join(PICTURES)}" if path.is_dir() else ""
-            raise HFViTError(f"no picture at '{pattern}'{kinds}")
+            reason = f" (left out: {left_out})" if left_out else ""
+            raise HFViTError(f"no image at '{printable(pattern)}'{reason}")
+        if left_out:
+            print(f"note: left out in {printable(pattern)}: {left_out}", file=sys.stderr)
         found |= dict.fromkeys(matches)
     return list(found)
 
 
-def read_pictures(
+def read_images(
     paths: Sequence[Where],
-    mode: str,
+    num_channels: int,
     unreadable: list[dict[str, str]],
-    then: Callable[[Image.Image], Any] = lambda picture: picture,
+    then: Callable[[Image.Image], Any] = lambda image: image,
     in_memory: int = READ_AHEAD,
 ) -> Iterator[tuple[Where, Any]]:
-    """Each picture upright and in the given mode, in order; those that cannot be read go into `unreadable`.
+    """Each image decoded by `open_image`, in order; those that cannot be read go into `unreadable`.
 
-    Threads read ahead, so that the next pictures are ready when a model is done with these.
+    Threads read ahead, so that the next images are ready when a model is done with these.
 
     Args:
-        then: what the threads do with each picture; its result is yielded in the picture's place.
-        in_memory: pictures that are ready or being read beyond those in use.
+        num_channels: 3 for RGB, 1 for gray.
+        then: what the threads do with each image; its result is yielded in the image's place.
+        in_memory: images that are ready or being read beyond those in use.
     """
 
     def read(path: Path | str) -> Any:
-        found = read_picture(path, mode)
-        return found if isinstance(found, str) else then(found)
+        result = read_image(path, num_channels)
+        return result if isinstance(result, str) else then(result)
 
     rest = iter(paths)
     with ThreadPoolExecutor(READERS) as pool:
@@ -108,21 +120,20 @@ def read_pictures(
         while ahead:
             path, reading = ahead.popleft()
             ahead.extend((after, pool.submit(read, after)) for after in islice(rest, 1))
-            found = reading.result()
-            if isinstance(found, str):
-                unreadable.append({"image": str(path), "reason": found})
+            result = reading.result()
+            if isinstance(result, str):
+                unreadable.append({"image": printable(path), "reason": result})
             else:
-                yield path, found
+                yield path, result
 
 
-def read_picture(path: Path | str, mode: str) -> Image.Image | str:
-    """A picture upright and in the given mode, from a file or an address; or the reason why there is none."""
+def read_image(path: Path | str, num_channels: int) -> Image.Image | str:
+    """An image from a file or an address; or the reason why there is none."""
     try:
-        with Image.open(_downloaded(path) if isinstance(path, str) else path) as file:
-            return ImageOps.exif_transpose(file).convert(mode)
-    except UnidentifiedImageError:
-        return "not a picture, or of an unknown format"
-    except (OSError, ValueError, SyntaxError, HTTPException, Image.DecompressionBombError) as error:
+        return open_image(_downloaded(path) if isinstance(path, str) else path, num_channels=num_channels, name=NAME)
+    except UnreadableImage as error:
+        return str(error).removeprefix(f"{NAME}: ")
+    except (OSError, HTTPException) as error:
         return " ".join(str(error).split()) or type(error).__name__
 
 

@@ -27,6 +27,7 @@ from PIL import Image
 from transformers.models.vit import ViTImageProcessorPil
 
 from ..errors import HFViTError
+from ..image_io import check_channels, printable, processor_pixels
 from ..interpretability.attention import (
     attention_distance,
     class_attention,
@@ -40,7 +41,7 @@ from ..interpretability.attention import (
 )
 from ..interpretability.perturbation import BASELINES, compare_explanations, probabilities
 from ..interpretability.relevance import METHODS, explain
-from .inputs import find_pictures, image_size, load, pick_device, positive, read_pictures
+from .inputs import find_images, image_size, load, pick_device, positive, read_images
 
 
 if TYPE_CHECKING:
@@ -106,7 +107,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise HFViTError(f'drawing needs matplotlib ({error}): pip install "hf-vit[inspect]"') from error
     if arguments.out.exists() and not arguments.out.is_dir():
         raise HFViTError(f"--out {arguments.out} is a file: name a folder")
-    paths = find_pictures(arguments.images)
+    paths = find_images(arguments.images)
     if len(paths) > arguments.limit:
         print(
             f"note: the first {arguments.limit} of {len(paths)} pictures; --limit {len(paths)} for all",
@@ -115,15 +116,22 @@ def run(arguments: argparse.Namespace) -> int:
         paths = paths[: arguments.limit]
     names = [arguments.model] + ([arguments.compare] if arguments.compare else [])
     subjects = [_subject(name, number, arguments) for number, name in enumerate(names, start=1)]
-    modes = {"L" if subject.model.config.num_channels == 1 else "RGB" for subject in subjects}
+    channels = {subject.model.config.num_channels for subject in subjects}
+    for number in channels:
+        check_channels(number)
     unreadable: list[dict[str, str]] = []
     shown: list[dict[str, Any]] = []
-    pictures = read_pictures(paths, "RGB" if "RGB" in modes else "L", unreadable, in_memory=1)
+    pictures = read_images(paths, max(channels), unreadable, in_memory=1)
     for number, (path, picture) in enumerate(pictures, start=1):
-        rows = [_inspect(subject, picture, f"{number:03d}-{path.stem}", arguments, figures) for subject in subjects]
-        shown.append({"name": path.name, "path": str(path), "size": picture.size, "models": rows})
+        rows = [
+            _inspect(subject, picture, f"{number:03d}-{printable(path.stem)}", arguments, figures)
+            for subject in subjects
+        ]
+        shown.append({"name": printable(path.name), "path": printable(path), "size": picture.size, "models": rows})
     if paths and not shown:
-        raise HFViTError(f"none of {len(paths)} pictures could be read; {paths[0]}: {unreadable[0]['reason']}")
+        raise HFViTError(
+            f"none of {len(paths)} images could be read; {printable(paths[0])}: {unreadable[0]['reason']}"
+        )
     for place, subject in enumerate(subjects):
         _colour_features(subject, [picture["models"][place] for picture in shown], figures)
         _describe(subject, figures)
@@ -180,7 +188,7 @@ def _inspect(subject: Subject, picture: Image.Image, name: str, arguments: argpa
     model, folder = subject.model, subject.folder / name
     folder.mkdir(exist_ok=True)
     picture = picture.convert("L" if model.config.num_channels == 1 else "RGB")
-    pixels = subject.processor([picture], return_tensors="pt")["pixel_values"].to(model.device, model.dtype)
+    pixels = processor_pixels(subject.processor, picture).to(model.device, model.dtype)
     row: dict[str, Any] = {"title": subject.title, "folder": folder, "labels": [], "maps": [], "figures": []}
     target = subject.target
     if model.config.num_labels:

@@ -7,16 +7,17 @@ import argparse
 import json
 import sys
 from collections.abc import Iterator, Sequence
-from itertools import islice
+from itertools import groupby, islice
 from typing import Any
 
 import torch
 from PIL import Image
 from transformers.models.vit import ViTImageProcessorPil
 
+from ..image_io import check_channels, printable, processor_pixels
 from ..interpretability.perturbation import probabilities
 from ..modeling.modeling_hf_vit import HFViTForImageClassification
-from .inputs import find_pictures, image_size, load_classifier, pick_device, positive, print_table, read_pictures
+from .inputs import find_images, image_size, load_classifier, pick_device, positive, print_table, read_images
 
 
 EXAMPLES = """\
@@ -39,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Classify, print, and list what could not be read; 1 if there was such a picture."""
-    paths = find_pictures(arguments.images, addresses=True)
+    paths = find_images(arguments.images, addresses=True)
     device = pick_device(arguments.device)
     size = image_size(arguments)
     loaded = load_classifier(arguments.model, **({} if size is None else {"image_size": size}))
@@ -47,16 +48,17 @@ def run(arguments: argparse.Namespace) -> int:
     loaded.model.to(device)  # type: ignore[arg-type]  # transformers' wrapper hides that `to` takes a device
     model = prepared(loaded.model, len(paths))
     names: dict[Any, str] = model.config.id2label or {}
-    mode = "L" if model.config.num_channels == 1 else "RGB"
+    channels = model.config.num_channels
+    check_channels(channels)
     predictions: list[dict[str, Any]] = []
     unreadable: list[dict[str, str]] = []
-    for batch, pixels in batches(paths, processor, mode, arguments.batch_size, unreadable):
+    for batch, pixels in batches(paths, processor, channels, arguments.batch_size, unreadable):
         with torch.inference_mode():
             scores = probabilities(model, model(pixels.to(device, model.dtype)).logits.float())
         best = scores.topk(min(arguments.top_k, scores.shape[-1]))
         for path, values, classes in zip(batch, best.values.tolist(), best.indices.tolist()):
             labels = [{"label": names[number], "score": value} for number, value in zip(classes, values)]
-            predictions.append({"image": str(path), "labels": labels})
+            predictions.append({"image": printable(path), "labels": labels})
     if arguments.json:
         print(json.dumps({"model": arguments.model, "predictions": predictions, "unreadable": unreadable}, indent=2))
     else:
@@ -64,7 +66,7 @@ def run(arguments: argparse.Namespace) -> int:
             [(row["image"], *(f"{hit['label']} {hit['score']:.1%}" for hit in row["labels"])) for row in predictions]
         )
     if unreadable:
-        print(f"{len(unreadable)} of {len(paths)} pictures could not be read:", file=sys.stderr)
+        print(f"{len(unreadable)} of {len(paths)} images could not be read:", file=sys.stderr)
         for row in unreadable:
             print(f"  {row['image']}: {row['reason']}", file=sys.stderr)
     return 1 if unreadable else 0
@@ -76,13 +78,17 @@ def prepared(model: HFViTForImageClassification, pictures: int) -> HFViTForImage
 
 
 def batches(
-    paths: Sequence[Any], processor: Any, mode: str, size: int, unreadable: list[dict[str, str]]
+    paths: Sequence[Any], processor: Any, channels: int, size: int, unreadable: list[dict[str, str]]
 ) -> Iterator[tuple[list[Any], torch.Tensor]]:
-    """Names and normalised pictures `(B, C, H, W)`, in order; while one batch is in use, the next two are prepared."""
+    """Paths and normalized images `(B, C, H, W)`, in order; while one batch is in use, the next two are prepared.
 
-    def pixels(picture: Image.Image) -> torch.Tensor:
-        return processor(picture, return_tensors="pt")["pixel_values"]  # (1, C, H, W)
+    A batch ends early where the next image has another size, which a processor that does not resize may give.
+    """
 
-    readable = read_pictures(paths, mode, unreadable, pixels, 2 * size)
-    while batch := list(islice(readable, size)):
-        yield [path for path, _ in batch], torch.cat([found for _, found in batch])
+    def pixels(image: Image.Image) -> torch.Tensor:
+        return processor_pixels(processor, image)  # (1, C, H, W)
+
+    readable = read_images(paths, channels, unreadable, pixels, 2 * size)
+    for _, same_shape in groupby(readable, key=lambda row: row[1].shape):
+        while batch := list(islice(same_shape, size)):
+            yield [path for path, _ in batch], torch.cat([tensor for _, tensor in batch])

@@ -3,8 +3,9 @@
     python app.py                     the models in the folders beside this file
     hf-vit demo MODEL                 the same page on this machine (hf_vit/hub/space.py)
 
-It imports gradio, numpy, pillow, torch and transformers, nothing of hf_vit: a Space has only these. One column for
-each model: five labels, and the attention of one block over the picture.
+It imports gradio, numpy, pillow, torch and transformers: a Space has only these. Images are decoded by
+hf_vit/image_io.py, of which a Space carries a copy. One column for each model: five labels, and the attention of one
+block over the image.
 """
 
 from collections import Counter
@@ -16,8 +17,14 @@ from typing import Any
 import gradio as gr
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from transformers import AutoImageProcessor, AutoModelForImageClassification
+
+
+try:
+    from hf_vit.image_io import UnreadableImage, open_image, processor_pixels
+except ImportError:  # in a Space, the same file lies beside this one
+    from image_io import UnreadableImage, open_image, processor_pixels
 
 
 MEAN = "mean of all heads"
@@ -62,8 +69,8 @@ class Classifier:
 
     def pixels(self, picture: Image.Image) -> torch.Tensor:
         """`(1, C, H, W)`, normalised."""
-        upright = ImageOps.exif_transpose(picture).convert("L" if self.model.config.num_channels == 1 else "RGB")
-        return self.processor([upright], return_tensors="pt")["pixel_values"].to(self.model.device, self.model.dtype)
+        image = open_image(picture, num_channels=self.model.config.num_channels)
+        return processor_pixels(self.processor, image).to(self.model.device, self.model.dtype)
 
     @torch.inference_mode()
     def scores(self, picture: Image.Image) -> dict[str, float]:
@@ -98,7 +105,7 @@ class Classifier:
             view = ((pixels[0].float().cpu() * std + mean) * 255).round().clamp(0, 255).byte().numpy()
             shown = Image.fromarray(np.broadcast_to(view, (3, *view.shape[1:])).transpose(1, 2, 0).copy())
         else:
-            shown = ImageOps.exif_transpose(picture).convert("RGB")
+            shown = open_image(picture)
         scale = LARGEST_SIDE / max(shown.size)
         return shown.resize((max(1, round(shown.width * scale)), max(1, round(shown.height * scale))))
 
@@ -120,7 +127,10 @@ def build_page(classifiers: Sequence[Classifier]) -> gr.Blocks:
     """The page: a picture in, one column for each model out."""
     with gr.Blocks(title="What is in the picture?", analytics_enabled=False) as page:
         gr.Markdown("# What is in the picture?\nDrop a picture: labels, and where the model looks.")
-        picture = gr.Image(type="pil", label="Picture", sources=["upload", "clipboard"], height=280)
+        # The file as it is: gradio's own PIL image has lost 16 bits and transparency
+        picture = gr.Image(
+            type="filepath", image_mode=None, label="Picture", sources=["upload", "clipboard"], height=280
+        )
         setattr(picture, "preprocess", _or_why_not(picture.preprocess))  # noqa: B010 - a method replaced
         with gr.Row():
             columns = [_column(classifier, picture) for classifier in classifiers]
@@ -169,9 +179,13 @@ def _or_why_not(read: Callable[[Any], Any]) -> Callable[[Any], Any]:
 
     def preprocess(payload: Any) -> Any:
         try:
-            return read(payload)
+            path = read(payload)
         except Exception:  # PIL has many for broken files
             return Unreadable()
+        try:
+            return None if path is None else open_image(path, name="This file")
+        except UnreadableImage as error:
+            return Unreadable(str(error))
 
     return preprocess
 

@@ -12,7 +12,7 @@ from PIL import Image
 from transformers import ViTImageProcessor
 
 from hf_vit import HFViTConfig, HFViTForImageClassification
-from hf_vit.cli.inputs import find_pictures, load
+from hf_vit.cli.inputs import find_images, load
 from hf_vit.cli.main import main
 from hf_vit.export import _positions, compare
 
@@ -128,7 +128,7 @@ def test_int8_is_measured_against_the_names_of_folders(tmp_path, monkeypatch):
         return lambda pixels: 9.0 * np.eye(3)[[answers[path.name][next(rest[path.name])]]]
 
     monkeypatch.setattr("hf_vit.export.runner", stand_in)
-    found = compare(load(str(saved(tmp_path / "model"))), tmp_path, find_pictures([str(tmp_path / "pictures")]))
+    found = compare(load(str(saved(tmp_path / "model"))), tmp_path, find_images([str(tmp_path / "pictures")]))
     assert (found["n"], found["same_label"], found["labelled"]) == (4, 0.75, 3)
     assert (found["accuracy_float32"], found["accuracy_int8"]) == pytest.approx((2 / 3, 1 / 3))
 
@@ -165,7 +165,7 @@ def test_what_cannot_be_is_one_line_and_leaves_nothing(tmp_path, capsys):
     assert "leave --format out" in refused(tmp_path / "out", "--format", "torch-export", "--int8", "dynamic")
     assert "give --int8 too" in refused(tmp_path / "out", "--images", "x.png")
     assert "something already" in refused(model)
-    assert "no picture at 'x.png'" in refused(tmp_path / "out", "--int8", "weights", "--images", "x.png")
+    assert "no image at 'x.png'" in refused(tmp_path / "out", "--int8", "weights", "--images", "x.png")
     saved(model, num_labels=0, id2label=None)
     assert "has no classifier" in refused(tmp_path / "out")
     assert not (tmp_path / "out").exists()

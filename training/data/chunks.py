@@ -14,9 +14,9 @@ import numpy as np
 from PIL import Image
 
 from hf_vit.errors import HFViTError
+from hf_vit.image_io import one_line, open_encoded
 
 from .columns import class_label_rows, find_image_column, find_label_column, integer_rows, string_rows
-from .pictures import one_line, open_picture
 from .sources import Columns, SyntheticSource, digest, relabel, synthetic_door
 from .webdataset import TarIndex
 
@@ -39,7 +39,7 @@ class Chunks(Protocol):
 
     def open(self, data: bytes, name: str) -> Image.Image:
         """A record's picture, in the worker that decodes it."""
-        return open_picture(data, name)
+        return open_encoded(data, name)
 
     def drawn_for(self, height: int, width: int) -> "Chunks":
         """The same for a transform's result of that size."""

@@ -5,7 +5,7 @@
 
 Workers decode, crop and flip, and hand over uint8; normalising and mixing run on the device. What a picture becomes
 depends on (seed, epoch, index) alone: neither on the number of workers, nor on the order in which they come.
-The sources behind the door are sources.py, tables.py and shards.py; picture formats are in pictures.py.
+The sources behind the door are sources.py, tables.py and shards.py; image formats are in hf_vit/image_io.py.
 """
 
 import re
@@ -20,9 +20,9 @@ import torch
 from PIL import Image
 
 from hf_vit.errors import HFViTError
+from hf_vit.image_io import UnreadableImage, decode
 
 from ..rng import SPLIT, TRANSFORM, generator
-from .pictures import UnreadableImage, decode
 from .sources import (
     SPLIT_NAMES,
     Columns,
@@ -41,7 +41,7 @@ from .sources import (
     synthetic_door,
 )
 from .tables import hub_door, parquet_door
-from .transforms import PictureTransform
+from .transforms import ImageTransform
 from .webdataset import is_shard_pattern, shards_door
 
 
@@ -74,7 +74,7 @@ class View:
         if self.transform is None:
             return np.asarray(decode(opened, name))
         rng = generator(TRANSFORM, self.seed, epoch, index)
-        if isinstance(self.transform, PictureTransform):  # these choose how large to decode
+        if isinstance(self.transform, ImageTransform):  # these choose how large to decode
             return self.transform.from_file(opened, name, rng)
         return self.transform(decode(opened, name), rng)
 
@@ -119,7 +119,7 @@ class ImageDataset(torch.utils.data.Dataset):
         Generated pictures are drawn at the size of the transform's result, unless their name gives a size.
         """
         source = self.source
-        if isinstance(source, SyntheticSource) and isinstance(transform, PictureTransform):
+        if isinstance(source, SyntheticSource) and isinstance(transform, ImageTransform):
             source = source.drawn_for(*transform.image_size_hw)
         return replace(self, source=source, transform=transform, seed=seed)
 

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from .dataset import ImageDataset, collate
-from .transforms import EvalTransform
+from .transforms import TrainTransform
 
 
 WIDTH, HEIGHT = 17, 16  # of the thumbnail: 16 x 16 differences
@@ -87,7 +87,8 @@ def find_duplicates(
 
 def read_thumbnails(dataset: ImageDataset, num_workers: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """Indices of the readable pictures, int64 (n,), and their thumbnails, uint8 (n, 3, HEIGHT, WIDTH)."""
-    shrunk = dataset.with_transform(EvalTransform((HEIGHT, WIDTH)))
+    # Of the training kind, which decodes a JPEG at an eighth of its size where that is enough
+    shrunk = dataset.with_transform(TrainTransform((HEIGHT, WIDTH), crop="squash", flip=False))
     loader = torch.utils.data.DataLoader(shrunk, batch_size=256, collate_fn=collate, num_workers=num_workers)
     batches = [(batch["index"].numpy(), batch["pixel_values"].numpy()) for batch in loader if len(batch["index"])]
     if not batches:

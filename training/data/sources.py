@@ -17,9 +17,9 @@ import numpy as np
 from PIL import Image
 
 from hf_vit.errors import HFViTError
+from hf_vit.image_io import SUFFIXES, open_encoded
 
 from ..rng import SUBSET, generator
-from .pictures import EXTENSIONS, open_picture
 from .synthetic import SMALLEST_SIZE, SyntheticImages, parse_name
 
 
@@ -251,7 +251,7 @@ class FolderSource:
     sorted_by_class: bool = True
 
     def open(self, row: int) -> Image.Image:
-        return open_picture(os.path.join(self.root, self.files[row]), self.files[row])
+        return open_encoded(os.path.join(self.root, self.files[row]), self.files[row])
 
     def name(self, row: int) -> str:
         return self.files[row]
@@ -331,6 +331,6 @@ def picture_files(folder: Path) -> list[str]:
         found += [
             os.path.join(parent, file)
             for file in files
-            if os.path.splitext(file)[1].lower() in EXTENSIONS and not file.startswith(".")
+            if os.path.splitext(file)[1].lower() in SUFFIXES and not file.startswith(".")
         ]
     return found

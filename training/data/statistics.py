@@ -11,7 +11,6 @@ import numpy as np
 from hf_vit.errors import HFViTError, Parser, report_error
 
 from .dataset import ImageDataset, UnreadableImage, open_dataset
-from .pictures import upright_size
 
 
 SAMPLE = 1000  # pictures that are opened
@@ -34,11 +33,11 @@ def statistics(dataset: ImageDataset, sample: int = SAMPLE) -> dict[str, Any]:
     sizes, means, squares, unreadable = [], [], [], []
     for index in np.unique(np.linspace(0, len(dataset) - 1, num=opened, dtype=np.int64)):
         try:
-            image, _, name = dataset.read(int(index))
+            image, _, _ = dataset.read(int(index))
         except UnreadableImage as error:
             unreadable.append(str(error))
             continue
-        sizes.append(upright_size(image, name))
+        sizes.append(image.size)
         pixels = np.asarray(image, dtype=np.float64).reshape(-1, 3) / 255
         means.append(pixels.mean(axis=0))
         squares.append((pixels**2).mean(axis=0))

@@ -26,14 +26,14 @@ import numpy as np
 import torch
 
 from hf_vit.errors import HFViTError
+from hf_vit.image_io import UnreadableImage
 
 from ..rng import STREAM, SUBSET, generator
 from .chunks import RUN, Chunks, ParquetChunks, SyntheticChunks, TarChunks
 from .dataset import Transform, View, check_reading
-from .pictures import UnreadableImage
 from .sources import SPLIT_NAMES, Columns, by_split, digest, listed, only_for_tables, only_on_the_hub, synthetic_door
 from .tables import hub_files
-from .transforms import PictureTransform
+from .transforms import ImageTransform
 from .webdataset import expand_shards, is_shard_pattern, load_index, shards_by_split
 
 
@@ -101,7 +101,7 @@ class ImageStream(torch.utils.data.Dataset):
     def with_transform(self, transform: Transform | None, seed: int = 0) -> "ImageStream":
         """The same stream seen through `transform(picture, rng) -> uint8 (H, W, C)`."""
         chunks = self.chunks
-        if isinstance(transform, PictureTransform):
+        if isinstance(transform, ImageTransform):
             chunks = chunks.drawn_for(*transform.image_size_hw)
         return replace(self, chunks=chunks, transform=transform, seed=seed)
 

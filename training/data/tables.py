@@ -14,9 +14,9 @@ import numpy as np
 from PIL import Image
 
 from hf_vit.errors import HFViTError
+from hf_vit.image_io import UnreadableImage, one_line, open_encoded
 
 from .columns import class_label_rows, find_image_column, find_label_column, grouped, integer_rows, string_rows
-from .pictures import UnreadableImage, one_line, open_picture
 from .sources import Columns, Door, by_split, classes_in_turn, digest, own_cache
 
 
@@ -42,7 +42,7 @@ class TableSource:
         record, name = self.record(row), self.name(row)
         if record is None or (record.get("bytes") is None and record.get("path") is None):
             raise UnreadableImage(f"{name}: the row holds no picture")
-        return open_picture(record["bytes"] if record.get("bytes") is not None else record["path"], name)
+        return open_encoded(record["bytes"] if record.get("bytes") is not None else record["path"], name)
 
     def name(self, row: int) -> str:
         return f"{self.prefix}[{row}]"

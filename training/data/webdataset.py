@@ -23,9 +23,9 @@ import numpy as np
 from PIL import Image
 
 from hf_vit.errors import HFViTError
+from hf_vit.image_io import SUFFIXES, one_line, open_encoded
 
 from .columns import grouped, integer_rows, refuse_unlabelled
-from .pictures import EXTENSIONS, one_line, open_picture
 from .sources import SPLIT_IN_FILE_NAME, SPLIT_NAMES, Columns, Door, classes_in_turn, digest, own_cache, relabel
 
 
@@ -67,7 +67,7 @@ class TarSource:
         index = self.index
         with open(index.urls[index.shard[row]], "rb") as shard:
             shard.seek(index.offset[row])
-            return open_picture(shard.read(index.size[row]), index.name(row))
+            return open_encoded(shard.read(index.size[row]), index.name(row))
 
     def name(self, row: int) -> str:
         return self.index.name(row)
@@ -195,7 +195,7 @@ def scan_record(url: str, key: str, tar: tarfile.TarFile, members: Any) -> tuple
     place, label = None, None
     for member in members:
         kind = split_name(member.name)[1]
-        if f".{kind}" in EXTENSIONS and place is None:
+        if f".{kind}" in SUFFIXES and place is None:
             place = (member.offset_data, member.size)
         elif kind in ("cls", "json"):
             text = tar.extractfile(member).read().decode("utf-8").strip()

@@ -71,10 +71,19 @@ class Normalise:
         """An image processor's numbers; mean and std 0.5, as all of Google's ViTs, without one."""
         if image_processor is None:
             return cls([0.5] * channels, [0.5] * channels)
-        scale = image_processor.rescale_factor if image_processor.do_rescale else 1.0
+        scale = float(image_processor.rescale_factor) if image_processor.do_rescale else 1.0
         if not image_processor.do_normalize:
             return cls([0.0] * channels, [1.0] * channels, scale)
-        return cls(list(image_processor.image_mean), list(image_processor.image_std), scale)
+        mean, std = (
+            [float(number)] * channels if isinstance(number, int | float) else list(number or [default] * channels)
+            for number, default in ((image_processor.image_mean, 0.0), (image_processor.image_std, 1.0))
+        )
+        if not len(mean) == len(std) == channels:
+            raise HFViTError(
+                f"the image processor's image_mean and image_std have {len(mean)} and {len(std)} numbers, and the "
+                f"model reads {channels} channels: write {channels} of each into preprocessor_config.json"
+            )
+        return cls(mean, std, scale)
 
     def __call__(self, pixel_values: torch.Tensor) -> torch.Tensor:
         if pixel_values.is_floating_point():

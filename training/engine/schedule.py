@@ -19,7 +19,7 @@ from ..config.arguments import TrainArguments
 from ..config.durations import updates_of
 from ..data.dataset import ImageDataset
 from ..data.streaming import ImageStream
-from ..data.transforms import PictureTransform
+from ..data.transforms import ImageTransform
 from .accelerator import on_cpu
 
 
@@ -195,7 +195,7 @@ def seen_at(dataset, image_size: tuple[int, int] | None):
     """
     if image_size is None:
         return dataset
-    if not isinstance(dataset, ImageDataset | ImageStream) or not isinstance(dataset.transform, PictureTransform):
+    if not isinstance(dataset, ImageDataset | ImageStream) or not isinstance(dataset.transform, ImageTransform):
         raise HFViTError("--image_size_schedule needs a data set of training.data with a transform of its own")
     if getattr(dataset.transform, "crop", None) == "none":
         raise HFViTError("--image_size_schedule resizes pictures, --crop none does not: choose another crop")

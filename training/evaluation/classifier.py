@@ -4,7 +4,7 @@ For score.py and features.py. What a picture has to look like comes from the mod
 """
 
 import inspect
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +26,8 @@ from hf_vit import HFViTForImageClassification
 from hf_vit.checkpoints import read_checkpoint
 from hf_vit.errors import HFViTError
 
-from ..data.transforms import RESAMPLING, EvalTransform
+from ..data.transforms import EvalTransform, ImageTransform, eval_transform
 from ..engine.losses import Normalise
-
-
-FILTERS = {int(value): name for name, value in RESAMPLING.items()}
 
 
 @dataclass
@@ -44,7 +41,7 @@ class Classifier:
 
     name: str
     model: PreTrainedModel
-    transform: EvalTransform
+    transform: ImageTransform
     normalise: Normalise
 
     def __post_init__(self):
@@ -106,14 +103,34 @@ def open_classifier(
         raise HFViTError("give --squash or --crop_pct, not both")
     model, processor = load(name, image_size)
     channels = getattr(model.config, "num_channels", 3)
-    size, own_crop = settings_of(processor, model.config)
-    chosen = EvalTransform(
-        image_size or size,
-        None if squash else own_crop if crop_pct is None else crop_pct,
-        num_channels=channels,
-        resample=resample or FILTERS.get(int(processor.resample or 2), "bilinear"),
-    )
-    return Classifier(name, model.eval(), chosen, normaliser(processor, channels))
+    view = eval_transform(processor, getattr(model.config, "image_size", 224), channels)
+    if squash or crop_pct is not None or resample is not None or image_size is not None:
+        view = changed(name, view, image_size, crop_pct, squash, resample)
+    return Classifier(name, model.eval(), view, Normalise.of(processor, channels))
+
+
+def changed(
+    name: str,
+    view: ImageTransform,
+    image_size: int | tuple[int, int] | None,
+    crop_pct: float | None,
+    squash: bool,
+    resample: str | None,
+) -> EvalTransform:
+    """A processor's view with what the user wants otherwise.
+
+    Raises:
+        HFViTError: a processor that does more than resize and crop.
+    """
+    if not isinstance(view, EvalTransform):
+        raise HFViTError(
+            f"{name}: its image processor does more than resize and crop, and is used as it is; leave out "
+            "--image_size, --crop_pct, --squash and --resample"
+        )
+    view = view if image_size is None else view.at_size(image_size)
+    if squash or crop_pct is not None:
+        view = replace(view, crop_pct=crop_pct, resize_to=None, do_resize=True, do_center_crop=None)
+    return view if resample is None else replace(view, resample=resample)
 
 
 def load(name: str, image_size: int | tuple[int, int] | None) -> tuple[PreTrainedModel, Any]:
@@ -181,38 +198,3 @@ def fallback(config) -> dict[str, Any]:
     half = [0.5] * getattr(config, "num_channels", 3)
     bilinear = int(Image.Resampling.BILINEAR)
     return {"size": {"height": height, "width": width}, "image_mean": half, "image_std": half, "resample": bilinear}
-
-
-def settings_of(processor, config) -> tuple[tuple[int, int], float | None]:
-    """Height and width of the result, and crop_pct; None where the processor squashes."""
-    size = dict(processor.size or fallback(config)["size"])
-    crop = dict(getattr(processor, "crop_size", None) or {})
-    if getattr(processor, "do_center_crop", False) and crop:
-        target = (int(crop["height"]), int(crop["width"]))
-        edge = size.get("shortest_edge") or min(size["height"], size["width"])
-        return target, min(1.0, max(target) / edge)
-    if "shortest_edge" in size:  # ConvNeXt and kin give the share beside it
-        edge = int(size["shortest_edge"])
-        return (edge, edge), float(getattr(processor, "crop_pct", None) or 1.0)
-    return (int(size["height"]), int(size["width"])), None
-
-
-def normaliser(processor, channels: int) -> Normalise:
-    """The processor's numbers for uint8 pictures: as it names them, or as it is seen to do where that differs.
-
-    EfficientNet's, for one, divides by the standard deviation twice (`include_top`).
-    """
-    scale = processor.rescale_factor if processor.do_rescale else 1.0
-    mean, std = (list(v) if isinstance(v, list | tuple) else [v] * channels
-                 for v in (processor.image_mean, processor.image_std))  # fmt: skip
-    if not processor.do_normalize:
-        mean, std = [0.0] * channels, [1.0] * channels
-    if channels != 3:
-        return Normalise(mean, std, scale)
-    pictures = [Image.new("RGB", (64, 64), colour) for colour in ("black", "white")]
-    dark, light = processor(pictures, return_tensors="pt")["pixel_values"][:, :, 0, 0].double()
-    named = (torch.tensor([[0.0], [255.0]], dtype=torch.float64) * scale - torch.tensor(mean)) / torch.tensor(std)
-    if torch.allclose(torch.stack([dark, light]), named, atol=1e-4):
-        return Normalise(mean, std, scale)
-    seen = 1 / (light - dark)
-    return Normalise((-dark * seen).tolist(), seen.tolist(), 1 / 255)

@@ -5,7 +5,7 @@ For score.py, features.py and suites.py. Counting is counts.py; nothing here tra
 
 from collections.abc import Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -62,7 +62,7 @@ class FiveCrops:
 
     def __call__(self, image: Image.Image, rng: np.random.Generator) -> np.ndarray:
         height, width = self.view.image_size_hw
-        enlarge = 1.0 / (self.view.crop_pct or CROP_PCT)
+        enlarge = 1.0 / (self.view.crop_fraction or CROP_PCT)
         windows = [covering_window(*image.size, (height, width), enlarge, *corner) for corner in CORNERS]
         mode = "L" if self.view.num_channels == 1 else "RGB"
         filter = RESAMPLING[self.view.resample]
@@ -83,10 +83,13 @@ class Scored:
 def preprocessing(classifier: Classifier, tta: str) -> dict[str, Any]:
     """How pictures were cut and normalised, for the facts."""
     view = classifier.transform
-    crop_pct = view.crop_pct if TTA[tta][0] == 1 else view.crop_pct or CROP_PCT
+    crop_pct = view.crop_fraction
+    if crop_pct is None and TTA[tta][0] > 1:
+        crop_pct = CROP_PCT
     return {
         "resize": "squash" if crop_pct is None else "resize small side, centre crop",
-        **replace(view, crop_pct=crop_pct).describe(),
+        **view.describe(),
+        "crop_pct": crop_pct,
         "mean": list(classifier.normalise.mean),
         "std": list(classifier.normalise.std),
         "tta": tta,

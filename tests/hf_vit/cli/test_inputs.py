@@ -23,37 +23,37 @@ def folder(tmp_path):
 
 
 def test_each_once_in_the_order_given(folder):
-    found = inputs.find_pictures([str(folder / "3.png"), str(folder), str(folder / "[12].png")])
+    found = inputs.find_images([str(folder / "3.png"), str(folder), str(folder / "[12].png")])
     assert [path.name for path in found] == ["3.png", *(f"{n}.png" for n in (0, 1, 2, 4, 5, 6, 7, 8))]
-    assert inputs.find_pictures(["https://example.org/a.png"], addresses=True) == ["https://example.org/a.png"]
-    with pytest.raises(HFViTError, match="download the picture first"):
-        inputs.find_pictures(["https://example.org/a.png"])
-    with pytest.raises(HFViTError, match=r"no picture at .*nothing\*"):
-        inputs.find_pictures([str(folder / "nothing*")])
+    assert inputs.find_images(["https://example.org/a.png"], addresses=True) == ["https://example.org/a.png"]
+    with pytest.raises(HFViTError, match="download the image first"):
+        inputs.find_images(["https://example.org/a.png"])
+    with pytest.raises(HFViTError, match=r"no image at .*nothing\*"):
+        inputs.find_images([str(folder / "nothing*")])
 
 
 def test_read_in_order_with_a_bounded_number_ahead(folder, monkeypatch):
-    begun, read = [], inputs.read_picture
-    monkeypatch.setattr(inputs, "read_picture", lambda path, mode: (begun.append(path), read(path, mode))[1])
+    begun, read = [], inputs.read_image
+    monkeypatch.setattr(inputs, "read_image", lambda path, channels: (begun.append(path), read(path, channels))[1])
     unreadable: list[dict[str, str]] = []
-    paths = inputs.find_pictures([str(folder)])
-    pictures = inputs.read_pictures(paths, "L", unreadable, lambda picture: (picture.mode, picture.width), in_memory=2)
+    paths = inputs.find_images([str(folder)])
+    pictures = inputs.read_images(paths, 1, unreadable, lambda picture: (picture.mode, picture.width), in_memory=2)
     assert next(pictures) == (paths[0], ("L", 4)) and len(begun) <= 3
     assert [width for _, (_, width) in pictures] == [5, 6, 7, 9, 10, 11, 12]
-    assert unreadable == [{"image": str(paths[4]), "reason": "not a picture, or of an unknown format"}]
+    assert unreadable == [{"image": str(paths[4]), "reason": "not an image that Pillow can read"}]
 
 
 def test_pictures_stand_upright(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6  # turned by a quarter
     Image.new("RGB", (8, 2)).save(tmp_path / "a.jpg", exif=exif)
-    assert inputs.read_picture(tmp_path / "a.jpg", "RGB").size == (2, 8)
+    assert inputs.read_image(tmp_path / "a.jpg", 3).size == (2, 8)
 
 
 def test_a_download_that_is_too_large_is_refused(monkeypatch):
     monkeypatch.setattr(inputs, "LARGEST_DOWNLOAD", 2 << 20)
     monkeypatch.setattr(inputs.urllib.request, "urlopen", lambda request, timeout: io.BytesIO(bytes((2 << 20) + 1)))
-    assert inputs.read_picture("https://example.org/a.png", "RGB") == "larger than 2 MiB"
+    assert inputs.read_image("https://example.org/a.png", 3) == "larger than 2 MiB"
 
 
 def test_an_accelerator_that_torch_was_built_for_and_the_machine_lacks_is_not_picked(monkeypatch):

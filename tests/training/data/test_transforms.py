@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from hf_vit.errors import HFViTError
-from training.data.pictures import open_picture
+from hf_vit.image_io import open_encoded
 from training.data.transforms import (
     EvalTransform,
     Mixing,
@@ -63,7 +63,7 @@ def test_crop_none_keeps_pixels_and_refuses_other_sizes():
     picture = scene(16, 24)
     transform = TrainTransform((16, 24), crop="none", flip=False)
     np.testing.assert_array_equal(transform(Image.fromarray(picture), rng()), picture)
-    with pytest.raises(HFViTError, match=r"needs pictures of 16x24 px .*, this one has 24x16; choose another crop"):
+    with pytest.raises(HFViTError, match=r"needs images of 16x24 px .*, this one has 24x16; choose another crop"):
         transform(Image.fromarray(scene(24, 16)), rng())
 
 
@@ -72,7 +72,7 @@ def test_scaled_decoding_gives_nearly_the_same_view():
     Image.fromarray(scene(768, 1024)).save(buffer, "JPEG", quality=95)
     transform = TrainTransform(64)
     for number in range(10):
-        opened = open_picture(buffer.getvalue(), "x")
+        opened = open_encoded(buffer.getvalue(), "x")
         scaled = transform.from_file(opened, "x", rng(number)).astype(int)
         whole = transform(Image.fromarray(scene(768, 1024)), rng(number)).astype(int)
         assert np.abs(scaled - whole).max() <= 8 and np.abs(scaled - whole).mean() < 1.5

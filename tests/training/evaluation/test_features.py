@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from hf_vit.image_io import UnreadableImage
 from tests.helpers.tiny_classifiers import run, save_tiny, value
 from training.data.dataset import open_dataset
-from training.data.pictures import UnreadableImage
 from training.evaluation import features
 from training.evaluation.classifier import open_classifier
 from training.evaluation.evaluate_classifier import create_machine

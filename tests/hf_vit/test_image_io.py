@@ -8,12 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from training.data.pictures import (
+from hf_vit.image_io import (
     MAX_PIXELS,
     UnreadableImage,
     decode,
     decode_window,
-    open_picture,
+    open_encoded,
     upright_size,
     without_rows_below,
 )
@@ -43,7 +43,7 @@ def scene(height=HEIGHT, width=WIDTH):
 def reopened(image, format, **options):
     buffer = io.BytesIO()
     image.save(buffer, format, **options)
-    return open_picture(buffer.getvalue(), "picture")
+    return open_encoded(buffer.getvalue(), "picture")
 
 
 def pixels(opened, **options):
@@ -73,8 +73,8 @@ def test_scaled_decoding_shows_the_same_picture_never_too_small():
         for target, factor in ((300, 1), (200, 1), (160, 2), (100, 2), (75, 4), (4, 8)):
             opened = reopened(full, "JPEG", quality=95, exif=exif)
             window = (10.0, expected.height - 320.0, 330.0, float(expected.height))
-            small, scale = decode_window(opened, "picture", window, (target, target))
-            assert scale == 1 / factor
+            small, box = decode_window(opened, "picture", window, (target, target))
+            assert box == tuple(side / factor for side in window)
             assert small.size == (expected.width // factor, expected.height // factor)
             difference = np.asarray(small).astype(int) - np.asarray(expected.resize(small.size, Image.Resampling.BOX))
             assert np.abs(difference).mean() < 2
@@ -88,8 +88,8 @@ def test_rows_below_a_window_are_not_decoded_and_the_others_are_unchanged(subsam
     whole = pixels(reopened(Image.fromarray(noise), "JPEG", **options))
     for lower in (1, 15, 16, 17, 60, 100, 160):
         opened = reopened(Image.fromarray(noise), "JPEG", **options)
-        part, scale = decode_window(opened, "picture", (0.0, 0.0, 150.0, float(lower)), (150, lower))
-        assert scale == 1.0 and part.width == 150 and lower <= part.height < lower + 40
+        part, box = decode_window(opened, "picture", (0.0, 0.0, 150.0, float(lower)), (150, lower))
+        assert box == (0.0, 0.0, 150.0, lower) and part.width == 150 and lower <= part.height < lower + 40
         np.testing.assert_array_equal(np.asarray(part)[:lower], whole[:lower])
 
 
@@ -113,7 +113,7 @@ def test_damaged_files_are_decoded_or_named_and_nothing_else(damage, keep):
         data[int(place * header)] = value
     data = bytes(data[: int(keep * len(data))])
     try:
-        opened = open_picture(data, "cat")
+        opened = open_encoded(data, "cat")
         width, height = upright_size(opened, "cat")
         image, _ = decode_window(opened, "cat", (0.0, 0.0, width, max(1.0, height / 3)), (16, 16))
         assert image.mode == "RGB"
@@ -159,8 +159,8 @@ def test_transparency_is_laid_on_white():
 def test_one_pixel_is_a_picture():
     assert pixels(reopened(Image.new("RGB", (1, 1), (1, 2, 3)), "PNG")).tolist() == [[[1, 2, 3]]]
     opened = reopened(Image.new("RGB", (1, 1), (9, 9, 9)), "JPEG")
-    image, scale = decode_window(opened, "picture", (0.0, 0.0, 1.0, 1.0), (224, 224))
-    assert image.size == (1, 1) and scale == 1.0
+    image, box = decode_window(opened, "picture", (0.0, 0.0, 1.0, 1.0), (224, 224))
+    assert image.size == (1, 1) and box == (0.0, 0.0, 1.0, 1.0)
 
 
 @pytest.mark.parametrize(
@@ -168,7 +168,7 @@ def test_one_pixel_is_a_picture():
 )
 def test_broken_files_are_named(data):
     with pytest.raises(UnreadableImage, match=r"^cat\.jpg: ") as error:
-        decode(open_picture(data, "cat.jpg"), "cat.jpg")
+        decode(open_encoded(data, "cat.jpg"), "cat.jpg")
     assert "\n" not in str(error.value)
 
 
@@ -178,20 +178,20 @@ def test_truncated_files_are_named(format):
     noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
     Image.fromarray(noise).save(buffer, format)
     with pytest.raises(UnreadableImage, match=r"^cat: "):
-        decode(open_picture(buffer.getvalue()[: len(buffer.getvalue()) // 2], "cat"), "cat")
+        decode(open_encoded(buffer.getvalue()[: len(buffer.getvalue()) // 2], "cat"), "cat")
 
 
 def test_missing_file_is_named(tmp_path):
     with pytest.raises(UnreadableImage, match=r"^cat: "):
-        open_picture(tmp_path / "cat.png", "cat")
+        open_encoded(tmp_path / "cat.png", "cat")
 
 
 def test_bombs_are_refused_before_decoding(tmp_path, monkeypatch):
     path = tmp_path / "bomb.png"
     Image.new("1", (20_000, 20_000)).save(path)
     with pytest.raises(UnreadableImage, match=r"^bomb\.png: refused"):
-        open_picture(path, "bomb.png")
+        open_encoded(path, "bomb.png")
     assert 13_000**2 < MAX_PIXELS < 20_000**2
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)  # as programs do that read large pictures
     with pytest.raises(UnreadableImage, match=r"^bomb\.png: refused, 20000x20000 px"):
-        open_picture(path, "bomb.png")
+        open_encoded(path, "bomb.png")

@@ -1,0 +1,212 @@
+"""Which files below a folder are images: one walk with `os.scandir`, for training and for the commands.
+
+No file is asked for its size or date. A name decides where its suffix is known, else the first bytes of the file.
+What is left out is counted by reason, with a few examples. Names are bytes: they need not be UTF-8.
+"""
+
+import os
+import stat
+from collections import Counter
+from dataclasses import dataclass, field
+
+from .image_io import (
+    HEIC_SUFFIXES,
+    OTHER_SUFFIXES,
+    SUFFIXES,
+    format_of_file,
+    printable,
+    readable_formats,
+)
+
+
+IMAGE_SUFFIXES = frozenset(suffix.encode() for suffix in SUFFIXES)
+NO_IMAGE_SUFFIXES = frozenset(suffix.encode() for suffix in OTHER_SUFFIXES)
+HEIF_SUFFIXES = frozenset(suffix.encode() for suffix in HEIC_SUFFIXES)
+# Files that hold many images or say something about them: reported, for those who look for them
+DATA_SUFFIXES = frozenset((
+    b".parquet", b".csv", b".tsv", b".jsonl", b".arrow", b".tar", b".zip", b".tgz", b".gz", b".bz2", b".xz", b".zst",
+    b".7z", b".rar",
+))  # fmt: skip
+DATA_NAMES = frozenset((b"dataset_info.json", b"dataset_dict.json", b"state.json", b"label_names.json"))
+SKIPPED_FOLDERS = frozenset((b"__MACOSX", b"@eaDir", b"$RECYCLE.BIN", b"System Volume Information"))
+EXAMPLES = 3  # names for each reason
+MAX_LINK_DEPTH = 2  # a link at the level of splits or classes may show a folder that is found elsewhere, too
+
+NOT_IMAGES = "not images"
+HEIC = "HEIC, which Pillow cannot read"
+HIDDEN = "hidden"
+DANGLING = "links to nothing"
+SPECIAL = "not regular files"
+AGAIN = "links to folders that are read already"
+CLOSED = "folders that cannot be read"
+
+
+@dataclass
+class LeftOut:
+    """What a walk did not take: how often for each reason, and the first names."""
+
+    counts: Counter = field(default_factory=Counter)
+    examples: dict[str, list[str]] = field(default_factory=dict)
+
+    def add(self, reason: str, name: bytes) -> None:
+        self.counts[reason] += 1
+        names = self.examples.setdefault(reason, [])
+        if len(names) < EXAMPLES:
+            names.append(printable(name))
+
+    def __str__(self) -> str:
+        """One line: `3 not images (a.txt, ...), 1 hidden (.b)`; empty where nothing was left out."""
+        return ", ".join(
+            f"{count:,} {reason} ({', '.join(self.examples[reason])}{', ...' if count > EXAMPLES else ''})"
+            for reason, count in self.counts.most_common()
+        )
+
+
+@dataclass
+class Folder:
+    """One folder of a walk.
+
+    Attributes:
+        path: relative to the root, b"" for the root itself. images: names, sorted, joined by NUL bytes.
+        count: of the images. data: names of tables, shards and archives. modified: time stamp of the folder, in ns.
+    """
+
+    path: bytes
+    images: bytes
+    count: int
+    data: list[bytes]
+    modified: int
+
+    def names(self) -> list[bytes]:
+        """The images' names."""
+        return self.images.split(b"\0") if self.count else []
+
+
+@dataclass
+class Walk:
+    """All folders below a root, in order of their paths, and what was left out."""
+
+    root: bytes
+    folders: list[Folder]
+    left_out: LeftOut
+
+    def images(self) -> list[bytes]:
+        """Relative paths of all images, sorted."""
+        return sorted(join(folder.path, name) for folder in self.folders for name in folder.names())
+
+
+def join(folder: bytes, name: bytes) -> bytes:
+    return folder + b"/" + name if folder else name
+
+
+def walk(root: "str | bytes | os.PathLike") -> Walk:
+    """Find all images below a folder, following links to folders, but none in a circle.
+
+    Hidden files and folders, and those that operating systems leave behind (`__MACOSX`), are left out.
+    """
+    base = os.fsencode(root)
+    left_out = LeftOut()
+    folders: list[Folder] = []
+    links: list[bytes] = []
+    seen = {identity(base)}
+    pending = [b""]
+    while pending:  # folders first, then links to folders: what is reached both ways counts under its own name
+        path = pending.pop()
+        folder, subfolders, new_links = scan(base, path, left_out)
+        folders.append(folder)
+        seen |= {identity(os.path.join(base, join(path, name))) for name in subfolders}
+        pending += [join(path, name) for name in subfolders]
+        links += [join(path, name) for name in new_links]
+    for link in sorted(links):
+        follow(base, link, seen, folders, left_out)
+    folders.sort(key=lambda folder: folder.path.split(b"/"))
+    return Walk(base, folders, left_out)
+
+
+def follow(base: bytes, link: bytes, seen: set[tuple[int, int]], folders: list[Folder], left_out: LeftOut) -> None:
+    """Read a link to a folder, unless it leads back to where it is, or lies deep and shows what is read already."""
+    parts = link.split(b"/")
+    above = {identity(os.path.join(base, *parts[:depth])) for depth in range(len(parts))}
+    target = identity(os.path.join(base, link))
+    if target in above or (target in seen and len(parts) > MAX_LINK_DEPTH):
+        left_out.add(AGAIN, link)
+        return
+    inside = above | {target}
+    pending = [link]
+    while pending:
+        path = pending.pop()
+        folder, subfolders, links = scan(base, path, left_out)
+        folders.append(folder)
+        for name in subfolders + links:
+            below = join(path, name)
+            mark = identity(os.path.join(base, below))
+            if mark in inside or (mark in seen and name in links):
+                left_out.add(AGAIN, below)
+            else:
+                inside.add(mark)
+                pending.append(below)
+    seen |= inside
+
+
+def identity(path: bytes) -> tuple[int, int]:
+    """Device and number of a folder: the same by every path to it."""
+    try:
+        facts = os.stat(path)
+    except OSError:
+        return (-1, hash(path))
+    return (facts.st_dev, facts.st_ino)
+
+
+def scan(base: bytes, path: bytes, left_out: LeftOut) -> tuple[Folder, list[bytes], list[bytes]]:
+    """One folder: what it holds, its subfolders, and its links to folders."""
+    images: list[bytes] = []
+    data: list[bytes] = []
+    subfolders: list[bytes] = []
+    links: list[bytes] = []
+    heic = "HEIF" in readable_formats()
+    here = os.path.join(base, path) if path else base
+    try:
+        modified = os.stat(here).st_mtime_ns
+        entries = os.scandir(here)
+    except OSError:
+        left_out.add(CLOSED, path)
+        return Folder(path, b"", 0, [], 0), [], []
+    with entries:
+        for entry in entries:
+            name = entry.name
+            if name[:1] == b"." or name in SKIPPED_FOLDERS:
+                left_out.add(HIDDEN, join(path, name))
+            elif entry.is_dir(follow_symlinks=False):
+                subfolders.append(name)
+            else:
+                suffix = name[name.rfind(b".") :].lower() if b"." in name else b""
+                kind = regular(entry)
+                if kind != "file":
+                    links.append(name) if kind == "folder" else left_out.add(kind, join(path, name))
+                elif suffix in IMAGE_SUFFIXES or (heic and suffix in HEIF_SUFFIXES):
+                    images.append(name)
+                elif suffix in DATA_SUFFIXES or name in DATA_NAMES:
+                    data.append(name)
+                elif suffix in NO_IMAGE_SUFFIXES:
+                    left_out.add(NOT_IMAGES, join(path, name))
+                else:
+                    format = "HEIC" if suffix in HEIF_SUFFIXES else format_of_file(os.path.join(here, name))
+                    if format == "HEIC":
+                        left_out.add(HEIC, join(path, name))
+                    elif format is None:
+                        left_out.add(NOT_IMAGES, join(path, name))
+                    else:
+                        images.append(name)
+    images.sort()
+    return Folder(path, b"\0".join(images), len(images), sorted(data), modified), sorted(subfolders), links
+
+
+def regular(entry: "os.DirEntry[bytes]") -> str:
+    """ "file", "folder" for a link to one, or the reason why an entry is left out."""
+    if not entry.is_symlink():
+        return "file" if entry.is_file(follow_symlinks=False) else SPECIAL
+    try:
+        mode = entry.stat().st_mode
+    except OSError:
+        return DANGLING
+    return "file" if stat.S_ISREG(mode) else "folder" if stat.S_ISDIR(mode) else SPECIAL
