@@ -19,11 +19,12 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from .errors import HFViTError
+from .image_processing import ImageProcessing
 
 
 # Pillow's own limit for "decompression bombs", twice Image.MAX_IMAGE_PIXELS: half a gigabyte of RGB in memory.
 MAX_PIXELS = 178_956_970
-# Longer images are cut to their middle before the short side is resized: 1 x 65,500 px would need 41 GB at 256 px.
+# Longer images are resized where the crop looks alone: 1 x 65,500 px with the short side at 256 would need 41 GB.
 MAX_ASPECT = 100
 
 # Formats of Pillow that hold pixels. Not EPS, PDF or WMF, which are programs that another program would run.
@@ -263,10 +264,9 @@ def decode(image: Image.Image, name: str) -> Image.Image:
 
 
 def transposed(image: Image.Image, turn: Image.Transpose) -> Image.Image:
-    """The image turned, with what `to_rgb` reads of its metadata."""
+    """The image turned, without the metadata that would turn it again, with what `to_rgb` reads."""
     result = image.transpose(turn)
-    if "transparency" in image.info:
-        result.info["transparency"] = image.info["transparency"]
+    result.info = {key: image.info[key] for key in ("transparency",) if key in image.info}
     return result
 
 
@@ -295,22 +295,6 @@ def deep_gray_to_bytes(image: Image.Image) -> np.ndarray:
     else:
         scale = 1.0 if image.mode == "I" and peak <= 255.0 else 255.0 / 65535.0
     return np.clip(np.rint(pixels * scale), 0, 255).astype(np.uint8)
-
-
-def bounded_aspect(image: Image.Image) -> Image.Image:
-    """The middle of an image that is more than `MAX_ASPECT` times as long as wide; any other image as it is.
-
-    For resizing the shorter side and cropping the center, which looks at no more than the middle.
-    """
-    width, height = image.size
-    longest = MAX_ASPECT * min(width, height)
-    if max(width, height) <= longest:
-        return image
-    if width > height:
-        left = (width - longest) // 2
-        return image.crop((left, 0, width - left, height))  # the same center to half a pixel
-    top = (height - longest) // 2
-    return image.crop((0, top, width, height - top))
 
 
 # -- decoding less than all: for training, which may look at a JPEG at half its size ---------------------------------
@@ -412,12 +396,11 @@ def processor_pixels(processor: Any, image: Image.Image) -> Any:
     Raises:
         HFViTError: settings that do not fit the image, such as three means for one channel.
     """
-    size = getattr(processor, "size", None) or {}
-    if processor.do_resize and dict(size).get("shortest_edge") and getattr(processor, "do_center_crop", False):
-        image = bounded_aspect(image)
+    options = {}
+    if max(image.size) > MAX_ASPECT * min(image.size):
+        image = ImageProcessing.from_transformers(processor.to_dict()).resize_and_crop(image)
+        options = {"do_resize": False, "do_center_crop": False}
     try:
-        return processor([image], return_tensors="pt")["pixel_values"]
+        return processor([image], return_tensors="pt", **options)["pixel_values"]
     except (ValueError, TypeError, KeyError) as error:
-        raise HFViTError(
-            f"the image processor's settings do not fit an image of mode {image.mode}: {error}"
-        ) from error
+        raise HFViTError(f"the image processor's settings do not fit {image.mode} images: {error}") from error

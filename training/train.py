@@ -14,20 +14,20 @@ import numpy as np
 import torch
 import transformers
 from huggingface_hub.errors import StrictDataclassError
-from transformers import AutoImageProcessor
 from transformers.models.vit import ViTImageProcessorPil
 
 from hf_vit import HFViTConfig, HFViTForImageClassification
-from hf_vit.checkpoints import load_checkpoint
+from hf_vit.checkpoints import read_checkpoint
 from hf_vit.errors import HFViTError, report_error
+from hf_vit.image_io import check_channels
+from hf_vit.image_processing import ImageProcessing
 
 from .config.arguments import RESOLVED_NAME, Arguments, DataArguments
 from .config.parser import parse
 from .data.dataset import ImageDataset
 from .data.deduplication import Duplicate
-from .data.splits import open_splits, transforms
+from .data.splits import image_processing_for, open_splits, transforms
 from .data.streaming import ImageStream
-from .data.transforms import RESAMPLING
 from .engine.accelerator import on_cpu
 from .engine.checkpoint_io import checkpoints, write_json
 from .engine.distributed import peers_may_vanish, together
@@ -73,7 +73,8 @@ def run(
         splits = open_splits(arguments.data, arguments.train.seed, say)
         train, evaluation = splits.train, splits.evaluation
         model, processor, base = build_model(arguments, train.label_names)
-    train_transform, eval_transform = transforms(arguments.data, model.config)
+    processing = ImageProcessing.from_transformers(processor.to_dict())  # what is saved is what is trained with
+    train_transform, eval_transform = transforms(arguments.data, model.config, processing)
     about = {
         "stage": stage,
         "recipe": arguments.recipe,
@@ -189,6 +190,7 @@ def build_model(arguments: Arguments, label_names: list[str]):
     wish, data = arguments.model, arguments.data
     transformers.set_seed(arguments.train.seed)
     masked = arguments.train.loss == MASKED_PATCHES
+    base = None
     labels = {} if masked else dict(enumerate(label_names))
     if wish.model is not None and wish.preset is not None:
         raise HFViTError("give --model (pre-trained) or --preset (from scratch), not both")
@@ -198,7 +200,7 @@ def build_model(arguments: Arguments, label_names: list[str]):
         )
     try:
         if wish.model is not None:
-            model = load_pretrained(wish, labels)
+            model, base = load_pretrained(wish, labels)
             model = masked_model(model) if masked else model
         else:
             config = scratch_config(wish, labels)
@@ -214,7 +216,7 @@ def build_model(arguments: Arguments, label_names: list[str]):
         )
     if wish.freeze_backbone:
         model.freeze_backbone()
-    return model, image_processor_for(model.config, data, wish.model), wish.model and public_name(wish.model)
+    return model, image_processor_for(model.config, data, base), wish.model and public_name(wish.model)
 
 
 def scratch_config(wish, labels: dict[int, str]) -> HFViTConfig:
@@ -225,18 +227,19 @@ def scratch_config(wish, labels: dict[int, str]) -> HFViTConfig:
     return HFViTConfig.from_preset(wish.preset, **fields) if wish.preset is not None else HFViTConfig(**fields)
 
 
-def load_pretrained(wish, labels: dict[int, str]) -> HFViTForImageClassification:
-    """The pre-trained model at the wanted size; a new head unless its labels are the data's."""
+def load_pretrained(wish, labels: dict[int, str]) -> tuple[HFViTForImageClassification, ImageProcessing]:
+    """The pre-trained model at the wanted size, a new head unless its labels are the data's; and its processor."""
     fields = dict(wish.set)
     if wish.image_size is not None:
         fields["image_size"] = pixels(wish.image_size)
     if not Path(wish.model).exists():
         knock(wish.model)
-    model = load_checkpoint(wish.model, dtype=torch.float32, **fields)
+    loaded = read_checkpoint(wish.model, dtype=torch.float32, **fields)
+    model = loaded.model
     own = model.config.id2label if model.config.num_labels else {}
     if [own.get(index) for index in range(len(own))] != list(labels.values()):
         model.replace_head(len(labels), labels, keep_representation=wish.keep_representation)
-    return model
+    return model, ImageProcessing.from_transformers(loaded.processor)
 
 
 def pixels(size: list[int]) -> int | list[int]:
@@ -246,24 +249,10 @@ def pixels(size: list[int]) -> int | list[int]:
     return size[0] if len(size) == 1 else list(size)
 
 
-def image_processor_for(config, data: DataArguments, base: str | None) -> ViTImageProcessorPil:
-    """transformers' ViT processor for this size: the base model's mean and std, or Google's 0.5."""
-    height, width = config.image_size_hw
-    settings: dict[str, Any] = {"image_mean": [0.5] * config.num_channels, "image_std": [0.5] * config.num_channels}
-    if base is not None:
-        try:
-            own = AutoImageProcessor.from_pretrained(base, backend="pil")
-            settings = {"image_mean": list(own.image_mean), "image_std": list(own.image_std)}
-        except (OSError, ValueError):  # weights without a processor: Google's numbers
-            pass
-    if data.crop_pct is None:
-        settings["size"] = {"height": height, "width": width}
-    else:
-        if height != width:
-            raise HFViTError("--crop_pct needs a square --image_size")
-        settings |= {"size": {"shortest_edge": round(height / data.crop_pct)}, "do_center_crop": True}
-        settings["crop_size"] = {"height": height, "width": width}
-    return ViTImageProcessorPil(resample=int(RESAMPLING[data.resample]), **settings)
+def image_processor_for(config, data: DataArguments, base: ImageProcessing | None) -> ViTImageProcessorPil:
+    """transformers' ViT processor for this size, every setting stated: the base model's, or Google's without one."""
+    check_channels(config.num_channels)
+    return ViTImageProcessorPil(**image_processing_for(data, config, base).to_transformers(config.num_channels))
 
 
 # -- report --------------------------------------------------------------------------------------------------------

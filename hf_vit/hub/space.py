@@ -23,8 +23,8 @@ EXAMPLES = """\
   hf-vit demo owner/name --compare ViT-B_16.npz
   hf-vit demo path/to/model --host 0.0.0.0 --port 8080"""
 PAGE = Path(__file__).with_name("space_app.py")
-DECODER = Path(__file__).parents[1] / "image_io.py"  # a Space decodes images as hf_vit does, and carries the file
-ERRORS = Path(__file__).parents[1] / "errors.py"
+# A Space decodes images as hf_vit does, and carries these files as its package `image_io`
+DECODER = {"image_io.py": "__init__.py", "image_processing.py": "image_processing.py", "errors.py": "errors.py"}
 REQUIREMENTS = ("torch", "transformers")  # numpy and pillow come with gradio, which wants its own versions of them
 NEEDS_GRADIO = 'the page needs gradio: pip install "hf-vit[demo]"'
 
@@ -75,8 +75,8 @@ def write_space(folder: str | Path, target: str | Path, title: str) -> Path:
         shutil.copyfile(folder / name, target / title / name)
     shutil.copyfile(PAGE, target / "app.py")
     (target / "image_io").mkdir(exist_ok=True)
-    shutil.copyfile(DECODER, target / "image_io" / "__init__.py")
-    shutil.copyfile(ERRORS, target / "image_io" / "errors.py")
+    for source, copied in DECODER.items():
+        shutil.copyfile(PAGE.parents[1] / source, target / "image_io" / copied)
     pins = "".join(f"{name}=={version(name).split('+')[0]}\n" for name in REQUIREMENTS)
     (target / "requirements.txt").write_text(pins, encoding="utf-8")
     python = ".".join(map(str, sys.version_info[:2]))

@@ -37,7 +37,7 @@ HEAT = np.array([[0, 0, 4], [87, 16, 110], [188, 55, 84], [249, 142, 9], [252, 2
 class Unreadable:
     """What came instead of a picture."""
 
-    reason: str = "This file cannot be read as a picture: try a JPEG, PNG, WebP, GIF, BMP or TIFF file."
+    reason: str = "This file cannot be read as an image: try a JPEG, PNG, WebP, GIF, BMP or TIFF file."
 
 
 @dataclass
@@ -162,7 +162,10 @@ def _column(classifier: Classifier, picture: gr.Image) -> tuple[list[Any], list[
         overlay = gr.Image(
             label="Attention", type="pil", interactive=False, format="png", buttons=["download", "fullscreen"]
         )
-        block = gr.Slider(1, classifier.layers, value=classifier.layers, step=1, label="Block")
+        if classifier.layers > 1:
+            block: Any = gr.Slider(1, classifier.layers, value=classifier.layers, step=1, label="Block")
+        else:  # a slider wants two ends
+            block = gr.Dropdown([1], value=1, label="Block")
         head = gr.Dropdown([MEAN, *map(str, range(1, classifier.heads + 1))], value=MEAN, label="Head")
 
     def look(given: Image.Image | Unreadable | None, layer: int, number: str) -> Image.Image | None:

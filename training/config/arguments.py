@@ -139,16 +139,16 @@ class DataArguments:
     random_erasing: float = option(
         0.0, "how often a rectangle of a training picture becomes noise", "0 to 1", "arXiv:1708.04896; DeiT: 0.25"
     )
-    resample: str = option(
-        "bilinear",
-        "filter of every resize",
+    resample: str | None = option(
+        None,
+        "filter of every resize; default: that of the pre-trained model's processor, else bilinear",
         "",
         "vit_jax/input_pipeline.py",
         ("nearest", "bilinear", "bicubic", "lanczos"),
     )
     crop_pct: float | None = option(
         None,
-        "evaluation: resize the short side to size / crop_pct, centre crop; default: squash",
+        "evaluation: resize the short side to size / crop_pct, crop the center; default: as the base model, or squash",
         "share",
         "timm; squash: vit_jax/input_pipeline.py",
     )
@@ -160,8 +160,8 @@ class DataArguments:
             raise HFViTError(f"--train_fraction {self.train_fraction}: give a share above 0, up to 1")
         if self.dev_fraction is not None and not 0 < self.dev_fraction < 1:
             raise HFViTError(f"--dev_fraction {self.dev_fraction}: give a share between 0 and 1")
-        if self.crop_pct is not None and not 0 < self.crop_pct <= 1:
-            raise HFViTError(f"--crop_pct {self.crop_pct}: give a share above 0, up to 1, or null to squash")
+        if self.crop_pct is not None and not 0.01 <= self.crop_pct <= 1:
+            raise HFViTError(f"--crop_pct {self.crop_pct}: give a share of at least 0.01, up to 1")
         if self.samples_per_class is not None and self.samples_per_class < 1:
             raise HFViTError(f"--samples_per_class {self.samples_per_class}: give 1 or more")
 

@@ -10,13 +10,14 @@ from typing import Any
 import numpy as np
 
 from hf_vit.errors import HFViTError
+from hf_vit.image_processing import GOOGLE, ImageProcessing
 
 from ..config.arguments import DataArguments
 from .dataset import ImageDataset, carve_dev_split, open_dataset, open_door, take_fraction
 from .deduplication import Duplicate, deduplicate
 from .sources import SPLIT_NAMES, Columns
 from .streaming import ImageStream, open_stream, stream_files
-from .transforms import EvalTransform, TrainTransform
+from .transforms import EvalTransform, TrainTransform, evaluation_steps
 
 
 EVAL_SPLITS = ("validation", "val", "valid", "dev", "test")
@@ -137,9 +138,26 @@ def duplicates_found(duplicates: list[Duplicate], other: ImageDataset) -> str:
     return f"{len(duplicates):,} training pictures are also in {other.name} ({other.split}) and are left out{listed}"
 
 
-def transforms(data: DataArguments, config) -> tuple[TrainTransform, EvalTransform]:
+def image_processing_for(data: DataArguments, config, base: ImageProcessing | None) -> ImageProcessing:
+    """How images are prepared for evaluation and use: as the base model's processor does, at the model's size.
+
+    Args:
+        base: of the pre-trained model; None: squash, mean and std 0.5, as Google's. --crop_pct and --resample say
+            otherwise.
+    """
+    processing = (base or GOOGLE).at_size(config.image_size_hw)
+    if processing.output_size != config.image_size_hw or data.crop_pct is not None:
+        steps = evaluation_steps(config.image_size_hw, data.crop_pct, processing.resample)
+        processing = dataclasses.replace(processing, resize_to=steps.resize_to, crop_to=steps.crop_to)
+    return processing if data.resample is None else dataclasses.replace(processing, resample=data.resample)
+
+
+def transforms(
+    data: DataArguments, config, processing: ImageProcessing | None = None
+) -> tuple[TrainTransform, EvalTransform]:
     """The random view for training, and the one for evaluation that the image processor repeats."""
-    size, common = config.image_size_hw, {"num_channels": config.num_channels, "resample": data.resample}
+    processing = processing or image_processing_for(data, config, None)
+    size, common = config.image_size_hw, {"num_channels": config.num_channels, "resample": processing.resample}
     chosen = {name: getattr(data, name) for name in TRANSFORM_FIELDS}
     chosen = {name: tuple(value) if isinstance(value, list) else value for name, value in chosen.items()}
-    return TrainTransform(size, **common, **chosen), EvalTransform(size, data.crop_pct, **common)
+    return TrainTransform(size, **common, **chosen), EvalTransform.of(processing, size, config.num_channels)

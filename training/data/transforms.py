@@ -8,6 +8,7 @@ resize-small and random crop, google-research/big_vision `pp/ops_image.py`; mixu
 form (one weight per step, never below one half); CutMix, Yun et al. 2019.
 """
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from math import cos, radians, sin, sqrt, tan
 from typing import Any
@@ -17,7 +18,8 @@ import torch
 from PIL import Image
 
 from hf_vit.errors import HFViTError
-from hf_vit.image_io import bounded_aspect, check_channels, decode, decode_window, scales, upright_size
+from hf_vit.image_io import check_channels, decode, decode_window, scales, upright_size
+from hf_vit.image_processing import ImageProcessing
 
 from ..rng import MIXING, generator
 from .auto_augment import color_jitter, policy, random_erasing
@@ -30,12 +32,11 @@ RESAMPLING = {
     "bilinear": Image.Resampling.BILINEAR,
     "bicubic": Image.Resampling.BICUBIC,
     "lanczos": Image.Resampling.LANCZOS,
+    "box": Image.Resampling.BOX,
+    "hamming": Image.Resampling.HAMMING,
 }
-FILTERS = {int(value): name for name, value in RESAMPLING.items()}
 CROPS = ("inception", "resize_small_random", "squash", "none")
 MIN_CROP_PCT = 0.01  # resizing to a hundred times the size takes the memory of ten thousand images
-# Image processors of transformers that resize, crop, rescale and normalize, and do nothing else.
-ORDINARY_PROCESSORS = frozenset(f"{name}ImageProcessor" for name in ("ViT", "DeiT", "Bit", "CLIP", "Siglip"))
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,11 @@ class ImageTransform:
         """Height and width of the result."""
         size = self.image_size
         return (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
+
+    @property
+    def crop_fraction(self) -> float | None:
+        """See `EvalTransform`."""
+        return None
 
     def describe(self) -> dict[str, Any]:
         """The settings, ready for JSON."""
@@ -113,94 +119,75 @@ class ImageTransform:
 
 @dataclass(frozen=True)
 class EvalTransform(ImageTransform):
-    """The image that a model is evaluated on: the resize and crop of transformers' ViTImageProcessor, pixel for pixel.
+    """The image that a model is evaluated on: what the saved image processor makes of it, pixel for pixel.
 
-    Never decoded at a fraction of its size, so that evaluation sees what the saved processor sees.
+    Never decoded at a fraction of its size, as images for training are.
 
     Args:
         crop_pct: None squashes the whole image to `image_size`, as Google evaluates; a fraction resizes the shorter
             side to `image_size / crop_pct`, rounded, and keeps the center (224 / 256 = 0.875).
-        resize_to: what to resize to in its place: the shorter side, or height and width, in pixels.
-        do_resize: False: only the center is cut out, where `do_center_crop` says so.
-        do_center_crop: whether the result is the center of the resized image; by default where it is larger.
+        processing: resize and crop of an image processor, in place of `resample` and `crop_pct`.
     """
 
     crop_pct: float | None = None
-    resize_to: int | tuple[int, int] | None = field(default=None, kw_only=True)
-    do_resize: bool = field(default=True, kw_only=True)
-    do_center_crop: bool | None = field(default=None, kw_only=True)
+    processing: ImageProcessing | None = field(default=None, kw_only=True)
 
     def __post_init__(self):
         super().__post_init__()
         if self.crop_pct is not None and not MIN_CROP_PCT <= self.crop_pct <= 1.0:
             raise HFViTError(f"crop_pct must lie in [{MIN_CROP_PCT}, 1], got {self.crop_pct}")
-        if self.resize_to is not None and self.crop_pct is not None:
-            raise HFViTError("give crop_pct or resize_to, not both")
+
+    @classmethod
+    def of(cls, processing: ImageProcessing, image_size: int | Sequence[int], num_channels: int) -> "EvalTransform":
+        """The view of an image processor; `image_size` is the model's, for processors that give no size of their own.
+
+        Batches need one size: of a processor that resizes the shorter side alone, the center is kept.
+        """
+        if processing.output_size is None and processing.resize_to is not None:
+            edge = int(processing.resize_to)  # type: ignore[arg-type]  # a pair would be the size
+            processing = replace(processing, crop_to=(edge, edge))
+        size = processing.output_size or image_size
+        size = size if isinstance(size, int) else (int(size[0]), int(size[1]))
+        return cls(size, resample=processing.resample, num_channels=num_channels, processing=processing)
 
     @property
-    def shorter_side(self) -> int | None:
-        """What the shorter side is resized to, in pixels; None where both sides are given."""
-        if isinstance(self.resize_to, int):
-            return self.resize_to
-        height, width = self.image_size_hw
-        return round(height / self.crop_pct) if self.crop_pct is not None and height == width else None
+    def steps(self) -> ImageProcessing:
+        """Resize and crop, whoever stated them."""
+        return self.processing or evaluation_steps(self.image_size_hw, self.crop_pct, self.resample)
 
     @property
     def crop_fraction(self) -> float | None:
-        """Crop divided by what is resized to, as `crop_pct` says it; None where nothing is cut off."""
-        if self.crop_pct is not None or self.resize_to is None or self.do_center_crop is False:
-            return self.crop_pct
-        sides = self.resize_to if isinstance(self.resize_to, tuple) else (self.resize_to,)
-        return min(1.0, max(self.image_size_hw) / min(sides))
+        """Side of the crop divided by what is resized to, as `crop_pct` says it; None where nothing is cut off."""
+        steps = self.steps
+        if steps.crop_to is None or steps.resize_to is None:
+            return None
+        sides = steps.resize_to if isinstance(steps.resize_to, tuple) else (steps.resize_to,)
+        return self.crop_pct or min(1.0, max(steps.crop_to) / min(sides))
 
-    def resized(self, width: int, height: int) -> tuple[int, int]:
-        """Width and height to which an image of that size is resized, before the crop."""
-        target_height, target_width = self.image_size_hw
-        if not self.do_resize:
-            return width, height
-        if isinstance(self.resize_to, tuple):
-            return self.resize_to[1], self.resize_to[0]
-        if edge := self.shorter_side:
-            longer = int(edge * max(width, height) / min(width, height))
-            return (edge, longer) if width <= height else (longer, edge)
-        if self.crop_pct is None:
-            return target_width, target_height
-        # Processors know no fraction of a rectangle: it is covered.
-        factor = max(target_height / self.crop_pct / height, target_width / self.crop_pct / width)
-        return max(target_width, round(width * factor)), max(target_height, round(height * factor))
-
-    def whole_view(self, image: Image.Image, name: str = "image") -> Image.Image:
-        """Everything that the processor sees before it normalizes: resized, and cropped from the center."""
-        image = image.convert("L") if self.num_channels == 1 else image
-        target_height, target_width = self.image_size_hw
-        if self.do_resize:
-            if self.shorter_side is not None or self.crop_pct is not None:
-                image = bounded_aspect(image)
-            image = image.resize(self.resized(*image.size), RESAMPLING[self.resample])
-        crops = (self.crop_pct, self.resize_to) != (None, None)
-        if crops if self.do_center_crop is None else self.do_center_crop:
-            left, top = (image.width - target_width) // 2, (image.height - target_height) // 2
-            image = image.crop((left, top, left + target_width, top + target_height))  # black around a smaller image
-        if image.size != (target_width, target_height):
-            raise HFViTError(
-                f"{name}: the image processor does not resize, and needs images of {target_height}x{target_width} px "
-                f"(height x width); this one has {image.height}x{image.width}"
-            )
-        return image
+    def describe(self) -> dict[str, Any]:
+        described = super().describe()
+        described.pop("processing")
+        return described | {"crop_pct": self.crop_fraction, "steps": self.steps.describe()}
 
     def from_file(self, opened: Image.Image, name: str, rng: np.random.Generator) -> np.ndarray:
-        pixels = np.asarray(self.whole_view(decode(opened, name), name))
+        image = decode(opened, name)
+        image = self.steps.resize_and_crop(image.convert("L") if self.num_channels == 1 else image)
+        height, width = self.image_size_hw
+        if image.size != (width, height):
+            raise HFViTError(
+                f"{name}: the image processor does not resize, and the model was opened for {height}x{width} px "
+                f"(height x width); this image has {image.height}x{image.width}"
+            )
+        pixels = np.asarray(image)
         return pixels[:, :, None] if pixels.ndim == 2 else pixels
 
-    def at_size(self, image_size: int | tuple[int, int]) -> "EvalTransform":
-        """The same view for another size of the result; what is cut off stays the same fraction."""
-        scaled = replace(self, image_size=image_size, resize_to=None)
-        if self.resize_to is None:
-            return scaled
-        ratios = [new / old for new, old in zip(scaled.image_size_hw, self.image_size_hw)]
-        if isinstance(self.resize_to, int):
-            return replace(scaled, resize_to=round(self.resize_to * max(ratios)))
-        return replace(scaled, resize_to=tuple(round(side * ratio) for side, ratio in zip(self.resize_to, ratios)))
+
+def evaluation_steps(size: tuple[int, int], crop_pct: float | None, resample: str) -> ImageProcessing:
+    """Squash to (height, width), or resize to the size divided by `crop_pct` and crop the center."""
+    if crop_pct is None:
+        return ImageProcessing(size, None, resample)
+    scaled = tuple(round(side / crop_pct) for side in size)
+    return ImageProcessing(scaled[0] if size[0] == size[1] else (scaled[0], scaled[1]), size, resample)
 
 
 @dataclass(frozen=True)
@@ -221,37 +208,6 @@ class ProcessorTransform(ImageTransform):
         image = image.convert("L") if self.num_channels == 1 else image
         pixels = self.processor(image, return_tensors="np")["pixel_values"][0]
         return np.moveaxis(pixels.astype(np.float32, copy=False), 0, -1)
-
-
-def eval_transform(processor: Any, image_size: int | tuple[int, int], num_channels: int) -> ImageTransform:
-    """What an image processor does to an image before it normalizes it, as a transform to uint8.
-
-    Args:
-        processor: of transformers, on the PIL backend. image_size: the model's, for a processor that does not resize.
-        num_channels: 3, or 1 for a gray model.
-
-    Returns:
-        an `EvalTransform`; a `ProcessorTransform` for classes and settings that do anything else.
-    """
-    size, crop = (dict(getattr(processor, name, None) or {}) for name in ("size", "crop_size"))
-    size, crop = ({key: value for key, value in sides.items() if value} for sides in (size, crop))
-    crops = bool(getattr(processor, "do_center_crop", False))
-    resample = FILTERS.get(int(processor.resample if processor.resample is not None else Image.Resampling.BILINEAR))
-    ordinary = type(processor).__name__.removesuffix("Pil").removesuffix("Fast") in ORDINARY_PROCESSORS
-    known = set(size) in ({"height", "width"}, {"shortest_edge"}) or not processor.do_resize
-    if not ordinary or not known or resample is None or getattr(processor, "do_pad", False):
-        return ProcessorTransform(image_size, num_channels=num_channels, processor=processor)
-    resize_to: Any = size.get("shortest_edge") or (size.get("height"), size.get("width"))
-    target = (crop["height"], crop["width"]) if crops else resize_to if processor.do_resize else image_size
-    crops = crops or (processor.do_resize and isinstance(resize_to, int))  # a batch needs one size
-    return EvalTransform(
-        target,
-        num_channels=num_channels,
-        resample=resample,
-        resize_to=resize_to if processor.do_resize else None,
-        do_resize=bool(processor.do_resize),
-        do_center_crop=crops,
-    )
 
 
 @dataclass(frozen=True)

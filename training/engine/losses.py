@@ -10,6 +10,7 @@ from torch import nn
 
 from hf_vit import HFViTForMaskedPatchPrediction
 from hf_vit.errors import HFViTError
+from hf_vit.image_processing import ImageProcessing
 
 from ..config.arguments import TrainArguments
 from .masked_patch_prediction import MASKED_PATCHES, MaskedPatchObjective, check_normalisation
@@ -71,13 +72,12 @@ class Normalise:
         """An image processor's numbers; mean and std 0.5, as all of Google's ViTs, without one."""
         if image_processor is None:
             return cls([0.5] * channels, [0.5] * channels)
-        scale = float(image_processor.rescale_factor) if image_processor.do_rescale else 1.0
-        if not image_processor.do_normalize:
+        settings = ImageProcessing.from_transformers(image_processor.to_dict())
+        scale = 1.0 if settings.rescale_factor is None else settings.rescale_factor
+        if settings.image_mean is None or settings.image_std is None:
             return cls([0.0] * channels, [1.0] * channels, scale)
-        mean, std = (
-            [float(number)] * channels if isinstance(number, int | float) else list(number or [default] * channels)
-            for number, default in ((image_processor.image_mean, 0.0), (image_processor.image_std, 1.0))
-        )
+        mean, std = (list(numbers) * (channels if len(numbers) == 1 else 1)
+                     for numbers in (settings.image_mean, settings.image_std))  # fmt: skip
         if not len(mean) == len(std) == channels:
             raise HFViTError(
                 f"the image processor's image_mean and image_std have {len(mean)} and {len(std)} numbers, and the "

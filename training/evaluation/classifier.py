@@ -25,8 +25,9 @@ from transformers.models.vit import ViTImageProcessorPil
 from hf_vit import HFViTForImageClassification
 from hf_vit.checkpoints import read_checkpoint
 from hf_vit.errors import HFViTError
+from hf_vit.image_processing import ImageProcessing
 
-from ..data.transforms import EvalTransform, ImageTransform, eval_transform
+from ..data.transforms import MIN_CROP_PCT, EvalTransform, ImageTransform, ProcessorTransform, evaluation_steps
 from ..engine.losses import Normalise
 
 
@@ -101,36 +102,34 @@ def open_classifier(
     """
     if squash and crop_pct is not None:
         raise HFViTError("give --squash or --crop_pct, not both")
+    if crop_pct is not None and not MIN_CROP_PCT <= crop_pct <= 1.0:
+        raise HFViTError(f"crop_pct must lie in [{MIN_CROP_PCT}, 1], got {crop_pct}")
     model, processor = load(name, image_size)
     channels = getattr(model.config, "num_channels", 3)
-    view = eval_transform(processor, getattr(model.config, "image_size", 224), channels)
-    if squash or crop_pct is not None or resample is not None or image_size is not None:
-        view = changed(name, view, image_size, crop_pct, squash, resample)
+    try:
+        processing = ImageProcessing.from_transformers(processor.to_dict())
+    except HFViTError as error:  # one that does something else: its results are taken as they are
+        if image_size is not None or crop_pct is not None or squash or resample is not None:
+            raise HFViTError(
+                f"{name}: {error}; leave out --image_size, --crop_pct, --squash and --resample to use it as it is"
+            ) from error
+        height, width = output_size(processor, channels)
+        view: ImageTransform = ProcessorTransform((height, width), num_channels=channels, processor=processor)
+        return Classifier(name, model.eval(), view, Normalise.of(None, channels))
+    processing = processing if image_size is None else processing.at_size(image_size)
+    if squash or crop_pct is not None:
+        size = processing.output_size or EvalTransform.of(processing, model.config.image_size, channels).image_size_hw
+        steps = evaluation_steps(size, crop_pct, processing.resample)
+        processing = replace(processing, resize_to=steps.resize_to, crop_to=steps.crop_to)
+    processing = processing if resample is None else replace(processing, resample=resample)
+    view = EvalTransform.of(processing, getattr(model.config, "image_size", 224), channels)
     return Classifier(name, model.eval(), view, Normalise.of(processor, channels))
 
 
-def changed(
-    name: str,
-    view: ImageTransform,
-    image_size: int | tuple[int, int] | None,
-    crop_pct: float | None,
-    squash: bool,
-    resample: str | None,
-) -> EvalTransform:
-    """A processor's view with what the user wants otherwise.
-
-    Raises:
-        HFViTError: a processor that does more than resize and crop.
-    """
-    if not isinstance(view, EvalTransform):
-        raise HFViTError(
-            f"{name}: its image processor does more than resize and crop, and is used as it is; leave out "
-            "--image_size, --crop_pct, --squash and --resample"
-        )
-    view = view if image_size is None else view.at_size(image_size)
-    if squash or crop_pct is not None:
-        view = replace(view, crop_pct=crop_pct, resize_to=None, do_resize=True, do_center_crop=None)
-    return view if resample is None else replace(view, resample=resample)
+def output_size(processor: Any, channels: int) -> tuple[int, int]:
+    """Height and width of what an image processor gives."""
+    gray = Image.new("L" if channels == 1 else "RGB", (64, 64))
+    return tuple(processor(gray, return_tensors="np")["pixel_values"].shape[-2:])
 
 
 def load(name: str, image_size: int | tuple[int, int] | None) -> tuple[PreTrainedModel, Any]:
@@ -143,7 +142,7 @@ def load(name: str, image_size: int | tuple[int, int] | None) -> tuple[PreTraine
         loaded = read_checkpoint(name, **size)
         return loaded.model.float(), ViTImageProcessorPil(**loaded.processor)
     try:
-        model = AutoModelForImageClassification.from_pretrained(name, dtype=torch.float32)
+        model = AutoModelForImageClassification.from_pretrained(name, dtype=torch.float32, trust_remote_code=False)
     except (OSError, ValueError, KeyError, StrictDataclassError) as error:
         try:  # layouts that transformers does not know, such as timm's
             loaded = read_checkpoint(name, **size)
@@ -156,7 +155,7 @@ def load(name: str, image_size: int | tuple[int, int] | None) -> tuple[PreTraine
     if size and isinstance(model, HFViTForImageClassification):
         model.resize_position_embeddings(image_size)
     try:
-        processor = AutoImageProcessor.from_pretrained(name, backend="pil")
+        processor = AutoImageProcessor.from_pretrained(name, backend="pil", trust_remote_code=False)
     except (OSError, ValueError):  # weights without a processor: Google's numbers
         processor = ViTImageProcessorPil(**fallback(model.config))
     return model, processor

@@ -177,16 +177,16 @@ def test_predict_from_addresses(capsys, model, pictures):
     found = json.loads(out)
     assert status == 1 and [row["image"] for row in found["predictions"]] == [words[0], str(words[3])]
     reasons = {row["image"]: row["reason"] for row in found["unreadable"]}
-    assert "404" in reasons[words[1]] and "not a picture" in reasons[words[2]]
+    assert "404" in reasons[words[1]] and "not an image" in reasons[words[2]]
     _, out, _ = run(capsys, "predict", pictures / "a.png", "--model", model, "--json")
     alone, together = json.loads(out)["predictions"][0]["labels"], found["predictions"][0]["labels"]
     assert [hit["label"] for hit in alone] == [hit["label"] for hit in together]
 
 
 def test_predict_errors(capsys, model, pictures, tmp_path):
-    assert "no picture at 'nowhere.jpg'" in error_of(capsys, "predict", "nowhere.jpg", "--model", model)
+    assert "no image at 'nowhere.jpg'" in error_of(capsys, "predict", "nowhere.jpg", "--model", model)
     (tmp_path / "empty").mkdir()
-    assert "no picture at" in error_of(capsys, "predict", tmp_path / "empty", "--model", model)
+    assert "no image at" in error_of(capsys, "predict", tmp_path / "empty", "--model", model)
     picture = pictures / "a.png"
     assert "no-such-model" in error_of(capsys, "predict", picture, "--model", "./no-such-model")
     assert "'0' is not a whole number above 0" in error_of(capsys, "predict", picture, "--model", "m", "--top-k", 0)

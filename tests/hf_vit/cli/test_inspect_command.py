@@ -174,7 +174,7 @@ def test_models_of_other_kinds(capsys, pictures, tmp_path):
 def test_unreadable_pictures_are_listed(capsys, model, pictures, tmp_path):
     (pictures / "broken.png").write_text("not a picture")
     status, _, err = run(capsys, model, pictures, "--out", tmp_path / "out", "--steps", 0)
-    assert status == 1 and "broken.png: not a picture" in err
+    assert status == 1 and "broken.png: not an image" in err
     assert "broken.png" in (tmp_path / "out" / "report.html").read_text()
 
 
@@ -204,8 +204,8 @@ def test_bad_input_is_one_line(capsys, model, pictures, tmp_path):
         ((model, pictures, *out, "--heads", 7), "head 7 does not exist: the model has 2, 0 to 1"),
         ((model, pictures, *out, "--device", "nowhere"), "no device 'nowhere' here"),
         ((model, pictures, *out, "--class", "moon"), "no class 'moon': the model has 3 (circle, square, <star>"),
-        ((model, tmp_path / "broken.png", *out), "none of 1 pictures could be read"),
-        ((model, tmp_path / "missing.png", *out), "no picture at"),
+        ((model, tmp_path / "broken.png", *out), "none of 1 images could be read"),
+        ((model, tmp_path / "missing.png", *out), "no image at"),
         ((model, "--out", tmp_path / "resnet.pth"), "is a file: name a folder"),
         ((model, pictures, *out, "--methods", "lime"), "invalid choice: 'lime'"),
         ((model, pictures, *out, "--steps", "-1"), "not a whole number"),

@@ -55,7 +55,7 @@ def test_the_resolved_config_given_back_is_the_same_run(tmp_path):
         ("--learning_rate 1e-3 --lr_end 1e-5 --lr_scheduler_type rsqrt", "rsqrt ends nowhere, cosine and linear do"),
         ("--train_fraction 1.5", "--train_fraction 1.5: give a share above 0"),
         ("--dev_fraction 0", "--dev_fraction 0.0: give a share between 0 and 1"),
-        ("--crop_pct 0", "--crop_pct 0.0: give a share above 0"),
+        ("--crop_pct 0", "--crop_pct 0.0: give a share of at least 0.01"),
         ("--samples_per_class -3", "--samples_per_class -3: give 1 or more"),
         ("--preset vit-tiny-patch16-224 --keep_representation", "--keep_representation is for the head"),
         ("--metric_for_best_model f1", "--metric_for_best_model f1: choose from accuracy, top5_accuracy, loss"),

@@ -164,4 +164,4 @@ def test_transforms_carry_the_arguments():
     train, evaluation = transforms(data, HFViTConfig(image_size=[8, 16], patch_size=4))
     assert train.image_size_hw == evaluation.image_size_hw == (8, 16)
     assert (train.crop, train.flip, train.degrees, train.resample) == ("squash", False, 5.0, "bicubic")
-    assert evaluation.crop_pct == 0.9
+    assert (evaluation.steps.resize_to, evaluation.steps.crop_to) == ((9, 18), (8, 16))

@@ -55,7 +55,7 @@ def test_after_an_error_empty_batches_follow_where_others_wait_for_them():
 def test_a_worker_says_what_happened_and_not_where(tmp_path, workers):
     data = pictures(tmp_path / "data", bad=("0.png",), on_unreadable="stop")
     args = arguments(tmp_path / "out", per_device_train_batch_size=8, dataloader_num_workers=workers)
-    with pytest.raises(HFViTError, match=r"^a/0.png: not a picture that Pillow can read$"):
+    with pytest.raises(HFViTError, match=r"^a/0.png: not an image that Pillow can read$"):
         Trainer(tiny(num_labels=2), args, data).train()
 
 
@@ -127,9 +127,9 @@ def test_both_processes_say_what_one_of_them_met(tmp_path):
     assert [process.returncode for process in running] == [0, 0], done[0][1][-2000:] + done[1][1][-2000:]
     first, second = (json.loads(out.splitlines()[-1]) for out, _ in done)
     expected = {
-        "one": "5.png: not a picture",
+        "one": "5.png: not an image",
         "none": "no picture of update 1 can be read",
-        "evaluation": "5.png: not a picture",
+        "evaluation": "5.png: not an image",
         "no evaluation": "no picture to evaluate on can be read",
         "disk": "no space left for",
         "not shared": "the processes see different checkpoints (checkpoint-2, none)",
