@@ -1,6 +1,7 @@
 """Every kind of picture file comes out as the upright RGB picture that a viewer shows."""
 
 import io
+import warnings
 
 import numpy as np
 import pytest
@@ -13,7 +14,9 @@ from hf_vit.image_io import (
     UnreadableImage,
     decode,
     decode_window,
+    format_of,
     open_encoded,
+    open_image,
     upright_size,
     without_rows_below,
 )
@@ -195,3 +198,60 @@ def test_bombs_are_refused_before_decoding(tmp_path, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)  # as programs do that read large pictures
     with pytest.raises(UnreadableImage, match=r"^bomb\.png: refused, 20000x20000 px"):
         open_encoded(path, "bomb.png")
+
+
+@pytest.mark.parametrize("orientation", UPRIGHT)
+def test_scaled_decoding_is_not_shifted_by_the_orientation(orientation):
+    """Sides that a half or a quarter does not divide: the partial pixel comes to the left in some orientations."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    y, x = np.mgrid[0:141, 0:223]
+    waves = 128 + 60 * np.sin(x / 5) + 60 * np.cos(y / 4)
+    gray = Image.fromarray(waves.astype(np.uint8)).convert("RGB")
+    opened = reopened(gray, "JPEG", quality=95, exif=exif)
+    whole = decode(reopened(gray, "JPEG", quality=95, exif=exif), "image")
+    width, height = whole.size
+    for window in ((0.0, 0.0, width, height), (10.0, 20.0, width - 30.0, height - 6.0)):
+        opened = reopened(gray, "JPEG", quality=95, exif=exif)
+        small, box = decode_window(opened, "image", window, (20, 20))
+        assert small.width < whole.width / 2
+        seen = np.asarray(small.resize((20, 20), Image.Resampling.BILINEAR, box=box)).astype(int)
+        expected = np.asarray(whole.resize((20, 20), Image.Resampling.BILINEAR, box=window)).astype(int)
+        assert np.abs(seen - expected).mean() < 2.5
+
+
+@pytest.mark.parametrize("orientation", (5, 6, 7, 8))
+def test_sides_of_a_tiff_are_exchanged_once(orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    buffer = io.BytesIO()
+    Image.fromarray(scene()).save(buffer, "TIFF", exif=exif)
+    image = open_image(buffer.getvalue())
+    np.testing.assert_array_equal(np.asarray(image), UPRIGHT[orientation](scene()))
+    assert np.array_equal(np.asarray(open_image(image)), np.asarray(image))  # decoding twice changes nothing
+
+
+def test_first_bytes_tell_what_an_image_is():
+    for format in ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "JPEG2000", "PPM", "QOI"):
+        buffer = io.BytesIO()
+        Image.fromarray(scene()).save(buffer, format)
+        assert format_of(buffer.getvalue()[:64]) == format
+    heic = b"\x00\x00\x00\x18ftypheic\0\0\0\0mif1heic"
+    assert format_of(heic) == "HEIC" and format_of(b"") is None and format_of(b"#include <stdio.h>") is None
+    with pytest.raises(UnreadableImage, match="photo.jpg: HEIC, which Pillow cannot read; convert it"):
+        open_image(heic, name="photo.jpg")
+    with pytest.raises(UnreadableImage, match="cat: the file is empty"):
+        open_image(b"", name="cat")
+    with pytest.raises(UnreadableImage):  # a program that another one would run
+        open_image(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", name="a")
+
+
+def test_warnings_of_pillow_stay_off_for_one_thread_while_others_leave():
+    from hf_vit.image_io import QUIET
+
+    before = list(warnings.filters)
+    with QUIET:
+        with QUIET:
+            pass
+        assert len(warnings.filters) > len(before)
+    assert warnings.filters == before
