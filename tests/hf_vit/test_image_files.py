@@ -14,12 +14,10 @@ from hf_vit.image_files import AGAIN, CLOSED, DANGLING, HEIC, HIDDEN, NOT_IMAGES
 
 @pytest.fixture
 def folder(tmp_path):
-    for name in ("a/1.png", "a/b/2.JPG", "3.jfif", "a/4.tga", "a/5.jp2"):
+    formats = {"a/1.png": "PNG", "a/b/2.JPG": "JPEG", "3.jfif": "JPEG", "a/4.tga": "TGA", "a/5.jp2": "JPEG2000"}
+    for name, format in formats.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        format = {".JPG": "JPEG", ".jfif": "JPEG", ".tga": "TGA", ".jp2": "JPEG2000"}.get(
-            name[-4:].strip("0123456789")
-        )
-        Image.new("RGB", (9, 9)).save(tmp_path / name, format or {"jfif": "JPEG"}.get(name[-4:], "PNG"))
+        Image.new("RGB", (9, 9)).save(tmp_path / name, format)
     return tmp_path
 
 

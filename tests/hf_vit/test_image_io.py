@@ -238,7 +238,7 @@ def test_first_bytes_tell_what_an_image_is():
         assert format_of(buffer.getvalue()[:64]) == format
     heic = b"\x00\x00\x00\x18ftypheic\0\0\0\0mif1heic"
     assert format_of(heic) == "HEIC" and format_of(b"") is None and format_of(b"#include <stdio.h>") is None
-    with pytest.raises(UnreadableImage, match="photo.jpg: HEIC, which Pillow cannot read; convert it"):
+    with pytest.raises(UnreadableImage, match=r"photo\.jpg: HEIC, which Pillow cannot read; convert it"):
         open_image(heic, name="photo.jpg")
     with pytest.raises(UnreadableImage, match="cat: the file is empty"):
         open_image(b"", name="cat")
