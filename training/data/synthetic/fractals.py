@@ -140,8 +140,7 @@ def to_pixels(points: np.ndarray, size: int) -> np.ndarray:
         int64 (steps * CHAINS,), in the memory of the points.
     """
     stretches = []
-    for values in (points[:, 0], points[:, 1]):
-        low, high = values.min(), values.max()
+    for low, high in zip(points.min(axis=(0, 2)), points.max(axis=(0, 2))):
         if high > low:
             stretches.append((low, np.float32((1 - 2 * MARGIN) * size) / (high - low), np.float32(MARGIN * size)))
         else:
