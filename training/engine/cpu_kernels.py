@@ -1,226 +1,579 @@
-"""Faster forward and backward passes on CPUs, in the place of some of PyTorch's functions while a model trains.
+"""Faster forward and backward passes on CPUs, in place of some of PyTorch's functions while a model trains.
 
-For the Trainer, with any model: `with CPUKernels(): loss = ...; loss.backward()`. The model's code stays as it is.
+    with CPUKernels():
+        loss = ...
+        loss.backward()
 
-    scaled_dot_product_attention   in bfloat16 written out as products and a softmax: the backward pass of PyTorch's
-                                   CPU kernel takes four times longer, with few tokens eight times
-    linear                         in bfloat16 with the bias inside oneDNN's product; in float32 by oneDNN on AMD,
-                                   where it is the faster library
+For the Trainer, with any model; the model's code stays as it is. Each function has candidates:
+
+    linear                         each of its three matmuls (output, gradient of the input, gradient of the weight) by
+                                   oneDNN, which uses AVX-512 on processors where MKL does not
+    scaled_dot_product_attention   written out as matmuls and a softmax: in bfloat16 and with few tokens PyTorch's
+                                   kernel takes longer
+    conv2d of patches              a matmul: the gradient of the convolution's weight takes longer
+    gelu (tanh)                    in bfloat16 the erf form, 4.8e-4 apart at most
     layer_norm                     under autocast rounded once, where each layer that reads it would round it again
-    gelu (tanh)                    in bfloat16 the erf form, 4.8e-4 apart at most and two to five times faster
-    conv2d of patches              a matrix product; the convolution's weight gradient takes ten times longer
+    linear, attention, conv2d      computed in float32 where the processor emulates bfloat16
 
-Each is used where it is the faster: large tensors that need a gradient. Everything else is PyTorch's own. Numbers
-agree to rounding: in bfloat16 the scores of attention are rounded once more than PyTorch does, as under transformers'
-eager attention, and gradients that meet at a norm are added in bfloat16. What was tried is in benchmarks/LOG.md.
+A candidate is used only where it was measured faster than PyTorch's own function on this machine, forward and backward
+together, for this dtype and about this size (hf_vit/kernel_table.py). It is measured once, on tensors made for it,
+when a shape is met for the first time: a few seconds for a ViT-B, logged at level INFO. The times are kept in the
+table's file, so that every process and a resumed run use the same kernels; where no file can be written, PyTorch's own
+functions are used. Results agree to rounding. What was tried is in benchmarks/LOG.md.
 """
 
 import functools
+import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from typing import NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch.overrides import TorchFunctionMode
+from transformers.utils import logging
 
-from ..reporting.facts import processor_name
+from hf_vit import kernel_table
+from hf_vit.capabilities import native_bfloat16, packs_linear
 
 
-TOKENS = 1024  # more need the memory that flash attention saves
-KEYS = 1 << 13  # elements of the keys of attention; fewer are too little work for Python
-ELEMENTS = 1 << 20  # of other tensors
-OPERATIONS = 1 << 28  # multiply-adds of a linear layer
-ROWS = 64  # of a matrix that are transposed at a time
+logger = logging.get_logger(__name__)
+
+# Less work than this is left to PyTorch: a few microseconds of Python per call would outweigh any gain.
+MIN_OPERATIONS = 1 << 20  # multiply-adds of a linear layer
+MIN_KEYS = 1 << 13  # elements of the keys of attention
+MIN_ELEMENTS = 1 << 14  # of the input of other functions
+MAX_TOKENS = 1024  # of attention as matmuls, which keeps the (M, N) weights; more need flash attention's memory
+
+# Sizes are measured at the next lower power of four, so that there are few of them, and none larger than this.
+MAX_ROWS = 1 << 12  # of the input of a linear layer
+MAX_ELEMENTS = 1 << 22  # of the input of other functions
+MAX_EMULATED_OPERATIONS = 1 << 28  # multiply-adds in emulated bfloat16, which may take 50 times as long
+
+MIN_LINEAR_SPEEDUP = 1.02  # of a linear layer as a whole, when single matmuls were already faster by MIN_SPEEDUP
+
+Implementations = dict[str, Callable]  # the first is PyTorch's own
+T = TypeVar("T")
+
+PLAIN_TYPES = (torch.Tensor, torch.nn.Parameter)
 
 
 class CPUKernels(TorchFunctionMode):
-    """Within it, the functions above are the faster ones for CPU tensors. May be entered any number of times.
+    """Within it, the functions above run the fastest measured kernels for CPU tensors that need a gradient.
 
-    Forward and backward belong into the same one: activation checkpointing computes again what it computed.
+    Forward and backward belong into the same `with`: activation checkpointing computes the forward pass again during
+    the backward pass, and has to find the same kernels. It may be entered any number of times.
+
+    A function mode and not replaced modules, because attention, GELU and many linear layers are function calls inside
+    other libraries' modules.
     """
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
-        if func is torch.Tensor.backward and not any((kwargs or {}).values()):
-            with self:  # PyTorch leaves a mode while it runs what the mode may replace: here, the whole backward pass
-                return torch.autograd.Variable._execution_engine.run_backward(
-                    args, (torch.ones_like(args[0]),), False, False, (), allow_unreachable=True, accumulate_grad=True
-                )
+        kwargs = kwargs or {}
+        if func is torch.Tensor.backward:
+            return self._backward(*args, **kwargs)
         replacement = REPLACEMENTS.get(func)
-        if replacement is not None and args and args[0].device.type == "cpu" and torch.is_grad_enabled():
-            result = replacement(*args, **(kwargs or {}))
+        if replacement is not None and torch.is_grad_enabled() and _on_cpu(args):
+            result = replacement(*args, **kwargs)
             if result is not None:
                 return result
-        return func(*args, **(kwargs or {}))
+        return func(*args, **kwargs)
+
+    def _backward(self, loss, gradient=None, retain_graph=None, create_graph=False, inputs=None):
+        """As `Tensor.backward`, within the mode, which PyTorch leaves while it handles a function."""
+        with self:
+            torch.autograd.backward(loss, gradient, retain_graph, create_graph, inputs=inputs)
 
 
-def kernels_for(device: torch.device, wanted: bool, compiled: bool) -> AbstractContextManager:
-    """What updates on a device run in; torch.compile makes kernels of its own."""
-    return CPUKernels() if wanted and device.type == "cpu" and not compiled else nullcontext()
+def kernels_for(device: torch.device, requested: bool, compiled: bool) -> AbstractContextManager:
+    """The context of training steps on a device; torch.compile makes kernels of its own."""
+    return CPUKernels() if requested and device.type == "cpu" and not compiled else nullcontext()
+
+
+def _on_cpu(args: tuple) -> bool:
+    """Whether the tensors among the positional arguments are ordinary ones (no DTensor) on the CPU."""
+    tensors = [x for x in args[:3] if torch.is_tensor(x)]
+    return bool(tensors) and all(type(x) in PLAIN_TYPES and x.device.type == "cpu" for x in tensors)
 
 
 def _compute_dtype(tensor: torch.Tensor) -> torch.dtype:
     return torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else tensor.dtype
 
 
-# -- attention --------------------------------------------------------------------------------------------------------
+def _no_autocast() -> AbstractContextManager:
+    return torch.autocast("cpu", enabled=False) if torch.is_autocast_enabled("cpu") else nullcontext()
 
 
-class Attention(torch.autograd.Function):
-    """softmax(scale q k^T) v with its gradients, `(B * k, M, d)` and twice `(B * k, N, d)`; the weights are kept."""
-
-    @staticmethod
-    def forward(ctx, query, key, value, scale):
-        scores = torch.baddbmm(query.new_empty(1), query, key.transpose(1, 2), beta=0, alpha=scale)  # (B * k, M, N)
-        weights = torch._softmax(scores, -1, False)
-        ctx.save_for_backward(query, key, value, weights)
-        ctx.scale = scale
-        return torch.bmm(weights, value)
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, gradient):
-        query, key, value, weights = ctx.saved_tensors
-        nothing = query.new_empty(1)
-        of_value = torch.bmm(weights.transpose(1, 2), gradient)
-        of_weights = torch.bmm(gradient, value.transpose(1, 2))
-        of_scores = torch.ops.aten._softmax_backward_data(of_weights, weights, -1, weights.dtype)
-        of_query = torch.baddbmm(nothing, of_scores, key, beta=0, alpha=ctx.scale)
-        of_key = torch.baddbmm(nothing, of_scores.transpose(1, 2), query, beta=0, alpha=ctx.scale)
-        return of_query, of_key, of_value, None
+def _round_down(size: int, most: int) -> int:
+    """The next lower power of four, at most `most`."""
+    size = max(1, min(size, most))
+    return 1 << ((size.bit_length() - 1) // 2 * 2)
 
 
-def attention(
-    query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, enable_gqa=False
-) -> torch.Tensor | None:
-    """As `F.scaled_dot_product_attention`; None where that is the better one."""
-    plain = attn_mask is None and not dropout_p and not is_causal and not enable_gqa
-    if not plain or query.ndim != 4 or query.shape[:2] != key.shape[:2] or key.shape != value.shape:
-        return None
-    if key.shape[2] > TOKENS or key.numel() < KEYS:
-        return None
-    if _compute_dtype(query) != torch.bfloat16 or not query.requires_grad:
-        return None
-    with torch.autocast("cpu", enabled=False):
-        flat = [x.bfloat16().flatten(0, 1) for x in (query, key, value)]  # (B * k, M, d), twice (B * k, N, d)
-        return Attention.apply(*flat, query.shape[-1] ** -0.5 if scale is None else scale).view(query.shape)
+# -- measuring --------------------------------------------------------------------------------------------------------
 
 
-# -- patches ----------------------------------------------------------------------------------------------------------
+def _random(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    """Numbers in [-0.5, 0.5); a generator of its own leaves the run's random numbers alone."""
+    return torch.rand(shape, generator=torch.Generator().manual_seed(sum(shape))).sub_(0.5).to(dtype)
 
 
-def patches(x, weight, bias=None, stride=1, padding=0, dilation=1, groups=1) -> torch.Tensor | None:
-    """As `F.conv2d` where the windows lie side by side, as in a patch embedding; None otherwise."""
-    kernel = tuple(weight.shape[2:])
-    plain = padding in (0, (0, 0)) and dilation in (1, (1, 1)) and groups == 1 and x.ndim == 4
-    if not plain or kernel == (1, 1) or stride != kernel or x.numel() < ELEMENTS or not weight.requires_grad:
-        return None
-    (batch, channels, *size), (down, across) = x.shape, kernel
-    rows, columns = size[0] // down, size[1] // across
-    x = x[..., : rows * down, : columns * across].reshape(batch, channels, rows, down, columns, across)
-    x = x.permute(0, 2, 4, 1, 3, 5).reshape(batch, rows, columns, -1)
-    return F.linear(x, weight.flatten(1), bias).permute(0, 3, 1, 2)
+_thread = threading.local()
+
+
+def _in_own_thread(work: Callable[[], T]) -> T:
+    """Run a measurement apart from the training step: autocast, saved-tensor hooks (activation checkpointing counts
+    saved tensors) and counting modes belong to a thread. Measurements within it stay in that thread, which holds the
+    table's lock.
+    """
+    if getattr(_thread, "measures", False):
+        return work()
+    results: list[T] = []
+    errors: list[BaseException] = []
+
+    def run() -> None:
+        _thread.measures = True
+        try:
+            results.append(work())
+        except BaseException as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=run, name="measure CPU kernels")
+    thread.start()
+    thread.join()
+    if errors:
+        raise errors[0]
+    return results[0]
+
+
+def fastest(
+    key: tuple, functions: Implementations, *inputs: torch.Tensor, min_speedup: float = kernel_table.MIN_SPEEDUP
+) -> str:
+    """Name of the function that is the fastest, forward and backward together, by the table of this machine.
+
+    Args:
+        key: what is measured; functions: by name, each takes the inputs and returns a tensor or a list of them; the
+            first is PyTorch's own, and stays unless another is `min_speedup` times as fast.
+        inputs: float tensors that get gradients.
+    """
+    plain, *others = functions
+    if not others:
+        return plain
+    leaves = [x.requires_grad_() for x in inputs]
+    reference: list[torch.Tensor] = []
+
+    def measured(name: str) -> Callable:
+        unchecked = True
+
+        def run(*_: torch.Tensor) -> None:
+            nonlocal unchecked
+            outputs = functions[name](*leaves)
+            outputs = [outputs] if torch.is_tensor(outputs) else outputs
+            gradients = torch.autograd.grad(outputs, leaves, [torch.ones_like(output) for output in outputs])
+            if unchecked:  # in the first round, which is not timed
+                results = [x.detach() for x in (*outputs, *gradients)]
+                reference.extend([] if reference else results)
+                _check_close(name, results, reference)
+                unchecked = False
+
+        return run
+
+    candidates = {name: measured(name) for name in functions}
+    times = _in_own_thread(lambda: kernel_table.seconds(key, candidates, *leaves))
+    best = min((name for name in functions if times.get(name) is not None), key=lambda name: times[name] or 0.0)
+    chosen = best if (times[best] or 0.0) * min_speedup < (times[plain] or 0.0) else plain
+    logger.info(f"{key}: {chosen} of {times}")
+    return chosen
+
+
+def _check_close(name: str, results: list[torch.Tensor], reference: list[torch.Tensor]) -> None:
+    """Raise where a candidate computes something else: the table leaves out what raises."""
+    low = any(x.dtype == torch.bfloat16 for x in (*results, *reference))
+    for result, expected in zip(results, reference, strict=True):
+        difference = (result.float() - expected.float()).abs().max()
+        if not difference <= (0.05 if low else 1e-4) * expected.float().abs().max():
+            raise RuntimeError(f"{name} differs from PyTorch's own function by {difference:.3g}")
+
+
+def forget() -> None:
+    """Drop what this process remembers of measurements; the table on the disk stays."""
+    for function in (_linear_for, _attention_for, _convolution_for, _gelu_for, _layer_norm_for, bfloat16_slowdown):
+        function.cache_clear()
+    kernel_table.forget()
 
 
 # -- linear layers ----------------------------------------------------------------------------------------------------
 
 
 def linear(x, weight, bias=None) -> torch.Tensor | None:
-    """As `F.linear`; None where that is the better one."""
-    if x.numel() * weight.shape[0] < OPERATIONS or not weight.requires_grad:
+    """As `F.linear`; None where PyTorch's own is to be used."""
+    out, width = weight.shape if weight.ndim == 2 else (0, 0)
+    if x.numel() * out < MIN_OPERATIONS or not (x.requires_grad or weight.requires_grad):
         return None
     dtype = _compute_dtype(x)
-    if dtype == torch.bfloat16:
-        function: type[torch.autograd.Function] = BFloat16Linear
-    elif dtype == x.dtype == weight.dtype == torch.float32 and onednn_is_faster():
-        function = OneDNNLinear
-    else:
+    if not (dtype == x.dtype == weight.dtype == torch.float32 or dtype == torch.bfloat16):
         return None
-    with torch.autocast("cpu", enabled=False):
-        return function.apply(x.to(dtype).reshape(-1, x.shape[-1]), weight, bias).view(*x.shape[:-1], -1)
-
-
-class BFloat16Linear(torch.autograd.Function):
-    """x W^T + b in bfloat16, `(T, in)` and `(out, in)` -> `(T, out)`; gradients in the parameters' own precision."""
-
-    @staticmethod
-    def forward(ctx, x, weight, bias):
-        low = weight.bfloat16()
-        ctx.save_for_backward(x, low)
-        ctx.dtypes = weight.dtype, None if bias is None else bias.dtype
-        return torch.ops.mkldnn._linear_pointwise(x, low, None if bias is None else bias.bfloat16(), "none", [], "")
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, gradient):
-        x, weight = ctx.saved_tensors
-        of_weight, of_bias = ctx.dtypes
-        of_x = gradient @ weight if ctx.needs_input_grad[0] else None
-        # oneDNN takes twice the time for a product with a transposed factor: the narrow one is turned before
-        turned = _transposed(gradient) if gradient.shape[1] < x.shape[1] else gradient.t()
-        return of_x, (turned @ x).to(of_weight), None if of_bias is None else gradient.sum(0).to(of_bias)
-
-
-def _transposed(matrix: torch.Tensor) -> torch.Tensor:
-    """A contiguous transpose, by blocks that stay in the cache."""
-    result = matrix.new_empty(matrix.shape[::-1])
-    for part, rows in zip(result.split(ROWS, dim=1), matrix.split(ROWS)):
-        part.copy_(rows.t())
-    return result
-
-
-class OneDNNLinear(torch.autograd.Function):
-    """x W^T + b and its gradients by oneDNN, in float32; `(T, in)` and `(out, in)` -> `(T, out)`."""
-
-    @staticmethod
-    def forward(ctx, x, weight, bias):
-        ctx.save_for_backward(x, weight)
-        ctx.has_bias = bias is not None
-        packed = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), x.shape[0])
-        return torch.ops.mkldnn._linear_pointwise(x, packed, bias, "none", [], "")
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, gradient):
-        x, weight = ctx.saved_tensors
-        gradient = gradient.contiguous().to_mkldnn()
-        of_x = None
-        if ctx.needs_input_grad[0]:
-            of_x = torch.ops.aten.mkldnn_linear_backward_input(x.shape, gradient, weight.detach()).to_dense()
-        of_weight, of_bias = torch.ops.aten.mkldnn_linear_backward_weights(
-            gradient, x.to_mkldnn(), weight.detach(), ctx.has_bias
-        )
-        return of_x, of_weight.to_dense(), of_bias.to_dense() if ctx.has_bias else None
+    rows = _round_down(x.numel() // width, MAX_ROWS)
+    function = _linear_for(dtype, rows, width, out, torch.get_num_threads())
+    return None if function is None else function(x, weight, bias)
 
 
 @functools.cache
-def onednn_is_faster() -> bool:
-    """Whether float32 products are oneDNN's: on AMD, where MKL keeps to slower instructions (Zen 5: 178 against 425
-    GFLOP/s). A rule and no measurement, whose noise would change what a seed computes.
-    """
-    return torch.backends.mkldnn.is_available() and "AMD" in processor_name()
+def _linear_for(dtype: torch.dtype, rows: int, width: int, out: int, threads: int) -> Callable | None:
+    """The function to use in place of `F.linear` for so many rows, or None."""
+    if dtype == torch.bfloat16 and not native_bfloat16():
+        rows = min(rows, _round_down(MAX_EMULATED_OPERATIONS // (width * out), MAX_ROWS))
+    functions: Implementations = {"torch": _autocast(F.linear, dtype)}
+    if packs_linear(dtype):
+        matmuls = _fastest_matmuls(dtype, rows, width, out)
+        if matmuls is not None:
+            functions["matmuls"] = functools.partial(_linear_by, matmuls, dtype)
+    if dtype == torch.bfloat16 and not native_bfloat16():
+        functions["float32"] = _linear_in_float32
+    inputs = _random(rows, width, dtype=dtype), _random(out, width), _random(out)
+    key = ("training, linear", dtype, rows, width, out)
+    name = fastest(key, functions, *inputs, min_speedup=MIN_LINEAR_SPEEDUP)
+    return None if name == "torch" else functions[name]
+
+
+def _autocast(function: Callable, dtype: torch.dtype) -> Callable:
+    """A function under autocast to bfloat16 as in a training step, or as it is for float32."""
+
+    def run(*inputs: torch.Tensor) -> torch.Tensor:
+        # Without the cache of cast weights: each weight is cast once in a step, and here in each round.
+        with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16, cache_enabled=False):
+            return function(*inputs)
+
+    return run
+
+
+class Matmuls(NamedTuple):
+    """The three matmuls of a linear layer, x `(T, in)`, W `(out, in)`, gradient of the output g `(T, out)`."""
+
+    output: Callable  # (x, W, b) -> x W^T + b, (T, out)
+    input_gradient: Callable  # (g, W) -> g W, (T, in)
+    weight_gradient: Callable  # (g, x) -> g^T x, (out, in)
+
+
+class Linear(torch.autograd.Function):
+    """x W^T + b in the precision of x, `(..., in)` and `(out, in)` -> `(..., out)`; parameters may be of another."""
+
+    @staticmethod
+    def forward(ctx, x, weight, bias, matmuls):
+        rows, low = x.reshape(-1, x.shape[-1]), weight.detach().to(x.dtype)
+        ctx.save_for_backward(rows, low)
+        ctx.matmuls, ctx.shape = matmuls, x.shape
+        ctx.dtypes = weight.dtype, None if bias is None else bias.dtype
+        result = matmuls.output(rows, low, None if bias is None else bias.detach().to(x.dtype))
+        return result.view(*x.shape[:-1], -1)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, gradient):
+        rows, weight = ctx.saved_tensors
+        needs_input, needs_weight, needs_bias, _ = ctx.needs_input_grad
+        weight_dtype, bias_dtype = ctx.dtypes
+        gradient = gradient.reshape(-1, gradient.shape[-1]).contiguous()
+        of_input = ctx.matmuls.input_gradient(gradient, weight).view(ctx.shape) if needs_input else None
+        of_weight = ctx.matmuls.weight_gradient(gradient, rows).to(weight_dtype) if needs_weight else None
+        return of_input, of_weight, gradient.sum(0).to(bias_dtype) if needs_bias else None, None
+
+
+def _linear_by(matmuls: Matmuls, dtype: torch.dtype, x, weight, bias=None) -> torch.Tensor:
+    with _no_autocast():
+        return Linear.apply(x.to(dtype), weight, bias, matmuls)
+
+
+def _linear_in_float32(x, weight, bias=None) -> torch.Tensor:
+    """Rounded once at the end, as oneDNN's bfloat16 matmuls, which add in float32."""
+    with _no_autocast():
+        x, weight = x.float(), weight.float()
+        bias = None if bias is None else bias.float()
+        result = linear(x, weight, bias)
+        return (F.linear(x, weight, bias) if result is None else result).bfloat16()
+
+
+def _fastest_matmuls(dtype: torch.dtype, rows: int, width: int, out: int) -> Matmuls | None:
+    """The fastest implementation of each matmul of a linear layer; None where it is PyTorch's own for all three."""
+    x, gradient = _random(rows, width, dtype=dtype), _random(rows, out, dtype=dtype)
+    weight, bias = _random(out, width, dtype=dtype), _random(out, dtype=dtype)
+    inputs = {"output": (x, weight, bias), "input gradient": (gradient, weight), "weight gradient": (gradient, x)}
+    chosen, names = [], []
+    for matmul, candidates in matmul_candidates(dtype).items():
+        key = (f"training, linear, {matmul}", dtype, rows, width, out)
+        tensors = inputs[matmul]
+
+        def choose(key=key, candidates=candidates, tensors=tensors) -> Callable:
+            with torch.no_grad():
+                return kernel_table.choose(key, candidates, *tensors)
+
+        chosen.append(_in_own_thread(choose))
+        names.append(next(name for name, function in candidates.items() if function is chosen[-1]))
+        logger.info(f"{key}: {names[-1]}")
+    return None if set(names) == {"torch"} else Matmuls(*chosen)
+
+
+def matmul_candidates(dtype: torch.dtype) -> dict[str, Implementations]:
+    """Implementations of each matmul by oneDNN, PyTorch's public operation first; where `packs_linear(dtype)`."""
+    output: Implementations = {
+        "torch": F.linear,
+        "onednn": _onednn,  # in bfloat16 adds the bias inside the matmul, where PyTorch writes it first
+    }
+    input_gradient: Implementations = {"torch": torch.mm}
+    weight_gradient: Implementations = {
+        "torch": lambda g, x: g.t() @ x,
+        "of the transpose": lambda g, x: (x.t() @ g).t().contiguous(),
+        "copied transpose": lambda g, x: _copied_transpose(g) @ x,
+    }
+    if dtype == torch.float32:
+        output["onednn, packed"] = _onednn_packed
+        input_gradient |= {
+            "onednn": lambda g, weight: _onednn(g, weight.t()),
+            "onednn, copied": lambda g, weight: _onednn(g, weight.t().contiguous()),
+            "onednn, packed": lambda g, weight: _onednn_packed(g, weight.t()),
+        }
+        weight_gradient |= {
+            "onednn": lambda g, x: _onednn(g.t(), x.t()),
+            "onednn, of the transpose": lambda g, x: _onednn(x.t(), g.t()).t().contiguous(),
+            "onednn, backward": _onednn_weight_gradient,
+        }
+    return {"output": output, "input gradient": input_gradient, "weight gradient": weight_gradient}
+
+
+def _onednn(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    """x W^T + b; W `(out, in)` in any layout."""
+    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+
+
+def _onednn_packed(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    """The same, W first copied into the blocked layout that oneDNN's kernel reads."""
+    return _onednn(x, torch.ops.mkldnn._reorder_linear_weight(weight, x.shape[0]), bias)
+
+
+def _onednn_weight_gradient(gradient: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    """g^T x by oneDNN's backward operation, which takes float32 only."""
+    backward = torch.ops.aten.mkldnn_linear_backward_weights
+    like_weight = x.new_empty(gradient.shape[1], x.shape[1])
+    return backward(gradient.to_mkldnn(), x.contiguous().to_mkldnn(), like_weight, False)[0].to_dense()
+
+
+def _copied_transpose(matrix: torch.Tensor, rows: int = 64) -> torch.Tensor:
+    """A contiguous transpose, by blocks that stay in the cache."""
+    result = matrix.new_empty(matrix.shape[::-1])
+    for part, block in zip(result.split(rows, dim=1), matrix.split(rows)):
+        part.copy_(block.t())
+    return result
+
+
+# -- attention --------------------------------------------------------------------------------------------------------
+
+
+def attention(
+    query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, enable_gqa=False
+) -> torch.Tensor | None:
+    """As `F.scaled_dot_product_attention`, `(B, k, M, d)` and twice `(B, k, N, d)`; None: PyTorch's own is used."""
+    plain = attn_mask is None and not dropout_p and not is_causal and not enable_gqa
+    if not plain or query.ndim != 4 or query.shape[:2] != key.shape[:2] or key.shape != value.shape:
+        return None
+    dtype = _compute_dtype(query)
+    if dtype not in (torch.float32, torch.bfloat16) or key.numel() < MIN_KEYS or not query.requires_grad:
+        return None
+    (batch, heads, queries, depth), keys = query.shape, key.shape[2]
+    heads = _round_down(batch * heads, MAX_ELEMENTS // (max(queries, keys) * depth))
+    function = _attention_for(dtype, heads, queries, keys, depth, torch.get_num_threads())
+    if function is None:
+        return None
+    with _no_autocast():
+        return function(query.to(dtype), key.to(dtype), value.to(dtype), scale)
+
+
+@functools.cache
+def _attention_for(
+    dtype: torch.dtype, heads: int, queries: int, keys: int, depth: int, threads: int
+) -> Callable | None:
+    """The function to use in place of PyTorch's attention for so many heads of all images together, or None."""
+    functions: Implementations = {"torch": F.scaled_dot_product_attention}
+    if keys <= MAX_TOKENS:
+        functions["matmuls"] = _attention_by_matmuls
+    if dtype == torch.bfloat16:
+        functions["float32"] = _attention_in_float32
+    tensors = [_random(heads, 1, count, depth, dtype=dtype) for count in (queries, keys, keys)]
+    name = fastest(("training, attention", dtype, heads, queries, keys, depth), functions, *tensors)
+    return None if name == "torch" else functions[name]
+
+
+def _attention_by_matmuls(query, key, value, scale=None) -> torch.Tensor:
+    """softmax(scale q k^T) v."""
+    scale = query.shape[-1] ** -0.5 if scale is None else scale
+    q, k, v = (x.flatten(0, 1) for x in (query, key, value))  # (B * k, M, d), twice (B * k, N, d)
+    # the scale is applied before the scores are rounded
+    scores = torch.baddbmm(q.new_empty(1), q, k.transpose(1, 2), beta=0, alpha=scale)  # (B * k, M, N)
+    return torch.bmm(scores.softmax(-1), v).view(query.shape)
+
+
+def _attention_in_float32(query, key, value, scale=None) -> torch.Tensor:
+    q, k, v = query.float(), key.float(), value.float()
+    result = attention(q, k, v, scale=scale)
+    return (F.scaled_dot_product_attention(q, k, v, scale=scale) if result is None else result).to(query.dtype)
+
+
+# -- convolutions -----------------------------------------------------------------------------------------------------
+
+
+def convolution(x, weight, bias=None, stride=1, padding=0, dilation=1, groups=1) -> torch.Tensor | None:
+    """As `F.conv2d` for windows that lie side by side, as in a patch embedding, and in emulated bfloat16."""
+    if x.ndim != 4 or isinstance(padding, str) or x.numel() < MIN_ELEMENTS or not weight.requires_grad:
+        return None
+    dtype, kernel = _compute_dtype(x), tuple(weight.shape[2:])
+    emulated = dtype == torch.bfloat16 and not native_bfloat16()
+    stride, padding, dilation = _pair(stride), _pair(padding), _pair(dilation)
+    patches = padding == (0, 0) and dilation == (1, 1) and groups == 1 and stride == kernel != (1, 1)
+    if not (patches or emulated) or dtype not in (torch.float32, torch.bfloat16):
+        return None
+    images = 1 if emulated else _round_down(len(x), max(1, MAX_ELEMENTS // x[0].numel()))
+    shapes = (images, *x.shape[1:]), tuple(weight.shape)
+    gradient = x.requires_grad
+    numbers = stride, padding, dilation, groups
+    function = _convolution_for(dtype, *shapes, *numbers, patches, gradient, torch.get_num_threads())
+    return None if function is None else function(x, weight, bias)
+
+
+def _pair(value) -> tuple[int, int]:
+    return (value, value) if isinstance(value, int) else tuple(value)
+
+
+@functools.cache
+def _convolution_for(
+    dtype, shape, kernel, stride, padding, dilation, groups, patches: bool, gradient: bool, threads: int
+) -> Callable | None:
+    """The function to use in place of `F.conv2d`, or None."""
+
+    def plain(x, weight, bias) -> torch.Tensor:
+        return F.conv2d(x, weight, bias, stride, padding, dilation, groups)
+
+    def in_float32(x, weight, bias) -> torch.Tensor:
+        with _no_autocast():
+            bias = None if bias is None else bias.float()
+            return plain(x.float(), weight.float(), bias).bfloat16()
+
+    functions: Implementations = {"torch": plain}
+    if patches:
+        functions["matmul"] = _convolution_by_matmul
+    if dtype == torch.bfloat16 and not native_bfloat16():
+        functions["float32"] = in_float32
+    x = _random(*shape)
+
+    def first_layer(function: Callable) -> Callable:  # the image needs no gradient
+        return _autocast(lambda weight, bias: function(x, weight, bias), dtype)
+
+    tensors = (_random(*kernel), _random(kernel[0]))
+    measured = {
+        name: _autocast(function, dtype) if gradient else first_layer(function) for name, function in functions.items()
+    }
+    key = ("training, conv2d", dtype, shape, kernel, stride, padding, dilation, groups, gradient)
+    name = fastest(key, measured, *((x, *tensors) if gradient else tensors))
+    return None if name == "torch" else functions[name]
+
+
+def _convolution_by_matmul(x, weight, bias) -> torch.Tensor:
+    """Each window, flattened, times the kernels; `(B, C, H, W)` -> `(B, out, H / h, W / w)`."""
+    (batch, channels, *size), (down, across) = x.shape, weight.shape[2:]
+    rows, columns = size[0] // down, size[1] // across
+    x = x[..., : rows * down, : columns * across].reshape(batch, channels, rows, down, columns, across)
+    x = x.permute(0, 2, 4, 1, 3, 5).reshape(batch, rows, columns, -1)
+    weight = weight.flatten(1)
+    result = linear(x, weight, bias)
+    return (F.linear(x, weight, bias) if result is None else result).permute(0, 3, 1, 2)
 
 
 # -- GELU and norms ---------------------------------------------------------------------------------------------------
 
 
 def gelu(x, approximate="none") -> torch.Tensor | None:
-    """As `F.gelu`, by the erf form in bfloat16; None for other precisions and small tensors."""
-    if approximate != "tanh" or x.dtype != torch.bfloat16 or x.numel() < ELEMENTS or not x.requires_grad:
+    """As `F.gelu`: in bfloat16 the erf form for the tanh form, where that is faster."""
+    if approximate != "tanh" or x.dtype != torch.bfloat16 or x.numel() < MIN_ELEMENTS or not x.requires_grad:
         return None
-    return F.gelu(x)
+    return F.gelu(x) if _gelu_for(_round_down(x.numel(), MAX_ELEMENTS), torch.get_num_threads()) else None
+
+
+@functools.cache
+def _gelu_for(elements: int, threads: int) -> bool:
+    functions: Implementations = {"torch": lambda x: F.gelu(x, approximate="tanh"), "erf": F.gelu}
+    return fastest(("training, gelu", elements), functions, _random(elements, dtype=torch.bfloat16)) == "erf"
 
 
 def layer_norm(x, normalized_shape, weight=None, bias=None, eps=1e-5) -> torch.Tensor | None:
-    """As `F.layer_norm`, rounded to autocast's precision; None without autocast."""
-    if x.dtype != torch.float32 or _compute_dtype(x) == x.dtype or x.numel() < ELEMENTS or not x.requires_grad:
+    """As `F.layer_norm`, rounded to autocast's precision where that is faster; None without autocast."""
+    if x.dtype != torch.float32 or _compute_dtype(x) != torch.bfloat16 or weight is None or bias is None:
         return None
-    return F.layer_norm(x, normalized_shape, weight, bias, eps).to(_compute_dtype(x))
+    if x.numel() < MIN_ELEMENTS or not x.requires_grad or weight.ndim != 1:
+        return None
+    rows = _round_down(x.numel() // len(weight), max(1, MAX_ELEMENTS // len(weight)))
+    if not _layer_norm_for(rows, len(weight), torch.get_num_threads()):
+        return None
+    return F.layer_norm(x, normalized_shape, weight, bias, eps).bfloat16()
+
+
+@functools.cache
+def _layer_norm_for(rows: int, width: int, threads: int) -> bool:
+    def rounded_by_each(x, weight, bias) -> list[torch.Tensor]:
+        y = F.layer_norm(x, (width,), weight, bias)
+        return [y.bfloat16() for _ in range(3)]  # q, k and v read it
+
+    def rounded_once(x, weight, bias) -> list[torch.Tensor]:
+        y = F.layer_norm(x, (width,), weight, bias).bfloat16()
+        return [y.view_as(y) for _ in range(3)]
+
+    functions: Implementations = {"torch": rounded_by_each, "rounded once": rounded_once}
+    tensors = (_random(rows, width), _random(width), _random(width))
+    return fastest(("training, layer_norm", rows, width), functions, *tensors) == "rounded once"
 
 
 REPLACEMENTS: dict[Callable, Callable[..., torch.Tensor | None]] = {
-    F.scaled_dot_product_attention: attention,
-    F.conv2d: patches,
     F.linear: linear,
+    F.scaled_dot_product_attention: attention,
+    F.conv2d: convolution,
     F.gelu: gelu,
     F.layer_norm: layer_norm,
 }
+
+
+# -- emulated bfloat16 ------------------------------------------------------------------------------------------------
+
+
+@functools.cache
+def bfloat16_slowdown(kernels: bool = True) -> float | None:
+    """How many times as long a training step takes in emulated bfloat16 as in float32, of one encoder block of width
+    384; None where the processor has bfloat16 instructions, or nothing can be measured.
+
+    Args:
+        kernels: with the kernels of this file.
+    """
+    if native_bfloat16():
+        return None
+    width, tokens = 384, _random(4, 197, 384)
+    weights = [_random(rows, width) for rows in (width, width, width, width)] + [_random(4 * width, width)]
+    leaves = [x.mul_(0.1).requires_grad_() for x in weights]
+
+    def step(dtype: torch.dtype) -> Callable:
+        def run(*_: torch.Tensor) -> None:
+            context = CPUKernels() if kernels else nullcontext()
+            with context, torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+                x = F.layer_norm(tokens, (width,))
+                q, k, v = (F.linear(x, w).view(4, 197, 6, 64).transpose(1, 2) for w in leaves[:3])
+                x = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+                x = F.gelu(F.linear(F.linear(x, leaves[3]), leaves[4]), approximate="tanh")
+            torch.autograd.grad(x.float().sum(), leaves)
+
+        return run
+
+    steps = {"float32": step(torch.float32), "bfloat16": step(torch.bfloat16)}
+
+    def measure() -> kernel_table.Times:
+        for run in steps.values():
+            run()  # chooses kernels, which must not happen within the measurement
+        return kernel_table.seconds(("training, step", kernels), steps, tokens)
+
+    times = _in_own_thread(measure)
+    low, high = times.get("bfloat16"), times.get("float32")
+    return low / high if low and high else None
