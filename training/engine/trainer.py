@@ -43,7 +43,7 @@ from ..reporting.flops import measured_peak
 from . import checkpoint_io as disk
 from . import save_outputs, trainer_state
 from .accelerator import create_accelerator, memory_advice
-from .cpu_kernels import kernels_for
+from .cpu_kernels import bfloat16_note, kernels_for
 from .dataloaders import Batches, loader_of
 from .distributed import raise_together, together
 from .ema import WeightAverage
@@ -192,8 +192,7 @@ class Trainer:
                 self.control = self._event("on_epoch_begin")
                 for batches in self.batches.updates(self.state.global_step, self.position):
                     self.control = self._event("on_step_begin")
-                    with self.kernels:
-                        self._update(batches)
+                    self._update(batches)
                     epoch_ended = self._advance()
                     self.control = self._event("on_step_end")
                     if epoch_ended:
@@ -232,10 +231,11 @@ class Trainer:
             seed_draw(self.args.seed, draw, self.rank, self.accelerator.device)
             with self.accelerator.accumulate(self.objective):
                 pixel_values, labels = self._to_device(batch, step)
-                found = self.objective(pixel_values, labels)
-                losses, logits, labels = (part[: len(batch["labels"])] for part in found)
-                # Accelerate divides by the passes and averages over the processes: what remains is the mean over all.
-                self.accelerator.backward(losses.sum() * (passes * self.world_size) / count)
+                with self.kernels:
+                    found = self.objective(pixel_values, labels)
+                    losses, logits, labels = (part[: len(batch["labels"])] for part in found)
+                    # Accelerate divides by the passes and averages over the processes: the mean over all remains.
+                    self.accelerator.backward(losses.sum() * (passes * self.world_size) / count)
                 self.finite.see(self.meter.add(losses.detach(), logits.detach(), labels), step)
                 if self.accelerator.sync_gradients:
                     if self.unfreezing is not None:
@@ -447,6 +447,9 @@ class Trainer:
             trainer_state.load(self, folder)
             self.display.say(f"resuming from {folder}, after update {self.state.global_step} of {self.max_steps}")
         self._flops_logged = self.state.total_flos
+        low_on_cpu = self.precision == "bf16" and self.accelerator.device.type == "cpu"
+        if low_on_cpu and self.accelerator.is_main_process and (note := bfloat16_note(self.args.cpu_kernels)):
+            self.display.say(note)
         with together(), disk.space_needed(self.output_dir):
             if self.accelerator.is_main_process:
                 self.output_dir.mkdir(parents=True, exist_ok=True)
