@@ -294,7 +294,10 @@ class TrainArguments:
     torch_compile_backend: str = option("inductor", "backend of torch.compile", "", "torch.compile")
     torch_compile_mode: str | None = option(None, "mode of torch.compile, such as max-autotune", "", "torch.compile")
     cpu_kernels: bool = option(
-        True, "on CPUs, faster products, attention and GELU than PyTorch's own; they agree to rounding", "", "measured"
+        True,
+        "on CPUs, kernels that were measured faster than PyTorch's own on this machine; they agree to rounding",
+        "",
+        "measured",
     )
     activation_checkpointing: bool = option(
         False, "recompute activations: less memory, a third more work", "", "arXiv:1604.06174"
