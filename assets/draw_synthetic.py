@@ -1,6 +1,6 @@
 """Draws assets/synthetic.png, the contact sheet of README.md: python assets/draw_synthetic.py
 
-A row per set, named as the data door reads it: two instances of each class, side by side.
+A row per set, named as --dataset takes it: two instances of each class, side by side.
 """
 
 import sys
@@ -35,8 +35,8 @@ def main() -> None:
         pen.text((EDGE, top), name, fill="black")
         for column in range(2 * CLASSES):
             label, instance = divmod(column, 2)
-            picture = images[instance * CLASSES + label]["image"]
-            sheet.paste(Image.fromarray(np.ascontiguousarray(picture)), (EDGE + column * cell, top + CAPTION))
+            image = images[instance * CLASSES + label]["image"]
+            sheet.paste(Image.fromarray(np.ascontiguousarray(image)), (EDGE + column * cell, top + CAPTION))
     sheet.save(Path(__file__).with_name("synthetic.png"), optimize=True)
 
 
