@@ -1,7 +1,7 @@
-"""Fine-tune a pre-trained ViT on pictures with labels, at any resolution, with a new head.
+"""Fine-tune a pre-trained ViT on images with labels, at any resolution, with a new head.
 
     python -m training.finetune --model PATH_OR_HUB_ID --dataset PATH_OR_HUB_ID --image_size 384 --output_dir out
-    accelerate launch -m training.finetune --config training/recipes/finetune_small.yaml --dataset my/pictures ...
+    accelerate launch -m training.finetune --config training/recipes/finetune_small.yaml --dataset my/images ...
     torchrun --nproc_per_node 8 -m training.finetune ...
 
 With --preset or --set and without --model, the same training from scratch. `--help` lists every option.

@@ -1,4 +1,4 @@
-"""Train a ViT or hybrid from scratch, on pictures with labels or on generated ones.
+"""Train a ViT or hybrid from scratch, on images with labels or on generated ones.
 
     python -m training.pretrain --preset vit-small-patch16 --dataset synthetic:atoms --output_dir out
     accelerate launch -m training.pretrain --set hidden_size=192 --dataset PATH_OR_HUB_ID --output_dir out

@@ -1,8 +1,8 @@
 """Random numbers with an address: the same four words give the same numbers in any process, in any order.
 
-For data, augmentation and synthetic, which hand every picture its own generator, so that neither the number of
+For data, augmentation and synthetic, which hand every image its own generator, so that neither the number of
 workers, nor the rank, nor a resumed run changes a pixel. Philox is counter-based (Salmon et al., "Parallel random
-numbers: as easy as 1, 2, 3", SC 2011): key and counter are the address, and nothing is carried from one picture to the
+numbers: as easy as 1, 2, 3", SC 2011): key and counter are the address, and nothing is carried from one image to the
 next.
 """
 
@@ -12,14 +12,14 @@ import numpy as np
 WORD = (1 << 64) - 1
 
 # First word of every address: what the numbers are for, so that two uses of one seed are independent.
-TRANSFORM = 1  # (seed, epoch, index): crop, flip and colour of one training picture
+TRANSFORM = 1  # (seed, epoch, index): crop, flip and color of one training image
 MIXING = 2  # (seed, step): mixup and cutmix of one step
-SUBSET = 3  # (seed, class): the order in which a class's pictures enter nested subsets
+SUBSET = 3  # (seed, class): the order in which a class's images enter nested subsets
 SPLIT = 4  # (0): the fixed order in which slices such as train[:98%] are taken from sources sorted by class
 STREAM = 5  # (seed, epoch, window): the order of shards and of the records inside a window
-IMAGE = 6  # (seed, family, class, instance): one generated picture
+IMAGE = 6  # (seed, family, class, instance): one generated image
 CLASS = 7  # (seed, family, class): the parameters that define a generated class
-LABEL = 8  # (seed, class, instance): a generated picture's wrong label, where some are wanted
+LABEL = 8  # (seed, class, instance): a generated image's wrong label, where some are wanted
 
 # The constants of splitmix64 (Steele, Lea and Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014).
 GOLDEN, FIRST_MIX, SECOND_MIX = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB

@@ -66,7 +66,7 @@ def sweep(
         HFViTError: a folder that holds something else.
     """
     if arguments.train.output_dir is None:
-        raise HFViTError("where should the result go? Give --output_dir FOLDER")
+        raise HFViTError("--output_dir is missing: give the folder for the results")
     folder = Path(arguments.train.output_dir)
     if not arguments.train.resume_from_checkpoint and folder.is_dir() and any(folder.iterdir()):
         raise HFViTError(
@@ -85,7 +85,7 @@ def sweep(
         score = next(row for row in facts["results"] if row["metric"] == "accuracy")
         rows.append({"values": values, "dev_accuracy": score["value"], "n": score["n"]})
         if main:
-            print(f"sweep: {trial.train.output_dir}: {score['value']:.2%} on {score['n']:,} dev pictures")
+            print(f"sweep: {trial.train.output_dir}: {score['value']:.2%} on {score['n']:,} dev images")
     final = with_values(arguments, best(rows) | {"sweep": {}, "dev_fraction": None, "resume_from_checkpoint": True})
     facts = run(final, stage, more_follow=more_follow, swept=rows)
     if facts and main:

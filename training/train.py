@@ -3,9 +3,13 @@
 For pretrain and finetune, which differ in their defaults and in what they may start from.
 """
 
+import contextlib
 import dataclasses
+import json
 import logging
-import shutil
+import os
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +21,7 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers.models.vit import ViTImageProcessorPil
 
 from hf_vit import HFViTConfig, HFViTForImageClassification
+from hf_vit.atomic_file import atomic_path, atomic_write, full_disk_is_an_error
 from hf_vit.checkpoints import read_checkpoint
 from hf_vit.errors import HFViTError, report_error
 from hf_vit.image_io import check_channels
@@ -29,9 +34,10 @@ from .data.deduplication import Duplicate
 from .data.splits import image_processing_for, open_splits, transforms
 from .data.streaming import ImageStream
 from .engine.accelerator import on_cpu
-from .engine.checkpoint_io import checkpoints, write_json
-from .engine.distributed import peers_may_vanish, together
+from .engine.checkpoint_io import START_FILES, advice, checkpoints, is_unused, write_json
+from .engine.distributed import all_ranks, handle_peer_exit
 from .engine.masked_patch_prediction import MASKED_PATCHES, masked_model
+from .engine.run_lock import LOCK_NAME
 from .engine.trainer import Trainer
 from .evaluation.classifier import knock
 from .reporting import progress
@@ -40,19 +46,28 @@ from .reporting.preview import contact_sheet
 from .sweep import sweep
 
 
-PREDICTIONS_NAME, DUPLICATES_NAME = "predictions.npz", "duplicates.json"
+PREDICTIONS_NAME, DUPLICATES_NAME, HELD_OUT_NAME = "predictions.npz", "duplicates.json", "held_out.txt"
+INTERRUPTED = 130  # exit status of a command that Ctrl-C ended
 
 
 def command(stage: str, argv: list[str] | None = None) -> dict[str, Any]:
     """Parse, build, train, report; bad input is one line on stderr and exit status 2."""
+    arguments: Arguments | None = None
     try:
-        with peers_may_vanish():
+        with handle_peer_exit():
             arguments = parse(argv, stage)
-            if arguments.train.sweep and not arguments.train.preview:
-                return sweep(arguments, stage, run)
-            return run(arguments, stage)
+            folder = Path(arguments.train.output_dir or ".")
+            with full_disk_is_an_error(folder, advice(folder)):
+                if arguments.train.sweep and not arguments.train.preview:
+                    return sweep(arguments, stage, run)
+                return run(arguments, stage)
+    except KeyboardInterrupt:
+        last = checkpoints(Path(arguments.train.output_dir)) if arguments and arguments.train.output_dir else []
+        go_on = f"the last checkpoint is {last[-1]}" if last else "there is no checkpoint yet"
+        print(f"interrupted; {go_on}", file=sys.stderr)
+        raise SystemExit(INTERRUPTED) from None
     except (HFViTError, OSError) as error:
-        raise SystemExit(report_error(error)) from None
+        raise SystemExit(report_launch_error(error)) from None
 
 
 def run(
@@ -61,17 +76,20 @@ def run(
     """Train and evaluate as the arguments say, and return the facts (empty if a signal ended the run early).
 
     Args:
-        more_follow: other runs of this process come after. swept: what earlier ones found, for the facts.
+        more_follow: other runs of this process come after. swept: results of earlier ones, for the facts.
     """
     if arguments.train.output_dir is None:
-        raise HFViTError("where should the result go? Give --output_dir FOLDER")
+        raise HFViTError("--output_dir is missing: give the folder for the results")
     main = accelerate.PartialState(cpu=on_cpu(arguments.train)).is_main_process
     transformers.logging.set_verbosity(logging.WARNING if main else logging.ERROR)
     transformers.logging.disable_progress_bar()
-    say = print if main else _silent
-    with together():
-        splits = open_splits(arguments.data, arguments.train.seed, say)
+    log = print if main else _silent
+    sign = progress.SignOfLife(main and (arguments.train.disable_tqdm or not sys.stderr.isatty()))
+    with sign, all_ranks():
+        sign.activity = lambda: f"opening {arguments.data.dataset}"
+        splits = open_splits(arguments.data, arguments.train.seed, log)
         train, evaluation = splits.train, splits.evaluation
+        sign.activity = lambda: f"loading {arguments.model.model or 'the model'}"
         model, processor, base = build_model(arguments, train.label_names)
     processing = ImageProcessing.from_transformers(processor.to_dict())  # what is saved is what is trained with
     train_transform, eval_transform = transforms(arguments.data, model.config, processing)
@@ -94,13 +112,14 @@ def run(
         evaluation.with_transform(eval_transform, arguments.train.seed),
         processor,
         about=about,
-        callbacks=[KeepConfig(arguments, splits.duplicates)],
+        callbacks=[KeepConfig(arguments, splits.duplicates, held_out_images(train, evaluation))],
     )
     if arguments.train.preview:
-        return preview(trainer, train.label_names, say)
-    say(describe(trainer, train, evaluation))
-    train_or_leave_nothing(trainer)
-    facts = finish(trainer, say)
+        return preview(trainer, train.label_names, log)
+    log(describe(trainer, train, evaluation))
+    with trainer.output_folder_lock():
+        train_or_leave_nothing(trainer)
+        facts = finish(trainer, log)
     if more_follow:  # ending the training would end the processes' group
         for tracker in trainer.accelerator.trackers:
             tracker.finish()
@@ -109,44 +128,76 @@ def run(
     return facts
 
 
-def preview(trainer: Trainer, names: list[str], say) -> dict[str, Any]:
+def report_launch_error(error: Exception) -> int:
+    """Print the error as one line; under a launcher, also where it looks for a process's last words.
+
+    `torchrun` and `accelerate launch` print tracebacks of their own after a process has failed. torchrun ends with
+    what stands in the file that it names to its processes; accelerate's single process has no such file.
+    """
+    text = f"error: {' '.join(str(error).split())}"
+    summary = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    if summary:
+        details = {"message": text, "extraInfo": {"timestamp": str(int(time.time())), "py_callstack": ""}}
+        with contextlib.suppress(OSError):
+            Path(summary).write_text(json.dumps({"message": details}), encoding="utf-8")
+    elif "ACCELERATE_MIXED_PRECISION" in os.environ:
+        print("what follows the next line is the launcher's; one process needs none: python -m", file=sys.stderr)
+    return report_error(error)
+
+
+def held_out_images(train: ImageDataset | ImageStream, evaluation: ImageDataset) -> list[str] | None:
+    """Names of the images that were carved out of the training split; None where the data have a split of their own.
+
+    Whoever measures the model later needs them: every other image of the data was trained on.
+    """
+    if isinstance(train, ImageStream) or train.source.fingerprint != evaluation.source.fingerprint:
+        return None
+    return [evaluation.picture_name(index) for index in range(len(evaluation))]
+
+
+def preview(trainer: Trainer, names: list[str], log) -> dict[str, Any]:
     """Write the first batch as a PNG, and train nothing."""
-    wish, normalise = trainer.args.preview, trainer.normalise
+    requested, normalize = trainer.args.preview, trainer.normalize
     folder = trainer.output_dir
-    path = Path(wish) if isinstance(wish, str) else folder.with_name(f"{folder.name}_preview.png")
-    sheet = contact_sheet(*trainer.first_batch(), names, normalise.mean, normalise.std)
+    path = Path(requested) if isinstance(requested, str) else folder.with_name(f"{folder.name}_preview.png")
+    sheet = contact_sheet(*trainer.first_batch(), names, normalize.mean, normalize.std)
     if trainer.accelerator.is_main_process:
         path.parent.mkdir(parents=True, exist_ok=True)
-        sheet.save(path, format="PNG")
-        say(f"the first batch: {path}")
+        with atomic_path(path) as temporary:
+            sheet.save(temporary, format="PNG")
+        log(f"the first batch: {path}")
     return {}
 
 
 def train_or_leave_nothing(trainer: Trainer) -> None:
-    """Train; bad input found on the way takes an output folder that has no checkpoint yet with it."""
+    """Train; on invalid input, remove what the start wrote if there is no checkpoint yet."""
     folder = trainer.output_dir
-    fresh = not folder.is_dir() or not any(folder.iterdir())
+    fresh = is_unused(folder)
     try:
         trainer.train()
     except HFViTError:
         if fresh and trainer.accelerator.is_main_process and not checkpoints(folder):
-            shutil.rmtree(folder, ignore_errors=True)
+            for path in folder.iterdir():
+                if path.name in START_FILES and path.name != LOCK_NAME:
+                    path.unlink()
         raise
 
 
 class KeepConfig(transformers.TrainerCallback):
-    """Lays the resolved config, and the list of duplicates, into the output folder once training begins."""
+    """Writes the resolved config, the duplicates and the held-out images into the output folder at the start."""
 
-    def __init__(self, arguments: Arguments, duplicates: list[Duplicate]):
-        self.arguments, self.duplicates = arguments, duplicates
+    def __init__(self, arguments: Arguments, duplicates: list[Duplicate], held_out: list[str] | None):
+        self.arguments, self.duplicates, self.held_out = arguments, duplicates, held_out
 
     def on_train_begin(self, args, state, control, **kwargs):
         if not state.is_world_process_zero:
             return
         folder = Path(args.output_dir)
-        (folder / RESOLVED_NAME).write_text(self.arguments.to_yaml(), encoding="utf-8")
+        atomic_write(folder / RESOLVED_NAME, self.arguments.to_yaml(), advice(folder))
+        if self.held_out is not None:
+            atomic_write(folder / HELD_OUT_NAME, "".join(f"{name}\n" for name in self.held_out), advice(folder))
         if self.arguments.data.deduplicate_against is not None:
-            write_json(folder / DUPLICATES_NAME, [dataclasses.asdict(twin) for twin in self.duplicates])
+            write_json(folder / DUPLICATES_NAME, [dataclasses.asdict(match) for match in self.duplicates])
 
 
 def _silent(*words) -> None:
@@ -165,16 +216,16 @@ def describe(trainer: Trainer, train: ImageDataset | ImageStream, evaluation: Im
             + (f" ({trainable:,} trained)" if trainable < parameters else "")
             + f", {height} x {width} px",
         ),
-        ("training", f"{len(train):,} pictures of {len(train.label_names)} classes ({train.name}, {train.split})"),
-        ("evaluation", f"{len(evaluation):,} pictures ({evaluation.split})"),
+        ("training", f"{len(train):,} images of {len(train.label_names)} classes ({train.name}, {train.split})"),
+        ("evaluation", f"{len(evaluation):,} images ({evaluation.split})"),
         (
-            "updates",
-            f"{trainer.max_steps:,} of {trainer.global_batch_size} pictures, {trainer.precision}, "
+            "steps",
+            f"{trainer.max_steps:,} of {trainer.global_batch_size} images, {trainer.precision}, "
             f"{trainer.world_size} x {trainer.accelerator.device}",
         ),
     ]
-    if len(trainer.plan.stages) > 1:
-        rows.append(("stages", "; ".join(map(str, trainer.plan.stages))))
+    if len(trainer.schedule.stages) > 1:
+        rows.append(("stages", "; ".join(map(str, trainer.schedule.stages))))
     return progress.table(rows)
 
 
@@ -182,28 +233,28 @@ def describe(trainer: Trainer, train: ImageDataset | ImageStream, evaluation: Im
 
 
 def build_model(arguments: Arguments, label_names: list[str]):
-    """Load or initialise the model for these classes and this image size.
+    """Load or initialize the model for these classes and this image size.
 
     Returns:
         (model, image processor, name of the base model or None).
     """
-    wish, data = arguments.model, arguments.data
+    requested, data = arguments.model, arguments.data
     transformers.set_seed(arguments.train.seed)
     masked = arguments.train.loss == MASKED_PATCHES
     base = None
     labels = {} if masked else dict(enumerate(label_names))
-    if wish.model is not None and wish.preset is not None:
+    if requested.model is not None and requested.preset is not None:
         raise HFViTError("give --model (pre-trained) or --preset (from scratch), not both")
-    if wish.model is None and wish.preset is None and not wish.set:
+    if requested.model is None and requested.preset is None and not requested.set:
         raise HFViTError(
             "which model? Give --model PATH_OR_HUB_ID, or --preset NAME / --set field=value to train from scratch"
         )
     try:
-        if wish.model is not None:
-            model, base = load_pretrained(wish, labels)
+        if requested.model is not None:
+            model, base = load_pretrained(requested, labels)
             model = masked_model(model) if masked else model
         else:
-            config = scratch_config(wish, labels)
+            config = scratch_config(requested, labels)
             model = masked_model(config) if masked else HFViTForImageClassification(config)
     except HFViTError:
         raise
@@ -214,31 +265,34 @@ def build_model(arguments: Arguments, label_names: list[str]):
         raise HFViTError(
             f"an image of {height} x {width} px is smaller than one patch of {down} x {across} px: raise --image_size"
         )
-    if wish.freeze_backbone:
+    if requested.freeze_backbone:
         model.freeze_backbone()
-    return model, image_processor_for(model.config, data, base), wish.model and public_name(wish.model)
+    name = requested.model and public_name(requested.model)
+    return model, image_processor_for(model.config, data, base), name
 
 
-def scratch_config(wish, labels: dict[int, str]) -> HFViTConfig:
-    fields = dict(wish.set)
-    if wish.image_size is not None:
-        fields["image_size"] = pixels(wish.image_size)
+def scratch_config(requested, labels: dict[int, str]) -> HFViTConfig:
+    fields = dict(requested.set)
+    if requested.image_size is not None:
+        fields["image_size"] = pixels(requested.image_size)
     fields |= {"id2label": labels, "label2id": {name: index for index, name in labels.items()}}
-    return HFViTConfig.from_preset(wish.preset, **fields) if wish.preset is not None else HFViTConfig(**fields)
+    return (
+        HFViTConfig.from_preset(requested.preset, **fields) if requested.preset is not None else HFViTConfig(**fields)
+    )
 
 
-def load_pretrained(wish, labels: dict[int, str]) -> tuple[HFViTForImageClassification, ImageProcessing]:
+def load_pretrained(requested, labels: dict[int, str]) -> tuple[HFViTForImageClassification, ImageProcessing]:
     """The pre-trained model at the wanted size, a new head unless its labels are the data's; and its processor."""
-    fields = dict(wish.set)
-    if wish.image_size is not None:
-        fields["image_size"] = pixels(wish.image_size)
-    if not Path(wish.model).exists():
-        knock(wish.model)
-    loaded = read_checkpoint(wish.model, dtype=torch.float32, **fields)
+    fields = dict(requested.set)
+    if requested.image_size is not None:
+        fields["image_size"] = pixels(requested.image_size)
+    if not Path(requested.model).exists():
+        knock(requested.model)
+    loaded = read_checkpoint(requested.model, dtype=torch.float32, **fields)
     model = loaded.model
     own = model.config.id2label if model.config.num_labels else {}
     if [own.get(index) for index in range(len(own))] != list(labels.values()):
-        model.replace_head(len(labels), labels, keep_representation=wish.keep_representation)
+        model.replace_head(len(labels), labels, keep_representation=requested.keep_representation)
     return model, ImageProcessing.from_transformers(loaded.processor)
 
 
@@ -258,34 +312,39 @@ def image_processor_for(config, data: DataArguments, base: ImageProcessing | Non
 # -- report --------------------------------------------------------------------------------------------------------
 
 
-def finish(trainer: Trainer, say=print) -> dict[str, Any]:
+def finish(trainer: Trainer, log=print) -> dict[str, Any]:
     """Evaluate, save and report; after a signal only say how to go on."""
     if trainer.interrupted:
-        say(
-            f"stopped by a signal after update {trainer.state.global_step}; see {trainer.output_dir}: "
+        log(
+            f"stopped by a signal after step {trainer.state.global_step}; see {trainer.output_dir}: "
             "go on with --resume_from_checkpoint true"
         )
         return {}
-    if trainer.last_evaluation is None or trainer.last_evaluation[0] != trainer.state.global_step:
-        trainer.evaluate()
-    trainer.save_model()
-    if trainer.args.do_predict:
-        save_predictions(trainer)
-    facts = trainer.create_model_card()
-    say(summary(facts, trainer.output_dir))
+    with full_disk_is_an_error(trainer.output_dir, advice(trainer.output_dir)), trainer.display:
+        if trainer.last_evaluation is None or trainer.last_evaluation[0] != trainer.state.global_step:
+            trainer.evaluate()
+        trainer.save_model()
+        if trainer.args.do_predict:
+            save_predictions(trainer)
+        facts = trainer.create_model_card()
+    log(summary(facts, trainer.output_dir))
     if trainer.args.push_to_hub:
         try:
-            say(f"uploaded to {trainer.push_to_hub()}")
+            log(f"uploaded to {trainer.push_to_hub()}")
         except HFViTError as error:
-            say(f"not uploaded: {error}\nthe folder is whole; later: hf-vit push {trainer.output_dir} {trainer.name}")
+            log(
+                f"not uploaded: {error}\n"
+                f"the folder is complete; later: hf-vit push {trainer.output_dir} {trainer.name}"
+            )
     return facts
 
 
 def save_predictions(trainer: Trainer) -> None:
-    """Write predictions.npz: `logits` (N, K) and `labels` (N,) of the evaluation pictures, in the data's order."""
-    found = trainer.predict(trainer.eval_dataset, "eval")
+    """Write predictions.npz: `logits` (N, K) and `labels` (N,) of the evaluation images, in the data's order."""
+    outputs = trainer.predict(trainer.eval_dataset, "eval")
     if trainer.accelerator.is_main_process:
-        np.savez(trainer.output_dir / PREDICTIONS_NAME, logits=found.predictions, labels=found.label_ids)
+        with atomic_path(trainer.output_dir / PREDICTIONS_NAME) as temporary:
+            np.savez(temporary, logits=outputs.predictions, labels=outputs.label_ids)
 
 
 def summary(facts: dict[str, Any], folder: Path) -> str:
@@ -295,12 +354,12 @@ def summary(facts: dict[str, Any], folder: Path) -> str:
     for row in facts["results"]:
         value = f"{row['value']:.2%}" if "accuracy" in row["metric"] else f"{row['value']:.4f}"
         rows.append(
-            (row["metric"].replace("_", " "), f"{value} on {row['n']:,} pictures ({row['dataset']}, {row['split']})")
+            (row["metric"].replace("_", " "), f"{value} on {row['n']:,} images ({row['dataset']}, {row['split']})")
         )
     rows += [
         (
             "training loss",
-            f"{training['final_loss']:.4f} after {training['steps']:,} updates ({training['epochs']:.1f} epochs)",
+            f"{training['final_loss']:.4f} after {training['steps']:,} steps ({training['epochs']:.1f} epochs)",
         ),
         (
             "time",

@@ -12,12 +12,12 @@ import sys
 from accelerate import DistributedType, PartialState
 from transformers import TrainerCallback
 
-from tests.training.engine.test_trainer import Pictures, arguments, tiny
+from tests.training.engine.test_trainer import Images, arguments, tiny
 from training.engine.trainer import Trainer
 
 
 class Sigterm(TrainerCallback):
-    """Asks the last process alone to stop, in the update after `step`."""
+    """Asks the last process alone to stop, in the step after `step`."""
 
     def __init__(self, step: int):
         self.step = step
@@ -34,10 +34,10 @@ def main(folder: str, kind: str, values: dict) -> None:
     resume, sigterm = values.pop("resume", None), values.pop("sigterm", None)
     callbacks = [] if sigterm is None else [Sigterm(sigterm)]
     args = arguments(folder, **values)
-    trainer = Trainer(tiny(num_hidden_layers=2), args, Pictures(40), Pictures(23), callbacks=callbacks)
+    trainer = Trainer(tiny(num_hidden_layers=2), args, Images(40), Images(23), callbacks=callbacks)
     trainer.train(resume)
     trainer.evaluate()
-    predicted = trainer.predict(Pictures(23)).predictions
+    predicted = trainer.predict(Images(23)).predictions
     trainer.save_model()
     trainer.create_model_card()
     if trainer.rank == 0:

@@ -35,8 +35,8 @@ def words(*parts):
 
 @pytest.fixture(scope="module")
 def photographs(tmp_path_factory):
-    """Folder train/CLASS/*.png of three colours, 20 pictures each, of many sizes; without an evaluation split."""
-    root, random = tmp_path_factory.mktemp("colours"), np.random.default_rng(0)
+    """Folder train/CLASS/*.png of three colors, 20 images each, of many sizes; without an evaluation split."""
+    root, random = tmp_path_factory.mktemp("colors"), np.random.default_rng(0)
     for channel, name in enumerate(("red", "green", "blue")):
         (root / "train" / name).mkdir(parents=True)
         for number in range(20):
@@ -63,7 +63,7 @@ def test_finetuning_replaces_the_head_resizes_and_leaves_a_folder_that_loads(
     line = words("--model", pretrained, "--dataset", photographs, "--image_size 8 12 --output_dir", out, SHORT,
                  "--learning_rate 0.02 --max_steps 30 --no_flip --do_predict")  # fmt: skip
     facts = finetune.main(line)
-    assert "no evaluation split: 6 training pictures (10%, stratified) are kept for it" in capsys.readouterr().out
+    assert "no evaluation split: 6 training images (10%, stratified) are kept for it" in capsys.readouterr().out
     assert facts["model"]["image_size"] == [8, 12] and facts["data"]["label_names"] == ["blue", "green", "red"]
     assert facts["data"]["train_images"] == 54 and facts["model"]["base_model"] == "pretrained"
     accuracy = next(row for row in facts["results"] if row["metric"] == "accuracy")
@@ -72,9 +72,9 @@ def test_finetuning_replaces_the_head_resizes_and_leaves_a_folder_that_loads(
     model = AutoModelForImageClassification.from_pretrained(out)
     processor = AutoImageProcessor.from_pretrained(out)
     assert model.config.id2label == {0: "blue", 1: "green", 2: "red"}
-    picture = Image.open(photographs / "train/green/0.png")
+    image = Image.open(photographs / "train/green/0.png")
     with torch.no_grad():
-        logits = model(**processor(picture, return_tensors="pt")).logits
+        logits = model(**processor(image, return_tensors="pt")).logits
     assert model.config.id2label[int(logits.argmax())] == "green"
     written = json.loads((out / "facts.json").read_text())
     assert written == json.loads(json.dumps(facts)) and (out / "README.md").is_file()
@@ -157,12 +157,12 @@ def test_few_labels_are_balanced_and_repeatable(tmp_path):
     assert facts["data"]["train_images"] == 30 and facts["data"]["eval_split"] == "test"
 
 
-def test_unreadable_pictures_are_counted_or_stop_the_run(tmp_path, photographs, capsys):
-    broken = tmp_path / "pictures"
+def test_unreadable_images_are_counted_or_stop_the_run(tmp_path, photographs, capsys):
+    broken = tmp_path / "images"
     for path in photographs.glob("train/*/*.png"):
         target = broken / path.relative_to(photographs)
         target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_bytes(path.read_bytes() if path.name != "7.png" else b"no picture")
+        target.write_bytes(path.read_bytes() if path.name != "7.png" else b"no image")
     line = words(TINY, SHORT, "--max_steps 8 --dataset", broken, "--dev_fraction 0.2 --output_dir")
     facts = finetune.main([*line, str(tmp_path / "out")])
     assert facts["data"]["unreadable_images"] == 3
@@ -170,20 +170,20 @@ def test_unreadable_pictures_are_counted_or_stop_the_run(tmp_path, photographs, 
     assert len(listed) == 3 and all("7.png: not an image" in line for line in listed)
     assert "skipped: " in capsys.readouterr().err
     with pytest.raises(SystemExit) as stopped:
-        finetune.main([*line, str(tmp_path / "stop"), "--on_unreadable", "stop"])
+        finetune.main([*line, str(tmp_path / "stop"), "--on_decode_error", "stop"])
     assert stopped.value.code == 2 and "7.png" in capsys.readouterr().err
 
 
 def test_a_resumed_stream_ends_with_the_same_bytes(tmp_path):
     from datasets import ClassLabel, Dataset, Features
-    from datasets import Image as Picture
+    from datasets import Image as Image
 
     random = np.random.default_rng(0)
     rows = [
         {"image": Image.fromarray(random.integers(0, 255, (9, 9, 3), dtype=np.uint8)), "label": i % 2}
         for i in range(48)
     ]
-    features = Features({"image": Picture(), "label": ClassLabel(names=["odd", "even"])})
+    features = Features({"image": Image(), "label": ClassLabel(names=["odd", "even"])})
     for split in ("train", "test"):
         (tmp_path / "data").mkdir(exist_ok=True)
         Dataset.from_list(rows, features=features).to_parquet(tmp_path / f"data/{split}-00000.parquet", batch_size=7)
@@ -230,16 +230,16 @@ def test_bad_input_is_one_line_exit_status_2_and_no_folder(tmp_path, capsys, lin
 
 
 def test_bad_input_met_while_training_leaves_no_folder(tmp_path, capsys):
-    pictures = tmp_path / "pictures"
-    for name, colour in (("cat", "red"), ("dog", "blue")):
-        (pictures / name).mkdir(parents=True)
+    images = tmp_path / "images"
+    for name, color in (("cat", "red"), ("dog", "blue")):
+        (images / name).mkdir(parents=True)
         for number in range(6):
-            Image.new("RGB", (20, 20), colour).save(pictures / name / f"{number}.png")
-    (pictures / "cat" / "broken.jpg").write_bytes(b"not a picture")
+            Image.new("RGB", (20, 20), color).save(images / name / f"{number}.png")
+    (images / "cat" / "broken.jpg").write_bytes(b"not a image")
     size = ["hidden_size=8", "num_hidden_layers=1", "num_attention_heads=1", "intermediate_size=8", "patch_size=8"]
-    words = ["--dataset", str(pictures), "--set", *size, "--image_size", "16", "--output_dir", str(tmp_path / "out")]
+    words = ["--dataset", str(images), "--set", *size, "--image_size", "16", "--output_dir", str(tmp_path / "out")]
     with pytest.raises(SystemExit):
-        finetune.main([*words, "--max_steps", "20", "--per_device_train_batch_size", "4", "--on_unreadable", "stop"])
+        finetune.main([*words, "--max_steps", "20", "--per_device_train_batch_size", "4", "--on_decode_error", "stop"])
     assert "broken.jpg" in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 

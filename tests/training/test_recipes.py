@@ -25,7 +25,7 @@ NAMES = sorted(path.stem for path in RECIPES.glob("*.yaml"))
 TINY = "hidden_size=16 num_hidden_layers=2 num_attention_heads=2 intermediate_size=16"
 SMALL = (
     "--use_cpu --disable_tqdm --dataloader_num_workers 0 --bf16 false --per_device_train_batch_size 4 "
-    "--per_device_eval_batch_size 8 --global_batch_size 8 --max_steps 2 --warmup_steps 1 --mixing_off 0 "
+    "--per_device_eval_batch_size 8 --global_batch_size 8 --max_steps 2 --warmup_steps 1 --mixup_off_steps 0 "
     "--save_strategy no --label_column null --train_split train --eval_split test --image_size 16 "
     "--torch_compile_backend eager"
 )

@@ -30,7 +30,7 @@ def test_the_best_rate_on_the_dev_split_trains_on_everything(tmp_path, capsys, m
     assert facts["data"]["train_images"] == 1437 and facts["data"]["eval_split"] == "test"
     trial = json.loads((out / "sweep/learning_rate=0.02/facts.json").read_text())
     assert trial["data"]["train_images"] == 1437 - 144
-    assert "on 144 dev pictures" in capsys.readouterr().out
+    assert "on 144 dev images" in capsys.readouterr().out
 
     with pytest.raises(SystemExit):
         finetune.main([*LINE.split(), "--output_dir", str(out)])

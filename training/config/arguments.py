@@ -19,13 +19,15 @@ import yaml
 
 from hf_vit.errors import HFViTError
 
-from .durations import LENGTHS, RAMPS, check_ramps, updates_of
+from .durations import LENGTHS, RAMPS, check_ramps, steps_of
 
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 RESOLVED_NAME = "config_resolved.yaml"
 ENDING = ("cosine", "linear")  # schedules that fall to lr_end
 METRICS = ("accuracy", "top5_accuracy", "loss")  # of an evaluation without a function of the user's own
+# Options of version 0.1.0 under another name; the old spelling is understood for one release.
+RENAMED = {"mixing_off": "mixup_off_steps", "on_unreadable": "on_decode_error"}
 OF_THE_LAUNCH = ("resume_from_checkpoint", "preview")  # said anew at each launch, so not part of a resolved config
 
 
@@ -73,7 +75,7 @@ class ModelArguments:
 
 @dataclasses.dataclass
 class DataArguments:
-    """Which pictures, and how they are cut for training and evaluation."""
+    """Which images, and how they are cut for training and evaluation."""
 
     dataset: str | None = option(
         None,
@@ -84,11 +86,11 @@ class DataArguments:
     eval_split: str | None = option(
         None, "split to evaluate on; default: the first of validation, val, dev, test; else carved from train"
     )
-    image_column: str | None = option(None, "column with the pictures; default: found by type and name")
+    image_column: str | None = option(None, "column with the images; default: found by type and name")
     label_column: str | None = option(None, "column with the labels; default: found by type and name")
     streaming: bool = option(False, "read in order through a shuffle window, without a local copy", "", "datasets")
-    train_fraction: float = option(1.0, "share of the training pictures; 0.01 lies inside 0.1", "0 to 1", "Figure 4")
-    samples_per_class: int | None = option(None, "training pictures of each class, for few labels", "pictures")
+    train_fraction: float = option(1.0, "share of the training images; 0.01 lies inside 0.1", "0 to 1", "Figure 4")
+    samples_per_class: int | None = option(None, "training images of each class, for few labels", "images")
     dev_fraction: float | None = option(
         None,
         "share of train carved out for evaluation, stratified; 0.1 where no evaluation split exists",
@@ -97,14 +99,14 @@ class DataArguments:
     )
     deduplicate_against: str | None = option(
         None,
-        "data set whose pictures are removed from train, by perceptual hash; `eval`: the evaluation split",
+        "data set whose images are removed from train, by perceptual hash; `eval`: the evaluation split",
         "",
         "section 4.1",
     )
     deduplicate_split: str | None = option(
         None, "split of deduplicate_against, such as train+test; default: test", "", "datasets"
     )
-    on_unreadable: str = option("skip", "what a picture that cannot be read does", "", "", ("skip", "stop"))
+    on_decode_error: str = option("skip", "what a image that cannot be read does", "", "", ("skip", "stop"))
     cache_dir: str | None = option(None, "where `datasets` keeps its copies", "folder", "datasets")
     crop: str = option(
         "inception",
@@ -119,7 +121,7 @@ class DataArguments:
     crop_ratio: list[float] = option(
         [0.75, 4 / 3], "inception crop: range of width / height", "ratio", "sample_distorted_bounding_box", nargs=2
     )
-    flip: bool = option(True, "mirror half of the training pictures", "", "vit_jax/input_pipeline.py")
+    flip: bool = option(True, "mirror half of the training images", "", "vit_jax/input_pipeline.py")
     resize_small: float = option(
         448 / 384, "resize_small_random: resized side over window side", "ratio", "big_vision transfer.py"
     )
@@ -137,7 +139,7 @@ class DataArguments:
         0.0, "brightness, contrast, saturation by factors 1 -+ this, after auto_augment", "share", "DeiT-III: 0.3"
     )
     random_erasing: float = option(
-        0.0, "how often a rectangle of a training picture becomes noise", "0 to 1", "arXiv:1708.04896; DeiT: 0.25"
+        0.0, "how often a rectangle of a training image becomes noise", "0 to 1", "arXiv:1708.04896; DeiT: 0.25"
     )
     resample: str | None = option(
         None,
@@ -171,28 +173,28 @@ class TrainArguments:
     """How it is trained, measured, shown and kept."""
 
     output_dir: str | None = option(None, "where weights, processor, card, facts and checkpoints go", "folder")
-    max_steps: int = option(-1, "updates; -1: from num_train_epochs", "updates", "Table 4: 500 to 20,000")
-    num_train_epochs: float = option(10.0, "passes over the training pictures", "epochs", "Table 3: 7 to 300")
-    per_device_train_batch_size: int = option(64, "pictures of one forward pass on one device", "pictures")
-    per_device_eval_batch_size: int = option(128, "the same for evaluation", "pictures")
-    gradient_accumulation_steps: int = option(1, "forward passes for one update", "passes", "vit_jax accum_steps")
+    max_steps: int = option(-1, "steps; -1: from num_train_epochs", "steps", "Table 4: 500 to 20,000")
+    num_train_epochs: float = option(10.0, "passes over the training images", "epochs", "Table 3: 7 to 300")
+    per_device_train_batch_size: int = option(64, "images of one forward pass on one device", "images")
+    per_device_eval_batch_size: int = option(128, "the same for evaluation", "images")
+    gradient_accumulation_steps: int = option(1, "forward passes for one step", "passes", "vit_jax accum_steps")
     global_batch_size: int | None = option(
         None,
-        "pictures of one update over all devices: sets gradient_accumulation_steps for the devices there are",
-        "pictures",
+        "images of one step over all devices: sets gradient_accumulation_steps for the devices there are",
+        "images",
         "Table 3: 4096; Table 4: 512",
     )
     image_size_schedule: dict[str, Any] = option(
         {},
         "train at other sizes, as BEGIN=SIZE: 0=128 30%=160 80%=224; before the first, and in evaluation, image_size",
-        "updates, '30%' or '5 epochs' = pixels or [height,width]",
+        "steps, '30%' or '5 epochs' = pixels or [height,width]",
         "progressive resolution: arXiv:2104.00298",
         nargs="+",
     )
     batch_size_schedule: dict[str, Any] = option(
         {},
-        "pictures of one update, as BEGIN=PICTURES: 50%=2048; in passes of at most per_device_train_batch_size",
-        "updates or '50%' = pictures",
+        "images of one step, as BEGIN=PICTURES: 50%=2048; in passes of at most per_device_train_batch_size",
+        "steps or '50%' = images",
         "arXiv:1711.00489",
         nargs="+",
     )
@@ -236,8 +238,8 @@ class TrainArguments:
     )
     unfreeze_every: float | str = option(
         0,
-        "head first, then from so many updates on the layer below it, and so on down; 0: all train from the start",
-        "updates, or '2 epochs', '5%'",
+        "head first, then from so many steps on the layer below it, and so on down; 0: all train from the start",
+        "steps, or '2 epochs', '5%'",
         "arXiv:1801.06146",
     )
     lr_scheduler_type: str = option(
@@ -251,25 +253,25 @@ class TrainArguments:
         [0.3, 0.6, 0.9], "step: where the rate is divided by 10", "share of the run", "BiT-HyperRule", nargs="+"
     )
     rsqrt_timescale: float = option(
-        10_000, "rsqrt: rate falls as 1 / sqrt(1 + updates since warm-up / this)", "updates", "big_vision utils.py"
+        10_000, "rsqrt: rate falls as 1 / sqrt(1 + steps since warm-up / this)", "steps", "big_vision utils.py"
     )
     lr_end: float = option(0.0, "rate that the schedule ends at", "", "vit_jax/utils.py linear_end: 1e-5")
     warmup_steps: float | str = option(
         0.05,
-        "linear warm-up from 0; below 1: share of all updates",
-        "updates, or '5 epochs', '10%'",
+        "linear warm-up from 0; below 1: share of all steps",
+        "steps, or '5 epochs', '10%'",
         "Table 3: 10,000; vit_jax: 500",
     )
     cooldown_steps: float | str = option(
         0,
-        "linear fall to 0 at the end, on top of the schedule; below 1: share of all updates",
-        "updates, or '5 epochs', '10%'",
+        "linear fall to 0 at the end, on top of the schedule; below 1: share of all steps",
+        "steps, or '5 epochs', '10%'",
         "arXiv:2106.04560: 50,000",
     )
     max_grad_norm: float = option(1.0, "clip the global norm of the gradient; 0: off", "", "Table 4")
     loss: str = option(
         "softmax",
-        "cross-entropy over classes, one sigmoid each, or without labels the colours of masked patches (pre-training)",
+        "cross-entropy over classes, one sigmoid each, or without labels the colors of masked patches (pre-training)",
         "",
         "Table 3 pre-trains with sigmoid (vision_transformer issue 34); B.1.2: masked_patches",
         ("softmax", "sigmoid", "masked_patches"),
@@ -277,14 +279,14 @@ class TrainArguments:
     label_smoothing_factor: float = option(0.0, "label smoothing", "0 to 1", "transformers")
     mixup_alpha: float = option(0.0, "Beta parameter of mixup; 0: off", "", "arXiv:1710.09412; AugReg: 0.2 to 0.8")
     cutmix_alpha: float = option(0.0, "Beta parameter of cutmix; 0: off", "", "arXiv:1905.04899")
-    mixing_off: float | str = option(
+    mixup_off_steps: float | str = option(
         0,
-        "the last so many updates are trained without mixup and cutmix; below 1: share of all updates",
-        "updates, or '10 epochs', '5%'",
+        "the last so many steps are trained without mixup and cutmix; below 1: share of all steps",
+        "steps, or '10 epochs', '5%'",
         "timm mixup_off_epoch",
     )
     ema_decay: float = option(
-        0.0, "average of the weights, which is what is evaluated and saved; 0: off", "per update", "Table 2: 0.9999"
+        0.0, "average of the weights, which is what is evaluated and saved; 0: off", "per step", "Table 2: 0.9999"
     )
     seed: int = option(42, "of every random draw", "", "transformers")
     bf16: bool = option(False, "bfloat16 autocast", "", "transformers")
@@ -304,12 +306,12 @@ class TrainArguments:
     )
     use_cpu: bool = option(False, "train on the CPU although there is an accelerator", "", "transformers")
     dataloader_num_workers: int = option(
-        0, "processes that read pictures, per device; results do not depend on it", "processes"
+        0, "processes that read images, per device; results do not depend on it", "processes"
     )
     dataloader_prefetch_factor: int = option(2, "batches that each such process reads ahead", "batches", "torch")
-    logging_steps: int = option(50, "a line of history every so many updates", "updates", "transformers")
+    logging_steps: int = option(50, "a line of history every so many steps", "steps", "transformers")
     logging_strategy: str = option("steps", "when to log", "", "transformers", ("steps", "epoch", "no"))
-    logging_first_step: bool = option(False, "also log the first update", "", "transformers")
+    logging_first_step: bool = option(False, "also log the first step", "", "transformers")
     eval_strategy: str | None = option(
         None,
         "when to evaluate; default: steps if eval_steps is given, else only at the end",
@@ -317,20 +319,20 @@ class TrainArguments:
         "transformers",
         ("steps", "epoch", "no"),
     )
-    eval_steps: int | None = option(None, "evaluate every so many updates", "updates", "vit_jax eval_every: 100")
-    eval_delay: float = option(0, "no evaluation before", "updates or epochs", "transformers")
+    eval_steps: int | None = option(None, "evaluate every so many steps", "steps", "vit_jax eval_every: 100")
+    eval_delay: float = option(0, "no evaluation before", "steps or epochs", "transformers")
     do_predict: bool = option(
-        False, "at the end, write logits and labels of every evaluation picture to predictions.npz", "", "transformers"
+        False, "at the end, write logits and labels of every evaluation image to predictions.npz", "", "transformers"
     )
     card_examples: int = option(
         0,
-        "evaluation pictures shown on the card with what the model looks at; who sees the card sees these pictures",
-        "pictures",
+        "evaluation images shown on the card with what the model looks at; who sees the card sees these images",
+        "images",
     )
     save_strategy: str = option(
         "steps", "when to write a checkpoint", "", "transformers", ("steps", "epoch", "best", "no")
     )
-    save_steps: int = option(500, "checkpoint every so many updates, and after the last", "updates", "transformers")
+    save_steps: int = option(500, "checkpoint every so many steps, and after the last", "steps", "transformers")
     save_total_limit: int | None = option(2, "checkpoints kept, besides the best", "checkpoints", "transformers")
     load_best_model_at_end: bool = option(False, "end with the best evaluated weights", "", "transformers")
     metric_for_best_model: str | None = option(
@@ -430,25 +432,25 @@ class TrainArguments:
                 f"--lr_steps {' '.join(map(str, self.lr_steps))}: give shares of the run, between 0 and 1"
             )
         if self.max_steps < 1 and self.max_steps != -1:
-            raise HFViTError(f"--max_steps {self.max_steps}: give updates above 0, or -1 to count --num_train_epochs")
+            raise HFViTError(f"--max_steps {self.max_steps}: give steps above 0, or -1 to count --num_train_epochs")
         if self.max_steps < 0 and self.num_train_epochs <= 0:
             raise HFViTError("nothing to train: give --max_steps or --num_train_epochs above 0")
         if self.batch_size_schedule:
             if self.max_steps <= 0:
-                raise HFViTError("--batch_size_schedule needs --max_steps: epochs have no number of updates with it")
+                raise HFViTError("--batch_size_schedule needs --max_steps: epochs have no number of steps with it")
             lengths = [*self.batch_size_schedule, *self.image_size_schedule, *(getattr(self, n) for n in LENGTHS)]
             if any("epoch" in str(length) for length in lengths):
-                raise HFViTError("--batch_size_schedule gives epochs no fixed length: give updates or percent")
+                raise HFViTError("--batch_size_schedule gives epochs no fixed length: give steps or percent")
         for name in LENGTHS:
-            updates_of(name, getattr(self, name), max(self.max_steps, 0), 0.0)
-        ramps = [updates_of(name, getattr(self, name), self.max_steps, 0.0) for name in RAMPS]
+            steps_of(name, getattr(self, name), max(self.max_steps, 0), 0.0)
+        ramps = [steps_of(name, getattr(self, name), self.max_steps, 0.0) for name in RAMPS]
         check_ramps(*ramps, self.max_steps)
         if self.global_batch_size is not None and self.global_batch_size < 1:
             raise HFViTError(f"--global_batch_size {self.global_batch_size}: give 1 or more")
         if not 0 < self.layer_decay <= 1:
             raise HFViTError(f"--layer_decay {self.layer_decay}: give a share above 0, up to 1 (off)")
         if self.rsqrt_timescale <= 0:
-            raise HFViTError(f"--rsqrt_timescale {self.rsqrt_timescale}: give updates above 0")
+            raise HFViTError(f"--rsqrt_timescale {self.rsqrt_timescale}: give steps above 0")
         if self.optim == "schedule_free_adamw":
             if self.lr_scheduler_type != "constant":
                 raise HFViTError(
@@ -511,7 +513,7 @@ class Arguments:
             raise HFViTError("a sweep chooses on a dev split: give --dev_fraction, such as 0.1 (carved from train)")
         if data.dev_fraction is not None and data.eval_split is not None and not train.sweep:
             raise HFViTError(
-                "--dev_fraction carves evaluation pictures from train, --eval_split names them: leave out one of them"
+                "--dev_fraction carves evaluation images from train, --eval_split names them: leave out one of them"
             )
 
     def as_dict(self) -> dict[str, Any]:

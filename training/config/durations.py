@@ -1,4 +1,4 @@
-"""Lengths of training, as people write them: `500` updates, `0.1` (a share of all), `"5 epochs"`, `"10%"`.
+"""Lengths of training, as people write them: `500` steps, `0.1` (a share of all), `"5 epochs"`, `"10%"`.
 
 For arguments.py, optimization.py, schedules.py and the Trainer.
 """
@@ -9,24 +9,24 @@ import re
 from hf_vit.errors import HFViTError
 
 
-# Arguments that are a length of training: updates, a share of them, epochs or percent.
+# Arguments that are a length of training: steps, a share of them, epochs or percent.
 RAMPS = ("warmup_steps", "cooldown_steps")
-LENGTHS = (*RAMPS, "mixing_off", "unfreeze_every")
-LENGTH = re.compile(r"(\d+\.?\d*|\.\d+)\s*(|steps?|updates?|epochs?|%|percent)")
+LENGTHS = (*RAMPS, "mixup_off_steps", "unfreeze_every")
+LENGTH = re.compile(r"(\d+\.?\d*|\.\d+)\s*(|steps?|steps?|epochs?|%|percent)")
 
 
-def updates_of(name: str, value: float | str, max_steps: int, epoch: float) -> int:
-    """A length of training in updates: `500`, `0.1` (a share of all), `"5 epochs"`, `"10%"`.
+def steps_of(name: str, value: float | str, max_steps: int, epoch: float) -> int:
+    """A length of training in steps: `500`, `0.1` (a share of all), `"5 epochs"`, `"10%"`.
 
     Args:
-        name: the argument's, for the message. max_steps: of the run. epoch: updates of one epoch.
+        name: the argument's, for the message. max_steps: of the run. epoch: steps of one epoch.
 
     Raises:
         HFViTError: neither of these.
     """
     found = LENGTH.fullmatch(str(value).strip())
     if found is None:
-        raise HFViTError(f"--{name} {value!r}: give updates, a share below 1, or a length such as '5 epochs', '10%'")
+        raise HFViTError(f"--{name} {value!r}: give steps, a share below 1, or a length such as '5 epochs', '10%'")
     number, unit = float(found[1]), found[2]
     if unit.startswith("epoch"):
         return round(number * epoch)
@@ -36,9 +36,9 @@ def updates_of(name: str, value: float | str, max_steps: int, epoch: float) -> i
 
 
 def check_ramps(warmup: int, cooldown: int, max_steps: int) -> None:
-    """Raise HFViTError if warm-up and cooldown, in updates, do not fit into the run."""
+    """Raise HFViTError if warm-up and cooldown, in steps, do not fit into the run."""
     if max_steps > 0 and warmup + cooldown > max_steps:
-        both = f"warm-up of {warmup} updates" + (f" and cooldown of {cooldown}" if cooldown else "")
+        both = f"warm-up of {warmup} steps" + (f" and cooldown of {cooldown}" if cooldown else "")
         raise HFViTError(
             f"{both}: longer than the training of {max_steps}: lower --warmup_steps (below 1: a share of the run)"
         )

@@ -8,6 +8,7 @@ import argparse
 import dataclasses
 import difflib
 import re
+import sys
 import types
 import typing
 from pathlib import Path
@@ -17,7 +18,7 @@ import yaml
 
 from hf_vit.errors import HFViTError, Parser
 
-from .arguments import FIELDS, GROUPS, RECIPES, RESOLVED_NAME, Arguments, ModelArguments, check_value
+from .arguments import FIELDS, GROUPS, RECIPES, RENAMED, RESOLVED_NAME, Arguments, ModelArguments, check_value
 
 
 EXAMPLES = {
@@ -61,7 +62,8 @@ def parse(argv: list[str] | None, stage: str) -> Arguments:
     Raises:
         HFViTError: an unknown key or flag, a value of the wrong type, a missing recipe.
     """
-    flags, unknown = _parser(stage).parse_known_args(argv)
+    words = [current_name(word) for word in (sys.argv[1:] if argv is None else argv)]
+    flags, unknown = _parser(stage).parse_known_args(words)
     for word in unknown:
         if word.startswith("-"):
             raise HFViTError(_unknown(f"option {word.split('=')[0]}", word.lstrip("-").split("=")[0], prefix="--"))
@@ -87,10 +89,19 @@ def parse(argv: list[str] | None, stage: str) -> Arguments:
     return Arguments(**groups, recipe=None if recipe is None else Path(recipe).stem)
 
 
+def current_name(word: str) -> str:
+    """A word of the command line, an option's old spelling replaced by the new one, with one line that says so."""
+    name, equals, value = word.removeprefix("--").partition("=")
+    if not word.startswith("--") or name not in RENAMED:
+        return word
+    print(f"--{name} is now --{RENAMED[name]}; the old name goes with the next release", file=sys.stderr)
+    return f"--{RENAMED[name]}{equals}{value}"
+
+
 def _choose_once(values: dict[str, Any], given: dict[str, Any]) -> None:
     """A flag takes its name out of a recipe's sweep; with nothing left to try, nothing is carved for it either.
 
-    Without a sweep, pictures to evaluate on are carved or named, whichever a flag says.
+    Without a sweep, images to evaluate on are carved or named, whichever a flag says.
     """
     if "sweep" not in given and any(name in given for name in values.get("sweep", {})):
         values["sweep"] = {name: items for name, items in values["sweep"].items() if name not in given}
@@ -216,6 +227,7 @@ def _read_recipe(name: str) -> dict[str, Any]:
         raise HFViTError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
         raise HFViTError(f"{path}: a recipe is lines of `name: value`")
+    values = {RENAMED.get(key, key): value for key, value in values.items()}  # of version 0.1.0
     for key in values:
         if key not in FIELDS:
             raise HFViTError(_unknown(f"key {key!r} in {path}", str(key)))

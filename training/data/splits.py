@@ -54,7 +54,7 @@ def open_splits(data: DataArguments, seed: int, say=print) -> Splits:
         "config_name": data.dataset_config_name,
         "image_column": data.image_column,
         "label_column": data.label_column,
-        "on_unreadable": data.on_unreadable,
+        "on_unreadable": data.on_decode_error,
         "cache_dir": data.cache_dir,
     }
     if data.streaming:

@@ -3,6 +3,7 @@
 For the Trainer.
 """
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -14,11 +15,11 @@ from accelerate.utils import GradientAccumulationPlugin, TorchDynamoPlugin
 from hf_vit.errors import HFViTError
 
 from ..config.arguments import TrainArguments
-from .trackers import chosen_trackers
+from .trackers import check_trackers
 
 
 MEMORY_IS_FULL = ("out of memory", "can't allocate memory")  # as CUDA and CPUs say it
-WORKER_IS_GONE = ("killed by signal: Killed", "killed by signal: Bus error")  # as DataLoader says it
+WORKER_EXITED = re.compile(r"DataLoader worker \(pid(\(s\))? [\d, ]+\) (is killed by signal|exited unexpectedly)")
 
 
 def create_accelerator(args: TrainArguments) -> Accelerator:
@@ -41,7 +42,7 @@ def create_accelerator(args: TrainArguments) -> Accelerator:
         ),
         dynamo_plugin=TorchDynamoPlugin(backend=backend, **mode),
         kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],
-        log_with=chosen_trackers(args.report_to, args.run_name or "", args.output_dir or "") or None,
+        log_with=check_trackers(args.report_to) or None,
         project_dir=args.output_dir,
     )
 
@@ -70,9 +71,9 @@ def memory_advice(args: TrainArguments, evaluating: bool = False) -> Iterator[No
     try:
         yield
     except (MemoryError, RuntimeError) as error:  # torch.OutOfMemoryError is a RuntimeError
-        if isinstance(error, RuntimeError) and any(words in str(error) for words in WORKER_IS_GONE):
+        if isinstance(error, RuntimeError) and WORKER_EXITED.search(str(error)):
             raise HFViTError(
-                "a process that reads pictures was killed, most likely for its memory: lower --dataloader_num_workers "
+                "a process that reads images was killed, most likely for its memory: lower --dataloader_num_workers "
                 f"(now {args.dataloader_num_workers}) or --dataloader_prefetch_factor"
             ) from error
         if isinstance(error, RuntimeError) and not any(words in str(error) for words in MEMORY_IS_FULL):
@@ -84,7 +85,7 @@ def evaluation_message(args: TrainArguments) -> str:
     """Which setting to lower where only evaluation lacks memory."""
     batch = args.per_device_eval_batch_size
     lower = f"--per_device_eval_batch_size {batch // 2}" if batch > 1 else "--image_size"
-    return f"out of memory in evaluation with {batch} pictures in one pass: lower {lower}"
+    return f"out of memory in evaluation with {batch} images in one pass: lower {lower}"
 
 
 def memory_message(args: TrainArguments) -> str:
@@ -92,9 +93,9 @@ def memory_message(args: TrainArguments) -> str:
     batch, passes = args.per_device_train_batch_size, args.gradient_accumulation_steps
     if batch > 1:
         return (
-            f"out of memory with {batch} pictures in one pass: --per_device_train_batch_size {batch // 2} "
+            f"out of memory with {batch} images in one pass: --per_device_train_batch_size {batch // 2} "
             f"--gradient_accumulation_steps {passes * 2} is the same training in less memory"
         )
     if not args.activation_checkpointing:
-        return "out of memory with one picture in a pass: add --activation_checkpointing"
-    return "out of memory with one picture in a pass: lower --image_size, or shard the model (training/launch)"
+        return "out of memory with one image in a pass: add --activation_checkpointing"
+    return "out of memory with one image in a pass: lower --image_size, or shard the model (training/launch)"

@@ -1,126 +1,131 @@
-"""Checkpoints that are whole or not there: written aside, flushed, renamed. Nothing that is read back can run code.
+"""The files of a checkpoint: whole or not there, checked when read. Nothing that is read back can run code.
 
-For the Trainer. A folder `checkpoint-N` holds
+A folder `checkpoint-N` holds
 
-    model.safetensors, config.json, ...   a folder that `from_pretrained` loads
+    model.safetensors, config.json, ...     a folder that `from_pretrained` loads
     optimizer.safetensors, ema.safetensors  tensors by the name of their parameter
-    trainer_state.json                    transformers' TrainerState: history, best metric, callbacks
-    resume.json                           position in the data, schedule, sums since the last log, what data and model
+    trainer_state.json                      transformers' TrainerState: history, best metric, callbacks
+    resume.json                             counters, schedule, and what data, model and arguments they belong to
+    checksums.json                          CRC-32 of each file above that a resumed run reads
+
+Not `accelerate.save_state`: it pickles, writes in place, and keeps generators that we compute from (seed, step).
 """
 
-import errno
 import json
 import os
 import re
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import nn
-from torch.distributed.tensor import DTensor, distribute_tensor
-from transformers import PreTrainedModel
 
+from hf_vit.atomic_file import REPLACED, TEMPORARY, atomic_folder, atomic_path, atomic_write
 from hf_vit.errors import HFViTError
 
 
-RESUME_NAME = "resume.json"
-FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+RESUME_NAME, STATE_NAME, CHECKSUMS_NAME = "resume.json", "trainer_state.json", "checksums.json"
+TENSORS = {"model": "model.safetensors", "optimizer": "optimizer.safetensors", "ema": "ema.safetensors"}
 PATTERN = re.compile(r"checkpoint-(\d+)")
+DAMAGED = "damaged-"  # before the name of a checkpoint that could not be read and was set aside
+NEWEST_INTACT = "intact"  # --resume_from_checkpoint intact
+RESUME_ADVICE = (
+    "earlier checkpoints are intact; free some space (or lower --save_total_limit) and start again with "
+    "--resume_from_checkpoint true"
+)
+START_ADVICE = "free some space, or choose an --output_dir on another disk, and start again"
+START_FILES = ("history.jsonl", "speed.jsonl", "config_resolved.yaml", "duplicates.json", "held_out.txt", ".lock")
 
 
-@contextmanager
-def written_aside(target: Path) -> Iterator[Path]:
-    """Give a folder to write in; on success it takes `target`'s place in one step, on failure it disappears.
+class DamagedCheckpointError(HFViTError):
+    """A checkpoint whose files are not those that were written."""
+
+
+# -- one checkpoint ------------------------------------------------------------------------------------------------
+
+
+def write_checkpoint(folder: Path, state: dict[str, Any], write_model: Callable[[Path, dict], None]) -> None:
+    """Write what `TrainingState.state_dict` returned, whole or not at all.
+
+    Args:
+        write_model: `write_model(folder, weights)`, which writes what `from_pretrained` reads.
 
     Raises:
-        HFViTError: the disk is full; what stood at `target` and beside it is untouched.
+        HFViTError: the disk is full.
     """
-    aside = target.with_name(f".writing-{target.name}")
-    shutil.rmtree(aside, ignore_errors=True)
+    with atomic_folder(folder, advice(folder.parent)) as temporary:
+        write_model(temporary, state["model"])
+        for part in ("optimizer", "ema"):
+            if state[part] is not None:
+                write_tensors(temporary / TENSORS[part], state[part])
+        write_json(temporary / STATE_NAME, state["trainer_state"])
+        write_json(temporary / RESUME_NAME, state["counters"])
+        names = [name for name in (*TENSORS.values(), STATE_NAME, RESUME_NAME) if (temporary / name).is_file()]
+        write_json(temporary / CHECKSUMS_NAME, {name: checksum(temporary / name) for name in names})
+
+
+def read_checkpoint(folder: Path) -> dict[str, Any]:
+    """Read a checkpoint into what `TrainingState.load_state_dict` takes.
+
+    Raises:
+        DamagedCheckpointError: a file is missing, cut short or changed; the message names it and the way out.
+    """
     try:
-        aside.mkdir(parents=True)
-        yield aside
-        _flush(aside)
-        if target.exists():
-            replaced = target.with_name(f".replaced-{target.name}")
-            shutil.rmtree(replaced, ignore_errors=True)
-            os.rename(target, replaced)
-            os.rename(aside, target)
-            shutil.rmtree(replaced)
-        else:
-            os.rename(aside, target)
-    except (OSError, SafetensorError) as error:
-        needed = sum(f.stat().st_size for f in aside.rglob("*") if f.is_file())
-        shutil.rmtree(aside, ignore_errors=True)
-        if _is_full(error):
-            raise HFViTError(full_disk_message(target, needed)) from error
-        raise
-    except BaseException:
-        shutil.rmtree(aside, ignore_errors=True)
-        raise
+        check_files(folder)
+        tensors = {part: read_tensors(folder / name) for part, name in TENSORS.items() if (folder / name).is_file()}
+        state = {"ema": None, **tensors, "trainer_state": read_json(folder / STATE_NAME)}
+        state["counters"] = read_json(folder / RESUME_NAME)
+        if not {"model", "optimizer"} <= set(state):
+            raise HFViTError("model.safetensors or optimizer.safetensors is missing")
+        if not isinstance(state["counters"], dict) or not isinstance(state["trainer_state"], dict):
+            raise HFViTError(f"{RESUME_NAME} or {STATE_NAME} is not what was written")
+        return state
+    except (OSError, ValueError, RecursionError, SafetensorError) as error:
+        raise damaged(folder, error) from error
 
 
-@contextmanager
-def space_needed(target: Path) -> Iterator[None]:
-    """Within it, a full disk is an HFViTError that says so."""
-    try:
-        yield
-    except OSError as error:
-        if _is_full(error):
-            raise HFViTError(full_disk_message(target, 0)) from error
-        raise
-
-
-def _is_full(error: Exception) -> bool:
-    if isinstance(error, OSError):
-        return error.errno in FULL_DISK
-    return any(f"os error {code}" in str(error) for code in FULL_DISK)
-
-
-def full_disk_message(target: Path, written: int) -> str:
-    """One line: what did not fit, what is safe, what to do."""
-    free = shutil.disk_usage(target.parent).free
-    return (
-        f"no space left for {target} ({written / 1e6:.1f} MB written, {free / 1e6:.1f} MB free): earlier checkpoints "
-        "are intact; make room (or lower --save_total_limit) and start again with --resume_from_checkpoint true"
+def damaged(folder: Path, error: Exception) -> DamagedCheckpointError:
+    """The one line about a checkpoint that cannot be read."""
+    reason = " ".join(str(error).split()) or type(error).__name__
+    return DamagedCheckpointError(
+        f"{folder} is damaged ({reason}): --resume_from_checkpoint {NEWEST_INTACT} sets it aside and goes on from "
+        "the newest checkpoint that is whole"
     )
 
 
-def _flush(folder: Path) -> None:
-    """Bring the folder's bytes to the disk, so that a rename never outlives its contents."""
-    for path in [*folder.rglob("*"), folder]:
-        handle = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+def check_files(folder: Path) -> None:
+    """Raise HFViTError for a file that differs from what was written; checkpoints of version 0.1.0 have no sums."""
+    if not (folder / CHECKSUMS_NAME).is_file():
+        return
+    for name, expected in read_json(folder / CHECKSUMS_NAME).items():
+        if not (folder / name).is_file():
+            raise HFViTError(f"{name} is missing")
+        if checksum(folder / name) != expected:
+            raise HFViTError(f"{name} has changed since it was written")
 
 
-def publish(aside: Path, target: Path) -> None:
-    """Move every file of `aside` into `target`, the ones that make it loadable last."""
-    target.mkdir(parents=True, exist_ok=True)
-    for path in sorted(aside.iterdir(), key=lambda p: p.name == "config.json"):
-        os.replace(path, target / path.name)
-    aside.rmdir()
+def checksum(path: Path) -> str:
+    """CRC-32 of a file: against damage, not against forgery, and faster than the disk."""
+    value = 0
+    with path.open("rb") as file:
+        while block := file.read(1 << 22):
+            value = zlib.crc32(block, value)
+    return f"{value:08x}"
 
 
-def sweep(output_dir: Path) -> None:
-    """Remove what a killed run was writing."""
-    for path in [*output_dir.glob(".writing-*"), *output_dir.glob(".replaced-*"), *output_dir.glob(".finished")]:
-        shutil.rmtree(path)
+# -- the checkpoints of a run --------------------------------------------------------------------------------------
 
 
 def checkpoints(output_dir: Path) -> list[Path]:
     """The complete checkpoints, oldest first (by number, not by letters)."""
     if not output_dir.is_dir():
         return []
-    found = [(int(m[1]), p) for p in output_dir.iterdir() if (m := PATTERN.fullmatch(p.name))]
-    return [path for _, path in sorted(found) if (path / RESUME_NAME).is_file()]
+    numbered = [(int(m[1]), p) for p in output_dir.iterdir() if (m := PATTERN.fullmatch(p.name))]
+    return [path for _, path in sorted(numbered) if (path / RESUME_NAME).is_file()]
 
 
 def rotate(output_dir: Path, limit: int | None, keep: str | None) -> None:
@@ -128,26 +133,44 @@ def rotate(output_dir: Path, limit: int | None, keep: str | None) -> None:
     best = None if keep is None else Path(keep).name
     others = [path for path in checkpoints(output_dir) if path.name != best]
     for path in others[: max(0, len(others) - limit)] if limit is not None else []:
-        gone = path.with_name(f".replaced-{path.name}")  # out of sight in one step: killed here, it leaves no half
-        os.rename(path, gone)
-        shutil.rmtree(gone)
+        removed = path.with_name(REPLACED + path.name)  # out of sight in one step: killed here, it leaves no half
+        os.rename(path, removed)
+        shutil.rmtree(removed)
 
 
-def find_checkpoint(output_dir: Path, wish: str | bool | None) -> Path | None:
+def remove_leftovers(output_dir: Path) -> None:
+    """Remove what a killed run was writing; `.finished` is version 0.1.0's name for a model that was being placed."""
+    for pattern in (f"{TEMPORARY}*", f"{REPLACED}*", ".finished"):
+        for path in output_dir.glob(pattern):
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
+
+
+def is_unused(output_dir: Path) -> bool:
+    """Whether a run may start here: nothing there, or only what a start that failed has left."""
+    if not output_dir.is_dir():
+        return True
+    return all(path.name in START_FILES or path.name.startswith(TEMPORARY) for path in output_dir.iterdir())
+
+
+def find_checkpoint(output_dir: Path, requested: str | bool | None) -> Path | None:
     """The folder to resume from: None for a fresh start.
 
     Raises:
         HFViTError: a path that holds no complete checkpoint.
     """
-    if not wish:
+    if not requested:
         return None
-    if wish is True:
-        found = checkpoints(output_dir)
-        return found[-1] if found else None
-    path = Path(wish)
+    if requested is True or requested == NEWEST_INTACT:
+        complete = checkpoints(output_dir)
+        return complete[-1] if complete else None
+    path = Path(requested)
     if not (path / RESUME_NAME).is_file():
         raise HFViTError(
-            f"{path} is not a complete checkpoint (no {RESUME_NAME}): give a folder checkpoint-N, or true"
+            f"{path} is not a complete checkpoint (no {RESUME_NAME}): give a folder checkpoint-N, true, or "
+            f"{NEWEST_INTACT}"
         )
     newest = checkpoints(output_dir)[-1:]
     if path.resolve() in [other.resolve() for other in checkpoints(output_dir)] and newest[0].name != path.name:
@@ -158,101 +181,34 @@ def find_checkpoint(output_dir: Path, wish: str | bool | None) -> Path | None:
     return path
 
 
-def whole(tensor: torch.Tensor, keep: bool = True) -> torch.Tensor:
-    """The full tensor on the CPU (not a copy, if it is there); collects a sharded one's pieces from all processes.
-
-    Args:
-        keep: False on processes that only take part in the collecting.
-    """
-    full = local(tensor.detach())
-    return full.cpu().contiguous() if keep else full.new_empty(0)
-
-
-def local(value: torch.Tensor) -> torch.Tensor:
-    """The tensor itself, also where a sharded computation wrapped it."""
-    return value.full_tensor() if isinstance(value, DTensor) else value
+def set_aside(folder: Path) -> Path:
+    """Rename a damaged checkpoint, so that it is no longer taken for the newest; returns its new path."""
+    target = folder.with_name(DAMAGED + folder.name)
+    if target.exists():
+        shutil.rmtree(target)
+    os.rename(folder, target)
+    return target
 
 
-def like(value: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
-    """`value` on the parameter's device, sharded as it is."""
-    value = value.to(parameter.device)
-    if isinstance(parameter, DTensor) and value.shape == parameter.shape:
-        return distribute_tensor(value, parameter.device_mesh, parameter.placements)
-    return value
+def advice(output_dir: Path) -> str:
+    """The way out of a full disk: what is safe, and how the run goes on."""
+    return RESUME_ADVICE if checkpoints(output_dir) else START_ADVICE
 
 
-def weights_of(model: nn.Module, keep: bool = True) -> dict[str, torch.Tensor]:
-    """Full weights by name, on the CPU. Every process has to call it."""
-    return {name: whole(value, keep) for name, value in model.state_dict().items()}
+# -- files ---------------------------------------------------------------------------------------------------------
 
 
-def write_model(folder: Path, model: PreTrainedModel, weights: dict[str, torch.Tensor], image_processor) -> None:
-    """Write a folder that `from_pretrained` loads: these weights, config, code, and the processor if there is one."""
-    model.save_pretrained(folder, state_dict=weights)
-    if image_processor is not None:
-        image_processor.save_pretrained(folder)
-
-
-@torch.no_grad()
-def set_weights(model: nn.Module, weights: dict[str, torch.Tensor], source: Path) -> None:
-    """Copy full weights into the model, whatever its sharding.
-
-    Raises:
-        HFViTError: names or shapes differ.
-    """
-    own = model.state_dict()
-    wrong = sorted(set(own) ^ set(weights)) or [n for n in own if own[n].shape != weights[n].shape]
-    if wrong:
-        raise HFViTError(
-            f"{source} is a checkpoint of another architecture: {wrong[0]} and {len(wrong) - 1} others differ"
-        )
-    for name, value in own.items():
-        value.copy_(like(weights[name], value))
-
-
-def optimizer_state(optimizer: torch.optim.Optimizer, names: dict, keep: bool = True) -> tuple[dict, dict]:
-    """The optimizer's tensors by `parameter name/slot`, and the rest as JSON. Every process has to call it."""
-    tensors, numbers = {}, {}
-    for group in optimizer.param_groups:
-        for parameter in group["params"]:
-            for slot, value in optimizer.state.get(parameter, {}).items():
-                key = f"{names[parameter]}/{slot}"
-                if isinstance(value, torch.Tensor):
-                    tensors[key] = whole(value, keep)
-                elif value is not None:
-                    numbers[key] = value
-    groups = [{k: v for k, v in g.items() if k != "params"} for g in optimizer.param_groups]
-    return tensors, {"numbers": numbers, "groups": groups}
-
-
-def set_optimizer_state(optimizer, names: dict[torch.Tensor, str], tensors: dict, rest: dict[str, Any]) -> None:
-    """Undo `optimizer_state`."""
-    slots: dict[str, dict[str, Any]] = {}
-    for key, value in {**tensors, **rest["numbers"]}.items():
-        name, slot = key.rsplit("/", 1)
-        slots.setdefault(name, {})[slot] = value
-    for group, saved in zip(optimizer.param_groups, rest["groups"], strict=True):
-        group.update({k: tuple(v) if isinstance(v, list) else v for k, v in saved.items()})
-        for parameter in group["params"]:
-            if names[parameter] in slots:
-                optimizer.state[parameter] = {
-                    slot: _slot_on_device(slot, value, parameter, group)
-                    for slot, value in slots[names[parameter]].items()
-                }
-
-
-def _slot_on_device(slot: str, value: Any, parameter: torch.Tensor, group: dict) -> Any:
-    """Step counters stay on the CPU unless the optimizer is fused or capturable, as in torch's own loading."""
-    if not isinstance(value, torch.Tensor):
-        return value
-    if slot == "step" and not (group.get("fused") or group.get("capturable")):
-        return value
-    return like(value, parameter)
+def publish(source: Path, target: Path) -> None:
+    """Move every file of `source` into `target`, the ones that make it loadable last."""
+    target.mkdir(parents=True, exist_ok=True)
+    for path in sorted(source.iterdir(), key=lambda p: p.name == "config.json"):
+        os.replace(path, target / path.name)
+    source.rmdir()
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write JSON that reads back to the same numbers."""
-    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+    """Write JSON that reads back to the same numbers; the file appears whole."""
+    atomic_write(path, json.dumps(value, indent=2) + "\n")
 
 
 def read_json(path: Path) -> Any:
@@ -261,7 +217,8 @@ def read_json(path: Path) -> Any:
 
 def write_tensors(path: Path, tensors: dict[str, torch.Tensor]) -> None:
     """Write tensors as safetensors, each with its own memory."""
-    save_file({name: value.clone() for name, value in tensors.items()}, str(path))
+    with atomic_path(path, advice(path.parent)) as temporary:
+        save_file({name: value.clone() for name, value in tensors.items()}, str(temporary))
 
 
 def read_tensors(path: Path) -> dict[str, torch.Tensor]:

@@ -1,6 +1,6 @@
-"""Batches on their way to the loop: which ones make an update, who reads them, how long the loop waits.
+"""Batches on their way to the loop: which ones make a step, who reads them, how long the loop waits.
 
-For the Trainer. Which pictures they hold is sampling.py's, and a function of (seed, position) alone.
+For the Trainer. Which images they hold is sampling.py's, and a function of (seed, position) alone.
 """
 
 import itertools
@@ -17,9 +17,9 @@ from ..config.arguments import TrainArguments
 from ..data.dataset import collate
 from ..data.samplers import EvalOrder, KeyedDataset, TrainOrder, stack
 from ..data.streaming import ImageStream, StreamOrder
-from ..reporting.progress import Stopwatch
-from .preemption import leave_to_the_loop
-from .schedule import Plan, Stage, seen_at
+from ..reporting.progress import Timer
+from .preemption import ignore_signals
+from .schedule import Stage, TrainingSchedule, at_image_size
 
 
 class Batches:
@@ -27,7 +27,7 @@ class Batches:
 
     Args:
         dataset: addressed by (epoch, index). rank, world_size: of this process, and how many there are.
-        handler: of the callbacks, which are shown the loader in use. watch: learns how long the loop waited.
+        handler: of the callbacks, which are shown the loader in use. timer: learns how long the loop waited.
 
     Attributes:
         error: what this process could not read, where there are others, who have to hear of it.
@@ -37,34 +37,37 @@ class Batches:
         self,
         dataset: Dataset,
         args: TrainArguments,
-        plan: Plan,
+        schedule: TrainingSchedule,
         rank: int,
         world_size: int,
         device: torch.device,
         handler: CallbackHandler,
-        watch: Stopwatch,
+        timer: Timer,
     ):
-        self.dataset, self.args, self.plan, self.device = dataset, args, plan, device
+        self.dataset, self.args, self.schedule, self.device = dataset, args, schedule, device
         self.rank, self.world_size = rank, world_size
-        self.handler, self.watch = handler, watch
+        self.handler, self.timer = handler, timer
         self.error: HFViTError | None = None
 
-    def updates(self, step: int, position: int) -> Iterator[list[dict]]:
-        """The batches of one update after another, from `step`, whose first picture stands at `position`."""
-        for stage in self.plan.stages:
+    def steps(self, step: int, position: int) -> Iterator[list[dict]]:
+        """The batches of one step after another, from `step`, whose first image stands at `position`."""
+        for stage in self.schedule.stages:
             if step >= stage.stop:
                 continue
-            stop = position + (stage.stop - step) * stage.pictures
-            loader = loader_of(
-                seen_at(self.dataset, stage.image_size), self.order(stage, position, stop), self.args, self.device
+            stop = position + (stage.stop - step) * stage.images
+            loader = create_loader(
+                at_image_size(self.dataset, stage.image_size),
+                self.order(stage, position, stop),
+                self.args,
+                self.device,
             )
             self.handler.train_dataloader = loader
-            batches = to_the_end(loader, self._keep if self.world_size > 1 else None)
-            self.watch.start()
+            batches = all_batches(loader, self._keep if self.world_size > 1 else None)
+            self.timer.start()
             for _ in range(step, stage.stop):
-                with self.watch.wait():
-                    update = list(itertools.islice(batches, stage.passes))
-                yield update
+                with self.timer.wait():
+                    micro_batches = list(itertools.islice(batches, stage.accumulation_steps))
+                yield micro_batches
             step, position = stage.stop, stop
 
     def _keep(self, error: HFViTError) -> None:
@@ -78,10 +81,10 @@ class Batches:
         return TrainOrder(len(self.dataset), stage.batch_size, seed=self.args.seed, **where)
 
     def names(self, step: int, position: int) -> tuple[list[str], list[str]]:
-        """The files that this process reads for update `step`, whose first picture stands at `position`; and those of
+        """The files that this process reads for `step`, whose first image stands at `position`; and those of
         them that it cannot read."""
-        stage = self.plan.stage_of(step)
-        order = self.order(stage, position, position + stage.pictures)
+        stage = self.schedule.stage_of(step)
+        order = self.order(stage, position, position + stage.images)
         items = [self.dataset[key] for keys in order for key in keys]
         return [str(i["name"]) for i in items if "name" in i], [i["unreadable"] for i in items if "unreadable" in i]
 
@@ -91,7 +94,7 @@ class Batches:
         return math.ceil(math.ceil(position / size) * size / self.world_size) * self.world_size
 
 
-def to_the_end(loader: DataLoader, keep: Callable[[HFViTError], None] | None) -> Iterator[dict]:
+def all_batches(loader: DataLoader, keep: Callable[[HFViTError], None] | None) -> Iterator[dict]:
     """As many batches as the loader has.
 
     Args:
@@ -119,7 +122,7 @@ def as_raised(error: HFViTError) -> HFViTError:
     return HFViTError(text.splitlines()[-1].partition(": ")[2]) if text.startswith("Caught ") else error
 
 
-def loader_of(
+def create_loader(
     dataset: Dataset, order: TrainOrder | StreamOrder | EvalOrder, args: TrainArguments, device: torch.device
 ) -> DataLoader:
     """A loader with the workers that `args` asks for; signals to stop are not for them."""
@@ -131,5 +134,5 @@ def loader_of(
         num_workers=workers,
         prefetch_factor=args.dataloader_prefetch_factor if workers else None,
         pin_memory=device.type == "cuda",
-        worker_init_fn=leave_to_the_loop,
+        worker_init_fn=ignore_signals,
     )

@@ -21,10 +21,10 @@ class WeightAverage:
 
     @torch.no_grad()
     def update(self, step: int) -> None:
-        """Move towards the weights; early on by more, so that the initialisation is soon forgotten.
+        """Move towards the weights; early on by more, so that the initialization is soon forgotten.
 
         Args:
-            step: updates done, from 1; the decay used is min(decay, (1 + step) / (10 + step)), as in TensorFlow.
+            step: steps done, from 1; the decay used is min(decay, (1 + step) / (10 + step)), as in TensorFlow.
         """
         decay = min(self.decay, (1 + step) / (10 + step))
         torch._foreach_lerp_(self.average, [p.detach().float() for p in self.weights], 1 - decay)

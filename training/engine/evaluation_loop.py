@@ -1,4 +1,4 @@
-"""Exact evaluation: every picture counted once, on any number of processes, with the plain loss.
+"""Exact evaluation: every image counted once, on any number of processes, with the plain loss.
 
 For the Trainer and score.py. Sums are kept on the device in double precision and read once, at the end.
 """
@@ -15,8 +15,8 @@ from transformers.trainer_utils import EvalPrediction
 from hf_vit.errors import HFViTError
 
 from ..data.samplers import EvalOrder
-from .dataloaders import to_the_end
-from .distributed import raise_together
+from .dataloaders import all_batches
+from .distributed import raise_on_all_ranks
 
 
 @dataclass
@@ -42,10 +42,10 @@ class Evaluated:
 
 
 def score(losses: torch.Tensor, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Sums of one batch: loss, top-1 hits, top-5 hits, pictures; float64 (4,).
+    """Sums of one batch: loss, top-1 hits, top-5 hits, images; float64 (4,).
 
     Args:
-        losses: (B,). logits, labels: (B, K) and (B,), or (B, n, K) and (B, n) for n questions to each picture, whose
+        losses: (B,). logits, labels: (B, K) and (B,), or (B, n, K) and (B, n) for n questions to each image, whose
             hits are shares.
     """
     wide = torch.float32 if losses.device.type == "mps" else torch.float64
@@ -58,7 +58,7 @@ def score(losses: torch.Tensor, logits: torch.Tensor, labels: torch.Tensor) -> t
 
 @torch.no_grad()
 def evaluate(
-    objective,
+    loss_module,
     loader: DataLoader,
     order: EvalOrder,
     accelerator: Accelerator,
@@ -66,27 +66,27 @@ def evaluate(
     keep_outputs: bool = False,
     on_batch=None,
 ) -> Evaluated:
-    """Run `objective` over a loader of `order` and add up.
+    """Run `loss_module` over a loader of `order` and add up.
 
     Args:
-        objective: prepared network and loss, called as `objective(pixel_values, labels) -> losses, logits, labels`.
+        loss_module: prepared network and loss: `loss_module(pixel_values, labels) -> losses, logits, labels`.
         prepare: brings a batch to the device: `prepare(batch) -> (pixel_values, labels)`.
         keep_outputs: also gather all logits and labels, for metrics that need them.
         on_batch: called after every batch.
 
     Raises:
-        HFViTError: nothing can be read, or with "stop" one picture cannot; in all processes.
+        HFViTError: nothing can be read, or with "stop" one image cannot; in all processes.
     """
-    objective.eval()
+    loss_module.eval()
     wide = torch.float32 if accelerator.device.type == "mps" else torch.float64
     sums = torch.zeros(4, dtype=wide, device=accelerator.device)
     kept: list[tuple[torch.Tensor, ...]] = []
     unreadable: list[str] = []
-    asked: tuple[int, ...] = (0,)  # of one picture: classes, or questions and their answers
+    asked: tuple[int, ...] = (0,)  # of one image: classes, or questions and their answers
     failures: list[HFViTError] = []
-    for batch in to_the_end(loader, failures.append if accelerator.num_processes > 1 else None):
+    for batch in all_batches(loader, failures.append if accelerator.num_processes > 1 else None):
         pixel_values, labels = prepare(batch)
-        losses, logits, labels = objective(pixel_values, labels)
+        losses, logits, labels = loss_module(pixel_values, labels)
         own = own_indices(batch["index"], order.filler)
         asked = tuple(logits.shape[1:])
         losses, logits, labels = losses[: len(own)], logits[: len(own)], labels[: len(own)]
@@ -96,10 +96,10 @@ def evaluate(
             kept.append((logits.float(), labels, own.to(accelerator.device)))
         if on_batch is not None:
             on_batch()
-    raise_together(failures[0] if failures else None)
+    raise_on_all_ranks(failures[0] if failures else None)
     total, top1, top5, count = accelerator.reduce(sums, "sum").tolist()
     if not count:
-        raise HFViTError(f"no picture to evaluate on can be read: {', '.join(unreadable[:3])}")
+        raise HFViTError(f"no image to evaluate on can be read: {', '.join(unreadable[:3])}")
     result = Evaluated(
         loss=total / max(count, 1),
         accuracy=top1 / max(count, 1),
@@ -121,7 +121,7 @@ def gather_outputs(kept: list[tuple], accelerator: Accelerator, *asked: int) -> 
     """All processes' outputs, in the order of the data.
 
     Args:
-        asked: shape of one picture's logits, for a process without pictures.
+        asked: shape of one image's logits, for a process without images.
     """
     if kept:
         logits, labels, index = (torch.cat(part) for part in zip(*kept))

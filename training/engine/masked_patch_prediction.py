@@ -1,9 +1,9 @@
-"""The paper's self-supervision: the mean colours of patches that the network does not see (arXiv:2010.11929, B.1.2).
+"""The paper's self-supervision: the mean colors of patches that the network does not see (arXiv:2010.11929, B.1.2).
 
 For the Trainer, as `--loss masked_patches`: labels are not read. Half of the patches are corrupted, and each of these
-is asked for its colour, 3 bits a channel; the network and its corruption are
+is asked for its color, 3 bits a channel; the network and its corruption are
 `hf_vit.HFViTForMaskedPatchPrediction`. In evaluation the corrupted patches are all masked, at the same places in every
-picture, so that the score depends neither on batches nor on processes.
+image, so that the score depends neither on batches nor on processes.
 """
 
 import torch
@@ -18,8 +18,8 @@ MASKED_PATCHES = "masked_patches"
 MASKED = 1  # what `corruption` calls a patch that is replaced by the mask embedding
 
 
-class MaskedPatchObjective(nn.Module):
-    """Network and loss, as `objective.Objective` for classes."""
+class MaskedPatchLoss(nn.Module):
+    """Network and loss, as `loss_module.ClassificationLoss` for classes."""
 
     def __init__(self, model: HFViTForMaskedPatchPrediction):
         super().__init__()
@@ -29,13 +29,13 @@ class MaskedPatchObjective(nn.Module):
     def forward(
         self, pixel_values: torch.Tensor, labels: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Ask for colours.
+        """Ask for colors.
 
         Args:
             pixel_values: (B, C, H, W) in [-1, 1]. labels: not read.
 
         Returns:
-            Loss of each picture (B,), the mean over its n corrupted patches; their logits (B, n, 8^C), their colours
+            Loss of each image (B,), the mean over its n corrupted patches; their logits (B, n, 8^C), their colors
             (B, n).
         """
         rows, columns = self.model.config.grid_for(tuple(pixel_values.shape[-2:]))
@@ -48,9 +48,9 @@ class MaskedPatchObjective(nn.Module):
         asked = corruption.argsort(dim=1, descending=True)[:, :count]  # (B, n)
         logits = self.model(pixel_values, corruption=corruption).logits.float()  # (B, N, 8^C)
         logits = logits.gather(1, asked[:, :, None].expand(-1, -1, logits.shape[-1]))  # (B, n, 8^C)
-        colours = self.model.patch_colours(pixel_values).gather(1, asked)  # (B, n)
-        losses = F.cross_entropy(logits.flatten(0, 1), colours.flatten(), reduction="none")  # (B * n,)
-        return losses.view(batch, count).mean(dim=1), logits, colours
+        colors = self.model.patch_colours(pixel_values).gather(1, asked)  # (B, n)
+        losses = F.cross_entropy(logits.flatten(0, 1), colors.flatten(), reduction="none")  # (B * n,)
+        return losses.view(batch, count).mean(dim=1), logits, colors
 
 
 @torch.compiler.disable
@@ -81,16 +81,10 @@ def masked_model(source: HFViTForImageClassification | HFViTConfig) -> HFViTForM
     return model
 
 
-def check_normalisation(mean: list[float], std: list[float]) -> None:
-    """Raise HFViTError unless pictures lie in [-1, 1], whose eighths the colours are."""
+def check_normalization(mean: list[float], std: list[float]) -> None:
+    """Raise HFViTError unless images lie in [-1, 1], whose eighths the colors are."""
     if {*mean, *std} != {0.5}:
         raise HFViTError(
-            f"--loss masked_patches reads colours from pictures in [-1, 1], this model's processor has mean {mean} "
+            f"--loss masked_patches reads colors from images in [-1, 1], this model's processor has mean {mean} "
             f"and deviation {std}: start from a model with 0.5, or from scratch"
         )
-
-
-def colour_flops(config: HFViTConfig, image_size: tuple[int, int] | None = None) -> int:
-    """Operations of the colours' layer, forward, for one picture."""
-    rows, columns = config.grid_for(image_size or config.image_size_hw)
-    return 2 * rows * columns * config.hidden_size * 8**config.num_channels

@@ -1,4 +1,4 @@
-"""A loss that is not a number stops the run, and is named: the update, its files, the last good checkpoint.
+"""A loss that is not a number stops the run, and is named: the step, its files, the last good checkpoint.
 
 For the Trainer. Nothing waits for the device: what it found is looked at when something is logged or kept.
 """
@@ -13,22 +13,22 @@ from hf_vit.errors import HFViTError
 
 from .checkpoint_io import checkpoints
 from .dataloaders import Batches
-from .distributed import raise_together
+from .distributed import raise_on_all_ranks
 
 
 NEVER = 1 << 62
 
 
 class FiniteCheck:
-    """The first update whose loss or gradient was not finite."""
+    """The first step whose loss or gradient was not finite."""
 
     def __init__(self, accelerator: Accelerator, batches: Batches):
         self.accelerator, self.batches = accelerator, batches
         self.bad_step = torch.full((), NEVER, dtype=torch.int64, device=accelerator.device)
-        self._places: dict[int, int] = {}  # update -> position, since the last check
+        self._places: dict[int, int] = {}  # step -> position, since the last check
 
     def begin(self, step: int, position: int) -> None:
-        """Update `step` begins, its first picture stands at `position`."""
+        """Step `step` begins, its first image stands at `position`."""
         self._places[step] = position
 
     @torch.no_grad()
@@ -37,13 +37,13 @@ class FiniteCheck:
         self.bad_step = torch.where(torch.isfinite(value), self.bad_step, self.bad_step.clamp(max=step))
 
     def check(self, output_dir: Path) -> None:
-        """Raise HFViTError naming the update and its files; every process has to call it."""
+        """Raise HFViTError naming the step and its files; every process has to call it."""
         own = int(self.bad_step)
         step = int(self.accelerator.gather(self.bad_step[None]).min())
         if step == NEVER:
             self._places.clear()
             return
-        raise_together(self.batches.error)
+        raise_on_all_ranks(self.batches.error)
         names, unreadable = self.batches.names(step, self._places[step]) if own == step else ([], [])
         if self.accelerator.num_processes > 1:
             names, unreadable = gather_object(names), gather_object(unreadable)
@@ -52,12 +52,12 @@ class FiniteCheck:
         kept = checkpoints(output_dir)
         good = f"the last good checkpoint is {kept[-1]}" if kept else "there is no checkpoint yet"
         raise HFViTError(
-            f"the loss is not finite at update {step + 1} (batch: {', '.join(names[:8])}"
+            f"the loss is not finite at step {step + 1} (batch: {', '.join(names[:8])}"
             f"{', ...' if len(names) > 8 else ''}); {good}. "
             "Lower --learning_rate, raise --warmup_steps, or set --max_grad_norm 1"
         )
 
 
 def nothing_readable(step: int, names: list[str]) -> str:
-    """What to say of an update (from 0) without a picture."""
-    return f"no picture of update {step + 1} can be read: {', '.join(names[:3])}"
+    """What to say of a step (from 0) without a image."""
+    return f"no image of step {step + 1} can be read: {', '.join(names[:3])}"

@@ -1,24 +1,21 @@
-"""Which parameters decay, which optimizer moves them and how fast, and how the rate changes over the run.
+"""Which parameters decay, which optimizer moves them, and how fast each layer moves.
 
-For the Trainer. Sources: google-research/vision_transformer `vit_jax/utils.py` (schedule) and big_vision `optax.py`
-(decay mask `.*/kernel$`), `utils.py` (rsqrt, cooldown); Table 3 and Table 4 of arXiv:2010.11929; layer-wise decay as
-in MAE `util/lr_decay.py`; Muon with AdamW's rates, arXiv:2502.16982; gradual unfreezing, arXiv:1801.06146.
+For the Trainer. Sources: big_vision `optax.py` (decay mask `.*/kernel$`); Table 3 and Table 4 of arXiv:2010.11929;
+layer-wise decay as in MAE `util/lr_decay.py`; Muon with AdamW's rates, arXiv:2502.16982; gradual
+unfreezing, arXiv:1801.06146.
 """
 
-import math
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import nn
-from torch.optim.lr_scheduler import LambdaLR
 
 from hf_vit.errors import HFViTError
 
 from ..config.arguments import TrainArguments
-from ..config.durations import RAMPS, check_ramps, updates_of
 
 
 # Tables and tokens: they are matrices, but not kernels.
@@ -39,7 +36,7 @@ def decays(name: str, parameter: torch.Tensor) -> bool:
 
 
 def layer_numbers(names: Iterable[str]) -> dict[str, int]:
-    """The layer that each parameter belongs to, from 0 at the picture.
+    """The layer that each parameter belongs to, from 0 at the image.
 
     Plain ViT: 0 the embeddings (projection, positions, tokens), then the blocks, then all that reads them (last
     LayerNorm, pooling, head). Hybrid: 0 the ResNet's root, then its stages, then as above.
@@ -133,8 +130,8 @@ def _hidden_matrices(model: nn.Module, groups: list[dict]) -> tuple[list[dict], 
 class MuonWithAdamW(torch.optim.Optimizer):
     """torch's Muon for hidden matrices and AdamW for everything else, as one optimizer.
 
-    Muon's updates are scaled to AdamW's size (`match_rms_adamw`), so that one learning rate and one decay serve both.
-    Sharded matrices (FSDP2) are orthogonalised as wholes; in bfloat16, so that sums in another order change an update
+    Muon's steps are scaled to AdamW's size (`match_rms_adamw`), so that one learning rate and one decay serve both.
+    Sharded matrices (FSDP2) are orthogonalized as wholes; in bfloat16, so that sums in another order change a step
     by up to 3 % of its length, about as much as bfloat16 does itself.
 
     Args:
@@ -160,7 +157,7 @@ class MuonWithAdamW(torch.optim.Optimizer):
         self._share()
 
     def step(self, closure=None):
-        """One update of all parameters."""
+        """One step of all parameters."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -185,7 +182,7 @@ class Lamb(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure=None):
-        """One update of all parameters."""
+        """One step of all parameters."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -211,14 +208,14 @@ class Lamb(torch.optim.Optimizer):
         below = torch._foreach_div(second, [1 - beta2**count for count in counts])
         torch._foreach_sqrt_(below)
         torch._foreach_add_(below, group["eps"])
-        updates = torch._foreach_div(first, [1 - beta1**count for count in counts])
-        torch._foreach_div_(updates, below)
+        directions = torch._foreach_div(first, [1 - beta1**count for count in counts])
+        torch._foreach_div_(directions, below)
         if group["weight_decay"]:
-            torch._foreach_add_(updates, parameters, alpha=group["weight_decay"])
-            pairs = zip(torch._foreach_norm(parameters), torch._foreach_norm(updates))
+            torch._foreach_add_(directions, parameters, alpha=group["weight_decay"])
+            pairs = zip(torch._foreach_norm(parameters), torch._foreach_norm(directions))
             ratios = [torch.where((w > 0) & (u > 0), w / u, 1.0) for w, u in pairs]
-            torch._foreach_mul_(updates, ratios)
-        torch._foreach_add_(parameters, updates, alpha=-group["lr"])
+            torch._foreach_mul_(directions, ratios)
+        torch._foreach_add_(parameters, directions, alpha=-group["lr"])
 
 
 def _schedule_free(groups: list[dict], rate: float, adamw: dict[str, Any]) -> torch.optim.Optimizer:
@@ -250,101 +247,31 @@ def averaged_by(optimizer: torch.optim.Optimizer) -> Iterator[None]:
 
 
 class GradualUnfreezing:
-    """Layers that begin to train one after another, from the head down: a function of the update alone.
+    """Layers that begin to train one after another, from the head down: a function of the step alone.
 
     A layer that waits has its gradient dropped before clipping, so that no optimizer touches or remembers it.
 
     Args:
-        model: prepared or not. every: updates between one layer's beginning and the next.
+        model: prepared or not. every: steps between one layer's beginning and the next.
     """
 
     def __init__(self, model: nn.Module, every: int):
         numbers = layer_numbers(name for name, _ in model.named_parameters())
         top = max(numbers.values())
-        self.last = top * every  # the update at which the lowest layer begins
+        self.last = top * every  # the step at which the lowest layer begins
         self.waiting = [(p, (top - numbers[name]) * every) for name, p in model.named_parameters()]
 
     def check(self, max_steps: int) -> None:
         """Raise HFViTError if the run ends before its lowest layer begins to train."""
         if self.last >= max_steps:
             raise HFViTError(
-                f"--unfreeze_every: the lowest layer would begin at update {self.last}, after the end of training "
+                f"--unfreeze_every: the lowest layer would begin at step {self.last}, after the end of training "
                 f"({max_steps}): lower it"
             )
 
     def drop_gradients(self, step: int) -> None:
-        """Drop the gradients of the layers that do not train at update `step` (from 0)."""
+        """Drop the gradients of the layers that do not train at `step` (from 0)."""
         if step < self.last:
             for parameter, begins in self.waiting:
                 if step < begins:
                     parameter.grad = None
-
-
-# -- schedules -----------------------------------------------------------------------------------------------------
-
-
-def rate_factor(
-    step: int,
-    *,
-    max_steps: int,
-    warmup: int,
-    kind: str,
-    end: float = 0.0,
-    cooldown: int = 0,
-    timescale: float = 1e4,
-    drops: Sequence[float] = (0.3, 0.6, 0.9),
-) -> float:
-    """Learning rate of update `step` (from 0) as a share of the peak.
-
-    Google's `vit_jax.utils.create_learning_rate_schedule`: with warm-up, the first update has rate 0. `end` is the
-    share that cosine and linear fall to; `drops`, shares of the run after which `step` divides by 10; `cooldown`
-    multiplies any of them by a line to 0 over the last updates, as in big_vision.
-    """
-    progress = min(1.0, max(0.0, (step - warmup) / max(1, max_steps - warmup)))
-    if kind == "cosine":
-        factor = end + (1 - end) * 0.5 * (1.0 + math.cos(math.pi * progress))
-    elif kind == "linear":
-        factor = end + (1 - end) * (1 - progress)
-    elif kind == "rsqrt":
-        factor = 1 / math.sqrt(1 + max(0, step - warmup) / timescale)
-    elif kind == "step":
-        factor = 0.1 ** sum(step > share * max_steps for share in drops)
-    elif kind == "constant":
-        factor = 1.0
-    else:
-        raise ValueError(f"unknown lr_scheduler_type {kind!r}: cosine, linear, rsqrt, step or constant")
-    if warmup:
-        factor *= min(1.0, step / warmup)
-    if cooldown:
-        factor *= min(1.0, max(0, max_steps - step) / cooldown)
-    return factor
-
-
-def create_scheduler(
-    optimizer: torch.optim.Optimizer, args: TrainArguments, max_steps: int, epoch: float = 0.0
-) -> LambdaLR:
-    """Build the schedule; one `step()` per update, whatever the number of processes.
-
-    Args:
-        epoch: updates of one epoch.
-
-    Raises:
-        HFViTError: warm-up and cooldown longer than the run.
-    """
-    warmup, cooldown = (updates_of(name, getattr(args, name), max_steps, epoch) for name in RAMPS)
-    check_ramps(warmup, cooldown, max_steps)
-    end = args.lr_end / args.learning_rate if args.learning_rate else 0.0
-
-    def factor(step: int) -> float:
-        return rate_factor(
-            step,
-            max_steps=max_steps,
-            warmup=warmup,
-            kind=args.lr_scheduler_type,
-            end=end,
-            cooldown=cooldown,
-            timescale=args.rsqrt_timescale,
-            drops=args.lr_steps,
-        )
-
-    return LambdaLR(optimizer, factor)

@@ -1,19 +1,21 @@
-"""A run that is asked to stop: SIGTERM, as schedulers of clusters send it, ends it after the current update.
+"""A run that is asked to stop: SIGTERM, as schedulers of clusters send it, and Ctrl-C end it after the current step.
 
-For the Trainer.
+For the Trainer. A second Ctrl-C ends it at once.
 """
 
 import atexit
 import multiprocessing
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from accelerate import Accelerator
 
 
-AGREE_EVERY = 10  # updates between the processes' agreeing whether one of them was asked to stop
+AGREE_EVERY = 10  # steps between the processes' agreeing whether one of them was asked to stop
+SAME_KEYPRESS = 1.0  # seconds: a launcher passes on the signal that the terminal has sent to all processes already
 
 
 class StopRequest:
@@ -22,29 +24,38 @@ class StopRequest:
     def __init__(self, accelerator: Accelerator):
         self.accelerator = accelerator
         self._asked = False
+        self._asked_at = 0.0
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Within it, SIGTERM is noted and nothing else; outside of the main thread it stays as it is."""
+        """Within it, SIGTERM and a first Ctrl-C are noted and nothing else; outside of the main thread nothing is.
+
+        Raises:
+            KeyboardInterrupt: a second Ctrl-C.
+        """
         if threading.current_thread() is not threading.main_thread():
             yield
             return
 
         def note(number: int, frame) -> None:
-            self._asked = True
+            now = time.monotonic()
+            if number == signal.SIGINT and self._asked and now - self._asked_at > SAME_KEYPRESS:
+                raise KeyboardInterrupt
+            self._asked, self._asked_at = True, now
 
-        before = signal.signal(signal.SIGTERM, note)
+        before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
         try:
             yield
         finally:
-            signal.signal(signal.SIGTERM, before)
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
-    def make(self) -> None:
+    def request(self) -> None:
         """Ask it of all processes, at their next agreement."""
         self._asked = True
 
-    def made(self, step: int) -> bool:
-        """Whether to stop after `step` updates, for all processes alike: they agree every AGREE_EVERY updates."""
+    def requested(self, step: int) -> bool:
+        """Whether to stop after `step` steps, for all processes alike: they agree every AGREE_EVERY steps."""
         if self.accelerator.num_processes == 1:
             return self._asked
         if step % AGREE_EVERY:
@@ -54,7 +65,7 @@ class StopRequest:
         return self.accelerator.check_trigger()
 
 
-def leave_to_the_loop(worker: int) -> None:
+def ignore_signals(worker: int) -> None:
     """For data workers: a signal to the whole process group is for the loop, which ends the workers itself."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -1,75 +1,63 @@
-"""What a run leaves, in its folder and on the Hub: weights that anybody can load, the card, its facts and figures.
+"""What a run leaves in its folder: weights that anybody can load, the facts, the figures and the card.
 
-For the Trainer. Every process has to call these; the main one writes.
+For the Trainer; only the main process calls these. Every file appears whole.
 """
 
-import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from accelerate.utils import gather_object
+import torch
+from transformers import PreTrainedModel
 
-from hf_vit.errors import HFViTError
+from hf_vit.atomic_file import atomic_folder, atomic_write
 from hf_vit.hub.model_card import write_card
 
-from ..reporting import attention_examples, progress
-from ..reporting import facts as report
-from . import checkpoint_io as disk
-from .distributed import together
+from ..reporting import progress
+from ..reporting.facts import is_hf_vit, write_facts
+from .checkpoint_io import advice, publish
 
 
-UNREADABLE_NAME = "unreadable.txt"  # the pictures that were skipped, of all processes, and why; never uploaded
+FINISHED_NAME = ".finished"  # where a model is written before its files are moved to their place
+UNREADABLE_NAME = "unreadable.txt"  # the images that were skipped, of all processes, and why; never uploaded
 
 
-def save_model(trainer, folder: Path) -> None:
-    """Write weights (their average, if one is kept), config, code and processor; each file appears whole."""
-    main = trainer.accelerator.is_main_process
-    with trainer.averaged():
-        weights = disk.weights_of(trainer.model, keep=main)
-        with together():
-            if main:
-                with disk.written_aside(folder / ".finished") as aside:
-                    disk.write_model(aside, trainer.model, weights, trainer.image_processor)
-                disk.publish(folder / ".finished", folder)
+def write_model(folder: Path, model: PreTrainedModel, weights: dict[str, torch.Tensor], image_processor) -> None:
+    """Write a folder that `from_pretrained` loads: these weights, config, code, and the processor if there is one."""
+    model.save_pretrained(folder, state_dict=weights)
+    if image_processor is not None:
+        image_processor.save_pretrained(folder)
 
 
-def write_facts_and_card(trainer, entries: dict[str, Any]) -> dict[str, Any]:
-    """Write facts.json, the figures and the card rendered from them; returns the facts."""
-    names, folder = list(trainer.unreadable), trainer.output_dir
-    unreadable = sorted(set(names if trainer.world_size == 1 else gather_object(names)))
-    facts = report.run_facts(trainer, len(unreadable)) | entries
-    with together():
-        if trainer.accelerator.is_main_process:
-            _draw_and_write(trainer, facts, folder)
-            if unreadable:
-                (folder / UNREADABLE_NAME).write_text("\n".join(unreadable) + "\n", encoding="utf-8")
-    return facts
+def place_model(folder: Path, model: PreTrainedModel, weights: dict[str, torch.Tensor], image_processor) -> None:
+    """Write the model among a run's other files; config.json, which makes the folder loadable, comes last."""
+    with atomic_folder(folder / FINISHED_NAME, advice(folder)) as temporary:
+        write_model(temporary, model, weights, image_processor)
+    publish(folder / FINISHED_NAME, folder)
 
 
-def _draw_and_write(trainer, facts: dict[str, Any], folder: Path) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    if progress.draw_curve(trainer.state.log_history, folder / progress.CURVE_NAME):
-        facts["figures"] = [progress.CURVE_NAME]
-    with trainer.averaged():
-        positions = folder / progress.POSITIONS_NAME
-        if report.is_hf_vit(trainer.model) and progress.draw_positions(trainer.model, positions):
-            facts.setdefault("figures", []).append(positions.name)
-        attention_examples.add(trainer, facts)
-    report.write_facts(folder, facts)
-    write_card(folder)
-
-
-def push_midway(trainer, checkpoint: Path | None) -> None:
-    """Upload the run as it stands, whole: what anybody loads meanwhile is a model with its card.
+def write_facts_and_card(
+    folder: Path,
+    facts: dict[str, Any],
+    model: PreTrainedModel,
+    history: list[dict[str, Any]],
+    add_examples: Callable[[dict[str, Any]], None],
+    unreadable: list[str],
+) -> None:
+    """Write facts.json, the figures, and the card rendered from them.
 
     Args:
-        checkpoint: folder that goes along, for whoever wants to train on.
+        facts: figures are added to it. model: holds the weights that were evaluated.
+        add_examples: draws attention maps, if any were asked for, and names them in the facts.
     """
-    trainer.seconds = time.time() - trainer.began
-    trainer.save_model()
-    measured = trainer.last_evaluation is not None and trainer.last_evaluation[0] == trainer.state.global_step
-    trainer.create_model_card(**({} if measured else {"results": []}))
-    try:
-        trainer.push_to_hub(checkpoint, attempts=2)
-    except HFViTError as error:  # the network is no reason to stop; the end of the run uploads again
-        trainer.display.say(f"not uploaded: {error}")
+    folder.mkdir(parents=True, exist_ok=True)
+    if progress.draw_curve(history, folder / progress.CURVE_NAME):
+        facts["figures"] = [progress.CURVE_NAME]
+    positions = folder / progress.POSITIONS_NAME
+    if is_hf_vit(model) and progress.draw_positions(model, positions):
+        facts.setdefault("figures", []).append(positions.name)
+    add_examples(facts)
+    write_facts(folder, facts)
+    write_card(folder)
+    if unreadable:
+        atomic_write(folder / UNREADABLE_NAME, "\n".join(unreadable) + "\n")

@@ -1,7 +1,7 @@
-"""How long a run is, and what changes in its course besides the rate: size of the pictures, how many make an update.
+"""How long a run is, and what changes in its course besides the rate: size of the images, how many make a step.
 
-For the Trainer. A run is a row of stages, each a function of the update alone, so that a resumed run goes on in the
-right one. Small pictures first save most of the compute of early training (EfficientNetV2, arXiv:2104.00298); the
+For the Trainer. A run is a row of stages, each a function of the step alone, so that a resumed run goes on in the
+right one. Small images first save most of the compute of early training (EfficientNetV2, arXiv:2104.00298); the
 network refits its positions to every size, and is evaluated and saved at its own. Batches that grow do what a falling
 rate does (arXiv:1711.00489).
 """
@@ -16,7 +16,7 @@ from hf_vit import HFViTConfig
 from hf_vit.errors import HFViTError
 
 from ..config.arguments import TrainArguments
-from ..config.durations import updates_of
+from ..config.durations import steps_of
 from ..data.dataset import ImageDataset
 from ..data.streaming import ImageStream
 from ..data.transforms import ImageTransform
@@ -25,93 +25,93 @@ from .accelerator import on_cpu
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
-    """Updates `start` up to `stop`, which are alike.
+    """Steps `start` up to `stop`, which are alike.
 
     Attributes:
-        image_size: height and width in pixels; None: that of the model. batch_size: pictures of one forward pass on
-        one device. passes: of one update. pictures: of one update, over all devices.
+        image_size: height and width in pixels; None: that of the model. batch_size: images of one forward pass on
+        one device. accumulation_steps: forward passes of one step. images: of one step, over all devices.
     """
 
     start: int
     stop: int
     image_size: tuple[int, int] | None
     batch_size: int
-    passes: int
-    pictures: int
+    accumulation_steps: int
+    images: int
 
     def __str__(self) -> str:
         size = "" if self.image_size is None else f" of {self.image_size[0]} x {self.image_size[1]} px"
-        return f"{self.pictures} pictures{size} to update {self.stop:,}"
+        return f"{self.images} images{size} to step {self.stop:,}"
 
 
-class Plan:
-    """How many updates a run has, and what each of them is.
+class TrainingSchedule:
+    """How many steps a run has, and what each of them is.
 
     Args:
-        config: of the model. pictures: of the training data, None without any. devices: processes of the run.
+        config: of the model. images: of the training data, None without any. devices: processes of the run.
 
     Attributes:
-        max_steps: updates of the run; epochs are rounded up. epoch: updates of one, where no schedule changes them.
+        max_steps: steps of the run; epochs are rounded up. epoch: steps of one, where no schedule changes them.
         stages: in order.
     """
 
-    def __init__(self, args: TrainArguments, config, pictures: int | None, devices: int):
+    def __init__(self, args: TrainArguments, config, images: int | None, devices: int):
         self.args, self.devices, self.max_steps = args, devices, args.max_steps
-        update = args.per_device_train_batch_size * args.gradient_accumulation_steps * devices
-        self.epoch = (pictures or 0) / update
-        if args.max_steps <= 0 and pictures is not None:
-            self.max_steps = max(1, math.ceil(args.num_train_epochs * pictures / update))
+        step = args.per_device_train_batch_size * args.gradient_accumulation_steps * devices
+        self.epoch = (images or 0) / step
+        if args.max_steps <= 0 and images is not None:
+            self.max_steps = max(1, math.ceil(args.num_train_epochs * images / step))
         self.stages = stages_of(args, config, self.max_steps, self.epoch, devices)
 
-    def updates_of(self, name: str) -> int:
-        """The argument `name`, a length of training, in updates."""
-        return updates_of(name, getattr(self.args, name), self.max_steps, self.epoch)
+    def steps_of(self, name: str) -> int:
+        """The argument `name`, a length of training, in steps."""
+        return steps_of(name, getattr(self.args, name), self.max_steps, self.epoch)
 
     def stage_of(self, step: int) -> Stage:
-        """The stage of update `step` (from 0)."""
+        """The stage of `step` (from 0)."""
         return next(stage for stage in reversed(self.stages) if stage.start <= step)
 
-    def pictures_after(self, step: int) -> int:
-        """Pictures of the updates from `step` to the end of the run."""
-        return sum(max(0, stage.stop - max(stage.start, step)) * stage.pictures for stage in self.stages)
+    def images_after(self, step: int) -> int:
+        """Images of the steps from `step` to the end of the run."""
+        return sum(max(0, stage.stop - max(stage.start, step)) * stage.images for stage in self.stages)
 
     def check(self, dataset) -> None:
         """Raise HFViTError for data that are too few or have no size to choose, and for mixing that never happens."""
         for stage in self.stages:
-            seen_at(dataset, stage.image_size)
-        if (self.args.mixup_alpha or self.args.cutmix_alpha) and self.updates_of("mixing_off") >= self.max_steps:
+            at_image_size(dataset, stage.image_size)
+        if (self.args.mixup_alpha or self.args.cutmix_alpha) and self.steps_of("mixup_off_steps") >= self.max_steps:
             raise HFViTError(
-                f"--mixing_off {self.args.mixing_off}: mixup and cutmix would be off in all {self.max_steps} updates: "
-                "lower it, or leave them out"
+                f"--mixup_off_steps {self.args.mixup_off_steps}: mixup and cutmix would be off in all "
+                f"{self.max_steps} steps: lower it, or leave them out"
             )
-        largest, size = max(self.stages, key=lambda stage: stage.pictures), len(dataset)
-        if largest.pictures > size:
+        largest, size = max(self.stages, key=lambda stage: stage.images), len(dataset)
+        if largest.images > size:
             raise HFViTError(
-                f"a batch of {largest.pictures} pictures ({largest.batch_size} x {largest.passes} passes x "
-                f"{self.devices} processes) is larger than the {size} training pictures: lower "
+                f"a batch of {largest.images} images ({largest.batch_size} x {largest.accumulation_steps} "
+                f"accumulation steps x {self.devices} processes) is larger than the {size} training images: lower "
                 f"{self._smaller(largest, size)}"
             )
 
-    def _smaller(self, stage: Stage, pictures: int) -> str:
-        """What to lower for updates of no more than so many pictures."""
-        args, parts = self.args, stage.passes * self.devices
-        if stage.pictures != args.per_device_train_batch_size * args.gradient_accumulation_steps * self.devices:
-            return f"--batch_size_schedule to {pictures} or less"
+    def _smaller(self, stage: Stage, images: int) -> str:
+        """What to lower for steps of no more than so many images."""
+        args, parts = self.args, stage.accumulation_steps * self.devices
+        if stage.images != args.per_device_train_batch_size * args.gradient_accumulation_steps * self.devices:
+            return f"--batch_size_schedule to {images} or less"
         if args.global_batch_size is not None:
-            return f"--global_batch_size to {pictures} or less, and --per_device_train_batch_size to a part of it"
-        if pictures < parts:
-            return f"--gradient_accumulation_steps to {max(1, pictures // self.devices)} or less"
-        return f"--per_device_train_batch_size to {pictures // parts} or less"
+            return f"--global_batch_size to {images} or less, and --per_device_train_batch_size to a part of it"
+        if images < parts:
+            return f"--gradient_accumulation_steps to {max(1, images // self.devices)} or less"
+        return f"--per_device_train_batch_size to {images // parts} or less"
 
 
 def stages_of(args: TrainArguments, config, max_steps: int, epoch: float, devices: int) -> list[Stage]:
     """The stages of a run, in order; one, where nothing changes.
 
     Args:
-        config: of the model. max_steps: updates of the run. epoch: updates of one epoch.
+        config: of the model. max_steps: steps of the run. epoch: steps of one epoch.
 
     Raises:
-        HFViTError: sizes, batches or updates that cannot be meant.
+        HFViTError: sizes, batches or steps that cannot be meant.
     """
     sizes = _changes("image_size_schedule", args.image_size_schedule, max_steps, epoch) if max_steps > 0 else {}
     batches = _changes("batch_size_schedule", args.batch_size_schedule, max_steps, epoch) if max_steps > 0 else {}
@@ -128,12 +128,12 @@ def stages_of(args: TrainArguments, config, max_steps: int, epoch: float, device
 
 
 def _changes(name: str, schedule: dict[str, Any], max_steps: int, epoch: float) -> dict[int, Any]:
-    """{update: value from it on}."""
-    changes = {updates_of(name, begin, max_steps, epoch): value for begin, value in schedule.items()}
+    """{step: value from it on}."""
+    changes = {steps_of(name, begin, max_steps, epoch): value for begin, value in schedule.items()}
     if len(changes) < len(schedule):
-        raise HFViTError(f"--{name} {_words(schedule)}: two of these begin at the same of {max_steps} updates")
+        raise HFViTError(f"--{name} {_words(schedule)}: two of these begin at the same of {max_steps} steps")
     if changes and max(changes) >= max_steps:
-        raise HFViTError(f"--{name} {_words(schedule)}: one begins after the last of {max_steps} updates")
+        raise HFViTError(f"--{name} {_words(schedule)}: one begins after the last of {max_steps} steps")
     return changes
 
 
@@ -146,28 +146,28 @@ def _size(value: Any, config) -> tuple[int, int]:
     if not (isinstance(sides, list) and len(sides) == 2 and all(isinstance(side, int) for side in sides)):
         raise HFViTError(f"--image_size_schedule {value!r}: give pixels, or [height, width]")
     if not isinstance(config, HFViTConfig):
-        raise HFViTError("--image_size_schedule needs a network that reads pictures of any size: one of hf_vit's")
+        raise HFViTError("--image_size_schedule needs a network that reads images of any size: one of hf_vit's")
     if min(config.grid_for(tuple(sides))) < 1:
         down, across = config.total_stride
         raise HFViTError(f"--image_size_schedule {value}: smaller than one patch of {down} x {across} pixels")
     return sides[0], sides[1]
 
 
-def _parts_of(pictures: Any, largest: int, devices: int) -> tuple[int, int]:
-    """Pictures of one pass, at most `largest`, and passes, for an update of so many on so many devices."""
-    if not isinstance(pictures, int) or pictures < 1:
-        raise HFViTError(f"--batch_size_schedule {pictures!r}: give pictures of one update, 1 or more")
-    passes = -(-pictures // (largest * devices))
-    size, rest = divmod(pictures, passes * devices)
+def _parts_of(images: Any, largest: int, devices: int) -> tuple[int, int]:
+    """Images of one pass, at most `largest`, and passes, for a step of so many on so many devices."""
+    if not isinstance(images, int) or images < 1:
+        raise HFViTError(f"--batch_size_schedule {images!r}: give images of one step, 1 or more")
+    passes = -(-images // (largest * devices))
+    size, rest = divmod(images, passes * devices)
     if rest:
         raise HFViTError(
-            f"--batch_size_schedule: an update of {pictures} pictures cannot be shared by {passes} passes of at most "
+            f"--batch_size_schedule: a step of {images} images cannot be shared by {passes} passes of at most "
             f"{largest} (--per_device_train_batch_size) on {devices} devices: take a multiple of {passes * devices}"
         )
     return size, passes
 
 
-def with_passes(args: TrainArguments) -> TrainArguments:
+def with_accumulation_steps(args: TrainArguments) -> TrainArguments:
     """Where `global_batch_size` is given, the passes that it takes on these devices."""
     if args.global_batch_size is None:
         return args
@@ -176,7 +176,7 @@ def with_passes(args: TrainArguments) -> TrainArguments:
     given = args.gradient_accumulation_steps
     if rest or not passes:
         raise HFViTError(
-            f"--global_batch_size {args.global_batch_size} is no multiple of {size} pictures on {devices} devices: "
+            f"--global_batch_size {args.global_batch_size} is no multiple of {size} images on {devices} devices: "
             "change --per_device_train_batch_size"
         )
     if given not in (1, passes):
@@ -187,16 +187,16 @@ def with_passes(args: TrainArguments) -> TrainArguments:
     return dataclasses.replace(args, gradient_accumulation_steps=passes)
 
 
-def seen_at(dataset, image_size: tuple[int, int] | None):
-    """The same pictures at another size.
+def at_image_size(dataset, image_size: tuple[int, int] | None):
+    """The same images at another size.
 
     Raises:
-        HFViTError: data whose pictures have no size to choose.
+        HFViTError: data whose images have no size to choose.
     """
     if image_size is None:
         return dataset
     if not isinstance(dataset, ImageDataset | ImageStream) or not isinstance(dataset.transform, ImageTransform):
         raise HFViTError("--image_size_schedule needs a data set of training.data with a transform of its own")
     if getattr(dataset.transform, "crop", None) == "none":
-        raise HFViTError("--image_size_schedule resizes pictures, --crop none does not: choose another crop")
+        raise HFViTError("--image_size_schedule resizes images, --crop none does not: choose another crop")
     return dataset.with_transform(dataclasses.replace(dataset.transform, image_size=image_size), dataset.seed)

@@ -6,15 +6,15 @@
 transformers' own callbacks (TrainerCallback, EarlyStoppingCallback, ...) run in it unchanged. It is not a subclass:
 transformers' loop turns soft labels into binary problems and decays norms and position embeddings.
 
-Every random draw is a function of (seed, update, process), the order of the data of (seed, position): so a checkpoint
+Every random draw is a function of (seed, step, process), the order of the data of (seed, position): so a checkpoint
 remembers two numbers, and a resumed run is the uninterrupted one, bit for bit, with any number of workers.
 """
 
 import dataclasses
 import math
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,35 +25,41 @@ from transformers import PreTrainedModel
 from transformers.trainer_callback import (
     CallbackHandler,
     DefaultFlowCallback,
+    ExportableState,
     TrainerCallback,
     TrainerControl,
     TrainerState,
 )
 from transformers.trainer_utils import EvalPrediction, PredictionOutput, TrainOutput
 
+from hf_vit.atomic_file import full_disk_is_an_error
 from hf_vit.errors import HFViTError
 from hf_vit.hub.upload import push_folder
 
 from ..config.arguments import TrainArguments
+from ..data.mixup import MixupCutmix
+from ..data.normalize import Normalize
 from ..data.samplers import EvalOrder, keyed, seed_draw
-from ..data.transforms import Mixing
-from ..reporting import attention_examples, progress
-from ..reporting import facts as report
+from ..reporting import attention_examples, facts, progress
 from ..reporting.flops import measured_peak
-from . import checkpoint_io as disk
-from . import save_outputs, trainer_state
+from . import checkpoint_io, save_outputs
 from .accelerator import create_accelerator, memory_advice
 from .cpu_kernels import bfloat16_note, kernels_for
-from .dataloaders import Batches, loader_of
-from .distributed import raise_together, together
+from .dataloaders import Batches, create_loader
+from .distributed import all_ranks, raise_on_all_ranks
 from .ema import WeightAverage
 from .evaluation_loop import Evaluated, evaluate
-from .losses import Normalise, create_objective
+from .full_tensors import gathered, model_weights
+from .losses import create_loss_module
+from .lr_schedules import create_scheduler
 from .nan_check import FiniteCheck, nothing_readable
-from .optimizers import GradualUnfreezing, averaged_by, create_optimizer, create_scheduler
+from .optimizers import GradualUnfreezing, averaged_by, create_optimizer
 from .preemption import StopRequest
-from .schedule import Plan, with_passes
-from .trackers import CSVTracker, flat
+from .resume_check import RunIdentity, changes_in_words, raise_if_checkpoints_differ
+from .run_lock import RunLock
+from .schedule import TrainingSchedule, with_accumulation_steps
+from .trackers import flat
+from .trainer_state import TrainingState
 
 
 class Trainer:
@@ -64,8 +70,8 @@ class Trainer:
         args: the numbers of the run.
         train_dataset, eval_dataset: `training.data.ImageDataset` with a transform (for training also
             `training.data.streaming.ImageStream`), or any map-style dataset of {"pixel_values": uint8 or
-            normalised float (C, H, W), "labels": int}.
-        image_processor: saved beside the weights; its mean and std normalise uint8 pictures on the device.
+            normalized float (C, H, W), "labels": int}.
+        image_processor: saved beside the weights; its mean and std normalize uint8 images on the device.
         compute_metrics: `EvalPrediction -> dict`, in addition to loss, accuracy and top-5 accuracy.
         callbacks: transformers' TrainerCallback instances or classes.
         optimizers: (optimizer, scheduler) in place of those that `args` name.
@@ -84,7 +90,7 @@ class Trainer:
         optimizers: tuple[torch.optim.Optimizer | None, Any] = (None, None),
         about: dict[str, Any] | None = None,
     ):
-        args = with_passes(args)
+        args = with_accumulation_steps(args)
         self.model, self.args, self.image_processor = model, args, image_processor
         self.train_dataset, self.eval_dataset = keyed(train_dataset), keyed(eval_dataset)
         self.compute_metrics, self.about = compute_metrics, about or {}
@@ -95,40 +101,55 @@ class Trainer:
             # gradient_checkpointing_enable: its name before transformers 5.23
             getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()
         optimizer, scheduler = optimizers
-        self.normalise = Normalise.of(image_processor, model.config.num_channels)
-        self.objective, self.optimizer = self.accelerator.prepare(
-            create_objective(model, args, self.normalise), optimizer or create_optimizer(model, args)
+        self.normalize = Normalize.of(image_processor, model.config.num_channels)
+        self.loss_module, self.optimizer = self.accelerator.prepare(
+            create_loss_module(model, args, self.normalize), optimizer or create_optimizer(model, args)
         )
-        self._parameters = list(self.objective.parameters())
+        self._parameters = list(self.loss_module.parameters())
         self.kernels = kernels_for(self.accelerator.device, args.cpu_kernels, args.torch_compile)
-        data, config = self.train_dataset, model.config
-        self.plan = Plan(args, config, None if data is None else len(data), self.world_size)
-        self.max_steps = self.plan.max_steps
+        data, config, device = self.train_dataset, model.config, self.accelerator.device
+        self.schedule = TrainingSchedule(args, config, None if data is None else len(data), self.world_size)
+        self.max_steps = self.schedule.max_steps
         self.lr_scheduler = scheduler or create_scheduler(
-            self.optimizer.optimizer, args, self.max_steps, self.plan.epoch
+            self.optimizer.optimizer, args, self.max_steps, self.schedule.epoch
         )
-        every = self.plan.updates_of("unfreeze_every")
-        self.unfreezing = GradualUnfreezing(self.objective, every) if every else None
-        self.average = WeightAverage(model, args.ema_decay) if args.ema_decay else None
+        every = self.schedule.steps_of("unfreeze_every")
+        self.unfreezing = GradualUnfreezing(self.loss_module, every) if every else None
         mixes = args.mixup_alpha or args.cutmix_alpha
-        self.mixing = Mixing(args.mixup_alpha, args.cutmix_alpha, config.num_labels, args.seed) if mixes else None
-        self.mixing_ends = self.max_steps - self.plan.updates_of("mixing_off")
-        device = self.accelerator.device
-        self.meter, self.watch = progress.Meter(device), progress.Stopwatch(device)
+        self.mixup = MixupCutmix(args.mixup_alpha, args.cutmix_alpha, config.num_labels, args.seed) if mixes else None
+        self.mixup_ends = self.max_steps - self.schedule.steps_of("mixup_off_steps")
         self.display = progress.Display(self.accelerator.is_main_process, not args.disable_tqdm)
-        self.position = 0  # pictures of the endless row of epochs that are behind us
         self.stop_request, self.interrupted = StopRequest(self.accelerator), False
-        self.last_evaluation: tuple[int, dict[str, float], int] | None = None  # update, scores, pictures
-        self.unreadable: dict[str, None] = {}  # names in the order met; one met again counts once
-        self.began, self.seconds = time.time(), 0.0
+        self.lock: RunLock | None = None
+        self.seconds = 0.0
         self.peak: float | None = None
-        self._flops_of: dict[tuple[int, int] | None, int] = {}  # training on one picture of a stage's size
+        self._flops_of: dict[tuple[int, int] | None, int] = {}  # training on one image of a stage's size
         self._flops_logged = 0.0
         self._keeping_history = self._best_is_loaded = False
         self._grad_norm: torch.Tensor | None = None
-        self._begin_callbacks(callbacks or [])
+        self.control = TrainerControl()
+        self.callback_handler = CallbackHandler(
+            [DefaultFlowCallback, *(callbacks or [])], model, image_processor, self.optimizer, self.lr_scheduler
+        )
+        self.training_state = TrainingState(
+            model=model,
+            optimizer=self.optimizer.optimizer,
+            scheduler=self.lr_scheduler,
+            meter=progress.Meter(device),
+            timer=progress.Timer(device),
+            trainer_state=TrainerState(
+                is_local_process_zero=self.accelerator.is_local_main_process,
+                is_world_process_zero=self.accelerator.is_main_process,
+                stateful_callbacks=self._stateful_callbacks(),
+            ),
+            callbacks=self._stateful_callbacks(),
+            scaler=self.accelerator.scaler,
+            ema=WeightAverage(model, args.ema_decay) if args.ema_decay else None,
+            rates_from_arguments=optimizer is None and scheduler is None,
+        )
+        self.control = self._event("on_init_end")
         self.batches = Batches(
-            data, args, self.plan, self.rank, self.world_size, device, self.callback_handler, self.watch
+            data, args, self.schedule, self.rank, self.world_size, device, self.callback_handler, self.timer
         )
         self.finite = FiniteCheck(self.accelerator, self.batches)
 
@@ -137,7 +158,7 @@ class Trainer:
     @property
     def output_dir(self) -> Path:
         if self.args.output_dir is None:
-            raise HFViTError("where should the result go? Give --output_dir FOLDER")
+            raise HFViTError("--output_dir is missing: give the folder for the results")
         return Path(self.args.output_dir)
 
     @property
@@ -152,20 +173,36 @@ class Trainer:
 
     @property
     def global_batch_size(self) -> int:
-        """Pictures of one update, over all processes and passes; where it changes, of the present one."""
-        return self.plan.stage_of(self.state.global_step).pictures
+        """Images of one step, over all processes and accumulation steps; where it changes, of the present one."""
+        return self.schedule.stage_of(self.state.global_step).images
 
-    def _begin_callbacks(self, callbacks: list) -> None:
-        self.control = TrainerControl()
-        self.callback_handler = CallbackHandler(
-            [DefaultFlowCallback, *callbacks], self.model, self.image_processor, self.optimizer, self.lr_scheduler
-        )
-        self.state = TrainerState(
-            is_local_process_zero=self.accelerator.is_local_main_process,
-            is_world_process_zero=self.accelerator.is_main_process,
-            stateful_callbacks=trainer_state.stateful(self),
-        )
-        self.control = self._event("on_init_end")
+    @property
+    def state(self) -> TrainerState:
+        """transformers' state of the run, as callbacks get it."""
+        return self.training_state.trainer_state
+
+    @property
+    def position(self) -> int:
+        """Images of the endless row of epochs that are behind us."""
+        return self.training_state.position
+
+    @property
+    def timer(self) -> progress.Timer:
+        return self.training_state.timer
+
+    @property
+    def last_evaluation(self) -> tuple[int, dict[str, float], int] | None:
+        """Step, metrics and images of the last evaluation."""
+        return self.training_state.last_evaluation
+
+    @property
+    def unreadable(self) -> dict[str, None]:
+        """Names of the images that this process could not read, in the order met."""
+        return self.training_state.unreadable
+
+    def _stateful_callbacks(self) -> list[ExportableState]:
+        """The callbacks that remember something, and the control flags."""
+        return [c for c in [*self.callback_handler.callbacks, self.control] if isinstance(c, ExportableState)]
 
     def _event(self, name: str, **kwargs) -> TrainerControl:
         return getattr(self.callback_handler, name)(self.args, self.state, self.control, **kwargs)
@@ -186,57 +223,84 @@ class Trainer:
         Raises:
             HFViTError: bad input; a loss that is not finite; no memory; no space on the disk.
         """
-        self._begin(self.args.resume_from_checkpoint if resume_from_checkpoint is None else resume_from_checkpoint)
-        with self.stop_request.listening(), memory_advice(self.args):
-            while self.state.global_step < self.max_steps and not self.control.should_training_stop:
-                self.control = self._event("on_epoch_begin")
-                for batches in self.batches.updates(self.state.global_step, self.position):
-                    self.control = self._event("on_step_begin")
-                    self._update(batches)
-                    epoch_ended = self._advance()
-                    self.control = self._event("on_step_end")
-                    if epoch_ended:
-                        self.control = self._event("on_epoch_end")
-                    if self.stop_request.made(self.state.global_step):
-                        self.interrupted = self.control.should_training_stop = True
-                    self._log_evaluate_save()
-                    if self.control.should_training_stop:
-                        break
-                    if self.control.should_epoch_stop:
-                        self.position = self.batches.next_epoch(self.position)
-                        break
-                    if epoch_ended:
-                        self.control = self._event("on_epoch_begin")
-                    self.watch.start()
-        return self._end()
+        resume = self.args.resume_from_checkpoint if resume_from_checkpoint is None else resume_from_checkpoint
+        with all_ranks():
+            self._check_data()
+        with self.output_folder_lock(), self.display:
+            self._begin(resume)
+            with self.stop_request.listening(), memory_advice(self.args):
+                self._loop()
+            return self._end()
+
+    @contextmanager
+    def output_folder_lock(self) -> Iterator[None]:
+        """Within it, no other run may write into the output folder; may be entered again within itself.
+
+        Raises:
+            HFViTError: another run is at work there.
+        """
+        main = self.accelerator.is_main_process
+        with all_ranks(), full_disk_is_an_error(self.output_dir, checkpoint_io.advice(self.output_dir)):
+            if main:
+                self.output_dir.mkdir(parents=True, exist_ok=True)
+                self.lock = self.lock or RunLock(self.output_dir)
+                self.lock.acquire()
+        try:
+            yield
+        finally:
+            if self.lock is not None:
+                self.lock.release()
+
+    def _loop(self) -> None:
+        """Step after step, until the end of the run, a callback or a signal."""
+        while self.state.global_step < self.max_steps and not self.control.should_training_stop:
+            self.control = self._event("on_epoch_begin")
+            for micro_batches in self.batches.steps(self.state.global_step, self.position):
+                self.control = self._event("on_step_begin")
+                self._step(micro_batches)
+                epoch_ended = self._advance()
+                self.control = self._event("on_step_end")
+                if epoch_ended:
+                    self.control = self._event("on_epoch_end")
+                if self.stop_request.requested(self.state.global_step):
+                    self.interrupted = self.control.should_training_stop = True
+                self._log_evaluate_save()
+                if self.control.should_training_stop:
+                    break
+                if self.control.should_epoch_stop:
+                    self.training_state.position = self.batches.next_epoch(self.position)
+                    break
+                if epoch_ended:
+                    self.control = self._event("on_epoch_begin")
+                self.timer.start()
 
     def first_batch(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """The run's first forward pass: normalised pictures (B, C, H, W), and labels (B,), or (B, K) where mixed."""
+        """The run's first forward pass: normalized images (B, C, H, W), and labels (B,), or (B, K) where mixed."""
         self._check_data()
-        batch = next(self.batches.updates(0, 0))[0]
-        raise_together(self.batches.error)
+        batch = next(self.batches.steps(0, 0))[0]
+        raise_on_all_ranks(self.batches.error)
         return self._to_device(batch, 0)
 
-    def _update(self, batches: list[dict]) -> None:
-        """One optimizer step over the batches of its passes, equal to one large batch."""
-        step, passes = self.state.global_step, len(batches)
-        most = max(stage.passes for stage in self.plan.stages)
+    def _step(self, micro_batches: list[dict]) -> None:
+        """One optimizer step, equal to one on a single large batch."""
+        step, passes = self.state.global_step, len(micro_batches)
+        most = max(stage.accumulation_steps for stage in self.schedule.stages)
         self.finite.begin(step, self.position)
-        count = self._count(batches)
+        count = self._count(micro_batches)
         self.accelerator.gradient_accumulation_steps, self.accelerator.step = passes, 0
-        if not self.objective.training:
-            self.objective.train()
-        for number, batch in enumerate(batches):
-            draw = step * most + number
-            seed_draw(self.args.seed, draw, self.rank, self.accelerator.device)
-            with self.accelerator.accumulate(self.objective):
+        if not self.loss_module.training:
+            self.loss_module.train()
+        for number, batch in enumerate(micro_batches):
+            # Dropout and drop path depend on (seed, step, micro-batch, rank) alone: nothing to save for a resume.
+            seed_draw(self.args.seed, step * most + number, self.rank, self.accelerator.device)
+            with self.accelerator.accumulate(self.loss_module):
                 pixel_values, labels = self._to_device(batch, step)
                 with self.kernels:
-                    found = self.objective(pixel_values, labels)
-                    losses, logits, labels = (part[: len(batch["labels"])] for part in found)
-                    # Accelerate divides by the passes and averages over the processes: the mean over all remains.
+                    outputs = self.loss_module(pixel_values, labels)
+                    losses, logits, labels = (part[: len(batch["labels"])] for part in outputs)
+                    # Accelerate divides by the micro-batches, DDP averages over processes: the mean over all remains.
                     self.accelerator.backward(losses.sum() * (passes * self.world_size) / count)
-                self.finite.see(self.meter.add(losses.detach(), logits.detach(), labels), step)
+                self.finite.see(self.training_state.meter.add(losses.detach(), logits.detach(), labels), step)
                 if self.accelerator.sync_gradients:
                     if self.unfreezing is not None:
                         self.unfreezing.drop_gradients(step)
@@ -248,70 +312,70 @@ class Trainer:
         self.control = self._event("on_optimizer_step")
         self._rate = max(self.lr_scheduler.get_last_lr())
         self.lr_scheduler.step()
-        if self.average is not None:
-            self.average.update(step + 1)
+        if self.training_state.ema is not None:
+            self.training_state.ema.update(step + 1)
 
     def _clip(self, step: int) -> None:
         if self.args.max_grad_norm > 0:
             norm = self.accelerator.clip_grad_norm_(self._parameters, self.args.max_grad_norm)
-            self._grad_norm = disk.local(norm)
+            self._grad_norm = gathered(norm)
             if self.accelerator.scaler is None:  # a scaled loss overflows now and then, and its step is left out
                 self.finite.see(self._grad_norm, step)
         self.control = self._event("on_pre_optimizer_step")
 
     def _count(self, batches: list[dict]) -> int | torch.Tensor:
-        """Pictures of this update over all processes: what the sum of the losses is divided by."""
+        """Images of this step over all processes: what the sum of the losses is divided by."""
         count, step = sum(len(batch["labels"]) for batch in batches), self.state.global_step
         if self.world_size > 1:
             total = self.accelerator.reduce(torch.tensor(float(count), device=self.accelerator.device), "sum")
             self.finite.see(1 / total, step)
             if self.batches.error is not None:
                 self.finite.see(torch.full_like(total, math.nan), step)
-                self.stop_request.make()
+                self.stop_request.request()
             return total.clamp(min=1)
         if not count:
             raise HFViTError(nothing_readable(step, [name for batch in batches for name in batch["unreadable"]]))
         return count
 
     def _to_device(self, batch: dict, step: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
-        """Normalised pictures and labels on the device; mixed if it is a batch of update `step`, all of one weight."""
+        """Normalized images and labels on the device; mixed if it is a batch of `step`, all of one weight."""
         for name in batch["unreadable"]:
             if name not in self.unreadable:
                 self.unreadable[name] = None
-                self.display.say(f"skipped: {name}")
+                self.display.log(f"skipped: {name}")
         device = self.accelerator.device
         pixel_values = batch["pixel_values"].to(device, non_blocking=True)
         labels = batch["labels"].to(device, non_blocking=True)
-        if not len(labels):  # all processes take part in every pass: a blank picture, which nobody counts
+        if not len(labels):  # all processes take part in every pass: a blank image, which nobody counts
             side = self.model.config.image_size
             height, width = (side, side) if isinstance(side, int) else side
             pixel_values = pixel_values.new_zeros((1, self.model.config.num_channels, height, width))
             labels = labels.new_zeros(1)
-        pixel_values = self.normalise(pixel_values)
-        if step is not None and self.mixing is not None and step < self.mixing_ends:
-            pixel_values, labels = self.mixing(pixel_values, labels, step)
+        pixel_values = self.normalize(pixel_values)
+        if step is not None and self.mixup is not None and step < self.mixup_ends:
+            pixel_values, labels = self.mixup(pixel_values, labels, step)
         return pixel_values, labels
 
     def _advance(self) -> bool:
-        """Count an update; True if an epoch ended with it."""
-        size, before, stage = len(self.train_dataset), self.position, self.plan.stage_of(self.state.global_step)
-        self.position += stage.pictures
+        """Count a step; True if an epoch ended with it."""
+        size, before, stage = len(self.train_dataset), self.position, self.schedule.stage_of(self.state.global_step)
+        self.training_state.position += stage.images
         self.state.global_step += 1
         self.state.epoch = self.position / size
-        self.state.total_flos += self._flops_of[stage.image_size] * stage.pictures
-        self.watch.lap(stage.pictures)
+        self.state.total_flos += self._flops_of[stage.image_size] * stage.images
+        self.timer.lap(stage.images)
         self.display.advance()
         return self.position // size > before // size
 
     # -- logging, evaluating, saving ---------------------------------------------------------------------------------
 
     def _log_evaluate_save(self) -> None:
-        """What the callbacks asked for after an update. The loss is looked at before anything is kept."""
+        """What the callbacks asked for after a step. The loss is looked at before anything is kept."""
         self.control.should_log |= self.state.global_step >= self.max_steps
         save = self.control.should_save
         if self.control.should_log or self.control.should_evaluate or save or self.interrupted:
             self.finite.check(self.output_dir)  # waits for the device, whose time counts
-            self.watch.pause()
+            self.timer.pause()
         if self.control.should_log:
             self._log_training()
         if self.control.should_evaluate:
@@ -321,8 +385,8 @@ class Trainer:
             self.control = self._event("on_save")
 
     def _log_training(self) -> None:
-        loss, hits, count = self.accelerator.reduce(self.meter.sums, "sum").tolist()
-        self.meter.reset()
+        loss, hits, count = self.accelerator.reduce(self.training_state.meter.sums, "sum").tolist()
+        self.training_state.meter.reset()
         logs = {"loss": loss / max(count, 1), "accuracy": hits / max(count, 1), "learning_rate": self._rate}
         if self._grad_norm is not None:
             logs["grad_norm"] = float(self._grad_norm)
@@ -330,8 +394,8 @@ class Trainer:
 
     def _speed(self) -> dict[str, float]:
         """What the clock says since the last log."""
-        speed = self.watch.interval()
-        left = self.plan.pictures_after(self.state.global_step)
+        speed = self.timer.interval()
+        left = self.schedule.images_after(self.state.global_step)
         speed["eta_seconds"] = left / max(speed["images_per_second"], 1e-9)
         speed["memory_peak_bytes"] = progress.memory_peak(self.accelerator.device)
         flops, self._flops_logged = self.state.total_flos - self._flops_logged, self.state.total_flos
@@ -350,7 +414,7 @@ class Trainer:
         self.state.log_history.append(line)
         self.display.show(self.state.global_step, logs, speed)
         if self.accelerator.is_main_process and self._keeping_history:
-            with disk.space_needed(self.output_dir):
+            with full_disk_is_an_error(self.output_dir, checkpoint_io.advice(self.output_dir)):
                 progress.append_line(self.output_dir / progress.HISTORY_NAME, line)
                 if speed:
                     progress.append_line(self.output_dir / progress.SPEED_NAME, {"step": line["step"], **speed})
@@ -358,7 +422,7 @@ class Trainer:
         self.control = self._event("on_log", logs=dict(logs))
 
     def evaluate(self, eval_dataset: Dataset | None = None, metric_key_prefix: str = "eval") -> dict[str, float]:
-        """Score every picture of the evaluation split once.
+        """Score every image of the evaluation split once.
 
         Returns:
             `eval_loss`, `eval_accuracy`, `eval_top5_accuracy` (above five classes), and what `compute_metrics` adds.
@@ -369,8 +433,8 @@ class Trainer:
         found = self._evaluate(dataset, keep_outputs=self.compute_metrics is not None)
         metrics = found.metrics(metric_key_prefix, self.compute_metrics)
         if eval_dataset is None:
-            self.last_evaluation = (self.state.global_step, metrics, found.count)
-        if not self._best_is_loaded:  # those weights belong to an earlier update, which has its line
+            self.training_state.last_evaluation = (self.state.global_step, metrics, found.count)
+        if not self._best_is_loaded:  # those weights belong to an earlier step, which has its line
             self.log(metrics)
         self.control = self._event("on_evaluate", metrics=metrics)
         return metrics
@@ -385,18 +449,29 @@ class Trainer:
     def _evaluate(self, dataset: Dataset, keep_outputs: bool) -> Evaluated:
         size = self.args.per_device_eval_batch_size
         order = EvalOrder(len(dataset), size, rank=self.rank, world_size=self.world_size)
-        loader = loader_of(dataset, order, self.args, self.accelerator.device)
+        loader = create_loader(dataset, order, self.args, self.accelerator.device)
         self.callback_handler.eval_dataloader = loader
 
+        done = 0
+
         def on_batch() -> None:
+            nonlocal done
+            done += 1
+            self.display.evaluating(done, len(order))
             self.control = self._event("on_prediction_step")
 
-        with self.averaged(), memory_advice(self.args, evaluating=True):
-            return evaluate(self.objective, loader, order, self.accelerator, self._to_device, keep_outputs, on_batch)
+        try:
+            with self.averaged(), memory_advice(self.args, evaluating=True):
+                return evaluate(
+                    self.loss_module, loader, order, self.accelerator, self._to_device, keep_outputs, on_batch
+                )
+        finally:
+            self.display.evaluating(None)
 
     def averaged(self) -> AbstractContextManager[None]:
         """Within it, the model holds the average of its weights, if one is kept."""
-        return averaged_by(self.optimizer.optimizer) if self.average is None else self.average.applied()
+        ema = self.training_state.ema
+        return averaged_by(self.optimizer.optimizer) if ema is None else ema.applied()
 
     def _note_best(self, metrics: dict[str, float]) -> bool:
         """Remember the best score; True if its weights have to be kept."""
@@ -415,78 +490,154 @@ class Trainer:
     def save_checkpoint(self) -> Path:
         """Write `checkpoint-N`, whole or not at all; then older ones beyond `save_total_limit` go."""
         folder = self.output_dir / f"checkpoint-{self.state.global_step}"
-        trainer_state.save(self, folder)
-        with together():
+        self.training_state.callbacks = self._stateful_callbacks()
+        state = self.training_state.state_dict()
+        state["counters"] |= self.identity.as_dict() | {"global_batch_size": self.global_batch_size}
+        with all_ranks():
             if self.accelerator.is_main_process:
-                disk.rotate(self.output_dir, self.args.save_total_limit, self.state.best_model_checkpoint)
+                checkpoint_io.write_checkpoint(
+                    folder,
+                    state,
+                    lambda path, weights: save_outputs.write_model(path, self.model, weights, self.image_processor),
+                )
+                checkpoint_io.rotate(self.output_dir, self.args.save_total_limit, self.state.best_model_checkpoint)
         if self.args.push_to_hub and self.args.hub_strategy != "end":
-            save_outputs.push_midway(self, folder if self.args.hub_strategy == "checkpoint" else None)
+            self._push_midway(folder if self.args.hub_strategy == "checkpoint" else None)
         return folder
+
+    def _push_midway(self, checkpoint: Path | None) -> None:
+        """Upload the run as it stands, whole: what anybody loads meanwhile is a model with its card.
+
+        Args:
+            checkpoint: folder that goes along, for whoever wants to train on.
+        """
+        self.seconds = time.time() - self.training_state.began
+        self.save_model()
+        measured = self.last_evaluation is not None and self.last_evaluation[0] == self.state.global_step
+        self.create_model_card(**({} if measured else {"results": []}))
+        try:
+            self.push_to_hub(checkpoint, attempts=2)
+        except HFViTError as error:  # the network is no reason to stop; the end of the run uploads again
+            self.display.log(f"not uploaded: {error}")
 
     # -- beginning and end -------------------------------------------------------------------------------------------
 
+    @property
+    def identity(self) -> RunIdentity:
+        """What a checkpoint of this run has to be resumed with."""
+        architecture = facts.architecture_of(self.model.config)
+        other = self.about.get("arguments", {})
+        return RunIdentity.of(self.train_dataset, self.eval_dataset, architecture, self.args, other)
+
     def _begin(self, resume: str | bool | None) -> None:
-        """Check everything that can be checked, then make the output folder."""
-        with together():
-            self._check_data()
-            folder = disk.find_checkpoint(self.output_dir, resume)
-            if not resume and self.output_dir.is_dir() and any(self.output_dir.iterdir()):
+        """Check everything that can be checked, then make the output folder and go to where the run stands."""
+        with all_ranks():
+            folder = checkpoint_io.find_checkpoint(self.output_dir, resume)
+            if not resume and not checkpoint_io.is_unused(self.output_dir):
                 raise HFViTError(
                     f"{self.output_dir} is not empty: give another --output_dir, or --resume_from_checkpoint true to "
                     "go on from its newest checkpoint"
                 )
             if self.args.push_to_hub and get_token() is None:
                 raise HFViTError("--push_to_hub needs a Hugging Face token: run `hf auth login`, or set HF_TOKEN")
-        trainer_state.refuse_different(self, folder)
-        self.began, self._keeping_history = time.time(), True
-        sizes = {stage.image_size for stage in self.plan.stages}
-        self._flops_of = {size: report.picture_flops(self.model, self.args, size) for size in sizes}
-        if report.is_hf_vit(self.model):
+        raise_if_checkpoints_differ(folder, self.world_size)
+        with all_ranks(), full_disk_is_an_error(self.output_dir, checkpoint_io.advice(self.output_dir)):
+            if self.accelerator.is_main_process:
+                checkpoint_io.remove_leftovers(self.output_dir)
+        self._keeping_history = True
+        sizes = {stage.image_size for stage in self.schedule.stages}
+        self._flops_of = {size: facts.image_flops(self.model, self.args, size) for size in sizes}
+        if facts.is_hf_vit(self.model):
             self.peak = measured_peak(self.accelerator.device, self.precision)
+        self.training_state.began = time.time()
         if folder is not None:
-            trainer_state.load(self, folder)
-            self.display.say(f"resuming from {folder}, after update {self.state.global_step} of {self.max_steps}")
+            self._resume(folder, set_damaged_aside=resume == checkpoint_io.NEWEST_INTACT)
         self._flops_logged = self.state.total_flos
         low_on_cpu = self.precision == "bf16" and self.accelerator.device.type == "cpu"
         if low_on_cpu and self.accelerator.is_main_process and (note := bfloat16_note(self.args.cpu_kernels)):
-            self.display.say(note)
-        with together(), disk.space_needed(self.output_dir):
+            self.display.log(note)
+        with all_ranks(), full_disk_is_an_error(self.output_dir, checkpoint_io.advice(self.output_dir)):
             if self.accelerator.is_main_process:
-                self.output_dir.mkdir(parents=True, exist_ok=True)
-                disk.sweep(self.output_dir)
-                disk.rotate(self.output_dir, self.args.save_total_limit, self.state.best_model_checkpoint)
+                checkpoint_io.rotate(self.output_dir, self.args.save_total_limit, self.state.best_model_checkpoint)
                 progress.write_history(self.output_dir, self.state.log_history)
         self.state.max_steps = self.max_steps
-        self.state.num_train_epochs = math.ceil(self.plan.pictures_after(0) / len(self.train_dataset))
+        self.state.num_train_epochs = math.ceil(self.schedule.images_after(0) / len(self.train_dataset))
         self.state.train_batch_size = self.args.per_device_train_batch_size
         self.state.compute_steps(self.args, self.max_steps)
         self.accelerator.init_trackers(self.args.run_name or self.name, flat(dataclasses.asdict(self.args)))
-        for tracker in self.accelerator.trackers:
-            if isinstance(tracker, CSVTracker):
-                tracker.forget_after(self.state.global_step)
         self.display.begin(self.state.global_step, self.max_steps)
         self.control = self._event("on_train_begin")
+
+    def _resume(self, folder: Path, set_damaged_aside: bool) -> None:
+        """Become the run that wrote `folder`, or, where it is damaged and that was asked for, the one before it.
+
+        Raises:
+            HFViTError: the checkpoint is damaged, or belongs to another run; the message says what differs.
+        """
+        saved = None
+        while saved is None:
+            error: HFViTError | None = None
+            try:
+                saved = checkpoint_io.read_checkpoint(folder)
+            except checkpoint_io.DamagedCheckpointError as damage:
+                error = damage
+            with all_ranks():
+                if error is not None and not set_damaged_aside:
+                    raise error
+            if saved is None:
+                self.accelerator.wait_for_everyone()
+                if self.accelerator.is_main_process:
+                    moved = checkpoint_io.set_aside(folder)
+                    self.display.log(f"{str(error).partition(': --resume')[0]}: set aside as {moved.name}")
+                self.accelerator.wait_for_everyone()
+                newest = checkpoint_io.find_checkpoint(self.output_dir, True)
+                if newest is None:
+                    self.display.log("no checkpoint is whole: training begins anew")
+                    return
+                folder = newest
+        changes = self.identity.check(saved["counters"], folder)
+        step = saved["trainer_state"]["global_step"]
+        if step > self.max_steps:
+            raise HFViTError(
+                f"{folder} is what {step} steps made, this run has {self.max_steps}: raise --max_steps or "
+                "--num_train_epochs, or begin anew in another --output_dir"
+            )
+        self.training_state.callbacks = self._stateful_callbacks()
+        try:
+            self.training_state.load_state_dict(saved)
+        except (KeyError, TypeError, RuntimeError) as error:
+            raise checkpoint_io.damaged(folder, error) from error
+        except HFViTError as error:
+            raise HFViTError(f"{folder} cannot be resumed: {error}, or begin anew in another --output_dir") from error
+        self.training_state.find_best_again(self.output_dir, folder)
+        self.control.should_training_stop = False
+        if changes:
+            self.training_state.argument_changes.append({"step": step, "changes": changes})
+            self.display.log(f"going on with other arguments than the checkpoint's: {changes_in_words(changes)}")
+        if "evaluation images" in changes:  # scores of other images cannot be compared
+            self.state.best_metric = self.state.best_model_checkpoint = self.state.best_global_step = None
+            self.training_state.last_evaluation = None
+        self.display.log(f"resuming from {folder}, after step {step} of {self.max_steps}")
 
     def _check_data(self) -> None:
         if self.train_dataset is None:
             raise HFViTError("nothing to train on: give a train_dataset")
-        self.plan.check(self.train_dataset)
+        self.schedule.check(self.train_dataset)
         if self.unfreezing is not None:
             self.unfreezing.check(self.max_steps)
 
     def _end(self) -> TrainOutput:
         best = self.state.best_model_checkpoint
         if self.args.load_best_model_at_end and best is not None and not self.interrupted:
-            trainer_state.load_weights(self, Path(best))
-            self._best_is_loaded, self.last_evaluation = True, None
-            self.display.say(f"best evaluated weights: those of update {self.state.best_global_step}")
+            self.training_state.load_weights(checkpoint_io.read_checkpoint(Path(best)))
+            self._best_is_loaded, self.training_state.last_evaluation = True, None
+            self.display.log(f"best evaluated weights: those of step {self.state.best_global_step}")
         self.control = self._event("on_train_end")
-        self.display.end()
-        self.seconds = time.time() - self.began
+        self.seconds = time.time() - self.training_state.began
         losses = [line["loss"] for line in self.state.log_history if "loss" in line]
         metrics = {
             "train_runtime": self.seconds,
-            "train_samples_per_second": self.watch.images / max(self.watch.seconds, 1e-9),
+            "train_samples_per_second": self.timer.images / max(self.timer.seconds, 1e-9),
             "total_flos": self.state.total_flos,
         }
         return TrainOutput(self.state.global_step, losses[-1] if losses else math.nan, metrics)
@@ -495,7 +646,13 @@ class Trainer:
 
     def save_model(self, output_dir: str | Path | None = None) -> None:
         """Write weights (their average, if one is kept), config, code and processor; each file appears whole."""
-        save_outputs.save_model(self, self.output_dir if output_dir is None else Path(output_dir))
+        folder = self.output_dir if output_dir is None else Path(output_dir)
+        main = self.accelerator.is_main_process
+        with self.averaged():
+            weights = model_weights(self.model, keep=main)
+            with all_ranks():
+                if main:
+                    save_outputs.place_model(folder, self.model, weights, self.image_processor)
 
     def create_model_card(self, **entries) -> dict[str, Any]:
         """Write facts.json, the training curve and the card rendered from them; returns the facts.
@@ -503,7 +660,43 @@ class Trainer:
         Args:
             entries: top-level facts to add or replace.
         """
-        return save_outputs.write_facts_and_card(self, entries)
+        unreadable = sorted(self.training_state.all_unreadable())
+        measured = facts.run_facts(self._record(len(unreadable))) | entries
+
+        def add_examples(found: dict[str, Any]) -> None:
+            attention_examples.add(
+                found, self.output_dir, self.args.card_examples, self.model, self.eval_dataset, self.normalize,
+                self.image_processor,
+            )  # fmt: skip
+
+        with all_ranks():
+            if self.accelerator.is_main_process:
+                with self.averaged(), full_disk_is_an_error(self.output_dir):
+                    save_outputs.write_facts_and_card(
+                        self.output_dir, measured, self.model, self.state.log_history, add_examples, unreadable
+                    )
+        return measured
+
+    def _record(self, unreadable: int) -> facts.RunRecord:
+        return facts.RunRecord(
+            model=self.model,
+            name=self.name,
+            args=self.args,
+            about=self.about,
+            train_dataset=self.train_dataset,
+            eval_dataset=self.eval_dataset,
+            accelerator=self.accelerator,
+            precision=self.precision,
+            trainer_state=self.state,
+            timer=self.timer,
+            position=self.position,
+            global_batch_size=self.global_batch_size,
+            seconds=self.seconds,
+            peak_flops=self.peak,
+            last_evaluation=self.last_evaluation,
+            unreadable=unreadable,
+            argument_changes=self.training_state.argument_changes,
+        )
 
     def push_to_hub(self, checkpoint: Path | None = None, **kwargs) -> str | None:
         """Upload `output_dir` (weights, code, processor, card, facts); its address, on the main process.

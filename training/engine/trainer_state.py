@@ -1,7 +1,8 @@
-"""All that a run has to remember, and how it becomes that run again: what goes into `checkpoint-N` and comes out.
+"""The state of a run: one object that a checkpoint holds, and that a resumed run becomes again.
 
-For the Trainer; the files themselves are checkpointing.py's. Order of pictures, dropout and mixing are functions of
-(seed, position), so no generator's state is kept.
+The order of images, dropout and mixup are functions of (seed, position), so no generator's state is in it: `position`
+is the sampler's state. `checkpoint_io.py` writes and reads what `state_dict` returns; whether a run may go on from a
+checkpoint is `resume_check.py`'s question.
 """
 
 import dataclasses
@@ -10,180 +11,158 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import gather_object
+from accelerate import PartialState
+from accelerate.utils import gather, gather_object
+from torch import nn
 from transformers.trainer_callback import ExportableState, TrainerState
 
 from hf_vit.errors import HFViTError
 
-from ..config.arguments import OF_THE_LAUNCH
-from ..data.dataset import ImageDataset
-from ..data.streaming import ImageStream
-from ..reporting.facts import architecture_of
-from . import checkpoint_io as disk
-from .distributed import together
+from ..reporting.progress import Meter, Timer
+from .ema import WeightAverage
+from .full_tensors import full, model_weights, optimizer_state, set_model_weights, set_optimizer_state, shard_like
 
 
-# Arguments that change neither weights nor history.
-WITHOUT_EFFECT = (*OF_THE_LAUNCH, "dataloader_num_workers", "dataloader_prefetch_factor", "disable_tqdm", "output_dir")
+@dataclasses.dataclass
+class TrainingState:
+    """Model, optimizer, schedule, average and counters of a run.
 
-
-def save(trainer, folder: Path) -> None:
-    """Write a checkpoint; every process has to call it, the main one writes."""
-    main = trainer.accelerator.is_main_process
-    weights = disk.weights_of(trainer.model, keep=main)
-    tensors, rest = disk.optimizer_state(trainer.optimizer.optimizer, _names(trainer), keep=main)
-    average = trainer.average
-    averaged = (
-        {n: disk.whole(v, main) for n, v in zip(average.names, average.average)} if average is not None else None
-    )
-    memory = _memory(trainer, rest)
-    with together():
-        if main:
-            with disk.written_aside(folder) as aside:
-                disk.write_model(aside, trainer.model, weights, trainer.image_processor)
-                disk.write_tensors(aside / "optimizer.safetensors", tensors)
-                if averaged is not None:
-                    disk.write_tensors(aside / "ema.safetensors", averaged)
-                trainer.state.save_to_json(str(aside / "trainer_state.json"))
-                disk.write_json(aside / disk.RESUME_NAME, memory)
-
-
-def refuse_different(trainer, folder: Path | None) -> None:
-    """Raise HFViTError where processes, on machines without a common disk, found different checkpoints."""
-    if trainer.world_size > 1:
-        found = sorted(set(gather_object(["none" if folder is None else folder.name])))
-        if len(found) > 1:
-            raise HFViTError(
-                f"the processes see different checkpoints ({', '.join(found)}): give an --output_dir on a disk "
-                "that all machines share"
-            )
-
-
-def load(trainer, folder: Path) -> None:
-    """Become the run that wrote `folder`.
-
-    Raises:
-        HFViTError: another architecture or other data; the message says what differs.
+    Attributes:
+        model, optimizer: not wrapped by Accelerate; weights may be sharded.
+        scheduler: of the learning rate. scaler: of float16's loss, or None. ema: average of the weights, or None.
+        meter: sums since the last log. timer: of training proper.
+        trainer_state: transformers' step, epoch, history and best metric. callbacks: those that remember something.
+        rates_from_arguments: optimizer and schedule were built from this run's arguments, whose rates, decay and
+            schedule then hold also after loading; False for objects that the caller built.
+        position: images of the endless row of epochs that are behind us.
+        last_evaluation: step, metrics, images.
+        unreadable: names in the order met; one met again counts once.
+        began: `time.time()` at which the run would have begun without interruptions.
+        argument_changes: for every resume with other arguments, the step and what changed.
     """
-    memory = disk.read_json(folder / disk.RESUME_NAME)
-    for what, now in (
-        ("architecture", architecture_of(trainer.model.config)),
-        ("data", data_identity(trainer.train_dataset)),
-    ):
-        changed = disk.differences(memory[what], now)
-        if changed:
-            raise HFViTError(
-                f"{folder} cannot be resumed, the {what} changed ({changed}): restore it, or begin anew in another "
-                "--output_dir"
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    scheduler: Any
+    meter: Meter
+    timer: Timer
+    trainer_state: TrainerState
+    callbacks: list[ExportableState]
+    scaler: Any = None
+    ema: WeightAverage | None = None
+    rates_from_arguments: bool = True
+    position: int = 0
+    last_evaluation: tuple[int, dict[str, float], int] | None = None
+    unreadable: dict[str, None] = dataclasses.field(default_factory=dict)
+    began: float = dataclasses.field(default_factory=time.time)
+    argument_changes: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors of model, optimizer and average by name, and the rest as JSON.
+
+        Every process has to call it; only the main one's tensors are complete.
+        """
+        main = PartialState().is_main_process
+        tensors, optimizer = optimizer_state(self.optimizer, self._names(), keep=main)
+        ema = self.ema
+        # transformers' TrainerState turns callbacks into what they export when it is made.
+        exported = TrainerState(stateful_callbacks=self.callbacks).stateful_callbacks
+        return {
+            "model": model_weights(self.model, keep=main),
+            "optimizer": tensors,
+            "ema": None if ema is None else {n: full(v, main) for n, v in zip(ema.names, ema.average)},
+            "trainer_state": dataclasses.asdict(dataclasses.replace(self.trainer_state, stateful_callbacks=exported)),
+            "counters": {
+                "position": self.position,
+                "sums": gather(self.meter.sums[None]).tolist(),
+                "last_evaluation": self.last_evaluation,
+                "clock": self.timer.state_dict(),
+                "wall_seconds": time.time() - self.began,
+                "unreadable": self.all_unreadable(),
+                "optimizer": optimizer,
+                "scheduler": self.scheduler.state_dict(),
+                "scaler": None if self.scaler is None else self.scaler.state_dict(),
+                "argument_changes": self.argument_changes,
+            },
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Undo `state_dict`, on any number of processes.
+
+        Raises:
+            HFViTError: another architecture, optimizer, or set of trained parameters.
+        """
+        counters = state["counters"]
+        self.load_weights(state)
+        own = not self.rates_from_arguments
+        set_optimizer_state(self.optimizer, self._names(), state["optimizer"], counters["optimizer"], own)
+        self._load_schedule(counters["scheduler"])
+        if counters["scaler"] is not None and self.scaler is not None:
+            self.scaler.load_state_dict(counters["scaler"])
+        process = PartialState()
+        self.trainer_state = TrainerState(**state["trainer_state"])
+        self.trainer_state.is_local_process_zero = process.is_local_main_process
+        self.trainer_state.is_world_process_zero = process.is_main_process
+        self.position = counters["position"]
+        sums = torch.tensor(counters["sums"], dtype=self.meter.sums.dtype, device=self.meter.sums.device)
+        if len(sums) == process.num_processes:
+            self.meter.sums.copy_(sums[process.process_index])
+        else:  # another number of processes: the first one carries what all had
+            self.meter.sums.copy_(sums.sum(0) if process.is_main_process else torch.zeros_like(sums[0]))
+        last = counters["last_evaluation"]
+        self.last_evaluation = None if last is None else tuple(last)
+        self.timer.load_state_dict(counters["clock"])
+        self.began = time.time() - counters["wall_seconds"]
+        self.unreadable = dict.fromkeys(counters["unreadable"]) if process.is_main_process else {}
+        self.argument_changes = list(counters.get("argument_changes", []))
+        self._load_callbacks(self.trainer_state.stateful_callbacks)
+
+    def load_weights(self, state: dict[str, Any]) -> None:
+        """The weights of a checkpoint, and their average."""
+        set_model_weights(self.model, state["model"])
+        if self.ema is not None:
+            saved = state["ema"] or {}
+            if set(saved) != set(self.ema.names):
+                raise HFViTError("the checkpoint holds no average of these weights: restore --ema_decay")
+            self.ema.average = [shard_like(saved[name], p) for name, p in zip(self.ema.names, self.ema.weights)]
+
+    def all_unreadable(self) -> list[str]:
+        """Names of unreadable images, over all processes; every process has to call it."""
+        names = list(self.unreadable)
+        return names if PartialState().num_processes == 1 else sorted(set(gather_object(names)))
+
+    def find_best_again(self, output_dir: Path, resumed_from: Path) -> None:
+        """Point to the best checkpoint where it is now: the folder may have moved, or the run goes on in another."""
+        best = self.trainer_state.best_model_checkpoint
+        if best is not None:
+            recorded = Path(best)
+            candidates = (output_dir / recorded.name, resumed_from.parent / recorded.name, recorded)
+            self.trainer_state.best_model_checkpoint = str(
+                next((path for path in candidates if path.is_dir()), candidates[0])
             )
-    load_weights(trainer, folder)
-    tensors = disk.read_tensors(folder / "optimizer.safetensors")
-    disk.set_optimizer_state(trainer.optimizer.optimizer, _names(trainer), tensors, memory["optimizer"])
-    trainer.lr_scheduler.load_state_dict(memory["scheduler"])
-    if memory["scaler"] is not None and trainer.accelerator.scaler is not None:
-        trainer.accelerator.scaler.load_state_dict(memory["scaler"])
-    _recall(trainer, folder, memory)
-    changed = disk.differences(memory["arguments"], _arguments(trainer))
-    if changed:
-        trainer.display.say(f"going on with other arguments than the checkpoint's: {changed}")
 
+    def _load_schedule(self, saved: dict[str, Any]) -> None:
+        """Go on at the checkpoint's step, along this run's own schedule where its arguments made it."""
+        if not self.rates_from_arguments:
+            self.scheduler.load_state_dict(saved)
+            return
+        # LambdaLR would take over the checkpoint's base rates and leave the old rate in the groups for a step.
+        scheduler = self.scheduler
+        scheduler.last_epoch, scheduler._step_count = saved["last_epoch"], saved["_step_count"]
+        factors = [factor(scheduler.last_epoch) for factor in scheduler.lr_lambdas]
+        scheduler._last_lr = [base * factor for base, factor in zip(scheduler.base_lrs, factors, strict=True)]
+        for group, rate in zip(self.optimizer.param_groups, scheduler._last_lr, strict=True):
+            group["lr"] = rate
 
-def load_weights(trainer, folder: Path) -> None:
-    """The weights of a checkpoint, and their average."""
-    disk.set_weights(trainer.model, disk.read_tensors(folder / "model.safetensors"), folder)
-    average = trainer.average
-    if average is not None:
-        saved = disk.read_tensors(folder / "ema.safetensors") if (folder / "ema.safetensors").is_file() else {}
-        if set(saved) != set(average.names):
-            raise HFViTError(
-                f"{folder} holds no average of these weights: resume with the --ema_decay it was trained with"
-            )
-        average.average = [disk.like(saved[name], p) for name, p in zip(average.names, average.weights)]
+    def _load_callbacks(self, saved: dict[str, Any]) -> None:
+        """Give each callback what it remembered; several of one class in their order."""
+        waiting = {name: list(entry) if isinstance(entry, list) else [entry] for name, entry in saved.items()}
+        for callback in self.callbacks:
+            entries = waiting.get(type(callback).__name__)
+            if entries:
+                entry = entries.pop(0)
+                for name, value in {**entry["args"], **entry["attributes"]}.items():
+                    setattr(callback, name, value)
 
-
-def data_identity(dataset) -> dict[str, Any]:
-    """What a resumed run has to find again."""
-    if not isinstance(dataset, ImageDataset | ImageStream):
-        return {"images": len(dataset)}
-    return {
-        "name": dataset.name,
-        "split": dataset.split,
-        "images": len(dataset),
-        "fingerprint": dataset.fingerprint,
-        "label_names": dataset.label_names,
-    }
-
-
-def stateful(trainer) -> list[ExportableState]:
-    """The callbacks that remember something, and the control flags."""
-    return [c for c in [*trainer.callback_handler.callbacks, trainer.control] if isinstance(c, ExportableState)]
-
-
-def _memory(trainer, optimizer: dict) -> dict[str, Any]:
-    """resume.json: everything but tensors and transformers' state. Every process has to call it."""
-    accelerator, watch = trainer.accelerator, trainer.watch
-    unreadable = list(trainer.unreadable)
-    trainer.state.stateful_callbacks = TrainerState(stateful_callbacks=stateful(trainer)).stateful_callbacks
-    return {
-        "position": trainer.position,
-        "global_batch_size": trainer.global_batch_size,
-        "sums": accelerator.gather(trainer.meter.sums[None]).tolist(),
-        "last_evaluation": trainer.last_evaluation,
-        "clock": {"seconds": watch.seconds, "waiting": watch.waiting, "images": watch.images},
-        "wall_seconds": time.time() - trainer.began,
-        "data": data_identity(trainer.train_dataset),
-        "architecture": architecture_of(trainer.model.config),
-        "arguments": _arguments(trainer),
-        "unreadable": unreadable if trainer.world_size == 1 else sorted(set(gather_object(unreadable))),
-        "optimizer": optimizer,
-        "scheduler": trainer.lr_scheduler.state_dict(),
-        "scaler": None if accelerator.scaler is None else accelerator.scaler.state_dict(),
-    }
-
-
-def _recall(trainer, folder: Path, memory: dict[str, Any]) -> None:
-    """Undo `_memory`."""
-    state = TrainerState.load_from_json(str(folder / "trainer_state.json"))
-    if state.global_step > trainer.max_steps:
-        raise HFViTError(
-            f"{folder} is what {state.global_step} updates made, this run has {trainer.max_steps}: raise --max_steps "
-            "or --num_train_epochs, or begin anew in another --output_dir"
-        )
-    state.is_local_process_zero = trainer.accelerator.is_local_main_process
-    state.is_world_process_zero = trainer.accelerator.is_main_process
-    if state.best_model_checkpoint is not None:  # the folder may have moved, or the run goes on in another
-        kept = Path(state.best_model_checkpoint)
-        places = (trainer.output_dir / kept.name, folder.parent / kept.name, kept)
-        state.best_model_checkpoint = str(next((place for place in places if place.is_dir()), places[0]))
-    trainer.state, trainer.position = state, memory["position"]
-    rows = torch.tensor(memory["sums"], dtype=trainer.meter.sums.dtype, device=trainer.accelerator.device)
-    if len(rows) == trainer.world_size:
-        trainer.meter.sums.copy_(rows[trainer.rank])
-    else:  # another number of processes: the first one carries what all had
-        trainer.meter.sums.copy_(rows.sum(0) if trainer.rank == 0 else torch.zeros_like(rows[0]))
-    last = memory["last_evaluation"]
-    trainer.last_evaluation = None if last is None else tuple(last)
-    trainer.watch.recall(**memory["clock"])
-    trainer.began -= memory["wall_seconds"]
-    trainer.unreadable = dict.fromkeys(memory["unreadable"]) if trainer.rank == 0 else {}
-    _recall_callbacks(trainer, state.stateful_callbacks)
-    trainer.control.should_training_stop = False
-
-
-def _recall_callbacks(trainer, saved: dict[str, Any]) -> None:
-    """Give each callback what it remembered; several of one class in their order."""
-    waiting = {name: list(entry) if isinstance(entry, list) else [entry] for name, entry in saved.items()}
-    for callback in stateful(trainer):
-        entries = waiting.get(type(callback).__name__)
-        if entries:
-            entry = entries.pop(0)
-            for name, value in {**entry["args"], **entry["attributes"]}.items():
-                setattr(callback, name, value)
-
-
-def _arguments(trainer) -> dict[str, Any]:
-    return {name: value for name, value in dataclasses.asdict(trainer.args).items() if name not in WITHOUT_EFFECT}
-
-
-def _names(trainer) -> dict[torch.Tensor, str]:
-    return {parameter: name for name, parameter in trainer.model.named_parameters()}
+    def _names(self) -> dict[torch.Tensor, str]:
+        return {parameter: name for name, parameter in self.model.named_parameters()}

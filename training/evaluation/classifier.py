@@ -27,8 +27,8 @@ from hf_vit.checkpoints import read_checkpoint
 from hf_vit.errors import HFViTError
 from hf_vit.image_processing import ImageProcessing
 
+from ..data.normalize import Normalize
 from ..data.transforms import MIN_CROP_PCT, EvalTransform, ImageTransform, ProcessorTransform, evaluation_steps
-from ..engine.losses import Normalise
 
 
 @dataclass
@@ -43,7 +43,7 @@ class Classifier:
     name: str
     model: PreTrainedModel
     transform: ImageTransform
-    normalise: Normalise
+    normalise: Normalize
 
     def __post_init__(self):
         asked = "interpolate_pos_encoding" in inspect.signature(self.model.forward).parameters
@@ -115,7 +115,7 @@ def open_classifier(
             ) from error
         height, width = output_size(processor, channels)
         view: ImageTransform = ProcessorTransform((height, width), num_channels=channels, processor=processor)
-        return Classifier(name, model.eval(), view, Normalise.of(None, channels))
+        return Classifier(name, model.eval(), view, Normalize.of(None, channels))
     processing = processing if image_size is None else processing.at_size(image_size)
     if squash or crop_pct is not None:
         size = processing.output_size or EvalTransform.of(processing, model.config.image_size, channels).image_size_hw
@@ -123,7 +123,7 @@ def open_classifier(
         processing = replace(processing, resize_to=steps.resize_to, crop_to=steps.crop_to)
     processing = processing if resample is None else replace(processing, resample=resample)
     view = EvalTransform.of(processing, getattr(model.config, "image_size", 224), channels)
-    return Classifier(name, model.eval(), view, Normalise.of(processor, channels))
+    return Classifier(name, model.eval(), view, Normalize.of(processor, channels))
 
 
 def output_size(processor: Any, channels: int) -> tuple[int, int]:

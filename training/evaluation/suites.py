@@ -295,9 +295,10 @@ def training_flags(folder: Path, task: dict[str, Any], args: argparse.Namespace,
         settings["dev_fraction"] = task["dev_fraction"]
     if folder.is_dir() and any(folder.iterdir()):
         settings["resume_from_checkpoint"] = True
-    for key in ("dataset_config_name", "image_column", "label_column", "cache_dir", "on_unreadable"):
+    for key in ("dataset_config_name", "image_column", "label_column", "cache_dir"):
         if getattr(args, key) is not None:
             settings[key] = getattr(args, key)
+    settings["on_decode_error"] = args.on_unreadable
     return [word for key, value in (settings | own).items() for word in (f"--{key}", str(value))]
 
 

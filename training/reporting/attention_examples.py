@@ -1,6 +1,6 @@
-"""What a trained model looks at in some evaluation pictures, as one figure for its card (`--card_examples N`).
+"""What a trained model looks at in some evaluation images, as one figure for its card (`--card_examples N`).
 
-For the Trainer. A card is as public as its model, so pictures are shown only when asked for. They are not picked by
+For the Trainer. A card is as public as its model, so images are shown only when asked for. They are not picked by
 what they show: the first one of each class, in the order of classes and data, then the second ones. Unreadable ones
 are left out.
 """
@@ -16,16 +16,18 @@ from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
 from hf_vit import HFViTForImageClassification
+from hf_vit.atomic_file import atomic_path
 from hf_vit.errors import HFViTError
 from hf_vit.interpretability.attention import plain
 from hf_vit.interpretability.plots import draw_examples, on_picture, overlay, save, view_of
 from hf_vit.interpretability.relevance import explain
 
 from ..data.dataset import ImageDataset, collate
+from ..data.normalize import Normalize
 
 
 EXAMPLES_NAME = "attention_examples.png"
-SIDE = 320  # pixels of a picture's longer side, enough for a card: originals stay where they are
+SIDE = 320  # pixels of a image's longer side, enough for a card: originals stay where they are
 
 
 def check(count: int, model: PreTrainedModel, dataset: Any, processor: Any) -> None:
@@ -35,28 +37,42 @@ def check(count: int, model: PreTrainedModel, dataset: Any, processor: Any) -> N
     plain(model)
     if not isinstance(dataset, ImageDataset) or processor is None:
         raise HFViTError(
-            "--card_examples shows original pictures: it needs an image_processor and an eval_dataset that "
+            "--card_examples shows original images: it needs an image_processor and an eval_dataset that "
             "training.data.open_dataset opened; set it to 0"
         )
 
 
-def add(trainer: Any, facts: dict[str, Any]) -> None:
-    """Draw what `card_examples` asks for into the output folder, and name the figure, with a caption, in the facts.
+def add(
+    facts: dict[str, Any],
+    folder: Path,
+    count: int,
+    model: PreTrainedModel,
+    dataset: ImageDataset,
+    normalize: Normalize,
+    processor: Any,
+) -> None:
+    """Draw `count` evaluation images into a folder, and name the figure, with a caption, in the facts.
 
-    No figure where none is asked for, weights are spread over processes, or no picture is readable.
+    No figure where none is asked for, weights are spread over processes, or no image is readable.
     """
-    count, path = trainer.args.card_examples, trainer.output_dir / EXAMPLES_NAME
-    if count and not any(isinstance(parameter, DTensor) for parameter in trainer.model.parameters()):
-        shown = _readable(trainer.eval_dataset, count)
+    if count and not any(isinstance(parameter, DTensor) for parameter in model.parameters()):
+        shown = _readable(dataset, count)
         if shown:
-            facts["captions"] = {EXAMPLES_NAME: draw(trainer, shown, path)}
+            caption = draw(folder / EXAMPLES_NAME, shown, model, dataset, normalize, processor)
+            facts["captions"] = {EXAMPLES_NAME: caption}
             facts["figures"] = [*facts.get("figures", []), EXAMPLES_NAME]
 
 
-def draw(trainer: Any, shown: list[int], path: Path) -> str:
-    """Draw evaluation pictures with rollout, and relevance for the predicted class; returns the figure's caption."""
-    model, dataset = trainer.model, trainer.eval_dataset
-    pixels = trainer.normalise(collate([dataset[index] for index in shown])["pixel_values"].to(model.device))
+def draw(
+    path: Path,
+    shown: list[int],
+    model: PreTrainedModel,
+    dataset: ImageDataset,
+    normalize: Normalize,
+    processor: Any,
+) -> str:
+    """Draw images with rollout, and relevance for the predicted class; returns the figure's caption."""
+    pixels = normalize(collate([dataset[index] for index in shown])["pixel_values"].to(model.device))
     names = [dataset.label_names[dataset.labels[index]] for index in shown]
     methods = ["rollout"]
     if isinstance(model, HFViTForImageClassification):
@@ -64,17 +80,18 @@ def draw(trainer: Any, shown: list[int], path: Path) -> str:
         names = [_title(name, dataset.label_names[guess]) for name, guess in zip(names, _predicted(model, pixels))]
     maps = [explain(model, pixels, method).cpu().numpy() for method in methods]
     columns = []
-    for place, index in enumerate(shown):
-        picture = _sized(dataset.read(index)[0])
-        view = view_of(trainer.image_processor.to_dict(), picture.shape[:2])
-        heats = [on_picture(heat[place], model.config.total_stride, view) for heat in maps]
-        columns.append([picture, *(overlay(picture, heat) for heat in heats)])
-    save(draw_examples(columns, names, ["picture", *methods]), path)
+    for row, index in enumerate(shown):
+        image = _sized(dataset.read(index)[0])
+        view = view_of(processor.to_dict(), image.shape[:2])
+        heats = [on_picture(heat[row], model.config.total_stride, view) for heat in maps]
+        columns.append([image, *(overlay(image, heat) for heat in heats)])
+    with atomic_path(path) as temporary:
+        save(draw_examples(columns, names, ["image", *methods]), temporary)
     return _caption(len(shown), dataset.split, methods)
 
 
 def _spread(labels: np.ndarray) -> Iterator[int]:
-    """All indices: the first picture of each class, then the second ones, and so on."""
+    """All indices: the first image of each class, then the second ones, and so on."""
     order = np.argsort(labels, kind="stable")
     _, starts = np.unique(labels[order], return_index=True)
     rank = np.arange(len(labels)) - np.repeat(starts, np.diff([*starts, len(labels)]))
@@ -104,15 +121,15 @@ def _title(label: str, guess: str) -> str:
     return label if guess == label else f"{label}, taken for {guess}"
 
 
-def _sized(picture: Image.Image) -> np.ndarray:
-    """The picture, its longer side SIDE pixels: its proportions are the original's, not the model's input's."""
-    factor = SIDE / max(picture.size)
-    size = max(1, round(picture.width * factor)), max(1, round(picture.height * factor))
-    return np.asarray(picture.resize(size, Image.Resampling.LANCZOS if factor < 1 else Image.Resampling.NEAREST))
+def _sized(image: Image.Image) -> np.ndarray:
+    """The image, its longer side SIDE pixels: its proportions are the original's, not the model's input's."""
+    factor = SIDE / max(image.size)
+    size = max(1, round(image.width * factor)), max(1, round(image.height * factor))
+    return np.asarray(image.resize(size, Image.Resampling.LANCZOS if factor < 1 else Image.Resampling.NEAREST))
 
 
 def _caption(count: int, split: str, methods: list[str]) -> str:
     text = "what the pooled vector is made of (attention rollout)"
     if "relevance" in methods:
         text += ", and what speaks for the predicted class (relevance)"
-    return f"The first pictures of each class in split {split}, {count} in all, not picked by hand: {text}."
+    return f"The first images of each class in split {split}, {count} in all, not picked by hand: {text}."

@@ -3,7 +3,9 @@
 For the Trainer and the scripts. An entry whose value was not measured is absent.
 """
 
+import dataclasses
 import datetime
+import json
 import os
 import platform
 import subprocess
@@ -16,17 +18,17 @@ import transformers
 
 import hf_vit
 from hf_vit import HFViTConfig
+from hf_vit.atomic_file import atomic_write
 
 from ..config.arguments import TrainArguments
 from ..data.dataset import ImageDataset
 from ..data.streaming import ImageStream
-from ..engine.checkpoint_io import write_json
-from ..engine.masked_patch_prediction import MASKED_PATCHES, colour_flops
 from . import progress
-from .flops import forward_flops, train_flops
+from .flops import color_flops, forward_flops, train_flops
 
 
 FACTS_NAME = "facts.json"
+MASKED_PATCHES = "masked_patches"  # the `loss` that has no labels
 BASE_FIELDS = set(transformers.PreTrainedConfig().to_dict()) | {"auto_map"}
 
 
@@ -119,93 +121,122 @@ def result_rows(metrics: dict[str, float], dataset: str, split: str, count: int,
     ]
 
 
-def run_facts(trainer, unreadable: int = 0) -> dict[str, Any]:
-    """Everything measured about a run.
+@dataclasses.dataclass
+class RunRecord:
+    """What a finished run knows of itself, for its facts.
 
-    Args:
-        trainer: after `train`. unreadable: pictures left out, over all processes.
+    Attributes:
+        about: what the Trainer cannot know: stage, recipe, base_model, arguments, augmentation, data, sweep.
+        precision: fp32, bf16, ... trainer_state: transformers', with steps, history and FLOPs.
+        position: images seen. seconds: of the whole run. peak_flops: FLOP/s that the device can reach, or None.
+        last_evaluation: step, metrics, images; or None. unreadable: images left out, over all processes.
+        argument_changes: for every resume with other arguments, the step and what changed.
     """
-    about, data, masked = trainer.about, trainer.train_dataset, trainer.args.loss == MASKED_PATCHES
+
+    model: torch.nn.Module
+    name: str
+    args: TrainArguments
+    about: dict[str, Any]
+    train_dataset: Any
+    eval_dataset: Any
+    accelerator: accelerate.Accelerator
+    precision: str
+    trainer_state: transformers.TrainerState
+    timer: progress.Timer
+    position: int
+    global_batch_size: int
+    seconds: float
+    peak_flops: float | None
+    last_evaluation: tuple[int, dict[str, float], int] | None
+    unreadable: int
+    argument_changes: list[dict[str, Any]]
+
+
+def run_facts(run: RunRecord) -> dict[str, Any]:
+    """Everything measured about a run."""
+    data, masked = run.train_dataset, run.args.loss == MASKED_PATCHES
     facts = {
-        "model": model_facts(trainer.model, trainer.name, about.get("base_model")),
+        "model": model_facts(run.model, run.name, run.about.get("base_model")),
         "task": "masked-image-modeling" if masked else "image-classification",
-        "data": {**about.get("data", {}), "train_images": len(data), "unreadable_images": unreadable},
-        "training": training_facts(trainer),
-        "compute": compute_facts(trainer),
+        "data": {**run.about.get("data", {}), "train_images": len(data), "unreadable_images": run.unreadable},
+        "training": training_facts(run),
+        "compute": compute_facts(run),
         "results": [],
-        "environment": environment_facts(trainer.accelerator, trainer.precision),
+        "environment": environment_facts(run.accelerator, run.precision),
         "history": progress.HISTORY_NAME,
         "figures": [],
     }
     if isinstance(data, ImageDataset | ImageStream):
         facts["data"] |= {"name": public_name(data.name), "train_split": data.split, "label_names": data.label_names}
         facts["data"]["fingerprint"] = data.fingerprint
-    if trainer.last_evaluation is not None:
-        _, metrics, count = trainer.last_evaluation
-        held_out = trainer.eval_dataset
-        where, split = (
+    if run.last_evaluation is not None:
+        _, metrics, count = run.last_evaluation
+        held_out = run.eval_dataset
+        name, split = (
             (public_name(held_out.name), held_out.split)
             if isinstance(held_out, ImageDataset)
             else ("evaluation", "evaluation")
         )
         facts["data"] |= {"eval_split": split, "eval_images": len(held_out)}
-        facts["results"] = result_rows(metrics, where, split, count, trainer.args.seed)
+        facts["results"] = result_rows(metrics, name, split, count, run.args.seed)
         for row in facts["results"] if masked else []:  # not the accuracy of a classifier
             row["metric"] = f"masked_patch_{row['metric']}"
     return facts
 
 
-def training_facts(trainer) -> dict[str, Any]:
-    """How it went: updates, epochs, seconds, loss."""
-    about, watch, state = trainer.about, trainer.watch, trainer.state
+def training_facts(run: RunRecord) -> dict[str, Any]:
+    """How it went: steps, epochs, seconds, loss."""
+    about, timer, state = run.about, run.timer, run.trainer_state
     losses = [line["loss"] for line in state.log_history if "loss" in line]
     facts = {
         **{name: about[name] for name in ("stage", "recipe", "arguments", "augmentation", "sweep") if name in about},
-        "seed": trainer.args.seed,
+        "seed": run.args.seed,
         "steps": state.global_step,
-        "epochs": trainer.position / len(trainer.train_dataset),
-        "global_batch_size": trainer.global_batch_size,
-        "seconds": trainer.seconds,
-        "images_per_second": watch.images / max(watch.seconds, 1e-9),
-        "data_wait": watch.waiting / max(watch.seconds, 1e-9),
+        "epochs": run.position / len(run.train_dataset),
+        "global_batch_size": run.global_batch_size,
+        "seconds": run.seconds,
+        "images_per_second": timer.images / max(timer.seconds, 1e-9),
+        "data_wait": timer.waiting / max(timer.seconds, 1e-9),
     }
+    if run.argument_changes:  # `arguments` are the last ones: the steps before these had others
+        facts["argument_changes"] = run.argument_changes
     if losses:
         facts["final_loss"] = losses[-1]
-    if trainer.args.load_best_model_at_end:
+    if run.args.load_best_model_at_end:
         facts["best_step"] = state.best_global_step
     return facts
 
 
-def picture_flops(model: torch.nn.Module, args: TrainArguments, image_size: tuple[int, int] | None) -> int:
-    """Operations of training on one picture of that size; 0 for a network that the account does not know."""
+def image_flops(model: torch.nn.Module, args: TrainArguments, image_size: tuple[int, int] | None) -> int:
+    """Operations of training on one image of that size; 0 for a network that the account does not know."""
     if not is_hf_vit(model):
         return 0
     frozen = not any(p.requires_grad for p in model.base_model.parameters())
     masked = args.loss == MASKED_PATCHES
     found = train_flops(model.config, image_size, frozen, args.torch_compile, all_tokens=masked)
-    return found + 3 * colour_flops(model.config, image_size) * masked
+    return found + 3 * color_flops(model.config, image_size) * masked
 
 
-def compute_facts(trainer) -> dict[str, Any]:
+def compute_facts(run: RunRecord) -> dict[str, Any]:
     """The compute account."""
+    processes = run.accelerator.num_processes
     facts = {
-        "device_hours": trainer.seconds * trainer.world_size / 3600,
-        "memory_peak_bytes": progress.memory_peak(trainer.accelerator.device),
+        "device_hours": run.seconds * processes / 3600,
+        "memory_peak_bytes": progress.memory_peak(run.accelerator.device),
     }
-    if is_hf_vit(trainer.model):
-        facts["forward_flops_per_image"] = forward_flops(trainer.model.config)
-        facts["train_exaflops"] = trainer.state.total_flos / 1e18
-    if trainer.peak is not None:
-        rate = trainer.state.total_flos / max(trainer.watch.seconds, 1e-9)
-        facts |= {"peak_flops": trainer.peak, "mfu": rate / (trainer.peak * trainer.world_size)}
+    if is_hf_vit(run.model):
+        facts["forward_flops_per_image"] = forward_flops(run.model.config)
+        facts["train_exaflops"] = run.trainer_state.total_flos / 1e18
+    if run.peak_flops is not None:
+        rate = run.trainer_state.total_flos / max(run.timer.seconds, 1e-9)
+        facts |= {"peak_flops": run.peak_flops, "mfu": rate / (run.peak_flops * processes)}
     return facts
 
 
 def write_facts(folder: Path, facts: dict[str, Any]) -> Path:
     """Write facts.json in one step."""
-    aside, path = folder / f".{FACTS_NAME}", folder / FACTS_NAME
-    write_json(aside, facts)
-    os.replace(aside, path)
+    path = folder / FACTS_NAME
+    atomic_write(path, json.dumps(facts, indent=2) + "\n")
     return path
 
 

@@ -1,7 +1,7 @@
 """The compute account: exact floating-point operations of a ViT or hybrid, forward and in training.
 
 For the facts file and the utilisation that the progress line shows. Counted are matrix products and convolutions, two
-operations for each multiply-add, as in Table 6 of arXiv:2010.11929 (ViT-B/16, 7 epochs of JFT's 303 million pictures:
+operations for each multiply-add, as in Table 6 of arXiv:2010.11929 (ViT-B/16, 7 epochs of JFT's 303 million images:
 224 exaFLOPs). Norms, activations and softmax are not. Backward costs twice the forward pass, once where no gradient of
 the input is needed. Patch dropout shortens the row of tokens, drop path leaves out branches, the last block computes
 one token in training where the head reads one: all are counted as executed, drop path by its mean (compiled code
@@ -122,6 +122,12 @@ def _parts(
     if config.representation_size:
         rest += 2 * dim * width
     return first, rest, 2 * width * labels
+
+
+def color_flops(config: HFViTConfig, image_size: tuple[int, int] | None = None) -> int:
+    """Operations of the colors' layer, forward, for one image."""
+    rows, columns = config.grid_for(image_size or config.image_size_hw)
+    return 2 * rows * columns * config.hidden_size * 8**config.num_channels
 
 
 def measured_peak(device: torch.device, precision: str) -> float | None:

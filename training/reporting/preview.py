@@ -7,7 +7,7 @@ import torch
 from PIL import Image, ImageDraw
 
 
-MOST = 64  # pictures on a sheet
+MOST = 64  # images on a sheet
 SMALLEST = 96  # px, side of a cell
 CAPTION = 14  # px
 
@@ -18,8 +18,8 @@ def contact_sheet(
     """Draw a batch.
 
     Args:
-        pixel_values: (B, C, H, W), normalised. labels: (B,), or soft (B, K). names: of the classes.
-        mean, std: what the pictures were normalised with.
+        pixel_values: (B, C, H, W), normalized. labels: (B,), or soft (B, K). names: of the classes.
+        mean, std: what the images were normalized with.
     """
     count = min(MOST, len(pixel_values))
     columns = ceil(sqrt(count))
@@ -30,14 +30,14 @@ def contact_sheet(
     draw = ImageDraw.Draw(sheet)
     for index in range(count):
         x, y = index % columns * cell[0], index // columns * cell[1]
-        picture = as_picture(pixel_values[index], mean, std).resize((width * zoom, height * zoom), Image.NEAREST)
-        sheet.paste(picture, (x + 2, y + 2))
+        image = as_image(pixel_values[index], mean, std).resize((width * zoom, height * zoom), Image.NEAREST)
+        sheet.paste(image, (x + 2, y + 2))
         draw.text((x + 3, y + height * zoom + 2), caption(labels[index], names, cell[0] // 6), fill="black")
     return sheet
 
 
-def as_picture(pixel_values: torch.Tensor, mean: list[float], std: list[float]) -> Image.Image:
-    """A normalised (C, H, W) as RGB."""
+def as_image(pixel_values: torch.Tensor, mean: list[float], std: list[float]) -> Image.Image:
+    """A normalized (C, H, W) as RGB."""
     m, s = (torch.tensor(numbers).view(-1, 1, 1) for numbers in (mean, std))
     pixels = ((pixel_values.float().cpu() * s + m) * 255).round().clamp(0, 255).byte().numpy()
     return Image.fromarray(np.ascontiguousarray(np.broadcast_to(pixels, (3, *pixels.shape[1:])).transpose(1, 2, 0)))

@@ -1,4 +1,4 @@
-"""What a run shows while it goes, and what it leaves to look at: meter, stopwatch, progress line, history, curve.
+"""What a run shows while it goes, and what it leaves to look at: meter, timer, progress line, history, curve.
 
 For the Trainer. The meter lives on the device and is read only when something is logged. history.jsonl holds what is a
 function of arguments and data (a resumed run writes the same bytes); what the clock measured goes to speed.jsonl.
@@ -8,8 +8,9 @@ import json
 import os
 import resource
 import sys
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from torch.distributed.tensor import DTensor
 from tqdm.auto import tqdm
 
 from hf_vit import HFViTForImageClassification
+from hf_vit.atomic_file import atomic_path, atomic_write
 from hf_vit.interpretability.attention import position_similarity
 from hf_vit.interpretability.plots import draw_position_similarity
 
@@ -28,10 +30,11 @@ from hf_vit.interpretability.plots import draw_position_similarity
 HISTORY_NAME, SPEED_NAME, CURVE_NAME = "history.jsonl", "speed.jsonl", "training_curve.png"
 POSITIONS_NAME = "position_embedding_similarity.png"
 WAITING_HINT = 0.2
+FIRST_SIGN, NEXT_SIGN = 8.0, 28.0  # seconds without a line after which one says that the run goes on
 
 
 class Meter:
-    """Sums since the last log, on the device: loss, hits, pictures."""
+    """Sums since the last log, on the device: loss, hits, images."""
 
     def __init__(self, device: torch.device):
         self.device = device
@@ -43,8 +46,8 @@ class Meter:
         """Count one batch; returns the sum of its losses.
 
         Args:
-            losses: (B,). logits, labels: (B, K) and (B,), or soft labels (B, K), whose largest share is the truth; or
-                (B, n, K) and (B, n) for n questions to each picture, whose hits are a share.
+            losses: (B,). logits, labels: (B, K) and (B,), or soft labels (B, K), whose largest probability is the
+                truth; or (B, n, K) and (B, n) for n questions to each image, whose hits are a fraction.
         """
         truth = labels.argmax(-1) if labels.is_floating_point() else labels
         total = losses.sum(dtype=self.wide)
@@ -57,8 +60,8 @@ class Meter:
         self.sums.zero_()
 
 
-class Stopwatch:
-    """Seconds and pictures of training proper, without evaluation and checkpoints."""
+class Timer:
+    """Seconds and images of training proper, without evaluation and checkpoints."""
 
     def __init__(self, device: torch.device):
         self.device = device
@@ -66,7 +69,7 @@ class Stopwatch:
         self.images = 0
         self._mark = time.perf_counter()
         self._interval = (0.0, 0.0, 0)
-        self._done: torch.cuda.Event | None = None  # end of the last update on the GPU
+        self._done: torch.cuda.Event | None = None  # end of the last step on the GPU
 
     def start(self) -> None:
         """Begin, or go on after a pause."""
@@ -78,7 +81,7 @@ class Stopwatch:
         self._mark = now
 
     def lap(self, images: int) -> None:
-        """An update of `images` pictures is done."""
+        """An step of `images` images is done."""
         self.pause()
         self.images += images
         if self.device.type == "cuda":
@@ -87,7 +90,7 @@ class Stopwatch:
 
     @contextmanager
     def wait(self) -> Iterator[None]:
-        """Time within it goes by in waiting for data; it costs nothing while the GPU works on the last update."""
+        """Time within it goes by in waiting for data; it costs nothing while the GPU works on the last step."""
         began, busy = time.perf_counter(), self._device_is_busy()
         yield
         if not (busy and self._device_is_busy()):
@@ -96,13 +99,16 @@ class Stopwatch:
     def _device_is_busy(self) -> bool:
         return self._done is not None and not self._done.query()
 
-    def recall(self, seconds: float, waiting: float, images: int) -> None:
+    def state_dict(self) -> dict[str, float]:
+        return {"seconds": self.seconds, "waiting": self.waiting, "images": self.images}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from what an earlier process had measured."""
-        self.seconds, self.waiting, self.images = seconds, waiting, images
-        self._interval = (seconds, waiting, images)
+        self.seconds, self.waiting, self.images = state["seconds"], state["waiting"], state["images"]
+        self._interval = (self.seconds, self.waiting, self.images)
 
     def interval(self) -> dict[str, float]:
-        """`seconds` of training up to now; since the last call, seconds, pictures per second and share of waiting."""
+        """`seconds` of training up to now; since the last call, seconds, images per second and fraction of waiting."""
         seconds, waiting, images = self._interval
         self._interval = (self.seconds, self.waiting, self.images)
         spent = max(self.seconds - seconds, 1e-9)
@@ -122,29 +128,100 @@ def memory_peak(device: torch.device) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale
 
 
+class SignOfLife:
+    """Lines that say what a run is doing where no progress bar moves: the first one soon, then now and then.
+
+    A log file or notebook that stays silent for minutes looks like a run that hangs. Within `with`, a thread writes a
+    line whenever nothing was written for a while.
+
+    Args:
+        enabled: False on a terminal, whose bar moves, and on processes that stay silent.
+    """
+
+    def __init__(self, enabled: bool):
+        self.enabled = enabled
+        self.activity: Callable[[], str] = lambda: "starting"
+        self._wake = threading.Event()
+        self._began = self._spoken = time.monotonic()
+        self._thread: threading.Thread | None = None
+
+    def spoken(self) -> None:
+        """Something else was written just now."""
+        self._spoken = time.monotonic()
+
+    def start(self) -> None:
+        if self.enabled and self._thread is None:
+            self._began = time.monotonic()
+            self._thread = threading.Thread(target=self._watch, daemon=True, name="sign of life")
+            self._thread.start()
+
+    def stop(self) -> None:
+        if self._thread is not None:
+            self._wake.set()
+            self._thread.join()
+            self._thread = None
+            self._wake.clear()
+
+    def __enter__(self) -> "SignOfLife":
+        self.start()
+        return self
+
+    def __exit__(self, *error) -> None:
+        self.stop()
+
+    def _watch(self) -> None:
+        pause = FIRST_SIGN
+        while not self._wake.wait(max(0.1, self._spoken + pause - time.monotonic())):
+            if time.monotonic() - self._spoken >= pause:
+                # not tqdm.write: a data worker that is forked while this thread holds its lock would wait for ever
+                print(f"{self.activity()} ({clock(time.monotonic() - self._began)})", file=sys.stderr, flush=True)
+                self._spoken, pause = time.monotonic(), NEXT_SIGN
+
+
 class Display:
-    """One progress bar on a terminal; elsewhere one line for each log. Silent where it is not enabled."""
+    """One progress bar on a terminal; elsewhere one line for each log, and signs of life. Silent where not enabled."""
 
     def __init__(self, enabled: bool, bar: bool):
         self.enabled = enabled
         self.use_bar = enabled and bar and sys.stderr.isatty()
-        self.max_steps = 0
+        self.step = self.max_steps = 0
+        self.sign = SignOfLife(enabled and not self.use_bar)
+        self.sign.activity = self._activity
+        self._evaluated: tuple[int, int] | None = None  # batches done, of how many
         self._bar: tqdm | None = None
         self._hinted = False
 
     def begin(self, step: int, max_steps: int) -> None:
-        self.max_steps = max_steps
+        self.step, self.max_steps = step, max_steps
         if self.use_bar:
-            self._bar = tqdm(total=max_steps, initial=step, dynamic_ncols=True, unit="update")
+            self._bar = tqdm(total=max_steps, initial=step, dynamic_ncols=True, unit="step")
+
+    def __enter__(self) -> "Display":
+        self.sign.start()
+        return self
+
+    def __exit__(self, *error) -> None:
+        self.end()
 
     def advance(self) -> None:
+        self.step += 1
         if self._bar is not None:
             self._bar.update(1)
 
-    def say(self, text: str) -> None:
+    def evaluating(self, batches: int | None, total: int = 0) -> None:
+        """So many batches of an evaluation are done; None: it has ended."""
+        self._evaluated = None if batches is None else (batches, total)
+
+    def _activity(self) -> str:
+        if self._evaluated is not None:
+            return f"evaluating, batch {self._evaluated[0]} of {self._evaluated[1]}"
+        return f"training, step {self.step} of {self.max_steps}" if self.step < self.max_steps else "finishing"
+
+    def log(self, text: str) -> None:
         """Print a line above the bar."""
         if self.enabled:
             tqdm.write(text, file=sys.stderr)
+            self.sign.spoken()
 
     def show(self, step: int, logs: dict[str, Any], speed: dict[str, Any]) -> None:
         """Show one log: what was learned, and how fast."""
@@ -162,15 +239,15 @@ class Display:
         else:
             eta = f"  ETA {clock(speed['eta_seconds'])}" if speed else ""
             head = "evaluation" if any(name.startswith("eval_") for name in logs) else "step"
-            self.say(f"{head} {step}/{self.max_steps}  " + "  ".join(parts) + eta)
+            self.log(f"{head} {step}/{self.max_steps}  " + "  ".join(parts) + eta)
         self._hint(speed)
 
     def _hint(self, speed: dict[str, Any]) -> None:
         if speed and speed["data_wait"] > WAITING_HINT and not self._hinted and speed["interval_seconds"] > 1:
             self._hinted = True
             cores = os.cpu_count()
-            self.say(
-                f"hint: {speed['data_wait']:.0%} of the time goes into waiting for pictures; "
+            self.log(
+                f"hint: {speed['data_wait']:.0%} of the time goes into waiting for images; "
                 f"raise --dataloader_num_workers (this machine has {cores} cores)"
             )
 
@@ -178,6 +255,7 @@ class Display:
         if self._bar is not None:
             self._bar.close()
             self._bar = None
+        self.sign.stop()
 
 
 def format_number(name: str, value: float) -> str:
@@ -194,9 +272,7 @@ def clock(seconds: float) -> str:
 
 def write_history(folder: Path, lines: list[dict[str, Any]]) -> None:
     """Replace history.jsonl: on a resume, what the checkpoint knows is what counts."""
-    aside = folder / f".{HISTORY_NAME}"
-    aside.write_text("".join(json.dumps(line, sort_keys=True) + "\n" for line in lines), encoding="utf-8")
-    os.replace(aside, folder / HISTORY_NAME)
+    atomic_write(folder / HISTORY_NAME, "".join(json.dumps(line, sort_keys=True) + "\n" for line in lines))
 
 
 def append_line(path: Path, line: dict[str, Any]) -> None:
@@ -213,12 +289,13 @@ def draw_positions(model: HFViTForImageClassification, path: Path) -> bool:
     if table is None or isinstance(table, DTensor):
         return False
     figure = draw_position_similarity(position_similarity(model).cpu().numpy())
-    figure.savefig(path, facecolor="white", metadata={"Software": None})
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, facecolor="white", metadata={"Software": None})
     return True
 
 
 def draw_curve(history: list[dict[str, Any]], path: Path) -> bool:
-    """Draw loss and accuracy over the updates, training and evaluation; False if there is nothing to draw."""
+    """Draw loss and accuracy over the steps, training and evaluation; False if there is nothing to draw."""
     figure = Figure(figsize=(9, 3.4), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
     drawn = False
@@ -228,13 +305,14 @@ def draw_curve(history: list[dict[str, Any]], path: Path) -> bool:
             if points:
                 axis.plot(*zip(*points), style, label=label, markersize=3, linewidth=1.4)
                 drawn = True
-        axis.set_xlabel("update")
+        axis.set_xlabel("step")
         axis.set_ylabel(name)
         axis.grid(alpha=0.3)
         if axis.lines:
             axis.legend(frameon=False)
     if drawn:
-        figure.savefig(path, metadata={"Software": None})
+        with atomic_path(path) as temporary:
+            figure.savefig(temporary, metadata={"Software": None})
     return drawn
 
 

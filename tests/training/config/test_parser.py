@@ -120,4 +120,4 @@ def test_help_gives_every_option_with_its_group(capsys):
         assert f"--{name}" in text
     for group in GROUPS.values():
         assert group.__doc__ in text
-    assert "unit: updates" in text and "source: Table 4" in text
+    assert "unit: steps" in text and "source: Table 4" in text

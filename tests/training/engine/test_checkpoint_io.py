@@ -13,6 +13,7 @@ import torch
 
 from hf_vit.errors import HFViTError
 from training.engine import checkpoint_io as disk
+from training.engine import full_tensors
 
 
 def make(folder, number, complete=True):
@@ -23,32 +24,17 @@ def make(folder, number, complete=True):
     return path
 
 
-def test_written_aside_appears_in_one_step_and_replaces_what_was_there(tmp_path):
-    target = tmp_path / "checkpoint-1"
-    for text in ("first", "second"):
-        with disk.written_aside(target) as aside:
-            (aside / "file").write_text(text)
-            assert aside != target and (not target.exists() or (target / "file").read_text() != text)
-        assert (target / "file").read_text() == text
-    assert os.listdir(tmp_path) == ["checkpoint-1"]
-
-
-@pytest.mark.parametrize("error", [KeyboardInterrupt(), RuntimeError("boom")])
-def test_a_failure_leaves_nothing_behind(tmp_path, error):
-    with pytest.raises(type(error)), disk.written_aside(tmp_path / "checkpoint-1") as aside:
-        (aside / "file").write_text("half")
-        raise error
-    assert os.listdir(tmp_path) == []
-
-
 def test_a_full_disk_is_said_and_older_checkpoints_are_intact(tmp_path):
     make(tmp_path, 1)
     words = r"no space left.*intact.*--resume_from_checkpoint true"
-    with pytest.raises(HFViTError, match=words), disk.written_aside(tmp_path / "checkpoint-2"):
+
+    def write_model(folder, weights):
         raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(HFViTError, match=words):
+        disk.write_checkpoint(tmp_path / "checkpoint-2", {"model": {}}, write_model)
     assert disk.checkpoints(tmp_path) == [tmp_path / "checkpoint-1"]
-    with pytest.raises(HFViTError, match="no space left"), disk.space_needed(tmp_path):
-        raise OSError(errno.ENOSPC, "No space left on device")
+    assert "another disk" in disk.advice(tmp_path / "nowhere")
 
 
 def test_a_file_that_cannot_grow_is_a_full_disk_also_for_safetensors(tmp_path):
@@ -56,8 +42,8 @@ def test_a_file_that_cannot_grow_is_a_full_disk_also_for_safetensors(tmp_path):
     before, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, before[1]))
     try:
-        with pytest.raises(HFViTError, match="no space left"), disk.written_aside(tmp_path / "checkpoint-2") as aside:
-            disk.write_tensors(aside / "a.safetensors", {"a": torch.zeros(100_000)})
+        with pytest.raises(HFViTError, match="no space left"):
+            disk.write_tensors(tmp_path / "a.safetensors", {"a": torch.zeros(100_000)})
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
         signal.signal(signal.SIGXFSZ, handler)
@@ -95,7 +81,7 @@ def test_a_checkpoint_goes_in_one_step(tmp_path, monkeypatch):
         disk.rotate(tmp_path, 1, None)
     assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-2"]
     monkeypatch.undo()
-    disk.sweep(tmp_path)
+    disk.remove_leftovers(tmp_path)
     assert os.listdir(tmp_path) == ["checkpoint-2"]
 
 
@@ -122,14 +108,14 @@ def test_optimizer_state_survives_by_name(tmp_path):
     layer, optimizer = build()
     step(layer, optimizer)
     names = {p: n for n, p in layer.named_parameters()}
-    tensors, rest = disk.optimizer_state(optimizer, names)
+    tensors, rest = full_tensors.optimizer_state(optimizer, names)
     disk.write_tensors(tmp_path / "o.safetensors", tensors)
     disk.write_json(tmp_path / "o.json", rest)
     other, fresh = build()
-    disk.set_weights(other, disk.weights_of(layer), tmp_path)
+    full_tensors.set_model_weights(other, full_tensors.model_weights(layer))
     names = {p: n for n, p in other.named_parameters()}
     tensors, rest = disk.read_tensors(tmp_path / "o.safetensors"), disk.read_json(tmp_path / "o.json")
-    disk.set_optimizer_state(fresh, names, tensors, rest)
+    full_tensors.set_optimizer_state(fresh, names, tensors, rest, hyperparameters=True)
     step(layer, optimizer)
     step(other, fresh)
     assert torch.equal(layer.weight, other.weight) and fresh.param_groups[0]["betas"] == (0.8, 0.9)
@@ -137,7 +123,7 @@ def test_optimizer_state_survives_by_name(tmp_path):
 
 def test_weights_of_another_shape_are_refused(tmp_path):
     with pytest.raises(HFViTError, match="another architecture"):
-        disk.set_weights(torch.nn.Linear(3, 2), {"weight": torch.zeros(2, 4), "bias": torch.zeros(2)}, tmp_path)
+        full_tensors.set_model_weights(torch.nn.Linear(3, 2), {"weight": torch.zeros(2, 4), "bias": torch.zeros(2)})
 
 
 def test_differences_name_what_changed():

@@ -19,8 +19,8 @@ from tests.training.engine.test_trainer import arguments, tiny
 from training.data.dataset import open_dataset
 from training.data.transforms import EvalTransform
 from training.engine import checkpoint_io, trainer_state
-from training.engine.dataloaders import to_the_end
-from training.engine.distributed import peers_may_vanish, together
+from training.engine.dataloaders import all_batches
+from training.engine.distributed import all_ranks, handle_peer_exit
 from training.engine.trainer import Trainer
 
 
@@ -39,51 +39,51 @@ class Loader:
     def __next__(self):
         self.number = getattr(self, "number", 0) + 1
         if self.number == 2:
-            raise HFViTError("2.png: not a picture")
+            raise HFViTError("2.png: not a image")
         return {"labels": torch.ones(4)}
 
 
 def test_after_an_error_empty_batches_follow_where_others_wait_for_them():
     kept = []
-    assert [len(batch["labels"]) for batch in to_the_end(Loader(), kept.append)] == [4, 0, 0]
-    assert [str(error) for error in kept] == ["2.png: not a picture"]
-    with pytest.raises(HFViTError, match=r"^2.png: not a picture$"):
-        list(to_the_end(Loader(), None))
+    assert [len(batch["labels"]) for batch in all_batches(Loader(), kept.append)] == [4, 0, 0]
+    assert [str(error) for error in kept] == ["2.png: not a image"]
+    with pytest.raises(HFViTError, match=r"^2.png: not a image$"):
+        list(all_batches(Loader(), None))
 
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_worker_says_what_happened_and_not_where(tmp_path, workers):
-    data = pictures(tmp_path / "data", bad=("0.png",), on_unreadable="stop")
+    data = images(tmp_path / "data", bad=("0.png",), on_unreadable="stop")
     args = arguments(tmp_path / "out", per_device_train_batch_size=8, dataloader_num_workers=workers)
     with pytest.raises(HFViTError, match=r"^a/0.png: not an image that Pillow can read$"):
         Trainer(tiny(num_labels=2), args, data).train()
 
 
 def test_one_process_alone_raises_its_own_and_a_lost_connection_is_one_line():
-    with pytest.raises(OSError, match="no such disk"), together():
+    with pytest.raises(OSError, match="no such disk"), all_ranks():
         raise OSError("no such disk")
-    with pytest.raises(HFViTError, match="another process of this run has ended"), peers_may_vanish():
+    with pytest.raises(HFViTError, match="another process of this run has ended"), handle_peer_exit():
         raise RuntimeError("[pair.cc:553] Connection closed by peer [127.0.0.1]:1948.")
-    with pytest.raises(RuntimeError, match="shapes"), peers_may_vanish():
+    with pytest.raises(RuntimeError, match="shapes"), handle_peer_exit():
         raise RuntimeError("shapes differ")
 
 
-def pictures(folder, bad=(), **options):
-    """Sixteen pictures of two classes, some of them damaged."""
+def images(folder, bad=(), **options):
+    """Sixteen images of two classes, some of them damaged."""
     for number in range(16):
         path = folder / "ab"[number % 2] / f"{number}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (8, 8), (9 * number, 0, 255 * (number % 2))).save(path)
         if path.name in bad:
-            path.write_bytes(b"not a picture")
+            path.write_bytes(b"not a image")
     return open_dataset(str(folder), split="train", **options).with_transform(EvalTransform((8, 8)), 0)
 
 
 def failures(folder, rank):
     """What each case says in this process, by its name."""
-    whole = pictures(folder / f"whole-{rank}")
-    one = pictures(folder / f"one-{rank}", ("5.png",), on_unreadable="stop")
-    none = pictures(folder / f"none-{rank}", [f"{number}.png" for number in range(16)])
+    whole = images(folder / f"whole-{rank}")
+    one = images(folder / f"one-{rank}", ("5.png",), on_unreadable="stop")
+    none = images(folder / f"none-{rank}", [f"{number}.png" for number in range(16)])
     cases = {"one": (one, whole), "none": (none, whole), "evaluation": (whole, one), "no evaluation": (whole, none)}
     cases |= {"disk": (whole, whole), "not shared": (whole, whole)}
     said = {}
@@ -128,9 +128,9 @@ def test_both_processes_say_what_one_of_them_met(tmp_path):
     first, second = (json.loads(out.splitlines()[-1]) for out, _ in done)
     expected = {
         "one": "5.png: not an image",
-        "none": "no picture of update 1 can be read",
+        "none": "no image of step 1 can be read",
         "evaluation": "5.png: not an image",
-        "no evaluation": "no picture to evaluate on can be read",
+        "no evaluation": "no image to evaluate on can be read",
         "disk": "no space left for",
         "not shared": "the processes see different checkpoints (checkpoint-2, none)",
     }

@@ -8,7 +8,7 @@ import torch
 from transformers.models.vit import ViTImageProcessorPil
 
 from hf_vit import HFViTConfig, HFViTForImageClassification
-from training.engine.losses import Normalise, Objective, cross_entropy
+from training.engine.losses import ClassificationLoss, Normalize, cross_entropy
 
 
 LOGITS = torch.tensor([[2.0, -1.0, 0.5], [0.0, 0.0, 3.0]])
@@ -41,9 +41,9 @@ def test_smoothing_is_for_training_only_and_the_config_stays_clean():
         hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, image_size=8, patch_size=4,
         num_labels=3))  # fmt: skip
     torch.nn.init.normal_(model.classifier.weight)
-    objective, pixels = Objective(model, smoothing=0.3), torch.randn(2, 3, 8, 8)
-    smooth = objective.train()(pixels, SOFT)[0]
-    losses, logits, _ = objective.eval()(pixels, LABELS)
+    loss_module, pixels = ClassificationLoss(model, smoothing=0.3), torch.randn(2, 3, 8, 8)
+    smooth = loss_module.train()(pixels, SOFT)[0]
+    losses, logits, _ = loss_module.eval()(pixels, LABELS)
     torch.testing.assert_close(losses, torch.nn.functional.cross_entropy(logits, LABELS, reduction="none"))
     assert not torch.allclose(smooth, cross_entropy(logits, SOFT))
     assert model.config.problem_type is None
@@ -55,19 +55,19 @@ def test_a_frozen_backbone_is_read_as_in_evaluation():
         hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, image_size=8, patch_size=4,
         num_labels=3, hidden_dropout_prob=0.5))  # fmt: skip
     torch.nn.init.normal_(model.classifier.weight)
-    pixels, objective = torch.randn(2, 3, 8, 8), Objective(model)
-    assert not torch.equal(objective.train()(pixels, LABELS)[1], objective.eval()(pixels, LABELS)[1])
+    pixels, loss_module = torch.randn(2, 3, 8, 8), ClassificationLoss(model)
+    assert not torch.equal(loss_module.train()(pixels, LABELS)[1], loss_module.eval()(pixels, LABELS)[1])
     model.freeze_backbone()
-    assert torch.equal(objective.train()(pixels, LABELS)[1], objective.eval()(pixels, LABELS)[1])
-    assert model.classifier.training is False and objective.train().model.classifier.training
+    assert torch.equal(loss_module.train()(pixels, LABELS)[1], loss_module.eval()(pixels, LABELS)[1])
+    assert model.classifier.training is False and loss_module.train().model.classifier.training
 
 
-def test_normalising_agrees_with_the_image_processor():
+def test_normalizing_agrees_with_the_image_processor():
     processor = ViTImageProcessorPil(
         size={"height": 8, "width": 8}, image_mean=[0.4, 0.5, 0.6], image_std=[0.2, 0.3, 0.5]
     )
     image = torch.randint(0, 256, (3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     expected = processor(image.permute(1, 2, 0).numpy(), return_tensors="pt")["pixel_values"]
-    torch.testing.assert_close(Normalise([0.4, 0.5, 0.6], [0.2, 0.3, 0.5])(image[None]), expected, atol=1e-6, rtol=0)
+    torch.testing.assert_close(Normalize([0.4, 0.5, 0.6], [0.2, 0.3, 0.5])(image[None]), expected, atol=1e-6, rtol=0)
     floats = torch.randn(1, 3, 8, 8)
-    assert Normalise([0.5] * 3, [0.5] * 3)(floats) is floats
+    assert Normalize([0.5] * 3, [0.5] * 3)(floats) is floats

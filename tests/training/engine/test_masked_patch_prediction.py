@@ -14,7 +14,7 @@ from hf_vit.errors import HFViTError
 from training import finetune, pretrain
 from training.config.arguments import TrainArguments
 from training.data.dataset import open_dataset
-from training.engine.masked_patch_prediction import MaskedPatchObjective, masked_model, same_places
+from training.engine.masked_patch_prediction import MaskedPatchLoss, masked_model, same_places
 from training.engine.trainer import Trainer
 
 
@@ -30,31 +30,31 @@ def words(*parts):
     return [word for part in parts for word in str(part).split()]
 
 
-def objective(**fields):
-    return MaskedPatchObjective(HFViTForMaskedPatchPrediction(HFViTConfig(**TINY | fields, num_labels=0)))
+def loss_module(**fields):
+    return MaskedPatchLoss(HFViTForMaskedPatchPrediction(HFViTConfig(**TINY | fields, num_labels=0)))
 
 
 def test_the_loss_is_the_models_own_over_the_corrupted_patches():
-    training, pixels = objective().train(), torch.rand(4, 3, 16, 16) * 2 - 1
+    training, pixels = loss_module().train(), torch.rand(4, 3, 16, 16) * 2 - 1
     torch.manual_seed(3)
-    losses, logits, colours = training(pixels, torch.zeros(4))
+    losses, logits, colors = training(pixels, torch.zeros(4))
     torch.manual_seed(3)
     torch.testing.assert_close(training.model(pixels).loss, losses.mean())
-    assert logits.shape == (4, 8, 512) and colours.shape == (4, 8)
+    assert logits.shape == (4, 8, 512) and colors.shape == (4, 8)
 
 
 def test_evaluation_masks_the_same_places_whatever_the_batch():
-    asking = objective().eval()
+    asking = loss_module().eval()
     pixels = torch.rand(5, 3, 16, 16) * 2 - 1
     whole = asking(pixels, torch.zeros(5))
     parts = [asking(part, torch.zeros(len(part))) for part in (pixels[:1], pixels[1:])]
-    for together, apart in zip(whole, zip(*parts)):
-        torch.testing.assert_close(together, torch.cat(apart))
+    for all_ranks, apart in zip(whole, zip(*parts)):
+        torch.testing.assert_close(all_ranks, torch.cat(apart))
     assert same_places(16, 8).sum() == 8 and torch.equal(same_places(16, 8), same_places(16, 8))
 
 
 def test_a_compiled_objective_is_one_graph_in_training():
-    asking, pixels = objective().train(), torch.rand(4, 3, 16, 16) * 2 - 1
+    asking, pixels = loss_module().train(), torch.rand(4, 3, 16, 16) * 2 - 1
     torch.manual_seed(3)
     plain = asking(pixels, torch.zeros(4))[0]
     compiled = torch.compile(asking, backend="eager", fullgraph=True)
@@ -70,7 +70,7 @@ def pretrained(tmp_path_factory):
     return folder, facts
 
 
-def test_the_script_learns_colours_without_labels(pretrained):
+def test_the_script_learns_colors_without_labels(pretrained):
     folder, facts = pretrained
     losses = [line["loss"] for line in map(json.loads, (folder / "history.jsonl").open()) if "loss" in line]
     assert losses[-1] < 0.9 * losses[0]
@@ -79,7 +79,7 @@ def test_the_script_learns_colours_without_labels(pretrained):
     assert names == {"masked_patch_loss", "masked_patch_accuracy", "masked_patch_top5_accuracy"}
     assert all(0 <= row["value"] <= 1 for row in facts["results"] if "accuracy" in row["metric"])
     card = (folder / "README.md").read_text()
-    assert 'pipeline("image-classification"' not in card and "sorts a picture" not in card
+    assert 'pipeline("image-classification"' not in card and "sorts a image" not in card
     assert (
         "pipeline_tag: image-feature-extraction" in card
         and "It has no classes yet" in card
@@ -96,7 +96,7 @@ def test_its_weights_become_a_classifier_at_another_size(pretrained, tmp_path):
     for name, value in before.items():
         if name.startswith("vit.") and "position" not in name:
             assert torch.equal(value, after[name]), name
-    assert not any("colours" in name or "mask_token" in name for name in after)
+    assert not any("colors" in name or "mask_token" in name for name in after)
     HFViTForImageClassification.from_pretrained(tmp_path / "out")
 
 

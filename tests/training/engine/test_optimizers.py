@@ -10,16 +10,15 @@ import torch
 from hf_vit import HFViTConfig, HFViTForImageClassification
 from hf_vit.errors import HFViTError
 from training.config.arguments import TrainArguments
+from training.engine.lr_schedules import create_scheduler, rate_factor
 from training.engine.masked_patch_prediction import masked_model
 from training.engine.optimizers import (
     GradualUnfreezing,
     averaged_by,
     create_optimizer,
-    create_scheduler,
     decays,
     layer_numbers,
     parameter_groups,
-    rate_factor,
 )
 
 
@@ -114,7 +113,7 @@ def test_warmup_and_cooldown_must_fit_into_the_run():
     with pytest.raises(HFViTError, match="cooldown of 10: longer than the training of 20"):
         TrainArguments(max_steps=20, warmup_steps=11, cooldown_steps="50%")
     args = TrainArguments(num_train_epochs=2, warmup_steps="3 epochs")
-    with pytest.raises(HFViTError, match="warm-up of 15 updates: longer than the training of 10"):
+    with pytest.raises(HFViTError, match="warm-up of 15 steps: longer than the training of 10"):
         create_scheduler(create_optimizer(tiny(), args), args, max_steps=10, epoch=5.0)
 
 
@@ -166,7 +165,7 @@ def learn(model, optimizer, steps=1):
 
 
 def test_muon_moves_hidden_matrices_and_adamw_the_rest():
-    # in float64: Muon makes rounding as large as the rest where a gradient is of few pictures, so of low rank
+    # in float64: Muon makes rounding as large as the rest where a gradient is of few images, so of low rank
     model, plain = (tiny(num_register_tokens=1).double() for _ in range(2))
     plain.load_state_dict(model.state_dict())
     args = TrainArguments(optim="muon", learning_rate=0.01, weight_decay=0.1, muon_momentum=0.9)

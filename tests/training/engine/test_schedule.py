@@ -8,7 +8,7 @@ import torch
 
 from hf_vit import HFViTConfig
 from hf_vit.errors import HFViTError
-from tests.training.engine.test_trainer import Pictures, arguments, history, tiny
+from tests.training.engine.test_trainer import Images, arguments, history, tiny
 from training.config.arguments import TrainArguments
 from training.config.parser import parse
 from training.data.dataset import open_dataset
@@ -28,7 +28,7 @@ def stages(devices=1, max_steps=100, epoch=20.0, **values):
 
 def test_without_a_schedule_a_run_is_one_stage():
     only = stages(gradient_accumulation_steps=2, devices=3)
-    assert [(s.start, s.stop, s.image_size, s.batch_size, s.passes, s.pictures) for s in only] == [
+    assert [(s.start, s.stop, s.image_size, s.batch_size, s.accumulation_steps, s.images) for s in only] == [
         (0, 100, None, 8, 2, 48)
     ]
 
@@ -41,7 +41,7 @@ def test_sizes_and_batches_begin_at_updates_shares_percent_and_epochs():
         (80, 100, (16, 16)),
     ]
     both = stages(devices=2, image_size_schedule={"50%": 8}, batch_size_schedule={"0": 4, "20%": 32, "50": 48})
-    assert [(s.start, s.image_size, s.batch_size, s.passes, s.pictures) for s in both] == [
+    assert [(s.start, s.image_size, s.batch_size, s.accumulation_steps, s.images) for s in both] == [
         (0, None, 2, 1, 4), (20, None, 8, 2, 32), (50, (8, 8), 8, 3, 48),
     ]  # fmt: skip
 
@@ -51,8 +51,8 @@ def test_sizes_and_batches_begin_at_updates_shares_percent_and_epochs():
     [
         ({"image_size_schedule": {"0": 2}}, "smaller than one patch of 4 x 4"),
         ({"image_size_schedule": {"0": "big"}}, "give pixels"),
-        ({"image_size_schedule": {"soon": 8}}, "give updates, a share"),
-        ({"image_size_schedule": {"100": 8}}, "begins after the last of 100 updates"),
+        ({"image_size_schedule": {"soon": 8}}, "give steps, a share"),
+        ({"image_size_schedule": {"100": 8}}, "begins after the last of 100 steps"),
         ({"image_size_schedule": {"10": 8, "10%": 12}}, "two of these begin at the same"),
         ({"batch_size_schedule": {"0": 0}}, "1 or more"),
         ({"batch_size_schedule": {"0": 17}}, "take a multiple of 3"),
@@ -95,7 +95,7 @@ def test_the_network_sees_the_sizes_and_batches_and_the_account_counts_them(tmp_
     run.model.register_forward_pre_hook(lambda module, inputs: seen.append(tuple(inputs[0].shape)))
     run.train()
     assert seen == [(8, 3, 8, 8)] * 2 + [(8, 3, 8, 8)] * 4 + [(8, 3, 12, 12)] * 6
-    assert run.position == 2 * 8 + 2 * 16 + 2 * 24 and run.watch.images == run.position
+    assert run.position == 2 * 8 + 2 * 16 + 2 * 24 and run.timer.images == run.position
     small, large = (train_flops(run.model.config, (side, side)) for side in (8, 12))
     assert run.state.total_flos == (2 * 8 + 2 * 16) * small + 2 * 24 * large
     seen.clear()
@@ -130,20 +130,18 @@ def test_a_schedule_that_changes_nothing_changes_nothing(tmp_path):
 def test_data_without_a_size_to_choose_and_batches_beyond_the_data_are_refused(tmp_path):
     args = arguments(tmp_path / "out", image_size_schedule={"0": 12})
     with pytest.raises(HFViTError, match="needs a data set of training"):
-        Trainer(tiny(), args, Pictures(40)).train()
+        Trainer(tiny(), args, Images(40)).train()
     kept = open_dataset("digits", split="train").with_transform(TrainTransform(16, crop="none"), 0)
     with pytest.raises(HFViTError, match="choose another crop"):
         Trainer(tiny(), args, kept).train()
     args = arguments(tmp_path / "out", batch_size_schedule={"3": 48})
-    with pytest.raises(
-        HFViTError, match=r"a batch of 48 pictures \(8 x 6 passes.*: lower --batch_size_schedule to 40"
-    ):
-        Trainer(tiny(), args, Pictures(40)).train()
+    with pytest.raises(HFViTError, match=r"a batch of 48 images \(8 x 6 passes.*: lower --batch_size_schedule to 40"):
+        Trainer(tiny(), args, Images(40)).train()
     for values, lower in (
         ({"global_batch_size": 48}, "--global_batch_size to 40 or less"),
         ({"gradient_accumulation_steps": 48, "per_device_train_batch_size": 1}, "--gradient_accumulation_steps to 40"),
         ({"gradient_accumulation_steps": 3, "per_device_train_batch_size": 16}, "--per_device_train_batch_size to 13"),
     ):
-        with pytest.raises(HFViTError, match=f"a batch of 48 pictures .*: lower {lower}"):
-            Trainer(tiny(), arguments(tmp_path / "out", **values), Pictures(40)).train()
+        with pytest.raises(HFViTError, match=f"a batch of 48 images .*: lower {lower}"):
+            Trainer(tiny(), arguments(tmp_path / "out", **values), Images(40)).train()
     assert not (tmp_path / "out").exists()

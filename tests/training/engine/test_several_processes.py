@@ -71,7 +71,7 @@ def test_two_processes_equal_one_with_the_doubled_batch_and_sharding_changes_not
     ("values", "atol"),
     [
         ({"optim": "lamb"}, 1e-5),  # its norms are those of whole tensors
-        ({"optim": "muon"}, 5e-3),  # orthogonalised in bfloat16, summed in another order when sharded
+        ({"optim": "muon"}, 5e-3),  # orthogonalized in bfloat16, summed in another order when sharded
         ({"optim": "schedule_free_adamw", "lr_scheduler_type": "constant"}, 1e-5),
     ],
 )
@@ -89,7 +89,7 @@ def test_sharding_changes_no_optimizer_and_they_resume(tmp_path, values, atol):
 
 
 def forget_the_end(folder):
-    """As if the run had been killed after update 3."""
+    """As if the run had been killed after step 3."""
     for path in [*(folder / "checkpoint-6").iterdir(), folder / "model.safetensors", folder / "history.jsonl"]:
         path.unlink()
     (folder / "checkpoint-6").rmdir()

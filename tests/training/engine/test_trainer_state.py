@@ -12,17 +12,17 @@ import torch
 from transformers import EarlyStoppingCallback, TrainerCallback
 
 from hf_vit.errors import HFViTError
-from tests.training.engine.test_trainer import Pictures, arguments, tiny
+from tests.training.engine.test_trainer import Images, arguments, tiny
 from training.data.dataset import open_dataset
 from training.data.transforms import EvalTransform
 from training.engine.trainer import Trainer
 
 
 class Die(TrainerCallback):
-    """Ends the run as a power cut would: in the middle of an update, nothing written."""
+    """Ends the run as a power cut would: in the middle of a step, nothing written."""
 
-    def __init__(self, update):
-        self.update = update
+    def __init__(self, step):
+        self.update = step
 
     def on_substep_end(self, args, state, control, **kwargs):
         if state.global_step == self.update:
@@ -41,7 +41,7 @@ def run(folder, stop_at=None, resume=None, callbacks=(), data=None, model=None, 
     args = arguments(folder, **{**EVERYTHING, **values})
     model = model or tiny(seed=1, hidden_dropout_prob=0.1, drop_path_rate=0.2)
     trainer = Trainer(
-        model, args, data or Pictures(30), Pictures(7), callbacks=[*callbacks, *([Die(stop_at)] if stop_at else [])]
+        model, args, data or Images(30), Images(7), callbacks=[*callbacks, *([Die(stop_at)] if stop_at else [])]
     )
     if stop_at:
         with pytest.raises(KeyboardInterrupt):
@@ -84,7 +84,7 @@ def test_sgd_and_a_finished_run_resumed(tmp_path):
     "values",
     [
         {"optim": "muon", "layer_decay": 0.7, "ema_decay": 0.0},
-        {"optim": "lamb", "unfreeze_every": 2, "mixing_off": 4, "ema_decay": 0.0},
+        {"optim": "lamb", "unfreeze_every": 2, "mixup_off_steps": 4, "ema_decay": 0.0},
         {"optim": "schedule_free_adamw", "lr_scheduler_type": "constant", "warmup_steps": 2, "ema_decay": 0.0},
     ],
 )
@@ -99,10 +99,10 @@ def test_other_optimizers_go_on_with_the_same_bytes(tmp_path, values):
 def test_callbacks_remember(tmp_path):
     args = {"load_best_model_at_end": True, "eval_steps": 1, "max_steps": 9, "save_steps": 1, "learning_rate": 0.0}
     run(tmp_path / "out", 3, callbacks=[EarlyStoppingCallback(4)], model=tiny(seed=1), **args)
-    trainer = Trainer(tiny(seed=1), arguments(tmp_path / "out", **{**EVERYTHING, **args}), Pictures(30), Pictures(7),
+    trainer = Trainer(tiny(seed=1), arguments(tmp_path / "out", **{**EVERYTHING, **args}), Images(30), Images(7),
                       callbacks=[EarlyStoppingCallback(4)])  # fmt: skip
     trainer.train(True)
-    assert trainer.state.global_step == 5  # update 1 is the best, 2 to 5 are no better
+    assert trainer.state.global_step == 5  # step 1 is the best, 2 to 5 are no better
 
 
 def test_without_a_checkpoint_resuming_is_beginning(tmp_path, uninterrupted):
@@ -122,10 +122,10 @@ def test_what_is_half_written_is_not_a_checkpoint(tmp_path, uninterrupted):
 def test_other_data_are_refused_with_what_changed(tmp_path):
     run(tmp_path / "out", 4)
     with pytest.raises(HFViTError, match=r"the data changed \(images: 30 there, 31 here\)"):
-        run(tmp_path / "out", resume=True, data=Pictures(31))
+        run(tmp_path / "out", resume=True, data=Images(31))
 
 
-def test_as_many_other_pictures_are_other_data(tmp_path):
+def test_as_many_other_images_are_other_data(tmp_path):
     one, other = (open_dataset("digits", split=split).with_transform(EvalTransform((8, 8)), 0)
                   for split in ("train[:40]", "train[40:80]"))  # fmt: skip
     assert len(one) == len(other) and one.fingerprint != other.fingerprint
@@ -147,13 +147,13 @@ def test_another_architecture_is_refused_with_what_changed(tmp_path):
 
 def test_a_checkpoint_beyond_the_end_of_the_run_is_refused(tmp_path):
     run(tmp_path / "out", 7)
-    with pytest.raises(HFViTError, match=r"checkpoint-6 is what 6 updates made, this run has 5: raise --max_steps"):
+    with pytest.raises(HFViTError, match=r"checkpoint-6 is what 6 steps made, this run has 5: raise --max_steps"):
         run(tmp_path / "out", resume=True, max_steps=5)
 
 
 def test_a_run_that_goes_on_in_another_folder_still_finds_its_best_weights(tmp_path):
     best = {"load_best_model_at_end": True, "eval_steps": 1, "save_steps": 1, "learning_rate": 0.0}
-    run(tmp_path / "out", 4, **best)  # without a rate, the first update stays the best
+    run(tmp_path / "out", 4, **best)  # without a rate, the first step stays the best
     for number in range(5, 10):
         assert not (tmp_path / f"out/checkpoint-{number}").exists()
     (tmp_path / "out").rename(tmp_path / "moved")

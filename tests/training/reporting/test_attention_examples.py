@@ -1,4 +1,4 @@
-"""Pictures of what a model looks at, drawn at the end of training and shown on its card.
+"""Images of what a model looks at, drawn at the end of training and shown on its card.
 
 python -m pytest tests/training/reporting/test_attention_examples.py
 """
@@ -32,8 +32,8 @@ def tiny(**changes):
 
 
 @pytest.fixture
-def pictures(tmp_path):
-    """Two classes of pictures of different proportions; the first of class `a` cannot be read."""
+def images(tmp_path):
+    """Two classes of images of different proportions; the first of class `a` cannot be read."""
     random = np.random.default_rng(0)
     for split in ("train", "test"):
         for label in "ab":
@@ -41,13 +41,13 @@ def pictures(tmp_path):
             for number, (height, width) in enumerate([(40, 20), (30, 90), (400, 700)]):
                 pixels = random.integers(0, 255, (height, width, 3), dtype=np.uint8)
                 Image.fromarray(pixels).save(tmp_path / "in" / split / label / f"{number}.png")
-    (tmp_path / "in" / "test" / "a" / "0.png").write_text("not a picture")
+    (tmp_path / "in" / "test" / "a" / "0.png").write_text("not a image")
     return tmp_path / "in"
 
 
-def trainer_of(pictures, folder, model=None, **arguments):
+def trainer_of(images, folder, model=None, **arguments):
     view = EvalTransform((16, 24))
-    train, test = (open_dataset(str(pictures), split=split).with_transform(view, 0) for split in ("train", "test"))
+    train, test = (open_dataset(str(images), split=split).with_transform(view, 0) for split in ("train", "test"))
     processor = ViTImageProcessorPil(size={"height": 16, "width": 24})
     settings = {"max_steps": 1, "per_device_train_batch_size": 2, "use_cpu": True, "save_strategy": "no"} | arguments
     return Trainer(
@@ -55,21 +55,21 @@ def trainer_of(pictures, folder, model=None, **arguments):
     )
 
 
-def test_the_card_shows_pictures_only_when_asked(pictures, tmp_path):
+def test_the_card_shows_images_only_when_asked(images, tmp_path):
     for count, folder in ((0, tmp_path / "none"), (3, tmp_path / "three")):
-        trainer = trainer_of(pictures, folder, card_examples=count, ema_decay=0.9)
+        trainer = trainer_of(images, folder, card_examples=count, ema_decay=0.9)
         trainer.train()
         trainer.create_model_card()
         facts, card = json.loads((folder / "facts.json").read_text()), (folder / "README.md").read_text()
         shown = attention_examples.EXAMPLES_NAME
         assert (shown in facts["figures"]) == (f"]({shown})" in card) == (folder / shown).is_file() == bool(count)
     assert "position_embedding_similarity.png" in facts["figures"]
-    assert "The first pictures of each class in split test, 3 in all, not picked by hand" in card
+    assert "The first images of each class in split test, 3 in all, not picked by hand" in card
     with Image.open(tmp_path / "three" / shown) as figure:
         assert len(np.unique(np.asarray(figure.convert("L")))) > 100
 
 
-def test_examples_are_the_first_of_each_class(pictures, tmp_path, monkeypatch):
+def test_examples_are_the_first_of_each_class(images, tmp_path, monkeypatch):
     seen = {}
 
     def keep(columns, titles, names):
@@ -78,17 +78,17 @@ def test_examples_are_the_first_of_each_class(pictures, tmp_path, monkeypatch):
 
     figure = attention_examples.draw_examples
     monkeypatch.setattr(attention_examples, "draw_examples", keep)
-    trainer = trainer_of(pictures, tmp_path / "out", card_examples=50)
+    trainer = trainer_of(images, tmp_path / "out", card_examples=50)
     trainer.output_dir.mkdir()
     facts = {}
     attention_examples.add(trainer, facts)
     assert facts["figures"] == ["attention_examples.png"]
-    assert seen["names"] == ["picture", "rollout", "relevance"]
+    assert seen["names"] == ["image", "rollout", "relevance"]
     assert [title[0] for title in seen["titles"]] == list("babab")  # the first `a` is unreadable
-    shapes = [[picture.shape[:2] for picture in column] for column in seen["columns"]]
+    shapes = [[image.shape[:2] for image in column] for column in seen["columns"]]
     narrow, wide, large = (320, 160), (107, 320), (183, 320)  # the proportions of the originals
     assert shapes == [[narrow] * 3, [wide] * 3, [wide] * 3, [large] * 3, [large] * 3]
-    told = trainer.model(trainer.normalise(trainer.eval_dataset[4]["pixel_values"][None])).logits.argmax().item()
+    told = trainer.model(trainer.normalize(trainer.eval_dataset[4]["pixel_values"][None])).logits.argmax().item()
     assert seen["titles"][2] == ("b" if told == 1 else "b, taken for a")
 
 
@@ -97,7 +97,7 @@ def test_labels_in_any_order_are_spread():
     assert order == [2, 4, 0, 5, 1, 3]
 
 
-def test_what_cannot_be_drawn_is_refused_before_training(pictures, tmp_path):
+def test_what_cannot_be_drawn_is_refused_before_training(images, tmp_path):
     class Blank(torch.utils.data.Dataset):
         def __len__(self):
             return 4
@@ -106,10 +106,10 @@ def test_what_cannot_be_drawn_is_refused_before_training(pictures, tmp_path):
             return {"pixel_values": torch.zeros(3, 16, 24), "labels": 0}
 
     arguments = TrainArguments(output_dir=str(tmp_path / "out"), max_steps=1, use_cpu=True, card_examples=1)
-    with pytest.raises(HFViTError, match="--card_examples shows original pictures"):
+    with pytest.raises(HFViTError, match="--card_examples shows original images"):
         Trainer(tiny(), arguments, Blank(), Blank(), ViTImageProcessorPil())
     with pytest.raises(HFViTError, match="no transformer blocks"):
-        trainer_of(pictures, tmp_path / "out", tiny(num_hidden_layers=0), card_examples=1)
+        trainer_of(images, tmp_path / "out", tiny(num_hidden_layers=0), card_examples=1)
     with pytest.raises(HFViTError, match="--card_examples -1: give 0 or more"):
         TrainArguments(card_examples=-1)
     assert not (tmp_path / "out").exists()

@@ -20,7 +20,7 @@ def test_the_architecture_is_what_our_config_adds_and_reads_back():
 
 def test_paths_lose_their_folders_and_hub_ids_stay(tmp_path):
     assert facts.public_name(str(tmp_path / "..")) == tmp_path.parent.name
-    assert facts.public_name("someone/pictures") == "someone/pictures"
+    assert facts.public_name("someone/images") == "someone/images"
 
 
 def test_the_environment_names_hardware_and_versions():

@@ -59,7 +59,7 @@ def test_drop_path_is_counted_by_the_mean_of_what_it_leaves_out():
     assert forward_flops(config) == forward_flops(plain)
 
 
-# exaFLOPs of 7 epochs (14 for H/14) of JFT-300M; the paper rounds, and says 303 million pictures.
+# exaFLOPs of 7 epochs (14 for H/14) of JFT-300M; the paper rounds, and says 303 million images.
 @pytest.mark.parametrize(
     ("preset", "epochs", "exaflops"),
     [

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from training import finetune
-from training.reporting.preview import as_picture, caption, contact_sheet
+from training.reporting.preview import as_image, caption, contact_sheet
 
 
 LINE = (
@@ -31,10 +31,10 @@ def test_preview_draws_one_batch_and_stops(tmp_path, capsys):
     assert (np.asarray(Image.open(named)) != np.asarray(sheet)).any()
 
 
-def test_pictures_come_back_from_their_normalisation():
+def test_images_come_back_from_their_normalization():
     pixels = np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8)
     normal = (torch.from_numpy(pixels).permute(2, 0, 1) / 255 - torch.tensor([0.4, 0.5, 0.6])[:, None, None]) / 0.25
-    assert (np.asarray(as_picture(normal, [0.4, 0.5, 0.6], [0.25] * 3)) == pixels).all()
+    assert (np.asarray(as_image(normal, [0.4, 0.5, 0.6], [0.25] * 3)) == pixels).all()
     assert contact_sheet(normal[None, :1], torch.tensor([0]), ["a"], [0.4], [0.25]).size == (100, 114)
 
 

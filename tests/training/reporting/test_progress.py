@@ -1,4 +1,4 @@
-"""Meter, stopwatch, display, history and curve.
+"""Meter, timer, display, history and curve.
 
 pytest tests/training/reporting/test_progress.py
 """
@@ -13,7 +13,7 @@ from hf_vit import HFViTConfig, HFViTForImageClassification
 from training.reporting import progress
 
 
-def test_the_meter_adds_up_pictures():
+def test_the_meter_adds_up_images():
     meter = progress.Meter(torch.device("cpu"))
     logits = torch.eye(3)
     meter.add(torch.tensor([1.0, 2.0, 3.0]), logits, torch.tensor([0, 1, 0]))
@@ -25,30 +25,30 @@ def test_the_meter_adds_up_pictures():
     assert meter.sums.tolist() == [0.0, 0.0, 0.0]
 
 
-def test_the_stopwatch_leaves_pauses_out(monkeypatch):
+def test_the_timer_leaves_pauses_out(monkeypatch):
     now = [0.0]
     monkeypatch.setattr(progress.time, "perf_counter", lambda: now[0])
-    watch = progress.Stopwatch(torch.device("cpu"))
+    timer = progress.Timer(torch.device("cpu"))
 
     def after(seconds):
         now[0] += seconds
 
-    watch.start()
+    timer.start()
     after(1.5)
-    with watch.wait():
+    with timer.wait():
         after(0.5)
-    watch.lap(64)
+    timer.lap(64)
     after(100)  # an evaluation
-    watch.start()
+    timer.start()
     after(2)
-    watch.lap(64)
-    assert (watch.seconds, watch.images) == (4.0, 128)
+    timer.lap(64)
+    assert (timer.seconds, timer.images) == (4.0, 128)
     found = {"seconds": 4.0, "interval_seconds": 4.0, "images_per_second": 32.0, "data_wait": 0.125}
-    assert watch.interval() == found
+    assert timer.interval() == found
     after(1)
-    watch.lap(10)
+    timer.lap(10)
     found = {"seconds": 5.0, "interval_seconds": 1.0, "images_per_second": 10.0, "data_wait": 0.0}
-    assert watch.interval() == found
+    assert timer.interval() == found
 
 
 def test_the_display_gives_one_line_a_log_where_there_is_no_terminal(capsys):
@@ -67,7 +67,7 @@ def test_the_display_gives_one_line_a_log_where_there_is_no_terminal(capsys):
 
 
 @pytest.mark.parametrize(("share", "hints"), [(0.19, 0), (0.21, 1)])
-def test_the_bar_too_is_followed_by_one_hint_where_pictures_come_too_slowly(capsys, monkeypatch, share, hints):
+def test_the_bar_too_is_followed_by_one_hint_where_images_come_too_slowly(capsys, monkeypatch, share, hints):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     display = progress.Display(enabled=True, bar=True)
     display.begin(0, 100)
