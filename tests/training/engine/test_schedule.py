@@ -135,7 +135,7 @@ def test_data_without_a_size_to_choose_and_batches_beyond_the_data_are_refused(t
     with pytest.raises(HFViTError, match="choose another crop"):
         Trainer(tiny(), args, kept).train()
     args = arguments(tmp_path / "out", batch_size_schedule={"3": 48})
-    with pytest.raises(HFViTError, match=r"a batch of 48 images \(8 x 6 passes.*: lower --batch_size_schedule to 40"):
+    with pytest.raises(HFViTError, match=r"48 images \(8 x 6 accumulation.*: lower --batch_size_schedule to 40"):
         Trainer(tiny(), args, Images(40)).train()
     for values, lower in (
         ({"global_batch_size": 48}, "--global_batch_size to 40 or less"),

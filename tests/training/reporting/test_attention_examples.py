@@ -81,7 +81,9 @@ def test_examples_are_the_first_of_each_class(images, tmp_path, monkeypatch):
     trainer = trainer_of(images, tmp_path / "out", card_examples=50)
     trainer.output_dir.mkdir()
     facts = {}
-    attention_examples.add(trainer, facts)
+    attention_examples.add(
+        facts, trainer.output_dir, 50, trainer.model, trainer.eval_dataset, trainer.normalize, trainer.image_processor
+    )
     assert facts["figures"] == ["attention_examples.png"]
     assert seen["names"] == ["image", "rollout", "relevance"]
     assert [title[0] for title in seen["titles"]] == list("babab")  # the first `a` is unreadable

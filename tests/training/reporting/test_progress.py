@@ -82,7 +82,7 @@ def test_the_bar_too_is_followed_by_one_hint_where_images_come_too_slowly(capsys
 def test_a_silent_display_says_nothing(capsys):
     display = progress.Display(enabled=False, bar=True)
     display.show(1, {"loss": 1.0}, {})
-    display.say("word")
+    display.log("word")
     assert capsys.readouterr().err == ""
 
 
