@@ -23,8 +23,8 @@ from hf_vit.image_io import processor_pixels
 from hf_vit.image_processing import ImageProcessing
 from training.config.arguments import DataArguments
 from training.data.dataset import open_dataset
+from training.data.normalize import Normalize
 from training.data.splits import transforms
-from training.engine.losses import Normalise
 from training.evaluation.classifier import open_classifier
 
 
@@ -148,7 +148,7 @@ def test_everything_sees_the_same_pixels(images, tmp_path, kind, monkeypatch, ca
         assert apart[worst] <= 1e-6, (name, worst, apart[worst])  # float32 rounding of the same uint8 pixels
 
     _, view = transforms(DataArguments(dataset="x"), config, processing)
-    normalize = Normalise.of(saved, config.num_channels)
+    normalize = Normalize.of(saved, config.num_channels)
     seen = data.with_transform(view)
     compare("evaluation", [normalize(seen[row]["pixel_values"]) for row in rows])
     for row, file in zip(rows, files):

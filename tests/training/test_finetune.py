@@ -206,7 +206,7 @@ def test_a_resumed_stream_ends_with_the_same_bytes(tmp_path):
         (f"{TINY} --set hiden_size=3 --dataset digits --output_dir OUT", "did you mean 'hidden_size'"),
         ("--preset vit-hug-patch14-224 --dataset digits --output_dir OUT", "vit-hug"),
         (f"--model x --preset vit-tiny-patch16-224 {TINY} --dataset digits --output_dir OUT", "not both"),
-        ("--model no/such-model --dataset digits --output_dir OUT", "no such file or folder here"),
+        ("--model no/such-model --dataset digits --output_dir OUT", "no such file or folder"),
         (f"{TINY} --dataset no/such-folder/here --output_dir OUT", "no/such-folder/here"),
         ("--set patch_size=16 --image_size 8 --dataset digits --output_dir OUT", "smaller than"),
         (f"{TINY} --dataset ONE --output_dir OUT", "only one class"),
