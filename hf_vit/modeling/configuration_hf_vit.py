@@ -8,11 +8,14 @@ arXiv:2106.10270); google-research/vision_transformer `vit_jax/configs/models.py
 """
 
 import difflib
+import math
 import re
 from typing import Any, Literal
 
 from huggingface_hub.dataclasses import strict
+from huggingface_hub.errors import StrictDataclassError
 from transformers import PreTrainedConfig
+from transformers.activations import ACT2FN
 from transformers.backbone_utils import BackboneConfigMixin
 
 
@@ -76,6 +79,56 @@ _UPSTREAM_UNUSED = (
     "use_pretrained_backbone",
 )
 
+# The largest value of each size: far above any ViT, and small enough that a damaged file is refused in milliseconds.
+_MAX_SIZES = {
+    "image_size": 2**17,
+    "patch_size": 2**14,
+    "num_channels": 2**14,
+    "hidden_size": 2**17,
+    "num_hidden_layers": 1000,
+    "num_attention_heads": 2**14,
+    "intermediate_size": 2**20,
+    "num_class_tokens": 2**12,
+    "num_register_tokens": 2**12,
+    "representation_size": 2**17,
+    "map_num_heads": 2**14,
+    "num_labels": 10**6,
+}
+_MAX_POSITIONS = 2**24
+_MAX_RESNET_STAGES = 8
+_DTYPES = ("float16", "bfloat16", "float32", "float64")
+
+# Fields that change what a block computes. The optimized layers know the plain block only.
+_BLOCK_FIELDS = (
+    "mlp_type",
+    "mlp_norm",
+    "key_bias",
+    "dense_bias",
+    "attention_norm",
+    "norm_type",
+    "rope",
+    "relative_position_bias",
+)
+# Further fields that only the encoders after the ViT of the paper need (DINOv2, CLIP, BEiT, ...), beside `rope_*`.
+_FAMILY_FIELDS = (
+    *_BLOCK_FIELDS,
+    "pre_layernorm",
+    "patch_bias",
+    "patch_norm",
+    "num_class_tokens",
+    "final_norm",
+    "head_input",
+    "map_num_heads",
+    "map_over_prefix",
+    "map_query_proj",
+    "map_mlp",
+)
+# What each kind of rotary positions takes where the field is left out.
+_ROPE_DEFAULTS: dict[str, dict[str, Any]] = {
+    "dinov3": {"rope_theta": 100.0, "rope_layout": "half"},
+    "axial": {"rope_theta": 10_000.0, "rope_layout": "interleaved"},
+}
+
 
 def as_pair(size: int | list[int] | tuple[int, int]) -> tuple[int, int]:
     """(height, width) of a size given as one number or as a pair."""
@@ -99,22 +152,61 @@ class HFViTConfig(BackboneConfigMixin, PreTrainedConfig):
         hidden_act: activation of the MLP, a key of transformers' `ACT2FN`; Google's is the tanh approximation.
         layer_norm_eps: epsilon of every LayerNorm (Flax: 1e-6).
         qkv_bias: whether query, key and value projections have a bias.
+        key_bias: whether the key projection has one where the others do. False: DINOv3, BEiT, EVA. (A bias of the key
+            changes nothing under softmax, but with rotary positions it does.)
+        dense_bias: whether the dense layers of a block but q, k, v have biases. False: AIMv2.
+        mlp_type: `"mlp"` fc2(act(fc1(x))); `"swiglu"` down(silu(gate(x)) * up(x)) (arXiv:2002.05202), whose width is
+            `intermediate_size` too (DINOv2-g, DINOv3 S+/H+/7B, EVA-02, AIMv2, Virchow).
+        mlp_norm, attention_norm: a norm before the last dense layer of the MLP (EVA-02 B and L), before the output
+            projection of attention (EVA-02 CLIP).
+        norm_type: `"layer"` LayerNorm; `"rms"` RMSNorm (AIMv2).
         hidden_dropout_prob: after the position embedding and every dense layer but q, k, v (paper, appendix B.1).
         attention_probs_dropout_prob: on attention weights.
         drop_path_rate: stochastic depth of the last block; it grows linearly from 0 at the first.
         patch_dropout_rate: share of patch tokens left out while training (FLIP, arXiv:2212.00794).
         pooling: what the head reads: `"token"` the class token (Eq. 4); `"gap"` the mean over the patch tokens;
             `"map"` attention pooling with a learned probe (arXiv:2106.04560); `"first"` the first token, whatever it
-            is (big_vision's "0").
+            is (big_vision's "0"); `"prefix_mean"` the mean of class and register tokens (Pixio).
+        map_num_heads: heads of the attention pooling; None: as many as the blocks have.
+        map_over_prefix: whether it reads class and register tokens too (PE: yes; timm elsewhere: no).
+        map_query_proj, map_mlp: whether the probe passes through a query projection, and the result through an MLP
+            (AIMv2: neither).
         use_class_token: whether a class token is put in front; None means only for `pooling="token"`.
+        num_class_tokens: how many (Pixio: 8).
         class_token_has_position: whether the class token has a row in the position table (Google's
             vision_transformer: yes; big_vision: no).
         num_register_tokens: learned tokens without position between class token and patches (arXiv:2309.16588).
+        pre_layernorm: a norm of all tokens before the first block (CLIP, PE).
+        patch_bias: whether the patch projection has a bias (CLIP, PE: no).
+        patch_norm: a norm of the projected patches before positions are added (AIMv2).
+        final_norm: where the last norm stands: on all `"tokens"`; on the `"pooled"` vector alone, tokens leaving the
+            encoder without it (CLIP, BEiT, EVA-02, timm's `fc_norm`); `"none"` (PE spatial and lang).
+        head_input: what the classifier reads: the `"pooled"` vector; `"token_and_mean"` class token and mean patch
+            token side by side (DINOv2); `"two_tokens"` the first two tokens side by side (DeiT's two heads);
+            `"mean"` the mean patch token, whatever is pooled (SigLIP); `"mean_unnormalised"` the mean patch token
+            without the last norm (CLIP).
         representation_size: width of the dense + tanh layer before the classifier (pre-training head), or None.
         position_embedding_type: `"learned"` table over the grid; `"sincos2d"` fixed (arXiv:2104.02057); `"none"`;
-            `"learned1d"` a table over the raster sequence, refitted along the sequence (appendix D.4).
+            `"learned1d"` a table over the raster sequence, refitted along the sequence (appendix D.4);
+            `"sincos_aim"` fixed, as AIMv2's native variant computes it.
         position_interpolation: how a table moves to another grid: `"bilinear_align_corners"` (Google),
-            `"bicubic"` (transformers), `"bicubic_antialias"` (timm).
+            `"bicubic"` (transformers), `"bicubic_antialias"` (timm), `"bilinear_antialias"` (SigLIP 2 NaFlex, TIPSv2),
+            `"bicubic_offset"` (DINOv2's own code: by the scale factor (n + 0.1) / side).
+        rope: rotary positions of the patch tokens in every block: None; `"dinov3"` coordinates from -1 to 1 on each
+            axis; `"axial"` cells counted as in a reference grid (EVA-02, PE).
+        rope_theta: base of the frequencies; None: 100 for `"dinov3"`, 10,000 for `"axial"`.
+        rope_layout: which channels turn together: `"half"` j and j + d / 2, `"interleaved"` 2 j and 2 j + 1; None: the
+            first for `"dinov3"`, the second for `"axial"`.
+        rope_axes: `"yx"` angles of rows before those of columns, or `"xy"` (PE).
+        rope_offset: added to the number of a cell (axial; PE with a class token: 1).
+        rope_reference_grid: the grid (rows, columns) whose cells have distance 1 (axial); None: that of `image_size`
+            when the configuration is made.
+        rope_bfloat16_periods: round the periods to bfloat16, as DINOv3's own checkpoints hold them.
+        rope_rescale, rope_jitter, rope_shift: DINOv3's augmentation of coordinates while training: both axes times a
+            log-uniform factor in [1 / rescale, rescale], each axis in [1 / jitter, jitter], plus a uniform shift in
+            [-shift, shift]; None: none.
+        relative_position_bias: learned biases of the attention scores by relative place (BEiT): None, a table in each
+            `"layer"`, one `"shared"` table, or `"both"`.
         layer_scale_init: initial value of LayerScale (arXiv:2103.17239), or None for no LayerScale.
         qk_norm: LayerNorm on queries and keys per head (arXiv:2302.05442).
         resnet_depths: None is a plain ViT; otherwise the residual units of each stage of the hybrid's ResNet:
@@ -143,6 +235,9 @@ class HFViTConfig(BackboneConfigMixin, PreTrainedConfig):
         "layers.*.attention.o_proj": "rowwise",
         "layers.*.mlp.fc1": "colwise",
         "layers.*.mlp.fc2": "rowwise",
+        "layers.*.mlp.gate_proj": "colwise",
+        "layers.*.mlp.up_proj": "colwise",
+        "layers.*.mlp.down_proj": "rowwise",
     }
 
     image_size: int | list[int] | tuple[int, int] = 224
@@ -155,19 +250,46 @@ class HFViTConfig(BackboneConfigMixin, PreTrainedConfig):
     hidden_act: str = "gelu_pytorch_tanh"
     layer_norm_eps: float = 1e-6
     qkv_bias: bool = True
+    key_bias: bool = True
+    dense_bias: bool = True
+    mlp_type: Literal["mlp", "swiglu"] = "mlp"
+    mlp_norm: bool = False
+    attention_norm: bool = False
+    norm_type: Literal["layer", "rms"] = "layer"
     hidden_dropout_prob: float | int = 0.0
     attention_probs_dropout_prob: float | int = 0.0
     drop_path_rate: float | int = 0.0
     patch_dropout_rate: float | int = 0.0
-    pooling: Literal["token", "gap", "map", "first"] = "token"
+    pooling: Literal["token", "gap", "map", "first", "prefix_mean"] = "token"
+    map_num_heads: int | None = None
+    map_over_prefix: bool = True
+    map_query_proj: bool = True
+    map_mlp: bool = True
     use_class_token: bool | None = None
+    num_class_tokens: int = 1
     class_token_has_position: bool = True
     num_register_tokens: int = 0
+    pre_layernorm: bool = False
+    patch_bias: bool = True
+    patch_norm: bool = False
+    final_norm: Literal["tokens", "pooled", "none"] = "tokens"
+    head_input: Literal["pooled", "token_and_mean", "two_tokens", "mean", "mean_unnormalised"] = "pooled"
     representation_size: int | None = None
-    position_embedding_type: Literal["learned", "sincos2d", "none", "learned1d"] = "learned"
-    position_interpolation: Literal["bilinear_align_corners", "bicubic", "bicubic_antialias"] = (
-        "bilinear_align_corners"
-    )
+    position_embedding_type: Literal["learned", "sincos2d", "none", "learned1d", "sincos_aim"] = "learned"
+    position_interpolation: Literal[
+        "bilinear_align_corners", "bicubic", "bicubic_antialias", "bilinear_antialias", "bicubic_offset"
+    ] = "bilinear_align_corners"
+    rope: Literal["dinov3", "axial"] | None = None
+    rope_theta: float | int | None = None
+    rope_layout: Literal["half", "interleaved"] | None = None
+    rope_axes: Literal["yx", "xy"] = "yx"
+    rope_offset: float | int = 0
+    rope_reference_grid: int | list[int] | tuple[int, int] | None = None
+    rope_bfloat16_periods: bool = False
+    rope_rescale: float | int | None = None
+    rope_jitter: float | int | None = None
+    rope_shift: float | int | None = None
+    relative_position_bias: Literal["layer", "shared", "both"] | None = None
     layer_scale_init: float | int | None = None
     qk_norm: bool = False
     resnet_depths: list[int] | tuple[int, ...] | None = None
@@ -181,11 +303,9 @@ class HFViTConfig(BackboneConfigMixin, PreTrainedConfig):
     _out_indices: list[int] | None = None
 
     def __post_init__(self, **kwargs):
-        for key in (
-            "model_type",
-            "auto_map",
-        ):  # class facts, not the folder's: another model's folder must not rename ours
-            kwargs.pop(key, None)
+        for key in ("model_type", "auto_map"):
+            kwargs.pop(key, None)  # facts of this class: another model's folder must not rename it
+        self._check_sizes()  # before anything is built that is as large as a field says
         self.set_output_features_output_indices(
             out_features=kwargs.pop("out_features", None), out_indices=kwargs.pop("out_indices", None)
         )
@@ -197,8 +317,16 @@ class HFViTConfig(BackboneConfigMixin, PreTrainedConfig):
                 raise ValueError(f"{type(self).__name__} has no field '{key}'; did you mean '{close[0]}'?")
         if self.use_class_token is None:
             self.use_class_token = self.pooling == "token"
+        for name, value in _ROPE_DEFAULTS.get(self.rope or "", {}).items():
+            if getattr(self, name) is None:
+                setattr(self, name, value)
+        if self.rope == "axial" and self.rope_reference_grid is None:
+            # kept as it is when the image size changes: cells then lie closer or wider than in pre-training
+            self.rope_reference_grid = list(self.grid_size)
         self.auto_map = dict(AUTO_MAP)
         super().__post_init__(**kwargs)
+        if self.id2label is not None:
+            self.label2id = {name: number for number, name in self.id2label.items()}
         self.check_architecture()
 
     # -- derived sizes -------------------------------------------------------------------------------------------
@@ -251,63 +379,199 @@ class HFViTConfig(BackboneConfigMixin, PreTrainedConfig):
 
     @property
     def has_class_position(self) -> bool:
-        """Whether row 0 of the position table belongs to the class token."""
+        """Whether the first rows of the position table belong to the class tokens."""
         return bool(self.use_class_token) and self.class_token_has_position
 
     @property
+    def num_class_rows(self) -> int:
+        """Rows of the position table before those of the grid."""
+        return self.num_class_tokens if self.has_class_position else 0
+
+    @property
     def num_position_rows(self) -> int:
-        """Rows of the position table: the grid, and the class token's where it has one."""
+        """Rows of the position table: the grid's, and the class tokens' where they have some."""
         rows, columns = self.grid_size
-        return rows * columns + int(self.has_class_position)
+        return rows * columns + self.num_class_rows
 
     @property
     def num_prefix_tokens(self) -> int:
         """Tokens before the patches: class and registers."""
-        return int(bool(self.use_class_token)) + self.num_register_tokens
+        return (self.num_class_tokens if self.use_class_token else 0) + self.num_register_tokens
+
+    @property
+    def head_width(self) -> int:
+        """Numbers that the classifier reads [D, 2 D, or `representation_size`]."""
+        if self.head_input in ("token_and_mean", "two_tokens"):
+            return 2 * self.hidden_size
+        return self.representation_size or self.hidden_size
+
+    @property
+    def family_fields(self) -> dict[str, Any]:
+        """Fields that are not the plain ViT's, with their values; `{}` for every ViT and hybrid of the papers.
+
+        Code that knows the plain architecture alone refuses these by name.
+        """
+        fields = {name: getattr(self, name) for name in _FAMILY_FIELDS}
+        defaults = {name: type(self).__dataclass_fields__[name].default for name in fields}
+        found = {name: value for name, value in fields.items() if value != defaults[name]}
+        if self.pooling == "prefix_mean":
+            found["pooling"] = self.pooling
+        if self.position_embedding_type == "sincos_aim":
+            found["position_embedding_type"] = self.position_embedding_type
+        return found
+
+    @property
+    def has_plain_blocks(self) -> bool:
+        """Whether every block is LN, MSA, LN and a two-layer MLP, as optimized layers know it."""
+        return not set(self.family_fields).intersection(_BLOCK_FIELDS)
 
     @PreTrainedConfig.num_labels.setter  # type: ignore[attr-defined]
     def num_labels(self, num_labels: int):
-        if num_labels < 0:  # the base class takes it for a model without classes
+        if not _is_int(num_labels) or not 0 <= num_labels <= _MAX_SIZES["num_labels"]:  # the base class counts names
             raise ValueError(f"num_labels={num_labels} is no number of classes: 1 or more, or 0 for no classifier")
         PreTrainedConfig.num_labels.fset(self, num_labels)  # type: ignore[attr-defined]
 
     # -- validation ----------------------------------------------------------------------------------------------
 
+    def _check_sizes(self) -> None:
+        """Raise ValueError for numbers that are no size, rate or epsilon, each for itself."""
+        for name, most in _MAX_SIZES.items():
+            size = getattr(self, name, None)
+            if name == "num_labels" or size is None:
+                continue
+            if name in ("image_size", "patch_size") and not _is_int(size):
+                if len(size) != 2 or not all(map(_is_int, size)):
+                    raise ValueError(f"{name} is one number or (height, width), got {size}")
+                least, largest = min(size), max(size)
+            else:
+                least = largest = size
+            fewest = 0 if name in ("num_hidden_layers", "num_register_tokens") else 1
+            if not _is_int(largest) or not fewest <= least or not largest <= most:
+                raise ValueError(f"{name} must be a whole number from {fewest} to {most}, got {size}")
+        for name, field in type(self).__dataclass_fields__.items():
+            value = getattr(self, name, None)
+            if isinstance(value, float) and not math.isfinite(value):
+                raise ValueError(f"{name} must be a finite number, got {value}")
+            if "float" in str(field.type) and isinstance(value, bool):
+                raise ValueError(f"{name} must be a number, got {value}")
+        for name in ("layer_norm_eps", "group_norm_eps", "weight_standardization_eps"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 0 and below 1, got {getattr(self, name)}")
+        for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", "drop_path_rate", "patch_dropout_rate"):
+            if not 0.0 <= getattr(self, name) < 1.0:
+                raise ValueError(f"{name} must be at least 0 and below 1, got {getattr(self, name)}")
+        if self.resnet_depths is not None:
+            depths = list(self.resnet_depths)
+            if len(depths) > _MAX_RESNET_STAGES or not all(_is_int(depth) and 1 <= depth <= 1000 for depth in depths):
+                raise ValueError(
+                    f"resnet_depths is at most {_MAX_RESNET_STAGES} stages of at least one unit each, got "
+                    f"{self.resnet_depths}"
+                )
+        width = int(64 * self.resnet_width_factor)
+        if self.resnet_depths is not None and (width % 32 or not 32 <= width <= 2**14):
+            raise ValueError(
+                "GroupNorm has 32 groups: resnet_width_factor must make the root a multiple of 32 channels wide, "
+                f"got {self.resnet_width_factor}"
+            )
+        rows, columns = self.grid_size
+        if min(rows, columns) < 1:
+            height, width = self.total_stride
+            raise ValueError(
+                f"image_size={self.image_size} is smaller than one patch: it must be at least {height} x {width} px"
+            )
+        if rows * columns > _MAX_POSITIONS:
+            raise ValueError(f"image_size={self.image_size} makes {rows} x {columns} patches: make it smaller")
+
     def check_architecture(self) -> None:
-        """Raise ValueError, with the way out, for sizes that make no network."""
-        for name in ("hidden_size", "num_attention_heads", "intermediate_size", "num_channels"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        """Raise ValueError, with the way out, for fields that make no network."""
+        self._check_sizes()
+        if self.hidden_act not in ACT2FN:
+            close = difflib.get_close_matches(self.hidden_act, ACT2FN, n=1)
+            hint = f"did you mean '{close[0]}'?" if close else "for example 'gelu', 'gelu_pytorch_tanh', 'quick_gelu'"
+            raise ValueError(f"hidden_act='{self.hidden_act}' is no activation of transformers; {hint}")
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(
                 f"num_attention_heads={self.num_attention_heads} does not divide hidden_size={self.hidden_size}: "
                 "choose a number of heads that does"
             )
-        for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", "drop_path_rate", "patch_dropout_rate"):
-            if not 0.0 <= getattr(self, name) < 1.0:
-                raise ValueError(f"{name} must be at least 0 and below 1, got {getattr(self, name)}")
         if self.pooling == "token" and not self.use_class_token:
             raise ValueError('pooling="token" reads the class token: set use_class_token=True or pooling="gap"')
-        if self.position_embedding_type == "sincos2d" and (self.hidden_size % 4 or self.hidden_size < 8):
-            raise ValueError(f"sincos2d needs a hidden_size that 4 divides, at least 8; got {self.hidden_size}")
-        for name in ("image_size", "patch_size"):
-            size = getattr(self, name)
-            if not isinstance(size, int) and len(size) != 2:
-                raise ValueError(f"{name} is one number or (height, width), got {size}")
-            if min(as_pair(size)) < 1:
-                raise ValueError(f"{name} must be at least 1 pixel, got {size}")
-        if self.resnet_depths is not None:
-            if any(depth < 1 for depth in self.resnet_depths):
-                raise ValueError(f"every stage of resnet_depths needs at least one unit, got {self.resnet_depths}")
-            if int(64 * self.resnet_width_factor) % 32:
-                raise ValueError(
-                    "GroupNorm has 32 groups: resnet_width_factor must make the root a multiple of 32 channels wide, "
-                    f"got {self.resnet_width_factor}"
-                )
-        if min(self.grid_size) < 1:
-            height, width = self.total_stride
+        if self.position_embedding_type in ("sincos2d", "sincos_aim") and (
+            self.hidden_size % 4 or self.hidden_size < 8
+        ):
             raise ValueError(
-                f"image_size={self.image_size} is smaller than one patch: it must be at least {height} x {width} px"
+                f"{self.position_embedding_type} needs a hidden_size that 4 divides, 8 or more; got {self.hidden_size}"
+            )
+        self._check_positions()
+        self._check_head()
+
+    def _check_positions(self) -> None:
+        """Rotary positions and relative position biases."""
+        options = {name: getattr(self, name) for name in self.__dataclass_fields__ if name.startswith("rope_")}
+        if self.rope is None:
+            needless = [name for name, value in options.items() if value not in (None, False, 0, "yx")]
+            if needless:
+                raise ValueError(f'{needless[0]} has no effect without rotary positions: set rope="dinov3" or "axial"')
+        elif self.hidden_size // self.num_attention_heads % 4:
+            raise ValueError(
+                f"rope turns rows and columns in pairs of channels: 4 must divide the width of a head, which is "
+                f"{self.hidden_size // self.num_attention_heads}"
+            )
+        elif not self.rope_theta or self.rope_theta <= 0:
+            raise ValueError(f"rope_theta must be above 0, got {self.rope_theta}")
+        if self.rope == "axial":
+            grid = self.rope_reference_grid
+            assert grid is not None
+            pair = [grid, grid] if isinstance(grid, int) else list(grid)
+            if len(pair) != 2 or not all(_is_int(side) and side >= 1 for side in pair):
+                raise ValueError(f"rope_reference_grid is (rows, columns), got {grid}")
+        elif self.rope == "dinov3" and (self.rope_offset or self.rope_reference_grid is not None):
+            raise ValueError('rope_offset and rope_reference_grid belong to rope="axial"')
+        for name, least in (("rope_rescale", 1), ("rope_jitter", 1), ("rope_shift", 0)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ValueError(f"{name} must be at least {least}, got {value}")
+        if self.rope != "dinov3" and (self.rope_rescale or self.rope_jitter or self.rope_shift):
+            raise ValueError('rope_rescale, rope_jitter and rope_shift belong to rope="dinov3"')
+        if self.relative_position_bias and (self.num_prefix_tokens != 1 or not self.use_class_token):
+            raise ValueError(
+                "relative_position_bias has rows for one class token and the patches: set use_class_token=True, "
+                "num_class_tokens=1 and num_register_tokens=0"
+            )
+        if self.patch_dropout_rate and (self.rope or self.relative_position_bias):
+            raise ValueError(
+                "patch_dropout_rate leaves patches out, and rope and relative_position_bias need all of them: set it "
+                "to 0"
+            )
+
+    def _check_head(self) -> None:
+        """Pooling, the last norm and what the classifier reads."""
+        if self.num_class_tokens > 1 and not self.use_class_token:
+            raise ValueError(f"num_class_tokens={self.num_class_tokens} needs use_class_token=True")
+        if self.pooling == "prefix_mean" and not self.num_prefix_tokens:
+            raise ValueError('pooling="prefix_mean" reads class and register tokens, and there are none')
+        changed = [name for name in self.family_fields if name.startswith("map_")]
+        if changed and self.pooling != "map":
+            raise ValueError(f'{changed[0]} has no effect without attention pooling: set pooling="map"')
+        if self.map_num_heads is not None and self.hidden_size % self.map_num_heads:
+            raise ValueError(f"map_num_heads={self.map_num_heads} does not divide hidden_size={self.hidden_size}")
+        if self.head_input == "token_and_mean" and not self.use_class_token:
+            raise ValueError('head_input="token_and_mean" reads the class token: set use_class_token=True')
+        if self.head_input == "two_tokens" and self.num_prefix_tokens < 2:
+            raise ValueError('head_input="two_tokens" reads two tokens before the patches: add a register token')
+        if self.head_input != "pooled" and self.representation_size is not None:
+            raise ValueError(
+                f'representation_size changes the pooled vector, which head_input="{self.head_input}" does not read: '
+                "set it to None"
+            )
+        if self.final_norm == "pooled" and self.head_input in ("token_and_mean", "two_tokens", "mean"):
+            raise ValueError(
+                f'head_input="{self.head_input}" reads normalized tokens, and final_norm="pooled" leaves them as they '
+                "are"
+            )
+        if self.final_norm == "tokens" and self.head_input == "mean_unnormalised":
+            raise ValueError(
+                'head_input="mean_unnormalised" reads tokens before the last norm: set final_norm="pooled" or "none"'
             )
 
     # -- where configs come from ---------------------------------------------------------------------------------
@@ -349,20 +613,86 @@ class HFViTConfig(BackboneConfigMixin, PreTrainedConfig):
             "hidden_dropout_prob": dropout,
             "resnet_depths": depths,
         }
-        return cls(**(fields | overrides))
+        try:
+            return cls(**(fields | overrides))
+        except StrictDataclassError as error:
+            raise ValueError(_one_line(error)) from None
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs):
-        """As transformers' own, and reads the config.json of its `vit`, `deit` and removed `vit-hybrid`."""
+        """As transformers' own, and reads the config.json of its `vit`, `deit` and removed `vit-hybrid`.
+
+        Raises:
+            ValueError: another architecture, or a field that makes no network; one line that names it.
+        """
         family = config_dict.get("model_type")
         if family in _UPSTREAM_NUMERICS:
             config_dict = _translate_upstream(config_dict, family)
         elif family not in (None, "", cls.model_type):
             raise ValueError(
-                f"this is a '{family}' checkpoint, not a ViT: {cls.__name__} reads hf_vit, "
-                f"{', '.join(_UPSTREAM_NUMERICS)}"
+                f"this is a '{family}' checkpoint: {cls.__name__} reads hf_vit, {', '.join(_UPSTREAM_NUMERICS)}; "
+                "hf_vit.load_checkpoint reads more families of ViTs"
             )
-        return super().from_dict(config_dict, **kwargs)
+        try:
+            config_dict = _checked(config_dict)
+            result = super().from_dict(config_dict, **kwargs)
+            config = result[0] if isinstance(result, tuple) else result
+            config.check_architecture()  # fields given by name are set on a checked configuration
+        except StrictDataclassError as error:
+            raise ValueError(f"config.json: {_one_line(error)}") from None
+        except (AttributeError, KeyError, TypeError, OverflowError, RecursionError) as error:
+            # whatever transformers makes of values of the wrong kind
+            raise ValueError(f"config.json describes no model ({type(error).__name__}: {_one_line(error)})") from None
+        return result
+
+
+def _is_int(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]
+
+
+def _checked(config_dict: dict[str, Any]) -> dict[str, Any]:
+    """The contents of a config.json, whose fields of transformers are of the kinds that it expects.
+
+    Raises:
+        ValueError: class names that are not numbered from 0, an unknown dtype, or values of the wrong kind.
+    """
+    checked = dict(config_dict)
+    labels = checked.get("id2label")
+    if labels is not None:
+        if not isinstance(labels, dict):
+            raise ValueError(f"config.json: id2label maps class numbers to names, got a {type(labels).__name__}")
+        try:
+            names = {int(number): name for number, name in labels.items()}
+        except (TypeError, ValueError):
+            raise ValueError("config.json: id2label maps class numbers to names; a key is no number") from None
+        if sorted(names) != list(range(len(labels))):
+            raise ValueError(
+                f"config.json: id2label has {len(labels)} names for the numbers {min(names)} to {max(names)}: name "
+                f"each class from 0 to {len(labels) - 1}"
+            )
+        if not all(isinstance(name, str) or _is_int(name) for name in names.values()):
+            raise ValueError("config.json: id2label maps class numbers to names; a name is no text")
+        checked["id2label"] = {number: str(names[number]) for number in sorted(names)}
+        checked.pop("label2id", None)  # the same map the other way round
+        checked.pop("num_labels", None)
+    elif "num_labels" in checked:
+        count = checked["num_labels"]
+        if not _is_int(count) or not 0 <= count <= _MAX_SIZES["num_labels"]:
+            raise ValueError(f"num_labels={count} is no number of classes: 1 or more, or 0 for no classifier")
+    for key in ("dtype", "torch_dtype"):
+        dtype = checked.get(key)
+        name = str(dtype).removeprefix("torch.")
+        if dtype is not None and name not in _DTYPES:
+            raise ValueError(f"config.json: {key}={dtype!r} is none of {', '.join(_DTYPES)}")
+        if dtype is not None:
+            checked[key] = name
+    if checked.get("per_layer_config"):
+        raise ValueError("config.json: per_layer_config (blocks that differ) is not supported; remove it")
+    return checked
 
 
 def _translate_upstream(config_dict: dict[str, Any], family: str) -> dict[str, Any]:

@@ -5,6 +5,9 @@ names are those of transformers' `models/vit`; numerics are those of `vit_jax/mo
 google-research/vision_transformer at c6de1e5 and of `models/vit.py` in google-research/big_vision at 0127fb6.
 
     B batch   C image channels   H, W image size   P patch size   N tokens   D hidden size   k heads   d = D / k
+
+Encoders after the paper (DINOv2, CLIP, BEiT, EVA-02, ...) differ in some modules, which are chosen when the network is
+built: `nn.Identity` stands where the plain ViT has none.
 """
 
 from collections.abc import Callable
@@ -27,12 +30,28 @@ from transformers.utils.generic import can_return_tuple, merge_with_config_defau
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from .configuration_hf_vit import HFViTConfig
-from .position_embedding import resize_position_grid, resize_position_sequence, sincos2d
+from .position_embedding import (
+    relative_bias,
+    relative_table_rows,
+    resize_position_grid,
+    resize_position_sequence,
+    rotary_angles,
+    rotate,
+    sincos2d,
+    sincos_aim,
+)
 from .pretrained_hf_vit import HFViTPreTrainedModel
 from .resnet_stem import ResNetStem, with_role
 
 
 logger = logging.get_logger(__name__)
+
+
+def norm_layer(config: HFViTConfig, width: int | None = None) -> nn.Module:
+    """LN of Eqs. 2 to 4, over `width` channels [D]."""
+    kind = nn.RMSNorm if config.norm_type == "rms" else nn.LayerNorm
+    return kind(width or config.hidden_size, eps=config.layer_norm_eps)
+
 
 # -- Eq. 1: an image becomes tokens ----------------------------------------------------------------
 
@@ -45,7 +64,11 @@ class HFViTPatchEmbeddings(nn.Module):
         self.config = config
         self.backbone = None if config.resnet_depths is None else ResNetStem(config)
         self.projection = nn.Conv2d(
-            config.stem_channels, config.hidden_size, kernel_size=config.patch_size_hw, stride=config.patch_size_hw
+            config.stem_channels,
+            config.hidden_size,
+            kernel_size=config.patch_size_hw,
+            stride=config.patch_size_hw,
+            bias=config.patch_bias,
         )
 
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
@@ -58,7 +81,7 @@ class HFViTPatchEmbeddings(nn.Module):
             )
         if not pixel_values.is_floating_point():
             raise ValueError(
-                f"pixel_values is {pixel_values.dtype}: rescale and normalise the picture first, for example with the "
+                f"pixel_values is {pixel_values.dtype}: rescale and normalize the image first, for example with the "
                 "checkpoint's AutoImageProcessor"
             )
         if min(self.config.grid_for((height, width))) < 1:
@@ -88,11 +111,13 @@ class HFViTEmbeddings(nn.Module):
         self.grid_size = config.grid_size
         self.patch_embeddings = HFViTPatchEmbeddings(config)
         dim, registers = config.hidden_size, config.num_register_tokens
-        self.cls_token = nn.Parameter(torch.empty(1, 1, dim)) if config.use_class_token else None
+        self.cls_token = nn.Parameter(torch.empty(1, config.num_class_tokens, dim)) if config.use_class_token else None
         self.register_tokens = nn.Parameter(torch.empty(1, registers, dim)) if registers else None
         self.position_embeddings = (
             nn.Parameter(torch.empty(1, config.num_position_rows, dim)) if config.has_position_table else None
         )
+        self.patch_norm = norm_layer(config) if config.patch_norm else nn.Identity()
+        self.pre_layernorm = norm_layer(config) if config.pre_layernorm else nn.Identity()
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
         self._refitted: dict[tuple, torch.Tensor] = {}
 
@@ -103,11 +128,12 @@ class HFViTEmbeddings(nn.Module):
         """
         if self.config.position_embedding_type == "none":
             return None
-        if self.config.position_embedding_type == "sincos2d":
+        if not self.config.has_position_table:
             weight = self.patch_embeddings.projection.weight
-            return sincos2d(grid, self.config.hidden_size, device=weight.device, dtype=weight.dtype)
+            fixed = sincos2d if self.config.position_embedding_type == "sincos2d" else sincos_aim
+            return fixed(grid, self.config.hidden_size, device=weight.device, dtype=weight.dtype)
         table = self.position_embeddings
-        rows = table[:, int(self.config.has_class_position) :]  # (1, rows * columns, D)
+        rows = table[:, self.config.num_class_rows :]  # (1, rows * columns, D)
         if grid == self.grid_size:
             return rows
         if torch.is_grad_enabled() or torch.compiler.is_compiling() or table.is_inference():
@@ -132,7 +158,7 @@ class HFViTEmbeddings(nn.Module):
         """
         x = self.patch_embeddings(pixel_values)  # (B, D, rows, columns)
         batch, grid = x.shape[0], (x.shape[2], x.shape[3])
-        x = x.flatten(2).transpose(1, 2)  # (B, N, D)
+        x = self.patch_norm(x.flatten(2).transpose(1, 2))  # (B, N, D)
         if corrupt is not None:
             x = corrupt(x)
         positions = self.patch_positions(grid)
@@ -143,14 +169,14 @@ class HFViTEmbeddings(nn.Module):
         if self.cls_token is not None:
             token = self.cls_token
             if self.config.has_class_position and self.position_embeddings is not None:
-                token = token + self.position_embeddings[:, :1]
+                token = token + self.position_embeddings[:, : self.config.num_class_rows]
             prefix.append(token.expand(batch, -1, -1))
         if self.register_tokens is not None:
             prefix.append(self.register_tokens.expand(batch, -1, -1))
-        return self.dropout(torch.cat([*prefix, x], dim=1))  # (B, prefix + N, D)
+        return self.pre_layernorm(self.dropout(torch.cat([*prefix, x], dim=1)))  # (B, prefix + N, D)
 
     def _drop_patches(self, x: torch.Tensor) -> torch.Tensor:
-        """Keep a random share of the patch tokens of each image while training (arXiv:2212.00794)."""
+        """Keep a random fraction of the patch tokens of each image while training (arXiv:2212.00794)."""
         rate = self.config.patch_dropout_rate
         if not self.training or rate == 0:
             return x
@@ -174,44 +200,60 @@ def eager_attention_forward(
     **kwargs,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The reference that every other backend agrees with; `(B, k, N, d)` each -> `(B, N, k, d)` and the weights."""
-    weights = attention_weights(query, key, scaling)  # Eq. 6
+    weights = attention_weights(query, key, scaling, attention_mask)  # Eq. 6
     dropped = F.dropout(weights, p=dropout, training=module.training)
     return torch.matmul(dropped, value).transpose(1, 2).contiguous(), weights  # Eq. 7: (B, N, k, d)
 
 
-def attention_weights(query: torch.Tensor, key: torch.Tensor, scaling: float) -> torch.Tensor:
-    """Eq. 6: A = softmax(q k^T / sqrt(d)), the softmax in float32; `(B, k, N, d)` twice -> `(B, k, N, N)`."""
+def attention_weights(
+    query: torch.Tensor, key: torch.Tensor, scaling: float, bias: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Eq. 6: A = softmax(q k^T / sqrt(d)), the softmax in float32; `(B, k, N, d)` twice -> `(B, k, N, N)`.
+
+    `bias` `(1, k, N, N)` is added to the scores: relative positions.
+    """
     scores = torch.matmul(query, key.transpose(2, 3)) * scaling  # (B, k, N, N)
+    if bias is not None:
+        scores = scores + bias
     return F.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
 
 
 class HFViTAttention(nn.Module):
     """MSA of Eq. 8, through transformers' attention interface (eager, sdpa, flash, flex, kernels from the Hub)."""
 
-    def __init__(self, config: HFViTConfig):
+    def __init__(self, config: HFViTConfig, num_heads: int | None = None):
         super().__init__()
         self.config = config
         dim = config.hidden_size
-        self.head_dim = dim // config.num_attention_heads
+        self.head_dim = dim // (num_heads or config.num_attention_heads)
         self.scaling = self.head_dim**-0.5
         self.is_causal = False
         self.q_proj = nn.Linear(dim, dim, bias=config.qkv_bias)
-        self.k_proj = nn.Linear(dim, dim, bias=config.qkv_bias)
+        self.k_proj = nn.Linear(dim, dim, bias=config.qkv_bias and config.key_bias)
         self.v_proj = nn.Linear(dim, dim, bias=config.qkv_bias)
-        self.o_proj = nn.Linear(dim, dim)
-        self.q_norm = nn.LayerNorm(self.head_dim, eps=config.layer_norm_eps) if config.qk_norm else nn.Identity()
-        self.k_norm = nn.LayerNorm(self.head_dim, eps=config.layer_norm_eps) if config.qk_norm else nn.Identity()
+        self.o_proj = nn.Linear(dim, dim, bias=config.dense_bias)
+        self.q_norm = norm_layer(config, self.head_dim) if config.qk_norm else nn.Identity()
+        self.k_norm = norm_layer(config, self.head_dim) if config.qk_norm else nn.Identity()
+        self.norm = norm_layer(config) if config.attention_norm else nn.Identity()
 
     def queries_and_keys(
-        self, hidden_states: torch.Tensor, queries_from: torch.Tensor | None = None
+        self, hidden_states: torch.Tensor, queries_from: torch.Tensor | None = None, **positions
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """q and k of Eq. 5, `(B, N, D)` -> `(B, k, N, d)` each."""
+        """q and k of Eq. 5, `(B, N, D)` -> `(B, k, N, d)` each.
+
+        `positions` are what `HFViTModel.relative_positions` hands to every block: nothing for the plain ViT.
+        """
         source = hidden_states if queries_from is None else queries_from
         return self.q_norm(self._heads(self.q_proj(source))), self.k_norm(self._heads(self.k_proj(hidden_states)))
 
-    def weights(self, hidden_states: torch.Tensor) -> torch.Tensor:
+    def score_bias(self, **positions) -> torch.Tensor | None:
+        """What is added to the scores of Eq. 6, `(1, k, N, N)`; None: nothing."""
+        return None
+
+    def weights(self, hidden_states: torch.Tensor, **positions) -> torch.Tensor:
         """A of Eq. 6, whatever the backend; `(B, N, D)` -> `(B, k, N, N)`."""
-        return attention_weights(*self.queries_and_keys(hidden_states), self.scaling)
+        query, key = self.queries_and_keys(hidden_states, **positions)
+        return attention_weights(query, key, self.scaling, self.score_bias(**positions))
 
     def _heads(self, x: torch.Tensor) -> torch.Tensor:
         return x.view(*x.shape[:-1], x.shape[-1] // self.head_dim, self.head_dim).transpose(1, 2)  # (B, k, N, d)
@@ -220,19 +262,86 @@ class HFViTAttention(nn.Module):
         self, hidden_states: torch.Tensor, queries_from: torch.Tensor | None = None, **kwargs
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """`(B, N, D)` -> `(B, N, D)` and, where asked for by `output_attentions`, the weights `(B, k, N, N)`."""
-        wants_weights = kwargs.pop("output_attentions", None) or self.config.output_attentions
         query, key = self.queries_and_keys(hidden_states, queries_from)  # Eq. 5
         value = self._heads(self.v_proj(hidden_states))
-        attend: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
+        return self.attend(query, key, value, None, **kwargs)
+
+    def attend(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, bias: torch.Tensor | None, **kwargs
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Eqs. 6 to 8: `(B, k, N, d)` each -> `(B, N, D)` and the weights where asked for."""
+        wants_weights = kwargs.pop("output_attentions", None) or self.config.output_attentions
+        attention: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation, eager_attention_forward
         )
         dropout = self.config.attention_probs_dropout_prob if self.training else 0.0
-        x, weights = attend(self, query, key, value, None, dropout=dropout, scaling=self.scaling, **kwargs)
+        x, weights = attention(self, query, key, value, bias, dropout=dropout, scaling=self.scaling, **kwargs)
         if not wants_weights:
             weights = None
         elif weights is None or weights.shape[-2:] != (query.shape[2], key.shape[2]):  # backends that keep no weights
-            weights = attention_weights(query, key, self.scaling)
-        return self.o_proj(x.flatten(2)), weights  # Eq. 8: (B, N, D)
+            weights = attention_weights(query, key, self.scaling, bias)
+        return self.o_proj(self.norm(x.flatten(2))), weights  # Eq. 8: (B, N, D)
+
+
+class HFViTRotaryAttention(HFViTAttention):
+    """Attention whose queries and keys turn by the place of their patch (arXiv:2104.09864): DINOv3, EVA-02, PE."""
+
+    def queries_and_keys(
+        self, hidden_states: torch.Tensor, queries_from: torch.Tensor | None = None, **positions
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """As above, turned by the angles `rotary`: cosine and sine, `(N, d)` each."""
+        query, key = super().queries_and_keys(hidden_states, queries_from)
+        cos, sin = positions["rotary"]
+        prefix, layout = self.config.num_prefix_tokens, self.config.rope_layout
+        return rotate(query, cos, sin, prefix, layout), rotate(key, cos, sin, prefix, layout)
+
+    def forward(
+        self, hidden_states: torch.Tensor, queries_from: torch.Tensor | None = None, **kwargs
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        query, key = self.queries_and_keys(hidden_states, queries_from, rotary=kwargs.pop("rotary"))  # Eq. 5
+        value = self._heads(self.v_proj(hidden_states))
+        return self.attend(query, key, value, None, **kwargs)
+
+
+class HFViTRelativeAttention(HFViTAttention):
+    """Attention with learned biases of the scores by relative place: BEiT, data2vec."""
+
+    def __init__(self, config: HFViTConfig):
+        super().__init__(config)
+        self.grid_size = config.grid_size
+        self.relative_position_bias_table = None
+        if config.relative_position_bias in ("layer", "both"):
+            rows = relative_table_rows(config.grid_size)
+            self.relative_position_bias_table = nn.Parameter(torch.empty(rows, config.num_attention_heads))
+            with_role(self, "relative_positions")
+
+    def score_bias(self, **positions) -> torch.Tensor | None:
+        """This layer's biases for the image's `grid`, plus `shared_bias` `(1, k, N, N)` or None."""
+        shared = positions["shared_bias"]
+        if self.relative_position_bias_table is None:
+            return shared
+        bias = relative_bias(self.relative_position_bias_table, self.grid_size, positions["grid"])
+        return bias if shared is None else bias + shared
+
+    def forward(
+        self, hidden_states: torch.Tensor, queries_from: torch.Tensor | None = None, **kwargs
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        if "flash" in str(self.config._attn_implementation):
+            raise ValueError(
+                "flash attention adds no biases to the scores, which relative_position_bias needs: choose "
+                'attn_implementation="sdpa"'
+            )
+        query, key = self.queries_and_keys(hidden_states, queries_from)
+        value = self._heads(self.v_proj(hidden_states))
+        bias = self.score_bias(grid=kwargs.pop("grid"), shared_bias=kwargs.pop("shared_bias"))
+        return self.attend(query, key, value, None if bias is None else bias[:, :, : query.shape[2]], **kwargs)
+
+
+def attention_layer(config: HFViTConfig) -> HFViTAttention:
+    """The attention of a block."""
+    if config.rope is not None:
+        return HFViTRotaryAttention(config)
+    return HFViTAttention(config) if config.relative_position_bias is None else HFViTRelativeAttention(config)
 
 
 # -- Eqs. 2 and 3: the encoder block ---------------------------------------------------------------
@@ -243,13 +352,32 @@ class HFViTMLP(nn.Module):
 
     def __init__(self, config: HFViTConfig):
         super().__init__()
-        self.fc1 = with_role(nn.Linear(config.hidden_size, config.intermediate_size), "mlp")
+        dim, width, bias = config.hidden_size, config.intermediate_size, config.dense_bias
+        self.fc1 = with_role(nn.Linear(dim, width, bias=bias), "mlp")
         self.activation_fn = ACT2FN[config.hidden_act]
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
-        self.fc2 = with_role(nn.Linear(config.intermediate_size, config.hidden_size), "mlp")
+        self.norm = norm_layer(config, width) if config.mlp_norm else nn.Identity()
+        self.fc2 = with_role(nn.Linear(width, dim, bias=bias), "mlp")
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        return self.fc2(self.dropout(self.activation_fn(self.fc1(hidden_states))))
+        return self.fc2(self.norm(self.dropout(self.activation_fn(self.fc1(hidden_states)))))
+
+
+class HFViTGatedMLP(nn.Module):
+    """SwiGLU, down(silu(gate(x)) * up(x)) (arXiv:2002.05202): DINOv2-g, DINOv3 S+, H+, 7B, EVA-02, AIMv2."""
+
+    def __init__(self, config: HFViTConfig):
+        super().__init__()
+        dim, width, bias = config.hidden_size, config.intermediate_size, config.dense_bias
+        self.gate_proj = with_role(nn.Linear(dim, width, bias=bias), "mlp")
+        self.up_proj = with_role(nn.Linear(dim, width, bias=bias), "mlp")
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.norm = norm_layer(config, width) if config.mlp_norm else nn.Identity()
+        self.down_proj = with_role(nn.Linear(width, dim, bias=bias), "mlp")
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        x = F.silu(self.gate_proj(hidden_states)) * self.up_proj(hidden_states)  # (B, N, width)
+        return self.down_proj(self.norm(self.dropout(x)))
 
 
 class HFViTLayerScale(nn.Module):
@@ -303,11 +431,11 @@ class HFViTLayer(GradientCheckpointingLayer):
     def __init__(self, config: HFViTConfig, drop_path_rate: float = 0.0):
         super().__init__()
         scaled = config.layer_scale_init is not None
-        self.layernorm_before = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.attention = HFViTAttention(config)
+        self.layernorm_before = norm_layer(config)
+        self.attention = attention_layer(config)
         self.layer_scale1 = HFViTLayerScale(config) if scaled else nn.Identity()
-        self.layernorm_after = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.mlp = HFViTMLP(config)
+        self.layernorm_after = norm_layer(config)
+        self.mlp = HFViTGatedMLP(config) if config.mlp_type == "swiglu" else HFViTMLP(config)
         self.layer_scale2 = HFViTLayerScale(config) if scaled else nn.Identity()
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
         self.drop_path = HFViTDropPath(drop_path_rate)
@@ -340,15 +468,22 @@ class HFViTMapHead(nn.Module):
         super().__init__()
         with_role(self, "probe")
         self.probe = nn.Parameter(torch.empty(1, 1, config.hidden_size))
-        self.attention = HFViTAttention(config)
-        self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.mlp = HFViTMLP(config)
+        self.attention = HFViTAttention(config, config.map_num_heads)
+        if not config.map_query_proj:
+            self.attention.q_proj = nn.Identity()
+        if not config.dense_bias:  # AIMv2's blocks have no biases, its head has this one
+            self.attention.o_proj = nn.Linear(config.hidden_size, config.hidden_size)
+        self.layernorm = norm_layer(config) if config.map_mlp else nn.Identity()
+        self.mlp = HFViTMLP(config) if config.map_mlp else None
+        self.first = 0 if config.map_over_prefix else config.num_prefix_tokens
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """`(B, N, D)` -> `(B, D)`."""
         probe = self.probe.expand(hidden_states.shape[0], -1, -1)  # (B, 1, D)
-        x, _ = self.attention(hidden_states, queries_from=probe)
-        return (x + self.mlp(self.layernorm(x)))[:, 0]
+        x, _ = self.attention(hidden_states[:, self.first :], queries_from=probe)
+        if self.mlp is not None:
+            x = x + self.mlp(self.layernorm(x))
+        return x[:, 0]
 
 
 class HFViTPooler(nn.Module):
@@ -381,7 +516,12 @@ class HFViTModel(HFViTPreTrainedModel):
         rates = [config.drop_path_rate * block / max(depth - 1, 1) for block in range(depth)]
         self.embeddings = HFViTEmbeddings(config)
         self.layers = nn.ModuleList(HFViTLayer(config, rate) for rate in rates)
-        self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.layernorm = nn.Identity() if config.final_norm == "none" else norm_layer(config)
+        self.shared_relative_position_bias_table = None
+        if config.relative_position_bias in ("shared", "both"):
+            rows = relative_table_rows(config.grid_size)
+            self.shared_relative_position_bias_table = nn.Parameter(torch.empty(rows, config.num_attention_heads))
+            with_role(self, "relative_positions")
         self.map_head = HFViTMapHead(config) if config.pooling == "map" else None
         self.pooler = HFViTPooler(config) if config.representation_size is not None else None
         self.post_init()
@@ -403,28 +543,50 @@ class HFViTModel(HFViTPreTrainedModel):
             output_hidden_states, output_attentions, return_dict: as everywhere in transformers.
 
         Returns:
-            `last_hidden_state` `(B, prefix + N, D)` after the final LayerNorm, and `pooler_output`, what a classifier
-            reads: `(B, D)`, or `(B, R)` with a representation layer.
+            `last_hidden_state` `(B, prefix + N, D)` after the final LayerNorm, and `pooler_output`, the image's
+            representation: `(B, D)`, or `(B, R)` with a representation layer. With `final_norm="pooled"` the norm is
+            in `pooler_output` alone.
         """
-        if tokens is not None and self.config.pooling in ("gap", "map"):
+        if tokens is not None and self.config.pooling not in ("token", "first"):
             raise ValueError(f'pooling="{self.config.pooling}" reads all tokens: leave tokens={tokens} out')
         x = self.embeddings(pixel_values, corrupt)  # z_0, Eq. 1
+        kwargs |= self.relative_positions(pixel_values)
         for layer in self.layers:
             if tokens is not None and layer is self.layers[-1]:
                 kwargs["tokens"] = tokens
             x = layer(x, **kwargs)  # z_l, Eqs. 2 and 3
-        x = self.layernorm(x)
-        pooled = self.pool(x)  # y, Eq. 4
+        if self.config.final_norm == "pooled":
+            pooled = self.layernorm(self.pool(x))
+        else:
+            x = self.layernorm(x)
+            pooled = self.pool(x)  # y, Eq. 4
         return BaseModelOutputWithPooling(
             last_hidden_state=x, pooler_output=pooled if self.pooler is None else self.pooler(pooled)
         )
 
+    def relative_positions(self, pixel_values: torch.Tensor) -> dict:
+        """What the attention of every block needs to know of the patches' places; the plain ViT's needs nothing."""
+        if self.config.rope is None and self.config.relative_position_bias is None:
+            return {}
+        grid = self.config.grid_for((pixel_values.shape[-2], pixel_values.shape[-1]))
+        if self.config.rope is not None:
+            weight = self.embeddings.patch_embeddings.projection.weight
+            angles = rotary_angles(self.config, grid, weight.device, self.training)
+            return {"rotary": tuple(part.to(weight.dtype) for part in angles)}
+        table = self.shared_relative_position_bias_table
+        return {
+            "grid": grid,
+            "shared_bias": None if table is None else relative_bias(table, self.embeddings.grid_size, grid),
+        }
+
     def pool(self, x: torch.Tensor) -> torch.Tensor:
-        """Eq. 4 and its alternatives (appendix D.3), from normalised tokens `(B, prefix + N, D)` to `(B, D)`."""
+        """Eq. 4 and its alternatives (appendix D.3), from tokens `(B, prefix + N, D)` to `(B, D)`."""
         if self.map_head is not None:
             return self.map_head(x)
         if self.config.pooling == "gap":
             return x[:, self.config.num_prefix_tokens :].mean(dim=1)
+        if self.config.pooling == "prefix_mean":
+            return x[:, : self.config.num_prefix_tokens].mean(dim=1)
         return x[:, 0]
 
 
@@ -436,9 +598,10 @@ class HFViTForImageClassification(HFViTPreTrainedModel):
     def __init__(self, config: HFViTConfig):
         super().__init__(config)
         self.vit = HFViTModel(config)
-        width = config.representation_size or config.hidden_size
         self.classifier = (
-            with_role(nn.Linear(width, config.num_labels), "classifier") if config.num_labels else nn.Identity()
+            with_role(nn.Linear(config.head_width, config.num_labels), "classifier")
+            if config.num_labels
+            else nn.Identity()
         )
         self.post_init()
 
@@ -458,7 +621,7 @@ class HFViTForImageClassification(HFViTPreTrainedModel):
         if self._reads_first_token_only(kwargs):
             kwargs["tokens"] = 1
         outputs = self.vit(pixel_values, **kwargs)
-        logits = self.classifier(outputs.pooler_output)
+        logits = self.classifier(self.head_input(outputs))
         loss = None
         if labels is not None and self.config.problem_type is not None:
             loss = self.loss_function(labels, logits, self.config)
@@ -467,6 +630,17 @@ class HFViTForImageClassification(HFViTPreTrainedModel):
         return ImageClassifierOutput(
             loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
         )
+
+    def head_input(self, outputs: BaseModelOutputWithPooling) -> torch.Tensor:
+        """What the classifier reads of an encoder's outputs, `(B, config.head_width)`."""
+        kind, x = self.config.head_input, outputs.last_hidden_state  # (B, prefix + N, D)
+        assert x is not None and outputs.pooler_output is not None
+        if kind == "pooled":
+            return outputs.pooler_output
+        if kind == "two_tokens":
+            return x[:, :2].flatten(1)  # (B, 2 D)
+        mean = x[:, self.config.num_prefix_tokens :].mean(dim=1)  # (B, D)
+        return torch.cat([x[:, 0], mean], dim=1) if kind == "token_and_mean" else mean
 
     def _reads_first_token_only(self, kwargs: dict) -> bool:
         """Whether the last block may compute the one token that Eq. 4 reads, 6 % fewer operations for ViT-B.
@@ -479,7 +653,8 @@ class HFViTForImageClassification(HFViTPreTrainedModel):
         records = any(
             kwargs.get(name) or getattr(self.config, name) for name in ("output_hidden_states", "output_attentions")
         )
-        return saves and self.config.pooling in ("token", "first") and not records
+        reads_one = self.config.pooling in ("token", "first") and self.config.head_input == "pooled"
+        return saves and reads_one and not records
 
     def _change_head(self, wanted: HFViTConfig, keep_representation: bool) -> None:
         drops = wanted.representation_size is None and self.config.representation_size is not None
@@ -508,11 +683,10 @@ class HFViTForImageClassification(HFViTPreTrainedModel):
             )
         if not keep_representation:
             self.vit.pooler, self.config.representation_size = None, None
-        like = self.vit.layernorm.weight
-        width = self.config.representation_size or self.config.hidden_size
+        like = self.vit.embeddings.patch_embeddings.projection.weight
         self.classifier = nn.Identity()
         if num_labels:
-            head = nn.Linear(width, num_labels, device=like.device, dtype=like.dtype)
+            head = nn.Linear(self.config.head_width, num_labels, device=like.device, dtype=like.dtype)
             head.weight.zero_()
             head.bias.fill_(self.config.head_bias_init)
             self.classifier = with_role(head, "classifier")
@@ -529,7 +703,7 @@ class HFViTBackbone(BackboneMixin, HFViTPreTrainedModel):
     """Feature maps of chosen blocks, as `AutoBackbone` gives them to detection and segmentation models.
 
     `config.out_features` or `out_indices` choose among "stem" (the embeddings) and "stage1" ... "stageL"; each map is
-    the block's patch tokens after the final LayerNorm.
+    the block's patch tokens after the final LayerNorm, where the config has one for tokens.
     """
 
     _keys_to_ignore_on_load_unexpected = [r"pooler\.dense\.", r"classifier\.", r"map_head\."]
@@ -550,7 +724,9 @@ class HFViTBackbone(BackboneMixin, HFViTPreTrainedModel):
         maps = []
         for stage, tokens in zip(self.stage_names, outputs.hidden_states):
             if stage in self.out_features:
-                patches = self.vit.layernorm(tokens)[:, self.config.num_prefix_tokens :].transpose(1, 2)  # (B, D, N)
+                if self.config.final_norm == "tokens":
+                    tokens = self.vit.layernorm(tokens)
+                patches = tokens[:, self.config.num_prefix_tokens :].transpose(1, 2)  # (B, D, N)
                 maps.append(patches.unflatten(2, (rows, columns)))  # (B, D, rows, columns)
         return BackboneOutput(
             feature_maps=tuple(maps), hidden_states=outputs.hidden_states, attentions=outputs.attentions
@@ -558,10 +734,10 @@ class HFViTBackbone(BackboneMixin, HFViTPreTrainedModel):
 
 
 class HFViTForMaskedPatchPrediction(HFViTPreTrainedModel):
-    """The paper's self-supervision (section 4.6, appendix B.1.2): mean colours of corrupted patches, 3 bits a channel.
+    """The paper's self-supervision (section 4.6, appendix B.1.2): mean colors of corrupted patches, 3 bits a channel.
 
     Half of the patches are corrupted: of these 80 % become a learned [mask] embedding, 10 % the embedding of another
-    patch of the batch, 10 % stay. Each answers with one of 8^C colours.
+    patch of the batch, 10 % stay. Each answers with one of 8^C colors.
     """
 
     corrupted, masked, swapped = 0.5, 0.8, 0.1

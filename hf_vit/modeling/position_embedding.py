@@ -1,11 +1,17 @@
-"""What belongs to one grid moved to another: position tables (paper section 3.2) and patch kernels.
+"""Where a token is: position tables and their move to another grid (paper section 3.2), rotary positions, relative
+biases; and patch kernels of another size.
 
 This file travels to the Hub beside the weights: it imports only torch.
 
+    d width of a head   k heads   N = rows * columns patches
+
 Sources: google-research/vision_transformer `vit_jax/checkpoint.py` `interpolate_posembed` at c6de1e5 (scipy's
 `zoom(order=1)`, which is bilinear interpolation with aligned corners); google-research/big_vision `models/vit.py`
-`posemb_sincos_2d` at 0127fb6.
+`posemb_sincos_2d` at 0127fb6; transformers 5.23 `models/dinov3_vit`, `models/beit`; timm 1.0.31
+`layers/pos_embed_sincos.py`.
 """
+
+import math
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +22,7 @@ INTERPOLATIONS: dict[str, dict] = {
     "bilinear_align_corners": {"mode": "bilinear", "align_corners": True},
     "bicubic": {"mode": "bicubic", "align_corners": False},
     "bicubic_antialias": {"mode": "bicubic", "align_corners": False, "antialias": True},
+    "bilinear_antialias": {"mode": "bilinear", "align_corners": False, "antialias": True},
 }
 
 
@@ -29,7 +36,7 @@ def resize_position_grid(
         old_grid: (rows, columns) the table was made for.
         new_grid: (rows, columns) wanted. Grids are compared by shape: 7x28 to 14x14 is resampled although both
             hold 196 tokens.
-        interpolation: a key of `INTERPOLATIONS`.
+        interpolation: a key of `INTERPOLATIONS`, or `"bicubic_offset"`.
 
     Returns:
         `(1, new rows * new columns, D)` in the table's dtype; the table itself where the grids are equal.
@@ -38,7 +45,13 @@ def resize_position_grid(
         return table
     dim = table.shape[-1]
     grid = table.float().reshape(1, *old_grid, dim).permute(0, 3, 1, 2)  # (1, D, rows, columns)
-    grid = F.interpolate(grid, size=new_grid, **INTERPOLATIONS[interpolation])  # (1, D, new rows, new columns)
+    if interpolation == "bicubic_offset":
+        # DINOv2 asks for a scale factor, which torch rounds down to a size; 0.1 keeps it from losing a row. The
+        # samples then lie at other places than those of a resize to the size.
+        scale = [(new + 0.1) / old for new, old in zip(new_grid, old_grid)]
+        grid = F.interpolate(grid, scale_factor=scale, mode="bicubic", align_corners=False)
+    else:
+        grid = F.interpolate(grid, size=new_grid, **INTERPOLATIONS[interpolation])  # (1, D, new rows, new columns)
     return grid.permute(0, 2, 3, 1).reshape(1, new_grid[0] * new_grid[1], dim).to(table.dtype)  # (1, new N, D)
 
 
@@ -70,6 +83,141 @@ def sincos2d(
     )
     y, x = y.flatten()[:, None] * frequencies, x.flatten()[:, None] * frequencies  # (rows * columns, dim / 4)
     return torch.cat([x.sin(), x.cos(), y.sin(), y.cos()], dim=1)[None].to(dtype)  # (1, rows * columns, dim)
+
+
+def sincos_aim(
+    grid: tuple[int, int], dim: int, *, device: torch.device | None = None, dtype: torch.dtype = torch.float32
+) -> torch.Tensor:
+    """The fixed table of AIMv2's native variant: [sin column, cos column, sin row, cos row], temperature 10,000.
+
+    Returns:
+        `(1, rows * columns, dim)`; `dim` is a multiple of 4.
+    """
+    frequencies = 1.0 / 10_000 ** (torch.arange(dim // 4, device=device, dtype=torch.float32) / (dim // 4))
+    row, column = _cells(grid, device)
+    y, x = row[:, None] * frequencies, column[:, None] * frequencies  # (rows * columns, dim / 4)
+    return torch.cat([x.sin(), x.cos(), y.sin(), y.cos()], dim=1)[None].to(dtype)  # (1, rows * columns, dim)
+
+
+def _cells(grid: tuple[int, int], device: torch.device | None) -> tuple[torch.Tensor, torch.Tensor]:
+    """Row and column of every patch in raster order, `(rows * columns,)` each, float32."""
+    rows, columns = (torch.arange(side, device=device, dtype=torch.float32) for side in grid)
+    row, column = torch.meshgrid(rows, columns, indexing="ij")
+    return row.flatten(), column.flatten()
+
+
+# -- rotary positions (arXiv:2104.09864) on two axes -----------------------------------------------
+
+
+def rotary_angles(
+    config, grid: tuple[int, int], device: torch.device | None = None, training: bool = False
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cosine and sine of the angles by which queries and keys of each patch turn, `(N, d)` each, float32.
+
+    The frequencies are f_j = theta^(-j / (d / 4)), j = 0 ... d / 4 - 1, for rows and for columns. Any grid has its own
+    angles: nothing is interpolated.
+
+    Args:
+        config: with the `rope` fields. grid: (rows, columns) of the patches.
+        training: draw DINOv3's augmentation of the coordinates, once for all images and blocks.
+    """
+    head_dim = config.hidden_size // config.num_attention_heads
+    periods = config.rope_theta ** (torch.arange(head_dim // 4, device=device, dtype=torch.float32) / (head_dim // 4))
+    if config.rope_bfloat16_periods:
+        periods = periods.bfloat16().float()
+    if config.rope == "dinov3":
+        coordinates = 2 * math.pi * _dinov3_coordinates(config, grid, device, training)  # (N, 2)
+    else:
+        coordinates = _axial_coordinates(config, grid, device)
+    if config.rope_axes == "xy":
+        coordinates = coordinates.flip(1)
+    angles = (coordinates[:, :, None] / periods).flatten(1)  # (N, d / 2), one axis after the other
+    # each angle turns two channels: j and j + d / 2, or 2 j and 2 j + 1
+    angles = angles.repeat(1, 2) if config.rope_layout == "half" else angles.repeat_interleave(2, dim=1)
+    return angles.cos(), angles.sin()
+
+
+def _dinov3_coordinates(config, grid: tuple[int, int], device: torch.device | None, training: bool) -> torch.Tensor:
+    """Centers of the patches from -1 to 1, each axis by its own length, `(N, 2)`."""
+    row, column = _cells(grid, device)
+    centers = torch.stack([(row + 0.5) / grid[0], (column + 0.5) / grid[1]], dim=1) * 2 - 1
+    if training and config.rope_shift:
+        centers = centers + torch.empty(2, device=device).uniform_(-config.rope_shift, config.rope_shift)
+    for spread, numbers in ((config.rope_jitter, 2), (config.rope_rescale, 1)):
+        if training and spread and spread > 1:
+            limit = math.log(spread)
+            centers = centers * torch.empty(numbers, device=device).uniform_(-limit, limit).exp()
+    return centers
+
+
+def _axial_coordinates(config, grid: tuple[int, int], device: torch.device | None) -> torch.Tensor:
+    """Places of the patches, counted in cells of the reference grid, `(N, 2)`."""
+    reference = config.rope_reference_grid
+    reference = (reference, reference) if isinstance(reference, int) else reference
+    places = [(cell + config.rope_offset) / n * cells for cell, n, cells in zip(_cells(grid, device), grid, reference)]
+    return torch.stack(places, dim=1)
+
+
+def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, prefix: int, layout: str) -> torch.Tensor:
+    """Turn the patch tokens of queries or keys `(B, k, prefix + N, d)`; the first `prefix` tokens stay as they are.
+
+    `cos` and `sin` are `(N, d)` in the dtype of x, of which as many rows count as there are patches in x; `layout` is
+    `config.rope_layout`.
+    """
+    patches = x[:, :, prefix:]
+    count = patches.shape[2]
+    if layout == "half":
+        first, second = patches.chunk(2, dim=-1)
+        turned = torch.cat([-second, first], dim=-1)
+    else:
+        even, odd = patches[..., ::2], patches[..., 1::2]
+        turned = torch.stack([-odd, even], dim=-1).flatten(-2)
+    patches = patches * cos[:count] + turned * sin[:count]
+    return torch.cat([x[:, :, :prefix], patches], dim=2)
+
+
+# -- relative position biases (BEiT, arXiv:2106.08254) ---------------------------------------------
+
+
+def relative_table_rows(grid: tuple[int, int]) -> int:
+    """Rows of a table of relative biases: every distance in the grid, and three for the class token."""
+    return (2 * grid[0] - 1) * (2 * grid[1] - 1) + 3
+
+
+def resize_relative_table(table: torch.Tensor, old_grid: tuple[int, int], new_grid: tuple[int, int]) -> torch.Tensor:
+    """A table of relative biases for another grid, bilinearly as transformers does; the last three rows stay."""
+    if old_grid == new_grid:
+        return table
+    old, new = [2 * side - 1 for side in old_grid], [2 * side - 1 for side in new_grid]
+    square = table[:-3].reshape(1, *old, -1).permute(0, 3, 1, 2)  # (1, k, 2 rows - 1, 2 columns - 1)
+    square = F.interpolate(square, size=new, mode="bilinear", align_corners=False)
+    return torch.cat([square.permute(0, 2, 3, 1).flatten(0, 2), table[-3:]])
+
+
+def relative_bias(table: torch.Tensor, native: tuple[int, int], grid: tuple[int, int]) -> torch.Tensor:
+    """Biases of the attention scores between class token and patches, `(1, k, 1 + N, 1 + N)`.
+
+    Args:
+        table: `(relative_table_rows(native), k)`; the last three rows are class to patch, patch to class, class to
+            class.
+        native: grid that the table is for. grid: of the image; the table is resized bilinearly where it differs, as
+            transformers does.
+    """
+    heads, (rows, columns) = table.shape[1], grid
+    table = resize_relative_table(table, native, grid)
+    row, column = (cells.long() for cells in _cells(grid, table.device))
+    down = row[:, None] - row + rows - 1  # (N, N): row of the query less row of the key, from 0
+    across = column[:, None] - column + columns - 1
+    between = table[down * (2 * columns - 1) + across]  # (N, N, k)
+    patches = rows * columns
+    to_patch = table[-3].expand(1, patches, heads)
+    from_patch = table[-2].expand(patches, 1, heads)
+    first = torch.cat([table[-1].expand(1, 1, heads), to_patch], dim=1)  # (1, 1 + N, k)
+    bias = torch.cat([first, torch.cat([from_patch, between], dim=1)], dim=0)  # (1 + N, 1 + N, k)
+    return bias.permute(2, 0, 1)[None]  # (1, k, 1 + N, 1 + N)
+
+
+# -- patch kernels ---------------------------------------------------------------------------------
 
 
 def resize_patch_kernel(kernel: torch.Tensor, new_size: tuple[int, int]) -> torch.Tensor:

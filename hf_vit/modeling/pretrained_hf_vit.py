@@ -25,7 +25,7 @@ from transformers.core_model_loading import WeightConverter, WeightRenaming
 from transformers.utils import cached_file
 
 from .configuration_hf_vit import HFViTConfig, as_pair
-from .position_embedding import resize_patch_kernel
+from .position_embedding import resize_patch_kernel, resize_relative_table
 
 
 TRAVELLING_FILES = (
@@ -105,6 +105,7 @@ class HFViTPreTrainedModel(PreTrainedModel):
         q, k, v, o                  Xavier uniform, bias zeros
         MLP                         Xavier uniform, bias normal 1e-6
         LayerScale                  `layer_scale_init`
+        relative position biases    zeros
         MAP probe                   Xavier uniform
         representation layer        LeCun normal, bias zeros
         classifier                  zeros, bias `head_bias_init`
@@ -113,9 +114,10 @@ class HFViTPreTrainedModel(PreTrainedModel):
         except the classifier's. `"normal_tokens"`: as `"jax"`, class token and positions from N(0, 1).
         """
         scheme, role = self.config.initializer, getattr(module, "role", None)
-        if isinstance(module, (nn.LayerNorm, nn.GroupNorm)):
+        if isinstance(module, (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)):
             (init.zeros_ if role == "end_of_branch" else init.ones_)(module.weight)
-            init.zeros_(module.bias)
+            if not isinstance(module, nn.RMSNorm):
+                init.zeros_(module.bias)
         elif isinstance(module, (nn.Linear, nn.Conv2d)):
             if scheme == "truncated_normal":
                 init.trunc_normal_(module.weight, std=0.02, a=-0.04, b=0.04)
@@ -134,6 +136,9 @@ class HFViTPreTrainedModel(PreTrainedModel):
         elif role == "probe" and scheme != "truncated_normal":
             limit = math.sqrt(6 / (1 + self.config.hidden_size))
             init.uniform_(module.get_parameter("probe"), -limit, limit)
+        elif role == "relative_positions":
+            for table in module.parameters(recurse=False):
+                init.zeros_(table)
         elif role in ("tokens", "probe"):
             self._init_tokens(dict(module.named_parameters(recurse=False)), scheme)
 
@@ -253,11 +258,22 @@ class HFViTPreTrainedModel(PreTrainedModel):
         table = embeddings.position_embeddings
         patches = embeddings.patch_positions(grid)
         if table is not None and patches is not None and grid != embeddings.grid_size:
-            prefix = table[:, : int(self.config.has_class_position)]
+            prefix = table[:, : self.config.num_class_rows]
             rows = torch.cat([prefix, patches], dim=1)  # (1, [1 +] rows * columns, D)
             embeddings.position_embeddings = nn.Parameter(rows.clone(), requires_grad=table.requires_grad)
+        if self.config.relative_position_bias is not None and grid != embeddings.grid_size:
+            self._resize_relative_positions(embeddings.grid_size, grid)
         embeddings.grid_size = grid
         self.config.image_size = image_size if isinstance(image_size, int) else as_pair(image_size)
+
+    def _resize_relative_positions(self, old_grid: tuple[int, int], new_grid: tuple[int, int]) -> None:
+        for module in self.encoder.modules():
+            for name, table in list(module.named_parameters(recurse=False)):
+                if name.endswith("relative_position_bias_table"):
+                    resized = resize_relative_table(table, old_grid, new_grid)
+                    setattr(module, name, nn.Parameter(resized.clone(), requires_grad=table.requires_grad))
+                    if hasattr(module, "grid_size"):
+                        module.grid_size = new_grid
 
     @torch.no_grad()
     def resize_patch_embeddings(
@@ -355,12 +371,12 @@ class HFViTPreTrainedModel(PreTrainedModel):
                 raise ValueError(f"layer {index} does not exist: the model has {len(blocks)}, 0 to {len(blocks) - 1}")
 
         def keep(index: int) -> Callable:
-            def hook(attention, args: tuple, output: tuple) -> None:
-                maps[index] = attention.weights(args[0])
+            def hook(attention, args: tuple, kwargs: dict, output: tuple) -> None:
+                maps[index] = attention.weights(args[0], **kwargs)
 
             return hook
 
-        hooks = [blocks[index].attention.register_forward_hook(keep(index)) for index in layers]
+        hooks = [blocks[index].attention.register_forward_hook(keep(index), with_kwargs=True) for index in layers]
         try:
             with torch.compiler.set_stance("force_eager"):  # a compiled encoder does not see new hooks
                 self.encoder(pixel_values)

@@ -343,7 +343,7 @@ def test_the_fields_of_the_config_are_the_rates_of_dropout():
     [
         (torch.zeros(1, 3, 7, 32), "smaller than one patch: give at least 8 x 8"),
         (torch.zeros(1, 1, 32, 32), "images of 3 channels"),
-        (torch.zeros(1, 3, 32, 32, dtype=torch.uint8), "normalise the picture"),
+        (torch.zeros(1, 3, 32, 32, dtype=torch.uint8), "normalize the image"),
     ],
 )
 def test_bad_pictures_are_refused(pixels, message):
