@@ -169,7 +169,7 @@ def _pad(x: torch.Tensor, kernel: int, stride: int, value: float = 0.0) -> torch
 def _positions(embeddings: Any, grid: tuple[int, int]) -> torch.Tensor:
     """As `HFViTEmbeddings.patch_positions` of a grid that is not known yet: `(1, rows * columns, D)`."""
     config = embeddings.config
-    table = embeddings.position_embeddings[:, int(config.has_class_position) :]
+    table = embeddings.position_embeddings[:, config.num_class_rows :]
     if config.position_embedding_type == "learned1d":
         line = F.interpolate(table.transpose(1, 2), size=grid[0] * grid[1], mode="linear", align_corners=True)
         return line.transpose(1, 2)

@@ -70,6 +70,7 @@ def save_checkpoint(
 
 def _refuse(config: HFViTConfig, format: str, cannot: Iterable[tuple[str, Callable[[HFViTConfig], bool]]]) -> None:
     features = [feature for feature, present in cannot if present(config)]
+    features += [f"{name}={value!r}" for name, value in config.family_fields.items()]
     if features:
         raise HFViTError(f"the {format} format cannot express {'; '.join(features)}: choose another format")
 

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from transformers.utils import logging
 
 from .. import capabilities
+from ..errors import HFViTError
 from ..kernel_table import speedup
 from .int8 import Int8Layer, calibrate, check_int8, check_int8_speed
 from .layers import OptimizedLayer, OptimizedPatches
@@ -29,12 +30,17 @@ def optimize_encoder(encoder: Any, int8_calibration: torch.Tensor | None = None)
         HFViTError: int8 that this model or processor does not have, or where it would not be faster.
     """
     steps = None
+    unsupported = not encoder.config.has_plain_blocks
+    if unsupported and int8_calibration is not None:
+        raise HFViTError(f"int8 knows the plain ViT's block alone, and this model has {_named(encoder.config)}")
     if int8_calibration is not None:
         check_int8(encoder, int8_calibration)
         int8_calibration = int8_calibration.to(encoder.layers[0].mlp.fc1.weight.dtype)
         steps = calibrate(encoder, int8_calibration)
         check_int8_speed(encoder, int8_calibration, steps[0])
-    for index, layer in enumerate(encoder.layers):
+    if unsupported:
+        logger.warning_once(f"blocks stay as they are, optimized ones do not know {_named(encoder.config)}")
+    for index, layer in enumerate(() if unsupported else encoder.layers):
         merging = layer.merging if isinstance(layer, OptimizedLayer) else None
         plain = plain_module(layer)
         if steps is None:
@@ -46,8 +52,13 @@ def optimize_encoder(encoder: Any, int8_calibration: torch.Tensor | None = None)
     if patches.backbone is not None:
         patches.backbone = wrap(OptimizedStem, plain_module(patches.backbone))
     # the last block may then compute the one token that a classifier reads; not where its other tokens merge
-    encoder.optimized = all(layer.merging is None for layer in encoder.layers)
-    warn_if_bfloat16_is_emulated(encoder)
+    encoder.optimized = not unsupported and all(layer.merging is None for layer in encoder.layers)
+    if not unsupported:
+        warn_if_bfloat16_is_emulated(encoder)
+
+
+def _named(config: Any) -> str:
+    return ", ".join(f"{name}={value!r}" for name, value in config.family_fields.items())
 
 
 def warn_if_bfloat16_is_emulated(encoder: Any) -> None:

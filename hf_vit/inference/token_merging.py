@@ -17,6 +17,10 @@ from .layers import OptimizedLayer
 from .wrapper import has_forward_hooks, plain_module, wrap
 
 
+# fields beyond the plain ViT's that merging does not touch
+MERGEABLE = {"pre_layernorm", "patch_bias", "patch_norm", "final_norm", "num_class_tokens", "pooling"}
+
+
 def merge_tokens(model: nn.Module, r: int | Sequence[int], proportional: bool = True) -> nn.Module:
     """Let every block of a model merge r pairs of tokens, in place. Returns the model; `r=0` is the plain model again.
 
@@ -33,6 +37,9 @@ def merge_tokens(model: nn.Module, r: int | Sequence[int], proportional: bool = 
     if type(model).__name__ not in ("HFViTModel", "HFViTForImageClassification"):  # also those loaded with their code
         raise HFViTError(f"tokens of a {type(model).__name__} cannot be merged: it answers for every patch")
     encoder: Any = model.encoder
+    unsupported = encoder.config.family_fields.keys() - MERGEABLE
+    if unsupported:
+        raise HFViTError(f"tokens cannot be merged in a model with {', '.join(sorted(unsupported))}")
     pairs = [r] * len(encoder.layers) if isinstance(r, int) else list(r)
     if len(pairs) != len(encoder.layers) or any(not isinstance(count, int) or count < 0 for count in pairs):
         raise HFViTError(f"r={r}: give one number from 0, or {len(encoder.layers)} of them, one for each block")

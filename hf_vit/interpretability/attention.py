@@ -107,10 +107,12 @@ def head_numbers(model: nn.Module, heads: Sequence[int] | None) -> list[int]:
 def watch_attention(
     model: nn.Module,
     pixel_values: torch.Tensor,
-    see: Callable[[int, torch.Tensor, torch.Tensor, float], None],
+    see: Callable[[int, torch.Tensor, torch.Tensor, float, torch.Tensor | None], None],
     layers: Sequence[int] | None = None,
 ) -> Any:
-    """Run the encoder and show `see(number, q, k, scaling)` each chosen block's queries and keys `(B, heads, N, d)`.
+    """Run the encoder and show `see(number, q, k, scaling, bias)` each chosen block's queries and keys.
+
+    They are `(B, heads, N, d)`; `bias` `(1, heads, N, N)` is added to the scores, None where there is none.
 
     Returns:
         the encoder's output.
@@ -119,14 +121,16 @@ def watch_attention(
         blocks = inside.base_model.layers
 
         def look(number: int) -> Callable:
-            def hook(attention: Any, args: tuple, output: tuple) -> None:
-                query, key = attention.queries_and_keys(args[0])
-                see(number, query, key, attention.scaling)
+            def hook(attention: Any, args: tuple, kwargs: dict, output: tuple) -> None:
+                positions = {name: kwargs[name] for name in ("rotary", "grid", "shared_bias") if name in kwargs}
+                query, key = attention.queries_and_keys(args[0], **positions)
+                bias = attention.score_bias(**positions) if positions else None
+                see(number, query, key, attention.scaling, bias)
 
             return hook
 
         numbers = set(layer_numbers(inside, layers).values())
-        hooks = [blocks[number].attention.register_forward_hook(look(number)) for number in numbers]
+        hooks = [blocks[number].attention.register_forward_hook(look(number), with_kwargs=True) for number in numbers]
         try:
             return inside.base_model(_batch(pixel_values))
         finally:
@@ -183,8 +187,9 @@ def attention_maps(
     numbers, chosen = layer_numbers(model, layers), head_numbers(model, heads)
     maps: dict[int, torch.Tensor] = {}
 
-    def see(number: int, query: torch.Tensor, key: torch.Tensor, scaling: float) -> None:
-        maps[number] = attention_weights(query[:, chosen], key[:, chosen], scaling).float()
+    def see(number: int, query: torch.Tensor, key: torch.Tensor, scaling: float, bias: torch.Tensor | None) -> None:
+        part = None if bias is None else bias[:, chosen]
+        maps[number] = attention_weights(query[:, chosen], key[:, chosen], scaling, part).float()
 
     watch_attention(model, pixel_values, see, layers)
     return {index: maps[number] for index, number in numbers.items()}
@@ -203,9 +208,12 @@ def class_attention(
     one_row = config.use_class_token or config.pooling == "first"
     maps: dict[int, torch.Tensor] = {}
 
-    def see(number: int, query: torch.Tensor, key: torch.Tensor, scaling: float) -> None:
-        asking = query[:, chosen, :1] if one_row else query[:, chosen, config.num_prefix_tokens :]
-        weights = attention_weights(asking, key[:, chosen], scaling).float().mean(dim=2)  # (B, heads, N)
+    rows = slice(0, 1) if one_row else slice(config.num_prefix_tokens, None)
+
+    def see(number: int, query: torch.Tensor, key: torch.Tensor, scaling: float, bias: torch.Tensor | None) -> None:
+        part = None if bias is None else bias[:, chosen, rows]
+        weights = attention_weights(query[:, chosen, rows], key[:, chosen], scaling, part).float()
+        weights = weights.mean(dim=2)  # (B, heads, N)
         maps[number] = on_grid(model, weights, grid)
 
     watch_attention(model, pixel_values, see, layers)
@@ -223,21 +231,30 @@ def probe_attention(model: nn.Module, pixel_values: torch.Tensor) -> torch.Tenso
 
 
 def readout(model: nn.Module, tokens: torch.Tensor) -> torch.Tensor:
-    """How much of each final token the pooled vector reads, from normalised tokens `(B, N, D)`.
+    """How much of each final token the head reads, from the encoder's `last_hidden_state` `(B, N, D)`.
 
     Returns:
         `(B, heads or 1, N)`, rows of sum one: one token for `"token"` and `"first"`, all patches alike for `"gap"`,
-        the probe's attention for `"map"`.
+        the probe's attention for `"map"`; halves where a classifier reads two vectors side by side.
     """
     inside = plain(model)
-    head, (batch, count, _) = inside.base_model.map_head, tokens.shape
-    if head is not None:
-        query, key = head.attention.queries_and_keys(tokens, head.probe.expand(batch, -1, -1))
-        return attention_weights(query, key, head.attention.scaling).float()[:, :, 0]  # (B, heads, N)
+    head, (batch, count, _), config = inside.base_model.map_head, tokens.shape, inside.config
+    prefix, reads = config.num_prefix_tokens, getattr(config, "head_input", "pooled")
+    if head is not None and reads == "pooled":
+        first = getattr(head, "first", 0)  # tokens before it are not pooled
+        query, key = head.attention.queries_and_keys(tokens[:, first:], head.probe.expand(batch, -1, -1))
+        weights = attention_weights(query, key, head.attention.scaling).float()[:, :, 0]  # (B, heads, N - first)
+        return nn.functional.pad(weights, (first, 0))
     weights = torch.zeros(batch, 1, count, device=tokens.device)
-    if inside.config.pooling == "gap":
-        prefix = inside.config.num_prefix_tokens
+    if reads in ("mean", "mean_unnormalised") or (reads == "pooled" and config.pooling == "gap"):
         weights[..., prefix:] = 1 / (count - prefix)
+    elif reads == "token_and_mean":
+        weights[..., prefix:] = 0.5 / (count - prefix)
+        weights[..., 0] = 0.5
+    elif reads == "two_tokens":
+        weights[..., :2] = 0.5
+    elif config.pooling == "prefix_mean":
+        weights[..., :prefix] = 1 / prefix
     else:
         weights[..., 0] = 1
     return weights
@@ -281,8 +298,8 @@ def rollout_map(model: nn.Module, pixel_values: torch.Tensor, fusion: HeadFusion
 def _rollout(model: nn.Module, pixel_values: torch.Tensor, fusion: HeadFusion) -> tuple[torch.Tensor, torch.Tensor]:
     rolled: list[torch.Tensor] = []
 
-    def see(number: int, query: torch.Tensor, key: torch.Tensor, scaling: float) -> None:
-        step = with_residual(fuse_heads(attention_weights(query, key, scaling).float(), fusion))
+    def see(number: int, query: torch.Tensor, key: torch.Tensor, scaling: float, bias: torch.Tensor | None) -> None:
+        step = with_residual(fuse_heads(attention_weights(query, key, scaling, bias).float(), fusion))
         rolled[:] = [step @ rolled[0] if rolled else step]
 
     output = watch_attention(model, pixel_values, see)
@@ -310,8 +327,9 @@ def attention_distance(model: nn.Module, pixel_values: torch.Tensor) -> torch.Te
     )  # (N, N)
     found = torch.zeros(len(inside.base_model.layers), inside.config.num_attention_heads)
 
-    def see(number: int, query: torch.Tensor, key: torch.Tensor, scaling: float) -> None:
-        weights = attention_weights(query[:, :, prefix:], key[:, :, prefix:], scaling).float()  # rows of sum one
+    def see(number: int, query: torch.Tensor, key: torch.Tensor, scaling: float, bias: torch.Tensor | None) -> None:
+        part = None if bias is None else bias[:, :, prefix:, prefix:]
+        weights = attention_weights(query[:, :, prefix:], key[:, :, prefix:], scaling, part).float()  # rows of sum one
         found[number] = (weights * between).sum(dim=-1).mean(dim=(0, 2)).cpu()
 
     watch_attention(model, pixel_values, see)

@@ -108,10 +108,8 @@ class _Head(nn.Module):
         self.model = model
 
     def forward(self, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        encoder = self.model.base_model
-        x = encoder.layernorm(tokens)
-        pooled = encoder.pool(x)
-        return self.model.classifier(pooled if encoder.pooler is None else encoder.pooler(pooled)), x
+        outputs = self.model.base_model.represent(tokens)
+        return self.model.classifier(self.model.head_input(outputs)), outputs.last_hidden_state
 
 
 def _backwards(model: nn.Module, pixel_values: torch.Tensor, target: Target) -> Iterator[torch.Tensor]:
@@ -122,19 +120,25 @@ def _backwards(model: nn.Module, pixel_values: torch.Tensor, target: Target) -> 
     inside = _classifier(model)
     with torch.inference_mode(False), watched(inside) as inside, _eager(inside):
         inputs = _block_inputs(inside, pixel_values.clone())  # a tensor of inference mode cannot be differentiated
+        positions = inside.base_model.relative_positions(pixel_values)
         head = _Head(inside)
         kept: list[torch.Tensor] = []
         tokens = inputs.pop().float().requires_grad_()
-        with torch.enable_grad(), _kept_weights(inside.base_model.map_head, kept):
+        probe = inside.base_model.map_head if inside.config.head_input == "pooled" else None
+        with torch.enable_grad(), _kept_weights(probe, kept):
             logits, x = _in_float32(head, tokens, skip=("model.vit.layers", "model.vit.embeddings"))
             chosen = logits.gather(1, class_numbers(logits, target)[:, None]).sum()
         gradient, *of_probe = torch.autograd.grad(chosen, [tokens, *kept])
-        yield _weighted(kept[0], of_probe[0]) if kept else readout(inside, x.detach())
+        if kept:
+            patches = _weighted(kept[0], of_probe[0])  # (B, 1, tokens that are pooled)
+            yield nn.functional.pad(patches, (tokens.shape[1] - patches.shape[2], 0))
+        else:
+            yield readout(inside, x.detach())
         for block in reversed(inside.base_model.layers):
             kept = []
             tokens = inputs.pop().float().requires_grad_()
             with torch.enable_grad(), _kept_weights(block, kept):
-                output = _in_float32(block, tokens, output_attentions=True)
+                output = _in_float32(block, tokens, output_attentions=True, **positions)
             gradient, of_weights = torch.autograd.grad(output, [tokens, *kept], gradient)
             yield _weighted(kept[0], of_weights)
 

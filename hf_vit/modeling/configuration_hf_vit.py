@@ -171,7 +171,8 @@ class HFViTConfig(BackboneConfigMixin, PreTrainedConfig):
         map_over_prefix: whether it reads class and register tokens too (PE: yes; timm elsewhere: no).
         map_query_proj, map_mlp: whether the probe passes through a query projection, and the result through an MLP
             (AIMv2: neither).
-        use_class_token: whether a class token is put in front; None means only for `pooling="token"`.
+        use_class_token: whether a class token is put in front; None means only for the poolings
+            that read it, `"token"` and `"prefix_mean"`.
         num_class_tokens: how many (Pixio: 8).
         class_token_has_position: whether the class token has a row in the position table (Google's
             vision_transformer: yes; big_vision: no).
@@ -316,7 +317,7 @@ class HFViTConfig(BackboneConfigMixin, PreTrainedConfig):
             if close and not key.startswith("_"):
                 raise ValueError(f"{type(self).__name__} has no field '{key}'; did you mean '{close[0]}'?")
         if self.use_class_token is None:
-            self.use_class_token = self.pooling == "token"
+            self.use_class_token = self.pooling in ("token", "prefix_mean")
         for name, value in _ROPE_DEFAULTS.get(self.rope or "", {}).items():
             if getattr(self, name) is None:
                 setattr(self, name, value)
@@ -538,6 +539,8 @@ class HFViTConfig(BackboneConfigMixin, PreTrainedConfig):
                 "relative_position_bias has rows for one class token and the patches: set use_class_token=True, "
                 "num_class_tokens=1 and num_register_tokens=0"
             )
+        if self.relative_position_bias and self.rope:
+            raise ValueError("rope and relative_position_bias both say where patches are: choose one of them")
         if self.patch_dropout_rate and (self.rope or self.relative_position_bias):
             raise ValueError(
                 "patch_dropout_rate leaves patches out, and rope and relative_position_bias need all of them: set it "

@@ -555,11 +555,15 @@ class HFViTModel(HFViTPreTrainedModel):
             if tokens is not None and layer is self.layers[-1]:
                 kwargs["tokens"] = tokens
             x = layer(x, **kwargs)  # z_l, Eqs. 2 and 3
+        return self.represent(x)  # y, Eq. 4
+
+    def represent(self, x: torch.Tensor) -> BaseModelOutputWithPooling:
+        """The outputs of `forward` from the last block's `(B, prefix + N, D)`: y = LN(z_L^0) (Eq. 4)."""
         if self.config.final_norm == "pooled":
             pooled = self.layernorm(self.pool(x))
         else:
             x = self.layernorm(x)
-            pooled = self.pool(x)  # y, Eq. 4
+            pooled = self.pool(x)
         return BaseModelOutputWithPooling(
             last_hidden_state=x, pooler_output=pooled if self.pooler is None else self.pooler(pooled)
         )
