@@ -50,6 +50,28 @@ def points(options: argparse.Namespace) -> Iterator[Point]:
         free()
 
 
+def small(options: argparse.Namespace) -> Iterator[Point]:
+    """The quickstart's ViT: 17 tokens of width 96, where Python and small kernels count."""
+    config = HFViTConfig(
+        image_size=16, patch_size=4, hidden_size=96, num_hidden_layers=4, num_attention_heads=4,
+        intermediate_size=192, hidden_dropout_prob=0.0, num_labels=52,
+    )  # fmt: skip
+    for precision, batch in itertools.product(options.precision, options.batch_size or [64]):
+        autocast = precision == "bfloat16"
+        pixels, labels = torch.randn(batch, 3, 16, 16), torch.randint(52, (batch,))
+        model, plain = (filled(lambda: HFViTForImageClassification(config), CPU) for _ in range(2))
+        theirs = filled(lambda: peers.transformers_vit(config, "sdpa"), CPU)
+        yield Point(
+            f"training step {'bfloat16 autocast' if autocast else 'float32'}, 4 blocks of width 96, batch {batch}",
+            batch, {"hf_vit": step(model, pixels, labels, autocast, fused(model), CPUKernels())},
+            {
+                "hf_vit without its CPU kernels": step(plain, pixels, labels, autocast, fused(plain)),
+                "transformers ViT": step(theirs, pixels, labels, autocast, fused(theirs)),
+            },
+        )  # fmt: skip
+        free()
+
+
 def drop_path(options: argparse.Namespace) -> Iterator[Point]:
     """Branches that are left out cost nothing: drop path in ViT-L against timm's."""
     for batch in options.batch_size or [8]:
@@ -110,7 +132,7 @@ def step(
     optimizer: torch.optim.Optimizer | None = None,
     kernels: CPUKernels | None = None,
 ) -> Callable[[], None]:
-    """One update, or forward and backward alone without an optimizer."""
+    """One training step, or forward and backward alone without an optimizer; kernels as the Trainer uses them."""
     model.train()
     device = pixels.device.type
 
@@ -120,9 +142,9 @@ def step(
                 output = model(pixels)
                 loss = F.cross_entropy((output if torch.is_tensor(output) else output.logits).float(), labels)
             loss.backward()
-            if optimizer is not None:
-                optimizer.step()
-            model.zero_grad()
+        if optimizer is not None:
+            optimizer.step()
+        model.zero_grad()
 
     return run
 

@@ -33,15 +33,24 @@ SUITES: dict[str, Callable[[argparse.Namespace], Iterator[Point]]] = {
     "cpu-inference": cpu_inference.points,
     "cpu-hybrids": cpu_inference.hybrids,
     "cpu-training": cpu_training.points,
+    "cpu-training-small": cpu_training.small,
     "cpu-drop-path": cpu_training.drop_path,
     "cpu-patch-dropout": cpu_training.patch_dropout,
     "startup": startup.points,
     "predict": prediction.points,
     "gpu": gpu.points,
 }
-INFERENCE, TRAINING = ("cpu-inference", "cpu-hybrids"), ("cpu-training", "cpu-drop-path", "cpu-patch-dropout")
+INFERENCE, TRAINING = (
+    ("cpu-inference", "cpu-hybrids"),
+    (
+        "cpu-training",
+        "cpu-training-small",
+        "cpu-drop-path",
+        "cpu-patch-dropout",
+    ),
+)
 HEEDED = {  # by which suites an option is; given to another, it is an error
-    "precision": (*INFERENCE, "cpu-training"),
+    "precision": (*INFERENCE, "cpu-training", "cpu-training-small"),
     "batch_size": INFERENCE + TRAINING,
     "compiled": INFERENCE,
     "preset": ("gpu",),
