@@ -10,6 +10,7 @@ clearly faster; one that fails on this machine is left out. Delete the folder to
 
 import functools
 import hashlib
+import itertools
 import json
 import os
 import threading
@@ -30,6 +31,7 @@ logger = logging.get_logger(__name__)
 
 MIN_SPEEDUP = 1.1  # an implementation replaces the plain one where that takes 1.1 times as long
 MAX_ROUNDS = 6  # in turns, of which the best counts: other work on the machine only adds time
+MIN_MEASURE_SECONDS = 0.05  # what is short runs more rounds than these, so that other work does not hide its time
 MAX_MEASURE_SECONDS = 2.0  # no further round after this time, from the second on
 COLD_BYTES = 1 << 26  # written before each run, so that weights come from memory as they do within a model
 LOCK_SECONDS = 120.0  # to wait for another process that measures on this machine
@@ -67,8 +69,12 @@ def choose(
     return implementations[_chosen[entry]]
 
 
-def seconds(key: tuple, implementations: Mapping[str, Callable], *inputs: Any) -> Times:
+def seconds(key: tuple, implementations: Mapping[str, Callable], *inputs: Any, cold: bool = True) -> Times:
     """Best time of each implementation on this machine, from the table or measured now and kept.
+
+    Args:
+        cold: whether the inputs come from memory, as weights do in inference, or may be in the caches, as what the
+            layer before has just written is in training.
 
     Without a folder to keep times in nothing is measured, and only the plain implementation has a time (0): which code
     runs must not depend on what one process happens to measure.
@@ -78,7 +84,7 @@ def seconds(key: tuple, implementations: Mapping[str, Callable], *inputs: Any) -
     with _thread_lock:
         entry = (key, names, device, torch.get_num_threads())
         if entry not in _measured:
-            _measured[entry] = _read_or_measure(repr((key, names, device)), implementations, inputs)
+            _measured[entry] = _read_or_measure(repr((key, names, device)), implementations, inputs, cold)
         return _measured[entry]
 
 
@@ -120,7 +126,7 @@ def _fastest(names: tuple[str, ...], times: Times, min_speedup: float) -> str:
     return winner if (times[winner] or 0.0) * min_speedup < base else plain
 
 
-def measure(implementations: Mapping[str, Callable], *inputs: Any) -> Times:
+def measure(implementations: Mapping[str, Callable], *inputs: Any, cold: bool = True) -> Times:
     """Best of some rounds in turns; the first, untimed round packs weights and finds those that fail."""
     plain = next(iter(implementations))
     times: Times = {}
@@ -134,12 +140,14 @@ def measure(implementations: Mapping[str, Callable], *inputs: Any) -> Times:
             times[name] = None
             logger.info(f"implementation {name!r} does not work on this machine: {error}")
     began = timer()
-    for done in range(MAX_ROUNDS):
-        if done >= 2 and timer() - began > MAX_MEASURE_SECONDS:
+    for done in itertools.count():
+        passed = timer() - began
+        if (done >= MAX_ROUNDS and passed >= MIN_MEASURE_SECONDS) or (done >= 2 and passed > MAX_MEASURE_SECONDS):
             break
         for name, best in times.items():
             if best is not None:
-                _cool_caches(inputs)
+                if cold:
+                    _cool_caches(inputs)
                 start = timer()
                 implementations[name](*inputs)
                 _wait_for_device(inputs)
@@ -150,7 +158,7 @@ def measure(implementations: Mapping[str, Callable], *inputs: Any) -> Times:
 # -- the file
 
 
-def _read_or_measure(key: str, implementations: Mapping[str, Callable], inputs: tuple) -> Times:
+def _read_or_measure(key: str, implementations: Mapping[str, Callable], inputs: tuple, cold: bool) -> Times:
     if " at 0x" in key:
         raise TypeError(f"the key {key} has an object whose name differs from process to process")
     path = table_file()
@@ -160,7 +168,7 @@ def _read_or_measure(key: str, implementations: Mapping[str, Callable], inputs: 
         with _file_lock(path.with_suffix(".lock")):  # one process measures, others wait and read
             table = _read(path)
             if key not in table:
-                times = measure(implementations, *inputs)
+                times = measure(implementations, *inputs, cold=cold)
                 table = _read(path)  # what is measured may have chosen among implementations itself
                 table[key] = times
                 _write(path, table)

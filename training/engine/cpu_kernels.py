@@ -184,11 +184,18 @@ def fastest(
         return run
 
     candidates = {name: measured(name) for name in functions}
-    times = _in_own_thread(lambda: kernel_table.seconds(key, candidates, *leaves))
-    best = min((name for name in functions if times.get(name) is not None), key=lambda name: times[name] or 0.0)
-    chosen = best if (times[best] or 0.0) * min_speedup < (times[plain] or 0.0) else plain
+    times = _in_own_thread(lambda: kernel_table.seconds(key, candidates, *leaves, cold=False))
+    chosen = _best(times, min_speedup)
     logger.info(f"{key}: {chosen} of {times}")
     return chosen
+
+
+def _best(times: kernel_table.Times, min_speedup: float) -> str:
+    """Name of the shortest time where the first one, PyTorch's own, is `min_speedup` times as long, else the first."""
+    plain = next(iter(times))
+    measured = {name: time for name, time in times.items() if time is not None}
+    best = min(measured, key=measured.__getitem__)
+    return best if measured[best] * min_speedup < measured[plain] else plain
 
 
 def _check_close(name: str, results: list[torch.Tensor], reference: list[torch.Tensor]) -> None:
@@ -303,19 +310,20 @@ def _fastest_matmuls(dtype: torch.dtype, rows: int, width: int, out: int) -> Mat
     x, gradient = _random(rows, width, dtype=dtype), _random(rows, out, dtype=dtype)
     weight, bias = _random(out, width, dtype=dtype), _random(out, dtype=dtype)
     inputs = {"output": (x, weight, bias), "input gradient": (gradient, weight), "weight gradient": (gradient, x)}
-    chosen, names = [], []
-    for matmul, candidates in matmul_candidates(dtype).items():
-        key = (f"training, linear, {matmul}", dtype, rows, width, out)
-        tensors = inputs[matmul]
+    chosen: dict[str, str] = {}
+    candidates = matmul_candidates(dtype)
+    for matmul, functions in candidates.items():
+        key, tensors = (f"training, linear, {matmul}", dtype, rows, width, out), inputs[matmul]
 
-        def choose(key=key, candidates=candidates, tensors=tensors) -> Callable:
+        def measure(key=key, functions=functions, tensors=tensors) -> kernel_table.Times:
             with torch.no_grad(), _no_autocast():
-                return kernel_table.choose(key, candidates, *tensors)
+                return kernel_table.seconds(key, functions, *tensors, cold=False)
 
-        chosen.append(_in_own_thread(choose))
-        names.append(next(name for name, function in candidates.items() if function is chosen[-1]))
-        logger.info(f"{key}: {names[-1]}")
-    return None if set(names) == {"torch"} else Matmuls(*chosen)
+        chosen[matmul] = _best(_in_own_thread(measure), kernel_table.MIN_SPEEDUP)
+        logger.info(f"{key}: {chosen[matmul]}")
+    if set(chosen.values()) == {"torch"}:
+        return None
+    return Matmuls(*(functions[chosen[matmul]] for matmul, functions in candidates.items()))
 
 
 def matmul_candidates(dtype: torch.dtype) -> dict[str, Implementations]:
@@ -589,7 +597,7 @@ def bfloat16_slowdown(kernels: bool = True) -> float | None:
     def measure() -> kernel_table.Times:
         for run in steps.values():
             run()  # chooses kernels, which must not happen within the measurement
-        return kernel_table.seconds(("training, step", kernels), steps, tokens)
+        return kernel_table.seconds(("training, step", kernels), steps, tokens, cold=False)
 
     times = _in_own_thread(measure)
     low, high = times.get("bfloat16"), times.get("float32")
