@@ -8,6 +8,7 @@ import os
 import stat
 from collections import Counter
 from dataclasses import dataclass, field
+from typing import overload
 
 from .image_io import (
     HEIC_SUFFIXES,
@@ -99,11 +100,17 @@ def join(folder: bytes, name: bytes) -> bytes:
     return folder + b"/" + name if folder else name
 
 
-def walk(root: "str | bytes | os.PathLike") -> Walk:
+@overload
+def walk(root: "str | bytes | os.PathLike") -> Walk: ...
+@overload
+def walk(root: "str | bytes | os.PathLike", limit: int) -> Walk | None: ...
+def walk(root: "str | bytes | os.PathLike", limit: int | None = None) -> Walk | None:
     """Find all images below a folder, following links to folders, but none in a circle.
 
-    Hidden files and folders, and those that operating systems leave behind (`__MACOSX`), are left out.
+    Hidden files and folders, and those that operating systems leave behind (`__MACOSX`), are left out. None where
+    there are more images than `limit`.
     """
+    count = 0
     base = os.fsencode(root)
     left_out = LeftOut()
     folders: list[Folder] = []
@@ -114,6 +121,9 @@ def walk(root: "str | bytes | os.PathLike") -> Walk:
         path = pending.pop()
         folder, subfolders, new_links = scan(base, path, left_out)
         folders.append(folder)
+        count += folder.count
+        if limit is not None and count > limit:
+            return None
         seen |= {identity(os.path.join(base, join(path, name))) for name in subfolders}
         pending += [join(path, name) for name in subfolders]
         links += [join(path, name) for name in new_links]

@@ -31,7 +31,9 @@ from .config.arguments import RESOLVED_NAME, Arguments, DataArguments
 from .config.parser import parse
 from .data.dataset import ImageDataset
 from .data.deduplication import Duplicate
+from .data.sources import SyntheticSource, listed
 from .data.splits import image_processing_for, open_splits, transforms
+from .data.statistics import class_counts, sample_of_sizes
 from .data.streaming import ImageStream
 from .engine.accelerator import on_cpu
 from .engine.checkpoint_io import START_FILES, advice, checkpoints, is_unused, write_json
@@ -204,6 +206,15 @@ def _silent(*words) -> None:
     """Only the first process speaks."""
 
 
+def data_rows(train: ImageDataset | ImageStream) -> list[tuple[str, str]]:
+    """Classes and sizes of the training images; of a stream, which has not been read, the classes."""
+    if not isinstance(train, ImageDataset):
+        return [("classes", listed(train.label_names))]
+    rows = [("classes", class_counts(train))]
+    generated = isinstance(train.source, SyntheticSource)
+    return rows if generated else [*rows, ("images", sample_of_sizes(train))]
+
+
 def describe(trainer: Trainer, train: ImageDataset | ImageStream, evaluation: ImageDataset) -> str:
     """What is about to happen."""
     parameters = sum(p.numel() for p in trainer.model.parameters())
@@ -218,6 +229,7 @@ def describe(trainer: Trainer, train: ImageDataset | ImageStream, evaluation: Im
         ),
         ("training", f"{len(train):,} images of {len(train.label_names)} classes ({train.name}, {train.split})"),
         ("evaluation", f"{len(evaluation):,} images ({evaluation.split})"),
+        *data_rows(train),
         (
             "steps",
             f"{trainer.max_steps:,} of {trainer.global_batch_size} images, {trainer.precision}, "

@@ -97,6 +97,9 @@ class DataArguments:
         "0 to 1",
         "B.1.1: 10 % Pets, Flowers; 2 % CIFAR; 1 % ImageNet",
     )
+    image_root: str | None = option(None, "folder that image paths in a table count from; default: the table's")
+    train_file: str | None = option(None, "table of the training images, in place of dataset")
+    eval_file: str | None = option(None, "table of the evaluation images, in place of eval_split")
     deduplicate_against: str | None = option(
         None,
         "data set whose images are removed from train, by perceptual hash; `eval`: the evaluation split",
@@ -158,6 +161,12 @@ class DataArguments:
     def __post_init__(self):
         for field in dataclasses.fields(self):
             check_value(field, getattr(self, field.name))
+        if self.train_file is not None:
+            if self.dataset not in (None, self.train_file):
+                raise HFViTError("give --dataset or --train_file, not both")
+            self.dataset = self.train_file
+        if self.eval_file is not None and self.eval_split is not None:
+            raise HFViTError("give --eval_split or --eval_file, not both")
         if not 0 < self.train_fraction <= 1:
             raise HFViTError(f"--train_fraction {self.train_fraction}: give a share above 0, up to 1")
         if self.dev_fraction is not None and not 0 < self.dev_fraction < 1:

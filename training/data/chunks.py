@@ -16,7 +16,7 @@ from PIL import Image
 from hf_vit.errors import HFViTError
 from hf_vit.image_io import one_line, open_encoded
 
-from .columns import class_label_rows, find_image_column, find_label_column, integer_rows, string_rows
+from .columns import class_label_rows, find_image_column, find_label_column, label_rows
 from .sources import Columns, SyntheticSource, digest, relabel, synthetic_door
 from .webdataset import TarIndex
 
@@ -163,8 +163,7 @@ class ParquetChunks(Chunks):
             if self.own_names == self.label_names:
                 return labels
             return relabel(labels, self.own_names, self.label_names, f"'{self.name}'")
-        convert = string_rows if isinstance(values[0], str) else integer_rows
-        return convert(self.name, self.label_column, values, self.label_names)[0]
+        return label_rows(self.name, self.label_column, values, self.label_names)[0]
 
 
 def read_footer(url: str) -> Any:

@@ -11,11 +11,12 @@ import numpy as np
 
 from hf_vit.errors import HFViTError
 
-from .sources import LISTED, listed, relabel
+from .sources import listed, relabel
 
 
 IMAGE_COLUMNS = ("image", "img", "images", "picture", "photo", "jpg", "jpeg", "png", "webp")
 LABEL_COLUMNS = ("label", "labels", "fine_label", "coarse_label", "class", "target", "category", "cls")
+MANY_ROWS, ALMOST_UNIQUE = 20, 0.9  # rows, and the fraction of different labels that makes a column one of ids
 GROUPED = re.compile(r"(?P<column>.+)//(?P<group>[1-9]\d*(\.\d+)?)")
 
 
@@ -34,6 +35,8 @@ def find_image_column(name: str, features: Any, wanted: str | None) -> str:
         raise HFViTError(f"'{name}' has no column of pictures among {available}; name it with --image_column")
     if len(found) > 1:
         raise HFViTError(f"'{name}' has several columns of pictures, {listed(found)}; choose one with --image_column")
+    if not isinstance(features[found[0]], datasets.Image | datasets.Value | dict):
+        raise HFViTError(f"column '{found[0]}' of '{name}' holds lists: one image for each row is wanted")
     return found[0]
 
 
@@ -75,12 +78,41 @@ def class_label_rows(name: str, column: str, values: list) -> np.ndarray:
     return labels
 
 
+def label_rows(name: str, column: str, values: list, names: list[str] | None) -> tuple[np.ndarray, list[str]]:
+    """Labels of a plain column: strings, whole numbers or booleans; empty cells are an error.
+
+    Raises:
+        HFViTError: rows without label, several types, what is no class.
+    """
+    types = {type(value) for value in values if value is not None}
+    kinds = listed(sorted(kind.__name__ for kind in types))
+    if not types:
+        raise HFViTError(f"column '{column}' of '{name}' is empty: no row has a label")
+    if types == {str}:
+        return string_rows(name, column, values, names)
+    if types == {bool}:
+        return string_rows(name, column, [None if value is None else str(value) for value in values], names)
+    if types & {list, dict, tuple, np.ndarray}:
+        raise HFViTError(f"column '{column}' of '{name}' holds {kinds}, but each image needs one label")
+    if types == {float} or types == {int, float}:
+        values = [None if value is None or value != value else value for value in values]
+        if any(value is not None and value != int(value) for value in values):
+            raise HFViTError(f"column '{column}' of '{name}' holds fractions, which are no classes")
+        values = [None if value is None else int(value) for value in values]
+    elif types != {int}:
+        raise HFViTError(
+            f"column '{column}' of '{name}' holds {kinds}, but labels are strings or whole numbers, all of one type"
+        )
+    return integer_rows(name, column, values, names)
+
+
 def string_rows(name: str, column: str, values: list, names: list[str] | None) -> tuple[np.ndarray, list[str]]:
     """Labels of a column of strings; without names given, the classes are the strings in sorted order."""
-    missing = sum(value is None or value == "" for value in values)
+    missing = sum(value is None or not value.strip() for value in values)
     if missing:
         raise HFViTError(f"{missing} rows of '{name}' have no label in column '{column}'; remove or label them")
     own = sorted(set(values))
+    refuse_ids(name, column, len(own), len(values), names)
     place = {value: number for number, value in enumerate(own)}
     labels = np.array([place[value] for value in values], dtype=np.int64)
     if names is None:
@@ -89,7 +121,11 @@ def string_rows(name: str, column: str, values: list, names: list[str] | None) -
 
 
 def integer_rows(name: str, column: str, values: list, names: list[str] | None) -> tuple[np.ndarray, list[str]]:
-    """Labels of a plain integer column: 0..K-1, each of them used unless names are given."""
+    """Labels of whole numbers: each number that occurs is a class, called by it.
+
+    Args:
+        names: classes that they count in: the one of that number where all are numbers, else by position.
+    """
     strange = {type(value).__name__ for value in values} - {"int", "NoneType"}
     if strange:
         raise HFViTError(
@@ -97,21 +133,27 @@ def integer_rows(name: str, column: str, values: list, names: list[str] | None) 
         )
     labels = np.array([-1 if value is None else value for value in values], dtype=np.int64)
     refuse_unlabelled(name, column, labels)
-    count = int(labels.max(initial=-1)) + 1
-    if names is not None:
-        if count > len(names):
-            raise HFViTError(
-                f"column '{column}' of '{name}' has label {count - 1}, but only {len(names)} classes are known"
-            )
-        return labels, list(names)
     used = np.unique(labels)
-    if len(used) != count:
-        missing = np.setdiff1d(np.arange(min(count, used.max() + 1)), used)[:LISTED] if count < 10**7 else []
+    if names is None:
+        refuse_ids(name, column, len(used), len(labels), names)
+        return np.searchsorted(used, labels), [str(number) for number in used]
+    if all(text.isascii() and text.isdecimal() for text in names):
+        own = [str(number) for number in used]
+        return relabel(np.searchsorted(used, labels), own, names, f"column '{column}' of '{name}'"), list(names)
+    if len(used) and used[-1] >= len(names):
         raise HFViTError(
-            f"labels in column '{column}' of '{name}' are not contiguous: {len(used)} classes, the largest is "
-            f"{count - 1}, unused for instance {listed(list(missing))}; renumber them from 0, or store them as strings"
+            f"column '{column}' of '{name}' has label {used[-1]}, but only {len(names)} classes are known"
         )
-    return labels, [str(number) for number in range(count)]
+    return labels, list(names)
+
+
+def refuse_ids(name: str, column: str, distinct: int, count: int, names: list[str] | None) -> None:
+    """Raise where nearly every row has a label of its own: a column of ids, names or sentences."""
+    if names is None and count >= MANY_ROWS and distinct > ALMOST_UNIQUE * count:
+        raise HFViTError(
+            f"column '{column}' of '{name}' has {distinct:,} different values in {count:,} rows: an id, not classes; "
+            "choose another with --label_column"
+        )
 
 
 def refuse_unlabelled(name: str, column: str, labels: np.ndarray) -> None:

@@ -8,6 +8,7 @@ depends on (seed, epoch, index) alone: neither on the number of workers, nor on 
 The sources behind the door are sources.py, tables.py and shards.py; image formats are in hf_vit/image_io.py.
 """
 
+import os
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -20,35 +21,40 @@ import torch
 from PIL import Image
 
 from hf_vit.errors import HFViTError
+from hf_vit.image_files import join
 from hf_vit.image_io import UnreadableImage, decode
 
 from ..rng import SPLIT, TRANSFORM, generator
+from .folders import METADATA_NAMES, Layout, Tree, cached_walk, folder_door, metadata_of, read_layout
+from .in_memory import object_door
+from .path_tables import SUFFIXES_OF_TABLES, metadata_door, table_door
 from .sources import (
     SPLIT_NAMES,
     Columns,
     Door,
     Source,
     SyntheticSource,
+    by_split,
     digest,
     digits_split,
-    folder_door,
-    hidden,
     listed,
     nested_order,
     only_for_tables,
     only_on_the_hub,
     relabel,
+    rows_by_label,
     synthetic_door,
 )
-from .tables import hub_door, parquet_door
+from .tables import hub_door, parquet_door, saved_door
 from .transforms import ImageTransform
-from .webdataset import is_shard_pattern, shards_door
+from .webdataset import expand_shards, is_shard_pattern, shards_door
 
 
 Transform = Callable[[Image.Image, np.random.Generator], np.ndarray]
 
 SPLIT_EXPRESSION = re.compile(r"(?P<name>[^\[\]+]+?)(?:\[(?P<start>-?\d+%?)?:(?P<stop>-?\d+%?)?\])?")
 ON_UNREADABLE = ("skip", "stop")
+FILE_SUFFIXES = (".parquet", ".tar", *SUFFIXES_OF_TABLES)  # of names that are no Hub ids
 
 
 @dataclass(frozen=True)
@@ -136,8 +142,9 @@ class ImageDataset(torch.utils.data.Dataset):
             HFViTError: a class has fewer.
         """
         order = nested_order(self.labels, seed)
-        chosen = [order[self.labels[order] == label][:count] for label in range(len(self.label_names))]
-        scarce = [self.label_names[label] for label, rows in enumerate(chosen) if len(rows) < count]
+        chosen = [order[rows[:count]] for _, rows in rows_by_label(self.labels[order])]
+        counts = np.bincount(self.labels, minlength=len(self.label_names))
+        scarce = [self.label_names[label] for label in np.flatnonzero(counts < count)]
         if scarce:
             raise HFViTError(f"'{self.name}' has fewer than {count} pictures of {listed(scarce)}")
         return self.select(np.sort(np.concatenate(chosen)))
@@ -181,46 +188,65 @@ def collate(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def open_dataset(
-    name: str,
+    name: Any,
     *,
     config_name: str | None = None,
-    split: str,
+    split: str = "train",
     image_column: str | None = None,
     label_column: str | None = None,
+    image_root: str | PathLike | None = None,
     fraction: float = 1.0,
     label_names: Sequence[str] | None = None,
     on_unreadable: str = "skip",
     cache_dir: str | PathLike | None = None,
     labelled: bool = True,
+    log: Callable[[str], None] | None = None,
 ) -> ImageDataset:
     """Open one split of a data set.
 
     Args:
         name: "digits" (scikit-learn's handwritten digits, 1437 for training and 360 for test),
             "synthetic:FAMILY[@classes,instances[,size]]", a folder (`train/CLASS/*.jpg` with optional `validation` and
-            `test` beside it, or `CLASS/*.jpg`), a parquet file or folder, or a Hub id.
+            `test` beside it, `CLASS/*.jpg`, or images with a `metadata.csv`), a table (.csv, .tsv, .jsonl, .parquet),
+            a folder of tables or of `save_to_disk`, tar shards, or a Hub id. Also what Python holds: a list of
+            (image, label), a DataFrame, a `datasets.Dataset` or DatasetDict.
         config_name: configuration of a Hub data set.
         split: "train", "test", ..., a slice such as "train[:98%]" or "train[800:1000]", or a sum "train+validation".
             Rows of tables keep their order; sources sorted by class are sliced in a fixed random order instead.
         image_column, label_column: columns of a table; found by type and name where there is no doubt. COLUMN//NUMBER
             makes one class of neighbouring numbers: `cls//2.5` has 16 where `cls` has 40, as VTAB's dSprites.
+        image_root: folder that paths in a table count from; by default the table's.
         fraction: share of the split to keep; stratified and nested, so that 1 % lies inside 10 %.
         label_names: classes that the labels must count in (those of the training data, for evaluation).
-        on_unreadable: "skip" lists unreadable pictures in the batch, "stop" raises UnreadableImage.
+        on_unreadable: "skip" lists unreadable images in the batch, "stop" raises UnreadableImage.
         cache_dir: where tables are unpacked; the default is `datasets`' own cache.
-        labelled: False where only the pictures matter: a table's columns of labels are not looked at.
+        labelled: False where only the images matter: a table's columns of labels are not looked at.
+        log: called with what was assumed and left out, a line each.
 
     Raises:
         HFViTError: with cause and way out, for anything the user can mend.
     """
     check_reading(on_unreadable, fraction)
     names = None if label_names is None else list(label_names)
-    door = open_door(name, config_name, Columns(image_column, label_column, names, labelled), cache_dir)
+    root = None if image_root is None else str(image_root)
+    door = open_door(name, config_name, Columns(image_column, label_column, names, labelled, root), cache_dir)
+    dataset = open_split(door, split, names, on_unreadable, labelled)
+    for note in door.notes if log is not None else ():
+        log(note)  # type: ignore[misc]  # not None, or there is no note
+    return take_fraction(dataset, fraction)
+
+
+def open_split(
+    door: Door, split: str, names: list[str] | None, on_unreadable: str, labelled: bool = True
+) -> ImageDataset:
+    """A split, slice or sum of a data set that is open already; arguments as of `open_dataset`."""
     parts = [open_part(door, part.strip(), names, on_unreadable, split) for part in split.split("+")]
     dataset = parts[0] if len(parts) == 1 else concatenate(parts, split)
     if labelled and names is None and len(dataset.label_names) < 2:
-        raise HFViTError(f"'{name}' has only one class, {listed(dataset.label_names)}; a classifier needs two or more")
-    return take_fraction(dataset, fraction)
+        raise HFViTError(
+            f"'{door.name}' has only one class, {listed(dataset.label_names)}; a classifier needs two or more"
+        )
+    return dataset
 
 
 def check_reading(on_unreadable: str, fraction: float) -> None:
@@ -231,12 +257,16 @@ def check_reading(on_unreadable: str, fraction: float) -> None:
         raise HFViTError(f"the fraction of a data set must lie in (0, 1], got {fraction}")
 
 
-def open_door(name: str, config_name: str | None, columns: Columns, cache_dir: str | PathLike | None) -> Door:
+def open_door(name: Any, config_name: str | None, columns: Columns, cache_dir: str | PathLike | None) -> Door:
     """Find out what `name` means.
 
     Raises:
-        HFViTError: nothing of that name, or no pictures in it.
+        HFViTError: nothing of that name, or no images in it.
     """
+    if not isinstance(name, str | PathLike):
+        only_on_the_hub(type(name).__name__, config_name)
+        return object_door(name, columns)
+    name = str(name)
     path = Path(name).expanduser()
     if name == "digits" or name.startswith("synthetic:"):
         only_for_tables(name, columns)
@@ -246,13 +276,13 @@ def open_door(name: str, config_name: str | None, columns: Columns, cache_dir: s
         return Door(name, ["train", "test"], digits_split)
     if name.startswith("synthetic:"):
         return synthetic_door(name)
-    if path.is_dir() and any(path.glob("*.tar")):
-        return shards_door(name, str(path / "*.tar"), columns, cache_dir)
-    if is_shard_pattern(name):
-        return shards_door(name, name, columns, cache_dir)
+    if is_shard_pattern(name) and not path.is_dir():
+        return shards_door(name, expand_shards(name), columns, cache_dir)
+    if path.is_dir():
+        return directory_door(name, path.resolve(), columns, cache_dir)
     if path.exists():
-        return local_door(name, path.resolve(), columns, cache_dir)
-    if not re.fullmatch(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?", name) or path.suffix in (".parquet", ".tar"):
+        return file_door(name, path.resolve(), columns, cache_dir)
+    if not re.fullmatch(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?", name) or path.suffix in FILE_SUFFIXES:
         raise HFViTError(
             f"no file or folder '{name}'; give a folder of train/CLASS/*.jpg, a parquet file or folder, "
             "a Hub id such as user/name, or a built-in name: digits, synthetic:glyphs"
@@ -260,17 +290,52 @@ def open_door(name: str, config_name: str | None, columns: Columns, cache_dir: s
     return hub_door(name, config_name, columns, cache_dir)
 
 
-def local_door(name: str, path: Path, columns: Columns, cache_dir: str | PathLike | None) -> Door:
-    """Door of a file or folder: parquet where there is any, else a folder of class folders."""
-    if path.is_file():
-        if path.suffix != ".parquet":
-            raise HFViTError(f"'{name}' is a file, but not a .parquet file; give the folder that holds the pictures")
+def file_door(name: str, path: Path, columns: Columns, cache_dir: str | PathLike | None) -> Door:
+    """Door of a table in one file."""
+    if path.suffix == ".parquet":
         return parquet_door(name, path.parent, [path], columns, cache_dir)
-    tables = sorted(file for file in path.rglob("*.parquet") if not hidden(file.relative_to(path)))
-    if tables:
+    if path.suffix in SUFFIXES_OF_TABLES:
+        return table_door(name, {"train": [path]}, columns)
+    raise HFViTError(
+        f"'{name}' is a file, but no table (.parquet, .csv, .tsv, .jsonl) and no tar shard; give the folder that "
+        "holds the images, and unpack archives"
+    )
+
+
+def directory_door(name: str, path: Path, columns: Columns, cache_dir: str | PathLike | None) -> Door:
+    """Door of a folder: what `save_to_disk` or `metadata.csv` describe, class folders, tar shards, tables.
+
+    Class folders of images come before archives and tables that lie beside them, which are named.
+    """
+    found = cached_walk(path, cache_dir)
+    tree = Tree(found)
+    data = [join(folder.path, item) for folder in found.folders for item in folder.data]
+    if b"dataset_dict.json" in data or (b"state.json" in data and b"dataset_info.json" in data):
+        return saved_door(name, path, columns)
+    if any(metadata_of(folder) for folder in found.folders):
+        door = metadata_door(name, path, found, tree, columns)
+        if door is not None:
+            return door
+    files = [path / os.fsdecode(item) for item in data if os.path.basename(item) not in METADATA_NAMES]
+    shards = sorted(str(file) for file in files if file.suffix == ".tar" and file.parent == path)
+    tables = sorted(file for file in files if file.suffix == ".parquet")
+    texts = sorted(file for file in files if file.suffix in SUFFIXES_OF_TABLES and file.parent == path)
+    layout = None
+    try:
+        layout = read_layout(name, found, tree)
+    except HFViTError:
+        if not (shards or tables or texts):
+            raise
+    classes = layout is not None and layout.has_classes(tree)
+    if shards and not classes:
+        return shards_door(name, shards, columns, cache_dir)
+    if tables and not classes:
         return parquet_door(name, path, tables, columns, cache_dir)
+    if texts and (not classes or columns.label is not None or columns.image is not None):
+        splits = by_split([file.name for file in texts])
+        return table_door(name, {split: [path / file for file in files] for split, files in splits.items()}, columns)
     only_for_tables(name, columns)
-    return folder_door(name, path)
+    return folder_door(name, path, found, tree, layout or Layout({}))
 
 
 def open_part(door: Door, part: str, names: list[str] | None, on_unreadable: str, split: str) -> ImageDataset:

@@ -8,8 +8,8 @@ a time.
 import hashlib
 import os
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -17,7 +17,6 @@ import numpy as np
 from PIL import Image
 
 from hf_vit.errors import HFViTError
-from hf_vit.image_io import SUFFIXES, open_encoded
 
 from ..rng import SUBSET, generator
 from .synthetic import SMALLEST_SIZE, SyntheticImages, parse_name
@@ -26,13 +25,11 @@ from .synthetic import SMALLEST_SIZE, SyntheticImages, parse_name
 SPLIT_NAMES = {
     "train": "train", "training": "train",
     "validation": "validation", "valid": "validation", "val": "validation", "dev": "validation",
-    "test": "test", "testing": "test", "eval": "test",
+    "test": "test", "testing": "test", "eval": "test", "evaluation": "test",
 }  # fmt: skip
 SPLIT_IN_FILE_NAME = re.compile(rf"(?:^|[-_./\\ ])({'|'.join(SPLIT_NAMES)})(?=[-_./\\ 0-9]|$)", re.IGNORECASE)
 DIGITS_TEST_IMAGES = 360
 LISTED = 8  # how many names an error message lists
-READ_WHOLE = 32 << 20  # bytes of pictures in folders that are all looked at for the fingerprint
-SAMPLED = 64  # files that are, where there are more
 
 
 class Source(Protocol):
@@ -61,6 +58,8 @@ class Door:
     name: str
     splits: list[str]
     load: Callable[[str], Source]
+    notes: list[str] = field(default_factory=list)  # what was assumed and left out, for people
+    by_names: bool = False  # whether `load` needs the classes that labels count in, which `Columns` give
 
 
 @dataclass(frozen=True)
@@ -71,6 +70,11 @@ class Columns:
     label: str | None = None
     label_names: list[str] | None = None
     labelled: bool = True  # False: labels are not looked at
+    image_root: str | None = None  # folder that paths in tables count from; None: the table's
+
+    def counting_in(self, label_names: list[str] | None) -> "Columns":
+        """The same for labels that count in these names."""
+        return replace(self, label_names=label_names)
 
 
 def only_on_the_hub(name: str, config_name: str | None) -> None:
@@ -115,11 +119,18 @@ def nested_order(labels: np.ndarray, seed: int) -> np.ndarray:
     """
     place = np.empty(len(labels))
     tie = generator(SUBSET, seed, 0).random(len(labels))
-    for label in np.unique(labels):
-        rows = np.flatnonzero(labels == label)
-        generator(SUBSET, seed, 1, int(label)).shuffle(rows)
+    for label, rows in rows_by_label(labels):
+        generator(SUBSET, seed, 1, label).shuffle(rows)
         place[rows] = (np.arange(len(rows)) + 0.5) / len(rows)
     return np.lexsort((tie, place))
+
+
+def rows_by_label(labels: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+    """Each label that occurs, with its rows in order: one sort, however many labels there are."""
+    order = np.argsort(labels, kind="stable")
+    first = np.flatnonzero(np.diff(labels[order], prepend=-1))
+    for begin, end in zip(first, [*first[1:], len(order)]):
+        yield int(labels[order[begin]]), order[begin:end]
 
 
 def relabel(labels: np.ndarray, names: Sequence[str], wanted: Sequence[str], what: str) -> np.ndarray:
@@ -234,103 +245,3 @@ def synthetic_door(name: str) -> Door:
         return SyntheticSource(part, part.labels, part.label_names, mark, size_is_given)
 
     return Door(name, ["train", "validation", "test"], load)
-
-
-# Folders
-
-
-@dataclass(frozen=True)
-class FolderSource:
-    """Files in folders named after their class."""
-
-    root: str
-    files: list[str]
-    labels: np.ndarray
-    label_names: list[str]
-    fingerprint: str
-    sorted_by_class: bool = True
-
-    def open(self, row: int) -> Image.Image:
-        return open_encoded(os.path.join(self.root, self.files[row]), self.files[row])
-
-    def name(self, row: int) -> str:
-        return self.files[row]
-
-
-def hidden(path: Path) -> bool:
-    """Whether any part of a relative path begins with a dot."""
-    return any(part.startswith(".") for part in path.parts)
-
-
-def subfolders(path: Path) -> list[Path]:
-    """The folders in a folder, sorted by name; hidden ones left out."""
-    return sorted((item for item in path.iterdir() if item.is_dir() and not item.name.startswith(".")),
-                  key=lambda item: item.name)  # fmt: skip
-
-
-def folder_door(name: str, root: Path) -> Door:
-    """Door of `SPLIT/CLASS/*` or of `CLASS/*`, which is all "train"."""
-    folders = subfolders(root)
-    named = {SPLIT_NAMES[f.name.lower()]: f for f in folders if f.name.lower() in SPLIT_NAMES and subfolders(f)}
-    splits = named or {"train": root}
-    if not any(subfolders(folder) for folder in splits.values()):
-        raise HFViTError(
-            f"'{name}' holds no class folders; put the pictures into train/CLASS/*.jpg (or CLASS/*.jpg), "
-            "one folder per class"
-        )
-
-    def load(split: str) -> FolderSource:
-        files, labels, names, sizes = class_files(name, splits[split])
-        if split != "train" and "train" in splits:
-            train_names = [folder.name for folder in subfolders(splits["train"])]
-            labels, names = relabel(labels, names, train_names, f"split '{split}' of '{name}'"), train_names
-        prefix = os.path.relpath(splits[split], root)
-        files = [os.path.normpath(os.path.join(prefix, file)) for file in files]
-        mark = digest(*names, *files, *sizes, labels.tobytes(), *sampled_contents(root, files, sizes))
-        return FolderSource(str(root), files, labels, names, mark)
-
-    return Door(name, list(splits), load)
-
-
-def sampled_contents(root: Path, files: list[str], sizes: list[int]) -> list[bytes]:
-    """The bytes of all files where they are few, else of some: another picture may have as many."""
-    few = sum(sizes) <= READ_WHOLE
-    rows = range(len(files)) if few else np.linspace(0, len(files) - 1, num=SAMPLED, dtype=np.int64)
-    found = []
-    for row in rows:
-        try:
-            found.append((root / files[row]).read_bytes())
-        except OSError:  # it is named when it is decoded
-            found.append(b"")
-    return found
-
-
-def class_files(name: str, folder: Path) -> tuple[list[str], np.ndarray, list[str], list[int]]:
-    """Pictures below `CLASS/`, at any depth: paths relative to `folder`, labels, class names, sizes in bytes."""
-    files: list[str] = []
-    labels: list[int] = []
-    sizes: list[int] = []
-    classes = subfolders(folder)
-    for label, class_folder in enumerate(classes):
-        found = sorted(picture_files(class_folder))
-        if not found:
-            raise HFViTError(
-                f"the class folder '{class_folder.name}' of '{name}' holds no pictures; fill it or remove it"
-            )
-        files += [os.path.relpath(path, folder) for path in found]
-        sizes += [os.path.getsize(path) for path in found]
-        labels += [label] * len(found)
-    return files, np.array(labels, dtype=np.int64), [item.name for item in classes], sizes
-
-
-def picture_files(folder: Path) -> list[str]:
-    """Paths of all pictures below a folder, by their extension; hidden ones left out."""
-    found = []
-    for parent, folders, files in os.walk(folder, followlinks=True):
-        folders[:] = [item for item in folders if not item.startswith(".")]
-        found += [
-            os.path.join(parent, file)
-            for file in files
-            if os.path.splitext(file)[1].lower() in SUFFIXES and not file.startswith(".")
-        ]
-    return found

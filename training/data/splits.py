@@ -13,7 +13,7 @@ from hf_vit.errors import HFViTError
 from hf_vit.image_processing import GOOGLE, ImageProcessing
 
 from ..config.arguments import DataArguments
-from .dataset import ImageDataset, carve_dev_split, open_dataset, open_door, take_fraction
+from .dataset import ImageDataset, carve_dev_split, open_dataset, open_door, open_split, take_fraction
 from .deduplication import Duplicate, deduplicate
 from .sources import SPLIT_NAMES, Columns
 from .streaming import ImageStream, open_stream, stream_files
@@ -49,26 +49,30 @@ def open_splits(data: DataArguments, seed: int, say=print) -> Splits:
         HFViTError: for anything that the user can mend.
     """
     if data.dataset is None:
-        raise HFViTError("which pictures? Give --dataset (a folder, a Hub id, digits, or synthetic:NAME)")
-    common = {
-        "config_name": data.dataset_config_name,
-        "image_column": data.image_column,
-        "label_column": data.label_column,
-        "on_unreadable": data.on_decode_error,
-        "cache_dir": data.cache_dir,
-    }
+        raise HFViTError("which images? Give --dataset (a folder, a Hub id, digits, or synthetic:NAME)")
     if data.streaming:
-        return open_streaming(data, common)
-    train = open_dataset(data.dataset, split=data.train_split, **common)
-    split = data.eval_split or (None if data.dev_fraction is not None else found_eval_split(data))
-    if split is not None:
-        evaluation = open_dataset(data.dataset, split=split, label_names=train.label_names, **common)
+        return open_streaming(data)
+    columns = Columns(data.image_column, data.label_column, image_root=data.image_root)
+    door = open_door(data.dataset, data.dataset_config_name, columns, data.cache_dir)
+    train = open_split(door, data.train_split, None, data.on_decode_error)
+    split = data.eval_split
+    if split is None and data.dev_fraction is None and data.eval_file is None:
+        split = first_untouched(door.splits, data.train_split)
+    if data.eval_file is not None:
+        evaluation = eval_table(data, columns, train.label_names)
+    elif split is not None:
+        if door.by_names:
+            known = columns.counting_in(train.label_names)
+            door = open_door(data.dataset, data.dataset_config_name, known, data.cache_dir)
+        evaluation = open_split(door, split, train.label_names, data.on_decode_error)
         if shared := in_both(train, evaluation):
-            say(f"{shared:,} of {len(evaluation):,} evaluation pictures are trained on: their score is no test's")
+            say(f"{shared:,} of {len(evaluation):,} evaluation images are trained on: their score is no test's")
     else:
         share = data.dev_fraction or DEV_FRACTION
         train, evaluation = carve_dev_split(train, share)
-        say(f"no evaluation split: {len(evaluation):,} training pictures ({share:.0%}, stratified) are kept for it")
+        say(f"no evaluation split: {len(evaluation):,} training images ({share:.0%}, stratified) are kept for it")
+    for note in door.notes:
+        say(note)
     duplicates: list[Duplicate] = []
     if data.deduplicate_split is not None and data.deduplicate_against in (None, "eval"):
         raise HFViTError("--deduplicate_split is a split of --deduplicate_against DATASET: give one, or leave it out")
@@ -89,11 +93,11 @@ def in_both(train: ImageDataset, evaluation: ImageDataset) -> int:
     return len(np.intersect1d(train.rows, evaluation.rows)) if same else 0
 
 
-def found_eval_split(data: DataArguments) -> str | None:
-    """The first of the usual names that the data has besides the training split."""
-    columns = Columns(data.image_column, data.label_column, None)
-    splits = open_door(data.dataset, data.dataset_config_name, columns, data.cache_dir).splits
-    return first_untouched(splits, data.train_split)
+def eval_table(data: DataArguments, columns: Columns, label_names: list[str]) -> ImageDataset:
+    """The evaluation images of `--eval_file`: its only split, or the first of the usual names."""
+    door = open_door(data.eval_file, None, columns.counting_in(label_names), data.cache_dir)
+    split = next((name for name in EVAL_SPLITS if name in door.splits), door.splits[0])
+    return open_split(door, split, label_names, data.on_decode_error)
 
 
 def first_untouched(splits: Collection[str], train_split: str) -> str | None:
@@ -115,9 +119,16 @@ def held_out(data: DataArguments) -> ImageDataset:
     return open_dataset(name, split=split, cache_dir=data.cache_dir, labelled=False)
 
 
-def open_streaming(data: DataArguments, common: dict[str, Any]) -> Splits:
-    """Train from a stream; the evaluation split is read from a local copy, so that each picture counts once."""
-    for name in ("samples_per_class", "deduplicate_against", "deduplicate_split", "dev_fraction"):
+def open_streaming(data: DataArguments) -> Splits:
+    """Train from a stream; the evaluation split is read from a local copy, so that each image counts once."""
+    common: dict[str, Any] = {
+        "config_name": data.dataset_config_name,
+        "image_column": data.image_column,
+        "label_column": data.label_column,
+        "on_unreadable": data.on_decode_error,
+        "cache_dir": data.cache_dir,
+    }
+    for name in ("samples_per_class", "deduplicate_against", "deduplicate_split", "dev_fraction", "eval_file"):
         if getattr(data, name) is not None:
             raise HFViTError(f"--{name} has to look at all pictures first: leave out --streaming")
     split = data.eval_split

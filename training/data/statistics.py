@@ -14,6 +14,7 @@ from .dataset import ImageDataset, UnreadableImage, open_dataset
 
 
 SAMPLE = 1000  # pictures that are opened
+MAX_NAMED = 12  # classes that are all named with their counts
 
 
 def statistics(dataset: ImageDataset, sample: int = SAMPLE) -> dict[str, Any]:
@@ -59,6 +60,36 @@ def statistics(dataset: ImageDataset, sample: int = SAMPLE) -> dict[str, Any]:
             facts[side] = {"smallest": min(values), "median": float(np.median(values)), "largest": max(values)}
         facts["mean"], facts["std"] = mean.round(4).tolist(), deviation.round(4).tolist()
     return facts
+
+
+def class_counts(dataset: ImageDataset) -> str:
+    """Classes with their numbers of images, for people: all of few; of many the first, the largest, the smallest."""
+    counts, names = np.bincount(dataset.labels, minlength=len(dataset.label_names)), dataset.label_names
+    if len(names) <= MAX_NAMED:
+        return ", ".join(f"{name} ({count:,})" for name, count in zip(names, counts))
+    first = ", ".join(f"{names[label]} ({counts[label]:,})" for label in range(3))
+    most, least = int(counts.argmax()), int(counts.argmin())
+    return f"{first}, ...; largest {names[most]} ({counts[most]:,}), smallest {names[least]} ({counts[least]:,})"
+
+
+def sample_of_sizes(dataset: ImageDataset, sample: int = 64) -> str:
+    """Sizes and modes of some images, as their headers tell them; and how many of these are unreadable."""
+    sizes, modes, unreadable = [], set(), 0
+    opened = np.unique(np.linspace(0, len(dataset) - 1, num=min(sample, len(dataset)), dtype=np.int64))
+    for index in opened:
+        try:
+            image = dataset.source.open(int(dataset.rows[index]))
+        except UnreadableImage:
+            unreadable += 1
+            continue
+        sizes.append(image.size)
+        modes.add(image.mode)
+    if not sizes:
+        return f"none of {len(opened)} images that were looked at is readable"
+    (low_w, high_w), (low_h, high_h) = ((min(side), max(side)) for side in zip(*sizes))
+    size = f"{low_w}x{low_h}" if (low_w, low_h) == (high_w, high_h) else f"{low_w}x{low_h} to {high_w}x{high_h}"
+    text = f"{size} px (width x height), {', '.join(sorted(modes))}"
+    return f"{text}; {unreadable} of {len(opened)} unreadable" if unreadable else text
 
 
 def main(argv: list[str] | None = None) -> dict[str, Any]:

@@ -3,6 +3,9 @@
 Behind data.py's door. The pictures stay encoded until they are asked for.
 """
 
+import base64
+import contextlib
+import glob
 import os
 import re
 from collections.abc import Callable
@@ -16,8 +19,11 @@ from PIL import Image
 from hf_vit.errors import HFViTError
 from hf_vit.image_io import UnreadableImage, one_line, open_encoded
 
-from .columns import class_label_rows, find_image_column, find_label_column, grouped, integer_rows, string_rows
+from .columns import class_label_rows, find_image_column, find_label_column, grouped, integer_rows, label_rows
 from .sources import Columns, Door, by_split, classes_in_turn, digest, own_cache
+
+
+MAX_PATH = 4096  # characters
 
 
 @dataclass(frozen=True)
@@ -31,21 +37,34 @@ class TableSource:
     prefix: str
     fingerprint: str
     sorted_by_class: bool = False
+    root: str = ""  # folder that paths count from
 
     def record(self, row: int) -> dict[str, Any]:
         """The encoded picture: {"bytes": ..., "path": ...}, either may be None."""
         # One row of the Arrow table: ten times faster than Dataset.__getitem__, which formats all columns.
         value = self.table.data.fast_slice(row, 1).column(self.image_column)[0].as_py()
+        if isinstance(value, str):  # a path, or the image itself as text
+            return text_record(value)
         return value if isinstance(value, dict) else {"bytes": value, "path": None}
 
     def open(self, row: int) -> Image.Image:
         record, name = self.record(row), self.name(row)
         if record is None or (record.get("bytes") is None and record.get("path") is None):
             raise UnreadableImage(f"{name}: the row holds no picture")
-        return open_encoded(record["bytes"] if record.get("bytes") is not None else record["path"], name)
+        if record.get("bytes") is not None:
+            return open_encoded(record["bytes"], name)
+        return open_encoded(os.path.join(self.root, os.path.expanduser(record["path"])), name)
 
     def name(self, row: int) -> str:
         return f"{self.prefix}[{row}]"
+
+
+def text_record(text: str) -> dict[str, Any]:
+    """An image written as text: base64, also as a data: URL; else a path."""
+    if text.startswith("data:") or len(text) > MAX_PATH:
+        with contextlib.suppress(ValueError):
+            return {"bytes": base64.b64decode(text.partition("base64,")[2] or text), "path": None}
+    return {"bytes": None, "path": text[:MAX_PATH]}
 
 
 def parquet_door(
@@ -63,7 +82,7 @@ def parquet_door(
         stats = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
         try:
             table = datasets.load_dataset(
-                "parquet", data_files={split: [str(path) for path in paths]}, split=split,
+                "parquet", data_files={split: [glob.escape(str(path)) for path in paths]}, split=split,
                 cache_dir=str(own_cache(cache_dir) / digest(*stats)),
             )  # fmt: skip
         except Exception as error:  # datasets wraps whatever pyarrow raises
@@ -71,9 +90,32 @@ def parquet_door(
             if "BatchSize must be greater than 0" in str(cause):  # how it says that no file has a row
                 raise HFViTError(f"split '{split}' of '{name}' is empty") from error
             raise HFViTError(f"cannot read split '{split}' of '{name}' ({one_line(cause)})") from error
-        return table_source(name, split, table, columns, lambda: load("train") if "train" in splits else None)
+        base = str(columns.image_root or paths[0].parent)
+        return table_source(name, split, table, columns, lambda: load("train") if "train" in splits else None, base)
 
-    return Door(name, list(splits), load)
+    return Door(name, list(splits), load, by_names=True)
+
+
+def saved_door(name: str, path: Path, columns: Columns) -> Door:
+    """Door of a Dataset or DatasetDict that `save_to_disk` wrote."""
+    import datasets
+
+    try:
+        saved = datasets.load_from_disk(str(path))
+    except Exception as error:  # a half written or older format: each its own kind
+        raise HFViTError(f"cannot read '{name}' as what `save_to_disk` writes ({one_line(error)})") from error
+    return table_door_of(name, dict(saved) if isinstance(saved, datasets.DatasetDict) else {"train": saved}, columns)
+
+
+def table_door_of(name: str, tables: dict[str, Any], columns: Columns) -> Door:
+    """Door of `datasets.Dataset` objects."""
+
+    def load(split: str) -> TableSource:
+        base = str(columns.image_root or "")
+        train = lambda: load("train") if "train" in tables else None  # noqa: E731
+        return table_source(name, split, tables[split], columns, train, base)
+
+    return Door(name, [str(split) for split in tables], load, by_names=True)
 
 
 def hub_door(name: str, config_name: str | None, columns: Columns, cache_dir: str | os.PathLike | None) -> Door:
@@ -93,7 +135,7 @@ def hub_door(name: str, config_name: str | None, columns: Columns, cache_dir: st
         table = ask(name, lambda: datasets.load_dataset(name, config_name, split=split, cache_dir=cache))
         return table_source(name, split, table, columns, lambda: load("train") if "train" in splits else None)
 
-    return Door(name, splits, load)
+    return Door(name, splits, load, by_names=True)
 
 
 def hub_files(name: str, config_name: str | None, cache_dir: str | os.PathLike | None) -> dict[str, list[str]]:
@@ -161,7 +203,12 @@ def unreachable(name: str, error: BaseException) -> HFViTError:
 
 
 def table_source(
-    name: str, split: str, table: Any, columns: Columns, load_train: Callable[[], TableSource | None]
+    name: str,
+    split: str,
+    table: Any,
+    columns: Columns,
+    load_train: Callable[[], TableSource | None],
+    root: str = "",
 ) -> TableSource:
     """One split of a table: its columns found, its labels read and checked."""
     import datasets
@@ -171,12 +218,18 @@ def table_source(
     labels, names = np.zeros(len(table), dtype=np.int64), ["unlabelled"]
     if columns.labelled:
         labels, names = read_labels(name, split, table, columns, image_column, load_train)
-    table = table.cast_column(image_column, datasets.Image(decode=False))
+    feature = table.features[image_column]
+    is_text = isinstance(feature, datasets.Value) and feature.dtype in ("string", "large_string")
+    if table._indices is not None:  # rows that were selected or shuffled
+        table = table.flatten_indices()
+    if not is_text:
+        table = table.cast_column(image_column, datasets.Image(decode=False))
     prefix = f"{Path(name).name}:{split}"
     sample = np.unique(np.linspace(0, len(labels) - 1, num=min(64, len(labels)), dtype=np.int64))
-    source = TableSource(table, image_column, labels, names, prefix, "", classes_in_turn(labels))
+    source = TableSource(table, image_column, labels, names, prefix, "", classes_in_turn(labels), root)
     pieces = [str(source.record(int(row))["bytes"] or source.record(int(row))["path"]).encode() for row in sample]
-    sizes = compute.binary_length(compute.struct_field(table.data.column(image_column), "bytes"))
+    stored = table.data.column(image_column)
+    sizes = compute.binary_length(stored if is_text else compute.struct_field(stored, "bytes"))
     mark = digest(*names, labels.tobytes(), compute.fill_null(sizes, -1).to_numpy().tobytes(), *pieces)
     return replace(source, fingerprint=mark)
 
@@ -201,9 +254,7 @@ def read_labels(
         return integer_rows(name, label_column, (labels // group).astype(int).tolist(), names)
     if isinstance(feature, datasets.ClassLabel):
         return class_label_rows(name, label_column, values), list(feature.names)
-    if values and isinstance(values[0], str):
-        if names is None and split != "train":
-            train = load_train()
-            names = None if train is None else train.label_names
-        return string_rows(name, label_column, values, names)
-    return integer_rows(name, label_column, values, names)
+    if names is None and split != "train":
+        train = load_train()
+        names = None if train is None else train.label_names
+    return label_rows(name, label_column, values, names)

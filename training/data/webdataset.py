@@ -30,7 +30,9 @@ from .sources import SPLIT_IN_FILE_NAME, SPLIT_NAMES, Columns, Door, classes_in_
 
 
 NAMES_FILE = "label_names.json"
+INDEX_VERSION = 2  # of the kept index: another one where labels are read in another way
 LABEL_FIELDS = ("label", "cls", "class", "class_id", "class_name")  # of a .json member
+NAME_FIELDS = ("class_name", "label_name")  # what the number beside it is called
 
 
 @dataclass(frozen=True)
@@ -153,7 +155,13 @@ def index_shards(urls: list[str], cache: Path) -> TarIndex:
 
 
 def number_labels(values: list[Any]) -> tuple[np.ndarray, list[str]]:
-    """Labels as numbers: strings in sorted order with their names, numbers as they are without."""
+    """Labels as numbers: strings in sorted order with their names, numbers as they are, with names where all have."""
+    pairs = {value for value in values if isinstance(value, tuple)}
+    names_of = dict(pairs)
+    complete = sorted(names_of) == list(range(len(names_of))) and len(set(names_of.values())) == len(pairs)
+    if pairs and complete and all(isinstance(value, tuple) for value in values):
+        return np.array([number for number, _ in values], dtype=np.int64), [names_of[n] for n in range(len(names_of))]
+    values = [value[0] if isinstance(value, tuple) else value for value in values]
     if all(isinstance(value, int) for value in values):
         return np.array(values, dtype=np.int64), []
     names = sorted({str(value) for value in values})
@@ -198,8 +206,8 @@ def scan_record(url: str, key: str, tar: tarfile.TarFile, members: Any) -> tuple
         if f".{kind}" in SUFFIXES and place is None:
             place = (member.offset_data, member.size)
         elif kind in ("cls", "json"):
-            text = tar.extractfile(member).read().decode("utf-8").strip()
-            found = text if kind == "cls" else json_label(text)
+            content = tar.extractfile(member).read()
+            found = read_label(content, kind, f"record '{key.lstrip('/')}' of the shard '{url}'")
             label = found if label is None else label
     if place is None:
         raise HFViTError(f"record '{key.lstrip('/')}' of the shard '{url}' has no picture")
@@ -208,29 +216,47 @@ def scan_record(url: str, key: str, tar: tarfile.TarFile, members: Any) -> tuple
             f"record '{key.lstrip('/')}' of the shard '{url}' has no label; "
             f'write it into a .cls file, or as "label" into its .json'
         )
-    if isinstance(label, str) and re.fullmatch(r"-?\d+", label):
+    if isinstance(label, str) and re.fullmatch(r"-?(0|[1-9]\d*)", label, re.ASCII):  # 00 and 01 are names
         label = int(label)
     return (*place, label)
 
 
-def json_label(text: str) -> Any:
-    """The label in a record's .json, None where there is none."""
-    content = json.loads(text)
-    found = [content[field] for field in LABEL_FIELDS if isinstance(content.get(field), (int, str))]
-    return found[0] if found else None
+def read_label(content: bytes, kind: str, where: str) -> Any:
+    """The label in a record's .cls or .json: a number, a name, or (number, name); None where a .json has none.
+
+    Raises:
+        HFViTError: what is no text, no JSON or no object.
+    """
+    try:
+        text = content.decode("utf-8").strip()
+        if kind == "cls":
+            return text
+        fields = json.loads(text)
+    except UnicodeDecodeError as error:
+        raise HFViTError(f"the .{kind} of {where} is not UTF-8 ({error.reason} at byte {error.start})") from error
+    except (ValueError, RecursionError) as error:
+        raise HFViTError(f"the .json of {where} is not JSON ({one_line(error)})") from error
+    if not isinstance(fields, dict):
+        raise HFViTError(f'the .json of {where} holds no object with a "label"')
+    found = [fields[field] for field in LABEL_FIELDS if isinstance(fields.get(field), (int, str))]
+    if not found:
+        return None
+    named = [fields[field] for field in NAME_FIELDS if isinstance(fields.get(field), str)]
+    number = isinstance(found[0], int) and not isinstance(found[0], bool)
+    return (found[0], named[0]) if number and named else found[0]
 
 
-def shards_door(name: str, pattern: str, columns: Columns, cache_dir: str | os.PathLike | None) -> Door:
+def shards_door(name: str, files: list[str], columns: Columns, cache_dir: str | os.PathLike | None) -> Door:
     """Door of tar shards on a local disk."""
-    if "://" in pattern:
+    if any("://" in file for file in files):
         raise HFViTError(f"'{name}' lies elsewhere; stream it (--streaming), or copy the shards to this machine")
-    splits = shards_by_split(expand_shards(pattern))
+    splits = shards_by_split(files)
 
     def load(split: str) -> TarSource:
         index, mark = load_index(name, splits[split], columns, cache_dir)
         return TarSource(index, index.labels, index.label_names, mark, classes_in_turn(index.labels))
 
-    return Door(name, list(splits), load)
+    return Door(name, list(splits), load, by_names=True)
 
 
 def shards_by_split(files: Sequence[str]) -> dict[str, list[str]]:
@@ -249,7 +275,7 @@ def load_index(
 ) -> tuple[TarIndex, str]:
     """The index of shards with checked labels, and its fingerprint."""
     facts = shard_facts(urls)
-    index = index_shards(urls, own_cache(cache_dir) / f"shards-{digest(*facts)}.npz")
+    index = index_shards(urls, own_cache(cache_dir) / f"shards-{INDEX_VERSION}-{digest(*facts)}.npz")
     index = with_names(index, name, columns)
     names = [os.path.basename(url) for url in urls]
     arrays = (index.shard, index.offset, index.size, index.labels)

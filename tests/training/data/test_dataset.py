@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from hf_vit.errors import HFViTError
-from training.data import sources
+from training.data import folders
 from training.data.dataset import UnreadableImage, carve_dev_split, collate, open_dataset, take_fraction
 from training.data.sources import nested_order
 from training.data.transforms import EvalTransform, TrainTransform
@@ -208,8 +208,9 @@ def test_two_columns_that_could_be_the_label(tmp_path):
     [
         ({"img": encoded(2), "label": [0, -1]}, {}, r"1 of 2 rows .* no label \(-1"),
         ({"img": encoded(2), "label": [0, None]}, {}, r"1 of 2 rows .* no label"),
-        ({"img": encoded(2), "label": [0, 7]}, {}, r"not contiguous: 2 classes, the largest is 7"),
-        ({"img": encoded(2), "label": [0.5, 1.0]}, {}, r"holds float"),
+        ({"img": encoded(2), "label": [0.5, 1.0]}, {}, r"holds fractions, which are no classes"),
+        ({"img": encoded(2), "label": [["a"], ["b"]]}, {}, r"holds list, but each image needs one label"),
+        ({"img": [encoded(1), encoded(1)], "label": ["a", "b"]}, {}, r"column 'img' .* holds lists: one image"),
         ({"img": encoded(2), "label": ["a", None]}, {}, r"1 rows .* no label"),
         ({"img": encoded(2), "label": ["a", "a"]}, {}, r"only one class, a"),
         ({"img": encoded(2)}, {}, r"no column of labels among none at all"),
@@ -252,7 +253,7 @@ def test_folders_that_cannot_be_used(tmp_path):
     (tmp_path / "train" / "cat").mkdir(parents=True)
     (tmp_path / "train" / "dog").mkdir()
     picture(0).save(tmp_path / "train" / "cat" / "0.png")
-    with pytest.raises(HFViTError, match=r"class folder 'dog' of .* holds no pictures"):
+    with pytest.raises(HFViTError, match=r"class folder 'dog' of .* holds no images"):
         open_dataset(str(tmp_path), split="train")
     (tmp_path / "train" / "dog").rmdir()
     with pytest.raises(HFViTError, match="only one class, cat"):
@@ -444,7 +445,7 @@ def test_fingerprint_of_a_folder_sees_another_picture_of_as_many_bytes(folder, m
     for colour in ("red", "blue"):
         Image.new("RGB", (5, 5), colour).save(folder / "train" / "cat" / "0.bmp")
         marks.add(open_dataset(str(folder), split="train").fingerprint)
-    monkeypatch.setattr(sources, "READ_WHOLE", 10)
+    monkeypatch.setattr(folders, "READ_WHOLE", 10)
     assert len(marks) == 2 and open_dataset(str(folder), split="train").fingerprint not in marks
 
 

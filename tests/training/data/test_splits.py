@@ -57,7 +57,7 @@ def test_an_evaluation_on_pictures_trained_on_is_said(tmp_path, train_split, eva
     write(tmp_path, "train", range(10))
     said = []
     open_splits(DataArguments(dataset=str(tmp_path), train_split=train_split, eval_split=eval_split), 0, said.append)
-    assert said == ([f"{shared} of 6 evaluation pictures are trained on: their score is no test's"] if shared else [])
+    assert said == ([f"{shared} of 6 evaluation images are trained on: their score is no test's"] if shared else [])
 
 
 def test_pictures_of_all_splits_leave_a_part_for_evaluation(tmp_path):

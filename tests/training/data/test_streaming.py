@@ -218,7 +218,9 @@ def test_replaced_shards_are_indexed_again(shards):
         ([("a", {"png": b"x"})], r"record 'a' of the shard .* has no label"),
         ([("a", {"cls": b"1"})], r"record 'a' of the shard .* has no picture"),
         ([("a", {"png": b"x", "cls": b"-1"})], r"no label \(-1"),
-        ([("a", {"png": b"x", "cls": b"0"}), ("b", {"png": b"x", "cls": b"2"})], "not contiguous"),
+        ([("a", {"png": b"x", "json": b"{oh"})], r"the .json of record 'a' of the shard .* is not JSON"),
+        ([("a", {"png": b"x", "json": b"[1]"})], r'holds no object with a "label"'),
+        ([("a", {"png": b"x", "cls": b"caf\xe9"})], r"the .cls of record 'a' of the shard .* is not UTF-8"),
         ([], "no pictures in 1 shards"),
     ],
 )

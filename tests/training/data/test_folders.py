@@ -1,0 +1,196 @@
+"""Folders as people have them: which are splits, which are classes, what is left out and said.
+
+python -m pytest tests/training/data/test_folders.py
+"""
+
+import os
+import unicodedata
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from hf_vit.errors import HFViTError
+from training.config.arguments import DataArguments
+from training.data import folders
+from training.data.dataset import open_dataset
+from training.data.folders import cached_walk
+from training.data.sources import nested_order
+from training.data.splits import open_splits
+from training.rng import SUBSET, generator
+
+
+PIXELS = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
+
+
+def tree(root, *paths):
+    """Images at `path`, or as many as `path*n` says in a folder."""
+    for path in paths:
+        path, _, count = path.partition("*")
+        names = [f"{path}/{number}.png" for number in range(int(count))] if count else [path]
+        for number, name in enumerate(names):
+            (root / name).parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(PIXELS + np.uint8(number)).save(root / name, "PNG")
+    return root
+
+
+def opened(root, **options):
+    said = []
+    found = open_splits(DataArguments(dataset=str(root), **options), 0, said.append)
+    return found.train, found.evaluation, said
+
+
+SHAPES = {
+    "splits": (["train/a*4", "train/b*4", "val/a*2", "val/b*2"], (8, 4, ["a", "b"])),
+    "words of datasets": (
+        ["training_set/a*4", "training_set/b*4", "test_set/a*2", "test_set/b*2"],
+        (8, 4, ["a", "b"]),
+    ),
+    "with a folder beside": (
+        ["training_set/a*4", "training_set/b*4", "test_set/a*2", "test_set/b*2", "single_prediction*3"],
+        (8, 4, ["a", "b"]),
+    ),
+    "images": (["train_images/a*4", "train_images/b*4", "val_images/a*2", "val_images/b*2"], (8, 4, ["a", "b"])),
+    "wrapped splits": (
+        ["seg_train/seg_train/a*4", "seg_train/seg_train/b*4", "seg_test/seg_test/a*2", "seg_test/seg_test/b*2"],
+        (8, 4, ["a", "b"]),
+    ),
+    "wrapped": (["data/train/a*4", "data/train/b*4", "data/test/a*2", "data/test/b*2"], (8, 4, ["a", "b"])),
+    "wrapped classes": (["x/y/a*9", "x/y/b*11"], (18, 2, ["a", "b"])),
+    "evaluation": (["train/a*4", "train/b*4", "evaluation/a*2", "evaluation/b*2"], (8, 4, ["a", "b"])),
+    "years": (["train2017/a*4", "train2017/b*4", "val2017/a*2", "val2017/b*2"], (8, 4, ["a", "b"])),
+    "a class of trains": (["train*10", "car*10", "bus*10"], (27, 3, ["bus", "car", "train"])),
+    "two folders of a split": (["Train/a*4", "train/b*4", "val/a*2", "validation/b*2"], (8, 4, ["a", "b"])),
+    "numbers": ([f"{n}*10" for n in range(12)], (108, 12, [str(n) for n in range(12)])),
+    "nested": (["a/x*5", "a/y*5", "b/z/z*10"], (18, 2, ["a", "b"])),
+    "macosx": (["a*10", "b*10", "__MACOSX/a*3"], (18, 2, ["a", "b"])),
+    "checkpoints of notebooks": (["a*10", "b*10", "a/.ipynb_checkpoints*3"], (18, 2, ["a", "b"])),
+    "one class in val": (["train/a*4", "train/b*4", "val/a/indoor*2", "val/a/outdoor*2"], (8, 4, ["a", "b"])),
+}
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_shapes(tmp_path, shape):
+    paths, expected = SHAPES[shape]
+    train, evaluation, _ = opened(tree(tmp_path, *paths))
+    assert (len(train), len(evaluation), train.label_names) == expected
+
+
+def test_what_is_left_out_is_said(tmp_path):
+    root = tree(tmp_path, "train/a*4", "train/b*4", "val/a*2", "val/b*2", "train/loose.png", "extra*3")
+    (root / "images.tar").write_bytes(b"x")
+    (root / "train/a/notes.txt").write_text("x")
+    (root / "train/a/x.png").symlink_to("/nowhere.png")
+    (root / "val/c").mkdir()
+    train, evaluation, said = opened(root)
+    assert (len(train), len(evaluation)) == (8, 4)
+    text = "\n".join(said)
+    assert (
+        "3 images in extra, outside of the splits" in text and "1 images beside the class folders of 'train'" in text
+    )
+    assert "archives beside the class folders (images.tar)" in text
+    assert "links to nothing (train/a/x.png)" in text and "not images (train/a/notes.txt)" in text
+
+
+@pytest.mark.parametrize(
+    ("paths", "message"),
+    [
+        (["train*4", "test*4"], r"folders named after splits \(test, train\) without class folders"),
+        (["0.png", "1.png"], "holds no class folders"),
+        (["train/a*4", "train/b*4", "val/c*2"], "has classes that the model does not know: c"),
+        (["a*4"], "only one class, a"),
+    ],
+)
+def test_what_cannot_be_meant(tmp_path, paths, message):
+    with pytest.raises(HFViTError, match=message) as error:
+        opened(tree(tmp_path, *paths))
+    assert "\n" not in str(error.value)
+
+
+def test_an_empty_class_is_an_error_in_train_alone(tmp_path):
+    root = tree(tmp_path, "train/a*4", "train/b*4", "val/a*2")
+    (root / "val/b").mkdir()
+    assert len(opened(root)[1]) == 2
+    (root / "train/c").mkdir()
+    (root / "train/c/1.heic").write_bytes(b"\x00\x00\x00\x18ftypheic\0\0\0\0mif1heic")
+    with pytest.raises(HFViTError, match=r"class folder 'c' .* holds no images .*HEIC, which Pillow cannot read"):
+        opened(root)
+
+
+def test_composed_and_decomposed_names_are_one_class(tmp_path):
+    name = "café"
+    tree(tmp_path, f"train/{unicodedata.normalize('NFD', name)}*4", "train/tea*4")
+    tree(tmp_path, f"val/{unicodedata.normalize('NFC', name)}*2", "val/tea*2")
+    train, evaluation, _ = opened(tmp_path)
+    assert train.label_names == ["café", "tea"] and len(evaluation) == 4
+
+
+def test_names_that_are_not_utf8(tmp_path):
+    tree(tmp_path, "a*10", "b*10")
+    os.rename(tmp_path / "b/0.png", os.fsencode(tmp_path) + b"/b/caf\xe9.png")
+    data = open_dataset(str(tmp_path), split="train")
+    names = [data.picture_name(index) for index in range(len(data))]
+    odd = names.index("b/caf\\xe9.png")
+    assert data.read(odd)[0].size == (7, 5) and "".join(names).encode()
+
+
+def test_links_back_are_read_once(tmp_path):
+    tree(tmp_path, "a*5", "b*5")
+    (tmp_path / "a/up").symlink_to("..")
+    (tmp_path / "b/up").symlink_to("..")
+    data = open_dataset(str(tmp_path), split="train")
+    assert np.bincount(data.labels).tolist() == [5, 5]
+
+
+def test_the_index_of_a_large_tree_is_kept_until_a_folder_changes(tmp_path, monkeypatch):
+    root, cache = tree(tmp_path / "data", "a/x*5", "a/y*5", "b*5"), tmp_path / "cache"
+    for folder in (root, *(path for path in root.rglob("*") if path.is_dir())):
+        os.utime(folder, (1e9, 1e9))
+    alone = open_dataset(str(root), split="train", cache_dir=cache)
+    assert not cache.exists()  # small
+    monkeypatch.setattr(folders, "LARGE", 3)
+    first = open_dataset(str(root), split="train", cache_dir=cache)
+    names = [first.picture_name(index) for index in range(15)]
+    assert names == [alone.picture_name(index) for index in range(15)] and first.label_names == ["a", "b"]
+    monkeypatch.setattr(folders, "walk", lambda *args, **options: pytest.fail("walked again"))
+    again = open_dataset(str(root), split="train", cache_dir=cache)
+    assert again.fingerprint == first.fingerprint != alone.fingerprint
+    assert [again.picture_name(index) for index in range(15)] == names
+    monkeypatch.undo()
+    monkeypatch.setattr(folders, "LARGE", 3)
+    tree(root, "a/y/new.png")
+    assert len(open_dataset(str(root), split="train", cache_dir=cache)) == 16
+    kept = next(cache.glob("folders-*.npz"))
+    kept.write_bytes(kept.read_bytes()[:100])  # half a file
+    assert len(open_dataset(str(root), split="train", cache_dir=cache)) == 16
+    (tmp_path / "file").write_text("x")
+    assert len(cached_walk(root, tmp_path / "file").images()) == 16  # a cache that cannot be written
+
+
+def test_a_fresh_folder_is_not_trusted(tmp_path, monkeypatch):
+    """It may change again within the same tick of the clock."""
+    monkeypatch.setattr(folders, "LARGE", 3)
+    root = tree(tmp_path / "data", "a*5", "b*5")
+    cached_walk(root, tmp_path / "cache")
+    kept = next((tmp_path / "cache").glob("folders-*.npz"))
+    assert folders.read_index(kept, os.fsencode(root)) is None
+
+
+def test_nested_order_is_what_it_was():
+    """One sort in place of a pass for each class; the same images for the same seed."""
+    labels = np.random.default_rng(0).integers(0, 7, 200)
+    place = np.empty(200)
+    tie = generator(SUBSET, 3, 0).random(200)
+    for label in np.unique(labels):
+        rows = np.flatnonzero(labels == label)
+        generator(SUBSET, 3, 1, int(label)).shuffle(rows)
+        place[rows] = (np.arange(len(rows)) + 0.5) / len(rows)
+    assert np.array_equal(nested_order(labels, 3), np.lexsort((tie, place)))
+
+
+def test_samples_per_class_of_many_classes():
+    from training.data.sources import rows_by_label
+
+    labels = np.random.default_rng(1).permutation(np.repeat(np.arange(500), 4))
+    for label, rows in rows_by_label(labels):
+        assert np.array_equal(rows, np.flatnonzero(labels == label))

@@ -1,0 +1,419 @@
+"""Folders of images: which folders are splits and which are classes, and where each image lies.
+
+One walk of the whole tree (hf_vit/image_files.py) finds images, tables and archives together. The index of a large
+tree is kept in the cache and is good as long as no folder has changed. Names are kept as bytes in one NumPy buffer: a
+list of a million strings would be copied into every worker, page by page, as it is read.
+"""
+
+import contextlib
+import json
+import os
+import time
+import unicodedata
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from huggingface_hub.constants import HF_HOME
+from PIL import Image
+
+from hf_vit.errors import HFViTError
+from hf_vit.image_files import DATA_NAMES, Folder, LeftOut, Walk, join, walk
+from hf_vit.image_io import open_encoded, printable
+
+from .sources import SPLIT_IN_FILE_NAME, SPLIT_NAMES, Door, digest, listed, relabel
+
+
+LARGE = 100_000  # images beyond which the index is kept in the cache, and the fingerprint asks for no sizes
+SETTLED = 2_000_000_000  # ns: a folder that was changed shortly before the walk may change again in the same tick
+READ_WHOLE = 32 << 20  # bytes of images in folders that are all looked at for the fingerprint
+SAMPLED = 64  # files that are, where there are more
+METADATA_NAMES = (b"metadata.csv", b"metadata.jsonl", b"metadata.parquet")
+CACHE_VERSION = 1
+
+
+@dataclass(frozen=True)
+class FileSource:
+    """Image files below a root; the names are bytes, without a Python object for each.
+
+    Attributes:
+        folders: relative to the root. folder_of: int32 (n,), that of each image.
+        names: uint8, the files' names, each with a NUL byte behind it. ends: int64 (n,), where these are.
+    """
+
+    root: bytes
+    folders: list[bytes]
+    folder_of: np.ndarray
+    names: np.ndarray
+    ends: np.ndarray
+    labels: np.ndarray
+    label_names: list[str]
+    fingerprint: str
+    sorted_by_class: bool = True
+
+    def path(self, row: int) -> bytes:
+        """Relative to the root."""
+        start = int(self.ends[row - 1]) + 1 if row else 0
+        return join(self.folders[self.folder_of[row]], self.names[start : self.ends[row]].tobytes())
+
+    def open(self, row: int) -> Image.Image:
+        path = self.path(row)
+        return open_encoded(os.fsdecode(os.path.join(self.root, path)), printable(path))
+
+    def name(self, row: int) -> str:
+        return printable(self.path(row))
+
+    def paths(self) -> Iterator[bytes]:
+        return (self.path(row) for row in range(len(self.labels)))
+
+
+@dataclass
+class Layout:
+    """What a tree of folders means.
+
+    Attributes:
+        splits: for each split its classes, and for each class the folders that hold its images.
+        notes: what was assumed and left out, for people.
+    """
+
+    splits: dict[str, dict[str, list[bytes]]]
+    notes: list[str] = field(default_factory=list)
+
+    def has_classes(self, tree: "Tree") -> bool:
+        """Whether some split has two classes with images."""
+        return any(
+            sum(any(tree.total[path] for path in paths) for paths in classes.values()) > 1
+            for classes in self.splits.values()
+        )
+
+
+class Tree:
+    """A walk as a tree: children of each folder, and the number of images in and below it."""
+
+    def __init__(self, found: Walk):
+        self.folders = {folder.path: folder for folder in found.folders}
+        self.children: dict[bytes, list[bytes]] = defaultdict(list)
+        self.total: Counter = Counter()
+        for folder in found.folders:
+            path = folder.path
+            if path:
+                self.children[path.rpartition(b"/")[0]].append(path)
+            while folder.count:
+                self.total[path] += folder.count
+                if not path:
+                    break
+                path = path.rpartition(b"/")[0]
+
+    def filled(self, path: bytes) -> list[bytes]:
+        """The children that hold images, at any depth."""
+        return [child for child in self.children[path] if self.total[child]]
+
+    def holds_classes(self, path: bytes) -> bool:
+        return bool(self.filled(path)) or metadata_of(self.folders[path]) is not None
+
+    def below(self, path: bytes) -> list[bytes]:
+        """The folder and all below it that hold images."""
+        own = [path] if self.folders[path].count else []
+        return own + [folder for child in self.children[path] for folder in self.below(child)]
+
+    def unwrapped(self, path: bytes, known: Sequence[str] = ()) -> bytes:
+        """The folder inside that holds all class folders, where one wraps them (`seg_train/seg_train/CLASS`)."""
+        while not self.folders[path].count and metadata_of(self.folders[path]) is None:
+            filled = self.filled(path)
+            if len(filled) != 1 or class_name(filled[0]) in known or not self.filled(filled[0]):
+                break
+            if len(self.children[path]) > 1 and split_of(filled[0]) is not None:
+                break
+            path = filled[0]
+        return path
+
+
+def base_name(path: bytes) -> str:
+    return printable(path.rpartition(b"/")[2])
+
+
+def class_name(path: bytes) -> str:
+    """What a class is called: its folder, composed letters (NFC) as keyboards write them."""
+    return unicodedata.normalize("NFC", base_name(path))
+
+
+def split_of(path: bytes) -> str | None:
+    """The split that a folder's name means (`train`, `training_set`, `seg_train`, `val2017`), with the words and
+    delimiters of `datasets`; None for other names."""
+    words = SPLIT_IN_FILE_NAME.findall(base_name(path))
+    return SPLIT_NAMES[words[-1].lower()] if words else None
+
+
+def metadata_of(folder: Folder) -> bytes | None:
+    """The `metadata.csv`, `.jsonl` or `.parquet` of `datasets`' imagefolder, where a folder has one."""
+    return next((name for name in METADATA_NAMES if name in folder.data), None)
+
+
+def read_layout(name: str, found: Walk, tree: Tree) -> Layout:
+    """Find out which folders are splits and which are classes.
+
+    Raises:
+        HFViTError: images without class folders.
+    """
+    notes: list[str] = []
+    root = b"" if any(is_split(tree, child) for child in tree.filled(b"")) else tree.unwrapped(b"")
+    if root:
+        notes.append(f"'{name}' is wrapped: the images are read from its folder '{printable(root)}'")
+    filled = tree.filled(root)
+    named = [path for path in filled if is_split(tree, path)]
+    exact = [path for path in named if base_name(path).lower() in SPLIT_NAMES]
+    meant = {split_of(path) for path in named}
+    splits: dict[str, list[bytes]] = {}
+    if exact or len(named) == len(filled) or ("train" in meant and len(meant) > 1):
+        for path in named:
+            splits.setdefault(str(split_of(path)), []).append(path)
+        left = [path for path in filled if path not in named]
+        if left:
+            count = sum(tree.total[path] for path in left)
+            notes.append(
+                f"left out: {count:,} images in {listed([base_name(path) for path in left])}, outside of the splits"
+            )
+        for split, paths in splits.items():
+            if len(paths) > 1:
+                notes.append(f"split '{split}' is {' and '.join(base_name(path) for path in paths)} together")
+    if not splits:
+        words = [path for path in filled if split_of(path) is not None]
+        if filled and len(words) == len(filled):
+            found_words = listed([base_name(path) for path in words])
+            raise HFViTError(
+                f"'{name}' has folders named after splits ({found_words}) without class folders in them; put the "
+                "images into train/CLASS/*.jpg, one folder per class, or give their labels in a metadata.csv"
+            )
+        splits = {"train": [root]}
+    if "train" in splits:  # first: its classes tell a wrapping folder from a class
+        splits = {"train": splits["train"], **splits}
+    layout = Layout({}, notes)
+    for split, paths in splits.items():
+        known = list(layout.splits.get("train", {}))
+        classes: dict[str, list[bytes]] = {}
+        for path in paths:
+            inner = tree.unwrapped(path, known) if path else path
+            loose = tree.folders[inner].count
+            if loose and tree.filled(inner):
+                first = printable(join(inner, tree.folders[inner].names()[0]))
+                notes.append(f"left out: {loose:,} images beside the class folders of '{split}' ({first}, ...)")
+            for child in tree.children[inner]:
+                classes.setdefault(class_name(child), []).append(child)
+        ordered = sorted(classes, key=class_order(list(classes)))
+        layout.splits[split] = {label: classes[label] for label in ordered}
+    return layout
+
+
+def is_split(tree: Tree, path: bytes) -> bool:
+    """Whether a folder is named after a split and holds folders of classes; a class of trains holds its images."""
+    return split_of(path) is not None and tree.holds_classes(path)
+
+
+def class_order(names: Sequence[str]) -> Any:
+    """How class names are sorted: by number where all are numbers, so that 2 comes before 10."""
+    numbers = all(name.isascii() and name.isdecimal() for name in names)
+    return (lambda name: (int(name), name)) if numbers else (lambda name: name)
+
+
+def folder_door(name: str, root: Path, found: Walk, tree: Tree, layout: Layout) -> Door:
+    """Door of `SPLIT/CLASS/*` or of `CLASS/*`, which is all "train".
+
+    Raises:
+        HFViTError: no class folders.
+    """
+    left_out = str(found.left_out)
+    if not any(layout.splits.values()):
+        reason = f" (left out: {left_out})" if left_out else ""
+        raise HFViTError(
+            f"'{name}' holds no class folders{reason}; put the images into train/CLASS/*.jpg (or CLASS/*.jpg), "
+            "one folder per class"
+        )
+    notes = list(layout.notes)
+    if left_out:
+        notes.append(f"left out in '{name}': {left_out}")
+    data = [join(folder.path, item) for folder in found.folders for item in folder.data if item not in DATA_NAMES]
+    if data:
+        notes.append(f"left out: tables and archives beside the class folders ({listed([*map(printable, data)])})")
+
+    def load(split: str) -> FileSource:
+        classes = layout.splits[split]
+        empty = [label for label, paths in classes.items() if not any(tree.total[path] for path in paths)]
+        if empty and split == "train":
+            raise HFViTError(
+                f"the class folder '{empty[0]}' of '{name}' holds no images"
+                f"{' (left out: ' + left_out + ')' if left_out else ''}; fill it or remove it"
+            )
+        folders: list[bytes] = []
+        blobs: list[bytes] = []
+        counts: list[np.ndarray] = []
+        sizes: list[int] = []
+        for paths in classes.values():
+            below = [folder for path in paths for folder in tree.below(path)]
+            blob, of, count = class_files(tree, below, len(folders))
+            folders += below
+            blobs += [blob] if count else []
+            counts.append(of)
+            sizes.append(count)
+        labels = np.repeat(np.arange(len(classes)), sizes).astype(np.int64)
+        names = list(classes)
+        if split != "train" and "train" in layout.splits:
+            train_names = list(layout.splits["train"])
+            labels, names = relabel(labels, names, train_names, f"split '{split}' of '{name}'"), train_names
+        of = np.concatenate(counts) if counts else np.empty(0, np.int32)
+        return file_source(os.fsencode(root), folders, of, blobs, labels, names)
+
+    return Door(name, list(layout.splits), load, notes)
+
+
+def class_files(tree: Tree, folders: list[bytes], first: int) -> tuple[bytes, np.ndarray, int]:
+    """Names of a class's files joined by NUL bytes, in the order of their paths; the folder of each, and how many.
+
+    Args:
+        first: number of the first of these folders.
+    """
+    if len(folders) == 1:
+        folder = tree.folders[folders[0]]
+        return folder.images, np.full(folder.count, first, dtype=np.int32), folder.count
+    rows = sorted(
+        (join(path, name), number, name)
+        for number, path in enumerate(folders, start=first)
+        for name in tree.folders[path].names()
+    )
+    blob = b"\0".join(name for _, _, name in rows)
+    return blob, np.array([number for _, number, _ in rows], dtype=np.int32), len(rows)
+
+
+def file_source(
+    root: bytes,
+    folders: list[bytes],
+    folder_of: np.ndarray,
+    blobs: list[bytes],
+    labels: np.ndarray,
+    label_names: list[str],
+    sorted_by_class: bool = True,
+) -> FileSource:
+    """A source of files with its fingerprint; `blobs` are names joined by NUL bytes."""
+    names = np.frombuffer(b"\0".join([*blobs, b""]), dtype=np.uint8)
+    ends = np.flatnonzero(names == 0)
+    source = FileSource(root, folders, folder_of, names, ends, labels, label_names, "", sorted_by_class)
+    return FileSource(root, folders, folder_of, names, ends, labels, label_names, mark_of(source), sorted_by_class)
+
+
+def mark_of(source: FileSource) -> str:
+    """Changes with names, labels and, as far as they are looked at, contents.
+
+    All sizes and all contents of a small set; of a large one names, and the contents of some files: asking a million
+    files for their size takes longer than finding them.
+    """
+    count = len(source.labels)
+    if count <= LARGE:
+        files = list(source.paths())
+        sizes = [size_of(os.path.join(source.root, file)) for file in files]
+        few = sum(sizes) <= READ_WHOLE
+        rows = range(count) if few else np.linspace(0, count - 1, num=SAMPLED, dtype=np.int64)
+        contents = [content_of(os.path.join(source.root, files[row])) for row in rows]
+        return digest(*source.label_names, *files, *sizes, source.labels.tobytes(), *contents)
+    rows = np.linspace(0, count - 1, num=SAMPLED, dtype=np.int64)
+    contents = [content_of(os.path.join(source.root, source.path(int(row)))) for row in rows]
+    parts = (source.names.tobytes(), source.folder_of.tobytes(), source.labels.tobytes())
+    return digest("large", *source.label_names, *source.folders, *parts, *contents)
+
+
+def size_of(path: bytes) -> int:
+    try:
+        return os.path.getsize(path)
+    except OSError:  # it is named when it is decoded
+        return 0
+
+
+def content_of(path: bytes) -> bytes:
+    try:
+        with open(path, "rb") as file:
+            return file.read()
+    except OSError:
+        return b""
+
+
+# -- the index of large trees, kept ----------------------------------------------------------------------------------
+
+
+def cached_walk(root: Path, cache_dir: str | os.PathLike | None) -> Walk:
+    """`walk`, from the cache where no folder has changed since; one process at a time walks through a large tree."""
+    base = os.fsencode(root)
+    kept = index_folder(cache_dir) / f"folders-{digest(os.path.realpath(base))}.npz"
+    if (found := read_index(kept, base)) is not None:
+        return found
+    if (found := walk(base, limit=LARGE)) is not None:
+        return found
+    from filelock import FileLock
+
+    with contextlib.ExitStack() as stack:
+        try:
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(FileLock(f"{kept}.lock"))
+        except OSError:  # a cache that cannot be written: every process for itself
+            return walk(base)
+        found = read_index(kept, base)
+        if found is None:
+            began = time.time_ns()
+            found = walk(base)
+            with contextlib.suppress(OSError):
+                write_index(kept, found, began)
+    return found
+
+
+def index_folder(cache_dir: str | os.PathLike | None) -> Path:
+    """`own_cache`, without importing `datasets` for it."""
+    if cache_dir is not None:
+        return Path(cache_dir)
+    return Path(os.environ.get("HF_DATASETS_CACHE") or os.path.join(HF_HOME, "datasets")).expanduser() / "hf_vit"
+
+
+def write_index(path: Path, found: Walk, began: int) -> None:
+    """Write a walk for `read_index`; `began`: when it did, in ns."""
+    about = {
+        "version": CACHE_VERSION,
+        "root": os.fsdecode(os.path.realpath(found.root)),
+        "began": began,
+        "counts": dict(found.left_out.counts),
+        "examples": found.left_out.examples,
+        "data": [[os.fsdecode(name) for name in folder.data] for folder in found.folders],
+    }
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    with open(temporary, "wb") as file:
+        np.savez(
+            file,
+            about=np.frombuffer(json.dumps(about).encode(), np.uint8),
+            paths=np.frombuffer(b"\0".join(folder.path for folder in found.folders), np.uint8),
+            images=np.frombuffer(b"".join(folder.images for folder in found.folders), np.uint8),
+            lengths=np.array([len(folder.images) for folder in found.folders], np.int64),
+            counts=np.array([folder.count for folder in found.folders], np.int64),
+            modified=np.array([folder.modified for folder in found.folders], np.int64),
+        )
+    temporary.replace(path)
+
+
+def read_index(path: Path, base: bytes) -> Walk | None:
+    """A walk that was kept; None where there is none, it is damaged, or a folder has changed since."""
+    try:
+        with np.load(path, allow_pickle=False) as kept:
+            about = json.loads(kept["about"].tobytes())
+            if about["version"] != CACHE_VERSION or about["root"] != os.fsdecode(os.path.realpath(base)):
+                return None
+            paths = kept["paths"].tobytes().split(b"\0")
+            modified = kept["modified"].tolist()
+            for folder, stamp in zip(paths, modified, strict=True):
+                if stamp > about["began"] - SETTLED or os.stat(os.path.join(base, folder)).st_mtime_ns != stamp:
+                    return None
+            images, counts, ends = kept["images"].tobytes(), kept["counts"].tolist(), np.cumsum(kept["lengths"])
+        starts = [0, *ends.tolist()]
+        folders = [
+            Folder(folder, images[starts[i] : starts[i + 1]], counts[i], list(map(os.fsencode, data)), modified[i])
+            for i, (folder, data) in enumerate(zip(paths, about["data"], strict=True))
+        ]
+        return Walk(base, folders, LeftOut(Counter(about["counts"]), about["examples"]))
+    except Exception:  # no file, half a file, another program's file: the walk takes its place
+        return None

@@ -1,0 +1,113 @@
+"""Data that Python holds: a list of (image, label), a pandas or polars DataFrame, a Dataset or DatasetDict."""
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from hf_vit.errors import HFViTError
+from hf_vit.image_io import UnreadableImage, open_encoded, printable
+
+from .columns import label_rows
+from .path_tables import by_column, label_column, path_column, source_of
+from .sources import Columns, Door, Source, classes_in_turn, digest
+from .tables import table_door_of
+
+
+def object_door(data: Any, columns: Columns) -> Door:
+    """Door of an object; its rows are "train" unless a DatasetDict or a column `split` says otherwise.
+
+    Raises:
+        HFViTError: an object of another kind, unclear columns.
+    """
+    kind = type(data).__module__.partition(".")[0]
+    if kind == "datasets":
+        splits = dict(data) if isinstance(data, Mapping) else {"train": data}
+        return table_door_of(type(data).__name__, splits, columns)
+    name, rows = type(data).__name__, columns_of(data)
+    splits_of_rows = by_column(rows) or {"train": rows}
+
+    def load(split: str) -> Source:
+        names = columns.label_names
+        if names is None and split != "train" and "train" in splits_of_rows and columns.labelled:
+            names = load("train").label_names
+        return rows_source(name, splits_of_rows[split], columns, names)
+
+    return Door(name, list(splits_of_rows), load, by_names=True)
+
+
+def columns_of(data: Any) -> dict[str, list[Any]]:
+    """The columns of a DataFrame, or of a list of pairs.
+
+    Raises:
+        HFViTError: neither.
+    """
+    if hasattr(data, "columns") and hasattr(data, "__getitem__"):
+        return {str(column): data[column].to_list() for column in data.columns}
+    if isinstance(data, Sequence) and not isinstance(data, str | bytes):
+        if not data:
+            raise HFViTError("the list of images is empty")
+        wrong = next((row for row in data if not isinstance(row, tuple | list) or len(row) != 2), None)
+        if wrong is None:
+            return {"image": [row[0] for row in data], "label": [row[1] for row in data]}
+        raise HFViTError(f"a list of (image, label) pairs is wanted; it holds {str(wrong)[:60]!r}")
+    raise HFViTError(
+        f"{type(data).__name__} is no data set: give a name, a list of (image, label), a DataFrame, or a "
+        "datasets.Dataset"
+    )
+
+
+def rows_source(name: str, rows: dict[str, list[Any]], columns: Columns, names: list[str] | None) -> Source:
+    """Paths alone as files, anything else as it is."""
+    image = path_column(name, rows, columns.image)
+    root = Path(columns.image_root or ".").expanduser()
+    if all(isinstance(value, str | os.PathLike) for value in rows[image]):
+        rows = rows | {image: [os.fspath(value) for value in rows[image]]}
+        return source_of(name, rows, root, columns.counting_in(names), [])
+    labels, label_names = np.zeros(len(rows[image]), dtype=np.int64), ["unlabelled"]
+    if columns.labelled:
+        column = label_column(name, rows, columns.label, image)
+        labels, label_names = label_rows(name, column, rows[column], names)
+    return BytesSource(rows[image], labels, label_names, name, root)
+
+
+class BytesSource:
+    """Images that Python holds: encoded bytes, PIL images, arrays or paths, from a list or a DataFrame."""
+
+    def __init__(self, values: Sequence[Any], labels: np.ndarray, label_names: list[str], name: str, root: Path):
+        self.values, self.labels, self.label_names, self._name, self.root = values, labels, label_names, name, root
+        self.sorted_by_class = classes_in_turn(labels)
+        sample = np.unique(np.linspace(0, len(labels) - 1, num=min(64, len(labels)), dtype=np.int64))
+        self.fingerprint = digest("values", *label_names, labels.tobytes(), *(content(values[row]) for row in sample))
+
+    def open(self, row: int) -> Image.Image:
+        value, name = self.values[row], self.name(row)
+        if isinstance(value, dict):
+            value = value.get("bytes") or value.get("path")
+        if isinstance(value, Image.Image):
+            return value
+        if isinstance(value, np.ndarray):
+            return Image.fromarray(value)
+        if isinstance(value, str | os.PathLike):
+            return open_encoded(self.root / value, name)
+        if not isinstance(value, bytes):
+            raise UnreadableImage(f"{name}: the row holds no image")
+        return open_encoded(value, name)
+
+    def name(self, row: int) -> str:
+        value = self.values[row]
+        return printable(value) if isinstance(value, str | os.PathLike) else f"{self._name}[{row}]"
+
+
+def content(value: Any) -> bytes:
+    """Bytes that tell one image from another, for a fingerprint."""
+    if isinstance(value, dict):
+        value = value.get("bytes") or value.get("path")
+    if isinstance(value, Image.Image):
+        return value.tobytes()
+    if isinstance(value, np.ndarray):
+        return value.tobytes()
+    return value if isinstance(value, bytes) else str(value).encode("utf-8", "surrogateescape")

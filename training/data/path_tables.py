@@ -1,0 +1,289 @@
+"""Tables that list image files with their labels: CSV, TSV and JSON lines, also the `metadata.csv` of an imagefolder.
+
+Not `datasets.load_dataset("csv")`: it guesses types ("007" becomes 7), does not know where a path begins, and says
+nothing of the line that is wrong. Tables with the images themselves in them are read by tables.py.
+"""
+
+import csv
+import io
+import json
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hf_vit.errors import HFViTError
+from hf_vit.image_files import Walk, join
+from hf_vit.image_io import SUFFIXES, printable
+
+from .columns import LABEL_COLUMNS, label_rows
+from .folders import LARGE, FileSource, Tree, file_source, metadata_of
+from .sources import SPLIT_NAMES, Columns, Door, classes_in_turn, listed
+
+
+SUFFIXES_OF_TABLES = (".csv", ".tsv", ".jsonl")
+PATH_COLUMNS = (
+    "file_name", "filename", "file", "path", "filepath", "file_path", "image", "image_path", "img", "img_path",
+    "images",
+)  # fmt: skip
+SPLIT_COLUMNS = ("split", "subset", "partition")
+DELIMITERS = ",;\t|"
+MAX_CELL = 4096  # characters of a path
+
+
+def read_rows(path: Path) -> dict[str, list[Any]]:
+    """The columns of a table; cells of CSV and TSV are text as it stands there.
+
+    Raises:
+        HFViTError: another encoding than UTF-8, a damaged line, no rows; with the line's number.
+    """
+    try:
+        if path.suffix == ".parquet":
+            from pyarrow import parquet
+
+            return parquet.read_table(path).to_pydict()
+        text = decoded(path, path.read_bytes())
+    except HFViTError:
+        raise
+    except Exception as error:  # pyarrow's own, of a file that is no parquet
+        raise HFViTError(f"cannot read '{path}' ({' '.join(str(error).split())[:300]})") from error
+    rows = json_rows(path, text) if path.suffix == ".jsonl" else csv_rows(path, text)
+    if not rows or not next(iter(rows.values())):
+        raise HFViTError(f"'{path}' has no rows")
+    return rows
+
+
+def decoded(path: Path, data: bytes) -> str:
+    """The text of a table, without a byte order mark; names the encoding that works where it is not UTF-8."""
+    if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        return data.decode("utf-16")
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        works = next(name for name in ("cp1252", "latin-1") if decodes(data, name))
+        raise HFViTError(
+            f"'{path}' is not UTF-8 (line {line}); it can be read as {works}: convert it with "
+            f"`iconv -f {works} -t utf-8`"
+        ) from error
+
+
+def decodes(data: bytes, encoding: str) -> bool:
+    try:
+        data.decode(encoding)
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def csv_rows(path: Path, text: str) -> dict[str, list[Any]]:
+    header = text.partition("\n")[0]
+    delimiter = "\t" if path.suffix == ".tsv" else max(DELIMITERS, key=header.count)
+    csv.field_size_limit(1 << 24)  # images as text are told apart later
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
+    try:
+        names = [name.strip() for name in next(reader, [])]
+        if any(os.path.splitext(name)[1].lower() in SUFFIXES for name in names):
+            raise HFViTError(
+                f"'{path}' has no header: its first line is an image; put a line such as file,label there"
+            )
+        if len(set(names)) < len(names):
+            twice = sorted({name for name in names if names.count(name) > 1})
+            raise HFViTError(f"'{path}' has columns of the same name: {listed(twice)}")
+        rows: list[list[str]] = []
+        for row in reader:
+            if not row:
+                continue
+            if len(row) != len(names):
+                raise HFViTError(f"'{path}', line {reader.line_num}: {len(row)} cells, the header has {len(names)}")
+            rows.append(row)
+    except csv.Error as error:
+        raise HFViTError(f"'{path}', line {reader.line_num}: {error}") from error
+    return {name: [row[place] for row in rows] for place, name in enumerate(names)}
+
+
+def json_rows(path: Path, text: str) -> dict[str, list[Any]]:
+    rows = []
+    for number, line in enumerate(text.split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise HFViTError(f"'{path}', line {number} is not JSON ({error})") from error
+        if not isinstance(row, dict):
+            raise HFViTError(f"'{path}', line {number} is not an object with a key for each column")
+        rows.append(row)
+    names = list(dict.fromkeys(key for row in rows for key in row))
+    return {name: [row.get(name) for row in rows] for name in names}
+
+
+def path_column(name: str, rows: dict[str, list[Any]], wanted: str | None) -> str:
+    """The column of paths: the one asked for, or the only one of a usual name."""
+    if wanted is not None:
+        if wanted not in rows:
+            raise HFViTError(f"'{name}' has no column '{wanted}'; its columns are {listed(list(rows))}")
+        return wanted
+    found = [column for column in PATH_COLUMNS if column in rows]
+    if len(found) != 1:
+        which = f"no column of images among {listed(list(rows))}"
+        which = f"several columns that could hold the images, {listed(found)}" if found else which
+        raise HFViTError(f"'{name}' has {which}; choose one with --image_column")
+    return found[0]
+
+
+def label_column(name: str, rows: dict[str, list[Any]], wanted: str | None, image: str) -> str:
+    """The column of labels: the one asked for, or the only one of a usual name."""
+    if wanted is not None:
+        if wanted not in rows:
+            raise HFViTError(f"'{name}' has no column '{wanted}'; its columns are {listed(list(rows))}")
+        return wanted
+    found = [column for column in rows if column in LABEL_COLUMNS and column != image]
+    if len(found) != 1:
+        others = listed([column for column in rows if column != image]) or "none"
+        which = f"several columns that could be the label, {listed(found)}" if found else f"no label among {others}"
+        raise HFViTError(f"'{name}' has {which}; choose one with --label_column")
+    return found[0]
+
+
+def table_door(name: str, files: dict[str, list[Path]], columns: Columns) -> Door:
+    """Door of tables of paths, one or more for each split; a column `split` divides a single one.
+
+    Raises:
+        HFViTError: unreadable tables, unclear columns.
+    """
+    splits: dict[str, dict[str, list[Any]]] = {}
+    roots: dict[str, Path] = {}
+    notes: list[str] = []
+    for split, paths in files.items():
+        parts = [read_rows(path) for path in paths]
+        if any(list(part) != list(parts[0]) for part in parts):
+            raise HFViTError(f"the tables of split '{split}' of '{name}' have different columns")
+        rows = {column: [value for part in parts for value in part[column]] for column in parts[0]}
+        divided = by_column(rows) if len(files) == 1 else {}
+        if divided:
+            notes.append(f"splits by the column '{split_column(rows)}': {listed(list(divided))}")
+        for part, chosen in (divided or {split: rows}).items():
+            splits[part] = chosen
+            roots[part] = Path(columns.image_root or paths[0].parent).expanduser()
+
+    def load(split: str) -> FileSource:
+        rows = splits[split]
+        names = columns.label_names
+        if names is None and split != "train" and "train" in splits and columns.labelled:
+            names = load("train").label_names
+        return source_of(name, rows, roots[split], columns.counting_in(names), notes)
+
+    return Door(name, list(splits), load, notes, by_names=True)
+
+
+def split_column(rows: dict[str, list[Any]]) -> str | None:
+    return next((column for column in SPLIT_COLUMNS if column in rows), None)
+
+
+def by_column(rows: dict[str, list[Any]]) -> dict[str, dict[str, list[Any]]]:
+    """The rows of each split that a column names; none where there is no such column, or it says something else."""
+    column = split_column(rows)
+    if column is None:
+        return {}
+    words = [SPLIT_NAMES.get(str(value).strip().lower()) for value in rows[column]]
+    if None in words:
+        return {}
+    splits: dict[str, dict[str, list[Any]]] = {}
+    for split in dict.fromkeys(words):
+        places = [place for place, word in enumerate(words) if word == split]
+        splits[str(split)] = {key: [values[place] for place in places] for key, values in rows.items()}
+    return splits
+
+
+def source_of(name: str, rows: dict[str, list[Any]], root: Path, columns: Columns, notes: list[str]) -> FileSource:
+    """The rows of a table as a source; says which files are missing."""
+    image = path_column(name, rows, columns.image)
+    labels, names = np.zeros(len(rows[image]), dtype=np.int64), ["unlabelled"]
+    if columns.labelled:
+        column = label_column(name, rows, columns.label, image)
+        labels, names = label_rows(name, column, numbers_of(rows[column]), columns.label_names)
+    values = [value.strip() if isinstance(value, str) else value for value in rows[image]]
+    bad = [row for row, value in enumerate(values) if not isinstance(value, str) or not 0 < len(value) <= MAX_CELL]
+    if bad:
+        raise HFViTError(
+            f"{len(bad)} of {len(values)} rows of '{name}' have no path of an image in column '{image}' (the first is "
+            f"row {bad[0] + 1}): {str(values[bad[0]])[:60]!r}"
+        )
+    paths = [os.fsencode(os.path.expanduser(value)) for value in values]
+    base = os.fsencode(root.resolve())
+    if len(paths) <= LARGE:
+        missing = [path for path in paths if b"://" not in path and not os.path.exists(os.path.join(base, path))]
+        if len(missing) == len(paths):
+            raise HFViTError(
+                f"none of the {len(paths):,} images that '{name}' lists is there; paths count from "
+                f"'{root}', the first is '{printable(paths[0])}': give the folder with --image_root"
+            )
+        if missing:
+            said = listed([printable(path) for path in missing])
+            notes.append(f"{len(missing):,} of {len(paths):,} images that '{name}' lists are missing: {said}")
+    where = np.zeros(len(paths), dtype=np.int32)
+    return file_source(base, [b""], where, [b"\0".join(paths)], labels, names, classes_in_turn(labels))
+
+
+def numbers_of(cells: list[Any]) -> list[Any]:
+    """Cells of text as whole numbers where all are such, so that 2 comes before 10; 007 stays text."""
+    plain = all(isinstance(cell, str) and cell.isascii() and cell.isdecimal() for cell in cells)
+    return [int(cell) for cell in cells] if plain and all(str(int(cell)) == cell for cell in cells) else cells
+
+
+def metadata_door(name: str, root: Path, found: Walk, tree: Tree, columns: Columns) -> Door | None:
+    """Door of `datasets`' imagefolder with `metadata.csv`: labels by file name; None where it has no label column.
+
+    Raises:
+        HFViTError: unclear columns, files that are not there.
+    """
+    splits: dict[str, dict[str, list[Any]]] = {}
+    notes: list[str] = []
+    listed_files = 0
+    for folder in found.folders:
+        file = metadata_of(folder)
+        if file is None:
+            continue
+        relative = join(folder.path, file)
+        rows = read_rows(root / os.fsdecode(relative))
+        image = path_column(printable(relative), rows, columns.image)
+        if columns.label is None and not any(column in LABEL_COLUMNS for column in rows if column != image):
+            notes.append(
+                f"'{printable(relative)}' has no column of labels among {listed(list(rows))}: classes are folders"
+            )
+            continue
+        column = label_column(printable(relative), rows, columns.label, image)
+        for value, label in zip(rows[image], rows[column]):
+            path = os.fsdecode(join(folder.path, os.fsencode(str(value))))
+            part = splits.setdefault(split_of_path(path), {"file": [], "label": []})
+            part["file"].append(path)
+            part["label"].append(label)
+            listed_files += 1
+    if not splits:
+        return None
+    total = tree.total[b""]
+    if total > listed_files:
+        notes.append(
+            f"left out: {total - listed_files:,} of {total:,} images of '{name}', which no metadata file lists"
+        )
+    notes.insert(0, "labels are read from metadata files, not from folders")
+    own = replace(columns, image="file", label="label" if columns.labelled else None)
+
+    def load(split: str) -> FileSource:
+        names = columns.label_names
+        if names is None and split != "train" and "train" in splits and columns.labelled:
+            names = load("train").label_names
+        return source_of(name, splits[split], root, replace(own, label_names=names), notes)
+
+    return Door(name, list(splits), load, notes, by_names=True)
+
+
+def split_of_path(path: str) -> str:
+    """The split that the first folder of a path names exactly; "train" where none does."""
+    first, slash, _ = path.partition("/")
+    from .folders import split_of
+
+    return (split_of(os.fsencode(first)) if slash else None) or "train"
