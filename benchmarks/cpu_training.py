@@ -15,7 +15,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from benchmarks import peers
-from benchmarks.measure import Point, filled, free, products
+from benchmarks.limit import products
+from benchmarks.measure import Point, filled, free
 from hf_vit import HFViTConfig, HFViTForImageClassification
 from training.engine.cpu_kernels import CPUKernels
 

@@ -14,7 +14,8 @@ from torch import nn
 from benchmarks import peers
 from benchmarks.cpu_inference import forward
 from benchmarks.cpu_training import fused, step
-from benchmarks.measure import Point, filled, free, products
+from benchmarks.limit import products
+from benchmarks.measure import Point, filled, free
 from hf_vit import HFViTConfig, HFViTForImageClassification
 from training.reporting.flops import PEAKS, forward_flops, train_flops
 

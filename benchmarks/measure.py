@@ -16,13 +16,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from training.reporting.facts import commit, processor_name
 
 
-LIMIT = "limit: its products alone"
+MAX_LOSS = 1.03  # a fast path may take so many times as long as the plain one: the noise of medians
+LIMIT = "limit: its matmuls, best library"
 PACKAGES = (
     "torch", "transformers", "timm", "torchvision", "vit-pytorch", "onnxruntime", "openvino", "jax", "flax", "hf-vit",
 )  # fmt: skip
@@ -37,9 +37,10 @@ class Point:
     Attributes:
         title: what is done, in one line; it names the result. images: of one call.
         ours, peers: candidates by name; a call does the work once.
-        limit: the work's matrix products and convolutions alone, in the same precision, at the layer's own shapes.
+        limit: the work's matmuls and convolutions alone, each by the library that is the fastest at it (`limit.py`).
         absent: peers that do not run here, with the reason. quoted: published figures, with their source.
         unit: of one image, or "s" for calls that are not about images.
+        never_slower: fast candidates, and the plain one of ours that each must not lose to.
     """
 
     title: str
@@ -51,6 +52,7 @@ class Point:
     quoted: list[str] = field(default_factory=list)
     note: str = ""
     unit: str = "ms/image"
+    never_slower: dict[str, str] = field(default_factory=dict)
 
 
 def measure(point: Point, seconds: float, device: torch.device, without: Sequence[str] = ()) -> dict[str, Any]:
@@ -70,6 +72,7 @@ def measure(point: Point, seconds: float, device: torch.device, without: Sequenc
         "absent": point.absent,
         "quoted": point.quoted,
         "note": point.note,
+        "never_slower": point.never_slower,
     }
 
 
@@ -103,89 +106,6 @@ def interleaved(
 def synchronize(device: torch.device) -> None:
     if device.type != "cpu":
         torch.accelerator.synchronize()
-
-
-# -- the machine's limit ---------------------------------------------------------------------------------------------
-
-
-def products(model: nn.Module, pixels: torch.Tensor, dtype: torch.dtype, training: bool = False) -> Callable[[], None]:
-    """A call that does a model's matrix products and convolutions alone, each at its own shape, with its own weights.
-
-    The last block's are of all tokens, as peers compute it. What is left of the time of the model is norms,
-    activations, softmax, casts and Python. In training each product comes three times, as in backward passes;
-    attention's two come as four.
-    """
-    calls: list[Callable[[], Any]] = []
-
-    def note(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
-        x = torch.randn(inputs[0].shape, device=pixels.device).to(dtype)
-        weight = module.weight.detach().to(dtype)
-        if isinstance(module, nn.Linear):
-            x = x.reshape(-1, x.shape[-1])
-            result = x @ weight.t()
-            calls.append(lambda: torch.mm(x, weight.t(), out=result))
-            if training:
-                of_x, of_weight = torch.empty_like(x), torch.empty_like(weight)
-                calls.append(lambda: torch.mm(result, weight, out=of_x))
-                calls.append(lambda: torch.mm(result.t(), x, out=of_weight))
-        else:
-            stride = module.stride
-            calls.append(lambda: F.conv2d(x, weight, stride=stride))
-            if training:
-                leaves = x.requires_grad_(module.in_channels > 3), weight.requires_grad_()
-                gradient = torch.ones_like(F.conv2d(*leaves, stride=stride))
-                wanted = [leaf for leaf in leaves if leaf.requires_grad]
-                calls[-1] = lambda: torch.autograd.grad(F.conv2d(*leaves, stride=stride), wanted, gradient)
-
-    def attend(module: nn.Module, inputs: tuple[torch.Tensor, ...], kwargs: dict) -> None:
-        batch, tokens, width = (inputs[0] if inputs else kwargs["hidden_states"]).shape
-        heads = model.config.num_attention_heads
-        query = torch.randn(batch * heads, tokens, width // heads, device=pixels.device).to(dtype)
-        scores, result = torch.bmm(query, query.transpose(1, 2)), torch.empty_like(query)
-        once = [
-            lambda: torch.bmm(query, query.transpose(1, 2), out=scores),
-            lambda: torch.bmm(scores, query, out=result),
-        ]
-        calls.extend(once * (3 if training else 1))
-
-    hooks = [
-        module.register_forward_pre_hook(note)
-        for module in model.modules()
-        if isinstance(module, nn.Linear | nn.Conv2d)
-    ]
-    hooks += [
-        module.register_forward_pre_hook(attend, with_kwargs=True)
-        for name, module in model.named_modules()
-        if name.endswith("attention") and hasattr(module, "q_proj")
-    ]
-    with torch.no_grad():
-        model(pixels)
-    for hook in hooks:
-        hook.remove()
-
-    def run() -> None:
-        with torch.set_grad_enabled(training):
-            for call in calls:
-                call()
-
-    return run
-
-
-def machine(device: torch.device) -> dict[str, float]:
-    """Peak rates of this machine now: products of a ViT-B's widest layer, FLOP/s; copying memory, bytes/s."""
-    found = {}
-    for dtype in (torch.float32, torch.bfloat16):
-        x, weight = (torch.randn(*shape, device=device).to(dtype) for shape in ((1576, 768), (3072, 768)))
-        taken = _fastest(lambda x=x, weight=weight: F.linear(x, weight), device)
-        found[f"{dtype}".removeprefix("torch.") + "_flops_per_second"] = 2 * 1576 * 768 * 3072 / taken
-    big = torch.ones(1 << 26, device=device)
-    target = torch.empty_like(big)
-    found["memory_bytes_per_second"] = 2 * 4 * big.numel() / _fastest(lambda: target.copy_(big), device)
-    return found
-
-
-def _fastest(call: Callable[[], Any], device: torch.device, rounds: int = 10) -> float:
-    return min(interleaved({"": call}, 0.0, device)[""] + interleaved({"": call}, 0.02 * rounds, device)[""])
 
 
 # -- models without waiting ------------------------------------------------------------------------------------------
@@ -256,6 +176,15 @@ def lines(result: dict[str, Any]) -> Iterator[str]:
         yield f"  {name:<34}{'absent':>10}  {reason}"
     for text in [*result["quoted"], *([result["note"]] if result["note"] else [])]:
         yield f"  ({text})"
+
+
+def losses(result: dict[str, Any]) -> list[str]:
+    """One sentence for each fast path of ours that lost to the plain one in this measurement."""
+    lost = []
+    for fast, plain in result["never_slower"].items():
+        if (times := ratio(result, fast, plain)) > MAX_LOSS:
+            lost.append(f"{result['title']}: {fast!r} takes {times:.2f} times as long as {plain!r}, which it replaces")
+    return lost
 
 
 def short(name: str) -> str:

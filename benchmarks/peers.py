@@ -148,24 +148,26 @@ def runtimes(
         except Exception as error:  # the exporter's failure is no reason to lose the other rows
             return found, absent | dict.fromkeys(set(reasons) - set(absent), f"no ONNX file: {str(error)[:80]}")
         if "ONNX Runtime" not in absent:
-            found["ONNX Runtime"] = _onnxruntime(path, data)
+            found["ONNX Runtime"] = onnxruntime_call(str(path), data)
         if "OpenVINO" not in absent:
-            found["OpenVINO"] = _openvino(path, data, dtype)
+            found["OpenVINO"] = openvino_call(str(path), data, dtype)
     return found, absent
 
 
-def _onnxruntime(path: Path, data: Any) -> Callable[[], Any]:
+def onnxruntime_call(model: str | bytes, data: Any) -> Callable[[], Any]:
+    """One pass of a model, a path or its bytes, with as many threads as torch has."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # idle threads slow the other candidates
-    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     name = session.get_inputs()[0].name
     return lambda: session.run(None, {name: data})
 
 
-def _openvino(path: Path, data: Any, dtype: torch.dtype) -> Callable[[], Any]:
+def openvino_call(model: str | bytes, data: Any, dtype: torch.dtype) -> Callable[[], Any]:
+    """The same by OpenVINO."""
     import openvino
 
     precision = "f32" if dtype == torch.float32 else "bf16"
@@ -174,6 +176,6 @@ def _openvino(path: Path, data: Any, dtype: torch.dtype) -> Callable[[], Any]:
         "INFERENCE_NUM_THREADS": torch.get_num_threads(),
         "PERFORMANCE_HINT": "LATENCY",
     }
-    compiled = openvino.Core().compile_model(str(path), "CPU", settings)
+    compiled = openvino.Core().compile_model(model, "CPU", settings)
     request = compiled.create_infer_request()
     return lambda: request.infer({0: data})

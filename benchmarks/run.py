@@ -5,9 +5,12 @@
     python -m benchmarks.run --suite gpu
     python -m benchmarks.run --list
 
-Medians and quartiles over rounds; a column for each of ours says how many times faster it is than the row, the row
-"limit" is the work's matrix products alone. Numbers of every round, versions, threads and commit go to
-benchmarks/results/SUITE-DEVICE.json; a point that is measured again replaces its entry there.
+Ends with exit status 1 and a sentence for each fast path of ours that is slower than the plain one that it replaces.
+
+Medians and quartiles over rounds; a column for each of ours says how many times faster it is than the row. The row
+"limit" is the work's matmuls alone, each by the library that is the fastest at it here. Numbers of every round,
+versions, threads and commit go to benchmarks/results/SUITE-DEVICE.json; a point that is measured again replaces its
+entry there.
 """
 
 import argparse
@@ -24,7 +27,8 @@ from benchmarks import torchvision_operators  # noqa: F401 - before whatever imp
 
 # isort: split
 from benchmarks import cpu_inference, cpu_training, gpu, prediction, startup
-from benchmarks.measure import Point, environment, lines, machine, measure
+from benchmarks.limit import machine
+from benchmarks.measure import Point, environment, lines, losses, measure
 from hf_vit.errors import HFViTError, Parser, report_error
 
 
@@ -73,13 +77,17 @@ def main(argv: list[str] | None = None) -> int:
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     seen: set[str] = set()
+    lost: list[str] = []
     for suite in arguments.suite:
-        seen |= run(suite, arguments)
+        rows, losses_of_suite = run(suite, arguments)
+        seen, lost = seen | rows, lost + losses_of_suite
     if unknown := sorted(set(arguments.without) - seen):
         return report_error(
             HFViTError(f"--without {' '.join(unknown)}: left out nothing; the rows are {', '.join(sorted(seen))}")
         )
-    return 0
+    for line in lost:
+        print(f"slower than the plain one: {line}", file=sys.stderr)
+    return 1 if lost else 0
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -111,9 +119,10 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def run(suite: str, arguments: argparse.Namespace) -> set[str]:
-    """Measure, print and keep one suite; returns the names of its peers."""
+def run(suite: str, arguments: argparse.Namespace) -> tuple[set[str], list[str]]:
+    """Measure, print and keep one suite; returns the names of its peers, and which fast paths lost to plain ones."""
     seen: set[str] = set()
+    lost: list[str] = []
     accelerator = torch.accelerator.current_accelerator() if suite == "gpu" else None
     device = accelerator or torch.device("cpu")
     limits = machine(device)
@@ -125,10 +134,11 @@ def run(suite: str, arguments: argparse.Namespace) -> set[str]:
             "environment": environment(device),
         }
         seen |= {*result["peers"], *result["absent"]}
+        lost += losses(result)
         print("\n".join(lines(result)) + "\n", flush=True)
         if not arguments.tiny:
             keep(result, RESULTS / f"{suite}{f'-{device.type}' if suite == 'gpu' else ''}.json")
-    return seen
+    return seen, lost
 
 
 def keep(result: dict, path: Path) -> None:

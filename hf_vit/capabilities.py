@@ -139,18 +139,27 @@ def packs_linear_by_mkl() -> bool:
     return torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available() and _works(attempt)
 
 
+def int8_zero() -> int:
+    """What stands for zero in oneDNN's activations: 0 of int8 with AMX, else 128 of uint8.
+
+    VNNI multiplies uint8 by int8; for int8 by int8 oneDNN takes a reference loop, a thousand times slower.
+    """
+    return 0 if "amx_int8" in features() else 128
+
+
 @functools.cache
 def int8_backend() -> str | None:
     """Whose int8 matmul is correct and fast here: "onednn" with VNNI or AMX, "fbgemm" on other x86, or None.
 
-    oneDNN falls back to a reference loop without VNNI, two hundred times slower than float32.
+    oneDNN falls back to the reference loop without VNNI, too.
     """
 
     def by_onednn() -> bool:
         steps, zeros = torch.full((16, 16), 2, dtype=torch.int8), torch.zeros(16, dtype=torch.int32)
-        packed = torch.ops.onednn.qlinear_prepack(steps, None)
+        packed, zero = torch.ops.onednn.qlinear_prepack(steps, None), int8_zero()
+        rows = (steps[:2].int() + zero).to(torch.uint8 if zero else torch.int8)
         result = torch.ops.onednn.qlinear_pointwise(
-            steps[:2], 0.5, 0, packed, torch.ones(16), zeros, None, 1.0, 0, torch.float32, "none", [], ""
+            rows, 0.5, zero, packed, torch.ones(16), zeros, None, 1.0, 0, torch.float32, "none", [], ""
         )
         return bool((result == 32).all())
 

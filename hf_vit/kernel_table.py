@@ -130,22 +130,28 @@ def measure(implementations: Mapping[str, Callable], *inputs: Any, cold: bool = 
     """Best of some rounds in turns; the first, untimed round packs weights and finds those that fail."""
     plain = next(iter(implementations))
     times: Times = {}
+    first: dict[str, float] = {}
     for name, implementation in implementations.items():
         try:
+            start = timer()
             implementation(*inputs)
-            times[name] = float("inf")
+            _wait_for_device(inputs)
+            times[name], first[name] = float("inf"), timer() - start
         except Exception as error:  # private operations fail in many ways on processors that they are not for
             if name == plain:
                 raise
             times[name] = None
             logger.info(f"implementation {name!r} does not work on this machine: {error}")
+    # a reference loop can take a thousand times as long: once is enough
+    hopeless = {name for name, taken in first.items() if taken > max(MAX_MEASURE_SECONDS, 5 * first[plain])}
+    times.update({name: first[name] for name in hopeless})
     began = timer()
     for done in itertools.count():
         passed = timer() - began
         if (done >= MAX_ROUNDS and passed >= MIN_MEASURE_SECONDS) or (done >= 2 and passed > MAX_MEASURE_SECONDS):
             break
         for name, best in times.items():
-            if best is not None:
+            if best is not None and name not in hopeless:
                 if cold:
                     _cool_caches(inputs)
                 start = timer()

@@ -50,7 +50,8 @@ class Int8Layer(OptimizedLayer):
             norm = copy.deepcopy(norms[name]).float() if name in norms else None
             parts, gelu = 3 if name == "qkv" else 1, name == "fc1"
             if by_onednn:
-                result = {"qkv": torch.bfloat16, "fc1": torch.int8}.get(name, torch.float32)
+                hidden = torch.uint8 if capabilities.int8_zero() else torch.int8
+                result = {"qkv": torch.bfloat16, "fc1": hidden}.get(name, torch.float32)
                 linears[name] = OneDNNLinear(
                     weight, bias, self.steps[name], norm, parts, gelu, result, self.steps["fc2"] if gelu else 1.0
                 )
@@ -73,7 +74,7 @@ class Int8Layer(OptimizedLayer):
 
 
 class OneDNNLinear:
-    """A linear layer of int8 rows by oneDNN.
+    """A linear layer of int8 (AMX) or uint8 rows (VNNI) by oneDNN.
 
     Args:
         weight, bias: `(out, in)` and `(out,)` or None.
@@ -81,7 +82,7 @@ class OneDNNLinear:
         norm: in float32, applied to the input.
         parts: results of equal width side by side.
         gelu: applied to the result.
-        dtype, step_out: of the result; int8 counts in steps of `step_out`.
+        dtype, step_out: of the result; int8 and uint8 count in steps of `step_out`.
     """
 
     def __init__(
@@ -99,21 +100,21 @@ class OneDNNLinear:
         self.packed = kernels.pack_int8(steps)
         self.bias = None if bias is None else bias.float()
         self.step, self.layer_norm, self.parts, self.gelu = step, norm, parts, gelu
-        self.dtype, self.step_out = dtype, step_out
+        self.dtype, self.step_out, self.zero = dtype, step_out, capabilities.int8_zero()
 
     def __call__(self, x: torch.Tensor, *rest: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """`(B, N, in)` -> results `(B, N, out)`; a contiguous float32 rest becomes the sum with it."""
         if self.layer_norm is not None:
-            x = kernels.norm_to_int8(x, self.layer_norm, self.step)
-        elif x.dtype != torch.int8:
-            x = kernels.round_to_int8(x, self.step)
+            x = kernels.norm_to_int8(x, self.layer_norm, self.step, self.zero)
+        elif x.is_floating_point():
+            x = kernels.round_to_int8(x, self.step, self.zero)
         rows = x.flatten(0, 1)
         weight = self.packed, self.weight_steps, self.bias
         if rest:
             total = rest[0].float().contiguous()
-            kernels.int8_linear_add_(total.flatten(0, 1), rows, self.step, *weight)
+            kernels.int8_linear_add_(total.flatten(0, 1), rows, self.step, self.zero, *weight)
             return (total,)
-        result = kernels.int8_linear(rows, self.step, *weight, self.dtype, self.gelu, self.step_out)
+        result = kernels.int8_linear(rows, self.step, self.zero, *weight, self.dtype, self.gelu, self.step_out)
         return tuple(part.unflatten(0, x.shape[:2]) for part in result.chunk(self.parts, dim=1))
 
 

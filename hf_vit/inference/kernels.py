@@ -80,6 +80,7 @@ def pack_int8(steps: torch.Tensor) -> torch.Tensor:
 def int8_linear(
     rows: torch.Tensor,
     step: float,
+    zero: int,
     packed: torch.Tensor,
     weight_steps: torch.Tensor,
     bias: torch.Tensor | None,
@@ -87,17 +88,19 @@ def int8_linear(
     gelu: bool = False,
     step_out: float = 1.0,
 ) -> torch.Tensor:
-    """`step * weight_steps * (rows W^T) + b` of int8 rows `(rows, in)`, in this dtype.
+    """`step * weight_steps * ((rows - zero) W^T) + b` of int8 or uint8 rows `(rows, in)`, in this dtype.
 
     Args:
         step, weight_steps: what 1 is worth in the rows, and in each row of the weight.
+        zero: what stands for zero in the rows, and in a uint8 result.
         gelu: apply the erf form.
-        step_out: what 1 is worth in an int8 result.
+        step_out: what 1 is worth in an int8 or uint8 result.
     """
     zeros = _zeros(len(weight_steps))
     activation, form = ("gelu", "none") if gelu else ("none", "")
+    zero_out = zero if dtype == torch.uint8 else 0
     return torch.ops.onednn.qlinear_pointwise(
-        rows, step, 0, packed, weight_steps, zeros, bias, step_out, 0, dtype, activation, [], form
+        rows, step, zero, packed, weight_steps, zeros, bias, step_out, zero_out, dtype, activation, [], form
     )
 
 
@@ -105,6 +108,7 @@ def int8_linear_add_(
     total: torch.Tensor,
     rows: torch.Tensor,
     step: float,
+    zero: int,
     packed: torch.Tensor,
     weight_steps: torch.Tensor,
     bias: torch.Tensor | None,
@@ -112,7 +116,7 @@ def int8_linear_add_(
     """Adds `int8_linear(rows)` to a contiguous float32 `(rows, out)` in its place."""
     zeros = _zeros(len(weight_steps))
     torch.ops.onednn.qlinear_pointwise.binary(
-        rows, step, 0, packed, weight_steps, zeros, total, bias,
+        rows, step, zero, packed, weight_steps, zeros, total, bias,
         1.0, 0, torch.float32, 1.0, 0, "sum", 1.0, "none", [], "",
     )  # fmt: skip
     return total
@@ -190,32 +194,33 @@ def int8_library() -> ctypes.CDLL | None:
     if not {"avx512f", "avx512bw", "avx512vl"} <= features():
         return None
     functions: build.Functions = {
-        "round_values": [POINTER, FLAG, POINTER, COUNT, NUMBER, FLAG],
-        "norm_rows": [POINTER] * 4 + [COUNT] * 2 + [NUMBER] * 2 + [FLAG],
+        "round_values": [POINTER, FLAG, POINTER, COUNT, NUMBER, FLAG, FLAG],
+        "norm_rows": [POINTER] * 4 + [COUNT] * 2 + [NUMBER] * 2 + [FLAG] * 2,
     }
     return build.library(build.SOURCES / "int8.cpp", functions)
 
 
-def round_to_int8(x: torch.Tensor, step: float) -> torch.Tensor:
-    """x / step, bfloat16 or float32, rounded to the nearest and cut to -127..127."""
+def round_to_int8(x: torch.Tensor, step: float, zero: int = 0) -> torch.Tensor:
+    """x / step, bfloat16 or float32, rounded to the nearest and cut to -127..127; uint8 above a zero of 128."""
     kernels, x = int8_library(), x.contiguous()
+    dtype = torch.uint8 if zero else torch.int8
     if kernels is None:
-        return (x.float() * (1 / step)).round_().clamp_(-127, 127).to(torch.int8)
-    out = torch.empty_like(x, dtype=torch.int8)
+        return (x.float() * (1 / step)).round_().clamp_(-127, 127).add_(zero).to(dtype)
+    out = torch.empty_like(x, dtype=dtype)
     bfloat16, threads = x.dtype == torch.bfloat16, torch.get_num_threads()
-    kernels.round_values(x.data_ptr(), bfloat16, out.data_ptr(), x.numel(), 1 / step, threads)
+    kernels.round_values(x.data_ptr(), bfloat16, out.data_ptr(), x.numel(), 1 / step, zero, threads)
     return out
 
 
-def norm_to_int8(x: torch.Tensor, norm: torch.nn.LayerNorm, step: float) -> torch.Tensor:
-    """`round_to_int8(norm(x), step)` for a norm in float32."""
+def norm_to_int8(x: torch.Tensor, norm: torch.nn.LayerNorm, step: float, zero: int = 0) -> torch.Tensor:
+    """`round_to_int8(norm(x), step, zero)` for a norm in float32."""
     kernels, x = int8_library(), x.float().contiguous()
     if kernels is None:
-        return round_to_int8(F.layer_norm(x, norm.normalized_shape, norm.weight, norm.bias, norm.eps), step)
-    out = torch.empty_like(x, dtype=torch.int8)
+        return round_to_int8(F.layer_norm(x, norm.normalized_shape, norm.weight, norm.bias, norm.eps), step, zero)
+    out = torch.empty_like(x, dtype=torch.uint8 if zero else torch.int8)
     pointers = (tensor.data_ptr() for tensor in (x, norm.weight, norm.bias, out))
     rows, width = x.numel() // x.shape[-1], x.shape[-1]
-    kernels.norm_rows(*pointers, rows, width, norm.eps, 1 / step, torch.get_num_threads())
+    kernels.norm_rows(*pointers, rows, width, norm.eps, 1 / step, zero, torch.get_num_threads())
     return out
 
 

@@ -9,9 +9,10 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks import check, measure, run
+from benchmarks import check, limit, measure, run
 from benchmarks.measure import LIMIT, Point
 from hf_vit import HFViTConfig, HFViTForImageClassification
+from hf_vit.inference import build
 
 
 CPU = torch.device("cpu")
@@ -19,6 +20,7 @@ CPU = torch.device("cpu")
 
 def result(**seconds):
     return {
+        "never_slower": {},
         "title": "work", "images": 2, "unit": "ms/image", "ours": ["hf_vit"], "peers": [*seconds][1:],
         "seconds": seconds, "absent": {"timm": "timm does not import"}, "quoted": ["published: 7"], "note": "",
     }  # fmt: skip
@@ -69,10 +71,11 @@ def test_a_point_replaces_its_earlier_self(tmp_path):
 
 
 @pytest.mark.parametrize("training", [False, True])
-def test_the_limit_does_every_product(training):
+def test_the_limit_does_every_product(training, monkeypatch):
+    monkeypatch.setattr(limit.Choices, "fastest", lambda self, key, candidates: candidates["PyTorch"]())
     config = HFViTConfig(image_size=16, patch_size=8, hidden_size=16, num_hidden_layers=2, num_attention_heads=2)
     model, done = HFViTForImageClassification(config).eval(), []
-    products = measure.products(model, torch.randn(2, 3, 16, 16), torch.float32, training)
+    products = limit.products(model, torch.randn(2, 3, 16, 16), torch.float32, training)
     with check.Operations() as operations:
         products()
     done = operations.names
@@ -80,6 +83,56 @@ def test_the_limit_does_every_product(training):
     assert done["mm"] == linear * (3 if training else 1)
     assert done["bmm"] == 2 * 2 * (3 if training else 1)
     assert done["convolution"] == 1 and done["convolution_backward"] == training
+
+
+def test_the_limit_takes_the_fastest_library_for_each_shape(monkeypatch):
+    """Every candidate computes the same where it works; one that fails on this machine does not count."""
+    x, weight = torch.randn(6, 32), torch.randn(48, 32)
+    found = limit.linear_candidates(x, weight)
+    assert "PyTorch" in found
+    for prepare in found.values():
+        result = prepare()()
+        result = torch.as_tensor(next(iter(result.values())) if isinstance(result, dict) else result[0])
+        torch.testing.assert_close(result.reshape(-1)[:48], (x @ weight.t())[0], atol=1e-4, rtol=1e-4)
+    now = [0.0]
+    monkeypatch.setattr(limit.time, "perf_counter", lambda: now[0])
+
+    def taking(name, seconds):
+        def call():
+            now[0] += seconds
+            return name
+
+        return lambda: call
+
+    def fails():
+        raise RuntimeError("could not create a primitive descriptor")
+
+    choices = limit.Choices()
+    candidates = {"PyTorch": taking("PyTorch", 2), "oneDNN": taking("oneDNN", 1), "MKL": fails}
+    assert choices.fastest(("linear", 6, 32, 48), candidates)() == "oneDNN"
+    slower = candidates | {"oneDNN": taking("oneDNN", 3)}
+    assert choices.fastest(("linear", 6, 32, 48), slower)() == "oneDNN"  # one choice for all layers of a shape
+    assert choices.fastest(("linear", 1, 32, 48), slower)() == "PyTorch"
+
+
+def test_the_peak_is_measured_in_registers_or_left_out():
+    peak = limit.peak_flops()
+    assert (peak is None) == (build.library(limit.PEAK_SOURCE, {"run": []}) is None)
+    assert peak is None or peak > 1e6
+
+
+def test_a_fast_path_that_loses_to_the_plain_one_is_said_in_words_and_fails(monkeypatch, capsys, tmp_path):
+    times = {"plain": [0.2] * 3, "fast": [0.3] * 3, "int8": [0.1] * 3}
+    measured = result(**times) | {"ours": list(times), "never_slower": {"fast": "plain", "int8": "plain"}}
+    (line,) = measure.losses(measured)
+    assert line == "work: 'fast' takes 1.50 times as long as 'plain', which it replaces"
+    assert not measure.losses(measured | {"seconds": times | {"fast": [0.202] * 3}})  # noise
+    monkeypatch.setattr(run, "SUITES", {"startup": lambda options: iter([Point("work", 1, {}, {})])})
+    monkeypatch.setattr(run, "measure", lambda *arguments: dict(measured))
+    monkeypatch.setattr(run, "machine", lambda device: {})
+    monkeypatch.setattr(run, "RESULTS", tmp_path)
+    assert run.main(["--suite", "startup"]) == 1
+    assert "slower than the plain one: work: 'fast' takes 1.50 times" in capsys.readouterr().err
 
 
 def test_a_filled_model_has_weights_without_initialisation():

@@ -52,6 +52,9 @@ def test_features_within_the_limits_of_the_environment(processor):
 def test_emulated_bfloat16_is_not_native_and_int8_saturates_without_vnni(processor):
     processor(ZEN5)
     assert capabilities.native_bfloat16() and not capabilities.int8_saturates()
+    assert capabilities.int8_zero() == 128
+    processor(ZEN5 + " amx_int8 amx_bf16")
+    assert capabilities.int8_zero() == 0
     processor(ZEN5, ONEDNN_MAX_CPU_ISA="AVX512_CORE")
     assert not capabilities.native_bfloat16() and capabilities.int8_saturates()
     processor("sse4_1 avx avx2 fma f16c")

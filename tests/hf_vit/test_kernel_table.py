@@ -99,6 +99,11 @@ def test_one_that_fails_is_left_out_and_a_plain_one_that_fails_raises(clock):
         kernel_table.choose(("other case",), {"plain": failing, "packed": plain}, X)
 
 
+def test_one_that_is_hopelessly_slow_runs_once(clock):
+    assert served(clock, plain=1.0, reference=100.0) == "plain"
+    assert clock.runs.count("reference") == 1 and clock.runs.count("plain") > 2
+
+
 def test_a_measurement_may_choose_within_a_measurement(clock):
     def outer(x):
         clock.now += 0.1

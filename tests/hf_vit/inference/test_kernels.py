@@ -95,8 +95,9 @@ def test_onednn_and_the_kernel_take_turns_at_the_tiles():
     dtype=st.sampled_from([torch.bfloat16, torch.float32]),
     step=st.sampled_from([0.01, 0.05, 2.0]),
     strided=st.booleans(),
+    zero=st.sampled_from([0, 128]),
 )
-def test_int8_steps_are_those_of_pytorch(built, rows, width, dtype, step, strided):
+def test_int8_steps_are_those_of_pytorch(built, rows, width, dtype, step, strided, zero):
     torch.manual_seed(rows * width)
     norm = torch.nn.LayerNorm(width, eps=1e-6)
     torch.nn.init.normal_(norm.weight)
@@ -105,13 +106,13 @@ def test_int8_steps_are_those_of_pytorch(built, rows, width, dtype, step, stride
     with torch.no_grad(), pytest.MonkeyPatch.context() as patch:
         if not built:
             patch.setattr(kernels, "int8_library", lambda: None)
-        rounded, normed = kernels.round_to_int8(x, step), kernels.norm_to_int8(x, norm, step)
+        rounded, normed = kernels.round_to_int8(x, step, zero), kernels.norm_to_int8(x, norm, step, zero)
         exact = norm.double()(x.double()) / step
-    torch.testing.assert_close(
-        rounded, (x.float() * (1 / step)).round().clamp(-127, 127).to(torch.int8), atol=0, rtol=0
-    )
-    assert normed.dtype == torch.int8 and normed.shape == x.shape
-    assert (normed - exact.clamp(-127, 127)).abs().max() <= 0.5 + 1e-3
+    dtype = torch.uint8 if zero else torch.int8
+    expected = (x.float() * (1 / step)).round().clamp(-127, 127) + zero
+    torch.testing.assert_close(rounded, expected.to(dtype), atol=0, rtol=0)
+    assert normed.dtype == dtype and normed.shape == x.shape
+    assert (normed.int() - zero - exact.clamp(-127, 127)).abs().max() <= 0.5 + 1e-3
 
 
 maps = pytest.mark.skipif(kernels.maps_library() is None, reason="needs Linux on x86-64 and a C++ compiler")
@@ -233,12 +234,13 @@ def test_int8_linear_layers_of_onednn_are_exact_to_rounding():
     )
     worth, bias = torch.rand(32) + 0.1, torch.randn(32)
     exact = 0.01 * worth * (rows.double() @ steps.double().t()) + bias
-    packed = kernels.pack_int8(steps)
-    result = kernels.int8_linear(rows, 0.01, packed, worth, bias, torch.float32)
+    packed, zero = kernels.pack_int8(steps), capabilities.int8_zero()
+    rows = kernels.round_to_int8(rows.float(), 1.0, zero)
+    result = kernels.int8_linear(rows, 0.01, zero, packed, worth, bias, torch.float32)
     torch.testing.assert_close(result.double(), exact, atol=1e-3, rtol=1e-5)
     total = torch.randn(9, 32)
     expected = total + exact
-    kernels.int8_linear_add_(total, rows, 0.01, packed, worth, bias)
+    kernels.int8_linear_add_(total, rows, 0.01, zero, packed, worth, bias)
     torch.testing.assert_close(total.double(), expected, atol=1e-3, rtol=1e-5)
 
 
