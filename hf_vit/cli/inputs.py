@@ -176,6 +176,17 @@ def positive(text: str) -> int:
     return int(text)
 
 
+def fraction(text: str) -> float:
+    """A number from 0 to 1."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = float("nan")
+    if not 0 <= number <= 1:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a number from 0 to 1")
+    return number
+
+
 def print_table(table: Sequence[Sequence[str]]) -> None:
     """Columns padded to their longest entry; numbers to the right."""
     columns = max(map(len, table), default=0)

@@ -1,4 +1,4 @@
-"""The command line: hf-vit convert | info | predict | inspect | export | demo | card | push.
+"""The command line: hf-vit convert | info | predict | embed | search | inspect | export | demo | card | push.
 
 A command is one room: its EXAMPLES, `add_arguments(parser)` and `run(arguments)`, which returns the exit status.
 Results go to stdout (a table, or JSON with `--json`), everything else to stderr. Bad input is one line there,
@@ -23,16 +23,18 @@ COMMANDS = {  # the room of each, and what it does
         "turn a checkpoint of Google, timm, torchvision or transformers into another format",
     ),
     "info": ("cli.info", "show a model's parts with their output, parameters and multiply-adds"),
-    "predict": ("cli.predict", "classify pictures"),
+    "predict": ("cli.predict", "classify images, on the screen or into a file"),
+    "embed": ("cli.embed", "write feature vectors of images"),
+    "search": ("cli.search", "find the images that look most like a query"),
     "inspect": (
         "cli.inspect",
-        "show what a model attends to: maps over pictures, filters, positions, distances, on one page",
+        "show what a model attends to: maps over images, filters, positions, distances, on one page",
     ),
     "export": (
         "export",
         "write an ONNX or torch.export model that needs no transformers, and check it against the model",
     ),
-    "demo": ("hub.space", "serve a page that classifies a picture and shows where the model looks"),
+    "demo": ("hub.space", "serve a page that classifies an image and shows where the model looks"),
     "card": ("cli.card", "render the model card of a folder from its facts.json"),
     "push": ("cli.push", "upload a folder to the Hub: weights, code, processor, card, facts and figures"),
 }

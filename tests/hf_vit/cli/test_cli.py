@@ -3,6 +3,7 @@
 python -m pytest tests/hf_vit/cli/test_cli.py
 """
 
+import csv
 import functools
 import json
 import re
@@ -10,15 +11,20 @@ import subprocess
 import sys
 import threading
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from pyarrow import parquet
 from transformers import ViTImageProcessor
 
 from hf_vit import HFViTConfig, HFViTForImageClassification
+from hf_vit.cli.embed import read_features
 from hf_vit.cli.main import build_parser, main
+from hf_vit.cli.predict import folder_name
+from hf_vit.image_io import open_image
 from tests.conftest import ROOT
 
 
@@ -117,7 +123,7 @@ def test_info_of_a_folder_at_another_size(capsys, model):
 def test_info_errors(capsys):
     assert "did you mean 'vit-base-patch16-224'" in error_of(capsys, "info", "vit-bass-patch16")
     assert "smaller than one patch" in error_of(capsys, "info", "vit-base-patch16", "--image-size", 8)
-    assert "at least 1 pixel" in error_of(capsys, "info", "vit-base-patch16", "--image-size", 0)
+    assert "image_size must be" in error_of(capsys, "info", "vit-base-patch16", "--image-size", 0)
     assert "3 numbers" in error_of(capsys, "info", "vit-base-patch16", "--image-size", 8, 8, 8)
 
 
@@ -248,4 +254,149 @@ def test_no_room_is_imported_before_its_command_is_given():
         finally:
             assert "hf_vit.cli.predict" not in sys.modules"""
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
-    assert done.returncode == 0 and "predict   classify pictures" in done.stdout, done.stderr
+    assert done.returncode == 0 and "classify images" in done.stdout, done.stderr
+
+
+# -- predict into files, embed, search
+
+
+def csv_rows(path):
+    with open(path, encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])
+def test_predict_writes_all_scores_and_what_could_not_be_read(capsys, model, pictures, tmp_path, suffix):
+    _, out, _ = run(capsys, "predict", pictures, "--model", model, "--json")
+    expected = {row["image"]: row["labels"] for row in json.loads(out)["predictions"]}
+    path = tmp_path / f"scores{suffix}"
+    status, out, err = run(capsys, "predict", pictures, "--model", model, "--out", path, "--batch-size", 2)
+    assert status == 1 and "broken.png" in err and "scores of 5 images" in out
+    if suffix == ".csv":
+        rows = csv_rows(path)
+    elif suffix == ".jsonl":
+        rows = [json.loads(line) for line in path.read_text().splitlines()]
+    else:
+        rows = parquet.read_table(path).to_pylist()
+    read = {row["image"]: row for row in rows if not row["error"]}
+    (broken,) = [row for row in rows if row["error"]]
+    assert broken["image"].endswith("broken.png") and "not an image" in broken["error"] and not broken["label"]
+    assert set(read) == set(expected) and len(rows) == 6
+    for name, hits in expected.items():
+        assert read[name]["label"] == hits[0]["label"] and float(read[name]["score"]) == pytest.approx(
+            hits[0]["score"]
+        )
+        assert {hit["label"]: hit["score"] for hit in hits} == pytest.approx(
+            {label: float(read[name][label]) for label in LABELS.values()}, rel=1e-5
+        )
+    assert not path.with_name(path.name + ".partial").exists()
+    assert "exists: remove it" in error_of(capsys, "predict", pictures, "--model", model, "--out", path)
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl"])
+@pytest.mark.parametrize("cut", [0, 7])
+def test_a_killed_predict_goes_on_and_tries_again_what_could_not_be_read(
+    capsys, model, pictures, tmp_path, suffix, cut, monkeypatch
+):
+    whole, path = tmp_path / f"whole{suffix}", tmp_path / f"scores{suffix}"
+    run(capsys, "predict", pictures, "--model", model, "--out", whole)
+    partial = path.with_name(path.name + ".partial")
+    lines = whole.read_bytes().splitlines(keepends=True)
+    broken = [line for line in lines if b"broken" in line]
+    partial.write_bytes(b"".join([*lines[:3], *broken, lines[3]])[: -cut or None])
+    Image.new("RGB", (9, 9)).save(pictures / "broken.png")
+    opened = []
+    monkeypatch.setattr(
+        "hf_vit.cli.inputs.open_image", lambda path, **kw: opened.append(path) or open_image(path, **kw)
+    )
+    status, out, _ = run(capsys, "predict", pictures, "--model", model, "--out", path, "--resume")
+    assert status == 0 and "by an earlier run" in out and not partial.exists()
+    known = 3 + (not cut) - (suffix == ".csv")
+    assert len(opened) == 6 - known
+    names = [row["image"] for row in csv_rows(path)] if suffix == ".csv" else [
+        json.loads(line)["image"] for line in path.read_text().splitlines()
+    ]  # fmt: skip
+    assert len(names) == len(set(names)) == 6
+
+
+def test_predict_files_errors(capsys, model, pictures, tmp_path):
+    words = ("predict", pictures / "a.png", "--model", model)
+    assert "ends in .csv" in error_of(capsys, *words, "--out", tmp_path / "scores.xlsx")
+    assert "--resume goes on with" in error_of(capsys, *words, "--resume")
+    assert "needs a .csv or .jsonl" in error_of(capsys, *words, "--out", tmp_path / "s.parquet", "--resume")
+    assert "give one of them" in error_of(capsys, *words, "--out", tmp_path / "s.csv", "--json")
+    assert "no folder" in error_of(capsys, *words, "--out", tmp_path / "none" / "s.csv")
+    assert "from 0 to 1" in error_of(capsys, *words, "--min-score", "1.5")
+    (tmp_path / "other.csv.partial").write_text("image,label,score,error,cat\n")
+    assert "columns of another model" in error_of(capsys, *words, "--out", tmp_path / "other.csv", "--resume")
+
+
+def test_predict_sorts_images_into_folders(capsys, model, pictures, tmp_path):
+    _, out, _ = run(capsys, "predict", pictures, "--model", model, "--json")
+    best = {row["image"]: row["labels"][0] for row in json.loads(out)["predictions"]}
+    limit = sorted(hit["score"] for hit in best.values())[2]
+    status, out, _ = run(
+        capsys, "predict", pictures, "--model", model, "--copy-to", tmp_path / "sorted", "--min-score", limit - 1e-6
+    )
+    assert status == 1 and out.count("(below --min-score)") == 2
+    for name, hit in best.items():
+        folder = hit["label"] if hit["score"] >= limit - 1e-6 else "_below_min_score"
+        copy = tmp_path / "sorted" / folder / name.rsplit("/", 1)[1]
+        assert copy.read_bytes() == Path(name).read_bytes()
+
+
+@pytest.mark.parametrize("label", ["../up", "a/b", "..", "con:trol", ""])
+def test_a_label_is_one_folder_inside_the_target(label):
+    name = folder_name(label)
+    assert name and "/" not in name and name not in (".", "..")
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".npz"])
+def test_embed_and_search(capsys, model, pictures, tmp_path, suffix):
+    path = tmp_path / f"features{suffix}"
+    status, out, err = run(capsys, "embed", pictures, "--model", model, "--out", path, "--batch-size", 2)
+    assert status == 1 and "5 images, 16 numbers each" in out and "broken.png" in err
+    names, features, about = read_features(path)
+    assert about == {"model": str(model), "features": "pooled"}
+    classifier = HFViTForImageClassification.from_pretrained(model).eval()
+    processor = ViTImageProcessor.from_pretrained(model)
+    for name, row in zip(names, features):
+        pixels = processor(open_image(name), return_tensors="pt")
+        with torch.no_grad():
+            np.testing.assert_allclose(row, classifier.vit(**pixels).pooler_output[0].numpy(), atol=1e-5)
+    sheet = tmp_path / "sheet.png"
+    words = ("search", pictures / "b.jpg", "--model", model, "--in", path, "--top-k", 3, "--sheet", sheet)
+    status, out, _ = run(capsys, *words, "--json")
+    found = json.loads(out)["found"]
+    assert status == 0 and found[0]["image"] == str(pictures / "b.jpg") and len(found) == 3
+    assert found[0]["similarity"] == pytest.approx(1, abs=1e-5)
+    assert [row["similarity"] for row in found] == sorted((row["similarity"] for row in found), reverse=True)
+    assert Image.open(sheet).size == (4 * 160, 178)
+
+
+def test_features_of_class_token_and_patches(capsys, model, pictures, tmp_path):
+    classifier = HFViTForImageClassification.from_pretrained(model).eval()
+    pixels = ViTImageProcessor.from_pretrained(model)(open_image(pictures / "a.png"), return_tensors="pt")
+    with torch.no_grad():
+        tokens = classifier.vit(**pixels).last_hidden_state[0]
+    for kind, expected in (("class", tokens[0]), ("mean", tokens[1:].mean(0))):
+        path = tmp_path / f"{kind}.npz"
+        run(capsys, "embed", pictures / "a.png", "--model", model, "--out", path, "--features", kind)
+        np.testing.assert_allclose(read_features(path)[1][0], expected.numpy(), atol=1e-5)
+
+
+def test_embed_and_search_errors(capsys, model, pictures, tmp_path):
+    image = pictures / "a.png"
+    assert "ends in .parquet or .npz" in error_of(
+        capsys, "embed", image, "--model", model, "--out", tmp_path / "f.txt"
+    )
+    words = ("search", image, "--model", model, "--in")
+    assert "make it with hf-vit embed" in error_of(capsys, *words, tmp_path / "none.npz")
+    (tmp_path / "broken.npz").write_text("no")
+    assert "is not a file of hf-vit embed" in error_of(capsys, *words, tmp_path / "broken.npz")
+    np.savez(tmp_path / "other.npz", image=np.array(["a"]), features=np.ones((1, 3), np.float32),
+             about=np.array(json.dumps({"model": "other", "features": "pooled"})))  # fmt: skip
+    assert "holds 3 numbers an image" in error_of(capsys, *words, tmp_path / "other.npz")
+    assert "the query is one image" in error_of(
+        capsys, "search", pictures, "--model", model, "--in", tmp_path / "other.npz"
+    )

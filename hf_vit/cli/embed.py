@@ -1,0 +1,144 @@
+"""`hf-vit embed IMAGES --model M --out FILE`: feature vectors of images, for search, clustering or a probe."""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from tqdm import tqdm
+from transformers.models.vit import ViTImageProcessorPil
+
+from ..atomic_file import atomic_path
+from ..errors import HFViTError
+from ..image_io import check_channels, printable
+from .inputs import find_images, image_size, load, pick_device, positive
+from .predict import OPTIMIZE_FROM, batches, counted
+from .scores_file import NEEDS_PYARROW
+
+
+EXAMPLES = """\
+  hf-vit embed images/ --model owner/name --out features.parquet
+  hf-vit embed images/ --model path/to/model --out features.npz --features mean"""
+FEATURES = ("pooled", "class", "mean")
+SUFFIXES = (".parquet", ".npz")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of the command, all but `--json`."""
+    parser.add_argument("images", nargs="+", help="files, folders (searched through), glob patterns and addresses")
+    parser.add_argument("--model", required=True, help="folder, Hub id or checkpoint file; a head is not needed")
+    parser.add_argument("--out", required=True, metavar="FILE", help="features.parquet or features.npz")
+    parser.add_argument(
+        "--features", choices=FEATURES, default="pooled",
+        help="what a classifier reads (pooled, the default), the class token, or the mean of the patch tokens",
+    )  # fmt: skip
+    parser.add_argument("--batch-size", type=positive, default=16, metavar="N", help="images at a time (default 16)")
+    parser.add_argument("--image-size", type=int, nargs="+", metavar="PX", help="one number, or height and width")
+    parser.add_argument("--device", help="cpu, cuda, cuda:1, mps (default: a GPU where there is one)")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Compute, write, and list what could not be read; 1 if there was such an image."""
+    if Path(arguments.out).suffix not in SUFFIXES:
+        raise HFViTError(f"--out {arguments.out}: write to a file that ends in {' or '.join(SUFFIXES)}")
+    paths = find_images(arguments.images, addresses=True)
+    model, processor = open_encoder(arguments, len(paths))
+    found, features, unreadable = embed(model, processor, paths, arguments.features, arguments.batch_size)
+    if not found:
+        raise HFViTError(f"none of {counted(len(paths), 'image')} could be read: {unreadable[0]['reason']}")
+    about = {"model": str(arguments.model), "features": arguments.features}
+    write_features(Path(arguments.out), found, features, about)
+    if arguments.json:
+        print(json.dumps({**about, "out": arguments.out, "images": len(found), "width": features.shape[1]}))
+    else:
+        print(f"{arguments.out}: {counted(len(found), 'image')}, {features.shape[1]} numbers each")
+    for row in unreadable:
+        print(f"could not be read: {row['image']}: {row['reason']}", file=sys.stderr)
+    return 1 if unreadable else 0
+
+
+def open_encoder(arguments: argparse.Namespace, images: int) -> tuple[Any, Any]:
+    """Model and image processor, on the device that was asked for."""
+    size = image_size(arguments)
+    loaded = load(arguments.model, **({} if size is None else {"image_size": size}))
+    check_channels(loaded.model.config.num_channels)
+    loaded.model.to(pick_device(arguments.device))  # type: ignore[arg-type]
+    model = loaded.model.optimize_for_inference() if images >= OPTIMIZE_FROM else loaded.model.eval()
+    return model, ViTImageProcessorPil(**loaded.processor)
+
+
+def embed(
+    model: Any, processor: Any, paths: Sequence[Any], kind: str, batch_size: int
+) -> tuple[list[str], np.ndarray, list[dict[str, str]]]:
+    """Names of the images that could be read, their features float32 (N, D), and the others with the reason."""
+    encoder = model.encoder
+    if kind == "class" and not encoder.config.use_class_token:
+        raise HFViTError("this model has no class token: take --features pooled or mean")
+    device = next(model.parameters()).device
+    names: list[str] = []
+    rows: list[np.ndarray] = []
+    unreadable: list[dict[str, str]] = []
+    with tqdm(total=len(paths), unit=" images", disable=None) as bar:
+        for batch, pixels in batches(paths, processor, encoder.config.num_channels, batch_size, unreadable):
+            with torch.inference_mode():
+                rows.append(features_of(encoder, pixels.to(device, model.dtype), kind).float().cpu().numpy())
+            names += [printable(path) for path in batch]
+            bar.update(len(batch))
+    return names, np.concatenate(rows) if rows else np.empty((0, 0), np.float32), unreadable
+
+
+def features_of(encoder: nn.Module, pixels: torch.Tensor, kind: str) -> torch.Tensor:
+    """`(B, C, H, W)` -> `(B, D)`."""
+    outputs = encoder(pixels)
+    if kind == "pooled":
+        return outputs.pooler_output
+    if kind == "class":
+        return outputs.last_hidden_state[:, 0]
+    prefix: Any = getattr(encoder.config, "num_prefix_tokens", 0)
+    return outputs.last_hidden_state[:, prefix:].mean(dim=1)
+
+
+def write_features(path: Path, names: list[str], features: np.ndarray, about: dict[str, str]) -> None:
+    """`image` and `features` (one list a row), with the model and the kind of features in the file's metadata."""
+    if path.suffix == ".npz":
+        with atomic_path(path) as temporary:
+            np.savez(temporary, image=np.array(names), features=features, about=np.array(json.dumps(about)))
+        return
+    try:
+        import pyarrow as pa
+        from pyarrow import parquet
+    except ImportError:
+        raise HFViTError(f"{NEEDS_PYARROW.split(',')[0]}, or write .npz") from None
+    vectors = pa.FixedSizeListArray.from_arrays(pa.array(features.ravel()), features.shape[1])
+    table = pa.table({"image": pa.array(names), "features": vectors})
+    with atomic_path(path) as temporary:
+        parquet.write_table(table.replace_schema_metadata({"hf_vit": json.dumps(about)}), temporary)
+
+
+def read_features(path: Path) -> tuple[list[str], np.ndarray, dict[str, str]]:
+    """What `write_features` wrote.
+
+    Raises:
+        HFViTError: no such file, or one without features.
+    """
+    if not path.is_file():
+        raise HFViTError(f"no file {path}: make it with hf-vit embed IMAGES --model MODEL --out {path}")
+    try:
+        if path.suffix == ".npz":
+            with np.load(path) as content:
+                return content["image"].tolist(), content["features"], json.loads(str(content["about"]))
+        from pyarrow import parquet
+
+        table = parquet.read_table(path)
+        about = json.loads((table.schema.metadata or {})[b"hf_vit"])
+        vectors = table["features"].combine_chunks()
+        return table["image"].to_pylist(), vectors.flatten().to_numpy().reshape(len(table), -1), about
+    except ImportError:
+        raise HFViTError(NEEDS_PYARROW.split(",")[0]) from None
+    except (KeyError, ValueError, OSError) as error:
+        raise HFViTError(f"{path} is not a file of hf-vit embed ({error})") from None

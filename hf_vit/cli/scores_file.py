@@ -1,0 +1,181 @@
+"""Scores of many images as a file that grows while they are computed: CSV, JSON lines or parquet.
+
+Rows go to `NAME.partial`, and the file takes its name once it is complete, so that a name means a whole file. A run
+that was killed goes on from the rows of `NAME.partial` (CSV and JSON lines; parquet is readable only once closed).
+"""
+
+import csv
+import json
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, TextIO
+
+from ..atomic_file import atomic_path, full_disk_is_an_error, regular_file
+from ..errors import HFViTError
+
+
+SUFFIXES = (".csv", ".jsonl", ".parquet")
+NEEDS_PYARROW = "parquet files need pyarrow: pip install pyarrow, or write .csv or .jsonl"
+PARQUET_ROWS = 4096  # of a row group
+
+
+class ScoresFile:
+    """Rows {"image", "label", "score", "error", class: score, ...} in the order in which they are added.
+
+    Args:
+        path: `.csv`, `.jsonl` or `.parquet`.
+        class_names: columns of the scores of each class; `score: ` stands before a name that another column has.
+        resume: keep what an earlier run of the same command wrote, and name these images in `done`.
+
+    Raises:
+        HFViTError: another suffix, a file that is there already, an earlier run with other columns.
+    """
+
+    def __init__(self, path: str | Path, class_names: Sequence[str], resume: bool = False):
+        self.path = regular_file(path)
+        self.partial = self.path.with_name(self.path.name + ".partial")
+        self.kind = check_suffix(self.path)
+        own = ("image", "label", "score", "error")
+        self.classes = [f"score: {name}" if name in own else name for name in class_names]
+        self.columns = [*own, *self.classes]
+        self.done: set[str] = set()
+        if self.path.exists() and not resume:
+            raise HFViTError(f"{self.path} exists: remove it, give another name, or add images to it with --resume")
+        if resume and self.kind == ".parquet":
+            raise HFViTError("--resume needs a .csv or .jsonl file: parquet is readable only once it is complete")
+        if not self.path.parent.is_dir():
+            raise HFViTError(f"no folder {self.path.parent} for {self.path.name}: make it first")
+        if resume:
+            self.done = self._keep_whole_rows()
+        self._rows: list[dict[str, Any]] = []
+        self._parquet: Any = None
+        with full_disk_is_an_error(self.partial):
+            self._file = None if self.kind == ".parquet" else self.partial.open("a", encoding="utf-8", newline="")
+            if self.kind == ".csv" and not self.done and self._file is not None and not self._file.tell():
+                csv.writer(self._file).writerow(self.columns)
+
+    def add(
+        self, rows: Iterable[tuple[str, str, float, Sequence[float]]], errors: Iterable[tuple[str, str]] = ()
+    ) -> None:
+        """Append (image, label, score, score of each class) and (image, reason why it could not be read)."""
+        table = [
+            dict(zip(self.columns, (image, label, score, None, *scores), strict=True))
+            for image, label, score, scores in rows
+        ]
+        table += [dict.fromkeys(self.columns) | {"image": image, "error": why} for image, why in errors]
+        with full_disk_is_an_error(self.partial, "free some space and run the command again with --resume"):
+            if self._file is None:
+                self._rows += table
+                if len(self._rows) >= PARQUET_ROWS:
+                    self._write_parquet()
+                return
+            self._write_text(self._file, table)
+            self._file.flush()
+
+    def __enter__(self) -> "ScoresFile":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Close; the file takes its name unless an error interrupts."""
+        with full_disk_is_an_error(self.partial):
+            if self._file is None:
+                if kind is None:
+                    self._write_parquet()
+                if self._parquet is not None:
+                    self._parquet.close()
+            else:
+                self._file.flush()
+                os.fsync(self._file.fileno())
+                self._file.close()
+            if kind is None:
+                os.replace(self.partial, self.path)
+
+    def _keep_whole_rows(self) -> set[str]:
+        """The images of an earlier run, whose rows stay.
+
+        Rows of images that could not be read go, and are tried again; so does a last row that was cut off.
+        """
+        if not self.partial.exists():
+            if not self.path.exists():
+                return set()
+            os.replace(self.path, self.partial)  # more images for a file that was complete
+        done: set[str] = set()
+        with (
+            atomic_path(self.partial) as temporary,
+            open(self.partial, encoding="utf-8", newline="") as old,
+            open(temporary, "w", encoding="utf-8", newline="") as kept,
+        ):
+            for row in self._rows_of(old):
+                if row["error"]:
+                    continue
+                if not done and self.kind == ".csv":
+                    csv.writer(kept).writerow(self.columns)
+                done.add(row["image"])
+                self._write_text(kept, [row])
+        return done
+
+    def _rows_of(self, file: TextIO) -> Iterator[dict[str, Any]]:
+        """The whole rows of an earlier run, one after another."""
+        if self.kind == ".csv":
+            reader = csv.DictReader(file)
+            self._check_columns(reader.fieldnames or self.columns)
+            rows = (row for row in reader if None not in row.values() and None not in row)
+            if ends_with_a_line_break(self.partial):
+                yield from rows
+            else:  # the last number of the last row may be a half, such as 0.1 of 0.123
+                yield from (row for row, _ in pairwise(rows))
+            return
+        for line in file:
+            if not line.endswith("\n"):
+                return
+            try:
+                row = json.loads(line)
+            except ValueError as error:
+                raise HFViTError(f"{self.partial} is damaged ({error}): remove it and start again") from None
+            self._check_columns(list(row))
+            yield row
+
+    def _check_columns(self, columns: Sequence[str]) -> None:
+        if list(columns) != self.columns:
+            raise HFViTError(f"{self.partial} has the columns of another model: remove it or give another name")
+
+    def _write_text(self, file: TextIO, rows: list[dict[str, Any]]) -> None:
+        if self.kind == ".csv":
+            csv.DictWriter(file, self.columns).writerows(rows)
+        else:
+            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+    def _write_parquet(self) -> None:
+        try:
+            import pyarrow as pa
+            from pyarrow import parquet
+        except ImportError:
+            raise HFViTError(NEEDS_PYARROW) from None
+        kinds = {"image": pa.string(), "label": pa.string(), "error": pa.string()}
+        schema = pa.schema([(name, kinds.get(name, pa.float32())) for name in self.columns])
+        if self._parquet is None:
+            self._parquet = parquet.ParquetWriter(self.partial, schema)
+        self._parquet.write_table(pa.Table.from_pylist(self._rows, schema=schema))
+        self._rows = []
+
+
+def ends_with_a_line_break(path: Path) -> bool:
+    with path.open("rb") as file:
+        if not path.stat().st_size:
+            return True
+        file.seek(-1, os.SEEK_END)
+        return file.read(1) == b"\n"
+
+
+def check_suffix(path: Path) -> str:
+    """`.csv`, `.jsonl` or `.parquet`, and for the last that pyarrow is there."""
+    if path.suffix not in SUFFIXES:
+        raise HFViTError(f"{path}: write to a file that ends in {', '.join(SUFFIXES)}")
+    if path.suffix == ".parquet":
+        try:
+            import pyarrow  # noqa: F401
+        except ImportError:
+            raise HFViTError(NEEDS_PYARROW) from None
+    return path.suffix

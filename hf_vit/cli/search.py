@@ -1,0 +1,85 @@
+"""`hf-vit search QUERY --model M --in FILE`: the images whose features are nearest to those of a query image."""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from ..atomic_file import atomic_path
+from ..errors import HFViTError
+from ..image_io import UnreadableImage, open_image
+from .embed import embed, open_encoder, read_features
+from .inputs import find_images, positive, print_table
+
+
+EXAMPLES = """\
+  hf-vit embed images/ --model owner/name --out features.parquet
+  hf-vit search cat.jpg --model owner/name --in features.parquet --top-k 12 --sheet sheet.png"""
+CELL, CAPTION, COLUMNS = 160, 18, 6  # pixels of an image on the contact sheet and of the line below it; images a row
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of the command, all but `--json`."""
+    parser.add_argument("query", help="an image file")
+    parser.add_argument("--model", required=True, help="the model that the features were computed with")
+    parser.add_argument("--in", required=True, dest="features_file", metavar="FILE", help="what hf-vit embed wrote")
+    parser.add_argument("--top-k", type=positive, default=10, metavar="K", help="images to find (default 10)")
+    parser.add_argument("--sheet", metavar="PNG", help="draw the query and what was found on one image")
+    parser.add_argument("--image-size", type=int, nargs="+", metavar="PX", help="one number, or height and width")
+    parser.add_argument("--device", help="cpu, cuda, cuda:1, mps (default: a GPU where there is one)")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    names, features, about = read_features(Path(arguments.features_file))
+    query = find_images([arguments.query])
+    if len(query) != 1:
+        raise HFViTError(f"the query is one image, '{arguments.query}' means {len(query)}")
+    model, processor = open_encoder(arguments, 1)
+    _, wanted, unreadable = embed(model, processor, query, about["features"], 1)
+    if unreadable:
+        raise HFViTError(f"{unreadable[0]['image']}: {unreadable[0]['reason']}")
+    if wanted.shape[1] != features.shape[1]:
+        raise HFViTError(
+            f"{arguments.features_file} holds {features.shape[1]} numbers an image, computed with {about['model']}; "
+            f"{arguments.model} gives {wanted.shape[1]}: search with the model that the features are of"
+        )
+    if str(arguments.model) != about["model"]:
+        print(f"note: the features were computed with --model {about['model']}", file=sys.stderr)
+    order, similarity = nearest(wanted[0], features, arguments.top_k)
+    found = [{"image": names[row], "similarity": float(similarity[row])} for row in order]
+    if arguments.sheet is not None:
+        draw_sheet(Path(arguments.sheet), query[0], found)
+    if arguments.json:
+        print(json.dumps({"query": arguments.query, "found": found}, indent=2, ensure_ascii=False))
+    else:
+        print_table([(row["image"], f"{row['similarity']:.4f}") for row in found])
+    return 0
+
+
+def nearest(query: np.ndarray, features: np.ndarray, count: int) -> tuple[list[int], np.ndarray]:
+    """Rows of `features` (N, D) by falling cosine similarity to `query` (D,), and the similarity of all (N,)."""
+    norms = np.linalg.norm(features, axis=1) * np.linalg.norm(query)
+    similarity = features @ query / np.maximum(norms, np.finfo(np.float32).tiny)
+    return np.argsort(-similarity, kind="stable")[:count].tolist(), similarity
+
+
+def draw_sheet(path: Path, query: Path, found: list[dict]) -> None:
+    """The query, then what was found with its similarity, six images a row."""
+    cells = [(str(query), "query"), *((row["image"], f"{row['similarity']:.3f}") for row in found)]
+    rows = -(-len(cells) // COLUMNS)
+    sheet = Image.new("RGB", (min(len(cells), COLUMNS) * CELL, rows * (CELL + CAPTION)), "white")
+    draw = ImageDraw.Draw(sheet)
+    for number, (name, caption) in enumerate(cells):
+        left, top = number % COLUMNS * CELL, number // COLUMNS * (CELL + CAPTION)
+        try:
+            image = open_image(name)
+            image.thumbnail((CELL - 4, CELL - 4))
+            sheet.paste(image, (left + (CELL - image.width) // 2, top + (CELL - image.height) // 2))
+        except (UnreadableImage, OSError):  # moved or removed since its features were computed
+            draw.text((left + 4, top + CELL // 2), "not found any more", fill="gray")
+        draw.text((left + 4, top + CELL + 2), caption, fill="black")
+    with atomic_path(path) as temporary:
+        sheet.save(temporary)
