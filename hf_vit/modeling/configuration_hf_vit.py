@@ -451,8 +451,8 @@ class HFViTConfig(BackboneConfigMixin, PreTrainedConfig):
                 raise ValueError(f"{name} must be a whole number from {fewest} to {most}, got {size}")
         for name, field in type(self).__dataclass_fields__.items():
             value = getattr(self, name, None)
-            if isinstance(value, float) and not math.isfinite(value):
-                raise ValueError(f"{name} must be a finite number, got {value}")
+            if isinstance(value, float) and not (math.isfinite(value) and abs(value) <= 1e6):
+                raise ValueError(f"{name} must be a number between -1e6 and 1e6, got {value}")
             if "float" in str(field.type) and isinstance(value, bool):
                 raise ValueError(f"{name} must be a number, got {value}")
         for name in ("layer_norm_eps", "group_norm_eps", "weight_standardization_eps"):
@@ -622,6 +622,17 @@ class HFViTConfig(BackboneConfigMixin, PreTrainedConfig):
             raise ValueError(_one_line(error)) from None
 
     @classmethod
+    def get_config_dict(cls, pretrained_model_name_or_path, **kwargs) -> tuple[dict[str, Any], dict[str, Any]]:
+        """As transformers' own. Raises ValueError for a file that is nested without end, or holds no object."""
+        try:
+            config_dict, unused = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
+        except RecursionError:
+            raise ValueError(f"{pretrained_model_name_or_path}: config.json is nested too deeply") from None
+        if not isinstance(config_dict, dict):
+            raise ValueError(f"{pretrained_model_name_or_path}: config.json is not a JSON object")
+        return config_dict, unused
+
+    @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs):
         """As transformers' own, and reads the config.json of its `vit`, `deit` and removed `vit-hybrid`.
 
@@ -629,6 +640,8 @@ class HFViTConfig(BackboneConfigMixin, PreTrainedConfig):
             ValueError: another architecture, or a field that makes no network; one line that names it.
         """
         family = config_dict.get("model_type")
+        if not isinstance(family, (str, type(None))):
+            raise ValueError(f'config.json: model_type={family!r} is no name; this class reads "{cls.model_type}"')
         if family in _UPSTREAM_NUMERICS:
             config_dict = _translate_upstream(config_dict, family)
         elif family not in (None, "", cls.model_type):
@@ -638,6 +651,10 @@ class HFViTConfig(BackboneConfigMixin, PreTrainedConfig):
             )
         try:
             config_dict = _checked(config_dict)
+            if "num_hidden_layers" in kwargs:  # a backbone's map of the last block is then that of another one
+                if config_dict.get("out_features") == [f"stage{config_dict.get('num_hidden_layers')}"]:
+                    config_dict = {k: v for k, v in config_dict.items() if k not in ("out_features", "out_indices")}
+                config_dict["num_hidden_layers"] = kwargs["num_hidden_layers"]
             result = super().from_dict(config_dict, **kwargs)
             config = result[0] if isinstance(result, tuple) else result
             config.check_architecture()  # fields given by name are set on a checked configuration
@@ -693,6 +710,9 @@ def _checked(config_dict: dict[str, Any]) -> dict[str, Any]:
             raise ValueError(f"config.json: {key}={dtype!r} is none of {', '.join(_DTYPES)}")
         if dtype is not None:
             checked[key] = name
+    implementation = checked.get("attn_implementation")
+    if not isinstance(implementation, (str, dict, type(None))):
+        raise ValueError(f'config.json: attn_implementation={implementation!r} is no name such as "sdpa" or "eager"')
     if checked.get("per_layer_config"):
         raise ValueError("config.json: per_layer_config (blocks that differ) is not supported; remove it")
     return checked

@@ -598,6 +598,7 @@ class HFViTForImageClassification(HFViTPreTrainedModel):
     """The encoder and one linear layer: the head of fine-tuning, or of pre-training above a representation layer."""
 
     _keys_to_ignore_on_load_unexpected = [r"pooler\.dense\."]
+    _has_to_be_used = rf"{HFViTPreTrainedModel._has_to_be_used}|^classifier\."
 
     def __init__(self, config: HFViTConfig):
         super().__init__(config)

@@ -8,7 +8,9 @@ and google-research/big_vision `models/vit.py` at 0127fb6.
 """
 
 import copy
+import json
 import math
+import re
 import shutil
 from collections.abc import Callable, Sequence
 from functools import cache
@@ -16,7 +18,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
@@ -185,22 +187,47 @@ class HFViTPreTrainedModel(PreTrainedModel):
         load = copy.copy(config)  # transformers copies it whole
         for name in ("image_size", "patch_size", "num_channels", "representation_size", "id2label", "label2id"):
             setattr(load, name, getattr(source, name))
+        shapes = _stored_shapes(path, hub)
         if cls._reads_upstream_pooler and source.representation_size is None and config.representation_size is None:
-            load.representation_size = config.representation_size = _stored_pooler_width(path, hub)
-        wants_info = kwargs.pop("output_loading_info", False)
-        loaded: Any = super().from_pretrained(path, *model_args, config=load, output_loading_info=True, **kwargs)
+            load.representation_size = config.representation_size = _stored_pooler_width(shapes)
+        _check_sizes_of_file(load, shapes, path)  # before a network of another size is built
+        _check_tensor_parallel(load, kwargs.get("tp_plan"))
+        wants_info, strict = kwargs.pop("output_loading_info", False), not kwargs.pop("ignore_mismatched_sizes", False)
+        loaded: Any = super().from_pretrained(
+            path, *model_args, config=load, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
+        )
         model, info = loaded
+        cls._check_loaded(path, info, strict, load, source)
+        _check_finite(model, path)
+        model._change_to(config, keep_representation)
+        return (model, info) if wants_info else model
+
+    @classmethod
+    def _check_loaded(cls, path, info: dict, strict: bool, load: HFViTConfig, source: HFViTConfig) -> None:
+        """Raise ValueError where weights and configuration are not of one network."""
         lost = sorted(key for key in info["missing_keys"] if not key.startswith(cls._may_be_missing))
         if lost:
             raise ValueError(
                 f"{path} lacks {len(lost)} encoder tensors ({', '.join(lost[:3])}, ...): a checkpoint in another "
                 "layout; hf_vit.load_checkpoint reads those of Google, timm, torchvision and DeiT"
             )
-        model._change_to(config, keep_representation)
-        return (model, info) if wants_info else model
+        other = sorted(str(key[0]) for key in info["mismatched_keys"])
+        if other and strict:
+            raise ValueError(
+                f"{path}: config.json does not fit the weights, {len(other)} tensors have other shapes "
+                f"({', '.join(other[:3])}): correct config.json"
+            )
+        changed = {name for name in _STRUCTURE if getattr(load, name) != getattr(source, name)}
+        unused = sorted(key for key in info["unexpected_keys"] if re.search(cls._has_to_be_used, key))
+        if unused and not changed:  # who asks for fewer blocks knows that some are left out
+            raise ValueError(
+                f"{path}: config.json describes a network without {len(unused)} tensors of the file "
+                f"({', '.join(unused[:3])}): correct config.json"
+            )
 
     _reads_upstream_pooler = False
     _may_be_missing = ("classifier.", "colours.", "mask_token")  # a head that is trained next
+    _has_to_be_used = r"^(vit\.)?(embeddings\.(?!mask_token)|layers\.|encoder\.|layernorm\.|map_head\.)"
 
     def _change_to(self, wanted: HFViTConfig, keep_representation: bool) -> None:
         """Bring a loaded model to the resolution, patch, channels and labels of another configuration."""
@@ -392,13 +419,115 @@ def _lecun_normal(weight: torch.Tensor) -> None:
     init.trunc_normal_(weight, std=std, a=-2 * std, b=2 * std)
 
 
-def _stored_pooler_width(path, hub: dict) -> int | None:
-    """Width of `pooler.dense` in a safetensors checkpoint of transformers, whose config does not tell, or None."""
-    stored = cached_file(path, "model.safetensors", _raise_exceptions_for_missing_entries=False, **hub)
-    if stored is None:
-        return None
-    with safe_open(stored, framework="pt") as tensors:
-        for name in tensors.keys():  # noqa: SIM118
-            if name.endswith("pooler.dense.weight"):
-                return tensors.get_slice(name).get_shape()[0]
-    return None
+# -- is it a file of this configuration?
+
+# Fields that decide which tensors there are.
+_STRUCTURE = tuple(
+    name
+    for name in HFViTConfig.__annotations__
+    if not name.startswith(("_", "rope_"))
+    and name
+    not in (
+        "layer_norm_eps",
+        "group_norm_eps",
+        "weight_standardization",
+        "weight_standardization_eps",
+        "hidden_act",
+        "hidden_dropout_prob",
+        "attention_probs_dropout_prob",
+        "drop_path_rate",
+        "patch_dropout_rate",
+        "position_interpolation",
+        "head_bias_init",
+        "initializer",
+        "num_attention_heads",
+    )
+)
+
+
+def _stored_shapes(path, hub: dict) -> dict[str, list[int]]:
+    """Shape of every tensor in a safetensors checkpoint, one file or shards; `{}` for other kinds of files."""
+    shapes: dict[str, list[int]] = {}
+    files = [cached_file(path, "model.safetensors", _raise_exceptions_for_missing_entries=False, **hub)]
+    if files == [None]:
+        index = cached_file(path, "model.safetensors.index.json", _raise_exceptions_for_missing_entries=False, **hub)
+        if index is None:
+            return shapes
+        try:
+            shards = sorted(set(json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"].values()))
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise ValueError(f"{index}: not the index of a sharded checkpoint; download it again") from None
+        files = [cached_file(path, name, **hub) for name in shards]
+    for stored in files:
+        try:
+            with safe_open(stored, framework="pt") as tensors:
+                shapes |= {key: tensors.get_slice(key).get_shape() for key in tensors.keys()}  # noqa: SIM118
+        except SafetensorError as error:
+            raise ValueError(f"{stored}: damaged or not a safetensors file ({error}); download it again") from None
+    return shapes
+
+
+def _stored_pooler_width(shapes: dict[str, list[int]]) -> int | None:
+    """Width of `pooler.dense` in a checkpoint of transformers, whose config does not tell, or None."""
+    return next((shape[0] for name, shape in shapes.items() if name.endswith("pooler.dense.weight")), None)
+
+
+def _check_sizes_of_file(config: HFViTConfig, shapes: dict[str, list[int]], path) -> None:
+    """Raise ValueError where the configuration's large sizes are not the file's, whatever layout its names have.
+
+    A wrong number in config.json would otherwise build as many modules, or take as much memory, as it says.
+    """
+
+    def stored(*ends: str) -> list[int] | None:
+        return next((shape for name, shape in shapes.items() if name.endswith(ends) and "decoder" not in name), None)
+
+    numbers = [re.match(r"(?:\w+\.)*?layers?\.(\d+)\.", name) for name in shapes]
+    blocks = [int(number[1]) for number in numbers if number]
+    patch = stored("patch_embeddings.projection.weight")
+    mlp = stored("mlp.fc1.weight", "intermediate.dense.weight", "mlp.gate_proj.weight")
+    pooler, tokens = stored("pooler.dense.weight"), stored("embeddings.cls_token")
+    registers, table = stored("embeddings.register_tokens"), stored("embeddings.position_embeddings")
+    height, width = config.patch_size_hw
+    pairs: list[tuple[str, Any, Any]] = [
+        ("num_hidden_layers", config.num_hidden_layers, max(blocks) + 1 if blocks else None),
+        ("hidden_size", config.hidden_size, patch and patch[0]),
+        ("patch_size", (height, width), patch and tuple(patch[2:])),
+        ("intermediate_size", config.intermediate_size, mlp and mlp[0]),
+        ("representation_size", config.representation_size, pooler and pooler[0]),
+        ("num_class_tokens", config.num_class_tokens, tokens and tokens[1]),
+        ("num_register_tokens", config.num_register_tokens, registers and registers[1]),
+        ("the channels that the patch projection reads", config.stem_channels, patch and patch[1]),
+        ("rows of the position table", config.num_position_rows, table and table[-2]),
+    ]
+    for name, said, found in pairs:
+        fewer = name == "num_hidden_layers" and found is not None and config.num_hidden_layers < found
+        if found is not None and said is not None and said != found and not fewer:
+            raise ValueError(
+                f"{path}: config.json says {name}={said}, the weights have {found}: correct config.json; "
+                "hf_vit.load_checkpoint reads checkpoints in other layouts"
+            )
+
+
+def _check_tensor_parallel(config: HFViTConfig, plan: Any) -> None:
+    whole = [name for name in ("attention_norm", "mlp_norm", "relative_position_bias") if getattr(config, name)]
+    if plan is not None and whole:
+        raise ValueError(
+            f"{whole[0]} needs all heads or channels in one place, which tensor parallelism (tp_plan) splits: leave "
+            "tp_plan out"
+        )
+
+
+def _check_finite(model: nn.Module, path) -> None:
+    """Raise ValueError for weights that are NaN or infinite: every answer of such a model is."""
+    weights = {name: p.detach() for name, p in model.named_parameters() if type(p) is nn.Parameter and not p.is_meta}
+    weights = {name: weight for name, weight in weights.items() if weight.is_floating_point() and weight.numel()}
+    if not weights:
+        return
+    sums = torch.stack([weight.sum(dtype=torch.float32).cpu() for weight in weights.values()])
+    suspicious = [name for name, total in zip(weights, sums.tolist()) if not math.isfinite(total)]
+    broken = [name for name in suspicious if not weights[name].isfinite().all()]  # a sum may overflow by itself
+    if broken:
+        raise ValueError(
+            f"{path}: {len(broken)} tensors hold NaN or infinite numbers ({', '.join(broken[:3])}): the training "
+            "diverged or the file is damaged; load an earlier checkpoint"
+        )

@@ -3,6 +3,7 @@
 pytest tests/hf_vit/modeling/test_pretrained.py
 """
 
+import json
 import math
 import subprocess
 import sys
@@ -252,6 +253,79 @@ def test_stock_trainer_trains_our_model(tmp_path):
 def test_an_encoder_in_another_layout_is_never_half_loaded(tmp_path):
     DeiTForImageClassification(DeiTConfig(**THEIRS)).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=r"hf_vit\.load_checkpoint"):
+        HFViTForImageClassification.from_pretrained(tmp_path)
+
+
+# -- damaged folders -------------------------------------------------------------------------------
+
+
+def test_weights_that_are_nan_are_refused(tmp_path):
+    model = build()
+    with torch.no_grad():
+        model.vit.layers[1].mlp.fc1.weight[3, 4] = math.nan
+    model.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"1 tensors hold NaN .*layers\.1\.mlp\.fc1\.weight.*earlier checkpoint"):
+        HFViTForImageClassification.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"num_hidden_layers": 900}, "num_hidden_layers=900, the weights have 3"),
+        ({"num_hidden_layers": 10**9}, "num_hidden_layers must be a whole number from 0 to 1000"),
+        ({"num_hidden_layers": 1, "out_features": None, "out_indices": None}, "without 32 tensors of the file"),
+        ({"hidden_size": 2**16}, "hidden_size=65536, the weights have 32"),
+        ({"qkv_bias": False}, "without 9 tensors of the file"),
+        ({"id2label": {}}, r"without 2 tensors of the file \(classifier"),
+        ({"id2label": {"0": "a"}}, "does not fit the weights, 2 tensors have other shapes"),
+        (
+            {"id2label": {"1": "a", "2": "b"}},
+            "id2label has 2 names for the numbers 1 to 2: name each class from 0 to 1",
+        ),
+        ({"id2label": ["a", "b"]}, "id2label maps class numbers to names, got a list"),
+        ({"dtype": "float99"}, "dtype='float99' is none of float16"),
+        ({"hidden_act": "nosuch"}, "hidden_act='nosuch' is no activation"),
+        ({"layer_norm_eps": math.nan}, "layer_norm_eps must be a number"),
+        ({"hidden_size": "32"}, "'hidden_size'.* expected int, got str"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_a_config_that_does_not_fit_is_refused_in_one_line_before_a_large_network_is_built(fields, message, tmp_path):
+    build().save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+    with pytest.raises(ValueError, match=message) as refused:
+        HFViTForImageClassification.from_pretrained(tmp_path)
+    assert "\n" not in str(refused.value)
+
+
+def test_fewer_blocks_are_loaded_when_they_are_asked_for(tmp_path):
+    model = build()
+    model.save_pretrained(tmp_path)
+    short = HFViTForImageClassification.from_pretrained(tmp_path, num_hidden_layers=2)
+    assert len(short.vit.layers) == 2 and short.config.out_features == ["stage2"]
+    assert torch.equal(short.vit.layers[1].mlp.fc1.weight, model.vit.layers[1].mlp.fc1.weight)
+
+
+def test_a_config_nested_without_end_and_a_plan_that_splits_what_is_whole(tmp_path):
+    model = build(relative_position_bias="layer")
+    model.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="relative_position_bias needs all heads"):
+        HFViTForImageClassification.from_pretrained(tmp_path, tp_plan="auto")
+    (tmp_path / "config.json").write_text('{"model_type": "hf_vit", "x": ' + "[" * 100_000 + "]" * 100_000 + "}")
+    with pytest.raises(ValueError, match="nested too deeply"):
+        HFViTConfig.from_pretrained(tmp_path)
+
+
+def test_shards_are_checked_too(tmp_path):
+    model = build()
+    model.save_pretrained(tmp_path, max_shard_size="20KB")
+    assert (tmp_path / "model.safetensors.index.json").is_file()
+    x = picture(model)
+    assert same_outputs(HFViTForImageClassification.from_pretrained(tmp_path).eval()(x).logits, model(x).logits)
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"intermediate_size": 2**20}))
+    with pytest.raises(ValueError, match="intermediate_size=1048576, the weights have 48"):
         HFViTForImageClassification.from_pretrained(tmp_path)
 
 
