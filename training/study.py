@@ -23,7 +23,8 @@ import torch
 
 from hf_vit.errors import HFViTError, Parser, report_error
 
-from .config.parser import as_number, from_yaml
+from .config.parser import as_number
+from .config.strict_yaml import yaml_value
 from .data.dataset import open_dataset
 from .engine.checkpoint_io import differences, read_json, write_json
 from .studies import STUDIES
@@ -106,7 +107,7 @@ def pairs(option: str, texts: list[str], known: dict[str, Any] | None) -> dict[s
             raise HFViTError(
                 f"--{option} {name}: the study has {', '.join(known)}" + (f"; did you mean {near[0]}?" if near else "")
             )
-        found[name] = value if option == "data" else from_yaml(f"--{option} {text}", value)
+        found[name] = value if option == "data" else yaml_value(f"--{option} {text}", value)
         if isinstance(found[name], list):
             found[name] = [as_number(item) for item in found[name]]
         elif option == "settings":

@@ -5,6 +5,7 @@ For pretrain and finetune, which differ in their defaults and in what they may s
 
 import contextlib
 import dataclasses
+import difflib
 import json
 import logging
 import os
@@ -49,6 +50,7 @@ from .sweep import sweep
 
 
 PREDICTIONS_NAME, DUPLICATES_NAME, HELD_OUT_NAME = "predictions.npz", "duplicates.json", "held_out.txt"
+MAX_LAYERS, MAX_WIDTH = 1_000, 1_000_000  # of a network that is built before its memory is known
 INTERRUPTED = 130  # exit status of a command that Ctrl-C ended
 
 
@@ -261,6 +263,7 @@ def build_model(arguments: Arguments, label_names: list[str]):
         raise HFViTError(
             "which model? Give --model PATH_OR_HUB_ID, or --preset NAME / --set field=value to train from scratch"
         )
+    check_config_fields(requested.set)
     try:
         if requested.model is not None:
             model, base = load_pretrained(requested, labels)
@@ -270,7 +273,10 @@ def build_model(arguments: Arguments, label_names: list[str]):
             model = masked_model(config) if masked else HFViTForImageClassification(config)
     except HFViTError:
         raise
-    except (ValueError, StrictDataclassError) as error:
+    except KeyError as error:  # a word that transformers looks up, such as hidden_act
+        chosen = next((f"{name}={value}" for name, value in requested.set.items() if value == error.args[0]), error)
+        raise HFViTError(f"--set {chosen}: there is no such value; see HFViTConfig") from None
+    except (TypeError, ValueError, StrictDataclassError) as error:
         raise HFViTError(" ".join(str(error).split())) from None
     if min(model.config.grid_size) < 1:
         (height, width), (down, across) = model.config.image_size_hw, model.config.total_stride
@@ -281,6 +287,22 @@ def build_model(arguments: Arguments, label_names: list[str]):
         model.freeze_backbone()
     name = requested.model and public_name(requested.model)
     return model, image_processor_for(model.config, data, base), name
+
+
+def check_config_fields(fields: dict[str, Any]) -> None:
+    """Raise HFViTError for a field that HFViTConfig does not have, and for a network that no machine holds."""
+    known = HFViTConfig().to_dict()
+    for name, value in fields.items():
+        if name not in known:
+            near = difflib.get_close_matches(name, known, 1)
+            raise HFViTError(
+                f"--set {name}: HFViTConfig has no such field" + (f"; did you mean {near[0]}?" if near else "")
+            )
+        most = MAX_LAYERS if name == "num_hidden_layers" else MAX_WIDTH
+        if any(
+            isinstance(number, int) and number > most for number in (value if isinstance(value, list) else [value])
+        ):
+            raise HFViTError(f"--set {name}={value}: give at most {most:,}")
 
 
 def scratch_config(requested, labels: dict[int, str]) -> HFViTConfig:

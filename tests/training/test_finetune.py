@@ -235,7 +235,7 @@ def test_bad_input_met_while_training_leaves_no_folder(tmp_path, capsys):
         (images / name).mkdir(parents=True)
         for number in range(6):
             Image.new("RGB", (20, 20), color).save(images / name / f"{number}.png")
-    (images / "cat" / "broken.jpg").write_bytes(b"not a image")
+    (images / "cat" / "broken.jpg").write_bytes(b"not an image")
     size = ["hidden_size=8", "num_hidden_layers=1", "num_attention_heads=1", "intermediate_size=8", "patch_size=8"]
     words = ["--dataset", str(images), "--set", *size, "--image_size", "16", "--output_dir", str(tmp_path / "out")]
     with pytest.raises(SystemExit):

@@ -39,9 +39,23 @@ def option(default: Any, text: str, unit: str = "", source: str = "", choices: t
     return dataclasses.field(default=default, metadata=metadata)
 
 
+# The largest values that can be meant; more is a slip that would end in no memory, or never.
+MAX_COUNT = 10**8
+MAX_VALUES = {
+    "seed": 2**32 - 1, "image_size": 16_384, "num_train_epochs": 10**6, "per_device_train_batch_size": 10**6,
+    "per_device_eval_batch_size": 10**6, "gradient_accumulation_steps": 10**6, "dataloader_num_workers": 1_000,
+    "dataloader_prefetch_factor": 1_000, "card_examples": 1_000, "resize_small": 10, "scale": 100,
+}  # fmt: skip
+
+
 def check_value(field: dataclasses.Field, value: Any) -> None:
-    """Raise HFViTError for a word that the field does not offer, and for infinity and what is no number at all."""
+    """Raise HFViTError for a word that the field does not offer, and for numbers that cannot be meant."""
     items = value if isinstance(value, list) else [value]
+    for item in items:
+        number = isinstance(item, int | float) and not isinstance(item, bool)
+        most = MAX_VALUES.get(field.name, MAX_COUNT if isinstance(item, int) else math.inf)
+        if number and math.isfinite(item) and item > most:
+            raise HFViTError(f"--{field.name} {' '.join(map(str, items))}: give at most {most:,}")
     if not all(math.isfinite(item) for item in items if isinstance(item, float)):
         raise HFViTError(f"--{field.name} {' '.join(map(str, items))}: give finite numbers")
     choices = field.metadata["choices"]
@@ -109,7 +123,7 @@ class DataArguments:
     deduplicate_split: str | None = option(
         None, "split of deduplicate_against, such as train+test; default: test", "", "datasets"
     )
-    on_decode_error: str = option("skip", "what a image that cannot be read does", "", "", ("skip", "stop"))
+    on_decode_error: str = option("skip", "what an image that cannot be read does", "", "", ("skip", "stop"))
     cache_dir: str | None = option(None, "where `datasets` keeps its copies", "folder", "datasets")
     crop: str = option(
         "inception",
@@ -433,8 +447,8 @@ class TrainArguments:
             raise HFViTError(f"--lr_end {self.lr_end} is above --learning_rate {self.learning_rate}: lower it")
         if self.lr_end and self.lr_scheduler_type not in ENDING:
             raise HFViTError(
-                f"--lr_end {self.lr_end}: --lr_scheduler_type {self.lr_scheduler_type} ends nowhere, "
-                f"{' and '.join(ENDING)} do: give --lr_end 0"
+                f"--lr_end {self.lr_end} is only supported with --lr_scheduler_type {' or '.join(ENDING)}, not "
+                f"{self.lr_scheduler_type}: give --lr_end 0"
             )
         if not all(0 < share < 1 for share in self.lr_steps):
             raise HFViTError(

@@ -12,6 +12,7 @@ from hf_vit.errors import HFViTError
 # Arguments that are a length of training: steps, a share of them, epochs or percent.
 RAMPS = ("warmup_steps", "cooldown_steps")
 LENGTHS = (*RAMPS, "mixup_off_steps", "unfreeze_every")
+MAX_LENGTH = 10**8
 LENGTH = re.compile(r"(\d+\.?\d*|\.\d+)\s*(|steps?|steps?|epochs?|%|percent)")
 
 
@@ -28,6 +29,8 @@ def steps_of(name: str, value: float | str, max_steps: int, epoch: float) -> int
     if found is None:
         raise HFViTError(f"--{name} {value!r}: give steps, a share below 1, or a length such as '5 epochs', '10%'")
     number, unit = float(found[1]), found[2]
+    if number > MAX_LENGTH:
+        raise HFViTError(f"--{name} {str(value)[:40]}: give at most {MAX_LENGTH:,}")
     if unit.startswith("epoch"):
         return round(number * epoch)
     if unit in ("%", "percent"):

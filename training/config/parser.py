@@ -7,6 +7,7 @@ recipe, both override the defaults; an unknown key is an error that gives the ne
 import argparse
 import dataclasses
 import difflib
+import math
 import re
 import sys
 import types
@@ -14,11 +15,10 @@ import typing
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from hf_vit.errors import HFViTError, Parser
 
 from .arguments import FIELDS, GROUPS, RECIPES, RENAMED, RESOLVED_NAME, Arguments, ModelArguments, check_value
+from .strict_yaml import read_yaml, yaml_value
 
 
 EXAMPLES = {
@@ -52,6 +52,44 @@ STAGE_DEFAULTS: dict[str, dict[str, Any]] = {
 }
 
 
+# The order of `--help`: what most runs need comes first, whatever dataclass it is in.
+HELP_GROUPS: dict[str, list[str]] = {
+    "what most runs need": [
+        "model", "dataset", "output_dir", "image_size", "num_train_epochs", "max_steps",
+        "per_device_train_batch_size", "learning_rate", "eval_split", "resume_from_checkpoint",
+    ],
+    "model": ["preset", "set", "keep_representation", "freeze_backbone"],
+    "data": [
+        "dataset_config_name", "train_split", "image_column", "label_column", "streaming", "train_fraction",
+        "samples_per_class", "dev_fraction", "deduplicate_against", "deduplicate_split", "on_decode_error",
+        "cache_dir", "dataloader_num_workers", "dataloader_prefetch_factor", "preview",
+    ],
+    "crop and augmentation": [
+        "crop", "crop_area", "crop_ratio", "flip", "resize_small", "resample", "crop_pct", "degrees", "translate",
+        "scale", "shear", "auto_augment", "color_jitter", "random_erasing", "mixup_alpha", "cutmix_alpha",
+        "mixup_off_steps",
+    ],
+    "optimization": [
+        "optim", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon", "momentum", "muon_momentum",
+        "layer_decay", "unfreeze_every", "max_grad_norm", "loss", "label_smoothing_factor", "ema_decay", "seed",
+    ],
+    "schedule": [
+        "lr_scheduler_type", "warmup_steps", "cooldown_steps", "lr_end", "lr_steps", "rsqrt_timescale",
+        "gradient_accumulation_steps", "global_batch_size", "batch_size_schedule", "image_size_schedule", "sweep",
+    ],
+    "precision and speed": [
+        "bf16", "fp16", "fp8", "torch_compile", "torch_compile_backend", "torch_compile_mode", "cpu_kernels",
+        "activation_checkpointing", "use_cpu", "per_device_eval_batch_size",
+    ],
+    "evaluation, logging and checkpoints": [
+        "eval_strategy", "eval_steps", "eval_delay", "do_predict", "logging_steps", "logging_strategy",
+        "logging_first_step", "save_strategy", "save_steps", "save_total_limit", "load_best_model_at_end",
+        "metric_for_best_model", "greater_is_better", "card_examples", "report_to", "run_name", "disable_tqdm",
+    ],
+    "Hub": ["push_to_hub", "hub_model_id", "hub_strategy", "hub_private_repo"],
+}  # fmt: skip
+
+
 def parse(argv: list[str] | None, stage: str) -> Arguments:
     """Read the arguments of one run.
 
@@ -68,7 +106,7 @@ def parse(argv: list[str] | None, stage: str) -> Arguments:
         if word.startswith("-"):
             raise HFViTError(_unknown(f"option {word.split('=')[0]}", word.lstrip("-").split("=")[0], prefix="--"))
     if unknown:
-        raise HFViTError(f"what is {unknown[0]!r}? Every value follows its --option")
+        raise HFViTError(f"unexpected argument {_short(unknown[0])}: values must follow an --option")
     given = {name: value for name, value in vars(flags).items() if value is not argparse.SUPPRESS}
     recipe = given.pop("config", None)
     values = dict(STAGE_DEFAULTS[stage])
@@ -122,10 +160,15 @@ def coerce(name: str, value: Any) -> Any:
         return _config_fields(value, name)
     try:
         result = _as_type(hint, value)
-    except (TypeError, ValueError):
-        raise HFViTError(f"--{name} {value!r}: give {in_words(hint)}") from None
+    except (TypeError, ValueError, OverflowError):
+        raise HFViTError(f"--{name} {_short(value)}: give {in_words(hint)}") from None
     check_value(FIELDS[name], result)
     return result
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def in_words(hint: Any) -> str:
@@ -147,7 +190,7 @@ def _as_type(hint: Any, value: Any) -> Any:
     for kind in sorted((o for o in options if o is not type(None)), key=lambda o: o is str):
         try:
             return _as_kind(kind, value)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             continue
     raise ValueError(value)
 
@@ -162,9 +205,9 @@ def _as_kind(kind: Any, value: Any) -> Any:
         words = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
         return words[value.lower()] if isinstance(value, str) and value.lower() in words else _only(bool, value)
     if kind is int:
-        if isinstance(value, bool) or float(value) != int(float(value)):
+        if isinstance(value, bool) or not math.isfinite(float(value)) or float(value) != int(float(value)):
             raise ValueError(value)
-        return int(float(value))
+        return int(value) if isinstance(value, int) else int(float(value))
     if kind is float:
         return float(_only((int, float, str), value))
     return str(_only((str, int, float), value))
@@ -196,16 +239,8 @@ def _config_fields(value: Any, name: str) -> dict[str, Any]:
             field, equals, text = pair.partition("=")
             if not equals:
                 raise HFViTError(f"--{name} {pair!r}: give field=value, such as --{name} {EXAMPLES[name]}")
-            pairs[field] = from_yaml(f"--{name} {pair}", text)
+            pairs[field] = yaml_value(f"--{name} {pair}", text)
     return {str(field): as_number(item) for field, item in pairs.items()}
-
-
-def from_yaml(words: str, text: str) -> Any:
-    """The value that `text`, a part of these words of the command line, is in YAML."""
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise HFViTError(f"{words}: {text!r} is not YAML; brackets and quotes have to be closed") from None
 
 
 def as_number(value: Any) -> Any:
@@ -221,21 +256,18 @@ def _read_recipe(name: str) -> dict[str, Any]:
     if path is None:
         known = ", ".join(sorted(p.stem for p in RECIPES.glob("*.yaml")))
         raise HFViTError(f"no recipe {name!r}: give the path of a YAML file, or one of {known}")
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except yaml.YAMLError as error:
-        raise HFViTError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(values, dict):
-        raise HFViTError(f"{path}: a recipe is lines of `name: value`")
-    values = {RENAMED.get(key, key): value for key, value in values.items()}  # of version 0.1.0
+    values = {RENAMED.get(key, key): value for key, value in read_yaml(path).items()}  # of version 0.1.0
     for key in values:
         if key not in FIELDS:
-            raise HFViTError(_unknown(f"key {key!r} in {path}", str(key)))
+            if key == "config":
+                raise HFViTError(f"{path}: a recipe cannot name another one; give one --config, and flags over it")
+            raise HFViTError(_unknown(f"key {_short(key)} in {path}", str(key)))
     return {key: coerce(key, value) for key, value in values.items()}
 
 
 def _unknown(what: str, name: str, prefix: str = "") -> str:
-    near = difflib.get_close_matches(name, [*FIELDS, "config"], 1, cutoff=0.5)
+    options = [*FIELDS, "config"] if prefix else [*FIELDS]
+    near = difflib.get_close_matches(name[:60], options, 1, cutoff=0.5)
     return f"unknown {what}" + (f"; did you mean {prefix}{near[0]}?" if near else "; --help lists what there is")
 
 
@@ -252,10 +284,11 @@ def _parser(stage: str) -> argparse.ArgumentParser:
     parser.add_argument(
         "--config", metavar="RECIPE", help=f"YAML file, a name in training/recipes, or a run's {RESOLVED_NAME}"
     )
-    for group in GROUPS.values():
-        section = parser.add_argument_group((group.__doc__ or "").strip())
-        for field in dataclasses.fields(group):
-            _add_flag(section, field, STAGE_DEFAULTS[stage])
+    swap = {"model": "preset", "preset": "model"} if stage == "pretrain" else {}  # pre-training begins from scratch
+    for title, names in HELP_GROUPS.items():
+        section = parser.add_argument_group(title)
+        for name in (swap.get(name, name) for name in names):
+            _add_flag(section, FIELDS[name], STAGE_DEFAULTS[stage])
     return parser
 
 
@@ -268,9 +301,9 @@ def _add_flag(section, field: dataclasses.Field, stage_defaults: dict[str, Any])
         meta["unit"] and f"unit: {meta['unit']}",
         meta["source"] and f"source: {meta['source']}",
         meta["choices"] and f"one of: {', '.join(meta['choices'])}",
-        f"default: {default}",
+        "" if default in (None, {}) else f"default: {default}",
     ]
-    text = meta["help"].replace("%", "%%") + "\n    " + "; ".join(n for n in notes if n).replace("%", "%%")
+    text = "\n    ".join(part for part in (meta["help"], "; ".join(n for n in notes if n)) if part).replace("%", "%%")
     keywords: dict[str, Any] = {"help": text, "metavar": field.name.upper()}
     if TYPES[field.name] is bool:
         keywords |= {"nargs": "?", "const": "true", "metavar": "true|false"}

@@ -25,6 +25,9 @@ from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 from hf_vit.errors import HFViTError
 
 
+MAX_OPERATIONS = 20  # published recipes take 1 to 4; a thousand leave nothing of the image and hours of the day
+
+
 GREY = (128, 128, 128)
 SMOOTH = (Image.Resampling.BILINEAR, Image.Resampling.BICUBIC)
 Operation = Callable[[Image.Image, float, Generator], Image.Image]  # (picture, magnitude, rng)
@@ -170,6 +173,10 @@ class RandAugment:
     spread: float = 0.0
     highest: float = 10.0
 
+    def __post_init__(self):
+        if not 0 <= self.layers <= MAX_OPERATIONS:
+            raise HFViTError(f"auto_augment: {self.layers} operations on each image; give at most {MAX_OPERATIONS}")
+
     def __call__(self, image: Image.Image, rng: Generator) -> Image.Image:
         table = BIG_VISION if self.google else TIMM_INCREASING if self.increasing else TIMM
         operations = list(table.values())
@@ -209,6 +216,8 @@ def policy(text: str) -> Callable[[Image.Image, Generator], Image.Image]:
     """
     if text in ("3a", "three_augment"):
         return three_augment
+    if any(len(number) > 6 for number in re.findall(r"\d+", text)):
+        raise HFViTError(f"auto_augment {text[:60]!r}: a number has more than six digits")
     if found := re.fullmatch(r"randaug\(\s*(\d+)\s*,\s*(\d+)\s*\)", text):
         return RandAugment(int(found[1]), float(found[2]), google=True)
     head, *sections = text.split("-")

@@ -18,6 +18,7 @@ from ..config.arguments import TrainArguments
 from .trackers import check_trackers
 
 
+COMPILE_MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
 MEMORY_IS_FULL = ("out of memory", "can't allocate memory")  # as CUDA and CPUs say it
 WORKER_EXITED = re.compile(r"DataLoader worker \(pid(\(s\))? [\d, ]+\) (is killed by signal|exited unexpectedly)")
 
@@ -32,6 +33,8 @@ def create_accelerator(args: TrainArguments) -> Accelerator:
     precision = "bf16" if args.bf16 else "fp16" if args.fp16 else "fp8" if args.fp8 else None
     cpu = on_cpu(args)
     check_precision(precision, cpu)
+    if args.torch_compile:
+        check_compile_options(args.torch_compile_backend, args.torch_compile_mode)
     backend = args.torch_compile_backend if args.torch_compile else "no"
     mode = {"mode": args.torch_compile_mode} if args.torch_compile and args.torch_compile_mode else {}
     return Accelerator(
@@ -45,6 +48,15 @@ def create_accelerator(args: TrainArguments) -> Accelerator:
         log_with=check_trackers(args.report_to) or None,
         project_dir=args.output_dir,
     )
+
+
+def check_compile_options(backend: str, mode: str | None) -> None:
+    """Raise HFViTError for a backend or mode of torch.compile that is not there."""
+    backends = sorted({"eager", "aot_eager", *torch.compiler.list_backends()})
+    if backend not in backends:
+        raise HFViTError(f"--torch_compile_backend {backend}: choose from {', '.join(backends)}")
+    if mode is not None and mode not in COMPILE_MODES:
+        raise HFViTError(f"--torch_compile_mode {mode}: choose from {', '.join(COMPILE_MODES)}")
 
 
 def on_cpu(args: TrainArguments) -> bool:

@@ -59,5 +59,5 @@ class FiniteCheck:
 
 
 def nothing_readable(step: int, names: list[str]) -> str:
-    """What to say of a step (from 0) without a image."""
+    """What to say of a step (from 0) without an image."""
     return f"no image of step {step + 1} can be read: {', '.join(names[:3])}"

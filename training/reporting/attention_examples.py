@@ -27,7 +27,7 @@ from ..data.normalize import Normalize
 
 
 EXAMPLES_NAME = "attention_examples.png"
-SIDE = 320  # pixels of a image's longer side, enough for a card: originals stay where they are
+SIDE = 320  # pixels of an image's longer side, enough for a card: originals stay where they are
 
 
 def check(count: int, model: PreTrainedModel, dataset: Any, processor: Any) -> None:

@@ -52,7 +52,10 @@ def test_the_resolved_config_given_back_is_the_same_run(tmp_path):
         ("--num_train_epochs 0", "nothing to train"),
         ("--num_train_epochs nan", "--num_train_epochs nan: give finite numbers"),
         ("--crop_area 0.1 nan", "--crop_area 0.1 nan: give finite numbers"),
-        ("--learning_rate 1e-3 --lr_end 1e-5 --lr_scheduler_type rsqrt", "rsqrt ends nowhere, cosine and linear do"),
+        (
+            "--learning_rate 1e-3 --lr_end 1e-5 --lr_scheduler_type rsqrt",
+            "cosine or linear, not rsqrt",
+        ),
         ("--train_fraction 1.5", "--train_fraction 1.5: give a share above 0"),
         ("--dev_fraction 0", "--dev_fraction 0.0: give a share between 0 and 1"),
         ("--crop_pct 0", "--crop_pct 0.0: give a share of at least 0.01"),

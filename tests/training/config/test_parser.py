@@ -9,8 +9,8 @@ import pytest
 import yaml
 
 from hf_vit.errors import HFViTError
-from training.config.arguments import FIELDS, GROUPS, RECIPES, TrainArguments
-from training.config.parser import parse
+from training.config.arguments import FIELDS, RECIPES, TrainArguments
+from training.config.parser import HELP_GROUPS, TYPES, parse
 
 
 def test_flags_override_the_recipe_and_the_recipe_the_defaults(tmp_path):
@@ -87,7 +87,7 @@ def test_booleans_as_flag_value_and_negation():
         ("--set hidden_size", "give field=value"),
         ("--set resnet_depths=[3", "--set resnet_depths=[3: '[3' is not YAML"),
         ("--sweep learning_rate=[0.1", "is not YAML; brackets and quotes have to be closed"),
-        ("stray", "what is 'stray'"),
+        ("stray", "unexpected argument 'stray'"),
     ],
 )
 def test_what_is_misspelt_is_one_line_that_names_the_way_out(words, message):
@@ -118,6 +118,51 @@ def test_help_gives_every_option_with_its_group(capsys):
     text = capsys.readouterr().out
     for name in FIELDS:
         assert f"--{name}" in text
-    for group in GROUPS.values():
-        assert group.__doc__ in text
+    for title in HELP_GROUPS:
+        assert f"\n{title}:\n" in text
     assert "unit: steps" in text and "source: Table 4" in text
+
+
+WHOLE_NUMBERS = [name for name, hint in TYPES.items() if hint in (int, int | None)]
+
+
+@pytest.mark.parametrize("name", WHOLE_NUMBERS)
+@pytest.mark.parametrize("value", ["inf", "-inf", "nan", "1e999", "1.5", "1e300"])
+def test_what_is_no_whole_number_is_one_line(name, value):
+    with pytest.raises(HFViTError, match=f"--{name} "):
+        parse(["--output_dir", "x", f"--{name}={value}"], "finetune")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "--image_size 1000000000", "--max_steps 1e9", "--num_train_epochs 1e9", "--warmup_steps 1e99",
+        "--cooldown_steps 99999999999", "--dataloader_prefetch_factor 1e9", "--dataloader_num_workers 1e9",
+        "--per_device_train_batch_size 1e9", "--crop_pct 1e-320", "--resize_small 1e300",
+    ],
+)  # fmt: skip
+def test_numbers_that_would_never_end_are_refused(words):
+    with pytest.raises(HFViTError, match=f"{words.split()[0]} .*: give "):
+        parse(["--output_dir", "x", *words.split()], "finetune")
+
+
+def test_help_has_every_option_once_and_the_defaults_of_its_command(capsys):
+    listed = [name for names in HELP_GROUPS.values() for name in names]
+    assert sorted(listed) == sorted(FIELDS)
+    assert len(next(iter(HELP_GROUPS.values()))) <= 10
+    for stage, rate, first in (("finetune", "0.0001", "--model "), ("pretrain", "0.001", "--preset ")):
+        with pytest.raises(SystemExit):
+            parse(["--help"], stage)
+        text = capsys.readouterr().out
+        assert f"default: {rate}\n" in text.partition("--learning_rate")[2][:200]
+        options = [line.strip() for line in text.splitlines() if line.startswith("  --")]
+        assert options[1].startswith(first) and all(any(o.startswith(f"--{n} ") for o in options) for n in FIELDS)
+
+
+def test_old_spellings_are_understood_and_say_the_new_one(capsys):
+    arguments = parse(["--output_dir", "x", "--mixing_off", "3", "--on_unreadable=stop"], "finetune")
+    assert arguments.train.mixup_off_steps == 3 and arguments.data.on_decode_error == "stop"
+    said = capsys.readouterr().err.splitlines()
+    assert [line.split(";")[0] for line in said] == [
+        "--mixing_off is now --mixup_off_steps", "--on_unreadable is now --on_decode_error",
+    ]  # fmt: skip

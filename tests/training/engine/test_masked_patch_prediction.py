@@ -79,7 +79,7 @@ def test_the_script_learns_colors_without_labels(pretrained):
     assert names == {"masked_patch_loss", "masked_patch_accuracy", "masked_patch_top5_accuracy"}
     assert all(0 <= row["value"] <= 1 for row in facts["results"] if "accuracy" in row["metric"])
     card = (folder / "README.md").read_text()
-    assert 'pipeline("image-classification"' not in card and "sorts a image" not in card
+    assert 'pipeline("image-classification"' not in card and "sorts an image" not in card
     assert (
         "pipeline_tag: image-feature-extraction" in card
         and "It has no classes yet" in card

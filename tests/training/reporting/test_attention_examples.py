@@ -41,7 +41,7 @@ def images(tmp_path):
             for number, (height, width) in enumerate([(40, 20), (30, 90), (400, 700)]):
                 pixels = random.integers(0, 255, (height, width, 3), dtype=np.uint8)
                 Image.fromarray(pixels).save(tmp_path / "in" / split / label / f"{number}.png")
-    (tmp_path / "in" / "test" / "a" / "0.png").write_text("not a image")
+    (tmp_path / "in" / "test" / "a" / "0.png").write_text("not an image")
     return tmp_path / "in"
 
 
