@@ -90,6 +90,13 @@ HELP_GROUPS: dict[str, list[str]] = {
 }  # fmt: skip
 
 
+# Where an option that the table does not name stands, by its dataclass.
+OTHER_OPTIONS = {"model": "model", "data": "data", "train": "evaluation, logging and checkpoints"}
+for _key, _group in GROUPS.items():
+    _named = {name for names in HELP_GROUPS.values() for name in names}
+    HELP_GROUPS[OTHER_OPTIONS[_key]] += [f.name for f in dataclasses.fields(_group) if f.name not in _named]
+
+
 def parse(argv: list[str] | None, stage: str) -> Arguments:
     """Read the arguments of one run.
 
