@@ -20,7 +20,7 @@ from benchmarks.cpu_inference import CPU
 from benchmarks.measure import Point, filled
 from hf_vit import HFViTConfig, HFViTForImageClassification
 from hf_vit.cli.main import main
-from hf_vit.cli.predict import batches, prepared
+from hf_vit.cli.predict import OPTIMIZE_FROM, batches
 
 
 BATCH, PICTURES = 16, 192
@@ -45,7 +45,8 @@ def point(preset: str, folder: Path, count: int) -> Point:
     model.save_pretrained(home)
     processor = ViTImageProcessor(image_mean=[0.5] * 3, image_std=[0.5] * 3)
     processor.save_pretrained(home)
-    prepared(model, count)
+    assert count >= OPTIMIZE_FROM, "the command would take the model as loaded"
+    model.optimize_for_inference()
     paths, pixels = sorted(pictures.iterdir()), torch.randn(BATCH, 3, 224, 224)
     words = ["predict", str(pictures), "--model", str(home), "--batch-size", str(BATCH), "--json"]
 
@@ -54,7 +55,7 @@ def point(preset: str, folder: Path, count: int) -> Point:
             assert main.main(words) == 0
 
     def read() -> None:
-        assert sum(len(names) for names, _ in batches(paths, processor, "RGB", BATCH, [])) == count
+        assert sum(len(names) for names, _ in batches(paths, processor, 3, BATCH, [])) == count
 
     def compute() -> None:
         with torch.inference_mode():
@@ -63,7 +64,7 @@ def point(preset: str, folder: Path, count: int) -> Point:
 
     def start() -> None:
         with torch.inference_mode():
-            prepared(HFViTForImageClassification.from_pretrained(home), count)(pixels)
+            HFViTForImageClassification.from_pretrained(home).optimize_for_inference()(pixels)
 
     return Point(
         f"hf-vit predict, {preset}, {count} pictures", count, {"hf-vit predict": predict},

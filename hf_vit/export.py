@@ -1,24 +1,17 @@
-"""`hf-vit export MODEL OUT --format onnx|torch-export`: a model for machines without transformers, checked on the way.
+"""ONNX and torch.export models for machines without transformers, checked against the model; int8 for CPUs.
 
-OUT then holds `model.onnx` (or `model.pt2`), `config.json` with the label names, `preprocessor_config.json` and
-`export.json`, what was checked. Any batch size goes in; any image size too with `--dynamic-size`, for hybrids any that
-is a multiple of `size_multiple_of` in export.json. The written file is run with onnxruntime (or torch) on random
-pictures and must agree with the model to 1e-4, or nothing is kept.
-
-With `--int8` the ONNX model is quantised for CPUs as well, and `--images` measures what that changes. Needs the
-packages of `pip install "hf-vit[export]"`. Called by `hf_vit/cli/main.py`, which adds `--json`.
+`export` writes and checks: the written file is run with onnxruntime (or torch) on random images and must agree with
+the model to 1e-4. `quantize` makes the int8 version, `compare` measures what it changes. Needs the packages of
+`pip install "hf-vit[export]"`. The command is `hf_vit/cli/export.py`.
 """
 
-import argparse
 import contextlib
 import copy
 import importlib
 import io
-import json
 import logging
-import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,12 +19,12 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import nn
 from transformers.models.vit import ViTImageProcessorPil
 
 from .checkpoints import Loaded
-from .checkpoints.save import replaced_folder, save_processor
-from .cli.inputs import find_images, image_size, load_classifier, read_images
+from .checkpoints.save import save_processor
 from .errors import HFViTError
 from .image_io import processor_pixels
 from .modeling.modeling_hf_vit import HFViTForImageClassification
@@ -39,64 +32,10 @@ from .modeling.position_embedding import INTERPOLATIONS
 from .modeling.resnet_stem import StdConv2d
 
 
-EXAMPLES = """\
-  hf-vit export path/to/model exported
-  hf-vit export owner/name exported --image-size 384 --dynamic-size
-  hf-vit export path/to/model exported --format torch-export
-  hf-vit export path/to/model exported --int8 dynamic --images pictures/validation"""
 FORMATS = {"onnx": "model.onnx", "torch-export": "model.pt2"}
 INT8_FILE = "model.int8.onnx"
 TOLERANCE = 1e-4  # of the largest logit, or of 1 where all are smaller
 SMALLEST_WEIGHT = 1024  # numbers in a weight below which int8 saves nothing
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of the command, all but `--json`."""
-    parser.add_argument("model", help="folder, Hub id or checkpoint file")
-    parser.add_argument("out", type=Path, help="folder to write; must be empty or not exist")
-    parser.add_argument("--format", choices=FORMATS, default="onnx", help="what to write (default onnx)")
-    parser.add_argument("--image-size", type=int, nargs="+", metavar="PX", help="one number, or height and width")
-    parser.add_argument(
-        "--dynamic-size",
-        action="store_true",
-        help="accept pictures of any size (hybrids: any multiple of a patch), not only any number",
-    )
-    parser.add_argument(
-        "--int8",
-        choices=("dynamic", "weights"),
-        help="also write an int8 ONNX model: weights and activations (dynamic), or stored weights alone",
-    )
-    parser.add_argument(
-        "--images",
-        nargs="+",
-        default=[],
-        metavar="PICTURE",
-        help="files, folders and patterns to measure int8 on; those in a folder named like a label count for accuracy",
-    )
-
-
-def run(arguments: argparse.Namespace) -> int:
-    """Export, check, print the account; nothing is at OUT then that did not pass. Raises HFViTError."""
-    if arguments.int8 and arguments.format != "onnx":
-        raise HFViTError("--int8 is made of the ONNX model: leave --format out")
-    if arguments.images and not arguments.int8:
-        raise HFViTError("--images measures what --int8 changes: give --int8 too, or leave it out")
-    if arguments.out.exists() and (not arguments.out.is_dir() or any(arguments.out.iterdir())):
-        raise HFViTError(f"{arguments.out}: there is something already; choose another place")
-    need(["onnx", "onnxruntime", "onnxscript"] if arguments.format == "onnx" else [])
-    size = image_size(arguments)
-    loaded = load_classifier(arguments.model, **({} if size is None else {"image_size": size}))
-    with replaced_folder(arguments.out) as folder:
-        account = export(loaded, folder, arguments.format, arguments.dynamic_size)
-        if arguments.int8:
-            quantise(folder / FORMATS["onnx"], folder / INT8_FILE, arguments.int8)
-            account["int8"] = compare(loaded, folder, find_images(arguments.images) if arguments.images else [])
-            account["int8"]["kind"] = arguments.int8
-        account["files"] = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
-        (folder / "export.json").write_text(json.dumps(account, indent=2) + "\n", encoding="utf-8")
-    account = {"model": arguments.model, "output": str(arguments.out), **account}
-    print(json.dumps(account, indent=2) if arguments.json else table(account))
-    return 0
 
 
 def need(packages: Sequence[str]) -> None:
@@ -268,7 +207,7 @@ def runner(path: Path) -> Callable[[np.ndarray], np.ndarray]:
 def difference(
     model: HFViTForImageClassification, run: Callable[[np.ndarray], np.ndarray], shape: tuple[int, int, int]
 ) -> dict[str, Any]:
-    """Largest difference of the logits of model and `run` on random pictures of one shape (batch, height, width).
+    """Largest difference of the logits of model and `run` on random images of one shape (batch, height, width).
 
     Raises:
         HFViTError: it is above the tolerance.
@@ -282,7 +221,7 @@ def difference(
     largest = float(np.abs(found - expected).max())
     if not largest <= TOLERANCE * max(1.0, float(np.abs(expected).max())):
         raise HFViTError(
-            f"the exported model differs from the model by {largest:.2g} on pictures of {height} x {width}, more than "
+            f"the exported model differs from the model by {largest:.2g} on images of {height} x {width}, more than "
             f"{TOLERANCE:g}: nothing was kept"
         )
     return {"batch": batch, "height": height, "width": width, "largest_difference": largest}
@@ -291,11 +230,11 @@ def difference(
 # -- int8 --------------------------------------------------------------------------------------------------------
 
 
-def quantise(path: Path, target: Path, kind: str) -> None:
+def quantize(path: Path, target: Path, kind: str) -> None:
     """Write an int8 version of an ONNX model for CPUs.
 
     Args:
-        kind: "dynamic" (weights of matrix products in 7 bits, activations quantised in 8 while it runs) or
+        kind: "dynamic" (weights of matrix products in 7 bits, activations quantized in 8 while it runs) or
             "weights" (weights of products and convolutions stored as int8, one scale for each output channel,
             computed in float32).
     """
@@ -307,7 +246,7 @@ def quantise(path: Path, target: Path, kind: str) -> None:
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     model = onnx.load(path)
-    del model.graph.value_info[:]  # shapes of the exporter's, which contradict the quantiser's
+    del model.graph.value_info[:]  # shapes of the exporter's, which contradict the quantizer's
     with quiet():
         # Weights of 7 bits: processors without VNNI add u8 x s8 products in 16 bits, which 8 bits overflow. The file
         # may run on any processor, whatever this one has.
@@ -359,16 +298,22 @@ def int8_weights(model: Any) -> Any:
     return model
 
 
-def compare(loaded: Loaded, folder: Path, images: Sequence[Path]) -> dict[str, Any]:
-    """What int8 changes on given images: labels that stay, and accuracy where folders name the labels."""
+def compare(loaded: Loaded, folder: Path, images: Iterable[tuple[Path, Image.Image]]) -> dict[str, Any]:
+    """What int8 changes on given images: labels that stay, and accuracy where folders name the labels.
+
+    Args:
+        folder: holds the ONNX model and its int8 version.
+        images: path and decoded image of each.
+
+    Returns:
+        `n` images; where there are any `same_label` (fraction), `largest_probability_change`; where folders name
+        labels also `labelled` images, `accuracy_float32` and `accuracy_int8`.
+    """
     original, small = runner(folder / FORMATS["onnx"]), runner(folder / INT8_FILE)
-    if not images:
-        return {"n": 0}
     processor = ViTImageProcessorPil(**loaded.processor)
     numbers = {name: number for number, name in (loaded.model.config.id2label or {}).items()}
-    unreadable: list[dict[str, str]] = []
     same, shift, hits = [], [], []
-    for path, image in read_images(images, loaded.model.config.num_channels, unreadable):
+    for path, image in images:
         pixels = processor_pixels(processor, image).numpy()
         before, after = original(pixels)[0], small(pixels)[0]
         same.append(before.argmax() == after.argmax())
@@ -377,33 +322,14 @@ def compare(loaded: Loaded, folder: Path, images: Sequence[Path]) -> dict[str, A
         if label is not None:
             hits.append((before.argmax() == label, after.argmax() == label))
     if not same:
-        raise HFViTError("none of --images could be read: int8 cannot be measured on them")
+        return {"n": 0}
     account = {"n": len(same), "same_label": float(np.mean(same)), "largest_probability_change": float(max(shift))}
     if hits:
         float32, int8 = np.mean(hits, axis=0)
         account |= {"labelled": len(hits), "accuracy_float32": float(float32), "accuracy_int8": float(int8)}
-    return account | ({"unreadable": unreadable} if unreadable else {})
+    return account
 
 
 def _softmax(logits: np.ndarray) -> np.ndarray:
     exponents = np.exp(logits - logits.max())
     return exponents / exponents.sum()
-
-
-def table(account: dict[str, Any]) -> str:
-    """The account for people."""
-    sizes = {name: size / 1e6 for name, size in account["files"].items() if name.startswith("model")}
-    lines = [f"written     {account['output']}: " + ", ".join(f"{name} ({mb:.1f} MB)" for name, mb in sizes.items())]
-    for check in account["checked"]:
-        shape = f"{check['batch']} x {check['height']} x {check['width']}"
-        lines.append(f"checked     {shape}: largest difference {check['largest_difference']:.1e}")
-    if int8 := account.get("int8"):
-        said = "not measured (no --images)"
-        if int8["n"]:
-            said = f"same label on {int8['same_label']:.1%} of {int8['n']} pictures"
-        if "labelled" in int8:
-            said += f", accuracy {int8['accuracy_float32']:.2%} -> {int8['accuracy_int8']:.2%} on {int8['labelled']}"
-        lines.append(f"int8        {int8['kind']}: {said}")
-        for row in int8.get("unreadable", []):
-            print(f"unreadable: {row['image']}: {row['reason']}", file=sys.stderr)
-    return "\n".join(lines)

@@ -17,7 +17,7 @@ from .. import __version__
 from ..errors import Parser, report_error
 
 
-COMMANDS = {  # the room of each, and what it does
+COMMANDS = {  # the module of each, and what it does
     "convert": (
         "cli.convert",
         "turn a checkpoint of Google, timm, torchvision or transformers into another format",
@@ -31,10 +31,10 @@ COMMANDS = {  # the room of each, and what it does
         "show what a model attends to: maps over images, filters, positions, distances, on one page",
     ),
     "export": (
-        "export",
+        "cli.export",
         "write an ONNX or torch.export model that needs no transformers, and check it against the model",
     ),
-    "demo": ("hub.space", "serve a page that classifies an image and shows where the model looks"),
+    "demo": ("cli.demo", "serve a page that classifies an image and shows where the model looks"),
     "card": ("cli.card", "render the model card of a folder from its facts.json"),
     "push": ("cli.push", "upload a folder to the Hub: weights, code, processor, card, facts and figures"),
 }

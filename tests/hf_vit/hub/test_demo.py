@@ -6,6 +6,7 @@ python -m pytest tests/hf_vit/hub/test_demo.py
 import io
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -99,6 +100,25 @@ def test_without_gradio_or_a_model_the_error_is_one_line(models, tmp_path, capsy
     assert main(["demo", str(models[0])]) == 2
     line = capsys.readouterr().err
     assert 'pip install "hf-vit[demo]"' in line and line.count("\n") == 1
+
+
+def test_what_people_drop_on_the_page_is_removed_with_it(models, monkeypatch):
+    pytest.importorskip("gradio")
+    kept = []
+
+    def serve(classifiers, **options):
+        kept.append(Path(os.environ["GRADIO_TEMP_DIR"]))
+        (kept[0] / "upload.png").write_text("mine")
+        signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setenv("GRADIO_TEMP_DIR", "")
+    monkeypatch.setattr("hf_vit.hub.space_app.serve", serve)
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        assert main(["demo", str(models[0])]) == 0
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert kept and not kept[0].exists()
 
 
 def free_port():

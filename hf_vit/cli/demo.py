@@ -1,0 +1,68 @@
+"""`hf-vit demo MODEL`: a page in the browser that classifies an image and shows where the model looks.
+
+Needs `pip install "hf-vit[demo]"`. What people drop on the page is kept in a temporary folder while it is served, and
+removed with it.
+"""
+
+import argparse
+import json
+import os
+import signal
+import sys
+import tempfile
+from pathlib import Path
+
+from transformers.models.vit import ViTImageProcessorPil
+
+from ..errors import HFViTError
+from .inputs import load_classifier, pick_device
+
+
+EXAMPLES = """\
+  hf-vit demo path/to/model
+  hf-vit demo owner/name --compare ViT-B_16.npz
+  hf-vit demo path/to/model --host 0.0.0.0 --port 8080"""
+NEEDS_GRADIO = 'the page needs gradio: pip install "hf-vit[demo]"'
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of the command, all but `--json`."""
+    parser.add_argument("model", help="folder, Hub id or checkpoint file")
+    parser.add_argument("--compare", metavar="MODEL", help="another one beside it")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine alone)")
+    parser.add_argument("--port", type=int, help="port to listen on (default: the first free one from 7860)")
+    parser.add_argument("--device", help="cpu, cuda, cuda:1, mps (default: a GPU where there is one)")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Serve until interrupted. Raises HFViTError: no gradio, no model, no free port."""
+    try:
+        from ..hub.space_app import Classifier
+    except ImportError as error:
+        raise HFViTError(f"{NEEDS_GRADIO} ({error})") from error
+    device = pick_device(arguments.device)
+    classifiers, given = [], [name for name in (arguments.model, arguments.compare) if name]
+    short = [Path(name).name for name in given]
+    for name, shown in zip(given, short if len(set(short)) == len(short) else given):
+        loaded = load_classifier(name)
+        model = loaded.model.to(device)  # type: ignore[arg-type]  # transformers' wrapper hides that `to` takes one
+        classifiers.append(Classifier(shown, model, ViTImageProcessorPil(**loaded.processor)))
+    if arguments.json:
+        print(json.dumps({"models": [classifier.name for classifier in classifiers]}), flush=True)
+    with tempfile.TemporaryDirectory(prefix="hf-vit-demo-") as uploads:
+        os.environ["GRADIO_TEMP_DIR"] = uploads  # gradio reads it at each upload, and removes nothing by itself
+        return show(arguments, classifiers)
+
+
+def show(arguments: argparse.Namespace, classifiers: list) -> int:
+    """Serve until Ctrl-C or SIGTERM."""
+    from ..hub.space_app import serve
+
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: the uploads are removed
+    try:
+        serve(classifiers, server_name=arguments.host, server_port=arguments.port, quiet=arguments.json)
+    except OSError as error:
+        raise HFViTError(f"cannot listen on {arguments.host}, port {arguments.port}: {error}") from error
+    except KeyboardInterrupt:
+        print(file=sys.stderr)
+    return 0
