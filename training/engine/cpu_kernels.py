@@ -17,7 +17,7 @@ For the Trainer, with any model; the model's code stays as it is. Each function 
 
 A candidate is used only where it was measured faster than PyTorch's own function on this machine, forward and backward
 together, for this dtype and about this size (hf_vit/kernel_table.py). It is measured once, on tensors made for it,
-when a shape is met for the first time: half a minute in all for a ViT-B, logged at level INFO. The times are kept in the
+when a shape is met for the first time (half a minute in all for a ViT-B), logged at level INFO. Times are kept in the
 table's file, so that every process and a resumed run use the same kernels; where no file can be written, PyTorch's own
 functions are used. Results agree to rounding. What was tried is in benchmarks/LOG.md.
 """
