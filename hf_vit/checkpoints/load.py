@@ -16,7 +16,21 @@ from ..errors import HFViTError
 from ..image_processing import ImageProcessing, read_settings
 from ..modeling.configuration_hf_vit import HFViTConfig
 from ..modeling.modeling_hf_vit import HFViTForImageClassification
-from .formats import google, timm, torchvision, transformers
+from .formats import (
+    aimv2,
+    beit,
+    clip,
+    dino_original,
+    dinov2,
+    dinov3,
+    google,
+    open_clip,
+    timm,
+    tipsv2,
+    torchvision,
+    transformers,
+    unsupported,
+)
 from .license import License, read_license
 from .mapping import check_sizes, from_state_dict
 from .spec import CheckpointFormat, CheckpointSpec
@@ -24,29 +38,16 @@ from .tensor_file import WEIGHT_SUFFIXES, TensorFile, find_weights, open_tensors
 from .wrappers import unwrap
 
 
-FORMATS_READ: tuple[CheckpointFormat, ...] = (transformers, timm, torchvision, google)
+FORMATS_READ: tuple[CheckpointFormat, ...] = (
+    *(dinov2, dinov3, beit, clip, aimv2, tipsv2, transformers),
+    *(open_clip, dino_original, timm, torchvision, google),
+)
 SIDECARS = ("config.json", "preprocessor_config.json", "processor_config.json", "open_clip_config.json")
 # Changed on the loaded model, by its own methods; everything else must agree with the file.
 CHANGED_AFTERWARDS = ("image_size", "patch_size", "num_channels", "num_labels", "id2label", "label2id")
 OPTIONS = ("checkpoint_image_size", "keep_representation", "dtype")
 MAX_IMAGE_SIZE = 1 << 14  # pixels; a table for 16 px patches of width 768 then takes 3 GB
 DOWNLOAD_TRIES, FIRST_WAIT = 3, 1.0  # seconds, doubled each time
-
-# Names of checkpoints that people try and that are no ViT: what they are.
-UNSUPPORTED = (
-    (r"(.*/)?(MixerBlock_\d+|pre_head_layer_norm)/", "an MLP-Mixer"),
-    (r"(.*/)?(root_block|resnet|block\d+/unit\d+)/", "a BiT ResNet without a transformer"),
-    (
-        r"(visual\.|text_model\.|vision_model\.|token_embedding|logit_scale|(params/)?txt/)",
-        "a CLIP or SigLIP pair of towers",
-    ),
-    (r"layers\.\d+\.blocks\.|swin\.", "a Swin transformer"),
-    (r"(beit|data2vec_vision)\.", "BEiT"),
-    (r"(dinov2|dinov2_with_registers)\.|embeddings\.register_tokens", "transformers' DINOv2"),
-    (r"(.*\.)?lora_[AB]\.|base_model\.model\.", "an adapter (LoRA) without its model: merge it first"),
-    (r"(layer1\.0\.conv1|resnet\.embedder|bit\.embedder|conv1\.weight)", "a convolutional network"),
-    (r"(bert|roberta|model\.embed_tokens|transformer\.wte)\b", "a language model"),
-)
 
 
 class AssumptionWarning(UserWarning):
@@ -117,7 +118,7 @@ def read_checkpoint(
     requested = _checked(config_overrides)
     file, sidecars, folder = _open(path, revision, state_dict_key)
     file = unwrap(file)
-    format = _recognize(file)
+    format = _recognize(file, sidecars)
     name = format.__name__.rpartition(".")[2]  # type: ignore[attr-defined]  # formats are modules
     try:
         spec = format.read(file, requested, sidecars)
@@ -135,6 +136,9 @@ def read_checkpoint(
     _warn_of_zero_head(file, model, requested)
     model.name_or_path = model.config._name_or_path = str(path)
     model.config.dtype = model.dtype
+    model_type = sidecars.get("config.json", {}).get("model_type")
+    if model_type not in (None, "hf_vit"):  # so that it can go back to its own class where several compute the same
+        model.config.source_model_type = model_type
     assumptions = file.assumptions + spec.assumptions
     if assumptions:
         warnings.warn(f"{file.path} does not say; assumed: {'; '.join(assumptions)}", AssumptionWarning, stacklevel=3)
@@ -218,17 +222,20 @@ def _is_connection(error: BaseException) -> bool:
     )
 
 
-def _recognize(file: TensorFile) -> CheckpointFormat:
+def _recognize(file: TensorFile, sidecars: dict[str, dict]) -> CheckpointFormat:
+    """The format that config.json names, or the first that knows the names."""
+    unsupported.refuse(file, sidecars)
+    model_type = sidecars.get("config.json", {}).get("model_type")
+    for format in FORMATS_READ:
+        if model_type in format.MODEL_TYPES and format.matches(file):
+            return format
     for format in FORMATS_READ:
         if format.matches(file):
             return format
-    for pattern, what in UNSUPPORTED:
-        found = next((name for name in file if re.match(pattern, name)), None)
-        if found:
-            raise HFViTError(f"{file.path}: this is {what} ('{found}'), not a ViT that hf_vit can load")
+    unsupported.refuse_by_names(file)
     first = ", ".join(list(file)[:5])
     raise HFViTError(
-        f"{file.path}: not a ViT of a known format (Google npz, transformers, timm, torchvision); its "
+        f"{file.path}: not a ViT of a known format (Google npz, transformers, timm, torchvision, open_clip); its "
         f"{len(file.shapes)} tensors begin with {first or 'nothing'}"
     )
 

@@ -18,7 +18,7 @@ from ..errors import HFViTError
 from ..image_processing import GOOGLE, ImageProcessing
 from ..modeling.configuration_hf_vit import HFViTConfig
 from ..modeling.modeling_hf_vit import HFViTForImageClassification
-from .formats import google, timm, transformers
+from .formats import aimv2, beit, clip, dinov2, dinov3, google, timm, timm_folder, tipsv2, transformers
 from .mapping import to_state_dict
 
 
@@ -70,7 +70,8 @@ def save_checkpoint(
 
 def _refuse(config: HFViTConfig, format: str, cannot: Iterable[tuple[str, Callable[[HFViTConfig], bool]]]) -> None:
     features = [feature for feature, present in cannot if present(config)]
-    features += [f"{name}={value!r}" for name, value in config.family_fields.items()]
+    if format != "timm":  # which has most of the families; its own list says what it has not
+        features += [f"{name}={value!r}" for name, value in config.family_fields.items()]
     if features:
         raise HFViTError(f"the {format} format cannot express {'; '.join(features)}: choose another format")
 
@@ -126,33 +127,74 @@ def _save_big_vision(config: HFViTConfig, state: State, path: Path, processing: 
 
 
 def _save_timm(config: HFViTConfig, state: State, path: Path, processing: ImageProcessing) -> None:
-    _refuse(config, "timm", timm.CANNOT)
-    tensors = _contiguous(to_state_dict(state, timm.key_mappings(config, timm.registers_in_table(config))))
-    header = timm.header(config, _stored_fields(config), processing)
-    numerics = timm.numerics(config)
+    _refuse(config, "timm", timm_folder.CANNOT)
+    tensors = _contiguous(to_state_dict(state, timm.key_mappings(config, timm_folder.style_of(config))))
+    header = timm_folder.header(config, _stored_fields(config), processing)
+    numerics = timm_folder.numerics(config)
     if path.suffix == ".safetensors":
         _warn_of_numerics(config, "timm", numerics)
         with atomic_path(path) as temporary:
             save_file(tensors, temporary, metadata=header)
         return
     _warn_of_numerics(config, "timm", {name: value for name, value in numerics.items() if name != "hidden_act"})
-    if not timm.has_entry_point(config):
+    if not timm_folder.has_entry_point(config):
         warnings.warn("timm has no entry point for this ResNet: create_model will not open the folder", stacklevel=3)
     with replaced_folder(path) as temporary:
         save_file(tensors, temporary / "model.safetensors", metadata=header)
-        (temporary / "config.json").write_text(json.dumps(timm.folder_config(config, processing), indent=2) + "\n")
+        described = timm_folder.folder_config(config, processing)
+        (temporary / "config.json").write_text(json.dumps(described, indent=2) + "\n")
+
+
+# Families of transformers: what each cannot express, and how it is written; the first that can is taken.
+FAMILIES = {
+    "ViT": (transformers.cannot, transformers.write),
+    "DINOv2": (dinov2.cannot, dinov2.write),
+    "DINOv3": (dinov3.cannot, dinov3.write),
+    "CLIP": (clip.cannot_clip, clip.write_clip),
+    "SigLIP": (clip.cannot_siglip, clip.write_siglip),
+    "BEiT": (beit.cannot, beit.write),
+    "AIMv2": (aimv2.cannot, aimv2.write),
+    "TIPSv2": (tipsv2.cannot, tipsv2.write),
+}
+# Which of them a source belongs to, where several can express it.
+FAMILY_OF_SOURCE = {
+    **dict.fromkeys(("tipsv2", "tipsv2_vision_model"), "TIPSv2"),
+    **dict.fromkeys(("siglip", "siglip_vision_model", "siglip2", "siglip2_vision_model"), "SigLIP"),
+}
 
 
 def _save_transformers(config: HFViTConfig, state: State, path: Path, processing: ImageProcessing) -> None:
-    _refuse(config, "transformers", transformers.CANNOT)
     config, state = _with_class_row(config, state)
-    prefix = "vit." if config.representation_size is None else ""
-    tensors = _contiguous(to_state_dict(state, transformers.key_mappings(config, prefix)))
-    described = transformers.folder_config(config, next(iter(tensors.values())).dtype)
+    preferred = FAMILY_OF_SOURCE.get(getattr(config, "source_model_type", ""), "ViT")
+    families = [preferred, *(name for name in FAMILIES if name != preferred)]
+    reasons = {name: FAMILIES[name][0](config) for name in families}
+    family = next((name for name in families if not reasons[name]), None)
+    if family is None:
+        nearest = _nearest(config) or min(families, key=lambda name: len(reasons[name]))
+        raise HFViTError(
+            f"the transformers format cannot express this network: its nearest class, {nearest}'s, does not have "
+            f"{'; '.join(dict.fromkeys(reasons[nearest]))}: choose another format"
+        )
+    dtype = next(iter(state.values())).dtype
+    folder = FAMILIES[family][1](config, dtype)
+    tensors = _contiguous(to_state_dict(state, folder.key_mappings))
+    tensors |= {name: torch.zeros(shape, dtype=dtype) for name, shape in folder.zeros.items()}
     with replaced_folder(path) as temporary:
         save_file(tensors, temporary / "model.safetensors", metadata={"format": "pt"})
-        (temporary / "config.json").write_text(json.dumps(described, indent=2) + "\n")
+        (temporary / "config.json").write_text(json.dumps(folder.config, indent=2) + "\n")
         save_processor(temporary, processing.to_transformers(config.num_channels))
+
+
+def _nearest(config: HFViTConfig) -> str | None:
+    """The family whose mark a configuration bears, for the error."""
+    marks = {
+        "DINOv3": config.rope == "dinov3",
+        "BEiT": config.relative_position_bias is not None,
+        "AIMv2": config.norm_type == "rms",
+        "CLIP": config.pre_layernorm,
+        "DINOv2": config.layer_scale_init is not None and bool(config.use_class_token),
+    }
+    return next((name for name, bears in marks.items() if bears), None)
 
 
 def save_processor(folder: Path, settings: dict[str, Any]) -> None:

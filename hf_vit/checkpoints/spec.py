@@ -46,7 +46,12 @@ class CheckpointSpec:
 
 
 class CheckpointFormat(Protocol):
-    """What a module of `formats/` offers; the first whose `matches` says yes reads the file."""
+    """What a module of `formats/` offers; the first whose `matches` says yes reads the file.
+
+    `MODEL_TYPES` are those of transformers' config.json that it reads; they go before the names of tensors.
+    """
+
+    MODEL_TYPES: tuple[str, ...]
 
     def matches(self, file: TensorFile) -> bool:
         """Whether the names are those of this format; a look at names only, the file may still be refused."""

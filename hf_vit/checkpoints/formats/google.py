@@ -17,6 +17,7 @@ from ..spec import CheckpointSpec, image_size_of_table, patch_size
 from ..tensor_file import TensorFile
 
 
+MODEL_TYPES: tuple[str, ...] = ()
 PREFIXES = ("", "params/", "opt/target/", "params/img/", "img/")
 POSITION_NAMES = ("Transformer/posembed_input/pos_embedding", "Transformer/pos_embedding", "pos_embedding")
 NUMBERING = {

@@ -1,20 +1,24 @@
-"""timm's `vit_*`, `deit_*` and hybrids, in and out: a state dict, or a folder with timm's config.json.
+"""timm's ViTs, in and out: `vit_*`, `deit*`, hybrids, `eva*`, `beit*`, PE, DINOv3, AIMv2; a state dict or a folder.
 
-Source: pytorch-image-models 1.0.31, `timm/models/vision_transformer.py` and `vision_transformer_hybrid.py`.
-Numerics are timm's: erf GELU, LayerNorm 1e-6, GroupNorm 1e-5, weight standardisation with its eps inside the root.
+A folder's config.json names the architecture. timm's code ties facts to that name which no tensor shows: epsilon,
+activation, heads, rotary positions (`implied_by_name`). A lone file is asked for those that decide the outputs.
+
+Source: pytorch-image-models 1.0.31, `timm/models/vision_transformer.py`, `eva.py`, `beit.py`, `deit.py`,
+`vision_transformer_hybrid.py`. Numerics are timm's: erf GELU, LayerNorm 1e-6, GroupNorm 1e-5, weight standardization
+with its eps inside the root.
 """
 
 import json
+import math
 import re
-from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
 from ...errors import HFViTError
-from ...image_processing import IMAGENET_CROP, ImageProcessing
-from ...modeling.configuration_hf_vit import PRESETS, HFViTConfig
+from ...image_processing import CLIP_MEAN, CLIP_STD, IMAGENET_CROP, ImageProcessing
+from ...modeling.configuration_hf_vit import HFViTConfig
 from ..mapping import KeyMapping, Transform, rename, split, weight_and_bias
 from ..spec import (
     CheckpointSpec,
@@ -22,32 +26,29 @@ from ..spec import (
     grid_of_table,
     heads_for_width,
     image_size_of_table,
-    label_names,
     linear_head,
     patch_size,
 )
 from ..tensor_file import TensorFile
+from .encoder import EncoderNames, encoder_mappings, linear_classifier, norm
+from .transformers import TWO_TOKENS, two_heads
+from .transformers_folder import not_specified
 
 
+MODEL_TYPES: tuple[str, ...] = ()
 NUMERICS = {"hidden_act": "gelu", "layer_norm_eps": 1e-6, "position_interpolation": "bicubic_antialias"}
 HYBRID_NUMERICS = {
     "group_norm_eps": 1e-5,
     "weight_standardization": "sqrt_var_plus_eps",
     "weight_standardization_eps": 1e-8,
 }
-NOT_SPECIFIED = {
-    "num_attention_heads",
-    "hidden_act",
-    "layer_norm_eps",
-    "layer_scale_init",
-    *NUMERICS,
-    *HYBRID_NUMERICS,
-}
-UNUSED = r"mask_token$|decoder_|(head|dino_head|ibot_head)\.(mlp\.|last_layer|prototypes)|local_cls_norm\."
+UNUSED = (
+    r"mask_token$|decoder_|(head|dino_head|ibot_head)\.(mlp\.|last_layer|prototypes)|local_cls_norm\.|.*rel.*_index$"
+)
 CONFIG_KEY = "hf_vit_config"  # in the header of files that we write: what timm's names do not tell
 
-# What architectures of timm fix and their tensors do not show; the beginning of a name decides.
-NO_CLASS_POSITION = ("deit3_", "flexivit_")
+# What architectures of timm fix and their tensors do not show, by the beginning of the name.
+NO_CLASS_POSITION = ("deit3_", "flexivit_", "vit_small_patch16_rope_ape", "vit_base_patch16_rope_ape")
 TANH_GELU = (
     "vit_base_patch32_siglip",
     "vit_giantopt_",
@@ -55,39 +56,94 @@ TANH_GELU = (
     "vit_large_patch16_siglip_gap_512",
     "vit_so400m_patch16_siglip",
 )
-HEADS = {"vit_base_patch16_gap_224": 16, "test_vit": 2}
+# Heads where timm's entry point has others than its width suggests.
+HEADS = (
+    (r"vit_base_patch16_gap_224", 16),
+    (r"vit_giant_patch14_(reg\d_)?(dinov2|tipsv2)|vit_giant_patch16_lingbot", 24),
+    (r"vit_giantopt_|vit_pe_\w+_gigantic|vit_giant_|vit_gigantic_|eva_giant|eva02_enormous", 16),
+    (r"vit_huge_plus_patch16_dinov3", 20),
+    (r"vit_7b_", 32),
+    (r"aimv2_large", 8),
+    (r"aimv2_huge", 12),
+    (r"aimv2_1b", 16),
+    (r"aimv2_3b", 24),
+    (r"test_vit4", 3),
+    (r"test_vit", 2),
+)
+DINOV3 = r"vit_\w+_(dinov3|lingbot)"
+EVA02 = r"eva02_|vit_\w+_rope_reg\d_gap"
+PE = r"vit_pe_"
+NAVER = r"vit_\w+_rope_(ape_)?\d+$"  # axial, with base 100 and columns first
+EPS_1E5 = r"vit_\w+_clip_|vit_pe_|aimv2_|beit3_|" + DINOV3
+POST_NORM = r"eva02_enormous_|vit_\w+_rpn_"
 
 # A name that only another architecture has, and what it is.
 UNSUPPORTED = (
-    (r"fc_norm\.", "a LayerNorm after average pooling (fc_norm)"),
-    (r"norm_pre\.", "a LayerNorm before the blocks (norm_pre, CLIP's)"),
-    (r"dist_token|head_dist\.", "a distillation token with its own head"),
     (r"patch_embed\.backbone\.(conv1\.0|layer1|body)\.", "a ResNet-D stem"),
     (r"patch_embed\.backbone\.stem\.\d+\.", "a convolutional stem other than the ResNet"),
     (r"blocks\.\d+\.(attns|ffns)\.", "parallel blocks"),
     (r"blocks\.\d+\.(in_proj|mlp_out_proj|attn_out_proj|qkv_bias)", "parallel scaling blocks"),
-    (r"blocks\.\d+\.mlp\.(w12|w3|fc1_g|fc1_x)\.", "a gated MLP (SwiGLU)"),
-    (r"blocks\.\d+\.(attn|mlp)\.(inner_attn_ln|norm)\.", "norms inside attention or MLP"),
+    (r"blocks\.\d+\.(attn|mlp)\.inner_attn_ln\.", "norms inside attention or MLP"),
     (r"blocks\.\d+\.attn\.(lambda_|sub_norm|gate)", "differential or gated attention"),
-    (r"blocks\.\d+\.(gamma_1|gamma_2|attn\.(q_bias|relative_position))|.*rope|.*freqs", "BEiT or rotary positions"),
+    (r"rope\.freqs", "mixed learned rotary positions"),
+    (r"blocks\.\d+\.attn\.qkv\.[A-Z]", "multiway blocks (BEiT-3)"),
     (r"layers\.\d+\.blocks\.", "a hierarchical transformer (Swin)"),
 )
+MAP_HEAD = (("q", "attention.q_proj"), ("proj", "attention.o_proj"), ("mlp.fc1", "mlp.fc1"), ("mlp.fc2", "mlp.fc2"))
 
-# (their name, our name, ours that exist only with a feature of the config)
-BLOCK = (
-    ("norm1", "layernorm_before"),
-    ("norm2", "layernorm_after"),
-    ("attn.proj", "attention.o_proj"),
-    ("mlp.fc1", "mlp.fc1"),
-    ("mlp.fc2", "mlp.fc2"),
-)
-MAP_HEAD = (
-    ("q", "attention.q_proj"),
-    ("proj", "attention.o_proj"),
-    ("norm", "layernorm"),
-    ("mlp.fc1", "mlp.fc1"),
-    ("mlp.fc2", "mlp.fc2"),
-)
+
+@dataclass(frozen=True)
+class Style:
+    """How a class of timm names and packs its tensors.
+
+    Attributes:
+        gamma: `gamma_1` (Eva, Beit) or `ls1.gamma` (VisionTransformer). fused: one `qkv` or three projections.
+        packed: a gated MLP in one `fc1`. registers_in_table: registers have rows of positions. distilled: a second
+            class token `dist_token`, and two heads.
+    """
+
+    gamma: bool = False
+    fused: bool = True
+    packed: bool = True
+    registers_in_table: bool = False
+    distilled: bool = False
+
+
+def names_of(config: HFViTConfig, style: Style) -> EncoderNames:
+    """Names of a class of timm."""
+    apart = style.registers_in_table
+    return EncoderNames(
+        layer="blocks.{n}.",
+        norm1="norm1",
+        norm2="norm2",
+        patch="patch_embed.proj",
+        cls_token=None if style.distilled else "cls_token",
+        positions=None if apart else "pos_embed",
+        registers=None if apart else "reg_token",
+        patch_norm="patch_embed.norm",
+        pre_layernorm="norm_pre",
+        final_norm="norm",
+        # with a class token to read, the norm of the pooled vector and that of all tokens are the same
+        pooled_norm="norm" if config.pooling == "token" else "fc_norm",
+        query="attn.q_proj",
+        key="attn.k_proj",
+        value="attn.v_proj",
+        qkv_weight="attn.qkv.weight" if style.fused else None,
+        qkv_bias="attn.qkv.bias",
+        query_bias="attn.q_bias",
+        value_bias="attn.v_bias",
+        query_norm="attn.q_norm",
+        key_norm="attn.k_norm",
+        attention_norm="attn.norm",
+        output="attn.proj",
+        gate_up="mlp.fc1" if style.packed else None,
+        gate="mlp.fc1_g",
+        up="mlp.fc1_x",
+        down="mlp.fc2",
+        layer_scale=("gamma_1", "gamma_2") if style.gamma else ("ls1.gamma", "ls2.gamma"),
+        relative_bias="attn.relative_position_bias_table",
+        shared_relative_bias="rel_pos_bias.relative_position_bias_table",
+    )
 
 
 def folded_registers(class_rows: int, registers: int) -> Transform:
@@ -103,22 +159,17 @@ def folded_registers(class_rows: int, registers: int) -> Transform:
     return Transform(to_ours, to_theirs)
 
 
-def key_mappings(config: HFViTConfig, registers_in_table: bool = False) -> list[KeyMapping]:
+def key_mappings(config: HFViTConfig, style: Style) -> list[KeyMapping]:
     """Every tensor of the model, their name and ours."""
-    mappings = _embedding_rules(config, registers_in_table)
-    for i in range(config.num_hidden_layers):
-        theirs, ours = f"blocks.{i}.", f"vit.layers.{i}."
-        for kind in ("weight", "bias") if config.qkv_bias else ("weight",):
-            parts = tuple(f"{ours}attention.{letter}_proj.{kind}" for letter in "qkv")
-            mappings.append(KeyMapping((f"{theirs}attn.qkv.{kind}",), parts, split(3)))
-        for a, b in BLOCK:
-            mappings += weight_and_bias(theirs + a, ours + b)
-        if config.qk_norm:
-            mappings += weight_and_bias(theirs + "attn.q_norm", ours + "attention.q_norm")
-            mappings += weight_and_bias(theirs + "attn.k_norm", ours + "attention.k_norm")
-        if config.layer_scale_init is not None:
-            mappings += [rename(f"{theirs}ls{n}.gamma", f"{ours}layer_scale{n}.lambda1") for n in (1, 2)]
-    mappings += weight_and_bias("norm", "vit.layernorm")
+    mappings = encoder_mappings(config, names_of(config, style))
+    ours = "vit.embeddings."
+    if style.distilled:
+        mappings.append(KeyMapping(("cls_token", "dist_token"), (ours + "cls_token",), TWO_TOKENS))
+    if style.registers_in_table:
+        transform = folded_registers(config.num_class_rows, config.num_register_tokens)
+        tokens = (ours + "position_embeddings", ours + "register_tokens")
+        mappings.append(KeyMapping(("pos_embed", "reg_token"), tokens, transform))
+    mappings += _hybrid_mappings(config)
     if config.pooling == "map":
         mappings.append(rename("attn_pool.latent", "vit.map_head.probe"))
         for kind in ("weight", "bias"):
@@ -126,26 +177,17 @@ def key_mappings(config: HFViTConfig, registers_in_table: bool = False) -> list[
             mappings.append(KeyMapping((f"attn_pool.kv.{kind}",), parts, split(2)))
         for a, b in MAP_HEAD:
             mappings += weight_and_bias(f"attn_pool.{a}", f"vit.map_head.{b}")
-    if config.num_labels:
-        mappings += weight_and_bias("head", "classifier")
-    return mappings
+        mappings += norm(config, "attn_pool.norm", "vit.map_head.layernorm")
+    if style.distilled and config.num_labels:
+        return mappings + two_heads("head", "head_dist")
+    return mappings + linear_classifier(config, "head")
 
 
-def _embedding_rules(config: HFViTConfig, registers_in_table: bool) -> list[KeyMapping]:
-    ours = "vit.embeddings."
-    mappings = weight_and_bias("patch_embed.proj", ours + "patch_embeddings.projection")
-    if config.use_class_token:
-        mappings.append(rename("cls_token", ours + "cls_token"))
-    positions, registers = ours + "position_embeddings", ours + "register_tokens"
-    if registers_in_table:
-        transform = folded_registers(int(config.has_class_position), config.num_register_tokens)
-        mappings.append(KeyMapping(("pos_embed", "reg_token"), (positions, registers), transform))
-    else:
-        mappings += [rename("pos_embed", positions)] if config.has_position_table else []
-        mappings += [rename("reg_token", registers)] if config.num_register_tokens else []
+def _hybrid_mappings(config: HFViTConfig) -> list[KeyMapping]:
+    mappings: list[KeyMapping] = []
     if config.resnet_depths is None:
         return mappings
-    theirs, ours = "patch_embed.backbone.", ours + "patch_embeddings.backbone."
+    theirs, ours = "patch_embed.backbone.", "vit.embeddings.patch_embeddings.backbone."
     stem = "stem." if config.resnet_depths else ""
     mappings += [
         rename(f"{theirs}{stem}conv.weight", f"{ours}conv_root.weight"),
@@ -179,68 +221,81 @@ def read(file: TensorFile, requested: dict[str, Any], sidecars: dict[str, dict])
     Raises:
         HFViTError: a feature that `HFViTConfig` does not have (it is named), or a question for the caller.
     """
-    refuse_unsupported(file, UNSUPPORTED)
+    for pattern, feature in UNSUPPORTED:
+        found = next((key for key in file if re.match(pattern, key)), None)
+        if found:
+            raise HFViTError(f"{file.path}: has {feature} ('{found}'), which has no counterpart in hf_vit")
     if CONFIG_KEY in file.metadata:
         return _read_own(file)
-    hub = sidecars.get("config.json", {})
-    name = hub.get("architecture", "")
-    fields, assumptions = _architecture(file, requested, name, hub)
-    described = hub.get("pretrained_cfg") or {}
-    registers_in_table = False
+    hub = _described(sidecars)
+    name = hub.get("architecture") or ""
+    if re.match(POST_NORM, name):
+        raise HFViTError(f"{file.path}: {name} has its norms after attention and MLP (post-norm), not a plain ViT's")
+    fields, style, assumptions = _architecture(file, requested, name, hub)
     if "pos_embed" in file:
         size, class_rows, registers_in_table = _position_table(file, fields, requested, name, hub)
+        style = replace(style, registers_in_table=registers_in_table)
         fields |= {
             "image_size": size,
             "class_token_has_position": bool(class_rows),
             "position_embedding_type": "learned",
         }
-    elif (
-        requested.get("position_embedding_type") == "none" or (hub.get("model_args") or {}).get("pos_embed") == "none"
-    ):
-        fields |= {"position_embedding_type": "none", "class_token_has_position": False}
     else:
-        raise HFViTError(
-            f"{file.path}: incomplete, it has no 'pos_embed'; a model without positions is said with "
-            'position_embedding_type="none"'
-        )
+        fields |= _size_without_table(file, fields, requested, hub)
     unused = {key for key in file if re.match(UNUSED, key)}
-    labels, head = linear_head(file, "head", requested, pattern=r"head\.(?!mlp\.|last_layer|prototypes)")
-    names = described.get("label_names") or hub.get("label_names")
+    labels, head = _head(file, style, requested)
+    names = (hub.get("pretrained_cfg") or {}).get("label_names") or hub.get("label_names")
     if isinstance(names, list) and len(names) == labels:
         fields["id2label"] = dict(enumerate(map(str, names)))
+    processing = _image_processing(unused, fields)
     if not name:
-        if "hidden_act" not in requested:
-            assumptions.append("erf GELU (hidden_act=)")
-        if any(key.startswith("decoder_") for key in unused):
-            assumptions.append("images as MAE evaluates them")
-        else:
-            assumptions.append("images as timm prepares most of its ViTs: crop_pct 0.9, mean = std = 0.5")
+        assumptions.append(f"images: {processing.describe()}")
+    if re.match(NAVER, name):
+        assumptions.append("rotary positions at other sizes scaled to the native grid; timm counts cells on")
     notes = [f"not used: {', '.join(sorted(unused | head)[:10])}"] if unused | head else []
     return CheckpointSpec(
         format=f"timm {name or 'vision transformer'}",
         fields=fields | {"num_labels": labels},
-        not_specified=NOT_SPECIFIED | ({"pooling"} if fields["pooling"] != "map" else set()),
-        key_mappings=lambda config: key_mappings(config, registers_in_table),
+        not_specified=not_specified(fields) - {"image_size"}
+        | {
+            "num_attention_heads",
+            "layer_scale_init",
+            *HYBRID_NUMERICS,
+            "rope_theta",
+            "rope_axes",
+            "rope_reference_grid",
+        },
+        key_mappings=lambda config: key_mappings(config, style),
         unused=unused | head,
         assumptions=assumptions,
         notes=notes,
-        image_processing=_image_processing(unused, fields.get("image_size", 224)),
+        image_processing=processing,
     )
 
 
-def _image_processing(unused: set[str], image_size: Any) -> ImageProcessing:
+def _described(sidecars: dict[str, dict]) -> dict[str, Any]:
+    """timm's config.json, or what open_clip's says of a tower that timm made."""
+    hub = sidecars.get("config.json") or {}
+    vision = ((sidecars.get("open_clip_config.json") or {}).get("model_cfg") or {}).get("vision_cfg") or {}
+    if "architecture" not in hub and vision.get("timm_model_name"):
+        return {"architecture": vision["timm_model_name"], "global_pool": vision.get("timm_pool") or None}
+    return hub
+
+
+def _head(file: TensorFile, style: Style, requested: dict[str, Any]) -> tuple[int, set[str]]:
+    if style.distilled and "head_dist.weight" in file and "head.weight" in file:
+        return file.shapes["head.weight"][0], set()
+    return linear_head(file, "head", requested, pattern=r"(head|head_dist)\.(?!mlp\.|last_layer|prototypes)")
+
+
+def _image_processing(unused: set[str], fields: dict[str, Any]) -> ImageProcessing:
     """What a file without a description is evaluated with."""
-    if any(key.startswith("decoder_") for key in unused):
-        return IMAGENET_CROP.at_size(image_size)
-    return ImageProcessing.from_timm({"mean": [0.5] * 3, "std": [0.5] * 3, "crop_pct": 0.9}).at_size(image_size)
-
-
-def refuse_unsupported(file: TensorFile, foreign: tuple[tuple[str, str], ...]) -> None:
-    """Raise for the first name that shows a feature this package does not have."""
-    for pattern, feature in foreign:
-        found = next((name for name in file if re.match(pattern, name)), None)
-        if found:
-            raise HFViTError(f"{file.path}: has {feature} ('{found}'), which has no counterpart in hf_vit")
+    if any(key.startswith("decoder_") for key in unused):  # MAE
+        return IMAGENET_CROP.at_size(fields["image_size"])
+    described: dict[str, Any] = {"mean": [0.5] * 3, "std": [0.5] * 3, "crop_pct": 0.9}
+    if fields["pre_layernorm"]:
+        described = {"mean": CLIP_MEAN, "std": CLIP_STD, "crop_pct": 1.0}
+    return ImageProcessing.from_timm(described).at_size(fields["image_size"])
 
 
 def _read_own(file: TensorFile) -> CheckpointSpec:
@@ -249,11 +304,12 @@ def _read_own(file: TensorFile) -> CheckpointSpec:
     fields = {name: tuple(value) if isinstance(value, list) else value for name, value in stored["fields"].items()}
     fields["id2label"] = {int(i): label for i, label in stored["fields"]["id2label"].items()}
     fields["num_labels"] = len(fields["id2label"])
+    style = Style(**stored["style"]) if "style" in stored else Style(registers_in_table=stored["registers_in_table"])
     return CheckpointSpec(
         format="timm's names, written by hf_vit",
         fields=fields,
         not_specified={*NUMERICS, *HYBRID_NUMERICS},
-        key_mappings=lambda config: key_mappings(config, stored["registers_in_table"]),
+        key_mappings=lambda config: key_mappings(config, style),
         image_processing=ImageProcessing.from_timm(stored["pretrained_cfg"])
         if "pretrained_cfg" in stored
         else _processing_of_0_1(stored["processor"], fields["image_size"]),
@@ -262,59 +318,188 @@ def _read_own(file: TensorFile) -> CheckpointSpec:
 
 def _architecture(
     file: TensorFile, requested: dict[str, Any], name: str, hub: dict[str, Any]
-) -> tuple[dict[str, Any], list[str]]:
-    """The fields but those of positions, and what was assumed."""
+) -> tuple[dict[str, Any], Style, list[str]]:
+    """The fields but those of positions, the class's style, and what was assumed."""
     shapes, args = file.shapes, hub.get("model_args") or {}
-    width, channels, patch_h, patch_w = shapes["patch_embed.proj.weight"]
-    depth = count_layers(file, r"blocks\.(\d+)\.")
-    for needed in ("blocks.0.attn.qkv.weight", "blocks.0.mlp.fc1.weight", "blocks.0.mlp.fc2.weight", "norm.weight"):
+    first = "blocks.0."
+    for needed in (f"{first}attn.proj.weight", f"{first}norm1.weight", f"{first}mlp.fc2.weight"):
         if needed not in file:
             raise HFViTError(f"{file.path}: has no '{needed}': not a plain pre-norm vision transformer of timm")
-    hidden = shapes["blocks.0.mlp.fc1.weight"][0]
-    if shapes["blocks.0.mlp.fc2.weight"][1] != hidden:
-        raise HFViTError(f"{file.path}: has a gated MLP (SwiGLU), which has no counterpart in hf_vit")
-    if "norm.bias" not in file:
-        raise HFViTError(f"{file.path}: has RMSNorm ('norm.weight' without bias), which has no counterpart in hf_vit")
-    known = next((heads for start, heads in HEADS.items() if name.startswith(start)), None)
-    heads: int | None = args.get("num_heads") or known
-    assumptions: list[str] = []
-    if heads is None:
-        heads, assumptions = heads_for_width(file.path, width, requested)
-        assumptions = [] if name else assumptions  # timm's names go with the published widths
+    width, channels, patch_h, patch_w = shapes["patch_embed.proj.weight"]
+    hidden = shapes[f"{first}mlp.fc2.weight"][1]
+    apart = f"{first}mlp.fc1_g.weight" in file
+    packed = not apart and shapes[f"{first}mlp.fc1.weight"][0] == 2 * hidden
     has_class = "cls_token" in file
-    act = args.get("act_layer") or ("gelu_tanh" if name.startswith(TANH_GELU) else "gelu")
-    if act not in ("gelu", "gelu_tanh"):
-        raise HFViTError(
-            f"{file.path}: act_layer={act} has no counterpart in hf_vit; give hidden_act= if you know one"
-        )
-    fields = {
+    style = Style(
+        gamma=f"{first}gamma_1" in file,
+        fused=f"{first}attn.qkv.weight" in file,
+        packed=packed,
+        distilled="dist_token" in file,
+    )
+    separate_biases = f"{first}attn.q_bias" in file or (f"{first}attn.q_proj.bias" in file)
+    relative, shared = (
+        f"{first}attn.relative_position_bias_table" in file,
+        "rel_pos_bias.relative_position_bias_table" in file,
+    )
+    final_norm = "pooled" if "fc_norm.weight" in file else "tokens" if "norm.weight" in file else "none"
+    fields: dict[str, Any] = {
         "hidden_size": width,
-        "num_hidden_layers": depth,
-        "num_attention_heads": heads,
+        "num_hidden_layers": count_layers(file, r"blocks\.(\d+)\."),
         "intermediate_size": hidden,
+        "mlp_type": "swiglu" if apart or packed else "mlp",
+        "mlp_norm": f"{first}mlp.norm.weight" in file,
+        "attention_norm": f"{first}attn.norm.weight" in file,
+        "norm_type": "layer" if f"{first}norm1.bias" in file else "rms",
         "patch_size": patch_size(patch_h, patch_w),
         "num_channels": channels,
         "representation_size": None,
-        "qkv_bias": "blocks.0.attn.qkv.bias" in file,
+        "qkv_bias": separate_biases or f"{first}attn.qkv.bias" in file,
+        "key_bias": not separate_biases or f"{first}attn.k_proj.bias" in file,
+        "dense_bias": f"{first}attn.proj.bias" in file,
+        "patch_bias": "patch_embed.proj.bias" in file,
+        "patch_norm": "patch_embed.norm.weight" in file,
+        "pre_layernorm": "norm_pre.weight" in file,
+        "final_norm": final_norm,
         "use_class_token": has_class,
+        "num_class_tokens": 2 if style.distilled else 1,
         "num_register_tokens": shapes["reg_token"][1] if "reg_token" in file else 0,
-        "layer_scale_init": 1e-5 if "blocks.0.ls1.gamma" in file else None,
-        "qk_norm": "blocks.0.attn.q_norm.weight" in file,
-        "pooling": _pooling(file, has_class, hub),
+        "layer_scale_init": 1e-5 if style.gamma or f"{first}ls1.gamma" in file else None,
+        "qk_norm": f"{first}attn.q_norm.weight" in file,
+        "relative_position_bias": ("both" if shared else "layer") if relative else "shared" if shared else None,
+        "rope": None,
         "resnet_depths": None,
+        "initializer": "truncated_normal",
         **NUMERICS,
-        "hidden_act": "gelu_pytorch_tanh" if act == "gelu_tanh" else "gelu",
     }
-    if fields["pooling"] == "map" and (has_class or fields["num_register_tokens"]):
-        raise HFViTError(f"{file.path}: attention pooling that leaves out class and register tokens is not in hf_vit")
-    return fields | _stem(file), assumptions
+    if f"{first}mlp.fc2.bias" in file and not fields["dense_bias"]:
+        raise HFViTError(f"{file.path}: biases of only some of the dense layers have no counterpart in hf_vit")
+    fields |= _pooling(file, fields, name, hub)
+    if style.distilled:
+        fields |= {"pooling": "prefix_mean", "head_input": "two_tokens"}
+    heads, assumptions = _heads(file, requested, name, args, width)
+    fields["num_attention_heads"] = heads
+    implied, more = implied_by_name(file, fields, requested, name, args)
+    return fields | implied | _stem(file), style, assumptions + more
 
 
-def _pooling(file: TensorFile, has_class: bool, hub: dict[str, Any]) -> str:
+def _heads(
+    file: TensorFile, requested: dict[str, Any], name: str, args: dict[str, Any], width: int
+) -> tuple[int, list[str]]:
+    known = next((heads for pattern, heads in HEADS if re.match(pattern, name)), None)
+    stated: int | None = args.get("num_heads") or (known if "num_attention_heads" not in requested else None)
+    if stated:
+        return stated, []
+    heads, assumptions = heads_for_width(file.path, width, requested)
+    return heads, [] if name else assumptions  # timm's names go with the published widths
+
+
+def _pooling(file: TensorFile, fields: dict[str, Any], name: str, hub: dict[str, Any]) -> dict[str, Any]:
+    """What the head reads: where nothing says it, the mean if a norm follows the pooling, else the class token."""
     if "attn_pool.latent" in file:
-        return "map"
+        is_pe = bool(re.match(PE, name)) or fields["pre_layernorm"]
+        prefix = fields["use_class_token"] or fields["num_register_tokens"]
+        if prefix and not is_pe and not (hub.get("model_args") or {}).get("pool_include_prefix"):
+            return {"pooling": "map", "map_over_prefix": False}
+        return {"pooling": "map", "map_over_prefix": True} | ({"map_num_heads": 8} if is_pe else {})
     stated = (hub.get("model_args") or {}).get("global_pool") or hub.get("global_pool")
-    return "gap" if stated == "avg" or not has_class else "token"
+    mean = stated == "avg" or (stated is None and fields["final_norm"] == "pooled")
+    return {"pooling": "gap" if mean or not fields["use_class_token"] else "token"}
+
+
+def implied_by_name(
+    file: TensorFile, fields: dict[str, Any], requested: dict[str, Any], name: str, args: dict[str, Any]
+) -> tuple[dict[str, Any], list[str]]:
+    """Activation, epsilon and rotary positions, which timm's code ties to the architecture's name; and assumptions.
+
+    Raises:
+        HFViTError: an activation without counterpart, or a lone file that may have rotary positions.
+    """
+    if not name:
+        return _implied_alone(file, fields, requested)
+    act = args.get("act_layer") or (
+        "gelu_tanh" if name.startswith(TANH_GELU) else "quick_gelu" if "_quickgelu" in name else "gelu"
+    )
+    acts = {"gelu": "gelu", "gelu_tanh": "gelu_pytorch_tanh", "quick_gelu": "quick_gelu", "silu": "silu"}
+    if act not in acts:
+        raise HFViTError(
+            f"{file.path}: act_layer={act} has no counterpart in hf_vit; give hidden_act= if you know one"
+        )
+    implied: dict[str, Any] = {"hidden_act": acts[act]}
+    if re.match(EPS_1E5, name) or fields["norm_type"] == "rms":
+        implied["layer_norm_eps"] = 1e-5
+    reference = args.get("ref_feat_shape")
+    if re.match(DINOV3, name):
+        implied |= {"rope": "dinov3", "rope_theta": 100.0, "rope_rescale": args.get("rope_rescale_coords")}
+    elif re.match(EVA02, name):
+        implied |= {"rope": "axial", "rope_theta": 10_000.0, "rope_reference_grid": reference or [16, 16]}
+    elif re.match(PE, name):
+        side = 14 if name.endswith("_224") else 24 if name.endswith(("_336", "_384")) else 32
+        implied |= {
+            "rope": "axial",
+            "rope_theta": 10_000.0,
+            "rope_axes": "xy",
+            "rope_reference_grid": reference or [side] * 2,
+        }
+        implied["rope_offset"] = args.get("rope_grid_offset", 1.0 if fields["use_class_token"] else 0.0)
+    elif re.match(NAVER, name):
+        implied |= {"rope": "axial", "rope_theta": 100.0, "rope_axes": "xy"}
+    elif args.get("use_rot_pos_emb"):
+        raise HFViTError(f"{file.path}: rotary positions of '{name}' are not known; give rope= and rope_theta=")
+    return implied, []
+
+
+def _implied_alone(
+    file: TensorFile, fields: dict[str, Any], requested: dict[str, Any]
+) -> tuple[dict[str, Any], list[str]]:
+    """The same for a state dict without a name."""
+    assumptions = []
+    is_eva = (
+        not fields["key_bias"]
+        or "blocks.0.gamma_1" in file
+        or (fields["pre_layernorm"] and "attn_pool.latent" in file)
+    )
+    if is_eva and fields["relative_position_bias"] is None and "rope" not in requested:
+        raise HFViTError(
+            f"{file.path}: a model of timm's Eva class, whose rotary positions are not in the file: give the folder "
+            'with its config.json, or rope="axial" (EVA-02, PE), rope="dinov3" (DINOv3) or rope=None (EVA giant)'
+        )
+    if fields["final_norm"] == "pooled" and not fields["pre_layernorm"] and fields["hidden_size"] == 1792:
+        raise HFViTError(
+            f"{file.path}: may be EVA-02 enormous, a post-norm model: give the folder with its config.json"
+        )
+    implied: dict[str, Any] = {}
+    if fields["pre_layernorm"] or fields["norm_type"] == "rms":
+        implied["layer_norm_eps"] = 1e-5
+        if "layer_norm_eps" not in requested:
+            assumptions.append("norms' eps 1e-5, as CLIP, PE and AIMv2 have (layer_norm_eps=)")
+    if fields["pre_layernorm"] and not is_eva:
+        assumptions.append("no rotary positions, as in CLIP (rope=)")
+    if "hidden_act" not in requested and fields["mlp_type"] == "mlp":
+        extra = "; OpenAI's CLIP has quick_gelu" * fields["pre_layernorm"]
+        assumptions.append(f"erf GELU (hidden_act={extra})")
+    return implied, assumptions
+
+
+def _size_without_table(
+    file: TensorFile, fields: dict[str, Any], requested: dict[str, Any], hub: dict[str, Any]
+) -> dict[str, Any]:
+    """Image size of a model whose positions are rotary, relative or none."""
+    args = hub.get("model_args") or {}
+    told = args.get("img_size") or ((hub.get("pretrained_cfg") or {}).get("input_size") or [])[1:]
+    size: Any = requested.get("checkpoint_image_size") or told or requested.get("image_size") or 224
+    size = tuple(size) if isinstance(size, list) else size
+    tables = [shape for key, shape in file.shapes.items() if key.endswith("relative_position_bias_table")]
+    patch = fields["patch_size"]
+    if tables:  # (2 h - 1) (2 w - 1) + 3 rows
+        side = (math.isqrt(tables[0][0] - 3) + 1) // 2
+        size = side * patch if isinstance(patch, int) else (side * patch[0], side * patch[1])
+    none = requested.get("position_embedding_type") == "none" or args.get("pos_embed") == "none"
+    if not tables and fields["rope"] is None and requested.get("rope") is None and not none:
+        raise HFViTError(
+            f"{file.path}: incomplete, it has no 'pos_embed'; a model without positions is said with "
+            'position_embedding_type="none"'
+        )
+    return {"image_size": size, "position_embedding_type": "none", "class_token_has_position": False}
 
 
 def _stem(file: TensorFile) -> dict[str, Any]:
@@ -346,7 +531,8 @@ def _position_table(file: TensorFile, fields: dict, requested: dict, name: str, 
     other reading.
     """
     rows, args = file.shapes["pos_embed"][1], hub.get("model_args") or {}
-    class_token, registers = int(fields["use_class_token"]), fields["num_register_tokens"]
+    class_token = fields["num_class_tokens"] if fields["use_class_token"] else 0
+    registers = fields["num_register_tokens"]
     without_rows = args.get("no_embed_class", True if name.startswith(NO_CLASS_POSITION) else None)
     if "class_token_has_position" in requested:
         without_rows = not requested["class_token_has_position"]
@@ -380,103 +566,3 @@ def _processing_of_0_1(settings: dict[str, Any], image_size: Any) -> ImageProces
         if height == width:
             return replace(processing, resize_to=int(height / crop_pct), crop_to=(height, width))
     return processing
-
-
-# -- writing ----------------------------------------------------------------------------------------------------------
-
-CANNOT: tuple[tuple[str, Callable[[HFViTConfig], bool]], ...] = (
-    ("a representation layer", lambda c: c.representation_size is not None),
-    ('pooling="first"', lambda c: c.pooling == "first"),
-    ("sine-cosine positions", lambda c: c.position_embedding_type == "sincos2d"),
-    ("positions along the sequence", lambda c: c.position_embedding_type == "learned1d"),
-    ("attention pooling over class or register tokens", lambda c: c.pooling == "map" and c.num_prefix_tokens > 0),
-    ("QK-norm in the attention pooling", lambda c: c.pooling == "map" and c.qk_norm),
-)
-
-
-def numerics(config: HFViTConfig) -> dict[str, Any]:
-    """What timm computes for this architecture, field by field."""
-    return {k: v for k, v in NUMERICS.items() if k != "position_interpolation"} | (
-        {} if config.resnet_depths is None else HYBRID_NUMERICS
-    )
-
-
-def registers_in_table(config: HFViTConfig) -> bool:
-    """Where the class token has a row, timm gives registers one too; theirs are written as zeros."""
-    return config.num_register_tokens > 0 and config.has_class_position and config.has_position_table
-
-
-def header(config: HFViTConfig, fields: dict[str, Any], processing: ImageProcessing) -> dict[str, str]:
-    """Header of a safetensors file in timm's names, from which `read` restores the configuration."""
-    described = processing.to_timm(config.num_channels, config.image_size_hw)
-    stored = {"fields": fields, "registers_in_table": registers_in_table(config), "pretrained_cfg": described}
-    return {"format": "pt", CONFIG_KEY: json.dumps(stored)}
-
-
-def folder_config(config: HFViTConfig, processing: ImageProcessing) -> dict[str, Any]:
-    """A config.json with which `timm.create_model("local-dir:FOLDER")` builds this network."""
-    height, width = config.image_size_hw
-    pool = {"token": "token", "gap": "avg", "map": "map"}[config.pooling]
-    args: dict[str, Any] = {
-        "img_size": [height, width],
-        "embed_dim": config.hidden_size,
-        "depth": config.num_hidden_layers,
-        "num_heads": config.num_attention_heads,
-        "mlp_ratio": config.intermediate_size / config.hidden_size,
-        "qkv_bias": config.qkv_bias,
-        "qk_norm": config.qk_norm,
-        "init_values": config.layer_scale_init,
-        "class_token": bool(config.use_class_token),
-        "no_embed_class": not config.has_class_position,
-        "reg_tokens": config.num_register_tokens,
-        "fc_norm": False,
-        "global_pool": pool,
-        "in_chans": config.num_channels,
-    }
-    if config.resnet_depths is None:
-        args["patch_size"] = list(config.patch_size_hw)
-    if config.hidden_act == "gelu_pytorch_tanh":
-        args["act_layer"] = "gelu_tanh"
-    if not config.has_position_table:
-        args["pos_embed"] = "none"
-    return {
-        "architecture": _architecture_name(config),
-        "num_classes": config.num_labels,
-        "num_features": config.hidden_size,
-        "global_pool": pool,
-        "model_args": args,
-        "pretrained_cfg": {
-            **processing.to_timm(config.num_channels, config.image_size_hw),
-            "num_classes": config.num_labels,
-            "pool_size": None,
-            "first_conv": "patch_embed.proj" if config.resnet_depths is None else "patch_embed.backbone.stem.conv",
-            "classifier": "head",
-            "label_names": label_names(config),
-        },
-    }
-
-
-HYBRIDS = {
-    (): "vit_tiny_r_s16_p8_224",
-    (2, 2, 2, 2): "vit_small_r26_s32_224",
-    (3, 4, 9): "vit_base_r50_s16_224",
-    (3, 4, 6, 3): "vit_large_r50_s32_224",
-}
-
-
-def has_entry_point(config: HFViTConfig) -> bool:
-    """Whether `timm.create_model` can build this network: of the hybrids only those with a published ResNet."""
-    if config.resnet_depths is None:
-        return True
-    patch = 8 if not config.resnet_depths else 1
-    published = tuple(config.resnet_depths) in HYBRIDS and config.resnet_width_factor == 1
-    return published and config.patch_size_hw == (patch, patch)
-
-
-def _architecture_name(config: HFViTConfig) -> str:
-    """timm's entry point of the same kind; sizes that differ from it are in the arguments next to it."""
-    if config.resnet_depths is not None:
-        return HYBRIDS.get(tuple(config.resnet_depths), HYBRIDS[(2, 2, 2, 2)])
-    sizes = {row[1]: name.split("-")[1] for name, row in PRESETS.items() if row[8] is None}
-    size = sizes.get(config.hidden_size, "base")
-    return "vit_huge_patch14_224" if size == "huge" else f"vit_{size}_patch16_224"

@@ -20,6 +20,7 @@ from ..spec import (
 from ..tensor_file import TensorFile
 
 
+MODEL_TYPES: tuple[str, ...] = ()
 NUMERICS = {"hidden_act": "gelu", "layer_norm_eps": 1e-6, "position_interpolation": "bicubic"}
 
 # (their name inside a block, our name inside a layer); before 0.13 the MLP's layers were named, not counted.

@@ -1,44 +1,67 @@
-"""Folders of transformers and of this package: `vit` in both key layouts, `deit`, the removed `vit-hybrid`, `hf_vit`.
+"""Folders of transformers and of this package: `vit` in both key layouts, `deit`, `vit_mae`, `vit_msn`, `ijepa`, the
+removed `vit-hybrid`, and `hf_vit`.
 
 Sources: transformers 5.23 `models/vit`, `models/deit`, `models/bit`, `conversion_mapping.py`; 4.5x for the layout
 before v5 and for `models/deprecated/vit_hybrid`. A state dict without config.json is read too, with the defaults.
 """
 
 import re
-from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import ViTConfig
 
 from ...errors import HFViTError
 from ...image_processing import GOOGLE
 from ...modeling.configuration_hf_vit import HFViTConfig
 from ..mapping import KeyMapping, Transform, rename, weight_and_bias
-from ..spec import (
-    CheckpointSpec,
-    count_layers,
-    heads_for_width,
-    image_size_of_table,
-    label_names,
-    linear_head,
-    patch_size,
-)
+from ..spec import CheckpointSpec, count_layers, heads_for_width, image_size_of_table, linear_head, patch_size
 from ..tensor_file import TensorFile
+from .encoder import EncoderNames, encoder_mappings, same_names
+from .transformers_folder import (
+    Folder,
+    check_depth,
+    class_names,
+    common_fields,
+    config_json,
+    not_specified,
+    prefix_before,
+    stated_sizes,
+    unused_names,
+    with_defaults,
+)
 
 
-FAMILIES = {"vit": "ViT", "deit": "DeiT", "vit-hybrid": "hybrid ViT", "hf_vit": "hf_vit"}
-
-# (before v5, since v5): modules inside a layer; the latter names are ours.
-LAYER = (
-    ("layernorm_before", "layernorm_before"),
-    ("attention.attention.query", "attention.q_proj"),
-    ("attention.attention.key", "attention.k_proj"),
-    ("attention.attention.value", "attention.v_proj"),
-    ("attention.output.dense", "attention.o_proj"),
-    ("layernorm_after", "layernorm_after"),
-    ("intermediate.dense", "mlp.fc1"),
-    ("output.dense", "mlp.fc2"),
+MODEL_TYPES: tuple[str, ...] = ("vit", "deit", "vit-hybrid", "hf_vit", "vit_mae", "vit_msn", "ijepa")
+FAMILIES = {
+    "vit": "ViT",
+    "deit": "DeiT",
+    "vit-hybrid": "hybrid ViT",
+    "hf_vit": "hf_vit",
+    "vit_mae": "MAE",
+    "vit_msn": "MSN",
+    "ijepa": "I-JEPA",
+}
+PATCH = "embeddings.patch_embeddings.projection.weight"
+BEFORE_V5 = EncoderNames(
+    layer="encoder.layer.{n}.",
+    norm1="layernorm_before",
+    norm2="layernorm_after",
+    query="attention.attention.query",
+    key="attention.attention.key",
+    value="attention.attention.value",
+    output="attention.output.dense",
+    fc1="intermediate.dense",
+    fc2="output.dense",
+)
+SINCE_V5 = EncoderNames(  # ours too
+    layer="layers.{n}.",
+    norm1="layernorm_before",
+    norm2="layernorm_after",
+    query="attention.q_proj",
+    key="attention.k_proj",
+    value="attention.v_proj",
+    output="attention.o_proj",
 )
 # The hybrid's BiT backbone: (their module inside a unit, ours).
 UNIT = (
@@ -46,15 +69,7 @@ UNIT = (
     ("downsample.conv", "conv_proj"),
     ("downsample.norm", "gn_proj"),
 )
-UNUSED = (r"(.*\.)?(embeddings\.)?mask_token$", r"decoder\.", r"colours\.", r".*position_ids$")
-UNSUPPORTED = (
-    (r"(vision_model|text_model|visual_projection|text_projection|logit_scale)", "a CLIP or SigLIP tower"),
-    (
-        r"(cls_classifier|distillation_classifier)\.",
-        "two heads, one for the distillation token, whose answers are averaged",
-    ),
-    (r".*relative_position_bias", "relative positions (BEiT)"),
-)
+UNUSED = r"(.*\.)?mask_token$|decoder\.|colours\.|.*position_ids$|(encoder_to_decoder|lm_head)\."
 
 
 def folded_distillation_token() -> Transform:
@@ -69,76 +84,86 @@ def folded_distillation_token() -> Transform:
     return Transform(to_ours, to_theirs)
 
 
-def key_mappings(
-    config: HFViTConfig, prefix: str = "vit.", old: bool = True, bit: bool = False, distilled: bool = False
-) -> list[KeyMapping]:
-    """Every tensor of the model, their name and ours.
+# DeiT's class and distillation token where both are read: two class tokens, each with its row of the table.
+TWO_TOKENS = Transform(
+    lambda first, second: [torch.cat([first, second], dim=1)],
+    lambda tokens: [tokens[:, :1].contiguous(), tokens[:, 1:].contiguous()],
+)
 
-    Args:
-        prefix: before the encoder's names: `"vit."`, `"deit."` or none. old: the key layout before transformers v5.
-        bit: names of the hybrid's BiT backbone. distilled: position rows and token of DeiT.
+
+def averaged_heads() -> Transform:
+    """DeiT's two heads, whose answers are averaged, as one over both tokens side by side: (a x + b y) / 2."""
+
+    def to_ours(first: torch.Tensor, second: torch.Tensor):
+        return [torch.cat([first, second], dim=1) / 2]
+
+    return Transform(to_ours, lambda both: [half.contiguous() * 2 for half in both.chunk(2, dim=1)])
+
+
+def averaged_biases() -> Transform:
+    """Their two biases; written back, both are the mean."""
+    return Transform(lambda first, second: [(first + second) / 2], lambda mean: [mean, mean.clone()])
+
+
+def two_heads(first: str, second: str) -> list[KeyMapping]:
+    """One classifier from two heads."""
+    return [
+        KeyMapping((f"{first}.weight", f"{second}.weight"), ("classifier.weight",), averaged_heads()),
+        KeyMapping((f"{first}.bias", f"{second}.bias"), ("classifier.bias",), averaged_biases()),
+    ]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a file of the family names its tensors.
+
+    Attributes:
+        prefix: before the encoder's names: `"vit."`, `"deit."` or none; `layer_prefix` before those of blocks, which
+            MSN's classifier writes without. old: the key layout before transformers v5.
+        bit: names of the hybrid's BiT backbone. distilled: position rows and token of DeiT. two_heads: its classifier.
     """
-    mappings = _embedding_rules(config, prefix, bit, distilled)
-    for i in range(config.num_hidden_layers):
-        theirs, ours = f"{prefix}encoder.layer.{i}." if old else f"{prefix}layers.{i}.", f"vit.layers.{i}."
-        for before, since in LAYER:
-            names = theirs + (before if old else since), ours + since
-            bias = config.qkv_bias or since not in ("attention.q_proj", "attention.k_proj", "attention.v_proj")
-            mappings += weight_and_bias(*names) if bias else [rename(names[0] + ".weight", names[1] + ".weight")]
-        if config.qk_norm:
-            mappings += weight_and_bias(theirs + "attention.q_norm", ours + "attention.q_norm")
-            mappings += weight_and_bias(theirs + "attention.k_norm", ours + "attention.k_norm")
-        if config.layer_scale_init is not None:
-            mappings += [rename(f"{theirs}layer_scale{n}.lambda1", f"{ours}layer_scale{n}.lambda1") for n in (1, 2)]
-    mappings += weight_and_bias(prefix + "layernorm", "vit.layernorm")
-    if config.pooling == "map":
-        mappings.append(rename(prefix + "map_head.probe", "vit.map_head.probe"))
-        for since in (*(f"attention.{letter}_proj" for letter in "qkvo"), "layernorm", "mlp.fc1", "mlp.fc2"):
-            plain = not config.qkv_bias and since in ("attention.q_proj", "attention.k_proj", "attention.v_proj")
-            names = f"{prefix}map_head.{since}", f"vit.map_head.{since}"
-            mappings += [rename(names[0] + ".weight", names[1] + ".weight")] if plain else weight_and_bias(*names)
-        if config.qk_norm:
-            for norm in ("q_norm", "k_norm"):
-                mappings += weight_and_bias(f"{prefix}map_head.attention.{norm}", f"vit.map_head.attention.{norm}")
-    if config.representation_size is not None:
-        mappings += weight_and_bias(prefix + "pooler.dense", "vit.pooler.dense")
-    if config.num_labels:
-        mappings += weight_and_bias("classifier", "classifier")
-    return mappings
+
+    prefix: str = "vit."
+    layer_prefix: str = "vit."
+    old: bool = True
+    bit: bool = False
+    distilled: bool = False
+    two_heads: bool = False
 
 
-def _embedding_rules(config: HFViTConfig, prefix: str, bit: bool, distilled: bool) -> list[KeyMapping]:
-    theirs, ours = prefix + "embeddings.", "vit.embeddings."
-    mappings = weight_and_bias(theirs + "patch_embeddings.projection", ours + "patch_embeddings.projection")
-    if config.use_class_token:
-        mappings.append(rename(theirs + "cls_token", ours + "cls_token"))
-    if distilled:
-        names = (theirs + "position_embeddings", theirs + "distillation_token")
-        mappings.append(
-            KeyMapping(names, (ours + "position_embeddings", ours + "register_tokens"), folded_distillation_token())
-        )
-    else:
-        if config.has_position_table:
-            mappings.append(rename(theirs + "position_embeddings", ours + "position_embeddings"))
-        if config.num_register_tokens:
-            mappings.append(rename(theirs + "register_tokens", ours + "register_tokens"))
-    if config.resnet_depths is None:
-        return mappings
-    ours += "patch_embeddings.backbone."
-    theirs += "patch_embeddings.backbone." + ("bit." if bit else "")
-    mappings.append(
-        rename(theirs + ("embedder.convolution" if bit else "conv_root") + ".weight", ours + "conv_root.weight")
-    )
-    mappings += weight_and_bias(theirs + ("embedder.norm" if bit else "gn_root"), ours + "gn_root")
-    for stage, depth in enumerate(config.resnet_depths):
+def key_mappings(config: HFViTConfig, layout: Layout) -> list[KeyMapping]:
+    """Every tensor of the model, their name and ours."""
+    names = BEFORE_V5 if layout.old else SINCE_V5
+    mappings = []
+    theirs, ours = f"{layout.prefix}embeddings.", "vit.embeddings."
+    if layout.distilled and layout.two_heads:
+        names = EncoderNames(**(vars(names) | {"cls_token": None}))
+        pair = (theirs + "cls_token", theirs + "distillation_token")
+        mappings.append(KeyMapping(pair, (ours + "cls_token",), TWO_TOKENS))
+    elif layout.distilled:
+        names = EncoderNames(**(vars(names) | {"positions": None, "registers": None}))
+        pair = (theirs + "position_embeddings", theirs + "distillation_token")
+        tokens = (ours + "position_embeddings", ours + "register_tokens")
+        mappings.append(KeyMapping(pair, tokens, folded_distillation_token()))
+    mappings += encoder_mappings(config, names, layout.prefix, layout.layer_prefix)
+    if layout.two_heads and config.num_labels:
+        mappings += two_heads("cls_classifier", "distillation_classifier")
+    if layout.bit:
+        mappings += _bit_mappings(config, layout.prefix)
+    return mappings + same_names(config, layout.prefix, mappings)
+
+
+def _bit_mappings(config: HFViTConfig, prefix: str) -> list[KeyMapping]:
+    ours, theirs = "vit.embeddings.patch_embeddings.backbone.", f"{prefix}embeddings.patch_embeddings.backbone.bit."
+    mappings = [
+        rename(theirs + "embedder.convolution.weight", ours + "conv_root.weight"),
+        *weight_and_bias(theirs + "embedder.norm", ours + "gn_root"),
+    ]
+    for stage, depth in enumerate(config.resnet_depths or ()):
         for unit in range(depth):
-            a = f"{theirs}encoder.stages.{stage}.layers.{unit}." if bit else f"{theirs}stages.{stage}.units.{unit}."
-            b = f"{ours}stages.{stage}.units.{unit}."
-            for foreign, own in UNIT if unit == 0 else UNIT[:6]:
-                names = a + (foreign if bit else own), b + own
-                mappings += (
-                    [rename(names[0] + ".weight", names[1] + ".weight")] if "conv" in own else weight_and_bias(*names)
-                )
+            a, b = f"{theirs}encoder.stages.{stage}.layers.{unit}.", f"{ours}stages.{stage}.units.{unit}."
+            for their_module, our_module in UNIT if unit == 0 else UNIT[:6]:
+                mappings += weight_and_bias(a + their_module, b + our_module, bias="conv" not in our_module)
     return mappings
 
 
@@ -147,8 +172,9 @@ def _embedding_rules(config: HFViTConfig, prefix: str, bit: bool, distilled: boo
 
 def matches(file: TensorFile) -> bool:
     """Whether the names are those of transformers' ViT family, or ours."""
-    return any(name.endswith("embeddings.patch_embeddings.projection.weight") for name in file) and any(
-        re.match(r"((vit|deit)\.)?(encoder\.layer|layers)\.\d+\.", name) for name in file
+    return any(name.endswith(PATCH) for name in file) and any(
+        re.match(r"((vit|deit|ijepa)\.)?(encoder\.layer|layers)\.\d+\.(layernorm_before|attention)", name)
+        for name in file
     )
 
 
@@ -156,46 +182,52 @@ def read(file: TensorFile, requested: dict[str, Any], sidecars: dict[str, dict])
     """Take the architecture from config.json, or from names and shapes where it is missing.
 
     Raises:
-        HFViTError: another architecture, a distilled DeiT with two heads, or a config.json that describes no ViT.
+        HFViTError: another architecture, or a config.json that is not the file's.
     """
-    for pattern, feature in UNSUPPORTED:
-        found = next((name for name in file if re.match(pattern, name)), None)
-        if found:
-            raise HFViTError(f"{file.path}: has {feature} ('{found}'), which has no counterpart in hf_vit")
-    projection = next(name for name in file if name.endswith("embeddings.patch_embeddings.projection.weight"))
-    prefix = projection.removesuffix("embeddings.patch_embeddings.projection.weight")
-    old = any(name.startswith(f"{prefix}encoder.layer.") for name in file)
-    bit = any(".backbone.bit." in name for name in file)
-    distilled = f"{prefix}embeddings.distillation_token" in file
+    prefix = prefix_before(file, PATCH)
+    old = any(re.match(r"(.*\.)?encoder\.layer\.\d+\.", name) for name in file)
+    inside = f"{prefix}encoder.layer.0.layernorm_before.weight"
+    layout = Layout(
+        prefix=prefix,
+        layer_prefix=""
+        if old and inside not in file and "encoder.layer.0.layernorm_before.weight" in file
+        else prefix,
+        old=old,
+        bit=any(".backbone.bit." in name for name in file),
+        distilled=f"{prefix}embeddings.distillation_token" in file,
+        two_heads="cls_classifier.weight" in file and "distillation_classifier.weight" in file,
+    )
     stored: Any = sidecars.get("config.json")
-    notes: list[str] = []
     assumptions: list[str] = []
     if stored is None:
-        stored, assumptions = _config_from_shapes(file, prefix, old, distilled, requested)
-    _check_stored(file, stored, prefix, old)
+        stored, assumptions = _config_from_shapes(file, layout, requested)
     family = stored.get("model_type", "vit")
-    fields, not_specified = _fields(file, stored)
-    unused = {name for name in file if any(re.match(pattern, name) for pattern in UNUSED)}
-    labels, head = linear_head(file, "classifier", requested)
-    if not labels:
-        fields |= {"num_labels": 0, "id2label": {}, "label2id": {}}
+    if family not in FAMILIES:
+        raise HFViTError(f"{file.path}: config.json says model_type '{family}', not one of {', '.join(FAMILIES)}")
+    blocks = layout.layer_prefix + (BEFORE_V5 if old else SINCE_V5).layer.partition("{")[0]
+    check_depth(file, re.escape(blocks) + r"(\d+)\.", stored.get("num_hidden_layers", 12))
+    labels, unused = _classifier(file, layout, requested)
+    names = class_names(file, stored, labels)
+    fields = _fields(file, stored) | names
+    found, notes = unused_names(file, UNUSED)
+    unused |= found
     pooler = {f"{prefix}pooler.dense.weight", f"{prefix}pooler.dense.bias"}
     if family != "hf_vit":
         fields["representation_size"] = None
-        fields["num_register_tokens"] = int(distilled)
+        fields["num_register_tokens"] = int(layout.distilled and not layout.two_heads)
         if pooler <= set(file) and labels:  # transformers' classifier reads the class token, not the pooler
             unused |= pooler
+            notes.append(f"not used by the classifier: {', '.join(sorted(pooler))}")
         elif pooler <= set(file):
             fields["representation_size"] = file.shapes[f"{prefix}pooler.dense.weight"][0]
-    unused |= head
-    if unused:
-        notes.append(f"not used by the classifier: {', '.join(sorted(unused)[:10])}")
-    layout = f", keys {'before' if old else 'since'} transformers v5" if family != "hf_vit" else ""
+        if layout.two_heads:
+            fields |= {"head_input": "two_tokens", "num_class_tokens": 2}
+    described = f"transformers {FAMILIES[family]}, keys {'before' if old else 'since'} transformers v5"
     return CheckpointSpec(
-        format=f"transformers {FAMILIES[family]}{layout}" if family != "hf_vit" else "hf_vit",
+        format=described if family != "hf_vit" else "hf_vit",
         fields=fields,
-        key_mappings=lambda config: key_mappings(config, prefix, old, bit, distilled),
-        not_specified=not_specified,
+        key_mappings=lambda config: key_mappings(config, layout),
+        not_specified=not_specified(fields) | {"problem_type"},
         unused=unused,
         assumptions=assumptions,
         notes=notes,
@@ -203,41 +235,17 @@ def read(file: TensorFile, requested: dict[str, Any], sidecars: dict[str, dict])
     )
 
 
-def _check_stored(file: TensorFile, stored: dict[str, Any], prefix: str, old: bool) -> None:
-    """Refuse a config.json whose sizes are not the file's, before anything of that size is built.
-
-    Raises:
-        HFViTError: the entry, what it says, what the file holds.
-    """
-    blocks = re.escape(f"{prefix}encoder.layer." if old else f"{prefix}layers.") + r"(\d+)\."
-    found = {"num_hidden_layers": count_layers(file, blocks)}
-    if "classifier.weight" in file and len(file.shapes["classifier.weight"]) == 2:
-        found["num_labels"] = file.shapes["classifier.weight"][0]
-    for key, size in found.items():
-        if stored.get(key, size) != size:
-            raise HFViTError(f"{file.path}: config.json says {key} {stored[key]!r:.50}, the file holds {size}")
-    if not isinstance(stored.get("num_labels", 0), int) or stored.get("num_labels", 0) > 1 << 20:
-        raise HFViTError(f"{file.path}: config.json says num_labels {stored['num_labels']!r:.50}")
-    names = stored.get("id2label")
-    if names is None or "num_labels" not in found:
-        return
-    numbers = sorted(int(key) for key in names) if isinstance(names, dict) and all(map(_is_number, names)) else None
-    if numbers != list(range(found["num_labels"])):
-        raise HFViTError(
-            f"{file.path}: id2label in config.json does not name the classes 0 to {found['num_labels'] - 1} of the "
-            "file's classifier, each once"
-        )
+def _classifier(file: TensorFile, layout: Layout, requested: dict[str, Any]) -> tuple[int, set[str]]:
+    """(number of labels, names that are not used)."""
+    if layout.two_heads:
+        labels = file.shapes["cls_classifier.weight"][0]
+        return labels, {name for name in file if name.startswith("classifier.")}
+    return linear_head(file, "classifier", requested)
 
 
-def _is_number(key: Any) -> bool:
-    return isinstance(key, int) or (isinstance(key, str) and key.isascii() and key.isdecimal())
-
-
-def _fields(file: TensorFile, stored: dict[str, Any]) -> tuple[dict[str, Any], set[str]]:
-    """The fields of our configuration that a config.json describes, and those that a caller may contradict."""
+def _fields(file: TensorFile, stored: dict[str, Any]) -> dict[str, Any]:
+    """The fields of our configuration that a config.json describes."""
     family = stored.get("model_type", "vit")
-    if family not in FAMILIES:
-        raise HFViTError(f"{file.path}: config.json says model_type '{family}', not one of {', '.join(FAMILIES)}")
     if stored.get("pooler_act", "tanh") != "tanh":
         raise HFViTError(
             f"{file.path}: pooler_act '{stored['pooler_act']}' has no counterpart in hf_vit, whose pooler is tanh"
@@ -247,43 +255,49 @@ def _fields(file: TensorFile, stored: dict[str, Any]) -> tuple[dict[str, Any], s
         padding = str(backbone.get("global_padding", "same")).lower(), backbone.get("embedding_dynamic_padding", True)
         if padding != ("same", True):
             raise HFViTError(f"{file.path}: a BiT backbone without SAME padding has no counterpart in hf_vit")
+    described = {key: value for key, value in stored.items() if key not in ("num_labels", "id2label", "label2id")}
+    if family in ("vit_mae", "vit_msn", "ijepa"):
+        theirs: Any = with_defaults(file, stored, family)
+        patch = next(size for name, size in file.shapes.items() if name.endswith(PATCH))
+        fields = common_fields(file, theirs, patch)
+        described = {name: value for name, value in fields.items() if value is not None} | {"model_type": "hf_vit"}
+        if family == "ijepa":
+            described |= {"pooling": "gap", "use_class_token": False}
     try:
-        config = HFViTConfig.from_dict(stored)
+        config = HFViTConfig.from_dict(described)
     except Exception as error:  # the strict dataclass raises its own error, and what validators run into
         raise HFViTError(f"{file.path}: config.json: {' '.join(str(error).split())}") from error
     for name in ("layer_norm_eps", "group_norm_eps", "weight_standardization_eps"):
         if not 0 < getattr(config, name) < 1:
             raise HFViTError(f"{file.path}: config.json says {name} {getattr(config, name)}, not between 0 and 1")
     own = [name for name in HFViTConfig.__annotations__ if not name.startswith("_")]
-    fields = {name: getattr(config, name) for name in own}
-    fields |= {"id2label": config.id2label, "label2id": config.label2id, "problem_type": config.problem_type}
-    return fields, set(own) - SHAPING - ({"pooling"} if config.pooling == "map" else set()) | {"problem_type"}
-
-
-# Fields that names and shapes decide; a caller cannot contradict them.
-SHAPING = {
-    *("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "qkv_bias", "use_class_token"),
-    *("class_token_has_position", "num_register_tokens", "representation_size", "position_embedding_type"),
-    *("layer_scale_init", "qk_norm", "resnet_depths", "resnet_width_factor"),
-}
+    return {name: getattr(config, name) for name in own} | {"problem_type": config.problem_type}
 
 
 def _config_from_shapes(
-    file: TensorFile, prefix: str, old: bool, distilled: bool, requested: dict[str, Any]
+    file: TensorFile, layout: Layout, requested: dict[str, Any]
 ) -> tuple[dict[str, Any], list[str]]:
     """What a config.json would say, for a state dict that lies alone, and what was assumed."""
-    first = f"{prefix}encoder.layer." if old else f"{prefix}layers."
+    prefix, old, distilled = layout.prefix, layout.old, layout.distilled
+    module = BEFORE_V5 if old else SINCE_V5
+    first = layout.layer_prefix + module.layer.partition("{")[0]
     if any(".backbone." in name for name in file):
         raise HFViTError(f"{file.path}: a hybrid without its config.json; give the folder that holds both")
-    fc1 = f"{first}0.{LAYER[6][not old]}.weight"
+    fc1 = f"{first}0.{module.fc1}.weight"
     positions, cls_token = f"{prefix}embeddings.position_embeddings", f"{prefix}embeddings.cls_token"
+    if cls_token not in file and positions in file:
+        raise HFViTError(
+            f"{file.path}: a ViT without class token (I-JEPA?) and without its config.json, which says its epsilon; "
+            "give the folder that holds both"
+        )
     for needed in (fc1, positions, cls_token):
         if needed not in file:
             raise HFViTError(f"{file.path}: incomplete, it has no '{needed}' and there is no config.json next to it")
     width, channels, patch_h, patch_w = file.shapes[f"{prefix}embeddings.patch_embeddings.projection.weight"]
     heads, assumptions = heads_for_width(file.path, width, requested)
     if "hidden_act" not in requested or "layer_norm_eps" not in requested:
-        assumptions.append("erf GELU and LayerNorm eps 1e-12, transformers' defaults (hidden_act=, layer_norm_eps=)")
+        eps = "1e-12, transformers' default; MSN has 1e-6"
+        assumptions.append(f"erf GELU and LayerNorm eps {eps} (hidden_act=, layer_norm_eps=)")
     config: dict[str, Any] = {
         "model_type": "deit" if distilled else "vit",
         "hidden_size": width,
@@ -292,12 +306,12 @@ def _config_from_shapes(
         "intermediate_size": file.shapes[fc1][0],
         "patch_size": patch_size(patch_h, patch_w),
         "num_channels": channels,
-        "qkv_bias": f"{first}0.{LAYER[1][not old]}.bias" in file,
+        "qkv_bias": f"{first}0.{module.query}.bias" in file,
     }
     rows = file.shapes[positions][1] - 1 - int(distilled)
     known = {name: value for name, value in config.items() if name != "model_type"}
     config["image_size"] = image_size_of_table(file.path, rows, known, requested)
-    labels, _ = linear_head(file, "classifier", requested)
+    labels, _ = _classifier(file, layout, requested)
     config["id2label"] = {i: f"LABEL_{i}" for i in range(labels)}
     config["label2id"] = {f"LABEL_{i}": i for i in range(labels)}
     return config, assumptions + ["images squashed, mean = std = 0.5"]
@@ -305,37 +319,67 @@ def _config_from_shapes(
 
 # -- writing ----------------------------------------------------------------------------------------------------------
 
-CANNOT: tuple[tuple[str, Callable[[HFViTConfig], bool]], ...] = (
-    ("a ResNet stem (hybrid)", lambda c: c.resnet_depths is not None),
-    ('pooling other than "token"', lambda c: c.pooling != "token"),
-    ("a representation layer under a classifier", lambda c: c.representation_size is not None and bool(c.num_labels)),
-    ("register tokens", lambda c: c.num_register_tokens > 0),
-    ("positions that are not a learned table over the grid", lambda c: c.position_embedding_type != "learned"),
-    ("LayerScale", lambda c: c.layer_scale_init is not None),
-    ("QK-norm", lambda c: c.qk_norm),
-)
+
+def source(config: HFViTConfig) -> str:
+    """The model type that a configuration was read from."""
+    return getattr(config, "source_model_type", "")
 
 
-def folder_config(config: HFViTConfig, dtype: torch.dtype) -> dict[str, Any]:
-    """The config.json of a `ViTForImageClassification` that computes the same; of a `ViTModel` with a pooler."""
-    names = label_names(config)
-    theirs = ViTConfig(
-        hidden_size=config.hidden_size,
-        num_hidden_layers=config.num_hidden_layers,
-        num_attention_heads=config.num_attention_heads,
-        intermediate_size=config.intermediate_size,
-        hidden_act=config.hidden_act,
-        hidden_dropout_prob=config.hidden_dropout_prob,
-        attention_probs_dropout_prob=config.attention_probs_dropout_prob,
-        layer_norm_eps=config.layer_norm_eps,
-        image_size=config.image_size,
-        patch_size=config.patch_size,
-        num_channels=config.num_channels,
-        qkv_bias=config.qkv_bias,
-        pooler_output_size=config.representation_size,
-        id2label=dict(enumerate(names)),
-        label2id={name: number for number, name in enumerate(names)},
-        architectures=["ViTForImageClassification" if config.representation_size is None else "ViTModel"],
-        dtype=str(dtype).removeprefix("torch."),
-    )
-    return theirs.to_dict()
+def model_type_for(config: HFViTConfig) -> str:
+    """Which of the families a configuration is: that of its source where several compute the same."""
+    if config.head_input == "two_tokens" or config.num_register_tokens or config.num_class_tokens == 2:
+        return "deit"
+    if config.pooling == "gap" and not config.use_class_token:
+        return "ijepa"
+    if source(config) == "vit_mae" and not config.num_labels and config.representation_size is None:
+        return "vit_mae"
+    return "vit_msn" if source(config) == "vit_msn" and config.representation_size is None else "vit"
+
+
+def cannot(config: HFViTConfig) -> list[str]:
+    """What these families cannot express."""
+    kind = model_type_for(config)
+    pooling = "gap" if kind == "ijepa" else "token"
+    other = dict(config.family_fields)
+    two = kind == "deit" and config.num_class_tokens == 2
+    if two:
+        other = {name: value for name, value in other.items() if name not in ("head_input", "num_class_tokens")}
+    wrong = {
+        "a ResNet stem (hybrid)": config.resnet_depths is not None,
+        f'pooling other than "{pooling}"': config.pooling != pooling,
+        "a representation layer under a classifier": (
+            config.representation_size is not None and (bool(config.num_labels) or kind != "vit")
+        ),
+        "register tokens": config.num_register_tokens > (1 if kind == "deit" else 0),
+        "a distillation token without a head of its own": two
+        and bool(config.num_labels) != (config.head_input == "two_tokens" and bool(config.num_labels)),
+        "positions that are not a learned table over the grid": config.position_embedding_type != "learned",
+        "LayerScale": config.layer_scale_init is not None,
+        "QK-norm": config.qk_norm,
+        ", ".join(f"{name}={value!r}" for name, value in other.items()): bool(other),
+    }
+    return [what for what, is_so in wrong.items() if is_so]
+
+
+def write(config: HFViTConfig, dtype: torch.dtype) -> Folder:
+    """A folder that transformers' own class loads; the class token has a row in the position table."""
+    kind = model_type_for(config)
+    entries = stated_sizes(config) | {
+        "intermediate_size": config.intermediate_size,
+        "hidden_act": config.hidden_act,
+        "hidden_dropout_prob": config.hidden_dropout_prob,
+        "attention_probs_dropout_prob": config.attention_probs_dropout_prob,
+        "layer_norm_eps": config.layer_norm_eps,
+        "qkv_bias": config.qkv_bias,
+    }
+    if kind in ("vit", "deit", "ijepa"):
+        entries["pooler_output_size"] = config.representation_size
+    stem = {"vit": "ViT", "deit": "DeiT", "ijepa": "IJepa", "vit_mae": "ViTMAE", "vit_msn": "ViTMSN"}[kind]
+    head = bool(config.num_labels)
+    two = kind == "deit" and config.num_class_tokens == 2
+    # a ViT without a classifier goes out as one with an Identity, as it always has
+    classifier = config.representation_size is None if kind == "vit" else head
+    architecture = f"{stem}ForImageClassification{'WithTeacher' * two}" if classifier else f"{stem}Model"
+    prefix = {"deit": "deit.", "ijepa": "ijepa."}.get(kind, "vit.") if classifier else ""
+    layout = Layout(prefix, prefix, distilled=kind == "deit", two_heads=two)
+    return Folder(config_json(kind, architecture, config, dtype, **entries), key_mappings(config, layout))

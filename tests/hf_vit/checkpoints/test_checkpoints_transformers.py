@@ -20,7 +20,7 @@ from transformers import (
 
 from hf_vit import HFViTConfig, HFViTError, HFViTForImageClassification, HFViTModel
 from hf_vit.checkpoints import AssumptionWarning, load_checkpoint, read_checkpoint, save_checkpoint
-from hf_vit.checkpoints.formats.transformers import LAYER
+from hf_vit.checkpoints.formats.transformers import BEFORE_V5, SINCE_V5
 from tests.helpers.compare import same_outputs
 
 
@@ -150,7 +150,8 @@ def _write_hybrid(folder, width: int = 32):
     vit = shaken(ViTForImageClassification(ViTConfig(**(SMALL | head), num_labels=3)))
     state = {}
     for name, tensor in vit.state_dict().items():
-        for before, since in LAYER:
+        for part in ("query", "key", "value", "output", "fc1", "fc2"):
+            before, since = getattr(BEFORE_V5, part), getattr(SINCE_V5, part)
             name = name.replace(f".{since}.", f".{before}.")
         state[name.replace("vit.layers.", "vit.encoder.layer.")] = tensor.clone()
     state |= {f"vit.embeddings.patch_embeddings.backbone.{n}": t.clone() for n, t in backbone.state_dict().items()}

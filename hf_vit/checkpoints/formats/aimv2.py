@@ -1,0 +1,160 @@
+"""transformers' AIMv2 vision encoder, in and out: RMSNorm, SwiGLU, no biases, a norm of the patches.
+
+Source: transformers 5.23 `models/aimv2`. Its own code works at the native size only (the native variant at any); here
+a learned table is refitted bicubically.
+"""
+
+import re
+from typing import Any
+
+import torch
+
+from ...errors import HFViTError
+from ...image_processing import CLIP_MEAN, CLIP_STD, ImageProcessing
+from ...modeling.configuration_hf_vit import HFViTConfig
+from ..mapping import KeyMapping
+from ..spec import CheckpointSpec, linear_head
+from ..tensor_file import TensorFile
+from .encoder import FLAT_TABLE, EncoderNames, encoder_mappings, linear_classifier, map_head_mappings
+from .transformers_folder import (
+    Folder,
+    beyond,
+    check_depth,
+    class_names,
+    common_fields,
+    config_json,
+    not_specified,
+    prefix_before,
+    stated_sizes,
+    unused_names,
+    with_defaults,
+)
+
+
+MODEL_TYPES: tuple[str, ...] = ("aimv2", "aimv2_vision_model")
+PATCH = "embeddings.patch_embed.weight"
+NAMES = EncoderNames(
+    layer="encoder.layers.{n}.",
+    norm1="rms_norm1",
+    norm2="rms_norm2",
+    patch="embeddings.patch_embed",
+    patch_norm="embeddings.rms_norm",
+    positions="embeddings.position_embedding.weight",
+    positions_transform=FLAT_TABLE,
+    final_norm="rms_norm",
+    query="attention.q_proj",
+    key="attention.k_proj",
+    value="attention.v_proj",
+    output="attention.out_proj",
+    gate="ffn.gate_proj",
+    up="ffn.up_proj",
+    down="ffn.down_proj",
+)
+MAP_HEAD = {"probe": "head.cls_token", "k": "head.k_proj", "v": "head.v_proj", "o": "head.output_proj"}
+OUTSIDE = r"(text_model|text_projection|visual_projection|logit_scale)\b|(.*\.)?position_ids$"
+
+
+def matches(file: TensorFile) -> bool:
+    """Whether a vision encoder of AIMv2 is there."""
+    return any(name == PATCH or name.endswith("." + PATCH) for name in file)
+
+
+def read(file: TensorFile, requested: dict[str, Any], sidecars: dict[str, dict]) -> CheckpointSpec:
+    """Take the architecture from config.json, its `vision_config` where there are two towers.
+
+    Raises:
+        HFViTError: no config.json, one that is not the file's, or biases that `HFViTConfig` cannot say.
+    """
+    stored = sidecars.get("config.json")
+    if stored is None or stored.get("model_type") not in MODEL_TYPES:
+        raise HFViTError(f"{file.path}: AIMv2 without its config.json; give the folder that holds both")
+    model_type = stored["model_type"]
+    own = stored.get("vision_config") or {} if model_type == "aimv2" else stored
+    theirs: Any = with_defaults(file, own, "aimv2_vision_model")
+    prefix = prefix_before(file, PATCH)
+    check_depth(file, re.escape(f"{prefix}encoder.layers.") + r"(\d+)\.", theirs.num_hidden_layers)
+    if theirs.qkv_bias != theirs.mlp_bias:
+        raise HFViTError(f"{file.path}: biases of only some of the dense layers have no counterpart in hf_vit")
+    fields = common_fields(file, theirs, file.shapes[prefix + PATCH]) | {
+        "hidden_act": theirs.hidden_act,
+        "layer_norm_eps": theirs.rms_norm_eps,
+        "norm_type": "rms",
+        "mlp_type": "swiglu",
+        "qkv_bias": theirs.qkv_bias,
+        "dense_bias": theirs.mlp_bias,
+        "patch_norm": True,
+        "use_class_token": False,
+        "class_token_has_position": False,
+        "num_register_tokens": 0,
+        "position_embedding_type": "sincos_aim" if theirs.is_native else "learned",
+        "pooling": "map" if theirs.use_head else "gap",
+        "layer_scale_init": None,
+    }
+    if theirs.use_head:
+        fields |= {"map_query_proj": False, "map_mlp": False}
+    labels, head = linear_head(file, "classifier", requested)
+    fields |= class_names(file, stored, labels)
+    unused, notes = unused_names(file, OUTSIDE)
+    if not theirs.is_native:
+        notes.append("other sizes by a bicubic refit of its table; AIMv2's own code has none")
+    return CheckpointSpec(
+        format=f"transformers {model_type}",
+        fields=fields,
+        key_mappings=lambda config: key_mappings(config, prefix),
+        not_specified=not_specified(fields),
+        unused=unused | head,
+        notes=notes,
+        image_processing=ImageProcessing(224, (224, 224), "bicubic", 1 / 255, CLIP_MEAN, CLIP_STD).at_size(
+            fields["image_size"]
+        ),
+    )
+
+
+def key_mappings(config: HFViTConfig, prefix: str) -> list[KeyMapping]:
+    """Every tensor of the model, their name and ours."""
+    mappings = encoder_mappings(config, NAMES, prefix)
+    if config.pooling == "map":
+        mappings += map_head_mappings(config, MAP_HEAD, prefix)
+    return mappings + linear_classifier(config)
+
+
+# -- writing ----------------------------------------------------------------------------------------------------------
+
+
+def cannot(config: HFViTConfig) -> list[str]:
+    """What the family cannot express."""
+    wrong = {
+        "LayerNorm": config.norm_type != "rms",
+        "patches without a norm": not config.patch_norm,
+        "an MLP without a gate": config.mlp_type != "swiglu",
+        "a class token": bool(config.use_class_token),
+        "a classifier (transformers has no such class)": bool(config.num_labels),
+        f"pooling={config.pooling!r}": config.pooling not in ("map", "gap"),
+        "an attention pooling with query projection or MLP": (
+            config.pooling == "map" and (config.map_query_proj or config.map_mlp)
+        ),
+        "biases of only some of the dense layers": config.qkv_bias != config.dense_bias,
+        "positions of that kind": config.position_embedding_type not in ("learned", "sincos_aim"),
+        "LayerScale": config.layer_scale_init is not None,
+    }
+    expressed = {"norm_type", "patch_norm", "mlp_type", "dense_bias", "map_query_proj", "map_mlp"} | {
+        "position_embedding_type"
+    }
+    return [what for what, is_so in wrong.items() if is_so] + beyond(config, expressed)
+
+
+def write(config: HFViTConfig, dtype: torch.dtype) -> Folder:
+    """A folder that transformers' own class loads."""
+    entries = stated_sizes(config) | {
+        "patch_size": config.patch_size_hw[0],
+        "intermediate_size": config.intermediate_size,
+        "hidden_act": "silu",
+        "rms_norm_eps": config.layer_norm_eps,
+        "qkv_bias": config.qkv_bias,
+        "mlp_bias": config.dense_bias,
+        "attention_dropout": config.attention_probs_dropout_prob,
+        "use_head": config.pooling == "map",
+        "is_native": config.position_embedding_type == "sincos_aim",
+    }
+    described = config_json("aimv2_vision_model", "Aimv2VisionModel", config, dtype, **entries)
+    return Folder(described, key_mappings(config, ""))

@@ -1,0 +1,140 @@
+"""transformers' TIPSv2 vision encoder, in and out: the names of its own code, with a second class token as register.
+
+Source: transformers 5.23 `models/tipsv2`, `conversion_mapping.py`.
+"""
+
+from typing import Any
+
+import torch
+
+from ...errors import HFViTError
+from ...image_processing import ImageProcessing
+from ...modeling.configuration_hf_vit import HFViTConfig
+from ..mapping import KeyMapping
+from ..spec import CheckpointSpec, linear_head
+from ..tensor_file import TensorFile
+from .encoder import EncoderNames, encoder_mappings, linear_classifier
+from .transformers_folder import (
+    Folder,
+    beyond,
+    check_depth,
+    class_names,
+    common_fields,
+    config_json,
+    not_specified,
+    prefix_before,
+    stated_sizes,
+    unused_names,
+    with_defaults,
+)
+
+
+MODEL_TYPES: tuple[str, ...] = ("tipsv2", "tipsv2_vision_model")
+PATCH = "patch_embed.proj.weight"
+NAMES = EncoderNames(
+    layer="blocks.{n}.",
+    norm1="norm1",
+    norm2="norm2",
+    patch="patch_embed.proj",
+    cls_token="cls_token",
+    positions="pos_embed",
+    registers="register_tokens",
+    final_norm="norm",
+    qkv_weight="attn.qkv.weight",
+    qkv_bias="attn.qkv.bias",
+    output="attn.proj",
+    fc1="mlp.c_fc",
+    fc2="mlp.c_proj",
+    gate_up="mlp.w12",
+    down="mlp.w3",
+    layer_scale=("ls1.gamma", "ls2.gamma"),
+)
+
+
+def matches(file: TensorFile) -> bool:
+    """Whether the names are those of TIPSv2."""
+    return any(name.endswith("blocks.0.mlp.c_fc.weight") for name in file) and any(
+        name == PATCH or name.endswith("." + PATCH) for name in file
+    )
+
+
+def read(file: TensorFile, requested: dict[str, Any], sidecars: dict[str, dict]) -> CheckpointSpec:
+    """Take the architecture from config.json, its `vision_config` where there are two towers.
+
+    Raises:
+        HFViTError: no config.json, or one that is not the file's.
+    """
+    stored = sidecars.get("config.json")
+    if stored is None or stored.get("model_type") not in MODEL_TYPES:
+        raise HFViTError(f"{file.path}: TIPSv2 without its config.json; give the folder that holds both")
+    model_type = stored["model_type"]
+    own = stored.get("vision_config") or {} if model_type == "tipsv2" else stored
+    theirs: Any = with_defaults(file, own, "tipsv2_vision_model")
+    prefix = prefix_before(file, PATCH)
+    check_depth(file, prefix.replace(".", r"\.") + r"blocks\.(\d+)\.", theirs.num_hidden_layers)
+    gated = bool(theirs.use_swiglu_ffn)
+    fields = common_fields(file, theirs, file.shapes[prefix + PATCH]) | {
+        "intermediate_size": file.shapes[f"{prefix}blocks.0.{NAMES.down if gated else NAMES.fc2}.weight"][1],
+        "mlp_type": "swiglu" if gated else "mlp",
+        "layer_scale_init": theirs.layerscale_value,
+        "use_class_token": True,
+        "class_token_has_position": True,
+        "num_register_tokens": theirs.num_register_tokens,
+        "position_embedding_type": "learned",
+        "position_interpolation": "bilinear_antialias",
+        "pooling": "token",
+    }
+    labels, head = linear_head(file, "classifier", requested)
+    fields |= class_names(file, stored, labels)
+    unused, notes = unused_names(file, r"(.*\.)?mask_token$|(text_encoder|text_model|temperature|logit_scale)\b")
+    return CheckpointSpec(
+        format=f"transformers {model_type}",
+        fields=fields,
+        key_mappings=lambda config: key_mappings(config, prefix),
+        not_specified=not_specified(fields),
+        unused=unused | head,
+        notes=notes,
+        image_processing=ImageProcessing((448, 448), None, "bilinear", 1 / 255, None, None).at_size(
+            fields["image_size"]
+        ),
+    )
+
+
+def key_mappings(config: HFViTConfig, prefix: str) -> list[KeyMapping]:
+    """Every tensor of the model, their name and ours."""
+    return encoder_mappings(config, NAMES, prefix) + linear_classifier(config)
+
+
+# -- writing ----------------------------------------------------------------------------------------------------------
+
+
+def cannot(config: HFViTConfig) -> list[str]:
+    """What the family cannot express."""
+    wrong = {
+        "no class token": not config.use_class_token or not config.has_class_position,
+        "positions other than a learned table": config.position_embedding_type != "learned",
+        "a refit of positions other than bilinear": config.position_interpolation != "bilinear_antialias",
+        f"pooling={config.pooling!r}": config.pooling != "token",
+        "a classifier (transformers has no such class)": bool(config.num_labels),
+        "blocks without LayerScale": config.layer_scale_init is None,
+    }
+    return [what for what, is_so in wrong.items() if is_so] + beyond(config, {"mlp_type"})
+
+
+def write(config: HFViTConfig, dtype: torch.dtype) -> Folder:
+    """A folder that transformers' own class loads."""
+    gated = config.mlp_type == "swiglu"
+    entries = stated_sizes(config) | {
+        "mlp_ratio": config.intermediate_size / config.hidden_size * (1.5 if gated else 1),
+        "hidden_act": config.hidden_act,
+        "layer_norm_eps": config.layer_norm_eps,
+        "qkv_bias": config.qkv_bias,
+        "layerscale_value": float(config.layer_scale_init or 1.0),
+        "use_swiglu_ffn": gated,
+        "num_register_tokens": config.num_register_tokens,
+        "hidden_dropout_prob": config.hidden_dropout_prob,
+        "attention_probs_dropout_prob": config.attention_probs_dropout_prob,
+        "drop_path_rate": config.drop_path_rate,
+    }
+    described = config_json("tipsv2_vision_model", "Tipsv2VisionModel", config, dtype, **entries)
+    return Folder(described, key_mappings(config, ""), {"mask_token": (1, config.hidden_size)})
