@@ -171,9 +171,11 @@ def _save_transformers(config: HFViTConfig, state: State, path: Path, processing
     family = next((name for name in families if not reasons[name]), None)
     if family is None:
         nearest = _nearest(config) or min(families, key=lambda name: len(reasons[name]))
+        described = [
+            f"{name} does not have {'; '.join(dict.fromkeys(reasons[name]))}" for name in {nearest: 0, "ViT": 0}
+        ]
         raise HFViTError(
-            f"the transformers format cannot express this network: its nearest class, {nearest}'s, does not have "
-            f"{'; '.join(dict.fromkeys(reasons[nearest]))}: choose another format"
+            f"the transformers format cannot express this network ({', and '.join(described)}): choose another format"
         )
     dtype = next(iter(state.values())).dtype
     folder = FAMILIES[family][1](config, dtype)

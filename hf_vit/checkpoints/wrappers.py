@@ -24,7 +24,6 @@ ANCHORS = (
     "embeddings.patch_embed.weight",  # transformers' AIMv2
     "conv_proj.weight",  # torchvision
     "visual.conv1.weight",  # OpenAI's CLIP, open_clip
-    "visual.trunk.patch_embed.proj.weight",
 )
 COUNTERS = r"(.*\.)?(global_step|step|epoch|n_averaged|num_updates|num_batches_tracked|iteration|decay)$"
 
@@ -68,8 +67,8 @@ def _prefix(names: dict[str, str]) -> str:
                 before = name.removesuffix(anchor)
                 parts = before.split(".")[:-1]
                 kept = 0
-                while kept < len(parts) and parts[kept] in WRAPPERS:
-                    kept += 1
+                while kept < len(parts) and (parts[kept] in WRAPPERS or parts[kept : kept + 2] == ["visual", "trunk"]):
+                    kept += 1  # visual.trunk: timm's model inside one of open_clip
                 places[".".join(parts[:kept]) + "." if kept else ""] = name
     if len(places) != 1:  # student and teacher, say: the formats' error lists the names
         return next((place for place in places if place.startswith("teacher")), "")

@@ -29,7 +29,7 @@ INTERPOLATIONS: dict[str, dict] = {
 def resize_position_grid(
     table: torch.Tensor, old_grid: tuple[int, int], new_grid: tuple[int, int], interpolation: str
 ) -> torch.Tensor:
-    """Refit the patch rows of a position table to another grid, in float32.
+    """Refit the patch rows of a position table to another grid, in float32 or the table's wider dtype.
 
     Args:
         table: `(1, rows * columns, D)`, row-major, without class or register rows.
@@ -44,7 +44,8 @@ def resize_position_grid(
     if old_grid == new_grid:
         return table
     dim = table.shape[-1]
-    grid = table.float().reshape(1, *old_grid, dim).permute(0, 3, 1, 2)  # (1, D, rows, columns)
+    wide = table.to(torch.promote_types(table.dtype, torch.float32))
+    grid = wide.reshape(1, *old_grid, dim).permute(0, 3, 1, 2)  # (1, D, rows, columns)
     if interpolation == "bicubic_offset":
         # DINOv2 asks for a scale factor, which torch rounds down to a size; 0.1 keeps it from losing a row. The
         # samples then lie at other places than those of a resize to the size.

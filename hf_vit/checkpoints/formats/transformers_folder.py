@@ -54,6 +54,11 @@ def with_defaults(file: TensorFile, stored: dict[str, Any], model_type: str) -> 
     if model_type not in CONFIG_MAPPING:
         raise HFViTError(f"{file.path}: model_type '{model_type}' needs a newer transformers")
     own = {key: value for key, value in stored.items() if key not in ("num_labels", "id2label", "label2id")}
+    depth = own.get("num_hidden_layers", 0)
+    if isinstance(depth, (int, float)) and not 0 <= depth <= len(
+        file.shapes
+    ):  # some classes list a name for each layer
+        raise HFViTError(f"{file.path}: config.json says num_hidden_layers {depth!r:.50}, more than the file holds")
     try:
         return CONFIG_MAPPING[model_type].from_dict(copy.deepcopy(own) | {"model_type": model_type})
     except Exception as error:  # strict dataclasses and validators raise errors of their own

@@ -114,9 +114,9 @@ def test_what_a_name_of_timm_stands_for(tmp_path, name, architecture):
     ("extra", "named"),
     [
         ({"fc_norm.weight": (32,)}, "fc_norm"),
-        ({"norm_pre.weight": (32,)}, "CLIP"),
-        ({"dist_token": (1, 1, 32)}, "distillation"),
-        ({"blocks.0.mlp.w12.weight": (96, 32)}, "SwiGLU"),
+        ({"norm_pre.weight": (32,)}, r"norm_pre\.bias"),
+        ({"rope.freqs": (2, 3, 2, 8)}, "mixed learned rotary"),
+        ({"blocks.0.attn.lambda_q1": (16,)}, "differential"),
         ({"patch_embed.backbone.conv1.0.weight": (8, 3, 3, 3)}, "ResNet-D"),
         ({"something.new": (3, 4)}, r"not used \(1\): something.new \(3, 4\)"),
     ],

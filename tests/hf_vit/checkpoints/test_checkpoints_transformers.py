@@ -124,16 +124,6 @@ def test_deit_reads_its_second_token_as_a_register(tmp_path, pixels):
             assert same_outputs(model(pixels).logits, theirs(pixels).logits)
 
 
-def test_deit_with_two_heads_is_refused(tmp_path):
-    theirs = DeiTForImageClassification(DeiTConfig(**SMALL, num_labels=3))
-    tensors = {name.replace("classifier", "cls_classifier"): t for name, t in theirs.state_dict().items()}
-    tensors |= {"distillation_classifier.weight": torch.zeros(3, 32), "distillation_classifier.bias": torch.zeros(3)}
-    save_file(tensors, tmp_path / "model.safetensors")
-    theirs.config.save_pretrained(tmp_path)
-    with pytest.raises(HFViTError, match="distillation"):
-        load_checkpoint(tmp_path)
-
-
 def _write_hybrid(folder, width: int = 32):
     """A folder as `google/vit-hybrid-base-bit-384` is laid out, its network put together from transformers' parts."""
     bit = BitConfig(
@@ -265,7 +255,7 @@ def test_out_encoder_with_pooler(tmp_path, pixels):
     ("fields", "named"),
     [
         ({"resnet_depths": (1,), "resnet_width_factor": 0.5, "patch_size": 1}, "ResNet"),
-        ({"pooling": "gap"}, "pooling"),
+        ({"pooling": "gap", "use_class_token": True}, "pooling"),
         ({"pooling": "map"}, "pooling"),
         ({"representation_size": 16}, "representation layer"),
         ({"num_register_tokens": 2}, "register"),
