@@ -184,12 +184,14 @@ def scan(base: bytes, path: bytes, left_out: LeftOut) -> tuple[Folder, list[byte
     with entries:
         for entry in entries:
             name = entry.name
+            suffix = name[name.rfind(b".") :].lower() if b"." in name else b""
             if name[:1] == b"." or name in SKIPPED_FOLDERS:
                 left_out.add(HIDDEN, join(path, name))
+            elif suffix in IMAGE_SUFFIXES and entry.is_file(follow_symlinks=False):  # nearly all, and asked first
+                images.append(name)
             elif entry.is_dir(follow_symlinks=False):
                 subfolders.append(name)
             else:
-                suffix = name[name.rfind(b".") :].lower() if b"." in name else b""
                 kind = regular(entry)
                 if kind != "file":
                     links.append(name) if kind == "folder" else left_out.add(kind, join(path, name))

@@ -312,8 +312,9 @@ def directory_door(name: str, path: Path, columns: Columns, cache_dir: str | Pat
     data = [join(folder.path, item) for folder in found.folders for item in folder.data]
     if b"dataset_dict.json" in data or (b"state.json" in data and b"dataset_info.json" in data):
         return saved_door(name, path, columns)
+    notes: list[str] = []
     if any(metadata_of(folder) for folder in found.folders):
-        door = metadata_door(name, path, found, tree, columns)
+        door = metadata_door(name, path, found, tree, columns, notes)
         if door is not None:
             return door
     files = [path / os.fsdecode(item) for item in data if os.path.basename(item) not in METADATA_NAMES]
@@ -335,7 +336,9 @@ def directory_door(name: str, path: Path, columns: Columns, cache_dir: str | Pat
         splits = by_split([file.name for file in texts])
         return table_door(name, {split: [path / file for file in files] for split, files in splits.items()}, columns)
     only_for_tables(name, columns)
-    return folder_door(name, path, found, tree, layout or Layout({}))
+    layout = layout or Layout({})
+    layout.notes[:0] = notes
+    return folder_door(name, path, found, tree, layout)
 
 
 def open_part(door: Door, part: str, names: list[str] | None, on_unreadable: str, split: str) -> ImageDataset:

@@ -234,14 +234,16 @@ def numbers_of(cells: list[Any]) -> list[Any]:
     return [int(cell) for cell in cells] if plain and all(str(int(cell)) == cell for cell in cells) else cells
 
 
-def metadata_door(name: str, root: Path, found: Walk, tree: Tree, columns: Columns) -> Door | None:
+def metadata_door(name: str, root: Path, found: Walk, tree: Tree, columns: Columns, notes: list[str]) -> Door | None:
     """Door of `datasets`' imagefolder with `metadata.csv`: labels by file name; None where it has no label column.
+
+    Args:
+        notes: takes what was assumed and left out.
 
     Raises:
         HFViTError: unclear columns, files that are not there.
     """
     splits: dict[str, dict[str, list[Any]]] = {}
-    notes: list[str] = []
     listed_files = 0
     for folder in found.folders:
         file = metadata_of(folder)

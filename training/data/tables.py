@@ -214,14 +214,14 @@ def table_source(
     import datasets
     from pyarrow import compute
 
+    if table._indices is not None:  # rows that were selected or shuffled: the Arrow table still has all, in order
+        table = table.flatten_indices()
     image_column = find_image_column(name, table.features, columns.image)
     labels, names = np.zeros(len(table), dtype=np.int64), ["unlabelled"]
     if columns.labelled:
         labels, names = read_labels(name, split, table, columns, image_column, load_train)
     feature = table.features[image_column]
     is_text = isinstance(feature, datasets.Value) and feature.dtype in ("string", "large_string")
-    if table._indices is not None:  # rows that were selected or shuffled
-        table = table.flatten_indices()
     if not is_text:
         table = table.cast_column(image_column, datasets.Image(decode=False))
     prefix = f"{Path(name).name}:{split}"
