@@ -202,7 +202,7 @@ def scan(base: bytes, path: bytes, left_out: LeftOut) -> tuple[Folder, list[byte
                 elif suffix in NO_IMAGE_SUFFIXES:
                     left_out.add(NOT_IMAGES, join(path, name))
                 else:
-                    format = "HEIC" if suffix in HEIF_SUFFIXES else format_of_file(os.path.join(here, name))
+                    format = format_of_file(os.path.join(here, name))
                     if format == "HEIC":
                         left_out.add(HEIC, join(path, name))
                     elif format is None:

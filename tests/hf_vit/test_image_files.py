@@ -30,6 +30,7 @@ IMAGES = ["3.jfif", "a/1.png", "a/4.tga", "a/5.jp2", "a/b/2.JPG"]
 
 def test_suffix_or_first_bytes_decide_and_the_rest_is_counted(folder):
     (folder / "a/no_suffix").write_bytes((folder / "a/1.png").read_bytes())
+    (folder / "a/renamed.heic").write_bytes((folder / "a/1.png").read_bytes())
     (folder / "a/photo.heic").write_bytes(b"\x00\x00\x00\x18ftypheic\0\0\0\0mif1heic")
     (folder / "a/download").write_bytes(b"\x00\x00\x00\x18ftypmif1\0\0\0\0mif1heic")
     (folder / "a/notes.txt").write_text("x")
@@ -38,7 +39,7 @@ def test_suffix_or_first_bytes_decide_and_the_rest_is_counted(folder):
     (folder / "a/gone.png").symlink_to(folder / "nowhere.png")
     os.mkfifo(folder / "a/pipe.png")
     found = walk(folder)
-    assert names(found) == sorted([*IMAGES, "a/no_suffix"])
+    assert names(found) == sorted([*IMAGES, "a/no_suffix", "a/renamed.heic"])
     counts = dict(found.left_out.counts)
     assert counts == {HEIC: 2, NOT_IMAGES: 1, HIDDEN: 2, DANGLING: 1, SPECIAL: 1}
     assert "1 links to nothing (a/gone.png)" in str(found.left_out)
