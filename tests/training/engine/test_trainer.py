@@ -128,7 +128,7 @@ def test_accumulation_equals_the_large_batch(tmp_path, optim):
         Trainer(model, args, data).train()
         found.append((history(tmp_path / str(passes)), model.state_dict()))
     for large, small in zip(*(lines for lines, _ in found)):
-        assert large == pytest.approx(small, abs=1e-6)
+        assert large == pytest.approx(small, rel=2e-6, abs=1e-6)
     for name, weight in found[0][1].items():
         if "k_proj.bias" in name:
             continue  # its gradient is zero but for rounding, which AdamW blows up
