@@ -59,13 +59,14 @@ def config_of(model: str) -> HFViTConfig:
 
 
 def describe(config: HFViTConfig) -> dict[str, Any]:
-    """Parts of the network in the order in which a picture passes them.
+    """Parts of the network in the order in which an image passes them.
 
     Multiply-adds are counted by running the network without data (PyTorch's FlopCounterMode on the meta device):
     matrix products and convolutions of one image, not norms and activations.
     """
     with torch.device("meta"):
         model = HFViTForImageClassification._from_config(config, attn_implementation="eager").eval()
+        model.requires_grad_(False)  # the counter follows gradients, and fails at the probe of attention pooling
         with FlopCounterMode(display=False) as counter, torch.no_grad():
             model(torch.zeros(1, config.num_channels, *config.image_size_hw))
     flops = {name: sum(kinds.values()) for name, kinds in counter.get_flop_counts().items()}
@@ -88,7 +89,15 @@ def describe(config: HFViTConfig) -> dict[str, Any]:
     loose = sum(parameter.numel() for parameter in model.get_submodule(embeddings).parameters(recurse=False))
     if loose:
         parts.append({"name": "tokens and positions", "output": f"{tokens} x {width}", "parameters": loose, "macs": 0})
-    block, depth = count("vit.layers.0"), config.num_hidden_layers
+    for name, module in (("patch norm", "patch_norm"), ("norm before the blocks", "pre_layernorm")):
+        if getattr(config, module):
+            parts.append({"name": name, "output": f"{tokens} x {width}", **count(f"{embeddings}.{module}")})
+    depth = config.num_hidden_layers
+    block = count("vit.layers.0") if depth else {"parameters": 0, "macs": 0}
+    shared = model.vit.shared_relative_position_bias_table
+    if shared is not None:
+        row = {"name": "shared relative biases", "output": "", "parameters": shared.numel(), "macs": 0}
+        parts.append(row)
     parts.append(
         {
             "name": f"{depth} blocks of {block['parameters']:,}",
@@ -97,7 +106,9 @@ def describe(config: HFViTConfig) -> dict[str, Any]:
             "macs": depth * block["macs"],
         }
     )
-    parts.append({"name": "final norm", "output": f"{tokens} x {width}", **count("vit.layernorm")})
+    if config.final_norm != "none":
+        output = f"{tokens} x {width}" if config.final_norm == "tokens" else f"{width}"
+        parts.append({"name": "final norm", "output": output, **count("vit.layernorm")})
     if config.pooling == "map":
         parts.append({"name": "attention pooling", "output": f"{width}", **count("vit.map_head")})
     if config.representation_size is not None:

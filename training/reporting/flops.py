@@ -108,20 +108,23 @@ def _parts(
     )
     tokens = kept + config.num_prefix_tokens
     depth = config.num_hidden_layers
-    read = 1 if training and not all_tokens and config.pooling in ("token", "first") else tokens
+    one_token = config.pooling in ("token", "first") and config.head_input == "pooled"
+    read = 1 if training and not all_tokens and one_token else tokens
+    matrices = 3 if config.mlp_type == "swiglu" else 2
     layer, last = (  # k and v of all tokens; q, attention, output and MLP of those that are computed
-        4 * tokens * dim * dim + 4 * some * dim * dim + 4 * some * tokens * dim + 4 * some * dim * mlp
+        4 * tokens * dim * dim + 4 * some * dim * dim + 4 * some * tokens * dim + 2 * matrices * some * dim * mlp
         for some in (tokens, read)
     )
     drops = training and not compiled and depth > 1  # blocks 0 ... L - 1 at rates 0 ... rate
     kept_before = depth - 1 - (config.drop_path_rate * (depth - 2) / 2 if drops else 0)
     rest += round(kept_before * layer + (1 - config.drop_path_rate * drops) * last)
-    if config.pooling == "map":  # one query over all tokens, then an MLP
-        rest += 4 * tokens * dim * dim + 4 * dim * dim + 4 * tokens * dim + 4 * dim * mlp
-    width = config.representation_size or dim
+    if config.pooling == "map":  # one query over the tokens that are pooled, then an MLP
+        pooled = tokens if config.map_over_prefix else kept
+        rest += 4 * pooled * dim * dim + 2 * (1 + config.map_query_proj) * dim * dim + 4 * pooled * dim
+        rest += 4 * dim * mlp * config.map_mlp
     if config.representation_size:
-        rest += 2 * dim * width
-    return first, rest, 2 * width * labels
+        rest += 2 * dim * config.representation_size
+    return first, rest, 2 * config.head_width * labels
 
 
 def color_flops(config: HFViTConfig, image_size: tuple[int, int] | None = None) -> int:
