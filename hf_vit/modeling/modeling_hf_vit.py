@@ -609,6 +609,7 @@ class HFViTForImageClassification(HFViTPreTrainedModel):
             else nn.Identity()
         )
         self.post_init()
+        self._freeze_what_is_not_read()
 
     @can_return_tuple
     def forward(
@@ -635,6 +636,13 @@ class HFViTForImageClassification(HFViTPreTrainedModel):
         return ImageClassifierOutput(
             loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
         )
+
+    def _freeze_what_is_not_read(self) -> None:
+        """Parameters that no logit depends on never have a gradient, which DistributedDataParallel waits for."""
+        if self.config.head_input != "pooled" and self.vit.map_head is not None:
+            self.vit.map_head.requires_grad_(False)
+        if self.config.head_input == "mean_unnormalised":
+            self.vit.layernorm.requires_grad_(False)
 
     def head_input(self, outputs: BaseModelOutputWithPooling) -> torch.Tensor:
         """What the classifier reads of an encoder's outputs, `(B, config.head_width)`."""
@@ -666,6 +674,7 @@ class HFViTForImageClassification(HFViTPreTrainedModel):
         if drops or wanted.num_labels != self.config.num_labels:
             self.replace_head(wanted.num_labels, wanted.id2label, keep_representation and not drops)
         self.config.id2label, self.config.label2id = wanted.id2label, wanted.label2id
+        self._freeze_what_is_not_read()  # again: loaded parameters are new ones
 
     @torch.no_grad()
     def replace_head(

@@ -19,12 +19,15 @@ from ..config.arguments import TrainArguments
 
 
 # Tables and tokens: they are matrices, but not kernels.
-NOT_KERNELS = ("position_embeddings", "cls_token", "register_tokens", "probe", "mask_token", "distillation_token")
+NOT_KERNELS = (
+    *("position_embeddings", "cls_token", "register_tokens", "probe", "mask_token", "distillation_token"),
+    *("relative_position_bias_table", "shared_relative_position_bias_table"),
+)
 HEADS = ("classifier", "colours")  # what Muon leaves to AdamW: last layers, as first ones, are not hidden
 
 BLOCK = re.compile(r"(?:^|\.)layers\.(\d+)\.")
 STAGE = re.compile(r"\.backbone\.stages\.(\d+)\.")
-FIRST = re.compile(r"(?:^|\.)embeddings\.|(?:^|\.)mask_token$")
+FIRST = re.compile(r"(?:^|\.)embeddings\.|(?:^|\.)(?:mask_token|shared_relative_position_bias_table)$")
 
 
 # -- parameters ----------------------------------------------------------------------------------------------------
