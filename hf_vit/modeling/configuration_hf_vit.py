@@ -92,6 +92,7 @@ _MAX_SIZES = {
     "num_register_tokens": 2**12,
     "representation_size": 2**17,
     "map_num_heads": 2**14,
+    "map_intermediate_size": 2**20,
     "num_labels": 10**6,
 }
 _MAX_POSITIONS = 2**24
@@ -119,6 +120,7 @@ _FAMILY_FIELDS = (
     "final_norm",
     "head_input",
     "map_num_heads",
+    "map_intermediate_size",
     "map_over_prefix",
     "map_query_proj",
     "map_mlp",
@@ -167,7 +169,8 @@ class HFViTConfig(BackboneConfigMixin, PreTrainedConfig):
         pooling: what the head reads: `"token"` the class token (Eq. 4); `"gap"` the mean over the patch tokens;
             `"map"` attention pooling with a learned probe (arXiv:2106.04560); `"first"` the first token, whatever it
             is (big_vision's "0"); `"prefix_mean"` the mean of class and register tokens (Pixio).
-        map_num_heads: heads of the attention pooling; None: as many as the blocks have.
+        map_num_heads, map_intermediate_size: heads of the attention pooling and width of its MLP; None: those of the
+            blocks.
         map_over_prefix: whether it reads class and register tokens too (PE: yes; timm elsewhere: no).
         map_query_proj, map_mlp: whether the probe passes through a query projection, and the result through an MLP
             (AIMv2: neither).
@@ -263,6 +266,7 @@ class HFViTConfig(BackboneConfigMixin, PreTrainedConfig):
     patch_dropout_rate: float | int = 0.0
     pooling: Literal["token", "gap", "map", "first", "prefix_mean"] = "token"
     map_num_heads: int | None = None
+    map_intermediate_size: int | None = None
     map_over_prefix: bool = True
     map_query_proj: bool = True
     map_mlp: bool = True

@@ -350,9 +350,9 @@ def attention_layer(config: HFViTConfig) -> HFViTAttention:
 class HFViTMLP(nn.Module):
     """Two dense layers with a GELU between them, dropout after each (section 3.1, appendix B.1)."""
 
-    def __init__(self, config: HFViTConfig):
+    def __init__(self, config: HFViTConfig, width: int | None = None):
         super().__init__()
-        dim, width, bias = config.hidden_size, config.intermediate_size, config.dense_bias
+        dim, width, bias = config.hidden_size, width or config.intermediate_size, config.dense_bias
         self.fc1 = with_role(nn.Linear(dim, width, bias=bias), "mlp")
         self.activation_fn = ACT2FN[config.hidden_act]
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
@@ -474,7 +474,7 @@ class HFViTMapHead(nn.Module):
         if not config.dense_bias:  # AIMv2's blocks have no biases, its head has this one
             self.attention.o_proj = nn.Linear(config.hidden_size, config.hidden_size)
         self.layernorm = norm_layer(config) if config.map_mlp else nn.Identity()
-        self.mlp = HFViTMLP(config) if config.map_mlp else None
+        self.mlp = HFViTMLP(config, config.map_intermediate_size) if config.map_mlp else None
         self.first = 0 if config.map_over_prefix else config.num_prefix_tokens
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:

@@ -479,7 +479,9 @@ def _check_sizes_of_file(config: HFViTConfig, shapes: dict[str, list[int]], path
     """
 
     def stored(*ends: str) -> list[int] | None:
-        return next((shape for name, shape in shapes.items() if name.endswith(ends) and "decoder" not in name), None)
+        aside = ("decoder", "map_head")
+        names = (name for name in shapes if name.endswith(ends) and not any(part in name for part in aside))
+        return next((shapes[name] for name in names), None)
 
     numbers = [re.match(r"(?:\w+\.)*?layers?\.(\d+)\.", name) for name in shapes]
     blocks = [int(number[1]) for number in numbers if number]

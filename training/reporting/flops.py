@@ -121,7 +121,7 @@ def _parts(
     if config.pooling == "map":  # one query over the tokens that are pooled, then an MLP
         pooled = tokens if config.map_over_prefix else kept
         rest += 4 * pooled * dim * dim + 2 * (1 + config.map_query_proj) * dim * dim + 4 * pooled * dim
-        rest += 4 * dim * mlp * config.map_mlp
+        rest += 4 * dim * (config.map_intermediate_size or mlp) * config.map_mlp
     if config.representation_size:
         rest += 2 * dim * config.representation_size
     return first, rest, 2 * config.head_width * labels

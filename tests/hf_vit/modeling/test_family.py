@@ -39,7 +39,7 @@ FAMILIES = {
     },
     "pe": {
         "rope": "axial", "rope_axes": "xy", "rope_offset": 1, "pre_layernorm": True, "patch_bias": False,
-        "pooling": "map", "map_num_heads": 8, "use_class_token": True,
+        "pooling": "map", "map_num_heads": 8, "map_intermediate_size": 40, "use_class_token": True,
     },
     "pe_spatial": {"rope": "axial", "final_norm": "none", "pooling": "gap"},
     "aimv2": {
