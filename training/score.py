@@ -2,10 +2,10 @@
 
     accelerate launch -m training.score --model PATH_OR_HUB_ID --dataset PATH_OR_HUB_ID --output_dir scores
     accelerate launch -m training.score --model PATH_OR_HUB_ID --dataset imagenet/val --real_labels real.json
-    accelerate launch -m training.score --model PATH_OR_HUB_ID --dataset pictures --few_shot 1 5 10 25 --knn 20
+    accelerate launch -m training.score --model PATH_OR_HUB_ID --dataset images --few_shot 1 5 10 25 --knn 20
     accelerate launch -m training.score --model PATH_OR_HUB_ID --suite paper --output_dir suite
 
-The model is one of ours, of any dialect, or any AutoModelForImageClassification (ViT, BiT, EfficientNet, ...). On the
+The model is one of ours, in any format, or any AutoModelForImageClassification (ViT, BiT, EfficientNet, ...). On the
 screen: a table; in --output_dir: facts.json, per_class.csv, confusion_matrix.png, model_index.yaml for a card's front
 matter, and .eval_results/ for a repository whose data set is on the Hub. If --output_dir is the folder of the model
 itself, its own facts.json and card gain the scores. `--help` lists every option.
@@ -13,26 +13,28 @@ itself, its own facts.json and card gain the scores. `--help` lists every option
 
 import argparse
 import sys
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import transformers
 
 from hf_vit.errors import HFViTError, Parser, report_error
 
-from .data.dataset import ImageDataset, open_dataset, open_door
-from .data.sources import Columns, listed
-from .data.splits import EVAL_SPLITS
+from .config.arguments import RENAMED
 from .data.transforms import RESAMPLING
-from .evaluation import report
-from .evaluation.classifier import Classifier, open_classifier
-from .evaluation.evaluate_classifier import TTA, Machine, Scored, create_machine, preprocessing, score_dataset
-from .evaluation.features import compute_features
-from .evaluation.few_shot import L2, NeighbourProbe, few_shot
-from .evaluation.label_mapping import LabelMatch, check_real, match_labels, read_real_labels, real_rows
-from .evaluation.throughput import measure_speed
-from .metrics.calibration.calibration import METHOD, calibration
+from .evaluation.evaluate_classifier import TTA, create_context
+from .evaluation.few_shot import L2
+from .evaluation.score_model import score_model
+from .evaluation.suites import run_suite
+
+
+class CurrentName(argparse.Action):
+    """Stores a choice; says the new name where an option was given by its old one."""
+
+    def __call__(self, parser, namespace, values, option_string=None) -> None:
+        old = (option_string or "").removeprefix("--")
+        if old in RENAMED:
+            print(f"--{old} is now --{RENAMED[old]}; the old name goes with the next release", file=sys.stderr)
+        setattr(namespace, self.dest, values)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -49,16 +51,21 @@ def build_parser() -> argparse.ArgumentParser:
     add(
         "--suite", help="many data sets by a fixed protocol: imagenet, paper or vtab (training/evaluation/suites.yaml)"
     )
-    add("--output_dir", help="where facts, tables and pictures go")
-    data = parser.add_argument_group("which pictures")
+    add("--output_dir", help="folder for facts, tables and figures")
+    data = parser.add_argument_group("images")
     data.add_argument("--split", help="default: the first of validation, val, dev, test that the data has")
     data.add_argument("--train_split", default="train", help="what the probes learn from (train)")
     data.add_argument("--dataset_config_name", help="configuration of a Hub dataset")
-    data.add_argument("--image_column", help="column with the pictures; default: found")
+    data.add_argument("--image_column", help="column with the images; default: found")
     data.add_argument("--label_column", help="column with the labels; default: found")
     data.add_argument("--cache_dir", help="where tables and features are kept; default: datasets' cache")
-    data.add_argument("--on_unreadable", default="stop", choices=("stop", "skip"), help="unreadable pictures (stop)")
-    labels = parser.add_argument_group("which output means which class")
+    for name in ("on_decode_error", *(old for old, new in RENAMED.items() if new == "on_decode_error")):
+        data.add_argument(
+            f"--{name}", dest="on_decode_error", default="stop", choices=("stop", "skip"), action=CurrentName,
+            help="images that cannot be read: end with an error, or score without them (stop)"
+            if name == "on_decode_error" else argparse.SUPPRESS,
+        )  # fmt: skip
+    labels = parser.add_argument_group("classes")
     labels.add_argument(
         "--label_map", help="JSON or YAML file of data class: model class; number: class i is output i"
     )
@@ -66,20 +73,20 @@ def build_parser() -> argparse.ArgumentParser:
         "--label_subset", help="outputs that compete: data (the data's classes), imagenet_a, imagenet_r, or a file"
     )
     labels.add_argument("--real_labels", help="ImageNet-ReaL: real.json, or the folder that holds it")
-    view = parser.add_argument_group("how pictures are cut; default: as the model's image processor does")
+    view = parser.add_argument_group(
+        "how images are resized and cropped; default: as the model's image processor does"
+    )
     view.add_argument("--image_size", type=int, nargs="+", metavar="PX", help="one number, or height and width")
-    view.add_argument("--crop_pct", type=float, help="resize the short side to size / crop_pct, crop the centre")
+    view.add_argument("--crop_pct", type=float, help="resize the short side to size / crop_pct, crop the center")
     view.add_argument("--squash", action="store_true", help="resize to height x width, as the ViT paper evaluates")
     view.add_argument("--resample", choices=tuple(RESAMPLING), help="filter of the resize")
-    view.add_argument("--tta", default="none", choices=tuple(TTA), help="average over mirrored pictures, crops (none)")
+    view.add_argument("--tta", default="none", choices=tuple(TTA), help="average over mirrored images, crops (none)")
     probes = parser.add_argument_group("probes on frozen features, in place of the head")
-    probes.add_argument(
-        "--few_shot", type=int, nargs="+", metavar="SHOTS", help="pictures per class, such as 1 5 10 25"
-    )
+    probes.add_argument("--few_shot", type=int, nargs="+", metavar="SHOTS", help="images per class, such as 1 5 10 25")
     probes.add_argument("--knn", type=int, metavar="K", help="nearest neighbours, all of --train_split")
     probes.add_argument("--l2", type=float, default=L2, help="of the few-shot ridge regression (1024)")
     machine = parser.add_argument_group("machine")
-    machine.add_argument("--per_device_eval_batch_size", type=int, default=32, help="pictures of one pass (32)")
+    machine.add_argument("--per_device_eval_batch_size", type=int, default=32, help="images in a batch (32)")
     machine.add_argument(
         "--dataloader_num_workers", type=int, default=0, help="processes that decode, per process (0)"
     )
@@ -148,7 +155,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     """Score and return the facts; bad input is one line on stderr and exit status 2."""
     try:
         args = parse(argv)
-        machine = create_machine(
+        context = create_context(
             args.use_cpu,
             batch_size=args.per_device_eval_batch_size,
             workers=args.dataloader_num_workers,
@@ -157,141 +164,13 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         transformers.logging.set_verbosity_error()
         transformers.logging.disable_progress_bar()
         if args.suite is not None:
-            from .evaluation.suites import run_suite  # which scores through this room
-
-            facts = run_suite(args, machine)
+            facts = run_suite(args, context)
         else:
-            facts = score(args, machine)
-        machine.accelerator.end_training()
+            facts = score_model(args, context)
+        context.accelerator.end_training()
         return facts
     except (HFViTError, OSError) as error:
         raise SystemExit(report_error(error)) from None
-
-
-def score(args: argparse.Namespace, machine: Machine) -> dict[str, Any]:
-    """One classifier on one data set, from options to facts."""
-    if args.output_dir is not None:
-        report.check_output(Path(args.output_dir), args.model)
-    dataset = open_split(args, args.split or found_split(args))
-    classifier = open_model(args)
-    probing = args.few_shot is not None or args.knn is not None
-    rows, scored, match = [], None, None
-    if not probing:
-        match = match_labels(dataset.label_names, headed(classifier), args.label_map, args.label_subset)
-        real = None if args.real_labels is None else real_labels(args.real_labels, dataset, match)
-        scored = score_dataset(classifier, dataset, match, machine, args.tta, real)
-        rows = score_rows(scored, machine.accelerator.is_main_process)
-    else:
-        rows = probe_rows(args, classifier, dataset, machine)
-    speed = {} if args.no_speed else measure_speed(classifier, machine)
-    facts = report.facts_of(args, machine, classifier, dataset, rows, speed)
-    facts["scoring"] = {"preprocessing": preprocessing(classifier, args.tta), "on_unreadable": args.on_unreadable}
-    if match is not None and scored is not None:
-        facts["scoring"]["labels"] = match.how
-        facts["data"] |= {"unreadable_images": len(scored.unreadable)}
-        if scored.logits is not None:
-            facts["scoring"]["temperature"] = METHOD
-    if machine.accelerator.is_main_process:
-        finish(args, facts, scored, match)
-    machine.accelerator.wait_for_everyone()
-    return facts
-
-
-def finish(args: argparse.Namespace, facts: dict[str, Any], scored: Scored | None, match: LabelMatch | None) -> None:
-    """The table on the screen, and the files."""
-    print(report.summary(facts))
-    if scored is not None and match is not None:
-        print(report.weakest(scored.totals, match.names))
-        for name in scored.unreadable[:5]:
-            print(f"unreadable: {name}")
-    if args.output_dir is not None:
-        report.write(Path(args.output_dir), facts, scored, match)
-        print(f"written to {args.output_dir}")
-
-
-# -- what is opened --------------------------------------------------------------------------------------------------
-
-
-def found_split(args: argparse.Namespace) -> str:
-    """The first of the usual evaluation splits that the data has."""
-    columns = Columns(args.image_column, args.label_column, None)
-    splits = open_door(args.dataset, args.dataset_config_name, columns, args.cache_dir).splits
-    found = next((name for name in EVAL_SPLITS if name in splits), None)
-    if found is None:
-        raise HFViTError(f"'{args.dataset}' has no split to evaluate on; choose one with --split: {listed(splits)}")
-    return found
-
-
-def open_split(args: argparse.Namespace, split: str, label_names: list[str] | None = None) -> ImageDataset:
-    return open_dataset(
-        args.dataset,
-        config_name=args.dataset_config_name,
-        split=split,
-        image_column=args.image_column,
-        label_column=args.label_column,
-        label_names=label_names,
-        on_unreadable=args.on_unreadable,
-        cache_dir=args.cache_dir,
-    )
-
-
-def open_model(args: argparse.Namespace) -> Classifier:
-    size = args.image_size
-    return open_classifier(
-        args.model,
-        image_size=None if size is None else size[0] if len(size) == 1 else (size[0], size[1]),
-        crop_pct=args.crop_pct,
-        squash=args.squash,
-        resample=args.resample,
-    )
-
-
-def headed(classifier: Classifier) -> list[str]:
-    """The names of the outputs; a model without any cannot be scored by its head."""
-    names = classifier.label_names
-    if not names:
-        raise HFViTError(f"{classifier.name} has no head to score: probe its features with --few_shot or --knn")
-    return names
-
-
-def real_labels(path: str, dataset: ImageDataset, match: LabelMatch) -> np.ndarray:
-    """The ReaL labels of a data set's pictures: by file name, else in the order of the whole validation set."""
-    names = [dataset.picture_name(index) for index in range(len(dataset))]
-    rows = real_rows(read_real_labels(path), names, dataset.rows.tolist(), len(dataset.source.labels))
-    check_real(rows, match.places[dataset.labels])
-    return rows
-
-
-# -- what is measured ------------------------------------------------------------------------------------------------
-
-
-def score_rows(scored: Scored, main: bool) -> list[dict[str, Any]]:
-    """{"metric", "value", "n"} of every score; after a temperature where logits were kept, on the main process."""
-    found = scored.totals.scores()
-    if main and scored.logits is not None and scored.labels is not None and len(scored.labels) > 1:
-        after = calibration(scored.logits, scored.labels)
-        chosen = ("ece_after_temperature", "nll_after_temperature", "brier_after_temperature", "temperature")
-        found |= {name: (after[name], len(scored.labels)) for name in chosen}
-    return [{"metric": name, "value": value, "n": count} for name, (value, count) in found.items()]
-
-
-def probe_rows(
-    args: argparse.Namespace, classifier: Classifier, dataset: ImageDataset, machine: Machine
-) -> list[dict[str, Any]]:
-    """Few-shot and nearest-neighbour accuracy; features are computed once and kept."""
-    train = open_split(args, args.train_split, dataset.label_names)
-    known = compute_features(classifier, train, machine, args.cache_dir)
-    asked = compute_features(classifier, dataset, machine, args.cache_dir)
-    rows = []
-    if args.few_shot is not None:
-        for row in few_shot(known.features, known.labels, asked.features, asked.labels, args.few_shot, l2=args.l2):
-            name = f"{row['shots']}_shot_accuracy"
-            rows.append({"metric": name, "value": row["accuracy"], "n": row["n"], "seed": row["seed"]})
-    if args.knn is not None:
-        probe = NeighbourProbe(args.knn).fit(known.features, known.labels)
-        value = probe.score(asked.features, asked.labels)
-        rows.append({"metric": f"{args.knn}_nn_accuracy", "value": value, "n": len(asked.labels)})
-    return rows
 
 
 if __name__ == "__main__":

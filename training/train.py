@@ -42,7 +42,7 @@ from .engine.distributed import all_ranks, handle_peer_exit
 from .engine.masked_patch_prediction import MASKED_PATCHES, masked_model
 from .engine.run_lock import LOCK_NAME
 from .engine.trainer import Trainer
-from .evaluation.classifier import knock
+from .evaluation.classifier import check_hub_access
 from .reporting import progress
 from .reporting.facts import public_name
 from .reporting.preview import contact_sheet
@@ -321,7 +321,7 @@ def load_pretrained(requested, labels: dict[int, str]) -> tuple[HFViTForImageCla
     if requested.image_size is not None:
         fields["image_size"] = pixels(requested.image_size)
     if not Path(requested.model).exists():
-        knock(requested.model)
+        check_hub_access(requested.model)
     loaded = read_checkpoint(requested.model, dtype=torch.float32, **fields)
     model = loaded.model
     own = model.config.id2label if model.config.num_labels else {}

@@ -157,7 +157,7 @@ def test_everything_sees_the_same_pixels(images, tmp_path, kind, monkeypatch, ca
 
     classifier = open_classifier(str(folder))
     seen = data.with_transform(classifier.transform)
-    compare("score", [classifier.normalise(seen[row]["pixel_values"]) for row in rows])
+    compare("score", [classifier.normalize(seen[row]["pixel_values"]) for row in rows])
 
     received = []
 

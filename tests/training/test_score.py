@@ -28,9 +28,9 @@ from tests.helpers.tiny_classifiers import DIGITS, run, save_tiny, value
 from training import score
 from training.data.dataset import open_dataset
 from training.evaluation.classifier import open_classifier
-from training.evaluation.evaluate_classifier import batches, create_machine
+from training.evaluation.evaluate_classifier import batches, create_context
 from training.evaluation.report import taken_for, write_eval_results
-from training.metrics.metric_state import Counts
+from training.metrics.metric_state import MetricState
 
 
 # -- counts ----------------------------------------------------------------------------------------------------------
@@ -78,27 +78,27 @@ def test_ours_leaves_everything_behind(models, tmp_path, capsys):
 
 
 def test_what_a_class_is_taken_for_is_another_class():
-    counts = Counts(3, torch.device("cpu"))
-    counts.add(torch.eye(3)[[0, 0, 0, 1, 2, 2, 2]], torch.tensor([0, 0, 0, 0, 1, 1, 2]))
-    totals = counts.total(Accelerator(cpu=True))
-    taken = [taken_for(totals, ["a", "b", "c"], number) for number in range(3)]
-    assert taken == ["taken for b 1 times", "taken for c 2 times", ""]
+    state = MetricState(torch.device("cpu"))
+    state.update(torch.eye(3)[[0, 0, 0, 1, 2, 2, 2]], torch.tensor([0, 0, 0, 0, 1, 1, 2]))
+    confused = state.reduce(Accelerator(cpu=True)).most_confused()
+    taken = [taken_for(confused, ["a", "b", "c"], number) for number in range(3)]
+    assert taken == ["taken for b once", "taken for c 2 times", ""]
 
 
 def test_accuracy_is_that_of_a_plain_loop(models):
     model = HFViTForImageClassification.from_pretrained(models["ours"]).eval()
     data = open_dataset("digits", split="test")
     processor = ViTImageProcessorPil(size={"height": 16, "width": 16}, image_mean=[0.5] * 3, image_std=[0.5] * 3)
-    pictures = [data.read(index)[0] for index in range(len(data))]
+    images = [data.read(index)[0] for index in range(len(data))]
     with torch.no_grad():
-        logits = model(processor(pictures, return_tensors="pt")["pixel_values"]).logits
+        logits = model(processor(images, return_tensors="pt")["pixel_values"]).logits
     expected = float((logits.argmax(-1).numpy() == data.labels).mean())
     assert value(run(model=models["ours"], dataset="digits"), "accuracy") == expected
 
 
 @pytest.mark.parametrize(
     "name, resize, crop",
-    [("vit", "squash", None), ("efficientnet", "squash", None), ("bit", "resize small side, centre crop", 0.8)],
+    [("vit", "squash", None), ("efficientnet", "squash", None), ("bit", "resize small side, center crop", 0.8)],
 )
 def test_classifiers_of_transformers_by_the_same_command(models, name, resize, crop):
     facts = score.main(["--model", models[name], "--dataset", "digits", "--use_cpu", "--split", "test[:40]"])
@@ -124,9 +124,9 @@ def test_a_checkpoint_file_and_another_resolution(goldens, tmp_path):
 
 def test_views_are_averaged_as_probabilities(models):
     classifier, data = open_classifier(models["ours"]), open_dataset("digits", split="test[:5]")
-    machine = create_machine(True, batch_size=5)
+    context = create_context(True, batch_size=5)
     shapes = {
-        tta: next(batches(classifier, data, machine, tta))[0] for tta in ("none", "flip", "five_crop", "ten_crop")
+        tta: next(batches(classifier, data, context, tta))[0] for tta in ("none", "flip", "five_crop", "ten_crop")
     }
     assert [shapes[tta].shape[1] for tta in shapes] == [1, 2, 5, 10]
     assert torch.equal(shapes["flip"][:, 1], shapes["none"][:, 0].flip(-1))
@@ -187,7 +187,7 @@ def test_a_map_and_competing_outputs(models, tmp_path):
     (tmp_path / "map.yaml").write_text("\n".join(f"'{number}': {9 - number}" for number in range(10)))
     facts = run(model=models["ours"], dataset="digits", label_map=tmp_path / "map.yaml")
     classifier, data = open_classifier(models["ours"]), open_dataset("digits", split="test")
-    pixels, *_ = next(batches(classifier, data, create_machine(True, batch_size=360)))
+    pixels, *_ = next(batches(classifier, data, create_context(True, batch_size=360)))
     with torch.no_grad():
         expected = classifier.logits(pixels[:, 0]).log_softmax(-1)[range(360), 9 - data.labels]
     assert facts["scoring"]["labels"] == "by map.yaml"
@@ -200,7 +200,7 @@ def test_a_map_and_competing_outputs(models, tmp_path):
 def test_real_accuracy_of_a_run(models, tmp_path):
     """Also of a slice, whose first picture is not the list's first."""
     classifier, data = open_classifier(models["ours"]), open_dataset("digits", split="test")
-    pixels, *_ = next(batches(classifier, data, create_machine(True, batch_size=360)))
+    pixels, *_ = next(batches(classifier, data, create_context(True, batch_size=360)))
     with torch.no_grad():
         guesses = classifier.logits(pixels[:, 0]).argmax(-1).tolist()
     lists = [[int(label), (row * 7) % 10] if row % 3 else [] for row, label in enumerate(data.labels)]
@@ -227,9 +227,9 @@ def bad(tmp_path, models):
     (tmp_path / "shifted.json").write_text(json.dumps([[(int(label) + 1) % 10] for label in
                                                        open_dataset("digits", split="test").labels]))  # fmt: skip
     (tmp_path / "map.json").write_text(json.dumps({"zer0": "0"}))
-    pictures = [{"bytes": (tmp_path / "pets" / "test" / "0ne" / "a.png").read_bytes(), "path": None}]
+    images = [{"bytes": (tmp_path / "pets" / "test" / "0ne" / "a.png").read_bytes(), "path": None}]
     for name, columns in (("unlabelled", {}), ("marked", {"label": [-1]}), ("empty", {"label": [0]})):
-        table = Table.from_pydict({"image": pictures, **columns})
+        table = Table.from_pydict({"image": images, **columns})
         write_table(table[:0] if name == "empty" else table, tmp_path / f"{name}-test.parquet")
     save_tiny(tmp_path / "narrow", id2label={0: "a", 1: "b"})
     save_tiny(tmp_path / "spelled", id2label={0: "zero", 1: "one"})
@@ -248,8 +248,8 @@ def bad(tmp_path, models):
         ({"dataset": "{bad}/marked-test.parquet"}, "1 of 1 rows"),
         ({"dataset": "{bad}/empty-test.parquet"}, "is empty"),
         ({"dataset": "digits", "split": "validation"}, "no split 'validation'"),
-        ({"dataset": "digits", "split": "test[5:5]"}, "holds none of the 360 pictures"),
-        ({"dataset": "digits", "real_labels": "{bad}/short.json"}, "ReaL labels of 2 pictures, but the split has 360"),
+        ({"dataset": "digits", "split": "test[5:5]"}, "holds none of the 360"),
+        ({"dataset": "digits", "real_labels": "{bad}/short.json"}, "ReaL labels of 2 images, but the split has 360"),
         ({"dataset": "digits", "real_labels": "{bad}/beyond.json"}, "ReaL label 11 is outside the model's 10 outputs"),
         ({"dataset": "digits", "real_labels": "{bad}/shifted.json"}, "own class in 0% of 360 cases"),
         ({"dataset": "digits", "real_labels": "{bad}/none.json"}, "no such file"),
@@ -257,7 +257,7 @@ def bad(tmp_path, models):
         ({"dataset": "digits", "label_subset": "imagenet_z"}, "neither a file nor one of data, imagenet_a"),
         ({"model": "{bad}/headless", "dataset": "digits"}, "has no head to score"),
         ({"model": "{bad}/nothing", "dataset": "digits"}, "cannot load --model"),
-        ({"dataset": "owner/pictures"}, "owner/pictures"),
+        ({"dataset": "owner/images"}, "owner/images"),
         ({}, "Give --dataset"),
         ({"dataset": "digits", "crop_pct": 2}, "crop_pct must lie in"),
         ({"dataset": "digits", "knn": 5000}, "choose 1 to 1437"),
@@ -279,7 +279,7 @@ def test_outputs_that_are_not_finite_are_not_scored(tmp_path, capsys):
     model.save_pretrained(folder)
     with pytest.raises(SystemExit):
         run(model=folder, dataset="digits")
-    assert "not finite for 360 pictures" in capsys.readouterr().err
+    assert "not finite for 360 images" in capsys.readouterr().err
 
 
 # -- several processes -----------------------------------------------------------------------------------------------
@@ -298,7 +298,7 @@ def launch(processes, output, *words):
 
 
 @pytest.mark.slow
-def test_more_processes_than_pictures(tmp_path):
+def test_more_processes_than_images(tmp_path):
     model = save_tiny(tmp_path / "model")
     common = ("--model", model, "--dataset", "digits", "--split", "test[:1]")
     facts, _ = launch(2, tmp_path / "one", *common)

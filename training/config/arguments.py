@@ -25,7 +25,13 @@ from .durations import LENGTHS, RAMPS, check_ramps, steps_of
 RECIPES = Path(__file__).parents[1] / "recipes"
 RESOLVED_NAME = "config_resolved.yaml"
 ENDING = ("cosine", "linear")  # schedules that fall to lr_end
-METRICS = ("accuracy", "top5_accuracy", "loss")  # of an evaluation without a function of the user's own
+METRICS = (
+    "accuracy",
+    "top5_accuracy",
+    "mean_per_class",
+    "macro_f1",
+    "loss",
+)  # of an evaluation without a function of the user's own
 # Options of version 0.1.0 under another name; the old spelling is understood for one release.
 RENAMED = {"mixing_off": "mixup_off_steps", "on_unreadable": "on_decode_error"}
 OF_THE_LAUNCH = ("resume_from_checkpoint", "preview")  # said anew at each launch, so not part of a resolved config

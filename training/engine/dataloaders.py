@@ -119,7 +119,7 @@ def all_batches(loader: DataLoader, keep: Callable[[HFViTError], None] | None) -
 def as_raised(error: HFViTError) -> HFViTError:
     """The error as it was raised: torch puts the stack of the worker that raised it into its message."""
     text = str(error).strip()
-    return HFViTError(text.splitlines()[-1].partition(": ")[2]) if text.startswith("Caught ") else error
+    return type(error)(text.splitlines()[-1].partition(": ")[2]) if text.startswith("Caught ") else error
 
 
 def create_loader(

@@ -1,6 +1,6 @@
 """Exact evaluation: every image counted once, on any number of processes, with the plain loss.
 
-For the Trainer and score.py. Sums are kept on the device in double precision and read once, at the end.
+For the Trainer and score.py. What is counted, and how, is training/metrics/metric_state.py.
 """
 
 from collections.abc import Callable
@@ -15,17 +15,20 @@ from transformers.trainer_utils import EvalPrediction
 from hf_vit.errors import HFViTError
 
 from ..data.samplers import EvalOrder
+from ..metrics.metric_state import MetricState
 from .dataloaders import all_batches
 from .distributed import raise_on_all_ranks
 
 
 @dataclass
 class Evaluated:
-    """What an evaluation found; outputs are there only where they were asked for, in the data's order."""
+    """What an evaluation found; outputs are there only where they were asked for, in the data's order.
 
-    loss: float
-    accuracy: float
-    top5_accuracy: float | None
+    Attributes:
+        scores: loss and those of `MetricState`. count: images.
+    """
+
+    scores: dict[str, float]
     count: int
     unreadable: list[str]
     logits: np.ndarray | None = None
@@ -33,27 +36,11 @@ class Evaluated:
 
     def metrics(self, prefix: str, more: Callable[[EvalPrediction], dict] | None = None) -> dict[str, float]:
         """The scores under transformers' names, `prefix_loss` and so on, and what `more` finds in the outputs."""
-        scores = {"loss": self.loss, "accuracy": self.accuracy, "top5_accuracy": self.top5_accuracy}
-        found = {f"{prefix}_{name}": value for name, value in scores.items() if value is not None}
+        found = {f"{prefix}_{name}": value for name, value in self.scores.items()}
         if more is not None:
             extra = more(EvalPrediction(predictions=self.logits, label_ids=self.labels))
             found |= {f"{prefix}_{name.removeprefix(f'{prefix}_')}": value for name, value in extra.items()}
         return found
-
-
-def score(losses: torch.Tensor, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Sums of one batch: loss, top-1 hits, top-5 hits, images; float64 (4,).
-
-    Args:
-        losses: (B,). logits, labels: (B, K) and (B,), or (B, n, K) and (B, n) for n questions to each image, whose
-            hits are shares.
-    """
-    wide = torch.float32 if losses.device.type == "mps" else torch.float64
-    k = min(5, logits.shape[-1])
-    hits = (logits.topk(k, dim=-1).indices == labels[..., None]).to(wide)  # (B, [n,] k)
-    hits = hits if hits.ndim == 2 else hits.mean(dim=1)  # (B, k)
-    count = torch.tensor(len(labels), device=losses.device)
-    return torch.stack([value.to(wide) for value in (losses.sum(), hits[:, 0].sum(), hits.sum(), count)])
 
 
 @torch.no_grad()
@@ -78,8 +65,7 @@ def evaluate(
         HFViTError: nothing can be read, or with "stop" one image cannot; in all processes.
     """
     loss_module.eval()
-    wide = torch.float32 if accelerator.device.type == "mps" else torch.float64
-    sums = torch.zeros(4, dtype=wide, device=accelerator.device)
+    state = MetricState(accelerator.device, calibration=False)
     kept: list[tuple[torch.Tensor, ...]] = []
     unreadable: list[str] = []
     asked: tuple[int, ...] = (0,)  # of one image: classes, or questions and their answers
@@ -90,23 +76,18 @@ def evaluate(
         own = own_indices(batch["index"], order.filler)
         asked = tuple(logits.shape[1:])
         losses, logits, labels = losses[: len(own)], logits[: len(own)], labels[: len(own)]
-        sums += score(losses, logits, labels)
+        state.update(logits, labels, losses)
         unreadable += batch["unreadable"]
         if keep_outputs:
             kept.append((logits.float(), labels, own.to(accelerator.device)))
         if on_batch is not None:
             on_batch()
     raise_on_all_ranks(failures[0] if failures else None)
-    total, top1, top5, count = accelerator.reduce(sums, "sum").tolist()
-    if not count:
+    found = state.reduce(accelerator)
+    if not found.images:
         raise HFViTError(f"no image to evaluate on can be read: {', '.join(unreadable[:3])}")
-    result = Evaluated(
-        loss=total / max(count, 1),
-        accuracy=top1 / max(count, 1),
-        top5_accuracy=top5 / max(count, 1) if asked[-1] > 5 else None,
-        count=int(count),
-        unreadable=unreadable,
-    )
+    scores = {"loss": found.sums["loss"] / found.images} | {name: value for name, (value, _) in found.scores().items()}
+    result = Evaluated(scores, found.images, unreadable)
     if keep_outputs:
         result.logits, result.labels = gather_outputs(kept, accelerator, *asked)
     return result

@@ -1,6 +1,6 @@
-"""Any image classifier behind one door: ours, of any dialect, and those of transformers (ViT, BiT, EfficientNet, ...).
+"""Any image classifier behind one interface: ours, in any format, and transformers' (ViT, BiT, EfficientNet, ...).
 
-For score.py and features.py. What a picture has to look like comes from the model's own image processor.
+For score_model.py and features.py. What an image has to look like comes from the model's own image processor.
 """
 
 import inspect
@@ -33,17 +33,17 @@ from ..data.transforms import MIN_CROP_PCT, EvalTransform, ImageTransform, Proce
 
 @dataclass
 class Classifier:
-    """A classifier and the pictures it expects.
+    """A classifier and the images it expects.
 
     Attributes:
         name: as it was asked for. model: in evaluation mode, float32.
-        transform: the processor's resize and crop. normalise: its mean and std, on the device.
+        transform: the processor's resize and crop. normalize: its mean and std, on the device.
     """
 
     name: str
     model: PreTrainedModel
     transform: ImageTransform
-    normalise: Normalize
+    normalize: Normalize
 
     def __post_init__(self):
         asked = "interpolate_pos_encoding" in inspect.signature(self.model.forward).parameters
@@ -60,7 +60,7 @@ class Classifier:
         return sum(parameter.numel() for parameter in self.model.parameters())
 
     def logits(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """Float32 (B, K) of normalised pictures (B, C, H, W)."""
+        """Float32 (B, K) of normalized images (B, C, H, W)."""
         return self.model(pixel_values, **self._options).logits.float()
 
     def features(self, pixel_values: torch.Tensor) -> torch.Tensor:
@@ -88,12 +88,12 @@ def open_classifier(
     squash: bool = False,
     resample: str | None = None,
 ) -> Classifier:
-    """Load a classifier and settle how it sees pictures.
+    """Load a classifier and settle how it sees images.
 
     Args:
         name: folder, checkpoint file or Hub id.
         image_size: another resolution than the model's own, in pixels; position embeddings are resized.
-        crop_pct: resize the short side to size / crop_pct and crop the centre, whatever the processor says.
+        crop_pct: resize the short side to size / crop_pct and crop the center, whatever the processor says.
         squash: resize to height and width, whatever the processor says.
         resample: filter of the resize, whatever the processor says.
 
@@ -133,11 +133,11 @@ def output_size(processor: Any, channels: int) -> tuple[int, int]:
 
 
 def load(name: str, image_size: int | tuple[int, int] | None) -> tuple[PreTrainedModel, Any]:
-    """Model and image processor, through transformers' Auto classes where config.json lets them, else as a dialect."""
+    """Model and image processor: through transformers' Auto classes if config.json lets them, else as a checkpoint."""
     size = {} if image_size is None else {"image_size": image_size}
     path = Path(name)
     if not path.exists():
-        knock(name)
+        check_hub_access(name)
     if path.is_file() or (path.is_dir() and not (path / "config.json").is_file()):
         loaded = read_checkpoint(name, **size)
         return loaded.model.float(), ViTImageProcessorPil(**loaded.processor)
@@ -161,7 +161,7 @@ def load(name: str, image_size: int | tuple[int, int] | None) -> tuple[PreTraine
     return model, processor
 
 
-def knock(name: str) -> None:
+def check_hub_access(name: str) -> None:
     """Ask the Hub for a model, once and quickly: transformers retries for a minute where there is no network.
 
     Raises:

@@ -1,6 +1,6 @@
-"""A classifier over a data set: every picture once, on any number of processes, from one or several views.
+"""A classifier over a data set: every image once, on any number of processes, from one or several views.
 
-For score.py, features.py and suites.py. Counting is counts.py; nothing here trains.
+For score_model.py, features.py and suites.py. What is counted is training/metrics/metric_state.py.
 """
 
 from collections.abc import Iterator
@@ -16,12 +16,15 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from hf_vit.errors import HFViTError
+from hf_vit.image_io import UnreadableImage
 
 from ..data.dataset import ImageDataset, collate
 from ..data.samplers import EvalOrder
 from ..data.transforms import RESAMPLING, EvalTransform, covering_window
-from ..engine.evaluation_loop import gather_outputs, own_indices
-from ..metrics.metric_state import Counts, Totals
+from ..engine.dataloaders import all_batches
+from ..engine.distributed import raise_on_all_ranks
+from ..engine.evaluation_loop import own_indices
+from ..metrics.metric_state import Metrics, MetricState
 from .classifier import Classifier
 from .label_mapping import LabelMatch
 
@@ -29,12 +32,12 @@ from .label_mapping import LabelMatch
 CORNERS = ((0.0, 0.0), (1.0, 0.0), (0.0, 1.0), (1.0, 1.0), (0.5, 0.5))  # right, down
 TTA = {"none": (1, False), "flip": (1, True), "five_crop": (5, False), "ten_crop": (5, True)}  # crops, mirrored too
 CROP_PCT = 0.875  # of the five crops, unless the model has its own: 224 of 256
-KEPT_LOGITS = 60_000_000  # pictures x outputs up to which logits are kept, for the temperature; ImageNet's are 50 M
+MAX_KEPT_LOGITS = 60_000_000  # images x outputs up to which logits are kept, for the temperature; ImageNet's are 50 M
 
 
 @dataclass(frozen=True)
-class Machine:
-    """How pictures get through the model."""
+class EvalContext:
+    """How images get through the model: processes and device, images in a batch, decoding processes, precision."""
 
     accelerator: Accelerator
     batch_size: int = 32
@@ -47,16 +50,16 @@ class Machine:
         return torch.autocast(device, torch.bfloat16) if self.bf16 else nullcontext()
 
 
-def create_machine(use_cpu: bool, **settings) -> Machine:
-    """The machine of this process; processes come from its launcher."""
+def create_context(use_cpu: bool, **settings) -> EvalContext:
+    """The context of this process; how many there are is the launcher's to say."""
     cpu = use_cpu or not torch.accelerator.is_available()
     PartialState(cpu=cpu)
-    return Machine(Accelerator(cpu=cpu), **settings)
+    return EvalContext(Accelerator(cpu=cpu), **settings)
 
 
 @dataclass(frozen=True)
 class FiveCrops:
-    """Four corners and the centre of a resized picture, side by side in the channels: uint8 (H, W, 5 C)."""
+    """Four corners and the center of a resized image, side by side in the channels: uint8 (H, W, 5 C)."""
 
     view: EvalTransform
 
@@ -71,57 +74,125 @@ class FiveCrops:
 
 
 @dataclass
-class Scored:
-    """What scoring found; logits and labels in the data's order, only where they were few enough to keep."""
+class Predictions:
+    """What scoring found.
 
-    totals: Totals
+    Attributes:
+        metrics: counts over all processes. unreadable: images left out.
+        logits, labels: float32 (N, K) and int64 (N,) in the data's order, on the main process, if few enough to keep.
+    """
+
+    metrics: Metrics
     unreadable: list[str]
     logits: np.ndarray | None
     labels: np.ndarray | None
 
 
+class KeptLogits:
+    """Logits of all processes, on the main process in the data's order, without a second copy.
+
+    Args:
+        images, outputs: N and K. batch_size: images of one `add`, at most.
+    """
+
+    def __init__(self, images: int, outputs: int, batch_size: int, accelerator: Accelerator):
+        self.accelerator, self.batch_size, self.outputs = accelerator, batch_size, outputs
+        rows = images if accelerator.is_main_process else 0
+        self.logits = np.empty((rows, outputs), dtype=np.float32)  # pages are taken as they are written
+        self.labels = np.full(rows, -1, dtype=np.int64)
+        self._to_send: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
+
+    def add(self, logits: torch.Tensor, labels: torch.Tensor, index: torch.Tensor) -> None:
+        """Keep a batch: (B, K), (B,), and the images' places in the data (B,)."""
+        if self.accelerator.is_main_process:
+            self.logits[index.numpy()] = logits.float().cpu().numpy()
+            self.labels[index.numpy()] = labels.cpu().numpy()
+        else:
+            self._to_send.append((logits.float().cpu(), labels.cpu(), index))
+
+    def gather(self) -> tuple[np.ndarray | None, np.ndarray | None]:
+        """Logits (n, K) and labels (n,) of the readable images on the main process, None elsewhere; all call it."""
+        accelerator, device = self.accelerator, self.accelerator.device
+        rounds = int(accelerator.gather(torch.tensor([len(self._to_send)], device=device)).max())
+        for number in range(rounds):
+            logits = torch.zeros(self.batch_size, self.outputs)
+            labels, index = torch.full((2, self.batch_size), -1)  # -1: no image
+            if number < len(self._to_send):
+                for whole, part in zip((logits, labels, index), self._to_send[number]):
+                    whole[: len(part)] = part
+            logits, labels, index = (
+                accelerator.gather(part.to(device)).cpu().numpy() for part in (logits, labels, index)
+            )
+            if accelerator.is_main_process:
+                there = index >= 0
+                self.logits[index[there]], self.labels[index[there]] = logits[there], labels[there]
+        if not accelerator.is_main_process:
+            return None, None
+        readable = np.flatnonzero(self.labels >= 0)
+        for row, place in enumerate(readable):  # in place: few images are missing, and a copy would double the memory
+            if row != place:
+                self.logits[row] = self.logits[place]
+        return self.logits[: len(readable)], self.labels[readable]
+
+
 def preprocessing(classifier: Classifier, tta: str) -> dict[str, Any]:
-    """How pictures were cut and normalised, for the facts."""
+    """How images were cut and normalized, for the facts."""
     view = classifier.transform
     crop_pct = view.crop_fraction
     if crop_pct is None and TTA[tta][0] > 1:
         crop_pct = CROP_PCT
     return {
-        "resize": "squash" if crop_pct is None else "resize small side, centre crop",
+        "resize": "squash" if crop_pct is None else "resize small side, center crop",
         **view.describe(),
         "crop_pct": crop_pct,
-        "mean": list(classifier.normalise.mean),
-        "std": list(classifier.normalise.std),
+        "mean": list(classifier.normalize.mean),
+        "std": list(classifier.normalize.std),
         "tta": tta,
     }
 
 
 def batches(
-    classifier: Classifier, dataset: ImageDataset, machine: Machine, tta: str = "none"
+    classifier: Classifier, dataset: ImageDataset, context: EvalContext, tta: str = "none"
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor, list[str]]]:
-    """This process's pictures: normalised views (B, V, C, H, W) on the device, labels and indices (B,), unreadable."""
+    """This process's images: normalized views (B, V, C, H, W) on the device, labels and indices (B,), unreadable.
+
+    Raises:
+        HFViTError: at the end and on all processes, where one of them could not read its images.
+    """
     if not len(dataset):
-        raise HFViTError(f"'{dataset.name}' ({dataset.split}) has no pictures to score")
-    accelerator, crops, mirrored = machine.accelerator, *TTA[tta]
-    view = classifier.transform if crops == 1 else FiveCrops(classifier.transform)
+        raise HFViTError(f"'{dataset.name}' ({dataset.split}) has no images to score")
+    accelerator, crops, mirrored = context.accelerator, *TTA[tta]
+    view = classifier.transform
+    if crops > 1:
+        if not isinstance(view, EvalTransform):
+            raise HFViTError(
+                f"--tta {tta}: the image processor of {classifier.name} does more than resize, crop and normalize, so "
+                "crops cannot be chosen; use --tta none or flip"
+            )
+        view = FiveCrops(view)
     rank, world = accelerator.process_index, accelerator.num_processes
-    order = EvalOrder(len(dataset), machine.batch_size, rank=rank, world_size=world)
+    order = EvalOrder(len(dataset), context.batch_size, rank=rank, world_size=world)
     loader = DataLoader(
         dataset.with_transform(view),
         batch_sampler=order,
         collate_fn=collate,
-        num_workers=machine.workers,
+        num_workers=context.workers,
         pin_memory=accelerator.device.type == "cuda",
     )
-    for batch in loader:
+    failures: list[HFViTError] = []
+    for batch in all_batches(loader, failures.append):
         own = own_indices(batch["index"], order.filler)
         if not len(own):
             yield torch.empty(0), batch["labels"][:0], own, batch["unreadable"]
             continue
         pixels = batch["pixel_values"][: len(own)].to(accelerator.device, non_blocking=True)
-        pixels = classifier.normalise(pixels.unflatten(1, (crops, -1)))  # (B, V, C, H, W)
+        pixels = classifier.normalize(pixels.unflatten(1, (crops, -1)))  # (B, V, C, H, W)
         pixels = torch.cat([pixels, pixels.flip(-1)], dim=1) if mirrored else pixels
         yield pixels, batch["labels"][: len(own)], own, batch["unreadable"]
+    error = failures[0] if failures else None
+    if isinstance(error, UnreadableImage):
+        error = UnreadableImage(f"{error}; --on_decode_error skip leaves such images out")
+    raise_on_all_ranks(error)
 
 
 @torch.no_grad()
@@ -129,49 +200,51 @@ def score_dataset(
     classifier: Classifier,
     dataset: ImageDataset,
     match: LabelMatch,
-    machine: Machine,
+    context: EvalContext,
     tta: str = "none",
     real: np.ndarray | None = None,
-) -> Scored:
-    """Score every picture once; several views are averaged as probabilities.
+) -> Predictions:
+    """Score every image once; several views are averaged as probabilities.
 
     Args:
         match: which outputs mean the classes of the data. real: int64 (N, any) of ReaL labels, filled up with -1.
 
     Raises:
-        HFViTError: no picture that can be read, outputs that are not finite, ReaL labels outside the head.
+        HFViTError: no image that can be read, outputs that are not finite, ReaL labels outside the head.
     """
-    accelerator, device = machine.accelerator, machine.accelerator.device
+    accelerator, device = context.accelerator, context.accelerator.device
     outputs = len(match.names)
     if real is not None and real.max() >= outputs:
         raise HFViTError(f"ReaL label {real.max()} is outside the model's {outputs} outputs (0..{outputs - 1})")
     classifier.model.to(device)
     columns = None if match.columns is None else torch.from_numpy(match.columns).to(device)
     places = torch.from_numpy(match.places)
-    counts, unreadable = Counts(outputs, device), []
-    keep, kept = len(dataset) * outputs <= KEPT_LOGITS, []
-    for pixels, labels, own, names in batches(classifier, dataset, machine, tta):
+    state, unreadable = MetricState(device), []
+    keep = len(dataset) * outputs <= MAX_KEPT_LOGITS
+    kept = KeptLogits(len(dataset), outputs, context.batch_size, accelerator) if keep else None
+    for pixels, labels, own, names in batches(classifier, dataset, context, tta):
         unreadable += names
         if not len(own):
             continue
-        logits = outputs_of(classifier, pixels, columns, machine)
+        logits = outputs_of(classifier, pixels, columns, context)
         labels = places[labels].to(device)
-        counts.add(logits, labels, None if real is None else torch.from_numpy(real)[own].to(device))
-        if keep:
-            kept.append((logits, labels, own.to(device)))
-    totals = counts.total(accelerator)
+        state.update(logits, labels, real=None if real is None else torch.from_numpy(real)[own].to(device))
+        if kept is not None:
+            kept.add(logits, labels, own)
+    metrics = state.reduce(accelerator)
     unreadable = unreadable if accelerator.num_processes == 1 else gather_object(unreadable)
-    if not totals.count:
-        raise HFViTError(f"no picture of '{dataset.name}' ({dataset.split}) can be read: {', '.join(unreadable[:3])}")
-    if totals.not_finite:
-        raise HFViTError(f"the outputs of {classifier.name} are not finite for {totals.not_finite:,} pictures")
-    gathered = gather_outputs(kept, accelerator, outputs) if keep else (None, None)
-    return Scored(totals, sorted(set(unreadable)), *gathered)
+    if not metrics.images:
+        raise HFViTError(f"no image of '{dataset.name}' ({dataset.split}) can be read: {', '.join(unreadable[:3])}")
+    if not_finite := metrics.counts["not_finite"]:
+        raise HFViTError(
+            f"the outputs of {classifier.name} are not finite for {not_finite:,} image{'s' if not_finite > 1 else ''}"
+        )
+    return Predictions(metrics, sorted(set(unreadable)), *(kept.gather() if kept is not None else (None, None)))
 
 
-def outputs_of(classifier: Classifier, pixels: torch.Tensor, columns: torch.Tensor | None, machine: Machine):
+def outputs_of(classifier: Classifier, pixels: torch.Tensor, columns: torch.Tensor | None, context: EvalContext):
     """Competing outputs (B, K) of views (B, V, C, H, W): logits of one, log of the mean probability of several."""
-    with machine.precision():
+    with context.precision():
         logits = classifier.logits(pixels.flatten(0, 1))
     logits = (logits if columns is None else logits[:, columns]).unflatten(0, pixels.shape[:2])  # (B, V, K)
     if pixels.shape[1] == 1:

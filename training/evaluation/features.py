@@ -1,23 +1,23 @@
-"""Features of a frozen model, computed once: kept on disk under the fingerprints of weights, view and pictures.
+"""Features of a frozen model, computed once: kept on disk under the fingerprints of weights, view and images.
 
-For score.py and suites.py; the probes are few_shot.py.
+For score_model.py and suites.py; the probes are few_shot.py.
 """
 
 import hashlib
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from hf_vit.atomic_file import atomic_path
 from hf_vit.errors import HFViTError
 
 from ..data.dataset import ImageDataset
 from ..data.sources import digest, own_cache
 from ..engine.evaluation_loop import gather_outputs
 from .classifier import Classifier
-from .evaluate_classifier import Machine, batches, preprocessing
+from .evaluate_classifier import EvalContext, batches, preprocessing
 
 
 @dataclass(frozen=True)
@@ -40,39 +40,37 @@ def model_fingerprint(model: torch.nn.Module) -> str:
 
 @torch.no_grad()
 def compute_features(
-    classifier: Classifier, dataset: ImageDataset, machine: Machine, cache_dir: str | os.PathLike | None = None
+    classifier: Classifier, dataset: ImageDataset, context: EvalContext, cache_dir: str | Path | None = None
 ) -> Features:
-    """What the classifier reads of every picture, in the data's order; from the disk where it was computed before.
+    """What the classifier reads of every image, in the data's order; from the disk where it was computed before.
 
     Args:
         cache_dir: where features are kept; by default below `datasets`' cache.
 
     Raises:
-        HFViTError: no picture that can be read.
+        HFViTError: no image that can be read.
     """
-    view = preprocessing(classifier, "none") | {"bf16": machine.bf16}
-    mark = digest(model_fingerprint(classifier.model), dataset.fingerprint, sorted(view.items()))
-    path = Path(own_cache(cache_dir)) / f"features-{mark}.npz"
+    view = preprocessing(classifier, "none") | {"bf16": context.bf16}
+    fingerprint = digest(model_fingerprint(classifier.model), dataset.fingerprint, sorted(view.items()))
+    path = Path(own_cache(cache_dir)) / f"features-{fingerprint}.npz"
     if path.is_file():
         with np.load(path) as kept:
             if len(kept["labels"]) == len(dataset) or dataset.on_unreadable == "skip":
                 return Features(kept["features"], kept["labels"], cached=True)
-    accelerator, device = machine.accelerator, machine.accelerator.device
+    accelerator, device = context.accelerator, context.accelerator.device
     classifier.model.to(device)
     found = []
-    for pixels, labels, own, _ in batches(classifier, dataset, machine):
+    for pixels, labels, own, _ in batches(classifier, dataset, context):
         if len(own):
-            with machine.precision():
+            with context.precision():
                 found.append((classifier.features(pixels[:, 0]), labels.to(device), own.to(device)))
     width = torch.tensor([found[0][0].shape[1] if found else 0], device=device)
     features, labels = gather_outputs(found, accelerator, int(accelerator.gather(width).max()))
     if not len(labels):
-        raise HFViTError(f"no picture of '{dataset.name}' ({dataset.split}) can be read")
+        raise HFViTError(f"no image of '{dataset.name}' ({dataset.split}) can be read")
     if accelerator.is_main_process:
         path.parent.mkdir(parents=True, exist_ok=True)
-        aside = path.with_name(f".{path.name}")
-        with open(aside, "wb") as file:
-            np.savez(file, features=features, labels=labels)
-        os.replace(aside, path)
+        with atomic_path(path) as temporary:
+            np.savez(temporary, features=features, labels=labels)
     accelerator.wait_for_everyone()
     return Features(features, labels, cached=False)

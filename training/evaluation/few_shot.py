@@ -1,11 +1,11 @@
-"""Probes on frozen features: ridge regression from a few pictures per class, and nearest neighbours.
+"""Probes on frozen features: ridge regression from a few images per class, and nearest neighbors.
 
     probe = RidgeProbe(l2=1024.0).fit(features, labels)
     accuracy = probe.score(test_features, test_labels)
 
 The ridge probe and its protocol are big_vision's `evaluators/fewshot_lsr.py` (few-shot linear accuracy of
-arXiv:2010.11929, section 4.1): features standardised on the few training pictures, a bias feature of 100, targets -1
-and 1, `l2` absolute and on the bias as well, solved in closed form. Neighbours vote as in Wu et al. 2018
+arXiv:2010.11929, section 4.1): features standardized on the few training images, a bias feature of 100, targets -1
+and 1, `l2` absolute and on the bias as well, solved in closed form. Neighbors vote as in Wu et al. 2018
 (arXiv:1805.01978). features.py computes the features.
 """
 
@@ -14,23 +14,26 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from sklearn.neighbors import NearestNeighbors
 
 from hf_vit.errors import HFViTError
+
+from ..metrics.accuracy.accuracy import accuracy
 
 
 L2 = 1024.0
 SHOTS, SEEDS = (1, 5, 10, 25), (0, 1, 2)
 BIAS = 100.0  # so large that l2 hardly reaches its weight
 SMALLEST_STD = 1e-5
-BLOCK = 1024  # test pictures compared with all training pictures at a time
+BLOCK = 1024  # test images whose votes are counted at a time
 
 
 @dataclass
 class RidgeProbe:
-    """Linear classifier by ridge regression, in scikit-learn's manners.
+    """Linear classifier by ridge regression, with scikit-learn's interface.
 
     Attributes:
-        l2: weight of the squared norm, not scaled by the number of pictures.
+        l2: weight of the squared norm, not scaled by the number of images.
         classes_: (K,) labels in order. mean_, std_: (D,) of the training features. coef_: (D + 1, K), bias last.
     """
 
@@ -45,12 +48,12 @@ class RidgeProbe:
         features, labels = checked(features, labels)
         if self.l2 <= 0:
             raise HFViTError(f"l2 must be positive, got {self.l2}")
-        self.classes_, place = np.unique(labels, return_inverse=True)
+        self.classes_, index = np.unique(labels, return_inverse=True)
         if len(self.classes_) < 2:
             raise HFViTError(f"a probe needs two or more classes, got {len(self.classes_)}")
         self.mean_, self.std_ = features.mean(0), features.std(0) + SMALLEST_STD
-        x = self._standardised(features)  # (N, D + 1)
-        y = 2.0 * np.eye(len(self.classes_))[place] - 1.0  # (N, K)
+        x = self._standardized(features)  # (N, D + 1)
+        y = 2.0 * np.eye(len(self.classes_))[index] - 1.0  # (N, K)
         count, width = x.shape
         if count >= width:
             self.coef_ = np.linalg.solve(x.T @ x + self.l2 * np.eye(width), x.T @ y)
@@ -58,13 +61,13 @@ class RidgeProbe:
             self.coef_ = x.T @ np.linalg.solve(x @ x.T + self.l2 * np.eye(count), y)
         return self
 
-    def _standardised(self, features: np.ndarray) -> np.ndarray:
+    def _standardized(self, features: np.ndarray) -> np.ndarray:
         x = (np.asarray(features, dtype=np.float64) - self.mean_) / self.std_
         return np.concatenate([x, np.full((len(x), 1), BIAS)], axis=1)
 
     def decision_function(self, features: np.ndarray) -> np.ndarray:
         """Scores (N, K) of features (N, D); about 1 for the right class, -1 for the others."""
-        return self._standardised(features) @ self.coef_
+        return self._standardized(features) @ self.coef_
 
     def predict(self, features: np.ndarray) -> np.ndarray:
         """Labels (N,) of features (N, D)."""
@@ -73,17 +76,17 @@ class RidgeProbe:
     def score(self, features: np.ndarray, labels: np.ndarray) -> float:
         """Accuracy on features (N, D) with labels (N,)."""
         features, labels = checked(features, labels)
-        return float(np.mean(self.predict(features) == labels))
+        return accuracy(self.predict(features), labels)
 
 
 @dataclass
-class NeighbourProbe:
-    """k nearest neighbours by cosine similarity s; each votes with exp(s / temperature), or 1 where it is None."""
+class NeighborProbe:
+    """k nearest neighbors by cosine similarity s; each votes with exp(s / temperature), or 1 where it is None."""
 
     k: int = 20
     temperature: float | None = 0.07
 
-    def fit(self, features: np.ndarray, labels: np.ndarray) -> "NeighbourProbe":
+    def fit(self, features: np.ndarray, labels: np.ndarray) -> "NeighborProbe":
         """Keep features (N, D) and labels (N,).
 
         Raises:
@@ -91,30 +94,30 @@ class NeighbourProbe:
         """
         features, labels = checked(features, labels)
         if not 1 <= self.k <= len(labels):
-            raise HFViTError(f"k = {self.k} neighbours of {len(labels)} training pictures: choose 1 to {len(labels)}")
-        self.classes_, self._place = np.unique(labels, return_inverse=True)
-        self._features = unit(features)
+            raise HFViTError(f"k = {self.k} neighbors of {len(labels)} training images: choose 1 to {len(labels)}")
+        self.classes_, self._class = np.unique(labels, return_inverse=True)
+        # Of unit vectors |a - b|^2 = 2 - 2 cos, and scikit-learn searches Euclidean neighbors alone in parallel
+        self._search = NearestNeighbors(n_neighbors=self.k, algorithm="brute").fit(unit(features))
         return self
 
     def predict(self, features: np.ndarray) -> np.ndarray:
         """Labels (N,) of features (N, D); of classes with equal votes the first."""
-        blocks = [self._votes(features[first : first + BLOCK]) for first in range(0, len(features), BLOCK)]
-        return self.classes_[np.concatenate(blocks).argmax(1)]
-
-    def _votes(self, features: np.ndarray) -> np.ndarray:
-        """Votes (B, K) for features (B, D)."""
-        similarity = unit(features) @ self._features.T  # (B, N)
-        nearest = np.argsort(-similarity, axis=1, kind="stable")[:, : self.k]
-        votes = np.zeros((len(similarity), len(self.classes_)))
-        near = np.take_along_axis(similarity, nearest, axis=1)
-        weights = np.ones_like(near) if self.temperature is None else np.exp((near - 1.0) / self.temperature)
-        np.add.at(votes, (np.arange(len(votes))[:, None], self._place[nearest]), weights)
-        return votes
+        distance, nearest = self._search.kneighbors(unit(features))  # (N, k) each
+        weights = np.ones_like(distance)
+        if self.temperature is not None:
+            weights = np.exp(-(distance**2) / 2 / self.temperature)  # exp((s - 1) / temperature)
+        chosen = np.empty(len(features), dtype=np.int64)
+        for first in range(0, len(features), BLOCK):
+            rows = slice(first, first + BLOCK)
+            votes = np.zeros((len(nearest[rows]), len(self.classes_)))
+            np.add.at(votes, (np.arange(len(votes))[:, None], self._class[nearest[rows]]), weights[rows])
+            chosen[rows] = votes.argmax(1)
+        return self.classes_[chosen]
 
     def score(self, features: np.ndarray, labels: np.ndarray) -> float:
         """Accuracy on features (N, D) with labels (N,)."""
         features, labels = checked(features, labels)
-        return float(np.mean(self.predict(features) == labels))
+        return accuracy(self.predict(features), labels)
 
 
 def unit(features: np.ndarray) -> np.ndarray:
@@ -136,7 +139,7 @@ def checked(features: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.nd
 
 
 def choose_shots(labels: np.ndarray, seed: int, shots: int) -> np.ndarray:
-    """Rows of the first `shots` pictures per class in big_vision's order for this seed; fewer lie among more."""
+    """Rows of the first `shots` images per class in big_vision's order for this seed; fewer lie among more."""
     rng = np.random.default_rng(seed)
     return np.concatenate([rng.permutation(np.flatnonzero(labels == label))[:shots] for label in np.unique(labels)])
 
@@ -150,13 +153,13 @@ def few_shot(
     seeds: Sequence[int] = SEEDS,
     l2: float = L2,
 ) -> list[dict[str, Any]]:
-    """The official protocol: a probe for every seed and number of pictures per class.
+    """The official protocol: a probe for every seed and number of images per class.
 
     Returns:
         {"shots", "seed", "accuracy", "n"} each; numbers of shots that some class does not have are left out.
 
     Raises:
-        HFViTError: no class has that many pictures, or what `RidgeProbe` refuses.
+        HFViTError: no class has that many images, or what `RidgeProbe` refuses.
     """
     train_features, train_labels = checked(train_features, train_labels)
     test_features, test_labels = checked(test_features, test_labels)
@@ -164,13 +167,13 @@ def few_shot(
     possible = [count for count in shots if 1 <= count <= scarcest]
     if not possible:
         raise HFViTError(
-            f"few-shot with {', '.join(map(str, shots))} pictures per class: the scarcest class has {scarcest}"
+            f"few-shot with {', '.join(map(str, shots))} images per class: the scarcest class has {scarcest}"
         )
     rows = []
     for seed in seeds:
         for count in possible:
             chosen = choose_shots(train_labels, seed, count)
             probe = RidgeProbe(l2).fit(train_features[chosen], train_labels[chosen])
-            accuracy = probe.score(test_features, test_labels)
-            rows.append({"shots": count, "seed": seed, "accuracy": accuracy, "n": len(test_labels)})
+            value = probe.score(test_features, test_labels)
+            rows.append({"shots": count, "seed": seed, "accuracy": value, "n": len(test_labels)})
     return rows

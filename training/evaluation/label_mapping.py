@@ -1,6 +1,6 @@
 """Which output of a classifier means which class of a data set.
 
-For score.py. Classes are matched by name; what does not match is an error that offers the nearest names, never a
+For score_model.py. Classes are matched by name; what does not match is an error that offers the nearest names, never a
 score of the wrong classes. imagenet.yaml holds ImageNet's classes and the subsets that its relatives have.
 """
 
@@ -98,7 +98,7 @@ def subset_columns(name: str, outputs: int) -> np.ndarray:
     if name in known:
         columns = known[name]
     elif Path(name).is_file():
-        words = Path(name).read_text(encoding="utf-8").split()
+        words = Path(name).read_text(encoding="utf-8-sig").split()
         if not all(word.isdecimal() for word in words):
             raise HFViTError(f"--label_subset {name}: one class number per line is wanted")
         columns = [int(word) for word in words]
@@ -239,11 +239,11 @@ def places_of_map(path: str, data_names: Sequence[str], head_names: Sequence[str
     """Outputs as a file says."""
     if not Path(path).is_file():
         raise HFViTError(f"--label_map {path}: no such file, and not `{BY_NUMBER}`")
-    text = Path(path).read_text(encoding="utf-8")
+    text = Path(path).read_text(encoding="utf-8-sig")
     try:
         table = json.loads(text) if path.endswith(".json") else yaml.safe_load(text)
     except (ValueError, yaml.YAMLError) as error:
-        raise HFViTError(f"--label_map {path} can not be read: {' '.join(str(error).split())}") from None
+        raise HFViTError(f"--label_map {path} cannot be read: {' '.join(str(error).split())}") from None
     if not isinstance(table, dict):
         raise HFViTError(f"--label_map {path}: `class of the data: class of the model` is wanted, one for each class")
     table = {str(key): value for key, value in table.items()}
@@ -272,7 +272,7 @@ def read_real_labels(path: str) -> list[list[int]]:
     """
     file = Path(path) / "real.json" if Path(path).is_dir() else Path(path)
     try:
-        lists = json.loads(file.read_text(encoding="utf-8"))
+        lists = json.loads(file.read_text(encoding="utf-8-sig"))
     except OSError:
         raise HFViTError(
             f"--real_labels {path}: no such file; real.json is in github.com/google-research/reassessed-imagenet"
@@ -283,19 +283,19 @@ def read_real_labels(path: str) -> list[list[int]]:
         isinstance(row, list) and all(isinstance(label, int) and label >= 0 for label in row) for row in lists
     )
     if not good or not any(lists):
-        raise HFViTError(f"--real_labels {file}: a list with a list of class numbers for each picture is wanted")
+        raise HFViTError(f"--real_labels {file}: a list with a list of class numbers for each image is wanted")
     return lists
 
 
 def real_rows(lists: Sequence[Sequence[int]], names: Sequence[str], rows: Sequence[int], total: int) -> np.ndarray:
-    """The ReaL labels of pictures as int64 (N, most labels), -1 where there are no more.
+    """The ReaL labels of images as int64 (N, most labels), -1 where there are no more.
 
     Args:
-        names: what the pictures are called; ILSVRC2012_val_%08d finds the list by its number, from 1.
-        rows: place of each picture in its source, for those without such a name. total: pictures of the source.
+        names: what the images are called; ILSVRC2012_val_%08d finds the list by its number, from 1.
+        rows: place of each image in its source, for those without such a name. total: images of the source.
 
     Raises:
-        HFViTError: places that cannot be told: another number of pictures, or a file number beyond the lists.
+        HFViTError: places that cannot be told: another number of images, or a file number beyond the lists.
     """
     numbers = [REAL_FILE.search(name) for name in names]
     if all(numbers):
@@ -304,11 +304,11 @@ def real_rows(lists: Sequence[Sequence[int]], names: Sequence[str], rows: Sequen
         places = [int(row) for row in rows]
     else:
         raise HFViTError(
-            f"ReaL labels of {len(lists):,} pictures, but the split has {total:,}, and their names are not "
+            f"ReaL labels of {len(lists):,} images, but the split has {total:,}, and their names are not "
             "ILSVRC2012_val_00000001 and so on: give the whole validation set in the order of its file names"
         )
     if max(places) >= len(lists) or min(places) < 0:
-        raise HFViTError(f"picture number {max(places) + 1} has no ReaL label: the file has {len(lists):,} lists")
+        raise HFViTError(f"image number {max(places) + 1} has no ReaL label: the file has {len(lists):,} lists")
     table = np.full((len(places), max(len(lists[place]) for place in places) or 1), -1, dtype=np.int64)
     for row, place in enumerate(places):
         table[row, : len(lists[place])] = lists[place]
@@ -316,16 +316,16 @@ def real_rows(lists: Sequence[Sequence[int]], names: Sequence[str], rows: Sequen
 
 
 def check_real(real: np.ndarray, places: np.ndarray) -> None:
-    """Raise HFViTError where ReaL labels are those of other pictures.
+    """Raise HFViTError where ReaL labels are those of other images.
 
     Args:
-        real: int64 (N, any), filled up with -1. places: int64 (N,), the outputs of the pictures' own classes, which
+        real: int64 (N, any), filled up with -1. places: int64 (N,), the outputs of the images' own classes, which
             are among their ReaL labels nine times of ten.
     """
     counted = (real >= 0).any(1)
-    share = (real == places[:, None]).any(1)[counted].mean() if counted.any() else 1.0
-    if share < OWN_AMONG_REAL:
+    fraction = (real == places[:, None]).any(1)[counted].mean() if counted.any() else 1.0
+    if fraction < OWN_AMONG_REAL:
         raise HFViTError(
-            f"the ReaL labels name the pictures' own class in {share:.0%} of {int(counted.sum()):,} cases (about 90 % "
-            "is usual): pictures or outputs stand in another order than ImageNet's"
+            f"the ReaL labels name the images' own class in {fraction:.0%} of {int(counted.sum()):,} cases (about "
+            "90 % is usual): images or outputs stand in another order than ImageNet's"
         )

@@ -1,12 +1,14 @@
-"""What scoring leaves behind: facts, tables, the confusion matrix as a picture, entries for a model card.
+"""What scoring leaves behind: facts, tables, the confusion matrix as a figure, entries for a model card.
 
-For score.py and suites.py. Metadata go through huggingface_hub's own classes: `model-index` (EvalResult) and
+For score_model.py. Metadata go through huggingface_hub's own classes: `model-index` (EvalResult) and
 `.eval_results/*.yaml` (EvalResultEntry), which the Hub shows for data sets that it holds.
 """
 
 import argparse
 import csv
+import io
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,28 +19,33 @@ from huggingface_hub.repocard_data import eval_results_to_model_index
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from hf_vit.atomic_file import atomic_path, atomic_write
 from hf_vit.errors import HFViTError
 from hf_vit.hub.model_card import eval_result, is_hub_id, write_card
+from hf_vit.plot_text import plain_text
 
 from ..data.dataset import ImageDataset
-from ..metrics.metric_state import Totals
+from ..data.sources import listed
+from ..metrics.accuracy.accuracy import wilson_interval
+from ..metrics.metric_state import FRACTIONS, Metrics
 from ..reporting import progress
 from ..reporting.facts import FACTS_NAME, architecture_of, environment_facts, public_name, write_facts
 from .classifier import Classifier
-from .evaluate_classifier import Machine, Scored
+from .evaluate_classifier import EvalContext, Predictions
 from .label_mapping import LabelMatch
 
 
 PER_CLASS_NAME, CONFUSION_NAME, MODEL_INDEX_NAME = "per_class.csv", "confusion_matrix.png", "model_index.yaml"
 EVAL_RESULTS_FOLDER = ".eval_results"
-SHARES = ("accuracy", "top5_accuracy", "mean_per_class", "real_accuracy", "ece", "ece_after_temperature")
-WEAKEST = 5  # classes named on the screen
-NAMED_TICKS = 40  # classes up to which the picture names them
+MAX_WEAKEST = 5  # classes named on the screen
+MAX_NAMED_TICKS = 40  # classes up to which the figure names them
+MAX_PLOTTED_CLASSES = 1024  # a matrix of more would have several classes to a pixel, and its size is their square
+METRIC_LABELS = {"mean_per_class": "balanced accuracy (mean per class)", "macro_f1": "macro F1"}
 
 
 def facts_of(
     args: argparse.Namespace,
-    machine: Machine,
+    context: EvalContext,
     classifier: Classifier,
     dataset: ImageDataset,
     rows: list[dict[str, Any]],
@@ -67,7 +74,7 @@ def facts_of(
         },
         "results": [{"dataset": name, "split": dataset.split, "seed": seed, **row} for row in rows],
         **({"speed": speed} if speed else {}),
-        "environment": environment_facts(machine.accelerator, "bf16" if machine.bf16 else "fp32"),
+        "environment": environment_facts(context.accelerator, "bf16" if context.bf16 else "fp32"),
     }
 
 
@@ -79,31 +86,41 @@ def training_seed(model: str) -> int:
     return int((json.loads(path.read_text(encoding="utf-8")).get("training") or {}).get("seed") or 0)
 
 
-def shown(metric: str, value: float) -> str:
-    """A score as people read it."""
-    return f"{value:.2%}" if metric in SHARES or metric.endswith("_accuracy") else f"{value:.4f}"
+def is_fraction(metric: str) -> bool:
+    """Whether a metric is shown in percent."""
+    return metric in FRACTIONS or metric.endswith("_accuracy")
+
+
+def format_score(row: dict[str, Any]) -> str:
+    """A score as people read it, with its 95 % interval where it has one, and the images behind it."""
+    metric, value = row["metric"], row["value"]
+    text = f"{value:.2%}" if is_fraction(metric) else f"{value:.4f}"
+    low, high = row.get("interval") or (None, None)
+    interval = "" if low is None else f", 95 %: {low:.2%} to {high:.2%}"
+    seed = f", seed {row['seed']}" if "_shot_" in metric else ""
+    return f"{text} (n = {row['n']:,}{interval}{seed})"
+
+
+def count_images(count: int) -> str:
+    """`1 image`, `2 images`."""
+    return f"{count:,} image{'' if count == 1 else 's'}"
 
 
 def summary(facts: dict[str, Any]) -> str:
     """The table on the screen."""
     model, scoring, speed = facts["model"], facts["scoring"], facts.get("speed", {})
-    view = scoring["preprocessing"]
     height, width = model["image_size"]
-    crop = f", crop_pct {view['crop_pct']:g}" if view["crop_pct"] is not None else ""
     rows = [
         ("model", f"{model['name']} ({model['model_type']}), {model['parameters']:,} parameters"),
-        ("pictures", f"{facts['data']['name']}, {facts['data']['eval_split']}"),
-        ("view", f"{height} x {width} px, {view['resize']}{crop}, {view['resample']}, tta {view['tta']}"),
+        ("images", f"{facts['data']['name']}, {facts['data']['eval_split']}"),
+        ("view", f"{height} x {width} px, {describe_view(scoring['preprocessing'])}"),
     ]
     if "labels" in scoring:
         rows.append(("classes", f"matched {scoring['labels']}"))
     for row in facts["results"]:
-        seed = f", seed {row['seed']}" if "_shot_" in row["metric"] else ""
-        rows.append(
-            (row["metric"].replace("_", " "), f"{shown(row['metric'], row['value'])} (n = {row['n']:,}{seed})")
-        )
+        rows.append((METRIC_LABELS.get(row["metric"], row["metric"].replace("_", " ")), format_score(row)))
     if unreadable := facts["data"].get("unreadable_images"):
-        rows.append(("unreadable", f"{unreadable:,} pictures are left out"))
+        rows.append(("unreadable", f"{count_images(unreadable)} left out"))
     if "gmacs" in speed:
         rows.append(("forward pass", f"{speed['gmacs']:.4g} GMACs"))
     if "latency_p50_ms" in speed:
@@ -116,25 +133,24 @@ def summary(facts: dict[str, Any]) -> str:
     return progress.table(rows)
 
 
-def weakest(totals: Totals, names: list[str]) -> str:
-    """The classes with the lowest accuracy and what they are taken for."""
-    share = totals.per_class()
-    order = [int(i) for i in np.argsort(share, kind="stable") if totals.pictures[i]][:WEAKEST]
+def weakest(metrics: Metrics, names: list[str]) -> str:
+    """The classes with the lowest recall and what they are taken for."""
+    recall, support = metrics.precision_recall_f1()[1], metrics.support
+    confused = metrics.most_confused()
+    order = [int(i) for i in np.argsort(recall, kind="stable") if support[i]][:MAX_WEAKEST]
     rows = []
     for number in order:
-        taken = taken_for(totals, names, number)
-        rows.append((names[number], f"{share[number]:.2%} (n = {totals.pictures[number]:,}){taken and ', ' + taken}"))
+        taken = taken_for(confused, names, number)
+        rows.append((names[number], f"{recall[number]:.2%} (n = {support[number]:,}){taken and ', ' + taken}"))
     return "weakest classes\n" + progress.table(rows)
 
 
-def taken_for(totals: Totals, names: list[str], number: int) -> str:
-    """The class that one is most often taken for, with the count."""
-    if totals.confusion is None:
+def taken_for(confused: dict[int, tuple[int, int]], names: list[str], number: int) -> str:
+    """The class that one is most often taken for, with the count; `confused` as `Metrics.most_confused` gives it."""
+    if number not in confused:
         return ""
-    row = totals.confusion[number].copy()
-    row[number] = 0
-    other = int(row.argmax())
-    return f"taken for {names[other]} {row[other]} times" if row[other] else ""
+    other, count = confused[number]
+    return f"taken for {names[other]} {'once' if count == 1 else f'{count} times'}"
 
 
 def check_output(folder: Path, model: str) -> None:
@@ -165,13 +181,14 @@ def joined(own: dict[str, Any], facts: dict[str, Any]) -> dict[str, Any]:
     return {**own, **added, "results": results, "figures": figures}
 
 
-def write(folder: Path, facts: dict[str, Any], scored: Scored | None, match: LabelMatch | None) -> None:
+def write(folder: Path, facts: dict[str, Any], predictions: Predictions | None, match: LabelMatch | None) -> None:
     """Write every file of one scoring; in the model's own folder, its facts and its card gain the scores."""
     folder.mkdir(parents=True, exist_ok=True)
-    if scored is not None and match is not None:
-        write_per_class(folder / PER_CLASS_NAME, scored.totals, match.names)
-        if scored.totals.confusion is not None:
-            draw_confusion(folder / CONFUSION_NAME, scored.totals.confusion, match.names)
+    if predictions is not None and match is not None:
+        metrics = predictions.metrics
+        write_per_class(folder / PER_CLASS_NAME, metrics, match.names)
+        if metrics.num_classes <= MAX_PLOTTED_CLASSES:
+            plot_confusion_matrix(folder / CONFUSION_NAME, metrics.confusion(), match.names)
             facts["figures"] = [CONFUSION_NAME]
     own = trained(folder)
     write_facts(folder, facts if own is None else joined(own, facts))
@@ -180,9 +197,8 @@ def write(folder: Path, facts: dict[str, Any], scored: Scored | None, match: Lab
     index = eval_results_to_model_index(
         facts["model"]["name"], [eval_result(row, facts["data"]) for row in facts["results"]]
     )
-    (folder / MODEL_INDEX_NAME).write_text(
-        yaml.safe_dump({"model-index": index}, sort_keys=False, allow_unicode=True), encoding="utf-8"
-    )
+    text = yaml.safe_dump({"model-index": index}, sort_keys=False, allow_unicode=True)
+    atomic_write(folder / MODEL_INDEX_NAME, text)
     write_eval_results(folder / EVAL_RESULTS_FOLDER, facts)
 
 
@@ -190,7 +206,7 @@ def write_eval_results(folder: Path, facts: dict[str, Any]) -> None:
     """Entries for the leaderboard of a data set on the Hub; other data sets have none."""
     by_dataset: dict[str, list[EvalResultEntry]] = {}
     for row in facts["results"]:
-        if is_hub_id(row["dataset"]) and (row["metric"] in SHARES or row["metric"].endswith("_accuracy")):
+        if is_hub_id(row["dataset"]) and is_fraction(row["metric"]):
             entry = EvalResultEntry(
                 dataset_id=row["dataset"],
                 task_id=row["metric"],
@@ -202,40 +218,62 @@ def write_eval_results(folder: Path, facts: dict[str, Any]) -> None:
     for name, entries in by_dataset.items():
         folder.mkdir(parents=True, exist_ok=True)
         text = yaml.safe_dump(eval_result_entries_to_yaml(entries), sort_keys=False, allow_unicode=True)
-        (folder / f"{name.replace('/', '--')}.yaml").write_text(text, encoding="utf-8")
+        atomic_write(folder / f"{name.replace('/', '--')}.yaml", text)
 
 
 def view_in_words(facts: dict[str, Any]) -> str:
     view = facts["scoring"]["preprocessing"]
     height, width = view["image_size"]
-    crop = f" {view['crop_pct']:g}" if view["crop_pct"] is not None else ""
-    return f"{height} x {width} px, {view['resize']}{crop}, tta {view['tta']}"
+    return f"{height} x {width} px, {describe_view(view)}"
 
 
-def write_per_class(path: Path, totals: Totals, names: list[str]) -> None:
-    """CSV: class, pictures, hits, accuracy, the class it is most often taken for and how often."""
-    share = totals.per_class()
-    with open(path, "w", encoding="utf-8", newline="") as file:
-        table = csv.writer(file)
-        table.writerow(["class", "n", "correct", "accuracy", "taken_for"])
-        for number, name in enumerate(names):
-            value = "" if not totals.pictures[number] else f"{share[number]:.6f}"
-            counts = [int(totals.pictures[number]), int(totals.hits[number])]
-            table.writerow([name, *counts, value, taken_for(totals, names, number)])
+def describe_view(view: dict[str, Any]) -> str:
+    """How images were resized and cropped, on one line."""
+    crop = f" crop_pct {view['crop_pct']:g}" if view["crop_pct"] is not None else ""
+    steps = [view.get("transform"), f"{view['resize']}{crop}", view.get("resample"), f"tta {view['tta']}"]
+    return ", ".join(step for step in steps if step)
 
 
-def draw_confusion(path: Path, confusion: np.ndarray, names: list[str]) -> None:
-    """The confusion matrix as a picture: a row for each right class, shares of its pictures."""
-    shares = confusion / np.maximum(confusion.sum(1, keepdims=True), 1)
-    side = min(12.0, 3.0 + 0.28 * min(len(names), NAMED_TICKS))
+def write_per_class(path: Path, metrics: Metrics, names: list[str]) -> None:
+    """CSV, a line for each class: images, hits, recall with its 95 % interval, precision, F1, what it is taken for.
+
+    The accuracy within a class is its recall. Empty where there is nothing to divide by.
+    """
+    precision, recall, f1 = metrics.precision_recall_f1()
+    support, hits, confused = metrics.support, metrics.hits, metrics.most_confused()
+    text = io.StringIO(newline="")
+    lines = csv.writer(text)
+    lines.writerow(["class", "n", "correct", "recall", "recall_low", "recall_high", "precision", "f1", "taken_for"])
+    for number, name in enumerate(names):
+        interval = wilson_interval(hits[number], support[number]) if support[number] else (np.nan, np.nan)
+        scores = (recall[number], *interval, precision[number], f1[number])
+        scores = ["" if np.isnan(score) else f"{score:.6f}" for score in scores]
+        taken = taken_for(confused, names, number)
+        lines.writerow([name, int(support[number]), int(hits[number]), *scores, taken])
+    # Names of folders need not be UTF-8
+    atomic_write(path, text.getvalue().encode("utf-8", errors="backslashreplace"))
+
+
+def plot_confusion_matrix(path: Path, confusion: np.ndarray, names: list[str]) -> None:
+    """The confusion matrix as a figure: a row for each right class, as fractions of its images."""
+    fractions = confusion / np.maximum(confusion.sum(1, keepdims=True), 1)
+    side = min(12.0, 3.0 + 0.28 * min(len(names), MAX_NAMED_TICKS))
     figure = Figure(figsize=(side, side), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
-    image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
+    mesh = axes.imshow(fractions, cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
     axes.set_xlabel("predicted")
     axes.set_ylabel("right class")
-    if len(names) <= NAMED_TICKS:
+    if len(names) <= MAX_NAMED_TICKS:
         axes.set_xticks(range(len(names)), names, rotation=90)
         axes.set_yticks(range(len(names)), names)
-    figure.colorbar(image, label="share of the right class", shrink=0.8)
-    figure.savefig(path, dpi=120)
+    figure.colorbar(mesh, label="fraction of the right class", shrink=0.8)
+    with plain_text(figure) as missing, atomic_path(path) as temporary:
+        figure.savefig(temporary, dpi=120)
+    if missing:
+        undrawn = [name for name in names if missing & set(name)]
+        print(
+            f"note: no installed font draws {listed(undrawn)} in {path.name}; install one that does, such as Noto "
+            "Sans CJK (the other files have the names)",
+            file=sys.stderr,
+        )

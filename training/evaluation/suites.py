@@ -15,21 +15,22 @@ import yaml
 
 from hf_vit.errors import HFViTError
 
-from .. import score as one
 from ..config.parser import parse as parse_training
 from ..data.dataset import ImageDataset
 from ..data.sources import digest
 from ..data.webdataset import is_shard_pattern
 from ..engine.checkpoint_io import write_json
+from ..metrics.accuracy.accuracy import accuracy
 from ..metrics.mean_per_class.mean_per_class import mean_per_class
 from ..reporting.facts import FACTS_NAME, environment_facts, public_name
 from ..sweep import best, sweep
 from ..train import run
 from .classifier import Classifier
-from .evaluate_classifier import Machine, preprocessing, score_dataset
+from .evaluate_classifier import EvalContext, preprocessing, score_dataset
 from .features import compute_features, model_fingerprint
 from .few_shot import RidgeProbe
 from .label_mapping import match_labels
+from .score_model import open_model, open_split, output_names, real_labels
 from .throughput import measure_speed
 
 
@@ -67,44 +68,44 @@ def tasks_of(suite: str, content: dict[str, Any]) -> dict[str, dict[str, Any]]:
     return {name: tasks[name] for name in names}
 
 
-def run_suite(args: argparse.Namespace, machine: Machine) -> dict[str, Any]:
+def run_suite(args: argparse.Namespace, context: EvalContext) -> dict[str, Any]:
     """Every task of the suite, then our row beside the published ones.
 
     Returns:
         The facts, as they are in suite.json.
     """
     content = read_suites(SUITES)
-    tasks, main = tasks_of(args.suite, content), machine.accelerator.is_main_process
+    tasks, main = tasks_of(args.suite, content), context.accelerator.is_main_process
     local = local_copies(args.data, tasks)
     folder = Path(args.output_dir)
-    classifier = one.open_model(args)
+    classifier = open_model(args)
     facts = {
         "suite": args.suite,
         "model": {"name": public_name(args.model), "parameters": classifier.parameters},
         "transfer": args.transfer,
         "preprocessing": preprocessing(classifier, args.tta),
-        "environment": environment_facts(machine.accelerator, "bf16" if machine.bf16 else "fp32"),
+        "environment": environment_facts(context.accelerator, "bf16" if context.bf16 else "fp32"),
         "tasks": {},
     }
     weights = model_fingerprint(classifier.model)
     for name, task in tasks.items():
         chosen = task_arguments(args, task, local.get(name))
-        chosen.mark = mark = mark_of(weights, task, chosen)
+        chosen.fingerprint = fingerprint = fingerprint_of(weights, task, chosen)
         file = folder / "tasks" / f"{name}.json"
-        found = kept_result(file, mark)
+        found = kept_result(file, fingerprint)
         if found is not None and name in local:
             refuse_changed(found["data"], chosen, task, file)
         if found is None:
-            found = {"mark": mark, **run_task(name, task, chosen, classifier, machine)}
+            found = {"fingerprint": fingerprint, **run_task(name, task, chosen, classifier, context)}
             if main:
                 file.parent.mkdir(parents=True, exist_ok=True)
                 write_json(file, found)
-        facts["tasks"][name] = {key: value for key, value in found.items() if key != "mark"}
+        facts["tasks"][name] = {key: value for key, value in found.items() if key != "fingerprint"}
         if main:
             print(f"  {name}: {in_words(found)}", flush=True)
-        machine.accelerator.wait_for_everyone()
+        context.accelerator.wait_for_everyone()
     if not args.no_speed:
-        facts["speed"] = measure_speed(classifier, machine)
+        facts["speed"] = measure_speed(classifier, context)
     facts["means"] = means(facts["tasks"], tasks)
     facts["published"] = published(content, facts, tasks)
     if main:
@@ -114,7 +115,7 @@ def run_suite(args: argparse.Namespace, machine: Machine) -> dict[str, Any]:
         if "speed" in facts:
             print(cost_in_words(facts["speed"]))
         print(f"written to {folder}")
-    machine.accelerator.wait_for_everyone()
+    context.accelerator.wait_for_everyone()
     return facts
 
 
@@ -131,32 +132,32 @@ def local_copies(pairs: list[str], tasks: dict[str, Any]) -> dict[str, str]:
     return copies
 
 
-def mark_of(weights: str, task: dict[str, Any], chosen: argparse.Namespace) -> str:
+def fingerprint_of(weights: str, task: dict[str, Any], chosen: argparse.Namespace) -> str:
     """Changes with everything that a task's result depends on."""
     settings = {key: str(value) for key, value in vars(chosen).items() if key not in WITHOUT_EFFECT}
     return digest(weights, sorted(task.items()), sorted(settings.items()))
 
 
-def kept_result(file: Path, mark: str) -> dict[str, Any] | None:
+def kept_result(file: Path, fingerprint: str) -> dict[str, Any] | None:
     """The result of an earlier run of the same task with the same weights and settings, if it got one."""
     if not file.is_file():
         return None
     found = json.loads(file.read_text(encoding="utf-8"))
-    return found if found.get("mark") == mark and found["status"] == "done" else None
+    return found if found.get("fingerprint") == fingerprint and found["status"] == "done" else None
 
 
 def read_copy(args: argparse.Namespace, task: dict[str, Any]) -> tuple[ImageDataset, dict[str, Any]]:
-    """The test split, and what a result is measured on: {split: {"pictures", "fingerprint"}}.
+    """The test split, and what a result is measured on: {split: {"images", "fingerprint"}}.
 
     Raises:
         HFViTError: what cannot be opened, or has other labels.
     """
-    test = one.open_split(args, args.split)
+    test = open_split(args, args.split)
     check_classes(test, task)
     opened = {args.split: test}
     if task["method"] == "transfer":
-        opened[args.train_split] = one.open_split(args, args.train_split, test.label_names)
-    return test, {split: {"pictures": len(data), "fingerprint": data.fingerprint} for split, data in opened.items()}
+        opened[args.train_split] = open_split(args, args.train_split, test.label_names)
+    return test, {split: {"images": len(data), "fingerprint": data.fingerprint} for split, data in opened.items()}
 
 
 def refuse_changed(kept: dict[str, Any], args: argparse.Namespace, task: dict[str, Any], file: Path) -> None:
@@ -168,8 +169,8 @@ def refuse_changed(kept: dict[str, Any], args: argparse.Namespace, task: dict[st
         before = kept[split]
         if facts != before:
             raise HFViTError(
-                f"'{args.dataset}' has changed since {file} was written: {split} had {before['pictures']:,} pictures, "
-                f"now has {facts['pictures']:,}, and not the same ones; put it back, or remove that file and measure "
+                f"'{args.dataset}' has changed since {file} was written: {split} had {before['images']:,} images, "
+                f"now has {facts['images']:,}, and not the same ones; put it back, or remove that file and measure "
                 "again"
             )
 
@@ -188,7 +189,7 @@ def task_arguments(args: argparse.Namespace, task: dict[str, Any], local: str | 
 
 
 def run_task(
-    name: str, task: dict[str, Any], args: argparse.Namespace, classifier: Classifier, machine: Machine
+    name: str, task: dict[str, Any], args: argparse.Namespace, classifier: Classifier, context: EvalContext
 ) -> dict[str, Any]:
     """One task: {"status": "done", "accuracy", "n", ...}, or why there is no score."""
     try:
@@ -197,12 +198,12 @@ def run_task(
         return {"status": "not available", "reason": str(error)}
     try:
         if task["method"] == "head":
-            found = {"method": "head", **score_head(task, args, classifier, test, machine)}
+            found = {"method": "head", **score_head(task, args, classifier, test, context)}
         elif args.transfer == "probe":
-            found = {"method": "ridge probe", **probe(args, classifier, test, machine)}
+            found = {"method": "ridge probe", **probe(args, classifier, test, context)}
         else:
-            args.mark = digest(args.mark, data)  # another copy, another run
-            found = {"method": "fine-tuning", **fine_tune(name, task, args, machine)}
+            args.fingerprint = digest(args.fingerprint, data)  # another copy, another run
+            found = {"method": "fine-tuning", **fine_tune(name, task, args, context)}
         return {"status": "done", **found, "data": data}
     except HFViTError as error:
         return {"status": "failed", "reason": str(error)}
@@ -215,41 +216,43 @@ def check_classes(test: ImageDataset, task: dict[str, Any]) -> None:
 
 
 def score_head(
-    task: dict[str, Any], args: argparse.Namespace, classifier: Classifier, test: ImageDataset, machine: Machine
+    task: dict[str, Any], args: argparse.Namespace, classifier: Classifier, test: ImageDataset, context: EvalContext
 ) -> dict[str, Any]:
     """The model's own head on ImageNet or one of its relatives."""
-    match = match_labels(test.label_names, one.headed(classifier), args.label_map, args.label_subset)
+    match = match_labels(test.label_names, output_names(classifier), args.label_map, args.label_subset)
     real = None
     if task.get("real"):
         if args.real_labels is None:
             raise HFViTError("ReaL labels are wanted: give --real_labels real.json")
-        real = one.real_labels(args.real_labels, test, match)
-    scores = score_dataset(classifier, test, match, machine, args.tta, real).totals.scores()
+        real = real_labels(args.real_labels, test, match)
+    scores = score_dataset(classifier, test, match, context, args.tta, real).metrics.scores()
     value, count = scores["real_accuracy" if task.get("real") else "accuracy"]
     return {"accuracy": value, "n": count, "labels": match.how}
 
 
-def probe(args: argparse.Namespace, classifier: Classifier, test: ImageDataset, machine: Machine) -> dict[str, Any]:
-    """Ridge regression on the frozen features of all training pictures."""
-    train = one.open_split(args, args.train_split, test.label_names)
-    known = compute_features(classifier, train, machine, args.cache_dir)
-    asked = compute_features(classifier, test, machine, args.cache_dir)
+def probe(
+    args: argparse.Namespace, classifier: Classifier, test: ImageDataset, context: EvalContext
+) -> dict[str, Any]:
+    """Ridge regression on the frozen features of all training images."""
+    train = open_split(args, args.train_split, test.label_names)
+    known = compute_features(classifier, train, context, args.cache_dir)
+    asked = compute_features(classifier, test, context, args.cache_dir)
     guesses = RidgeProbe(args.l2).fit(known.features, known.labels).predict(asked.features)
     return {
-        "accuracy": float((guesses == asked.labels).mean()),
+        "accuracy": accuracy(guesses, asked.labels),
         "mean_per_class": mean_per_class(guesses, asked.labels),
         "n": len(asked.labels),
         "train_images": len(known.labels),
     }
 
 
-def fine_tune(name: str, task: dict[str, Any], args: argparse.Namespace, machine: Machine) -> dict[str, Any]:
-    """The paper's protocol: choose the learning rate on a part of the training pictures, then train on all of them.
+def fine_tune(name: str, task: dict[str, Any], args: argparse.Namespace, context: EvalContext) -> dict[str, Any]:
+    """The paper's protocol: choose the learning rate on a part of the training images, then train on all of them.
 
     A finished run is read, one that was begun goes on; runs of other settings have other folders.
     """
-    folder = Path(args.where) / "runs" / f"{name}-{args.mark[:8]}"
-    arguments = parse_training(training_flags(folder, task, args, machine), "finetune")
+    folder = Path(args.where) / "runs" / f"{name}-{args.fingerprint[:8]}"
+    arguments = parse_training(training_flags(folder, task, args, context), "finetune")
     if (folder / FACTS_NAME).is_file():
         facts = json.loads((folder / FACTS_NAME).read_text(encoding="utf-8"))
     elif arguments.train.sweep:
@@ -265,7 +268,7 @@ def fine_tune(name: str, task: dict[str, Any], args: argparse.Namespace, machine
     return {"accuracy": found["value"], "n": found["n"], "seed": found["seed"], **chosen}
 
 
-def training_flags(folder: Path, task: dict[str, Any], args: argparse.Namespace, machine: Machine) -> list[str]:
+def training_flags(folder: Path, task: dict[str, Any], args: argparse.Namespace, context: EvalContext) -> list[str]:
     """Flags of training.finetune for the protocol; `--finetune_set` comes last and wins."""
     own = {}
     for pair in args.finetune_set:
@@ -273,7 +276,7 @@ def training_flags(folder: Path, task: dict[str, Any], args: argparse.Namespace,
         if not equals:
             raise HFViTError(f"--finetune_set {pair}: give NAME=VALUE, such as image_size=224")
         own[key] = value
-    rates, share = task["learning_rates"], machine.batch_size * machine.accelerator.num_processes
+    rates, share = task["learning_rates"], context.batch_size * context.accelerator.num_processes
     settings = {
         **FINE_TUNING,
         "model": args.model,
@@ -283,10 +286,10 @@ def training_flags(folder: Path, task: dict[str, Any], args: argparse.Namespace,
         "output_dir": folder,
         "max_steps": task["steps"],
         "learning_rate": rates[0],
-        "per_device_train_batch_size": machine.batch_size,
+        "per_device_train_batch_size": context.batch_size,
         "gradient_accumulation_steps": max(1, GLOBAL_BATCH // share),
-        "dataloader_num_workers": machine.workers,
-        "bf16": machine.bf16,
+        "dataloader_num_workers": context.workers,
+        "bf16": context.bf16,
         "use_cpu": args.use_cpu,
     }
     if len(rates) > 1 and "learning_rate" not in own:
@@ -298,7 +301,7 @@ def training_flags(folder: Path, task: dict[str, Any], args: argparse.Namespace,
     for key in ("dataset_config_name", "image_column", "label_column", "cache_dir"):
         if getattr(args, key) is not None:
             settings[key] = getattr(args, key)
-    settings["on_decode_error"] = args.on_unreadable
+    settings["on_decode_error"] = args.on_decode_error
     return [word for key, value in (settings | own).items() for word in (f"--{key}", str(value))]
 
 

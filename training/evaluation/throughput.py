@@ -1,6 +1,6 @@
-"""What a classifier costs: multiply-adds, parameters, pictures per second, latency, memory.
+"""What a classifier costs: multiply-adds, parameters, images per second, latency, memory.
 
-For score.py. Synthetic pictures that are already on the device: the model alone, without decoding.
+For score_model.py and suites.py. Synthetic images that are already on the device: the model alone, without decoding.
 """
 
 import time
@@ -15,7 +15,7 @@ from hf_vit import HFViTConfig
 from ..reporting.flops import forward_flops
 from ..reporting.progress import memory_peak
 from .classifier import Classifier
-from .evaluate_classifier import Machine
+from .evaluate_classifier import EvalContext
 
 
 LATENCY_RUNS = 50
@@ -23,27 +23,27 @@ SECONDS = 5.0  # at most, for latency and for throughput each
 
 
 def macs(classifier: Classifier) -> int:
-    """Multiply-adds of one picture's forward pass: matrix products and convolutions."""
+    """Multiply-adds of one image's forward pass: matrix products and convolutions."""
     config, (height, width) = classifier.model.config, classifier.transform.image_size_hw
     if isinstance(config, HFViTConfig):
         return forward_flops(config, (height, width)) // 2
     with torch.device("meta"):  # without data; eager, because fused attention is not counted on every device
         shadow = type(classifier.model)._from_config(config, attn_implementation="eager").eval()
-        twin = Classifier(classifier.name, shadow, classifier.transform, classifier.normalise)
+        twin = Classifier(classifier.name, shadow, classifier.transform, classifier.normalize)
         with FlopCounterMode(display=False) as counter, torch.no_grad():
             twin.logits(torch.zeros(1, classifier.transform.num_channels, height, width))
     return counter.get_total_flops() // 2
 
 
-def timed(classifier: Classifier, machine: Machine, batch_size: int, runs: int) -> np.ndarray:
+def timed(classifier: Classifier, context: EvalContext, batch_size: int, runs: int) -> np.ndarray:
     """Seconds of single forward passes (after two that do not count), `runs` of them or fewer in `SECONDS`."""
-    device = machine.accelerator.device
+    device = context.accelerator.device
     shape = (batch_size, classifier.transform.num_channels, *classifier.transform.image_size_hw)
     pixels, seconds = torch.zeros(shape, device=device), []
     began = time.perf_counter()
     for number in range(runs + 2):
         start = time.perf_counter()
-        with torch.inference_mode(), machine.precision():
+        with torch.inference_mode(), context.precision():
             classifier.logits(pixels)
         if device.type != "cpu":
             torch.get_device_module(device).synchronize()
@@ -55,24 +55,24 @@ def timed(classifier: Classifier, machine: Machine, batch_size: int, runs: int) 
     return np.array(seconds)
 
 
-def measure_speed(classifier: Classifier, machine: Machine) -> dict[str, Any]:
-    """Parameters, GMACs, throughput (pictures per second of a full batch), latency (one picture, ms), memory peak.
+def measure_speed(classifier: Classifier, context: EvalContext) -> dict[str, Any]:
+    """Parameters, GMACs, throughput (images per second of a full batch), latency (one image, ms), memory peak.
 
     One process measures while the others wait.
     """
     facts: dict[str, Any] = {"parameters": classifier.parameters, "gmacs": macs(classifier) / 1e9}
-    if machine.accelerator.is_main_process:
-        classifier.model.to(machine.accelerator.device)
-        alone = timed(classifier, machine, 1, LATENCY_RUNS) * 1e3
-        together = timed(classifier, machine, machine.batch_size, LATENCY_RUNS)
+    if context.accelerator.is_main_process:
+        classifier.model.to(context.accelerator.device)
+        alone = timed(classifier, context, 1, LATENCY_RUNS) * 1e3
+        together = timed(classifier, context, context.batch_size, LATENCY_RUNS)
         facts |= {
             "latency_p50_ms": float(np.percentile(alone, 50)),
             "latency_p99_ms": float(np.percentile(alone, 99)),
             "latency_runs": len(alone),
-            "images_per_second": machine.batch_size / float(np.median(together)),
-            "throughput_batch_size": machine.batch_size,
+            "images_per_second": context.batch_size / float(np.median(together)),
+            "throughput_batch_size": context.batch_size,
             "throughput_runs": len(together),
-            "memory_peak_bytes": memory_peak(machine.accelerator.device),
+            "memory_peak_bytes": memory_peak(context.accelerator.device),
         }
-    machine.accelerator.wait_for_everyone()
+    context.accelerator.wait_for_everyone()
     return facts

@@ -1,125 +1,237 @@
-"""What is counted while pictures stream by: hits, confusions and calibration, on the device, read once at the end.
+"""The running state of an evaluation: sums on the device, batch by batch, on any number of processes; read at the end.
 
-For score.py. Counts are integers, so that neither batches nor processes can change them; sums are in double precision.
+The Trainer, `training.score` and the training log count by it. Not torchmetrics: its confusion matrix is K x K, and
+its states are not exact over Accelerate's uneven last batches. Hits are integers, so neither batches nor processes
+change them; other sums are in double precision. Per class, only the (reference, prediction) pairs that occur are kept.
+
+    state = MetricState(device)
+    state.update(logits, labels)            # each batch, on each process
+    state.reduce(accelerator).scores()      # {"accuracy": (0.93, 360), ...}
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 from accelerate import Accelerator
 
+from .accuracy.accuracy import wilson_interval
+from .calibration.calibration import ece_of_bins
+from .mean_per_class.mean_per_class import mean_recall
+from .precision_recall_f1.precision_recall_f1 import bootstrap_intervals, macro_f1, precision_recall_f1
+
 
 BINS = 15
-LARGEST_CONFUSION = 4096  # classes; a matrix of more would not fit beside the model
+TOP_K = 5
+MAX_BOOTSTRAP_IMAGES = 10_000  # a larger set's intervals are narrower than what a table shows, and take longer
+COUNTS = ("images", "answers", "hits", "top5_hits", "not_finite", "real_images", "real_hits")
+SUMS = ("loss", "nll", "brier")
+FRACTIONS = {  # scores that are shown in percent
+    "accuracy", "top5_accuracy", "mean_per_class", "macro_f1", "real_accuracy", "ece", "ece_after_temperature",
+}  # fmt: skip
 
 
-class Counts:
-    """Streaming counts of a classifier with `outputs` competing outputs.
+def top1_hits(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Whether the largest of logits (..., K), of equal ones the first, is that of the label (...); bool (...)."""
+    return logits.argmax(-1) == labels
+
+
+def topk_hits(logits: torch.Tensor, labels: torch.Tensor, k: int = TOP_K) -> torch.Tensor:
+    """Whether the label (B,) is among the k largest of logits (B, K); of equal ones the first counts; bool (B,)."""
+    own = logits.gather(1, labels[:, None])
+    # Compared into floats, whose sum is exact and several times as fast as that of bools
+    larger = torch.gt(logits, own, out=torch.empty_like(logits))
+    rank = larger.sum(-1)
+    ties = torch.ge(logits, own, out=larger).sum(-1) > rank + 1
+    if logits.device.type != "cpu" or ties.any():  # rare; other devices do not wait to learn that
+        before = torch.arange(logits.shape[1], device=logits.device) < labels[:, None]
+        rank = rank + ((logits == own) & before).sum(-1)
+    return rank < k
+
+
+class MetricState:
+    """Counts of a classifier while images stream by.
 
     Args:
-        outputs: K. device: where the logits are.
+        device: where the logits are.
+        calibration: also NLL, Brier score and calibration error.
+
+    Which class is taken for which costs eight bytes an image until `reduce`.
     """
 
-    def __init__(self, outputs: int, device: torch.device):
-        self.outputs, self.device = outputs, device
+    def __init__(self, device: torch.device, *, calibration: bool = True):
+        self.device, self.calibration = device, calibration
         self.wide = torch.float32 if device.type == "mps" else torch.float64
-
-        def zeros(*shape: int, dtype: torch.dtype = torch.int64) -> torch.Tensor:
-            return torch.zeros(shape, dtype=dtype, device=device)
-
-        self.seen = zeros(4)  # pictures, with ReaL labels, of these right, with logits that are not finite
-        self.pictures, self.hits, self.top5 = zeros(outputs), zeros(outputs), zeros(outputs)  # by right class
-        self.confusion = zeros(outputs, outputs) if outputs <= LARGEST_CONFUSION else None
-        self.binned = zeros(2, BINS)  # pictures and hits by confidence
-        self.confidence = zeros(BINS, dtype=self.wide)
-        self.sums = zeros(2, dtype=self.wide)  # NLL, Brier score
+        self.num_classes = 0  # as the logits say
+        self.counts = torch.zeros(len(COUNTS), dtype=torch.int64, device=device)
+        self.sums = torch.zeros(len(SUMS), dtype=self.wide, device=device)
+        self.bins = torch.zeros(3, BINS, dtype=self.wide, device=device)  # by confidence: images, hits, confidence
+        self.pairs: list[torch.Tensor] = []  # int32 (2, B) each: reference and prediction
 
     @torch.no_grad()
-    def add(self, logits: torch.Tensor, labels: torch.Tensor, real: torch.Tensor | None = None) -> None:
+    def update(
+        self,
+        logits: torch.Tensor,
+        labels: torch.Tensor,
+        losses: torch.Tensor | None = None,
+        real: torch.Tensor | None = None,
+    ) -> None:
         """Count a batch.
 
         Args:
-            logits: float (B, K). labels: int64 (B,). real: int64 (B, any), valid labels filled up with -1.
+            logits: (B, K), or (B, n, K) for n questions to each image. labels: int64 (B,) or (B, n).
+            losses: (B,), for the mean loss. real: int64 (B, any), valid ReaL labels filled up with -1.
         """
-        finite = torch.isfinite(logits).all(-1)
-        logits = torch.where(finite[:, None], logits, torch.zeros_like(logits)).to(self.wide)
-        guess = logits.argmax(-1)
-        hit, own = guess == labels, logits.gather(1, labels[:, None])  # (B,), (B, 1)
-        earlier = torch.arange(self.outputs, device=self.device) < labels[:, None]
-        rank = ((logits > own) | ((logits == own) & earlier)).sum(-1)  # of equal scores the first counts
-        self.pictures += torch.bincount(labels, minlength=self.outputs)
-        self.hits += torch.bincount(labels[hit], minlength=self.outputs)
-        self.top5 += torch.bincount(labels[rank < 5], minlength=self.outputs)
-        if self.confusion is not None:
-            pairs = torch.bincount(labels * self.outputs + guess, minlength=self.outputs**2)
-            self.confusion += pairs.view(self.outputs, self.outputs)
-        self._add_calibration(logits, labels, hit)
-        valid = real_hit = torch.zeros_like(hit)
+        images, self.num_classes, one_question = len(labels), logits.shape[-1], logits.ndim == 2
+        logits, labels = logits.reshape(-1, logits.shape[-1]), labels.reshape(-1)
+        logits = logits if logits.dtype in (torch.float32, torch.float64) else logits.float()
+        largest = logits.amax(-1)
+        finite = torch.isfinite(largest) & torch.isfinite(logits.amin(-1))  # NaN is both
+        prediction = logits.argmax(-1)
+        hit = (prediction == labels) & finite
+        top5 = topk_hits(logits, labels) & finite
+        if self.calibration:
+            self._add_calibration(logits, labels, largest, hit, finite)
+        if one_question:  # answers to several have no class of the image
+            self.pairs.append(torch.stack([labels, prediction]).int())
+        valid = real_hit = hit[:0]
         if real is not None:
             valid = (real >= 0).any(-1)
-            real_hit = (real == guess[:, None]).any(-1)  # a guess is never -1, which fills the lists up
-        marks = (torch.ones_like(hit), valid, real_hit, ~finite)
-        self.seen += torch.stack([mark.sum() for mark in marks])
+            real_hit = (real == prediction[:, None]).any(-1)  # a prediction is never -1, which fills the lists up
+        counted = [part.sum() for part in (hit, top5, ~finite, valid, real_hit)]
+        self.counts += torch.stack([torch.full_like(counted[0], n) for n in (images, len(labels))] + counted)
+        if losses is not None:
+            self.sums[0] += losses.sum().to(self.wide)
 
-    def _add_calibration(self, logits: torch.Tensor, labels: torch.Tensor, hit: torch.Tensor) -> None:
-        log_probabilities = logits.log_softmax(-1)
-        probabilities = log_probabilities.exp()
-        confidence = probabilities.amax(-1)
-        place = (confidence * BINS).ceil().long().sub(1).clamp(0, BINS - 1)
-        self.binned[0] += torch.bincount(place, minlength=BINS)
-        self.binned[1] += torch.bincount(place[hit], minlength=BINS)
-        self.confidence.index_add_(0, place, confidence)
-        nll = -log_probabilities.gather(1, labels[:, None]).sum()
-        brier = probabilities.square().sum() - 2 * probabilities.gather(1, labels[:, None]).sum() + len(labels)
-        self.sums += torch.stack([nll, brier])
+    def _add_calibration(self, logits, labels, largest, hit, finite) -> None:
+        probabilities = logits.softmax(-1)
+        confidence = probabilities.amax(-1).to(self.wide)  # exp(0) over the sum of all: exact as that sum is
+        confidence = torch.where(finite, confidence, 1.0)
+        own = (logits.gather(1, labels[:, None])[:, 0] - largest).to(self.wide)
+        squares = torch.linalg.vector_norm(probabilities, dim=-1).to(self.wide).square()
+        nll, brier = -confidence.log() - own, squares - 2 * own.exp() * confidence + 1
+        self.sums[1:] += torch.stack([torch.where(finite, part, 0.0).sum() for part in (nll, brier)])
+        index = (confidence * BINS).ceil().long().sub(1).clamp(0, BINS - 1)
+        self.bins.index_add_(1, index, torch.stack([torch.ones_like(confidence), hit.to(self.wide), confidence]))
 
-    def total(self, accelerator: Accelerator) -> "Totals":
-        """The counts of all processes together."""
-        parts = [self.seen, self.pictures, self.hits, self.top5, self.binned, self.confidence, self.sums]
-        parts += [] if self.confusion is None else [self.confusion]
-        summed = [accelerator.reduce(part, "sum").cpu().numpy() for part in parts]
-        confusion = None if self.confusion is None else summed.pop()
-        return Totals(*summed, confusion)
+    def reduce(self, accelerator: Accelerator) -> "Metrics":
+        """The counts of all processes together; every process has to call it."""
+        counts, sums, bins = (accelerator.reduce(part, "sum") for part in (self.counts, self.sums, self.bins))
+        num_classes = int(accelerator.gather(torch.tensor([self.num_classes], device=self.device)).max())
+        named = dict(zip(COUNTS, map(int, counts.tolist())))
+        pairs = self._gather_pairs(accelerator, num_classes)
+        return Metrics(
+            num_classes,
+            named,
+            dict(zip(SUMS, sums.tolist())),
+            bins.cpu().numpy() if self.calibration else None,
+            *(pairs if named["answers"] == named["images"] else (None, None, None)),
+        )
+
+    def _gather_pairs(self, accelerator: Accelerator, num_classes: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The distinct (reference, prediction) pairs of all processes, and how often each occurs; int64 (U,) each."""
+        pairs = (
+            torch.cat(self.pairs, dim=1) if self.pairs else torch.zeros(2, 0, dtype=torch.int32, device=self.device)
+        )
+        codes, counts = (pairs[0].long() * num_classes + pairs[1]).unique(return_counts=True)
+        if accelerator.num_processes > 1:
+            both = accelerator.pad_across_processes(torch.stack([codes, counts], dim=1), dim=0)  # zeros: no image
+            codes, counts = accelerator.gather(both).T
+        codes, index = np.unique(codes.cpu().numpy(), return_inverse=True)
+        counts = np.bincount(index, weights=counts.cpu().numpy(), minlength=len(codes)).astype(np.int64)
+        codes, counts = codes[counts > 0], counts[counts > 0]
+        return codes // max(num_classes, 1), codes % max(num_classes, 1), counts
 
 
 @dataclass(frozen=True)
-class Totals:
-    """Counts as numpy arrays; attributes as in `Counts`."""
+class Metrics:
+    """What was counted, over all processes.
 
-    seen: np.ndarray
-    pictures: np.ndarray
-    hits: np.ndarray
-    top5: np.ndarray
-    binned: np.ndarray
-    confidence: np.ndarray
-    sums: np.ndarray
-    confusion: np.ndarray | None
+    Attributes:
+        num_classes: K. counts: by the names in COUNTS; `answers` is images times questions to each.
+        sums: by the names in SUMS. bins: (3, BINS) images, hits, confidence by confidence; None without calibration.
+        references, predictions, pair_counts: the distinct pairs of classes (U,), in rising order; None
+            where each image was asked several questions.
+    """
+
+    num_classes: int
+    counts: dict[str, int]
+    sums: dict[str, float]
+    bins: np.ndarray | None
+    references: np.ndarray | None
+    predictions: np.ndarray | None
+    pair_counts: np.ndarray | None
 
     @property
-    def count(self) -> int:
-        return int(self.seen[0])
+    def images(self) -> int:
+        return self.counts["images"]
+
+    def _by_class(self, classes: np.ndarray | None, weights: np.ndarray) -> np.ndarray:
+        return np.bincount(classes, weights=weights, minlength=self.num_classes).astype(np.int64)
 
     @property
-    def not_finite(self) -> int:
-        return int(self.seen[3])
+    def support(self) -> np.ndarray:
+        """Images (K,) of each class."""
+        return self._by_class(self.references, self.pair_counts)
 
-    def per_class(self) -> np.ndarray:
-        """Accuracy (K,) of each class, NaN where it has no picture."""
-        return np.where(self.pictures > 0, self.hits / np.maximum(self.pictures, 1), np.nan)
+    @property
+    def predicted(self) -> np.ndarray:
+        """Images (K,) predicted as each class."""
+        return self._by_class(self.predictions, self.pair_counts)
+
+    @property
+    def hits(self) -> np.ndarray:
+        """Images (K,) of each class that were predicted as it."""
+        return self._by_class(self.references, self.pair_counts * (self.references == self.predictions))
+
+    def precision_recall_f1(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Precision, recall and F1 (K,) of each class; NaN where there is nothing to divide by."""
+        support, predicted = self.support, self.predicted
+        parts = precision_recall_f1(self.hits, predicted, support)
+        defined = (predicted > 0, support > 0, predicted + support > 0)
+        return tuple(np.where(there, part, np.nan) for there, part in zip(defined, parts))
+
+    def confusion(self) -> np.ndarray:
+        """int64 (K, K): row i, column j is how often class i was taken for class j."""
+        matrix = np.zeros((self.num_classes, self.num_classes), dtype=np.int64)
+        matrix[self.references, self.predictions] = self.pair_counts
+        return matrix
+
+    def most_confused(self) -> dict[int, tuple[int, int]]:
+        """For each class that was ever taken for another: the one it was most often taken for, and how often."""
+        wrong = self.references != self.predictions
+        rows, columns, counts = (part[wrong] for part in (self.references, self.predictions, self.pair_counts))
+        order = np.lexsort((columns, -counts, rows))  # of equally frequent ones the first
+        first = np.unique(rows[order], return_index=True)[1]
+        return {int(rows[i]): (int(columns[i]), int(counts[i])) for i in order[first]}
 
     def scores(self) -> dict[str, tuple[float, int]]:
-        """Every score with the number of pictures behind it."""
-        n = self.count
-        gap = np.abs(self.binned[1] - self.confidence).sum()
-        found: dict[str, Any] = {
-            "accuracy": (int(self.hits.sum()) / n, n),
-            "top5_accuracy": (int(self.top5.sum()) / n, n) if len(self.hits) > 5 else None,
-            "mean_per_class": (float(np.nanmean(self.per_class())), n),
-            "real_accuracy": (int(self.seen[2]) / int(self.seen[1]), int(self.seen[1])) if self.seen[1] else None,
-            "nll": (float(self.sums[0]) / n, n),
-            "ece": (float(gap) / n, n),
-            "brier": (float(self.sums[1]) / n, n),
+        """Every score with the number of images behind it."""
+        n, answers = self.images, self.counts["answers"]
+        found = {"accuracy": (self.counts["hits"] / answers, n)}
+        if self.num_classes > TOP_K:
+            found["top5_accuracy"] = (self.counts["top5_hits"] / answers, n)
+        if self.references is not None:
+            hits, predicted, support = self.hits, self.predicted, self.support
+            found["mean_per_class"] = (mean_recall(hits, support), n)
+            found["macro_f1"] = (float(macro_f1(hits, predicted, support)), n)
+        if self.counts["real_images"]:
+            found["real_accuracy"] = (
+                self.counts["real_hits"] / self.counts["real_images"],
+                self.counts["real_images"],
+            )
+        if self.bins is not None:
+            found["nll"] = (self.sums["nll"] / answers, n)
+            found["ece"] = (ece_of_bins(self.bins[2], self.bins[1], answers), n)
+            found["brier"] = (self.sums["brier"] / answers, n)
+        return found
+
+    def intervals(self) -> dict[str, tuple[float, float]]:
+        """95 % intervals: Wilson's of accuracies; up to MAX_BOOTSTRAP_IMAGES the bootstrap's of the classes' means."""
+        found = {
+            name: wilson_interval(value * n, n) for name, (value, n) in self.scores().items() if "accuracy" in name
         }
-        return {name: value for name, value in found.items() if value is not None}
+        if self.references is not None and self.images <= MAX_BOOTSTRAP_IMAGES:
+            both = bootstrap_intervals(self.references, self.predictions, self.pair_counts)
+            found |= dict(zip(("mean_per_class", "macro_f1"), both))
+        return found

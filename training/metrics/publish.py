@@ -21,7 +21,7 @@ from evaluate.utils import launch_gradio_widget
 
 launch_gradio_widget(evaluate.load("{name}.py"))
 """
-REQUIREMENTS = "evaluate>=0.4.6\nnumpy\n"
+REQUIREMENTS = "evaluate>=0.4.6\nnumpy\nscikit-learn\n"  # scipy comes with it
 
 
 def space_files(name: str) -> dict[str, str]:

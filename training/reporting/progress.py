@@ -26,6 +26,8 @@ from hf_vit.atomic_file import atomic_path, atomic_write
 from hf_vit.interpretability.attention import position_similarity
 from hf_vit.interpretability.plots import draw_position_similarity
 
+from ..metrics.metric_state import FRACTIONS, top1_hits
+
 
 HISTORY_NAME, SPEED_NAME, CURVE_NAME = "history.jsonl", "speed.jsonl", "training_curve.png"
 POSITIONS_NAME = "position_embedding_similarity.png"
@@ -51,7 +53,7 @@ class Meter:
         """
         truth = labels.argmax(-1) if labels.is_floating_point() else labels
         total = losses.sum(dtype=self.wide)
-        hits = (logits.argmax(-1) == truth).to(self.wide)  # (B, [n])
+        hits = top1_hits(logits, truth).to(self.wide)  # (B, [n])
         hits = hits if hits.ndim == 1 else hits.mean(dim=1)
         self.sums += torch.stack([total, hits.sum(), torch.full_like(total, len(losses))])
         return total
@@ -259,7 +261,7 @@ class Display:
 
 
 def format_number(name: str, value: float) -> str:
-    if "accuracy" in name:
+    if "accuracy" in name or name.removeprefix("eval_") in FRACTIONS:
         return f"{value:.2%}"
     return f"{value:.2e}" if name == "learning_rate" else f"{value:.4g}"
 

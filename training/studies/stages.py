@@ -22,7 +22,7 @@ from ..config.parser import parse
 from ..data.dataset import ImageDataset, open_dataset, take_fraction
 from ..engine.checkpoint_io import checkpoints, read_json
 from ..evaluation.classifier import open_classifier
-from ..evaluation.evaluate_classifier import create_machine, score_dataset
+from ..evaluation.evaluate_classifier import create_context, score_dataset
 from ..evaluation.features import compute_features
 from ..evaluation.few_shot import few_shot
 from ..evaluation.label_mapping import match_labels
@@ -96,12 +96,12 @@ def arguments_of(stage: str, folder: Path, options: dict[str, Any]) -> Arguments
 def probe(folder: Path, options: dict[str, Any]) -> dict[str, Any]:
     """Few-shot accuracy of a model's frozen features: ridge regression, the mean of three draws of pictures."""
     classifier = open_classifier(str(options["model"]))
-    machine = create_machine(False, batch_size=128)
+    context = create_context(False, batch_size=128)
     train = open_dataset(options["dataset"], split="train")
     test = open_dataset(options["dataset"], split="test", label_names=train.label_names)
     if len(train) > options["pictures"]:
         train = train.per_class(max(1, options["pictures"] // len(train.label_names)), seed=0)
-    known, asked = (compute_features(classifier, part, machine, folder / "features") for part in (train, test))
+    known, asked = (compute_features(classifier, part, context, folder / "features") for part in (train, test))
     rows = few_shot(known.features, known.labels, asked.features, asked.labels, shots=[options["shots"]])
     value = float(np.mean([row["accuracy"] for row in rows]))
     shutil.rmtree(folder / "features", ignore_errors=True)
@@ -156,11 +156,11 @@ def pseudo_labels(folder: Path, options: dict[str, Any]) -> dict[str, Any]:
     first, others = np.flatnonzero(own), np.flatnonzero(~own)
     if not len(others):
         raise HFViTError("pseudo-labels are for pictures outside the labelled part: lower `labelled` below 1")
-    classifier, machine = open_classifier(str(options["model"])), create_machine(False, batch_size=250)
+    classifier, context = open_classifier(str(options["model"])), create_context(False, batch_size=250)
     match = match_labels(names, classifier.label_names)
-    logits = score_dataset(classifier, whole.select(others), match, machine).logits
+    logits = score_dataset(classifier, whole.select(others), match, context).logits
     facts: dict[str, Any] = {}
-    if machine.accelerator.is_main_process:
+    if context.accelerator.is_main_process:
         if logits is None:
             raise HFViTError(f"{len(others):,} pictures are too many for pseudo-labels at once: give fewer")
         shares = torch.from_numpy(logits).softmax(1).numpy()[:, match.places]

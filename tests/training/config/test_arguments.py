@@ -61,7 +61,10 @@ def test_the_resolved_config_given_back_is_the_same_run(tmp_path):
         ("--crop_pct 0", "--crop_pct 0.0: give a share of at least 0.01"),
         ("--samples_per_class -3", "--samples_per_class -3: give 1 or more"),
         ("--preset vit-tiny-patch16-224 --keep_representation", "--keep_representation is for the head"),
-        ("--metric_for_best_model f1", "--metric_for_best_model f1: choose from accuracy, top5_accuracy, loss"),
+        (
+            "--metric_for_best_model f1",
+            "--metric_for_best_model f1: choose from accuracy, top5_accuracy, mean_per_class",
+        ),
         (
             "--sweep learning_rate=[1,2] --dev_fraction 0.1 --resume_from_checkpoint out",
             "a sweep is many runs, which go on by",

@@ -1,4 +1,4 @@
-"""Any image classifier: pictures as from its own processor, and what its head reads.
+"""Any image classifier: images as from its own processor, and what its head reads.
 
 pytest tests/training/evaluation/test_classifier.py
 """
@@ -13,13 +13,13 @@ from hf_vit.errors import HFViTError
 from training.data.dataset import open_dataset
 from training.evaluation import features
 from training.evaluation.classifier import open_classifier
-from training.evaluation.evaluate_classifier import batches, create_machine
+from training.evaluation.evaluate_classifier import batches, create_context
 
 
 @pytest.mark.parametrize("name", ["vit", "efficientnet", "bit"])
-def test_pictures_reach_the_model_as_from_its_own_processor(models, name):
+def test_images_reach_the_model_as_from_its_own_processor(models, name):
     classifier, data = open_classifier(models[name]), open_dataset("digits", split="test[:3]")
-    found = next(batches(classifier, data, create_machine(True, batch_size=3)))[0][:, 0]
+    found = next(batches(classifier, data, create_context(True, batch_size=3)))[0][:, 0]
     own = AutoImageProcessor.from_pretrained(models[name], backend="pil")
     expected = own([data.read(index)[0] for index in range(3)], return_tensors="pt")["pixel_values"]
     apart = (found - expected).abs()

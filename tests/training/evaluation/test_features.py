@@ -12,7 +12,7 @@ from tests.helpers.tiny_classifiers import run, save_tiny, value
 from training.data.dataset import open_dataset
 from training.evaluation import features
 from training.evaluation.classifier import open_classifier
-from training.evaluation.evaluate_classifier import create_machine
+from training.evaluation.evaluate_classifier import create_context
 from training.evaluation.features import compute_features
 
 
@@ -35,30 +35,26 @@ def test_probes_and_their_features_on_disk(models, tmp_path, monkeypatch):
 def test_features_without_the_unreadable_are_not_given_where_those_should_stop(models, tmp_path):
     for label in ("0", "1"):
         for number in range(3):
-            path = tmp_path / "pictures" / label / f"{number}.png"
+            path = tmp_path / "images" / label / f"{number}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.new("RGB", (9, 9), (90 * int(label), 50 * number, 0)).save(path)
     path.write_bytes(b"broken")
-    classifier, machine = open_classifier(models["ours"]), create_machine(True)
+    classifier, context = open_classifier(models["ours"]), create_context(True)
     for cached in (False, True):
-        found = compute_features(
-            classifier, open_dataset(str(tmp_path / "pictures"), split="train"), machine, tmp_path
-        )
+        found = compute_features(classifier, open_dataset(str(tmp_path / "images"), split="train"), context, tmp_path)
         assert (found.labels.tolist(), found.cached) == ([0, 0, 0, 1, 1], cached)
-    stopping = open_dataset(str(tmp_path / "pictures"), split="train", on_unreadable="stop")
+    stopping = open_dataset(str(tmp_path / "images"), split="train", on_unreadable="stop")
     with pytest.raises(UnreadableImage, match=r"1/2\.png"):
-        compute_features(classifier, stopping, machine, tmp_path)
+        compute_features(classifier, stopping, context, tmp_path)
 
 
-def test_other_pictures_or_another_view_have_other_features(models, tmp_path):
-    machine, data = create_machine(True), open_dataset("digits", split="test[:6]")
-    for crop_pct, pictures in ((None, data), (None, data.select([1, 0, 2, 3, 4, 5])), (0.8, data)):
+def test_other_images_or_another_view_have_other_features(models, tmp_path):
+    context, data = create_context(True), open_dataset("digits", split="test[:6]")
+    for crop_pct, images in ((None, data), (None, data.select([1, 0, 2, 3, 4, 5])), (0.8, data)):
         classifier = open_classifier(models["ours"], crop_pct=crop_pct)
-        found = compute_features(classifier, pictures, machine, tmp_path)
+        found = compute_features(classifier, images, context, tmp_path)
         assert not found.cached
-        np.testing.assert_array_equal(
-            found.features, compute_features(classifier, pictures, machine, tmp_path).features
-        )
+        np.testing.assert_array_equal(found.features, compute_features(classifier, images, context, tmp_path).features)
 
 
 @pytest.mark.slow

@@ -11,7 +11,7 @@ from sklearn.linear_model import Ridge
 from sklearn.neighbors import KNeighborsClassifier
 
 from hf_vit.errors import HFViTError
-from training.evaluation.few_shot import NeighbourProbe, RidgeProbe, choose_shots, few_shot
+from training.evaluation.few_shot import NeighborProbe, RidgeProbe, choose_shots, few_shot
 
 
 @pytest.fixture(scope="module")
@@ -60,16 +60,16 @@ def test_labels_are_given_back_as_they_came():
     x = np.eye(4).repeat(3, axis=0)
     names = np.array(["b", "d", "a", "c"]).repeat(3)
     assert (RidgeProbe(l2=1.0).fit(x, names).predict(x) == names).all()
-    assert (NeighbourProbe(k=3).fit(x, names).predict(x) == names).all()
+    assert (NeighborProbe(k=3).fit(x, names).predict(x) == names).all()
 
 
 def test_neighbours_agree_with_scikit_learn():
     rng = np.random.default_rng(1)
     x, y, test = rng.normal(size=(60, 5)), rng.integers(4, size=60), rng.normal(size=(40, 5))
     theirs = KNeighborsClassifier(7, metric="cosine").fit(x, y)
-    np.testing.assert_array_equal(NeighbourProbe(7, temperature=None).fit(x, y).predict(test), theirs.predict(test))
+    np.testing.assert_array_equal(NeighborProbe(7, temperature=None).fit(x, y).predict(test), theirs.predict(test))
     weighted = KNeighborsClassifier(7, metric="cosine", weights=lambda distance: np.exp(-distance / 0.07)).fit(x, y)
-    np.testing.assert_array_equal(NeighbourProbe(7).fit(x, y).predict(test), weighted.predict(test))
+    np.testing.assert_array_equal(NeighborProbe(7).fit(x, y).predict(test), weighted.predict(test))
 
 
 def test_shots_are_nested_and_scarce_classes_shorten_the_list():
@@ -88,7 +88,7 @@ def test_shots_are_nested_and_scarce_classes_shorten_the_list():
         (lambda: RidgeProbe().fit(np.zeros((2, 2)), [1, 1]), "two or more classes"),
         (lambda: RidgeProbe(l2=0).fit(np.zeros((2, 2)), [0, 1]), "l2 must be positive"),
         (lambda: RidgeProbe().fit(np.full((2, 2), np.nan), [0, 1]), "2 rows of the features are not finite"),
-        (lambda: NeighbourProbe(k=3).fit(np.zeros((2, 2)), [0, 1]), "choose 1 to 2"),
+        (lambda: NeighborProbe(k=3).fit(np.zeros((2, 2)), [0, 1]), "choose 1 to 2"),
         (lambda: few_shot(np.zeros((2, 2)), [0, 1], np.zeros((2, 2)), [0, 1], shots=(5,)), "scarcest class has 1"),
     ],
 )

@@ -126,7 +126,7 @@ def test_a_copy_that_changed_is_not_taken_for_the_old_one(suite, tmp_path, capsy
     command, folder = suite
     copy = write_digits(tmp_path / "copy")
     before = command("--data", f"probed={copy}", *words)["tasks"]["probed"]
-    assert before["data"]["test"]["pictures"] == before["n"] == 40
+    assert before["data"]["test"]["images"] == before["n"] == 40
     assert command("--data", f"probed={copy}", *words)["tasks"]["probed"] == before
     kept = folder / "tasks" / "probed.json"
     for split in ("train", "test"):
@@ -134,21 +134,21 @@ def test_a_copy_that_changed_is_not_taken_for_the_old_one(suite, tmp_path, capsy
         with pytest.raises(SystemExit):
             command("--data", f"probed={copy}", *words)
         error = capsys.readouterr().err.strip().splitlines()[-1]
-        count = before["data"][split]["pictures"]
+        count = before["data"][split]["images"]
         assert (
             error.startswith(f"error: '{copy}' has changed since {kept} was written: ") and "remove that file" in error
         )
-        assert f"{split} had {count} pictures, now has {count - 1}, and not the same ones" in error
+        assert f"{split} had {count} images, now has {count - 1}, and not the same ones" in error
         kept.unlink()
         after = command("--data", f"probed={copy}", *words)["tasks"]["probed"]
-        assert after["data"][split]["pictures"] == count - 1
+        assert after["data"][split]["images"] == count - 1
     assert after["n"] == 39
     shutil.rmtree(copy)
     assert command("--data", f"probed={copy}", *words)["tasks"]["probed"] == after
 
 
 def write_digits(folder):
-    """Four test pictures and six training pictures of each digit as files."""
+    """Four test images and six training images of each digit as files."""
     for split, count in (("train", 6), ("test", 4)):
         data = open_dataset("digits", split=split).per_class(count)
         for index in range(len(data)):
@@ -192,13 +192,13 @@ def test_means_need_every_task():
 
 def test_the_probe_is_the_ridge_of_the_features(suite, tmp_path):
     from training.evaluation.classifier import open_classifier
-    from training.evaluation.evaluate_classifier import create_machine
+    from training.evaluation.evaluate_classifier import create_context
     from training.evaluation.features import compute_features
 
     facts = suite[0]()
-    classifier, machine = open_classifier(str(tmp_path / "model")), create_machine(True, batch_size=90)
+    classifier, context = open_classifier(str(tmp_path / "model")), create_context(True, batch_size=90)
     train, test = (
-        compute_features(classifier, open_dataset("digits", split=split), machine, tmp_path / "elsewhere")
+        compute_features(classifier, open_dataset("digits", split=split), context, tmp_path / "elsewhere")
         for split in ("train", "test")
     )
     expected = RidgeProbe().fit(train.features, train.labels).score(test.features, test.labels)

@@ -6,11 +6,12 @@ pytest tests/training/metrics/test_metrics.py
 import json
 import subprocess
 import sys
+import tracemalloc
 
 import evaluate
 import numpy as np
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax, softmax
@@ -20,11 +21,24 @@ from hf_vit.errors import HFViTError
 from tests.conftest import ROOT
 from tests.helpers.hub_server import HubServer
 from training.metrics import publish
-from training.metrics.accuracy.accuracy import accuracy
-from training.metrics.calibration.calibration import calibration, expected_calibration_error, fit_temperature
+from training.metrics.accuracy.accuracy import accuracy, wilson_interval
+from training.metrics.calibration.calibration import (
+    BOUNDS,
+    calibration,
+    expected_calibration_error,
+    fit_temperature,
+)
 from training.metrics.confusion_matrix.confusion_matrix import confusion_matrix
 from training.metrics.mean_per_class.mean_per_class import mean_per_class
+from training.metrics.multilabel.multilabel import mean_average_precision, multilabel_f1
+from training.metrics.precision_recall_f1.precision_recall_f1 import (
+    bootstrap_intervals,
+    count_pairs,
+    macro_f1,
+    precision_recall_f1,
+)
 from training.metrics.real_accuracy.real_accuracy import real_hits
+from training.metrics.regression.regression import regression
 from training.metrics.topk_accuracy.topk_accuracy import topk_accuracy
 
 
@@ -85,32 +99,19 @@ def test_ece_by_hand():
     assert expected_calibration_error(np.array([0.5, 0.5]), np.array([True, False]), bins=2) == 0.0
 
 
-def penalised_nll(log_sharpness, logits, references):
-    """NLL less half the log of Fisher's information of the sharpness 1 / T, by the book."""
-    sharpness = np.exp(log_sharpness)
-    scaled = log_softmax(sharpness * logits, axis=1)
-    odds = np.exp(scaled)
-    variance = (odds * (logits - (odds * logits).sum(1, keepdims=True)) ** 2).sum()
-    return -scaled[np.arange(len(references)), references].sum() - np.log(max(variance, 1e-300)) / 2
-
-
 @settings(max_examples=12, deadline=None)
-@given(st.integers(0, 2**32 - 1), st.integers(2, 12), st.sampled_from([7, 60, 400]), st.sampled_from([0.2, 1, 5, 20]))
-@example(40, 2, 7, 20)  # all right: two minima, the nearer to 1 the worse
-def test_temperature_is_that_of_a_general_optimiser(seed, classes, count, temperature):
+@given(st.integers(0, 2**32 - 1), st.integers(2, 12), st.sampled_from([60, 400]), st.sampled_from([0.2, 1, 5]))
+def test_temperature_has_the_least_nll(seed, classes, count, temperature):
     rng = np.random.default_rng(seed)
     truth = rng.normal(size=(count, classes))
-    logits, right = truth * temperature, truth.argmax(1)
-    drawn = np.array([rng.choice(classes, p=row) for row in softmax(truth, axis=1)])
-    for references in (drawn, right):
-        grid = np.linspace(np.log(0.01), np.log(100), 150)
-        place = int(np.argmin([penalised_nll(point, logits, references) for point in grid]))
-        near = grid[max(place - 1, 0)], grid[min(place + 1, 149)]
-        best = minimize_scalar(penalised_nll, bounds=near, args=(logits, references), method="bounded",
-                               options={"xatol": 1e-10})  # fmt: skip
-        found = -np.log(fit_temperature(logits, references))
-        a_tie = count == 7 and penalised_nll(found, logits, references) < best.fun + 0.03  # between two minima
-        assert found == pytest.approx(best.x, abs=1e-4) or a_tie
+    logits = truth * temperature
+    references = np.array([rng.choice(classes, p=row) for row in softmax(truth, axis=1)])
+
+    def nll(log_temperature):
+        return -log_softmax(logits / np.exp(log_temperature), axis=1)[np.arange(count), references].mean()
+
+    best = minimize_scalar(nll, bounds=np.log(BOUNDS), method="bounded", options={"xatol": 1e-10}).x
+    assert np.log(fit_temperature(logits, references)) == pytest.approx(best, abs=1e-4)
 
 
 def test_ece_is_that_of_the_usual_loop_over_bins():
@@ -126,35 +127,20 @@ def test_ece_is_that_of_the_usual_loop_over_bins():
     assert calibration(logits, references)["ece"] == pytest.approx(gaps, abs=EXACT)
 
 
-def pictures_in_tenths(mistakes, count=360):
-    """Logits of a calibrated classifier with a few mistakes, all in the even half; class numbers."""
+@pytest.mark.parametrize("mistakes", [0, 1, 9, 24])
+def test_few_mistakes_do_not_make_a_temperature_run_away(mistakes):
     rng = np.random.default_rng(5)
-    references = rng.integers(10, size=count)
-    logits = rng.normal(size=(count, 10))
-    logits[np.arange(count), references] += 9
-    logits[np.arange(0, 2 * mistakes, 2), (references[: 2 * mistakes : 2] + 1) % 10] += 10
-    return logits, references
-
-
-@pytest.mark.parametrize("mistakes", [0, 1, 2, 5])
-def test_a_part_without_mistakes_does_not_run_away(mistakes):
-    logits, references = pictures_in_tenths(mistakes)
+    references = rng.integers(10, size=360)
+    logits = rng.normal(size=(360, 10))
+    logits[np.arange(360), references] += 9
+    logits[np.arange(mistakes), (references[:mistakes] + 1) % 10] += 10
     found = calibration(logits, references)
-    assert 0.1 < found["temperature"] < 3
+    assert (found["temperature"] == 1.0) == (mistakes < 10) and 0.1 < found["temperature"] < 3
     assert found["nll_after_temperature"] <= found["nll"] + 0.02
     assert found["brier_after_temperature"] <= found["brier"] + 0.005
 
 
-def test_a_gain_that_chance_explains_is_no_gain():
-    rng = np.random.default_rng(0)
-    logits = rng.normal(size=(300, 5)) * 2
-    references = np.array([rng.choice(5, p=row) for row in softmax(logits, axis=1)])
-    found = calibration(logits, references)
-    assert found["temperature"] == 1.0 and fit_temperature(logits, references) != 1.0
-    assert found["nll_after_temperature"] == found["nll"] and found["ece_after_temperature"] == found["ece"]
-
-
-def test_temperature_mends_overconfidence_on_the_pictures_it_was_not_fitted_on():
+def test_temperature_mends_overconfidence_on_the_images_it_was_not_fitted_on():
     rng = np.random.default_rng(0)
     truth = rng.normal(size=(4000, 5)) * 2
     odds = np.exp(truth) / np.exp(truth).sum(1, keepdims=True)
@@ -165,12 +151,89 @@ def test_temperature_mends_overconfidence_on_the_pictures_it_was_not_fitted_on()
     assert found["nll_after_temperature"] < found["nll"]
 
 
-def test_temperature_stays_finite_where_every_picture_is_right_or_all_scores_are_equal():
-    # All right, margin 3: Fisher's information falls as fast as the NLL of half a mistake among K - 1 classes rises.
-    assert 0.5 < fit_temperature(np.eye(4) * 3, np.arange(4)) < 3
-    assert fit_temperature(np.zeros((4, 4)), np.arange(4)) == 1.0
-    assert fit_temperature(np.eye(4) * 1e6, np.arange(4)) == pytest.approx(100, rel=1e-3)  # certain at any T
-    assert np.isfinite(list(calibration(np.eye(4) * 1e6, np.arange(4)).values())).all()
+def test_a_temperature_is_measured_on_images_that_it_was_not_fitted_on():
+    rng = np.random.default_rng(0)
+    logits, references = rng.normal(size=(300, 6)) * 3, rng.integers(6, size=300)
+    right = logits.argmax(1) == references
+    order = np.argsort(right, kind="stable")
+    halves, expected = (np.sort(order[::2]), np.sort(order[1::2])), np.empty(300)
+    for half, other in (halves, halves[::-1]):
+        scaled = log_softmax(logits[half] / fit_temperature(logits[other], references[other]), axis=1)
+        expected[half] = -scaled[np.arange(len(half)), references[half]]
+    assert calibration(logits, references)["nll_after_temperature"] == pytest.approx(expected.mean(), abs=1e-9)
+
+
+def test_calibration_in_single_precision_makes_no_copy_of_the_logits():
+    rng = np.random.default_rng(0)
+    logits = (rng.normal(size=(3000, 400)) * 3).astype(np.float32)
+    references = (logits + rng.normal(size=logits.shape) * 2).argmax(1)
+    tracemalloc.start()
+    found = calibration(logits, references)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < logits.nbytes / 3
+    expected = calibration(logits.astype(np.float64), references)
+    assert found == pytest.approx(expected, abs=2e-4)
+
+
+def test_logits_so_large_that_all_is_certain_stay_finite():
+    assert fit_temperature(np.zeros((40, 4)), np.arange(40) % 4) > 0
+    logits = np.eye(4)[np.arange(80) % 4] * 1e6
+    assert np.isfinite(list(calibration(logits, np.arange(80) % 3).values())).all()
+
+
+# -- precision, recall, F1, multi-label, regression ------------------------------------------------------------------
+
+
+@quietly
+@problems
+def test_f1_agrees_with_scikit_learn(seed, classes, count):
+    scores, references = draw(seed, classes, count)
+    references = references % max(1, classes - 1)  # the last class has no image
+    predictions = scores.argmax(1)
+    support, predicted = (np.bincount(part, minlength=classes) for part in (references, predictions))
+    hits = np.bincount(references[references == predictions], minlength=classes)
+    theirs = sklearn_metrics.precision_recall_fscore_support(
+        references, predictions, labels=np.arange(classes), zero_division=0
+    )
+    for ours, other in zip(precision_recall_f1(hits, predicted, support), theirs):
+        np.testing.assert_allclose(ours, other, atol=EXACT)
+    expected = sklearn_metrics.f1_score(references, predictions, average="macro", zero_division=0)
+    assert macro_f1(hits, predicted, support) == pytest.approx(expected, abs=EXACT)
+
+
+def test_intervals_are_those_of_resampled_images():
+    rng = np.random.default_rng(0)
+    references = rng.integers(3, size=90)
+    predictions = np.where(rng.random(90) < 0.7, references, rng.integers(3, size=90))
+    balanced, f1 = bootstrap_intervals(*count_pairs(predictions, references))
+    drawn = [rng.integers(90, size=90) for _ in range(1000)]
+    for found, score in (
+        (balanced, sklearn_metrics.balanced_accuracy_score),
+        (f1, lambda right, guess: sklearn_metrics.f1_score(right, guess, average="macro")),
+    ):
+        expected = np.percentile([score(references[rows], predictions[rows]) for rows in drawn], [2.5, 97.5])
+        assert found == pytest.approx(expected, abs=0.02)
+    assert bootstrap_intervals(*count_pairs(predictions, references)) == (balanced, f1)
+
+
+def test_wilson_interval_is_the_published_one():
+    # Newcombe 1998 (doi:10.1002/(SICI)1097-0258(19980430)17:8), Table I, method 3
+    for correct, count, interval in ((81, 263, (0.2553, 0.3662)), (15, 148, (0.0624, 0.1605)), (0, 20, (0, 0.1611))):
+        assert wilson_interval(correct, count) == pytest.approx(interval, abs=5e-5)
+    assert wilson_interval(29, 29) == pytest.approx((0.8830, 1.0), abs=5e-5)
+
+
+def test_labels_without_a_positive_image_do_not_count_in_the_mean():
+    scores, references = np.array([[0.9, 0.1, 0.3], [0.2, 0.8, 0.4]]), np.array([[1, 0, 0], [0, 1, 0]])
+    assert mean_average_precision(scores, references) == 1.0
+    assert multilabel_f1(scores, references) == (pytest.approx(2 / 3), 1.0)
+
+
+def test_r2_is_one_less_what_is_not_explained():
+    found = regression([1.0, 2.0, 4.0], [1.0, 2.0, 3.0])
+    assert found == {"mae": pytest.approx(1 / 3), "rmse": pytest.approx(3**-0.5), "r2": pytest.approx(0.5)}
+    assert np.isnan(regression([1.0], [1.0])["r2"])
 
 
 def test_real_accuracy_equals_big_vision(goldens):
@@ -185,7 +248,7 @@ def test_real_accuracy_equals_big_vision(goldens):
     assert plain == expected["single/softmax_xent"]["prec@1"]
 
 
-def test_real_labels_of_imagenet_have_46837_pictures(shared):
+def test_real_labels_of_imagenet_have_46837_images(shared):
     labels = json.loads((shared / "data" / "imagenet_real" / "real.json").read_text())
     assert real_hits([row[0] if row else 0 for row in labels], labels) == (46837, 46837)
 
@@ -197,6 +260,17 @@ INPUTS = {
     "topk_accuracy": ([[3.0, 2.0, 1.0], [0.0, 1.0, 2.0]], [1, 0], 1 / 2),
     "confusion_matrix": ([0, 1, 1], [0, 1, 0], [[1, 1], [0, 1]]),
     "calibration": ([[2.0, 0.0], [0.0, 2.0]], [0, 1], None),
+    "precision_recall_f1": ([0, 1, 1], [0, 1, 0], None),
+    "multilabel": ([[0.9, 0.1], [0.2, 0.8]], [[1, 0], [0, 1]], None),
+    "regression": ([1.0, 2.0, 4.0], [1.0, 2.0, 3.0], None),
+}
+
+
+SEVERAL_VALUES = {
+    "calibration": ("ece", "nll", "brier", "temperature", "ece_after_temperature", "nll_after_temperature"),
+    "precision_recall_f1": ("macro_f1", "low", "high", "precision", "recall", "f1"),
+    "multilabel": ("mean_average_precision", "macro_f1", "micro_f1"),
+    "regression": ("mae", "rmse", "r2"),
 }
 
 
@@ -215,7 +289,7 @@ def test_evaluate_loads_and_computes_it_offline(name, load):
     if expected is not None:
         assert found[name] == expected
     else:
-        assert {"ece", "nll", "brier", "temperature", "ece_after_temperature", "nll_after_temperature"} <= set(found)
+        assert set(SEVERAL_VALUES[name]) <= set(found)
 
 
 def test_evaluate_adds_batches_and_combines(load):
@@ -231,7 +305,9 @@ def test_evaluate_adds_batches_and_combines(load):
 def test_a_module_stands_alone_with_one_import_a_line(name):
     text = (ROOT / "training" / "metrics" / name / f"{name}.py").read_text()
     imports = [line for line in text.splitlines() if line.startswith(("import ", "from "))]
-    assert sorted(imports) == ["import datasets", "import evaluate", "import numpy as np"]
+    assert {"import datasets", "import evaluate", "import numpy as np"} <= set(imports)
+    assert all(line.split()[1].split(".")[0] in ("math", "datasets", "evaluate", "numpy", "scipy", "sklearn")
+               for line in imports)  # fmt: skip
 
 
 PUSH_AND_LOAD = """
@@ -267,8 +343,8 @@ def test_only_metrics_are_published():
 @pytest.mark.parametrize(
     "call, words",
     [
-        (lambda: accuracy([], []), "no pictures"),
-        (lambda: mean_per_class([], []), "no pictures"),
+        (lambda: accuracy([], []), "no images"),
+        (lambda: mean_per_class([], []), "no images"),
         (lambda: topk_accuracy([[0.0, 1.0]], [2], 1), "2 is outside the 2 classes"),
         (lambda: topk_accuracy([[0.0, 1.0]], [1], 3), "k = 3"),
         (lambda: topk_accuracy([[0.0, np.nan]], [1], 1), "not finite"),
@@ -276,6 +352,9 @@ def test_only_metrics_are_published():
         (lambda: calibration([[0.0, 1.0]] * 2, [0, -1]), "-1 is outside"),
         (lambda: calibration([[0.0, 1.0]], [0]), "two or more"),
         (lambda: real_hits([1, 2], [[1]]), "2 predictions, but ReaL labels of 1"),
+        (lambda: multilabel_f1([[0.1]], [[2]]), "are 0 or 1"),
+        (lambda: mean_average_precision([[0.1]], [[0]]), "no image has any label"),
+        (lambda: regression([0.0], [0.0, 1.0]), r"got \(1,\) and \(2,\)"),
     ],
 )
 def test_bad_input_is_one_clear_error(call, words):

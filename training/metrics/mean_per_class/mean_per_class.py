@@ -1,4 +1,4 @@
-"""Mean of the classes' accuracies: what Pets, Flowers-102 and Caltech-101 are reported in."""
+"""Balanced accuracy: mean of the classes' accuracies, what Pets, Flowers-102 and Caltech-101 are reported in."""
 
 import datasets
 import evaluate
@@ -10,13 +10,22 @@ INPUTS = "predictions: class numbers (N,). references: class numbers (N,)."
 
 
 def mean_per_class(predictions: np.ndarray, references: np.ndarray) -> float:
-    """Of class numbers (N,) and (N,); a class without a reference does not count."""
+    """Of class numbers (N,) and (N,); a class without a reference does not count.
+
+    Raises:
+        ValueError: nothing to score.
+    """
     predictions, references = np.asarray(predictions), np.asarray(references)
     if not len(references):
-        raise ValueError("accuracy of no pictures: predictions and references are empty")
-    _, place = np.unique(references, return_inverse=True)
-    hits = np.bincount(place, weights=predictions == references)
-    return float(np.mean(hits / np.bincount(place)))
+        raise ValueError("accuracy of no images: predictions and references are empty")
+    _, index = np.unique(references, return_inverse=True)
+    return mean_recall(np.bincount(index, weights=predictions == references), np.bincount(index))
+
+
+def mean_recall(hits: np.ndarray, support: np.ndarray) -> float:
+    """Mean over the classes with images of hits / support, both (K,)."""
+    hits, support = np.asarray(hits), np.asarray(support)
+    return float(np.mean(hits[support > 0] / support[support > 0]))
 
 
 class MeanPerClass(evaluate.Metric):

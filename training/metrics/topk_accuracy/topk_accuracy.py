@@ -1,11 +1,11 @@
-"""Share of pictures whose right class is among the k with the highest scores."""
+"""Fraction of images whose right class is among the k with the highest scores."""
 
 import datasets
 import evaluate
 import numpy as np
 
 
-DESCRIPTION = "Share of pictures whose right class is among the k with the highest scores; of equal scores the first."
+DESCRIPTION = "Fraction of images whose right class is among the k with the highest scores; of equal scores the first."
 INPUTS = "predictions: scores (N, K). references: class numbers (N,). k: how many count, 5 unless given."
 
 
@@ -15,9 +15,9 @@ def topk_accuracy(scores: np.ndarray, references: np.ndarray, k: int = 5) -> flo
     Raises:
         ValueError: nothing to score, scores that are not finite, a reference outside 0..K-1, or k outside 1..K.
     """
-    scores, references = np.asarray(scores, dtype=np.float64), np.asarray(references, dtype=np.int64)
+    scores, references = np.asarray(scores), np.asarray(references, dtype=np.int64)
     if scores.ndim != 2 or not len(references):
-        raise ValueError(f"top-k accuracy needs scores (N, K) of at least one picture, got shape {scores.shape}")
+        raise ValueError(f"top-k accuracy needs scores (N, K) of at least one image, got shape {scores.shape}")
     classes = scores.shape[1]
     if references.min() < 0 or references.max() >= classes:
         wrong = references.min() if references.min() < 0 else references.max()

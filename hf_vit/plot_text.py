@@ -1,0 +1,85 @@
+"""Text in matplotlib figures as it stands: `$` is a dollar sign, and letters come from whichever font has them.
+
+For every figure that shows class names. matplotlib draws a box and warns for a letter that its own font lacks,
+Japanese ones among them, also where a font that has it is installed.
+"""
+
+import logging
+import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from functools import cache
+
+import matplotlib
+from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties, findfont, fontManager
+from matplotlib.ft2font import FT2Font
+from matplotlib.text import Text
+
+
+# Families with many scripts, which are tried before all others
+WIDE_FAMILIES = ("Noto Sans CJK", "Source Han Sans", "WenQuanYi", "IPA", "Takao", "Hiragino", "Yu Gothic", "Meiryo",
+                 "MS Gothic", "Malgun", "Nanum", "Microsoft YaHei", "PingFang", "SimHei", "Droid Sans Fallback",
+                 "Arial Unicode", "Noto Sans")  # fmt: skip
+
+
+def families_for(texts: Iterable[str]) -> tuple[list[str], set[str]]:
+    """Font families that together have the letters of texts, matplotlib's own first; and the letters that none has."""
+    own = matplotlib.rcParams["font.family"]
+    missing = {letter for text in texts for letter in text if letter.isprintable() and not letter.isspace()}
+    missing -= {chr(code) for code in _letters(findfont(FontProperties(family=own)))}
+    families = list(own)
+    for family, path in _installed() if missing else ():
+        there = {letter for letter in missing if ord(letter) in _letters(path)}
+        if there:
+            families.append(family)
+            missing -= there
+        if not missing:
+            break
+    return families, missing
+
+
+@contextmanager
+def plain_text(figure: Figure) -> Iterator[set[str]]:
+    """Prepare a finished figure's texts, and be silent while it is saved; gives the letters that cannot be drawn.
+
+    with plain_text(figure) as missing:
+        figure.savefig(path)
+    """
+    texts = [text for text in figure.findobj(Text) if text.get_text()]
+    families, missing = families_for(text.get_text() for text in texts)
+    for text in texts:
+        text.set_parse_math(False)
+        text.set_fontfamily(families)
+    log = logging.getLogger("matplotlib.font_manager")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Glyph .* missing from")
+            yield missing
+    finally:
+        log.setLevel(level)
+
+
+@cache
+def _installed() -> list[tuple[str, str]]:
+    """(family, path) of every font that matplotlib knows, those with many scripts first, one of each family."""
+    regular: dict[str, str] = {}
+    for font in sorted(fontManager.ttflist, key=lambda font: (font.style != "normal", str(font.weight) not in "400")):
+        regular.setdefault(font.name, font.fname)
+
+    def rank(pair: tuple[str, str]) -> int:
+        ranks = [number for number, name in enumerate(WIDE_FAMILIES) if pair[0].startswith(name)]
+        return ranks[0] if ranks else len(WIDE_FAMILIES)
+
+    return sorted(regular.items(), key=rank)
+
+
+@cache
+def _letters(path: str) -> frozenset[int]:
+    """The code points that a font file has; none for one that cannot be read."""
+    try:
+        return frozenset(FT2Font(path).get_charmap())
+    except (OSError, RuntimeError):
+        return frozenset()

@@ -1,0 +1,156 @@
+"""One classifier on one data set: what is opened, what is measured, what is said; and the facts of it.
+
+For score.py, and for suites.py, which opens its models and data sets the same way.
+"""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hf_vit.errors import HFViTError
+
+from ..data.dataset import ImageDataset, open_dataset, open_door
+from ..data.sources import Columns, listed
+from ..data.splits import EVAL_SPLITS
+from ..metrics.accuracy.accuracy import wilson_interval
+from ..metrics.calibration.calibration import METHOD, calibration
+from . import report
+from .classifier import Classifier, open_classifier
+from .evaluate_classifier import EvalContext, Predictions, preprocessing, score_dataset
+from .features import compute_features
+from .few_shot import NeighborProbe, few_shot
+from .label_mapping import LabelMatch, check_real, match_labels, read_real_labels, real_rows
+from .throughput import measure_speed
+
+
+def score_model(args: argparse.Namespace, context: EvalContext) -> dict[str, Any]:
+    """One classifier on one data set, from options to facts."""
+    if args.output_dir is not None:
+        report.check_output(Path(args.output_dir), args.model)
+    dataset = open_split(args, args.split or find_split(args))
+    classifier = open_model(args)
+    probing = args.few_shot is not None or args.knn is not None
+    predictions, match = None, None
+    if not probing:
+        match = match_labels(dataset.label_names, output_names(classifier), args.label_map, args.label_subset)
+        real = None if args.real_labels is None else real_labels(args.real_labels, dataset, match)
+        predictions = score_dataset(classifier, dataset, match, context, args.tta, real)
+        rows = score_rows(predictions)
+    else:
+        rows = probe_rows(args, classifier, dataset, context)
+    speed = {} if args.no_speed else measure_speed(classifier, context)
+    facts = report.facts_of(args, context, classifier, dataset, rows, speed)
+    facts["scoring"] = {"preprocessing": preprocessing(classifier, args.tta), "on_decode_error": args.on_decode_error}
+    if match is not None and predictions is not None:
+        facts["scoring"]["labels"] = match.how
+        facts["data"] |= {"unreadable_images": len(predictions.unreadable)}
+        if predictions.logits is not None:
+            facts["scoring"]["temperature"] = METHOD
+    if context.accelerator.is_main_process:
+        finish(args, facts, predictions, match)
+    context.accelerator.wait_for_everyone()
+    return facts
+
+
+def finish(
+    args: argparse.Namespace, facts: dict[str, Any], predictions: Predictions | None, match: LabelMatch | None
+) -> None:
+    """The table on the screen, and the files."""
+    print(report.summary(facts))
+    if predictions is not None and match is not None:
+        print(report.weakest(predictions.metrics, match.names))
+        for name in predictions.unreadable[:5]:
+            print(f"unreadable: {name}")
+    if args.output_dir is not None:
+        report.write(Path(args.output_dir), facts, predictions, match)
+        print(f"written to {args.output_dir}")
+
+
+def find_split(args: argparse.Namespace) -> str:
+    """The first of the usual evaluation splits that the data has."""
+    columns = Columns(args.image_column, args.label_column, None)
+    splits = open_door(args.dataset, args.dataset_config_name, columns, args.cache_dir).splits
+    found = next((name for name in EVAL_SPLITS if name in splits), None)
+    if found is None:
+        raise HFViTError(f"'{args.dataset}' has no split to evaluate on; choose one with --split: {listed(splits)}")
+    return found
+
+
+def open_split(args: argparse.Namespace, split: str, label_names: list[str] | None = None) -> ImageDataset:
+    return open_dataset(
+        args.dataset,
+        config_name=args.dataset_config_name,
+        split=split,
+        image_column=args.image_column,
+        label_column=args.label_column,
+        label_names=label_names,
+        on_unreadable=args.on_decode_error,
+        cache_dir=args.cache_dir,
+    )
+
+
+def open_model(args: argparse.Namespace) -> Classifier:
+    size = args.image_size
+    return open_classifier(
+        args.model,
+        image_size=None if size is None else size[0] if len(size) == 1 else (size[0], size[1]),
+        crop_pct=args.crop_pct,
+        squash=args.squash,
+        resample=args.resample,
+    )
+
+
+def output_names(classifier: Classifier) -> list[str]:
+    """The names of the outputs; a model without any cannot be scored by its head."""
+    names = classifier.label_names
+    if not names:
+        raise HFViTError(f"{classifier.name} has no head to score: probe its features with --few_shot or --knn")
+    return names
+
+
+def real_labels(path: str, dataset: ImageDataset, match: LabelMatch) -> np.ndarray:
+    """The ReaL labels of a data set's images: by file name, else in the order of the whole validation set."""
+    names = [dataset.picture_name(index) for index in range(len(dataset))]
+    rows = real_rows(read_real_labels(path), names, dataset.rows.tolist(), len(dataset.source.labels))
+    check_real(rows, match.places[dataset.labels])
+    return rows
+
+
+def score_rows(predictions: Predictions) -> list[dict[str, Any]]:
+    """{"metric", "value", "n"} of every score, with "interval" where it has one; for the main process.
+
+    Calibration also after a temperature, where logits were kept.
+    """
+    found, intervals = predictions.metrics.scores(), predictions.metrics.intervals()
+    if predictions.logits is not None and predictions.labels is not None and len(predictions.labels) > 1:
+        after = calibration(predictions.logits, predictions.labels)
+        chosen = ("ece_after_temperature", "nll_after_temperature", "brier_after_temperature", "temperature")
+        found |= {name: (after[name], len(predictions.labels)) for name in chosen}
+    rows = [{"metric": name, "value": value, "n": count} for name, (value, count) in found.items()]
+    return [row | ({"interval": list(intervals[row["metric"]])} if row["metric"] in intervals else {}) for row in rows]
+
+
+def probe_rows(
+    args: argparse.Namespace, classifier: Classifier, dataset: ImageDataset, context: EvalContext
+) -> list[dict[str, Any]]:
+    """Few-shot and nearest-neighbor accuracy; features are computed once and kept."""
+    train = open_split(args, args.train_split, dataset.label_names)
+    known = compute_features(classifier, train, context, args.cache_dir)
+    asked = compute_features(classifier, dataset, context, args.cache_dir)
+    rows = []
+    if args.few_shot is not None:
+        for row in few_shot(known.features, known.labels, asked.features, asked.labels, args.few_shot, l2=args.l2):
+            name = f"{row['shots']}_shot_accuracy"
+            rows.append(accuracy_row(name, row["accuracy"], row["n"]) | {"seed": row["seed"]})
+    if args.knn is not None:
+        probe = NeighborProbe(args.knn).fit(known.features, known.labels)
+        value = probe.score(asked.features, asked.labels)
+        rows.append(accuracy_row(f"{args.knn}_nn_accuracy", value, len(asked.labels)))
+    return rows
+
+
+def accuracy_row(metric: str, value: float, count: int) -> dict[str, Any]:
+    """An accuracy of `count` images, with its interval."""
+    return {"metric": metric, "value": value, "n": count, "interval": list(wilson_interval(value * count, count))}
