@@ -563,7 +563,8 @@ def bfloat16_note(kernels: bool) -> str | None:
     factor = bfloat16_slowdown(kernels)
     longer = "more time" if factor is None else f"{factor:.2f} times the time of"
     than = "than float32" if factor is None else "float32 (measured on one encoder block)"
-    return f"this processor emulates bfloat16: training takes {longer} {than}; leave --bf16 out for speed"
+    advice = "; leave --bf16 out for speed" if factor is None or factor > 1 else ""
+    return f"this processor emulates bfloat16: training takes {longer} {than}{advice}"
 
 
 @functools.cache
