@@ -33,7 +33,7 @@ MIN_SPEEDUP = 1.1  # an implementation replaces the plain one where that takes 1
 MAX_ROUNDS = 6  # in turns, of which the best counts: other work on the machine only adds time
 MIN_MEASURE_SECONDS = 0.05  # what is short runs more rounds than these, so that other work does not hide its time
 MAX_MEASURE_SECONDS = 2.0  # no further round after this time, from the second on
-COLD_BYTES = 1 << 26  # written before each run, so that weights come from memory as they do within a model
+COLD_BYTES = 1 << 25  # written before each run, so that weights come from memory as they do within a model
 LOCK_SECONDS = 120.0  # to wait for another process that measures on this machine
 FORMAT = 1  # raise it when entries change their meaning
 

@@ -13,6 +13,7 @@ import sys
 
 import pytest
 import torch
+from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
 from hf_vit import HFViTConfig, HFViTForImageClassification, HFViTModel, capabilities, kernel_table
 from hf_vit.errors import HFViTError
@@ -533,6 +534,42 @@ def test_the_encoder_alone_and_what_cannot_be():
     for wrong in (torch.int8, "bfloat16"):
         with pytest.raises(ValueError, match="floating dtype"):
             model.optimize_for_inference(wrong)
+
+
+@pytest.mark.parametrize("kind", ["everything", "hybrid"])
+def test_a_model_loaded_with_the_code_of_its_folder_is_optimized(tmp_path, kind):
+    plain, pixels = tiny(**KINDS[kind]), torch.randn(2, 3, 32, 32)
+    plain.save_pretrained(tmp_path)
+    name = "modeling_hf_vit.HFViTForImageClassification"
+    remote = get_class_from_dynamic_module(name, str(tmp_path)).from_pretrained(tmp_path).eval()
+    assert type(remote) is not type(plain)
+    with torch.no_grad():
+        expected = remote(pixels).logits
+        torch.testing.assert_close(remote.optimize_for_inference()(pixels).logits, expected, atol=2e-5, rtol=2e-5)
+        torch.testing.assert_close(expected, plain(pixels).logits, atol=2e-5, rtol=2e-5)
+    wrappers = [module for module in remote.modules() if isinstance(module, OptimizedModule)]
+    assert len(wrappers) == 2 + 1 + (kind == "hybrid") and all(module.is_current() for module in wrappers)
+
+
+def test_accelerates_hooks_stay_in_effect():
+    accelerate_hooks = pytest.importorskip("accelerate.hooks")
+    model, pixels, seen = tiny().optimize_for_inference(), torch.randn(2, 3, 32, 32), []
+
+    class Count(accelerate_hooks.ModelHook):
+        def pre_forward(self, module, *args, **kwargs):
+            seen.append(1)
+            return args, kwargs
+
+    with torch.no_grad():
+        expected = model(pixels).logits
+        for layer in model.vit.layers:
+            accelerate_hooks.add_hook_to_module(layer, Count())
+        torch.testing.assert_close(model(pixels).logits, expected)
+        assert seen == [1, 1]
+        for layer in model.vit.layers:
+            accelerate_hooks.remove_hook_from_module(layer)
+        torch.testing.assert_close(model(pixels).logits, expected)
+        assert seen == [1, 1]
 
 
 def test_without_the_package_the_travelling_code_says_what_to_install(monkeypatch):
