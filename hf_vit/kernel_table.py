@@ -35,7 +35,8 @@ MIN_MEASURE_SECONDS = 0.05  # what is short runs more rounds than these, so that
 MAX_MEASURE_SECONDS = 2.0  # no further round after this time, from the second on
 COLD_BYTES = 1 << 25  # written before each run, so that weights come from memory as they do within a model
 LOCK_SECONDS = 120.0  # to wait for another process that measures on this machine
-FORMAT = 1  # raise it when entries change their meaning
+HOPELESS, HOPELESS_SECONDS = 20, 5.0  # not run again: so many times as slow as the plain one, and at least as long
+FORMAT = 2  # raise it when entries change their meaning
 
 timer: Callable[[], float] = time.perf_counter  # tests put their own here
 
@@ -44,6 +45,7 @@ Times = dict[str, float | None]  # seconds of each implementation; None for one 
 _measured: dict[tuple, Times] = {}
 _chosen: dict[tuple, str] = {}
 _thread_lock = threading.RLock()
+_spent = 0.0  # seconds that this process has measured: what is measured may itself choose, and measure first
 
 
 def choose(
@@ -84,7 +86,10 @@ def seconds(key: tuple, implementations: Mapping[str, Callable], *inputs: Any, c
     with _thread_lock:
         entry = (key, names, device, torch.get_num_threads())
         if entry not in _measured:
+            global _spent
+            start, spent = timer(), _spent
             _measured[entry] = _read_or_measure(repr((key, names, device)), implementations, inputs, cold)
+            _spent = spent + timer() - start  # with what was measured within it
         return _measured[entry]
 
 
@@ -133,17 +138,17 @@ def measure(implementations: Mapping[str, Callable], *inputs: Any, cold: bool = 
     first: dict[str, float] = {}
     for name, implementation in implementations.items():
         try:
-            start = timer()
+            start, spent = timer(), _spent
             implementation(*inputs)
             _wait_for_device(inputs)
-            times[name], first[name] = float("inf"), timer() - start
+            times[name], first[name] = float("inf"), timer() - start - (_spent - spent)
         except Exception as error:  # private operations fail in many ways on processors that they are not for
             if name == plain:
                 raise
             times[name] = None
             logger.info(f"implementation {name!r} does not work on this machine: {error}")
     # a reference loop can take a thousand times as long: once is enough
-    hopeless = {name for name, taken in first.items() if taken > max(MAX_MEASURE_SECONDS, 5 * first[plain])}
+    hopeless = {name for name, taken in first.items() if taken > max(HOPELESS_SECONDS, HOPELESS * first[plain])}
     times.update({name: first[name] for name in hopeless})
     began = timer()
     for done in itertools.count():

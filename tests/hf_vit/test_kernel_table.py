@@ -104,6 +104,20 @@ def test_one_that_is_hopelessly_slow_runs_once(clock):
     assert clock.runs.count("reference") == 1 and clock.runs.count("plain") > 2
 
 
+def test_measuring_within_a_measurement_is_no_slowness_of_the_outer_one(clock):
+    """Its first run takes seconds, of which it has to answer for a tenth."""
+
+    def optimized(x):
+        clock.now += 0.05
+        for index in range(40):
+            served(clock, ("inner", index), plain=0.02, packed=0.001)
+
+    implementations = {"plain": clock.implementation("plain", 0.25), "optimized": optimized}
+    assert kernel_table.choose(("outer",), implementations, X) is optimized
+    (times,) = [times for key, times in kernel_table._measured.items() if key[0] == ("outer",)]
+    assert times["optimized"] == pytest.approx(0.09) and clock.now > 20 * 0.25
+
+
 def test_a_measurement_may_choose_within_a_measurement(clock):
     def outer(x):
         clock.now += 0.1
