@@ -118,6 +118,11 @@ def test_measuring_within_a_measurement_is_no_slowness_of_the_outer_one(clock):
     assert times["optimized"] == pytest.approx(0.09) and clock.now > 20 * 0.25
 
 
+def test_a_clock_that_stands_still_ends_a_measurement(clock):
+    assert served(clock, plain=0.0, packed=0.0) == "plain"
+    assert len(clock.runs) == 2 * (1 + kernel_table.MAX_ROUNDS_OF_SHORT_WORK) + 1
+
+
 def test_a_measurement_may_choose_within_a_measurement(clock):
     def outer(x):
         clock.now += 0.1
