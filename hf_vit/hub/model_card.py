@@ -136,6 +136,7 @@ def render_card(facts: Facts, folder: str | Path | None = None, repo_id: str | N
         title=plain(title_of(facts)),
         model_id=repo_id or title_of(facts),
         classifies=classifies(facts),
+        gray=(model.get("architecture") or {}).get("num_channels") == 1,
         larger=2 * max(model["image_size"]),
         summary=summary(facts),
         overview=overview(facts),

@@ -210,3 +210,22 @@ def test_the_cards_own_code_runs(facts, tmp_path, monkeypatch, capsys):
     assert len(lines.splitlines()) == 3
     exec(lines, {})
     assert "daisy" in capsys.readouterr().out
+
+
+def test_the_code_on_a_gray_models_card_runs(facts, tmp_path, monkeypatch, capsys):
+    """`pipeline` makes three channels of every image, so it is not what the card shows."""
+    config = HFViTConfig(
+        image_size=16, patch_size=8, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32,
+        num_channels=1, id2label=dict(enumerate(["daisy", "rose", "tulip"])),
+    )  # fmt: skip
+    folder = tmp_path / "flowers-vit"
+    HFViTForImageClassification(config).save_pretrained(folder)
+    settings = {"image_mean": [0.5], "image_std": [0.5], "do_convert_rgb": False}
+    ViTImageProcessor(size={"height": 16, "width": 16}, **settings).save_pretrained(folder)
+    facts["model"]["architecture"] = facts["model"]["architecture"] | {"num_channels": 1}
+    (folder / "facts.json").write_text(json.dumps(facts))
+    Image.new("RGB", (30, 20)).save(tmp_path / "picture.jpg")
+    monkeypatch.chdir(tmp_path)
+    lines = re.search(r"```python\n(.*?)```", write_card(folder).read_text(), re.DOTALL)[1]
+    exec(lines.replace("trust_remote_code=True", "trust_remote_code=False"), {})
+    assert capsys.readouterr().out.strip() in ("daisy", "rose", "tulip")
