@@ -1,6 +1,7 @@
 """A checkpoint of any format becomes a model: recognize, infer, load exactly, then change what was requested."""
 
 import difflib
+import hashlib
 import re
 import time
 import warnings
@@ -124,9 +125,9 @@ def read_checkpoint(
         spec = format.read(file, requested, sidecars)
         config = _config(file, spec, requested)
         mappings = spec.key_mappings(config)
-    except (KeyError, IndexError, TypeError, ValueError, AttributeError, RecursionError, OverflowError) as error:
-        if isinstance(error, HFViTError):
-            raise
+    except HFViTError:
+        raise
+    except Exception as error:  # descriptions hold values of any kind where numbers and names are expected
         raise HFViTError(f"{file.path}: looks like the {name} layout, but does not fit it ({error!r:.200})") from error
     model = from_state_dict(config, file, mappings, spec.unused, spec.format, requested.get("dtype"))
     try:
@@ -168,7 +169,14 @@ def _open(
     if not (local.is_dir() or weights.name.startswith(("model.safetensors", "pytorch_model.bin", "open_clip_"))):
         return file, {}, None
     folder = weights.parent
-    return file, {name: read_settings(folder / name) for name in SIDECARS if (folder / name).is_file()}, folder
+    try:
+        return file, {name: read_settings(folder / name) for name in SIDECARS if (folder / name).is_file()}, folder
+    except HFViTError as error:
+        if exists:
+            raise
+        raise HFViTError(
+            f"{error}: it lies in the Hub's cache; delete that file, and it is downloaded again"
+        ) from error
 
 
 def _download(repo_id: str, revision: str | None) -> Path:
@@ -191,7 +199,12 @@ def _download(repo_id: str, revision: str | None) -> Path:
 def _snapshot(repo_id: str, revision: str | None, patterns: list[str]) -> Path:
     for attempt in range(DOWNLOAD_TRIES):
         try:
-            return Path(snapshot_download(repo_id, revision=revision, allow_patterns=patterns))
+            started = time.time()
+            folder = Path(snapshot_download(repo_id, revision=revision, allow_patterns=patterns))
+            _check_downloads(folder, started)
+            return folder
+        except HFViTError:
+            raise
         except Exception as error:  # the Hub's client lets through whatever its HTTP library raises
             status = getattr(getattr(error, "response", None), "status_code", None) or 0
             for_good = isinstance(error, GatedRepoError) or (400 <= status < 500 and status not in (408, 429))
@@ -211,6 +224,23 @@ def _snapshot(repo_id: str, revision: str | None, patterns: list[str]) -> Path:
                 f"{repo_id}: no such file or folder, and could not be downloaded from the Hub: {reason}"
             ) from error
     raise AssertionError("the last try returns or raises")
+
+
+def _check_downloads(folder: Path, since: float) -> None:
+    """Compare what was downloaded just now with its SHA-256, the name under which the Hub's cache keeps large files.
+
+    Raises:
+        HFViTError: other bytes than the Hub has; the file is taken out of the cache.
+    """
+    for link in folder.iterdir():
+        blob = link.resolve()
+        if not re.fullmatch(r"[0-9a-f]{64}", blob.name) or blob.stat().st_mtime < since:
+            continue
+        with blob.open("rb") as stream:
+            found = hashlib.file_digest(stream, "sha256").hexdigest()
+        if found != blob.name:
+            blob.unlink()
+            raise HFViTError(f"{link.name} arrived with other bytes than the Hub has: it was deleted, load it again")
 
 
 def _is_connection(error: BaseException) -> bool:

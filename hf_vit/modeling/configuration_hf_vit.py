@@ -637,6 +637,14 @@ class HFViTConfig(BackboneConfigMixin, PreTrainedConfig):
         return config_dict, unused
 
     @classmethod
+    def reads(cls, config_dict: dict[str, Any]) -> bool:
+        """Whether a config.json is one that `from_dict` reads: ours, or transformers' `vit`, `deit`, `vit-hybrid`."""
+        family = config_dict.get("model_type")
+        if family in (None, ""):
+            return "architecture" not in config_dict  # timm's has that
+        return not isinstance(family, str) or family == cls.model_type or family in _UPSTREAM_NUMERICS
+
+    @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs):
         """As transformers' own, and reads the config.json of its `vit`, `deit` and removed `vit-hybrid`.
 

@@ -163,7 +163,7 @@ class HFViTPreTrainedModel(PreTrainedModel):
 
         Args:
             pretrained_model_name_or_path: folder or Hub id, ours or in the layouts of transformers' `vit` and
-                removed `vit-hybrid`.
+                removed `vit-hybrid`; where hf_vit is installed, of every family that `hf_vit.load_checkpoint` reads.
             config: a configuration; or give its fields by name: `image_size` refits the position table, `patch_size`
                 and `num_channels` the patch kernel, `num_labels` or an `id2label` of another length put a zero head in
                 place.
@@ -176,6 +176,9 @@ class HFViTPreTrainedModel(PreTrainedModel):
         if path is None:
             return super().from_pretrained(None, *model_args, config=config, **kwargs)
         hub = {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
+        described, _ = cls.config_class.get_config_dict(path, **hub)
+        if not cls.config_class.reads(described) and config is None:
+            return cls._from_other_family(path, hub, kwargs | {"keep_representation": keep_representation})
         source = cls.config_class.from_pretrained(path, **hub)
         if config is None and kwargs == hub:
             config = source
@@ -200,6 +203,30 @@ class HFViTPreTrainedModel(PreTrainedModel):
         cls._check_loaded(path, info, strict, load, source)
         _check_finite(model, path)
         model._change_to(config, keep_representation)
+        return (model, info) if wants_info else model
+
+    @classmethod
+    def _from_other_family(cls, path, hub: dict, requested: dict):
+        """A folder of DINOv2, CLIP, timm, ...: read by `hf_vit.checkpoints`, which does not travel with this file."""
+        try:
+            from hf_vit.checkpoints import load_checkpoint
+        except ImportError as error:
+            raise ValueError(f"{path} is a checkpoint of another family: `pip install hf-vit` reads it") from error
+        wants_info = requested.pop("output_loading_info", False)
+        dtype = requested.pop("torch_dtype", None)
+        fields = {
+            name: value for name, value in requested.items() if name not in (*HUB_ARGUMENTS, "trust_remote_code")
+        }
+        if dtype is not None:
+            fields["dtype"] = dtype
+        model = load_checkpoint(path, revision=hub.get("revision"), **fields)
+        if cls.base_model_prefix and not isinstance(model, cls):
+            model = model.base_model
+        if not isinstance(model, cls):
+            raise ValueError(
+                f"{cls.__name__} reads folders of hf_vit only: load {path} as HFViTModel and save it first"
+            )
+        info = {key: set() for key in ("missing_keys", "unexpected_keys", "mismatched_keys")} | {"error_msgs": []}
         return (model, info) if wants_info else model
 
     @classmethod

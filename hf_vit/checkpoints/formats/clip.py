@@ -114,9 +114,9 @@ def read(file: TensorFile, requested: dict[str, Any], sidecars: dict[str, dict])
     check_depth(file, re.escape(f"{prefix}encoder.layers.") + r"(\d+)\.", theirs.num_hidden_layers)
     fields = (_naflex_fields if flat else common_fields)(file, theirs, file.shapes[prefix + PATCH])
     labels, head = linear_head(file, "classifier", requested)
-    uses_map = not is_clip and getattr(theirs, "vision_use_head", True) and f"{prefix}head.probe" in file
+    uses_map = not is_clip and getattr(theirs, "vision_use_head", True)
     fields |= {
-        "patch_bias": f"{prefix}embeddings.patch_embedding.bias" in file,
+        "patch_bias": not is_clip,
         "pre_layernorm": is_clip,
         "final_norm": "pooled" if is_clip else "tokens",
         "use_class_token": is_clip,

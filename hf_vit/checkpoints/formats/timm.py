@@ -75,6 +75,8 @@ EVA02 = r"eva02_|vit_\w+_rope_reg\d_gap"
 PE = r"vit_pe_"
 NAVER = r"vit_\w+_rope_(ape_)?\d+$"  # axial, with base 100 and columns first
 EPS_1E5 = r"vit_\w+_clip_|vit_pe_|aimv2_|beit3_|" + DINOV3
+NO_FINAL_NORM = r"vit_intern300m|vit_pe_(spatial|lang)"
+RADIO = r"vit_\w+_radio"
 POST_NORM = r"eva02_enormous_|vit_\w+_rpn_"
 
 # A name that only another architecture has, and what it is.
@@ -229,6 +231,10 @@ def read(file: TensorFile, requested: dict[str, Any], sidecars: dict[str, dict])
         return _read_own(file)
     hub = _described(sidecars)
     name = hub.get("architecture") or ""
+    if re.match(RADIO, name):
+        raise HFViTError(
+            f"{file.path}: this is C-RADIO (a linear patch projection, cropped positions), not a plain ViT"
+        )
     if re.match(POST_NORM, name):
         raise HFViTError(f"{file.path}: {name} has its norms after attention and MLP (post-norm), not a plain ViT's")
     fields, style, assumptions = _architecture(file, requested, name, hub)
@@ -341,7 +347,11 @@ def _architecture(
         f"{first}attn.relative_position_bias_table" in file,
         "rel_pos_bias.relative_position_bias_table" in file,
     )
-    final_norm = "pooled" if "fc_norm.weight" in file else "tokens" if "norm.weight" in file else "none"
+    rms = f"{first}norm1.bias" not in file
+    final_norm = "pooled" if "fc_norm.weight" in file else "tokens"
+    without = re.match(NO_FINAL_NORM, name) or args.get("final_norm") is False or requested.get("final_norm") == "none"
+    if without and final_norm == "tokens" and "norm.weight" not in file:
+        final_norm = "none"
     fields: dict[str, Any] = {
         "hidden_size": width,
         "num_hidden_layers": count_layers(file, r"blocks\.(\d+)\."),
@@ -349,14 +359,14 @@ def _architecture(
         "mlp_type": "swiglu" if apart or packed else "mlp",
         "mlp_norm": f"{first}mlp.norm.weight" in file,
         "attention_norm": f"{first}attn.norm.weight" in file,
-        "norm_type": "layer" if f"{first}norm1.bias" in file else "rms",
+        "norm_type": "rms" if rms else "layer",
         "patch_size": patch_size(patch_h, patch_w),
         "num_channels": channels,
         "representation_size": None,
         "qkv_bias": separate_biases or f"{first}attn.qkv.bias" in file,
         "key_bias": not separate_biases or f"{first}attn.k_proj.bias" in file,
-        "dense_bias": f"{first}attn.proj.bias" in file,
-        "patch_bias": "patch_embed.proj.bias" in file,
+        "dense_bias": not rms or f"{first}attn.proj.bias" in file,
+        "patch_bias": "patch_embed.proj.bias" in file or "norm_pre.weight" not in file,
         "patch_norm": "patch_embed.norm.weight" in file,
         "pre_layernorm": "norm_pre.weight" in file,
         "final_norm": final_norm,
@@ -398,12 +408,16 @@ def _pooling(file: TensorFile, fields: dict[str, Any], name: str, hub: dict[str,
     if "attn_pool.latent" in file:
         is_pe = bool(re.match(PE, name)) or fields["pre_layernorm"]
         prefix = fields["use_class_token"] or fields["num_register_tokens"]
-        if prefix and not is_pe and not (hub.get("model_args") or {}).get("pool_include_prefix"):
+        if prefix and not is_pe and not _pools_prefix(name, hub):
             return {"pooling": "map", "map_over_prefix": False}
         return {"pooling": "map", "map_over_prefix": True} | ({"map_num_heads": 8} if is_pe else {})
     stated = (hub.get("model_args") or {}).get("global_pool") or hub.get("global_pool")
     mean = stated == "avg" or (stated is None and fields["final_norm"] == "pooled")
     return {"pooling": "gap" if mean or not fields["use_class_token"] else "token"}
+
+
+def _pools_prefix(name: str, hub: dict[str, Any]) -> bool:
+    return bool((hub.get("model_args") or {}).get("pool_include_prefix", name.startswith("test_vit3")))
 
 
 def implied_by_name(

@@ -9,6 +9,7 @@ import pickle
 import warnings
 from unittest.mock import Mock
 
+import httpx
 import numpy as np
 import pytest
 import torch
@@ -147,6 +148,49 @@ def test_hub_id(tmp_path, monkeypatch, safe):
     monkeypatch.setattr("hf_vit.checkpoints.load.snapshot_download", snapshot)
     same(load_checkpoint("someone/some-vit", revision="v1"), model)
     assert requested == [("someone/some-vit", "v1", False)] + ([] if safe else [("someone/some-vit", "v1", True)])
+
+
+def test_a_download_of_other_bytes_is_taken_out_of_the_cache(tmp_path, monkeypatch):
+    """The Hub's cache keeps large files under their SHA-256."""
+    (tmp_path / "blobs").mkdir()
+    (tmp_path / "snapshot").mkdir()
+    blob = tmp_path / "blobs" / ("0" * 64)
+
+    def snapshot(*args, **kwargs):
+        blob.write_bytes(b"damaged on the way")
+        (tmp_path / "snapshot" / "model.safetensors").symlink_to(blob)
+        return str(tmp_path / "snapshot")
+
+    monkeypatch.setattr("hf_vit.checkpoints.load.snapshot_download", snapshot)
+    with pytest.raises(HFViTError, match=r"model\.safetensors arrived with other bytes"):
+        load_checkpoint("someone/some-vit")
+    assert not blob.exists()
+
+
+@pytest.mark.parametrize(
+    ("error", "tries", "what"),
+    [
+        (ConnectionError("cut"), 3, "cut"),
+        (httpx.TooManyRedirects("Exceeded maximum allowed redirects"), 3, "redirects"),
+        (ValueError("odd"), 1, "odd"),
+    ],
+)
+def test_a_hub_that_fails_is_one_line(monkeypatch, error, tries, what):
+    """Connections are tried again; whatever the Hub's client lets through is one line."""
+    calls = Mock(side_effect=error)
+    monkeypatch.setattr("hf_vit.checkpoints.load.snapshot_download", calls)
+    monkeypatch.setattr("hf_vit.checkpoints.load.FIRST_WAIT", 0.0)
+    with pytest.raises(HFViTError, match=f"could not be downloaded from the Hub: .*{what}"):
+        load_checkpoint("someone/some-vit")
+    assert calls.call_count == tries
+
+
+def test_a_damaged_description_in_the_cache_is_named(tmp_path, monkeypatch):
+    ours().save_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text("{")
+    monkeypatch.setattr("hf_vit.checkpoints.load.snapshot_download", lambda *args, **kwargs: str(tmp_path))
+    with pytest.raises(HFViTError, match=r"config\.json: not readable.*delete that file"):
+        load_checkpoint("someone/some-vit")
 
 
 def test_missing_and_left_over_are_listed_up_to_twenty(tmp_path, good):

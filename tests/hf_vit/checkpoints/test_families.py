@@ -16,7 +16,7 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
-from hf_vit import HFViTError, HFViTForImageClassification
+from hf_vit import HFViTBackbone, HFViTError, HFViTForImageClassification, HFViTModel
 from hf_vit.checkpoints import AssumptionWarning, Loaded, load_checkpoint, read_checkpoint, save_checkpoint
 from hf_vit.cli.main import main
 from tests.hf_vit.checkpoints.test_checkpoints_transformers import same
@@ -339,3 +339,18 @@ def test_a_config_that_is_not_the_files(tmp_path):
         (tmp_path / "model.safetensors").write_bytes((FOLDER / "dinov2_classifier" / "model.safetensors").read_bytes())
         with pytest.raises(HFViTError, match=what):
             load_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["dinov2_classifier", "clip_two_towers", "timm_eva02_base"])
+def test_from_pretrained(name):
+    """Where hf_vit is installed, `from_pretrained` reads what `load_checkpoint` reads."""
+    model = HFViTForImageClassification.from_pretrained(FOLDER / name)
+    same(model, loaded(name).model)
+    bare = HFViTModel.from_pretrained(FOLDER / name, image_size=48)
+    assert bare.config.grid_size == (6, 6)
+    small, info = HFViTForImageClassification.from_pretrained(
+        FOLDER / name, num_labels=3, dtype=torch.bfloat16, output_loading_info=True
+    )
+    assert small.config.num_labels == 3 and small.dtype == torch.bfloat16 and not info["missing_keys"]
+    with pytest.raises(ValueError, match=r"load .* as HFViTModel"):
+        HFViTBackbone.from_pretrained(FOLDER / name)
