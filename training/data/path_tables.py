@@ -8,6 +8,7 @@ import csv
 import io
 import json
 import os
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ PATH_COLUMNS = (
 )  # fmt: skip
 SPLIT_COLUMNS = ("split", "subset", "partition")
 DELIMITERS = ",;\t|"
+NUMBER = re.compile(r"(0|[1-9]\d{0,14})(\.\d+)?", re.ASCII)
 MAX_CELL = 4096  # characters of a path
 
 
@@ -229,9 +231,11 @@ def source_of(name: str, rows: dict[str, list[Any]], root: Path, columns: Column
 
 
 def numbers_of(cells: list[Any]) -> list[Any]:
-    """Cells of text as whole numbers where all are such, so that 2 comes before 10; 007 stays text."""
-    plain = all(isinstance(cell, str) and cell.isascii() and cell.isdecimal() for cell in cells)
-    return [int(cell) for cell in cells] if plain and all(str(int(cell)) == cell for cell in cells) else cells
+    """Cells of text as numbers where all are such, so that 2 comes before 10; 007 stays text."""
+    filled = [cell for cell in cells if cell not in ("", None)]
+    if not all(isinstance(cell, str) and NUMBER.fullmatch(cell) for cell in filled):
+        return cells
+    return [None if cell in ("", None) else float(cell) if "." in cell else int(cell) for cell in cells]
 
 
 def metadata_door(name: str, root: Path, found: Walk, tree: Tree, columns: Columns, notes: list[str]) -> Door | None:

@@ -230,7 +230,7 @@ def read_label(content: bytes, kind: str, where: str) -> Any:
     try:
         text = content.decode("utf-8").strip()
         if kind == "cls":
-            return text
+            return text or None
         fields = json.loads(text)
     except UnicodeDecodeError as error:
         raise HFViTError(f"the .{kind} of {where} is not UTF-8 ({error.reason} at byte {error.start})") from error
@@ -239,6 +239,7 @@ def read_label(content: bytes, kind: str, where: str) -> Any:
     if not isinstance(fields, dict):
         raise HFViTError(f'the .json of {where} holds no object with a "label"')
     found = [fields[field] for field in LABEL_FIELDS if isinstance(fields.get(field), (int, str))]
+    found = [label for label in found if label != ""]
     if not found:
         return None
     named = [fields[field] for field in NAME_FIELDS if isinstance(fields.get(field), str)]
