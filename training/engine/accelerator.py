@@ -84,13 +84,18 @@ def memory_advice(args: TrainArguments, evaluating: bool = False) -> Iterator[No
         yield
     except (MemoryError, RuntimeError) as error:  # torch.OutOfMemoryError is a RuntimeError
         if isinstance(error, RuntimeError) and WORKER_EXITED.search(str(error)):
-            raise HFViTError(
-                "a process that reads images was killed, most likely for its memory: lower --dataloader_num_workers "
-                f"(now {args.dataloader_num_workers}) or --dataloader_prefetch_factor"
-            ) from error
+            raise HFViTError(worker_message(args.dataloader_num_workers)) from error
         if isinstance(error, RuntimeError) and not any(words in str(error) for words in MEMORY_IS_FULL):
             raise
         raise HFViTError(evaluation_message(args) if evaluating else memory_message(args)) from error
+
+
+def worker_message(workers: int) -> str:
+    """What to lower where a data worker was killed."""
+    return (
+        "a process that reads images was killed, most likely for its memory: lower --dataloader_num_workers "
+        f"(now {workers}) or --dataloader_prefetch_factor"
+    )
 
 
 def evaluation_message(args: TrainArguments) -> str:

@@ -18,6 +18,7 @@ from ..data.dataset import collate
 from ..data.samplers import EvalOrder, KeyedDataset, TrainOrder, stack
 from ..data.streaming import ImageStream, StreamOrder
 from ..reporting.progress import Timer
+from .accelerator import worker_message
 from .preemption import ignore_signals
 from .schedule import Stage, TrainingSchedule, at_image_size
 
@@ -108,6 +109,10 @@ def all_batches(loader: DataLoader, keep: Callable[[HFViTError], None] | None) -
                 batch = next(batches)
             except HFViTError as error:
                 failed = as_raised(error)
+            except (ConnectionError, EOFError, FileNotFoundError) as error:  # a worker's end of a pipe is gone
+                if not loader.num_workers:
+                    raise
+                failed = HFViTError(f"{worker_message(loader.num_workers)} ({type(error).__name__})")
             if failed is not None:  # not in the handler: its error holds on to the workers, which this ends
                 del batches
                 if keep is None:

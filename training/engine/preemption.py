@@ -6,6 +6,7 @@ For the Trainer. A second Ctrl-C ends it at once.
 import atexit
 import multiprocessing
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -66,9 +67,14 @@ class StopRequest:
 
 
 def ignore_signals(worker: int) -> None:
-    """For data workers: a signal to the whole process group is for the loop, which ends the workers itself."""
+    """For data workers: a signal to the whole process group is for the loop, which ends the workers itself.
+
+    What fails in a worker reaches the loop through its queue. What its other threads print when the loop closes their
+    connections (multiprocessing's resource sharer) would stand after the one line that says what happened.
+    """
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    sys.excepthook = threading.excepthook = lambda *error: None
 
 
 @atexit.register

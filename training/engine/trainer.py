@@ -226,9 +226,10 @@ class Trainer:
         resume = self.args.resume_from_checkpoint if resume_from_checkpoint is None else resume_from_checkpoint
         with all_ranks():
             self._check_data()
-        with self.output_folder_lock(), self.display:
+        # Outermost: torch reports a killed data worker from a signal handler, wherever the loop is at that moment.
+        with memory_advice(self.args), self.output_folder_lock(), self.display:
             self._begin(resume)
-            with self.stop_request.listening(), memory_advice(self.args):
+            with self.stop_request.listening():
                 self._loop()
             return self._end()
 

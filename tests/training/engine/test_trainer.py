@@ -22,6 +22,7 @@ from training.config.arguments import TrainArguments
 from training.data.dataset import open_dataset
 from training.data.samplers import TrainOrder
 from training.data.transforms import EvalTransform
+from training.engine import preemption
 from training.engine.trainer import Trainer
 from training.reporting import progress
 
@@ -308,18 +309,36 @@ def test_a_pass_without_a_readable_image_counts_nothing(tmp_path):
     assert found == [0.5, 0.5]  # of 6 images, of 4 images
 
 
-def test_sigterm_ends_with_a_checkpoint(tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_with_a_checkpoint(tmp_path, number):
     class Signal(TrainerCallback):
         def on_step_begin(self, args, state, control, **kwargs):
             if state.global_step == 1:
-                os.kill(os.getpid(), signal.SIGTERM)
+                os.kill(os.getpid(), number)
+                os.kill(os.getpid(), number)  # a launcher passes on what the terminal has sent already
 
-    before = signal.getsignal(signal.SIGTERM)
+    before = signal.getsignal(number)
     trainer = Trainer(tiny(), arguments(tmp_path / "out"), Images(40), callbacks=[Signal])
     trainer.train()
     assert trainer.interrupted and trainer.state.global_step == 2
     assert (tmp_path / "out/checkpoint-2/resume.json").is_file()
-    assert signal.getsignal(signal.SIGTERM) == before
+    assert signal.getsignal(number) == before
+
+
+def test_a_second_ctrl_c_ends_at_once(tmp_path, monkeypatch):
+    class Twice(TrainerCallback):
+        def on_step_begin(self, args, state, control, **kwargs):
+            os.kill(os.getpid(), signal.SIGINT)
+            clock.append(clock[-1] + 2 * preemption.SAME_KEYPRESS)
+            os.kill(os.getpid(), signal.SIGINT)
+
+    clock = [100.0]
+    monkeypatch.setattr(preemption.time, "monotonic", lambda: clock[-1])
+    trainer = Trainer(tiny(), arguments(tmp_path / "out"), Images(40), callbacks=[Twice])
+    trainer.display.sign.enabled = False  # its thread reads the same clock
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train()
+    assert trainer.state.global_step == 0 and not (tmp_path / "out/.lock").exists()
 
 
 def test_refusals_leave_no_folder(tmp_path):
