@@ -25,6 +25,7 @@ from hf_vit import HFViTConfig, HFViTForImageClassification
 from hf_vit.atomic_file import atomic_path, atomic_write, full_disk_is_an_error
 from hf_vit.checkpoints import read_checkpoint
 from hf_vit.errors import HFViTError, report_error
+from hf_vit.hub.access import check_hub_access
 from hf_vit.image_io import check_channels
 from hf_vit.image_processing import ImageProcessing
 
@@ -42,7 +43,6 @@ from .engine.distributed import all_ranks, handle_peer_exit
 from .engine.masked_patch_prediction import MASKED_PATCHES, masked_model
 from .engine.run_lock import LOCK_NAME
 from .engine.trainer import Trainer
-from .evaluation.classifier import check_hub_access
 from .reporting import progress
 from .reporting.facts import public_name
 from .reporting.preview import contact_sheet

@@ -9,12 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import HfApi, try_to_load_from_cache
 from huggingface_hub.errors import (
-    GatedRepoError,
-    HFValidationError,
-    OfflineModeIsEnabled,
-    RepositoryNotFoundError,
     StrictDataclassError,
 )
 from PIL import Image
@@ -25,6 +20,7 @@ from transformers.models.vit import ViTImageProcessorPil
 from hf_vit import HFViTForImageClassification
 from hf_vit.checkpoints import read_checkpoint
 from hf_vit.errors import HFViTError
+from hf_vit.hub.access import check_hub_access
 from hf_vit.image_processing import ImageProcessing
 
 from ..data.normalize import Normalize
@@ -159,31 +155,6 @@ def load(name: str, image_size: int | tuple[int, int] | None) -> tuple[PreTraine
     except (OSError, ValueError):  # weights without a processor: Google's numbers
         processor = ViTImageProcessorPil(**fallback(model.config))
     return model, processor
-
-
-def check_hub_access(name: str) -> None:
-    """Ask the Hub for a model, once and quickly: transformers retries for a minute where there is no network.
-
-    Raises:
-        HFViTError: unreachable, unknown, private or gated. Silent if it is in the cache, or the user works offline.
-    """
-    try:
-        HfApi().model_info(name, timeout=10)
-    except OfflineModeIsEnabled:
-        pass
-    except GatedRepoError as error:
-        raise HFViTError(f"the Hub model '{name}' is gated; accept its terms and run `hf auth login`") from error
-    except (RepositoryNotFoundError, HFValidationError) as error:
-        raise HFViTError(
-            f"cannot load --model {name}: neither a local path nor a model on the Hub; check the name, or run "
-            "`hf auth login` if it is private"
-        ) from error
-    except Exception as error:  # the HTTP library's own exceptions, which differ between versions of huggingface_hub
-        if not isinstance(try_to_load_from_cache(name, "config.json"), str):
-            raise HFViTError(
-                f"cannot load --model {name}: neither a local path nor a Hub model that can be reached now "
-                f"({first_line(error)}); give a folder or a checkpoint file, or go online"
-            ) from error
 
 
 def first_line(error: BaseException) -> str:
