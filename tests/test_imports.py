@@ -13,7 +13,13 @@ ROOT = Path(__file__).resolve().parents[1]
 # A module may import what stands before it, and nothing after. Names in one row do not import one another.
 ORDER = (
     ("hf_vit.errors", "hf_vit.capabilities"),
-    ("hf_vit.atomic_file", "hf_vit.private_cache", "hf_vit.torchvision_match", "hf_vit.image_processing"),
+    (
+        "hf_vit.atomic_file",
+        "hf_vit.private_cache",
+        "hf_vit.torchvision_match",
+        "hf_vit.image_processing",
+        "hf_vit.plot_text",
+    ),
     ("hf_vit.kernel_table", "hf_vit.image_io"),
     ("hf_vit.image_files", "hf_vit.modeling"),
     ("hf_vit.inference", "hf_vit.checkpoints"),
