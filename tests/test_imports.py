@@ -41,7 +41,10 @@ ORDER = (
 )
 LEVEL = {name: level for level, names in enumerate(ORDER) for name in names}
 # An installed hf_vit is looked for when it is asked for: in code that travelled to the Hub there is none.
-LOOKED_FOR = {("hf_vit.modeling.pretrained_hf_vit", "hf_vit.inference")}
+LOOKED_FOR = {
+    ("hf_vit.modeling.pretrained_hf_vit", "hf_vit.inference"),
+    ("hf_vit.modeling.pretrained_hf_vit", "hf_vit.checkpoints"),
+}
 # The public names of `training` are loaded when they are used.
 LAZY = {"training"}
 
