@@ -30,7 +30,7 @@ from hf_vit.errors import HFViTError, Parser, report_error
 from hf_vit.hub.model_card import load_facts
 from hf_vit.hub.upload import push_folder
 
-from .config.arguments import RECIPES
+from .config.recipes import recipe_path
 from .data.dataset import open_dataset
 from .train import PREDICTIONS_NAME
 
@@ -179,7 +179,7 @@ def name_of(variant: Variant) -> str:
 
 
 def recipe(name: str) -> dict[str, Any]:
-    return yaml.safe_load((RECIPES / f"{name}.yaml").read_text(encoding="utf-8"))
+    return yaml.safe_load(recipe_path(name).read_text(encoding="utf-8"))
 
 
 def usable_cores() -> int:

@@ -99,7 +99,7 @@ def run(
     train_transform, eval_transform = transforms(arguments.data, model.config, processing)
     about = {
         "stage": stage,
-        "recipe": arguments.recipe,
+        "recipe": arguments.origin,
         "base_model": base,
         "arguments": arguments.non_default(),
         "augmentation": train_transform.describe(),

@@ -12,8 +12,8 @@ import yaml
 from PIL import Image
 
 from hf_vit import HFViTConfig, HFViTForImageClassification
-from training.config.arguments import RECIPES
 from training.config.parser import parse
+from training.config.recipes import recipe_names, recipe_path
 from training.data.splits import open_splits, transforms
 from training.engine.masked_patch_prediction import masked_model
 from training.engine.trainer import Trainer
@@ -21,7 +21,7 @@ from training.reporting.flops import train_flops
 from training.train import build_model, scratch_config
 
 
-NAMES = sorted(path.stem for path in RECIPES.glob("*.yaml"))
+NAMES = recipe_names()
 TINY = "hidden_size=16 num_hidden_layers=2 num_attention_heads=2 intermediate_size=16"
 SMALL = (
     "--use_cpu --disable_tqdm --dataloader_num_workers 0 --bf16 false --per_device_train_batch_size 4 "
@@ -32,7 +32,7 @@ SMALL = (
 
 
 def header(name):
-    lines = [line for line in (RECIPES / f"{name}.yaml").read_text().splitlines() if line.startswith("#")]
+    lines = [line for line in recipe_path(name).read_text().splitlines() if line.startswith("#")]
     return " ".join(line.removeprefix("#").strip() for line in lines)
 
 
@@ -76,7 +76,7 @@ def test_the_full_model_is_built_on_the_meta_device(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_two_updates_of_a_tiny_one(name, tmp_path, pictures, pretrained):
-    stage, written = stage_of(name), yaml.safe_load((RECIPES / f"{name}.yaml").read_text())
+    stage, written = stage_of(name), yaml.safe_load(recipe_path(name).read_text())
     words = ["--config", name, *SMALL.split(), "--dataset", str(pictures), "--output_dir", str(tmp_path / "out")]
     if stage == "pretrain":
         words += ["--set", *TINY.split(), "patch_size=4"]
@@ -103,7 +103,7 @@ def test_two_updates_of_a_tiny_one(name, tmp_path, pictures, pretrained):
 @pytest.mark.parametrize("name", NAMES)
 def test_the_header_says_where_it_comes_from_and_a_grid_has_its_dev_split(name):
     text = header(name)
-    for word in ("source:", "expected:", "measured:", f"{name}.yaml"):
+    for word in ("source:", "expected:", "measured:", f"--config {name}"):
         assert word in text
     found = parse(["--config", name], stage_of(name))
     assert not found.train.sweep or found.data.dev_fraction

@@ -1,7 +1,7 @@
 """Every number of a training run: name, default, unit and source; and which of them contradict each other.
 
 For pretrain, finetune and the Trainer. Names are those of transformers' TrainingArguments where they mean the same.
-How recipes and flags become these is command_line.py's.
+How recipes and flags become these is parser.py's.
 
 Sources: Dosovitskiy et al. 2020 (arXiv:2010.11929), Tables 3 and 4, appendix B.1; google-research/vision_transformer,
 `vit_jax/configs`; Steiner et al. 2021 (AugReg, arXiv:2106.10270); transformers TrainingArguments.
@@ -12,7 +12,6 @@ Sources: Dosovitskiy et al. 2020 (arXiv:2010.11929), Tables 3 and 4, appendix B.
 import dataclasses
 import difflib
 import math
-from pathlib import Path
 from typing import Any
 
 import yaml
@@ -20,9 +19,9 @@ import yaml
 from hf_vit.errors import HFViTError
 
 from .durations import LENGTHS, RAMPS, check_ramps, steps_of
+from .recipes import ORIGIN
 
 
-RECIPES = Path(__file__).parents[1] / "recipes"
 RESOLVED_NAME = "config_resolved.yaml"
 ENDING = ("cosine", "linear")  # schedules that fall to lr_end
 METRICS = (
@@ -509,12 +508,13 @@ class TrainArguments:
 
 @dataclasses.dataclass
 class Arguments:
-    """One run: the three groups, and the recipe they came from."""
+    """One run: the three groups, and the recipe and its variant that they came from."""
 
     model: ModelArguments
     data: DataArguments
     train: TrainArguments
     recipe: str | None = None
+    variant: str | None = None
 
     def __post_init__(self):
         self.check()
@@ -545,6 +545,11 @@ class Arguments:
                 "--dev_fraction carves evaluation images from train, --eval_split names them: leave out one of them"
             )
 
+    @property
+    def origin(self) -> str | None:
+        """The recipe, and its variant where it has some, as one gives them to `--config`; None without a recipe."""
+        return f"{self.recipe} --variant {self.variant}" if self.variant else self.recipe
+
     def as_dict(self) -> dict[str, Any]:
         """Every field by its flat name, resolved."""
         flat: dict[str, Any] = {}
@@ -560,6 +565,7 @@ class Arguments:
     def to_yaml(self) -> str:
         """The resolved config: given back as `--config`, it is the same run."""
         lines = ["# Every argument of this run, resolved. Give it back with --config; flags override it.\n"]
+        lines.append(yaml.safe_dump({ORIGIN: {"recipe": self.recipe, "variant": self.variant}}))
         for title, group in (("Model", self.model), ("Data", self.data), ("Training", self.train)):
             values = {k: v for k, v in dataclasses.asdict(group).items() if k not in OF_THE_LAUNCH}
             lines.append(f"\n# {title}\n" + yaml.safe_dump(values, sort_keys=False, default_flow_style=None))

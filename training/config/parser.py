@@ -12,13 +12,13 @@ import re
 import sys
 import types
 import typing
-from pathlib import Path
 from typing import Any
 
 from hf_vit.errors import HFViTError, Parser
 
-from .arguments import FIELDS, GROUPS, RECIPES, RENAMED, RESOLVED_NAME, Arguments, ModelArguments, check_value
-from .strict_yaml import read_yaml, yaml_value
+from .arguments import FIELDS, GROUPS, RENAMED, RESOLVED_NAME, Arguments, ModelArguments, check_value
+from .recipes import read_recipe
+from .strict_yaml import yaml_value
 
 
 EXAMPLES = {
@@ -115,23 +115,35 @@ def parse(argv: list[str] | None, stage: str) -> Arguments:
     if unknown:
         raise HFViTError(f"unexpected argument {_short(unknown[0])}: values must follow an --option")
     given = {name: value for name, value in vars(flags).items() if value is not argparse.SUPPRESS}
-    recipe = given.pop("config", None)
-    values = dict(STAGE_DEFAULTS[stage])
-    if recipe is not None:
-        values |= _read_recipe(recipe)
-    for other in (other for name in given for other in INSTEAD_OF.get(name, ())):
-        values.pop(other, None)
-    chosen_fields = given.pop("set", None)
-    values |= {name: coerce(name, value) for name, value in given.items()}
-    if chosen_fields is not None:
-        pairs = coerce("set", [pair for group in chosen_fields for pair in group])
-        values["set"] = values.get("set", {}) | pairs
+    config, variant = given.pop("config", None), given.pop("variant", None)
+    values, recipe = dict(STAGE_DEFAULTS[stage]), None
+    if config is not None:
+        recipe, variant, written = _read_recipe(config, variant)
+        values |= written
+    elif variant is not None:
+        raise HFViTError(f"--variant {variant} is one of a recipe's: give --config RECIPE with it")
+    if "set" in given:
+        given["set"] = [pair for group in given["set"] for pair in group]
+    given = {name: coerce(name, value) for name, value in given.items()}
+    values = _override(values, given)
     _choose_once(values, given)
     groups = {
         key: group(**{f.name: values[f.name] for f in dataclasses.fields(group) if f.name in values})
         for key, group in GROUPS.items()
     }
-    return Arguments(**groups, recipe=None if recipe is None else Path(recipe).stem)
+    return Arguments(**groups, recipe=recipe, variant=variant)
+
+
+def _override(values: dict[str, Any], others: dict[str, Any]) -> dict[str, Any]:
+    """`values` with `others` in their place: of a recipe by its variant, and of both by the flags.
+
+    Fields of the model's config are replaced one by one.
+    """
+    replaced = {name for other in others for name in INSTEAD_OF.get(other, ())}
+    merged = {name: value for name, value in values.items() if name not in replaced} | others
+    if "set" in values and "set" in others:
+        merged["set"] = values["set"] | others["set"]
+    return merged
 
 
 def current_name(word: str) -> str:
@@ -257,23 +269,29 @@ def as_number(value: Any) -> Any:
     return value
 
 
-def _read_recipe(name: str) -> dict[str, Any]:
-    """Read a YAML file by path, or by its name in training/recipes."""
-    path = next((p for p in (Path(name), RECIPES / name, RECIPES / f"{name}.yaml") if p.is_file()), None)
-    if path is None:
-        known = ", ".join(sorted(p.stem for p in RECIPES.glob("*.yaml")))
-        raise HFViTError(f"no recipe {name!r}: give the path of a YAML file, or one of {known}")
-    values = {RENAMED.get(key, key): value for key, value in read_yaml(path).items()}  # of version 0.1.0
+def _read_recipe(name: str, variant: str | None) -> tuple[str | None, str | None, dict[str, Any]]:
+    """The recipe's name, its variant, and their values; the keys of every variant are checked, chosen or not."""
+    recipe = read_recipe(name, variant)
+    values = _checked(recipe.common, str(recipe.path))
+    variants = {key: _checked(v, f"variant {key} of {recipe.path}") for key, v in recipe.variants.items()}
+    if recipe.variants and recipe.variant is not None:
+        values = _override(values, variants[recipe.variant])
+    return recipe.name, recipe.variant, values
+
+
+def _checked(written: dict[str, Any], where: str) -> dict[str, Any]:
+    """The values of a recipe or a variant, each of its argument's type."""
+    values = {RENAMED.get(key, key): value for key, value in written.items()}  # of version 0.1.0
     for key in values:
         if key not in FIELDS:
             if key == "config":
-                raise HFViTError(f"{path}: a recipe cannot name another one; give one --config, and flags over it")
-            raise HFViTError(_unknown(f"key {_short(key)} in {path}", str(key)))
+                raise HFViTError(f"{where}: a recipe cannot name another one; give one --config, and flags over it")
+            raise HFViTError(_unknown(f"key {_short(key)} in {where}", str(key)))
     return {key: coerce(key, value) for key, value in values.items()}
 
 
 def _unknown(what: str, name: str, prefix: str = "") -> str:
-    options = [*FIELDS, "config"] if prefix else [*FIELDS]
+    options = [*FIELDS, "config", "variant"] if prefix else [*FIELDS]
     near = difflib.get_close_matches(name[:60], options, 1, cutoff=0.5)
     return f"unknown {what}" + (f"; did you mean {prefix}{near[0]}?" if near else "; --help lists what there is")
 
@@ -291,6 +309,7 @@ def _parser(stage: str) -> argparse.ArgumentParser:
     parser.add_argument(
         "--config", metavar="RECIPE", help=f"YAML file, a name in training/recipes, or a run's {RESOLVED_NAME}"
     )
+    parser.add_argument("--variant", metavar="NAME", help="one of the variants that the recipe names")
     swap = {"model": "preset", "preset": "model"} if stage == "pretrain" else {}  # pre-training begins from scratch
     for title, names in HELP_GROUPS.items():
         section = parser.add_argument_group(title)
