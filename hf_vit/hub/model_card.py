@@ -32,7 +32,8 @@ METRIC_NAMES = {
     "masked_patch_top5_accuracy": "Colours of masked patches that are among the first five",
     "masked_patch_loss": "Cross-entropy of the colours of masked patches",
     "real_accuracy": "ImageNet-ReaL accuracy",
-    "mean_per_class": "Mean of the classes' accuracies",
+    "mean_per_class": "Balanced accuracy (mean of the classes' accuracies)",
+    "macro_f1": "Macro F1",
     "nll": "Negative log-likelihood",
     "nll_after_temperature": "Negative log-likelihood after temperature scaling",
     "ece": "Expected calibration error",
@@ -268,6 +269,11 @@ def limits(facts: Facts) -> list[str]:
 def results_note(facts: Facts) -> str:
     seed = (facts.get("training") or {}).get("seed")
     text = "± is the standard error that n pictures leave for one seed, and the standard deviation over several."
+    if any(row.get("interval") for row in facts.get("results") or []):
+        text = (
+            "95 %: the interval that n images leave for one seed (Wilson's for accuracies, the bootstrap's for means "
+            "over classes); ±: the standard deviation over seeds."
+        )
     return text if seed is None else f"{text} The weights here are those of seed {seed}."
 
 
@@ -313,8 +319,9 @@ def result_rows(facts: Facts) -> list[tuple[str, ...]]:
 
 
 def spread(group: list[dict[str, Any]]) -> str:
-    """The value of one seed with its standard error, or the mean of several with their standard deviation."""
-    values, share = [row["value"] for row in group], "accuracy" in group[0]["metric"]
+    """The value of one seed with its 95 % interval or standard error, or the mean of several with their deviation."""
+    values, metric = [row["value"] for row in group], group[0]["metric"]
+    share = "accuracy" in metric or metric in ("mean_per_class", "macro_f1")
     mean = sum(values) / len(values)
     if len(values) > 1:
         deviation = math.sqrt(sum((value - mean) ** 2 for value in values) / (len(values) - 1))
@@ -322,7 +329,12 @@ def spread(group: list[dict[str, Any]]) -> str:
         if share:
             return f"{mean:.2%} ± {100 * deviation:.2f} ({lowest:.2%} to {highest:.2%})"
         return f"{mean:.4f} ± {deviation:.4f} ({lowest:.4f} to {highest:.4f})"
-    return f"{mean:.2%} ± {100 * math.sqrt(mean * (1 - mean) / group[0]['n']):.2f}" if share else f"{mean:.4f}"
+    if group[0].get("interval"):
+        low, high = group[0]["interval"]
+        return f"{mean:.2%} (95 %: {low:.2%} to {high:.2%})"
+    if "accuracy" in metric:
+        return f"{mean:.2%} ± {100 * math.sqrt(mean * (1 - mean) / group[0]['n']):.2f}"
+    return f"{mean:.2%}" if share else f"{mean:.4f}"
 
 
 def data_rows(facts: Facts) -> Rows:

@@ -20,7 +20,7 @@ from pyarrow import Table
 from pyarrow.parquet import write_table
 from transformers.models.vit import ViTImageProcessorPil
 
-from hf_vit import HFViTForImageClassification
+from hf_vit import HFViTForImageClassification, save_checkpoint
 from hf_vit.hub.model_card import render_card
 from hf_vit.hub.upload import files_to_upload
 from tests.conftest import ROOT
@@ -178,6 +178,75 @@ def test_a_trained_models_own_card_gains_the_scores(tmp_path, capsys):
     with pytest.raises(SystemExit):
         run(model=other, dataset="digits", split="test[:20]", output_dir=folder)
     assert "holds a trained model that is not" in capsys.readouterr().err
+
+
+# -- images and names as people have them -----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def folder_of_two(tmp_path):
+    """A test split of the classes 犬 and `$5`, three images each, one of which cannot be read."""
+    for label, color in (("犬", 40), ("$5", 200)):
+        (tmp_path / "data" / "test" / label).mkdir(parents=True)
+        for number in range(3):
+            image = Image.new("RGB", (20, 24), (color, 20 * number, 0))
+            image.save(tmp_path / "data" / "test" / label / f"{number}.png")
+    (tmp_path / "data" / "test" / "犬" / "2.png").write_bytes(b"no image")
+    return tmp_path / "data"
+
+
+def test_class_names_are_written_as_they_stand(folder_of_two, tmp_path, capsys):
+    model = save_tiny(tmp_path / "model", id2label={0: "$5", 1: "犬"})
+    run(model=model, dataset=folder_of_two, output_dir=tmp_path / "out", on_decode_error="skip", cache_dir=tmp_path)
+    table = (tmp_path / "out" / "per_class.csv").read_text(encoding="utf-8")
+    rows = {row["class"]: row for row in csv.DictReader(table.splitlines())}
+    assert set(rows) == {"犬", "$5"} and rows["犬"]["n"] == "2" and rows["$5"]["n"] == "3"
+    for row in rows.values():
+        assert float(row["recall_low"]) <= float(row["recall"]) <= float(row["recall_high"])
+    assert Image.open(tmp_path / "out" / "confusion_matrix.png").width > 200
+    said = capsys.readouterr()
+    assert "1 image left out" in said.out and "images left out" not in said.out
+    notes = [line for line in said.err.splitlines() if "font" in line or "Glyph" in line]
+    assert len(notes) <= 1 and all("no installed font draws 犬" in line for line in notes)
+
+
+def test_an_image_that_cannot_be_read_stops_and_names_the_option(folder_of_two, tmp_path, capsys):
+    model = save_tiny(tmp_path / "model", id2label={0: "$5", 1: "犬"})
+    options = {"model": model, "dataset": folder_of_two, "cache_dir": tmp_path}
+    for workers in (0, 1):
+        with pytest.raises(SystemExit):
+            run(**options, dataloader_num_workers=workers)
+        error = capsys.readouterr().err.strip().splitlines()[-1]
+        assert "2.png" in error and "--on_decode_error skip leaves such images out" in error and "Caught" not in error
+    facts = run(**options, on_unreadable="skip")
+    assert "--on_unreadable is now --on_decode_error" in capsys.readouterr().err
+    assert facts["data"]["unreadable_images"] == 1 and all(row["n"] == 5 for row in facts["results"])
+
+
+def test_a_byte_order_mark_in_a_label_map_belongs_to_no_name(models, tmp_path):
+    (tmp_path / "map.json").write_text(json.dumps({str(n): n for n in range(10)}), encoding="utf-8-sig")
+    (tmp_path / "map.yaml").write_text("\n".join(f"'{n}': {n}" for n in range(10)), encoding="utf-8-sig")
+    expected = value(run(model=models["ours"], dataset="digits", split="test[:50]"), "accuracy")
+    for name in ("map.json", "map.yaml"):
+        facts = run(model=models["ours"], dataset="digits", split="test[:50]", label_map=tmp_path / name)
+        assert value(facts, "accuracy") == expected and facts["scoring"]["labels"] == f"by {name}"
+
+
+def test_a_folder_in_timms_format_is_scored_as_the_model_it_came_from(models, tmp_path):
+    model = HFViTForImageClassification.from_pretrained(models["ours"])
+    save_checkpoint(model, tmp_path / "timm", format="timm")
+    facts = run(model=tmp_path / "timm", dataset="digits", split="test[:60]", label_map="number")
+    assert value(facts, "accuracy") == value(
+        run(model=models["ours"], dataset="digits", split="test[:60]"), "accuracy"
+    )
+
+
+def test_results_have_intervals_and_what_imbalance_hides(models):
+    rows = {row["metric"]: row for row in run(model=models["ours"], dataset="digits", split="test[:90]")["results"]}
+    for metric in ("accuracy", "top5_accuracy", "mean_per_class", "macro_f1"):
+        low, high = rows[metric]["interval"]
+        assert 0 <= low < rows[metric]["value"] < high <= 1
+    assert "interval" not in rows["nll"]
 
 
 # -- which output means which class ----------------------------------------------------------------------------------

@@ -21,7 +21,7 @@ from hf_vit import HFViTForImageClassification
 from hf_vit.checkpoints import read_checkpoint
 from hf_vit.errors import HFViTError
 from hf_vit.hub.access import check_hub_access
-from hf_vit.image_processing import ImageProcessing
+from hf_vit.image_processing import ImageProcessing, read_settings
 
 from ..data.normalize import Normalize
 from ..data.transforms import MIN_CROP_PCT, EvalTransform, ImageTransform, ProcessorTransform, evaluation_steps
@@ -135,19 +135,22 @@ def load(name: str, image_size: int | tuple[int, int] | None) -> tuple[PreTraine
     if not path.exists():
         check_hub_access(name)
     if path.is_file() or (path.is_dir() and not (path / "config.json").is_file()):
-        loaded = read_checkpoint(name, **size)
-        return loaded.model.float(), ViTImageProcessorPil(**loaded.processor)
+        return load_checkpoint(name, size)
+    if path.is_dir() and "model_type" not in read_settings(path / "config.json"):  # timm's, also with timm installed
+        try:
+            return load_checkpoint(name, size)
+        except HFViTError:
+            pass  # a network that is not ours: transformers' wrapper of timm may know it
     try:
         model = AutoModelForImageClassification.from_pretrained(name, dtype=torch.float32, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, StrictDataclassError) as error:
+    except (OSError, ValueError, KeyError, ImportError, StrictDataclassError) as error:
         try:  # layouts that transformers does not know, such as timm's
-            loaded = read_checkpoint(name, **size)
+            return load_checkpoint(name, size)
         except HFViTError as other:
             raise HFViTError(
                 f"cannot load --model {name}: no classifier of transformers ({first_line(error)}), no checkpoint that "
                 f"hf_vit knows ({first_line(other)})"
             ) from None
-        return loaded.model.float(), ViTImageProcessorPil(**loaded.processor)
     if size and isinstance(model, HFViTForImageClassification):
         model.resize_position_embeddings(image_size)
     try:
@@ -155,6 +158,12 @@ def load(name: str, image_size: int | tuple[int, int] | None) -> tuple[PreTraine
     except (OSError, ValueError):  # weights without a processor: Google's numbers
         processor = ViTImageProcessorPil(**fallback(model.config))
     return model, processor
+
+
+def load_checkpoint(name: str, size: dict[str, Any]) -> tuple[PreTrainedModel, Any]:
+    """Model and image processor of a checkpoint in any format that hf_vit reads."""
+    loaded = read_checkpoint(name, **size)
+    return loaded.model.float(), ViTImageProcessorPil(**loaded.processor)
 
 
 def first_line(error: BaseException) -> str:

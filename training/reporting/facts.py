@@ -23,6 +23,7 @@ from hf_vit.atomic_file import atomic_write
 from ..config.arguments import TrainArguments
 from ..data.dataset import ImageDataset
 from ..data.streaming import ImageStream
+from ..metrics.accuracy.accuracy import wilson_interval
 from . import progress
 from .flops import color_flops, forward_flops, train_flops
 
@@ -107,7 +108,7 @@ def public_name(name: str) -> str:
 
 
 def result_rows(metrics: dict[str, float], dataset: str, split: str, count: int, seed: int) -> list[dict[str, Any]]:
-    """One row for each score, as cards want them."""
+    """One row for each score, as cards want them; accuracies with their 95 % interval."""
     return [
         {
             "dataset": dataset,
@@ -116,6 +117,7 @@ def result_rows(metrics: dict[str, float], dataset: str, split: str, count: int,
             "value": value,
             "n": count,
             "seed": seed,
+            **({"interval": list(wilson_interval(value * count, count))} if name.endswith("accuracy") else {}),
         }
         for name, value in metrics.items()
     ]
@@ -181,6 +183,7 @@ def run_facts(run: RunRecord) -> dict[str, Any]:
         facts["results"] = result_rows(metrics, name, split, count, run.args.seed)
         for row in facts["results"] if masked else []:  # not the accuracy of a classifier
             row["metric"] = f"masked_patch_{row['metric']}"
+            row.pop("interval", None)  # an image's patches are not independent answers
     return facts
 
 
