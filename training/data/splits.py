@@ -15,7 +15,7 @@ from hf_vit.image_processing import GOOGLE, ImageProcessing
 from ..config.arguments import DataArguments
 from .dataset import ImageDataset, carve_dev_split, open_dataset, open_door, open_split, take_fraction
 from .deduplication import Duplicate, deduplicate
-from .sources import SPLIT_NAMES, Columns
+from .sources import SPLIT_NAMES, Columns, own_cache
 from .streaming import ImageStream, open_stream, stream_files
 from .transforms import EvalTransform, TrainTransform, evaluation_steps
 
@@ -78,7 +78,7 @@ def open_splits(data: DataArguments, seed: int, say=print) -> Splits:
         raise HFViTError("--deduplicate_split is a split of --deduplicate_against DATASET: give one, or leave it out")
     if data.deduplicate_against is not None:
         other = evaluation if data.deduplicate_against == "eval" else held_out(data)
-        train, duplicates = deduplicate(train, other)
+        train, duplicates = deduplicate(train, other, cache_dir=own_cache(data.cache_dir))
         say(duplicates_found(duplicates, other))
     if data.train_fraction < 1:
         train = take_fraction(train, data.train_fraction)
