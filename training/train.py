@@ -23,7 +23,7 @@ from transformers.models.vit import ViTImageProcessorPil
 
 from hf_vit import HFViTConfig, HFViTForImageClassification
 from hf_vit.atomic_file import atomic_path, atomic_write, full_disk_is_an_error
-from hf_vit.checkpoints import read_checkpoint
+from hf_vit.checkpoints import UnusableHeadError, read_checkpoint
 from hf_vit.errors import HFViTError, report_error
 from hf_vit.hub.access import check_hub_access
 from hf_vit.image_io import check_channels
@@ -322,10 +322,17 @@ def load_pretrained(requested, labels: dict[int, str]) -> tuple[HFViTForImageCla
         fields["image_size"] = pixels(requested.image_size)
     if not Path(requested.model).exists():
         check_hub_access(requested.model)
-    loaded = read_checkpoint(requested.model, dtype=torch.float32, **fields)
+    try:
+        loaded = read_checkpoint(requested.model, dtype=torch.float32, **fields)
+    except UnusableHeadError:  # a head made by hand goes: these classes get a new one
+        loaded = read_checkpoint(requested.model, dtype=torch.float32, id2label=labels, **fields)
+        return loaded.model, loaded.image_processing
     model = loaded.model
     own = model.config.id2label if model.config.num_labels else {}
     if [own.get(index) for index in range(len(own))] != list(labels.values()):
+        for name, value in loaded.new_head.items():
+            if name not in requested.set:
+                setattr(model.config, name, value)
         model.replace_head(len(labels), labels, keep_representation=requested.keep_representation)
     return model, ImageProcessing.from_transformers(loaded.processor)
 

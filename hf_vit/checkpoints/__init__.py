@@ -6,6 +6,15 @@ exchanges the tensors. `save.py` goes the other way. None of this travels to the
 
 from .load import AssumptionWarning, Loaded, load_checkpoint, read_checkpoint
 from .save import FORMATS, save_checkpoint
+from .spec import UnusableHeadError
 
 
-__all__ = ["FORMATS", "AssumptionWarning", "Loaded", "load_checkpoint", "read_checkpoint", "save_checkpoint"]
+__all__ = [
+    "FORMATS",
+    "AssumptionWarning",
+    "Loaded",
+    "UnusableHeadError",
+    "load_checkpoint",
+    "read_checkpoint",
+    "save_checkpoint",
+]

@@ -66,6 +66,7 @@ class Loaded:
         image_processing: how the model's images are prepared. processor: the same as settings of a
             `ViTImageProcessor`, all of them stated.
         license: of the source's model card, where it has one.
+        new_head: fields of the configuration that whoever replaces the head sets first: what the family reads then.
     """
 
     model: HFViTForImageClassification
@@ -76,6 +77,7 @@ class Loaded:
     changed: list[str]
     image_processing: ImageProcessing
     license: License | None = None
+    new_head: dict[str, Any] = field(default_factory=dict)
     processor: dict[str, Any] = field(init=False)
 
     def __post_init__(self):
@@ -131,7 +133,7 @@ def read_checkpoint(
         raise HFViTError(f"{file.path}: looks like the {name} layout, but does not fit it ({error!r:.200})") from error
     model = from_state_dict(config, file, mappings, spec.unused, spec.format, requested.get("dtype"))
     try:
-        changed = _change(model, requested)
+        changed = _change(model, requested, spec.new_head)
     except ValueError as error:
         raise HFViTError(f"{file.path}: {error}") from error
     _warn_of_zero_head(file, model, requested)
@@ -147,7 +149,10 @@ def read_checkpoint(
     if "image_size" in requested or processing.output_size is None:
         processing = processing.at_size(model.config.image_size_hw)
     license = read_license(folder) if folder is not None else None
-    return Loaded(model, spec.format, file.path, assumptions, file.notes + spec.notes, changed, processing, license)
+    notes = file.notes + spec.notes
+    return Loaded(
+        model, spec.format, file.path, assumptions, notes, changed, processing, license, new_head=spec.new_head
+    )
 
 
 # -- where it lies ----------------------------------------------------------------------------------------------------
@@ -337,7 +342,7 @@ def _equal(a: Any, b: Any) -> bool:
     return (tuple(a) if isinstance(a, list) else a) == (tuple(b) if isinstance(b, list) else b)
 
 
-def _change(model: HFViTForImageClassification, requested: dict[str, Any]) -> list[str]:
+def _change(model: HFViTForImageClassification, requested: dict[str, Any], new_head: dict[str, Any]) -> list[str]:
     """Bring the exact model to the size and labels requested; a line for each change."""
     changed, config = [], model.config
     grid, patch, channels = config.grid_size, config.patch_size_hw, config.num_channels
@@ -360,6 +365,10 @@ def _change(model: HFViTForImageClassification, requested: dict[str, Any]) -> li
     labels, representation = config.num_labels, config.representation_size
     wanted: int = requested.get("num_labels", labels)
     if wanted != labels:
+        for name, value in new_head.items():
+            if name not in requested and getattr(config, name) != value:
+                setattr(config, name, value)
+                changed.append(f"{name} becomes {value!r}, as the family's authors read a new head")
         model.replace_head(
             wanted, requested.get("id2label"), keep_representation=requested.get("keep_representation", False)
         )

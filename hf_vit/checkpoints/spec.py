@@ -20,6 +20,14 @@ HEADS = {row[1]: row[4] for row in PRESETS.values()} | {1152: 16, 1408: 16, 1664
 SEVERAL_HEADS = {1536: "16 or 24"}
 
 
+# MAE is fine-tuned on the mean over patches, with the last norm after it.
+MAE_HEAD = {"pooling": "gap", "final_norm": "pooled"}
+
+
+class UnusableHeadError(HFViTError):
+    """A checkpoint whose head is not one linear layer, where no new one was requested."""
+
+
 @dataclass
 class CheckpointSpec:
     """How a file is to be read.
@@ -33,6 +41,7 @@ class CheckpointSpec:
         unused: names in the file that are deliberately not used.
         assumptions: what the file does not say and the outputs depend on; whoever loads it is warned.
         notes: what else is good to know. image_processing: where no file next to the weights states it.
+        new_head: fields that a new classifier changes: what the family's authors let it read.
     """
 
     format: str
@@ -43,6 +52,7 @@ class CheckpointSpec:
     assumptions: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     image_processing: ImageProcessing = GOOGLE
+    new_head: dict[str, Any] = field(default_factory=dict)
 
 
 class CheckpointFormat(Protocol):
@@ -111,7 +121,7 @@ def linear_head(
         pattern: names that belong to a head; those below `name` by default.
 
     Raises:
-        HFViTError: the head is not one linear layer, and no `num_labels` was requested.
+        UnusableHeadError: the head is not one linear layer, and no `num_labels` was requested.
     """
     names = {key for key in file if re.match(pattern or re.escape(name) + r"(\.|$)", key)}
     if not names:
@@ -121,7 +131,7 @@ def linear_head(
         return file.shapes[f"{name}.weight"][0], names - plain
     if "num_labels" in requested:
         return 0, names
-    raise HFViTError(
+    raise UnusableHeadError(
         f"{file.path}: its head ({', '.join(sorted(names)[:4])}) is not one linear layer with bias: num_labels= "
         "puts a new one in its place"
     )

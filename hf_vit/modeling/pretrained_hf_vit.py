@@ -219,14 +219,16 @@ class HFViTPreTrainedModel(PreTrainedModel):
         }
         if dtype is not None:
             fields["dtype"] = dtype
-        model = load_checkpoint(path, revision=hub.get("revision"), **fields)
+        model: Any = load_checkpoint(path, revision=hub.get("revision"), **fields)
         if cls.base_model_prefix and not isinstance(model, cls):
             model = model.base_model
         if not isinstance(model, cls):
             raise ValueError(
                 f"{cls.__name__} reads folders of hf_vit only: load {path} as HFViTModel and save it first"
             )
-        info = {key: set() for key in ("missing_keys", "unexpected_keys", "mismatched_keys")} | {"error_msgs": []}
+        info: dict[str, Any] = {key: set() for key in ("missing_keys", "unexpected_keys", "mismatched_keys")} | {
+            "error_msgs": []
+        }
         return (model, info) if wants_info else model
 
     @classmethod

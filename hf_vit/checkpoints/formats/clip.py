@@ -140,6 +140,7 @@ def read(file: TensorFile, requested: dict[str, Any], sidecars: dict[str, dict])
         unused=unused | head,
         notes=notes,
         image_processing=_processing(is_clip, fields["image_size"]),
+        new_head={"head_input": "pooled"},
     )
 
 

@@ -21,6 +21,7 @@ from ...image_processing import CLIP_MEAN, CLIP_STD, IMAGENET_CROP, ImageProcess
 from ...modeling.configuration_hf_vit import HFViTConfig
 from ..mapping import KeyMapping, Transform, rename, split, weight_and_bias
 from ..spec import (
+    MAE_HEAD,
     CheckpointSpec,
     count_layers,
     grid_of_table,
@@ -276,6 +277,7 @@ def read(file: TensorFile, requested: dict[str, Any], sidecars: dict[str, dict])
         assumptions=assumptions,
         notes=notes,
         image_processing=processing,
+        new_head=MAE_HEAD if any(key.startswith("decoder_") for key in unused) else {},
     )
 
 
@@ -467,6 +469,8 @@ def _implied_alone(
 ) -> tuple[dict[str, Any], list[str]]:
     """The same for a state dict without a name."""
     assumptions = []
+    if not fields["use_class_token"] and fields["pooling"] == "gap" and "pooling" not in requested:
+        assumptions.append("the mean over patches, for it has no class token (pooling=)")
     is_eva = (
         not fields["key_bias"]
         or "blocks.0.gamma_1" in file

@@ -15,7 +15,15 @@ from ...errors import HFViTError
 from ...image_processing import GOOGLE
 from ...modeling.configuration_hf_vit import HFViTConfig
 from ..mapping import KeyMapping, Transform, rename, weight_and_bias
-from ..spec import CheckpointSpec, count_layers, heads_for_width, image_size_of_table, linear_head, patch_size
+from ..spec import (
+    MAE_HEAD,
+    CheckpointSpec,
+    count_layers,
+    heads_for_width,
+    image_size_of_table,
+    linear_head,
+    patch_size,
+)
 from ..tensor_file import TensorFile
 from .encoder import EncoderNames, encoder_mappings, same_names
 from .transformers_folder import (
@@ -232,6 +240,7 @@ def read(file: TensorFile, requested: dict[str, Any], sidecars: dict[str, dict])
         assumptions=assumptions,
         notes=notes,
         image_processing=GOOGLE.at_size(fields["image_size"]),
+        new_head=MAE_HEAD if family == "vit_mae" or any(name.startswith("decoder.decoder_") for name in file) else {},
     )
 
 

@@ -242,10 +242,17 @@ def test_a_new_head_follows_the_family(tmp_path):
     for name, head_input, width in (
         ("dinov3", "token_and_mean", 64),
         ("clip_two_towers", "pooled", 32),
+        ("clip_classifier", "pooled", 32),
         ("dinov2_classifier", "token_and_mean", 64),
     ):
         model = read(FOLDER / name, num_labels=7).model
         assert model.config.head_input == head_input and model.classifier.weight.shape == (7, width)
+    model = read(FOLDER / "vit_mae", num_labels=7).model  # MAE: the mean over patches, then the norm
+    pixels = torch.rand(2, 3, 32, 32)
+    with torch.no_grad():
+        encoded = model.vit(pixels)
+        mean = model.vit.layernorm(encoded.last_hidden_state[:, 1:].mean(dim=1))
+    assert torch.allclose(encoded.pooler_output, mean, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", ["timm_eva02_base", "timm_pe_core"])
