@@ -27,7 +27,7 @@ from hf_vit import HFViTConfig, HFViTForImageClassification
 from hf_vit.errors import Parser, report_error
 from training.config.arguments import TrainArguments
 from training.data.dataset import collate, open_dataset
-from training.data.samplers import TrainOrder
+from training.data.samplers import TrainSampler
 from training.data.transforms import TrainTransform
 from training.engine.lr_schedules import create_scheduler
 from training.engine.optimizers import create_optimizer
@@ -111,7 +111,7 @@ def bare(config, data, batch_size: int, updates: int, device: torch.device) -> l
     model = HFViTForImageClassification(config).to(device).train()
     optimizer = create_optimizer(model, args)
     schedule = create_scheduler(optimizer, args, updates)
-    order = TrainOrder(len(data), batch_size, seed=42, position=0, stop=batch_size * updates, rank=0, world_size=1)
+    order = TrainSampler(len(data), batch_size, seed=42, position=0, stop=batch_size * updates, rank=0, world_size=1)
     loader = torch.utils.data.DataLoader(data, batch_sampler=order, collate_fn=collate)
     total, hits, clock = torch.zeros((), device=device), torch.zeros((), device=device), Clock(device)
     for number, batch in enumerate(loader, start=1):

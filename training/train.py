@@ -156,7 +156,7 @@ def held_out_images(train: ImageDataset | ImageStream, evaluation: ImageDataset)
     """
     if isinstance(train, ImageStream) or train.source.fingerprint != evaluation.source.fingerprint:
         return None
-    return [evaluation.picture_name(index) for index in range(len(evaluation))]
+    return [evaluation.image_name(index) for index in range(len(evaluation))]
 
 
 def preview(trainer: Trainer, names: list[str], log) -> dict[str, Any]:

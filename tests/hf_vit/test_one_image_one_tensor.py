@@ -134,7 +134,7 @@ def test_everything_sees_the_same_pixels(images, tmp_path, kind, monkeypatch, ca
     folder, config, processing = model_folder(tmp_path / "model", kind)
     data = open_dataset(str(images), split="train")
     rows = [row for row in range(len(data)) if data.labels[row] == 0]
-    files = [images / data.picture_name(row) for row in rows]
+    files = [images / data.image_name(row) for row in rows]
     saved = AutoImageProcessor.from_pretrained(folder, backend="pil")
     expected = [
         saved(hf_vit.open_image(file, num_channels=config.num_channels), return_tensors="pt")["pixel_values"][0]

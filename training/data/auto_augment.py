@@ -1,15 +1,15 @@
-"""Changes of colour and shape that keep a picture's class: RandAugment twice, three-augment, jitter, erasing.
+"""Changes of color and shape that keep an image's class: RandAugment twice, three-augment, jitter, erasing.
 
-For augmentation.py, in the workers; all randomness comes from the generator given. Pictures are RGB of the final size.
+For augmentation.py, in the workers; all randomness comes from the generator given. Images are RGB of the final size.
 
 Two RandAugments, because they differ (arXiv:1909.13719 leaves much open) and published recipes mean one of them:
     `randaug(2,10)` as google-research/big_vision `pp/archive/autoaugment.py` (AugReg, plain ViT-S/16): 16 operations,
-        always applied, nearest neighbour, grey 128 outside; translations and cutout in pixels, meant for about 224 px.
+        always applied, nearest neighbor, gray 128 outside; translations and cutout in pixels, meant for about 224 px.
         Above 10 magnitudes extrapolate. Within rounding of the TensorFlow original; a Solarize threshold of 256 and
-        more leaves the picture as it is.
+        more leaves the image as it is.
     `rand-m9-mstd0.5-inc1` as timm `data/auto_augment.py` (DeiT, MAE): 15 operations, each applied half of the time,
         magnitudes drawn about m and kept within 0 and mmax (10), bilinear or bicubic at random.
-    `3a` is DeiT-III's three-augment (arXiv:2204.07118): greyscale, solarise or blur, one of them.
+    `3a` is DeiT-III's three-augment (arXiv:2204.07118): grayscale, solarise or blur, one of them.
 """
 
 import re
@@ -30,7 +30,7 @@ MAX_OPERATIONS = 20  # published recipes take 1 to 4; a thousand leave nothing o
 
 GREY = (128, 128, 128)
 SMOOTH = (Image.Resampling.BILINEAR, Image.Resampling.BICUBIC)
-Operation = Callable[[Image.Image, float, Generator], Image.Image]  # (picture, magnitude, rng)
+Operation = Callable[[Image.Image, float, Generator], Image.Image]  # (image, magnitude, rng)
 
 
 # -- operations ----------------------------------------------------------------------------------------------------
@@ -63,23 +63,23 @@ def solarize_add(image: Image.Image, addition: int) -> Image.Image:
 
 
 def enhance(kind: str, image: Image.Image, factor: float) -> Image.Image:
-    """Pillow's Color, Contrast, Brightness or Sharpness; 1 leaves the picture as it is."""
+    """Pillow's Color, Contrast, Brightness or Sharpness; 1 leaves the image as it is."""
     return getattr(ImageEnhance, kind)(image).enhance(factor)
 
 
 def contrast_from_mean(image: Image.Image, factor: float) -> Image.Image:
-    """big_vision's contrast: against the mean grey, cut to a whole number."""
+    """big_vision's contrast: against the mean gray, cut to a whole number."""
     mean = int(np.asarray(image.convert("L"), dtype=np.float64).mean())
     return Image.blend(Image.new("RGB", image.size, (mean, mean, mean)), image, factor)
 
 
 def moved(image: Image.Image, coefficients: tuple[float, ...], resample=Image.Resampling.NEAREST) -> Image.Image:
-    """Pillow's AFFINE (output to input pixels), grey outside."""
+    """Pillow's AFFINE (output to input pixels), gray outside."""
     return image.transform(image.size, Image.Transform.AFFINE, coefficients, resample=resample, fillcolor=GREY)
 
 
 def cutout(image: Image.Image, pad: int, rng: Generator) -> Image.Image:
-    """A grey square of 2 * pad about a random pixel."""
+    """A gray square of 2 * pad about a random pixel."""
     if pad == 0:
         return image
     x, y = int(rng.integers(image.width)), int(rng.integers(image.height))
@@ -198,7 +198,7 @@ class RandAugment:
 
 
 def three_augment(image: Image.Image, rng: Generator) -> Image.Image:
-    """DeiT-III: greyscale, solarise at 128, or Gaussian blur of radius 0.1 to 2 px."""
+    """DeiT-III: grayscale, solarise at 128, or Gaussian blur of radius 0.1 to 2 px."""
     choice = int(rng.integers(3))
     if choice == 0:
         return ImageOps.grayscale(image).convert("RGB")

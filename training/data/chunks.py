@@ -1,6 +1,6 @@
-"""What a stream is read from, a chunk at a time: tar shards, parquet files, or numbers of generated pictures.
+"""What a stream is read from, a chunk at a time: tar shards, parquet files, or numbers of generated images.
 
-For streaming.py. The sizes of all chunks are known before any picture is read; a record stays encoded, as bytes, until
+For streaming.py. The sizes of all chunks are known before any image is read; a record stays encoded, as bytes, until
 a worker opens it.
 """
 
@@ -17,14 +17,14 @@ from hf_vit.errors import HFViTError
 from hf_vit.image_io import one_line, open_encoded
 
 from .columns import class_label_rows, find_image_column, find_label_column, label_rows
-from .sources import Columns, SyntheticSource, digest, relabel, synthetic_door
+from .sources import Columns, SyntheticSource, digest, relabel, synthetic_reader
 from .webdataset import TarIndex
 
 
-RUN = 256  # records of a tar shard, or pictures of a generated set, that are read at once
+RUN = 256  # records of a tar shard, or images of a generated set, that are read at once
 READERS = 16  # connections for the footers of parquet files
 
-Encoded = tuple[bytes | None, int, str]  # the picture's bytes, its label, its name
+Encoded = tuple[bytes | None, int, str]  # the image's bytes, its label, its name
 
 
 class Chunks(Protocol):
@@ -38,7 +38,7 @@ class Chunks(Protocol):
         """All records of a chunk, in order."""
 
     def open(self, data: bytes, name: str) -> Image.Image:
-        """A record's picture, in the worker that decodes it."""
+        """A record's image, in the worker that decodes it."""
         return open_encoded(data, name)
 
     def drawn_for(self, height: int, width: int) -> "Chunks":
@@ -48,7 +48,7 @@ class Chunks(Protocol):
 
 @dataclass(frozen=True)
 class TarChunks(Chunks):
-    """Runs of neighbouring records in tar shards, each read as one range of bytes."""
+    """Runs of neighboring records in tar shards, each read as one range of bytes."""
 
     index: TarIndex
     first: np.ndarray  # record with which each run begins
@@ -92,7 +92,7 @@ def cat_range(files: Any, path: str, begin: int, end: int) -> bytes:
 
 @dataclass(frozen=True)
 class ParquetChunks(Chunks):
-    """Row groups of parquet files, of which only the columns of pictures and labels are read."""
+    """Row groups of parquet files, of which only the columns of images and labels are read."""
 
     urls: list[str]
     footers: list[Any]  # pyarrow.parquet.FileMetaData
@@ -148,12 +148,12 @@ class ParquetChunks(Chunks):
                 table = reader.read_row_group(group, columns=[self.image_column, self.label_column])
         except Exception as error:  # pyarrow's and every file system's own
             raise HFViTError(f"cannot read '{url}' any more ({one_line(error)}); the run can be resumed") from error
-        pictures = table.column(self.image_column).to_pylist()
+        images = table.column(self.image_column).to_pylist()
         labels = self.numbered(table.column(self.label_column).to_pylist())
         name = os.path.basename(url)
         return [
-            (picture["bytes"] if isinstance(picture, dict) else picture, int(label), f"{name}[{group}, {row}]")
-            for row, (picture, label) in enumerate(zip(pictures, labels))
+            (image["bytes"] if isinstance(image, dict) else image, int(label), f"{name}[{group}, {row}]")
+            for row, (image, label) in enumerate(zip(images, labels))
         ]
 
     def numbered(self, values: list) -> np.ndarray:
@@ -180,7 +180,7 @@ def read_footer(url: str) -> Any:
 
 @dataclass(frozen=True)
 class SyntheticChunks(Chunks):
-    """Runs of generated pictures; a record carries its number, and the worker draws it."""
+    """Runs of generated images; a record carries its number, and the worker draws it."""
 
     source: SyntheticSource
     numbers: np.ndarray  # of each class among `label_names`
@@ -190,8 +190,8 @@ class SyntheticChunks(Chunks):
 
     @classmethod
     def of(cls, name: str, split: str, label_names: list[str] | None) -> "SyntheticChunks":
-        """Cut a split of a set into runs of at most `RUN` pictures."""
-        source = synthetic_door(name).load(split)
+        """Cut a split of a set into runs of at most `RUN` images."""
+        source = synthetic_reader(name).load(split)
         own, wanted = source.label_names, label_names or source.label_names
         numbers = relabel(np.arange(len(own)), own, wanted, f"'{name}'")
         sizes = np.diff(np.arange(0, len(source.labels), RUN), append=len(source.labels))

@@ -1,4 +1,4 @@
-"""Columns of tables: which holds the pictures, which the labels, and labels as numbers from 0.
+"""Columns of tables: which holds the images, which the labels, and labels as numbers from 0.
 
 For tables.py, shards.py and streaming.py.
 """
@@ -21,7 +21,7 @@ GROUPED = re.compile(r"(?P<column>.+)//(?P<group>[1-9]\d*(\.\d+)?)")
 
 
 def find_image_column(name: str, features: Any, wanted: str | None) -> str:
-    """The column of pictures: the one asked for, the only one of type Image, or one with a usual name."""
+    """The column of images: the one asked for, the only one of type Image, or one with a usual name."""
     import datasets
 
     available = listed(list(features))
@@ -32,9 +32,9 @@ def find_image_column(name: str, features: Any, wanted: str | None) -> str:
     found = [column for column, feature in features.items() if isinstance(feature, datasets.Image)]
     found = found or [column for column in IMAGE_COLUMNS if column in features]
     if not found:
-        raise HFViTError(f"'{name}' has no column of pictures among {available}; name it with --image_column")
+        raise HFViTError(f"'{name}' has no column of images among {available}; name it with --image_column")
     if len(found) > 1:
-        raise HFViTError(f"'{name}' has several columns of pictures, {listed(found)}; choose one with --image_column")
+        raise HFViTError(f"'{name}' has several columns of images, {listed(found)}; choose one with --image_column")
     if not isinstance(features[found[0]], datasets.Image | datasets.Value | dict):
         raise HFViTError(f"column '{found[0]}' of '{name}' holds lists: one image for each row is wanted")
     return found[0]
@@ -66,7 +66,7 @@ def find_label_column(name: str, features: Any, wanted: str | None, image_column
 
 
 def grouped(wanted: str | None, columns: Container[str]) -> tuple[str | None, float | None]:
-    """The column and the divisor of `COLUMN//NUMBER`, which makes one class of neighbouring numbers."""
+    """The column and the divisor of `COLUMN//NUMBER`, which makes one class of neighboring numbers."""
     match = None if wanted is None or wanted in columns else GROUPED.fullmatch(wanted)
     return (wanted, None) if match is None else (match["column"], float(match["group"]))
 

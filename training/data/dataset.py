@@ -1,11 +1,12 @@
-"""One door to data: a name goes in, pictures with labels come out, always the same for the same seed.
+"""One way to data: a name goes in, images with labels come out, always the same for the same seed.
 
     train = open_dataset("path/or/hub-id", split="train").with_transform(TrainTransform(224), seed=0)
     item = train[epoch, index]      # {"pixel_values": uint8 (3, H, W), "labels": int, "index": int, "name": str}
 
-Workers decode, crop and flip, and hand over uint8; normalising and mixing run on the device. What a picture becomes
+Workers decode, crop and flip, and hand over uint8; normalizing and mixing run on the device. What an image becomes
 depends on (seed, epoch, index) alone: neither on the number of workers, nor on the order in which they come.
-The sources behind the door are sources.py, tables.py and shards.py; image formats are in hf_vit/image_io.py.
+The sources are in sources.py, folders.py, tables.py, path_tables.py, in_memory.py and webdataset.py; image formats in
+hf_vit/image_io.py.
 """
 
 import os
@@ -25,13 +26,13 @@ from hf_vit.image_files import join
 from hf_vit.image_io import UnreadableImage, decode
 
 from ..rng import SPLIT, TRANSFORM, generator
-from .folders import METADATA_NAMES, Layout, Tree, cached_walk, folder_door, metadata_of, read_layout
-from .in_memory import object_door
-from .path_tables import SUFFIXES_OF_TABLES, metadata_door, table_door
+from .folders import METADATA_NAMES, Layout, Tree, cached_walk, folder_reader, metadata_of, read_layout
+from .in_memory import object_reader
+from .path_tables import SUFFIXES_OF_TABLES, metadata_reader, table_reader
 from .sources import (
     SPLIT_NAMES,
     Columns,
-    Door,
+    Reader,
     Source,
     SyntheticSource,
     by_split,
@@ -43,11 +44,11 @@ from .sources import (
     only_on_the_hub,
     relabel,
     rows_by_label,
-    synthetic_door,
+    synthetic_reader,
 )
-from .tables import hub_door, parquet_door, saved_door
+from .tables import hub_reader, parquet_reader, saved_reader
 from .transforms import ImageTransform
-from .webdataset import expand_shards, is_shard_pattern, shards_door
+from .webdataset import expand_shards, is_shard_pattern, shards_reader
 
 
 Transform = Callable[[Image.Image, np.random.Generator], np.ndarray]
@@ -59,7 +60,7 @@ FILE_SUFFIXES = (".parquet", ".tar", *SUFFIXES_OF_TABLES)  # of names that are n
 
 @dataclass(frozen=True)
 class View:
-    """How a picture becomes an item: shared by data sets and streams."""
+    """How an image becomes an item: shared by data sets and streams."""
 
     transform: Transform | None
     seed: int
@@ -87,12 +88,12 @@ class View:
 
 @dataclass(frozen=True)
 class ImageDataset(torch.utils.data.Dataset):
-    """A map-style data set of labelled pictures.
+    """A map-style data set of labelled images.
 
     Attributes:
-        source: where the pictures are. rows: int64 (n,), which of them, in order.
+        source: where the images are. rows: int64 (n,), which of them, in order.
         labels: int64 (n,), counting in `label_names`.
-        name, split: what was asked for. fingerprint: changes when the pictures, labels or their order do.
+        name, split: what was asked for. fingerprint: changes when the images, labels or their order do.
     """
 
     source: Source
@@ -110,19 +111,19 @@ class ImageDataset(torch.utils.data.Dataset):
         return len(self.rows)
 
     def read(self, index: int) -> tuple[Image.Image, int, str]:
-        """Return (RGB picture at full size, label, name); raises UnreadableImage."""
+        """Return (RGB image at full size, label, name); raises UnreadableImage."""
         row = self._row(index)
         name = self.source.name(row)
         return decode(self.source.open(row), name), int(self.labels[index]), name
 
-    def picture_name(self, index: int) -> str:
-        """What messages and lists call the picture."""
+    def image_name(self, index: int) -> str:
+        """What messages and lists call the image."""
         return self.source.name(self._row(index))
 
     def with_transform(self, transform: Transform | None, seed: int = 0) -> "ImageDataset":
-        """The same pictures seen through `transform(picture, rng) -> uint8 (H, W, C)`.
+        """The same images seen through `transform(image, rng) -> uint8 (H, W, C)`.
 
-        Generated pictures are drawn at the size of the transform's result, unless their name gives a size.
+        Generated images are drawn at the size of the transform's result, unless their name gives a size.
         """
         source = self.source
         if isinstance(source, SyntheticSource) and isinstance(transform, ImageTransform):
@@ -130,13 +131,13 @@ class ImageDataset(torch.utils.data.Dataset):
         return replace(self, source=source, transform=transform, seed=seed)
 
     def select(self, indices: Sequence[int] | np.ndarray) -> "ImageDataset":
-        """The pictures at `indices`, in that order."""
+        """The images at `indices`, in that order."""
         chosen = np.asarray(indices, dtype=np.int64)
         mark = digest(self.fingerprint, chosen.tobytes())
         return replace(self, rows=self.rows[chosen], labels=self.labels[chosen], fingerprint=mark)
 
     def per_class(self, count: int, seed: int = 0) -> "ImageDataset":
-        """`count` pictures of every class, nested: 5 are among 10.
+        """`count` images of every class, nested: 5 are among 10.
 
         Raises:
             HFViTError: a class has fewer.
@@ -146,16 +147,16 @@ class ImageDataset(torch.utils.data.Dataset):
         counts = np.bincount(self.labels, minlength=len(self.label_names))
         scarce = [self.label_names[label] for label in np.flatnonzero(counts < count)]
         if scarce:
-            raise HFViTError(f"'{self.name}' has fewer than {count} pictures of {listed(scarce)}")
+            raise HFViTError(f"'{self.name}' has fewer than {count} images of {listed(scarce)}")
         return self.select(np.sort(np.concatenate(chosen)))
 
     def _row(self, index: int) -> int:
         if not 0 <= index < len(self.rows):
-            raise IndexError(f"index {index} is outside the {len(self.rows)} pictures of '{self.name}'")
+            raise IndexError(f"index {index} is outside the {len(self.rows)} images of '{self.name}'")
         return int(self.rows[index])
 
     def __getitem__(self, key: int | tuple[int, int]) -> dict[str, Any]:
-        """One item. An unreadable picture raises, or gives {"unreadable": name and reason, "index": index}.
+        """One item. An unreadable image raises, or gives {"unreadable": name and reason, "index": index}.
 
         Args:
             key: index, or (epoch, index): in another epoch, another random view.
@@ -178,7 +179,7 @@ def collate(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
     pixel_values = [item["pixel_values"] for item in good]
     shapes = {tuple(pixels.shape) for pixels in pixel_values}
     if len(shapes) > 1:
-        raise HFViTError(f"pictures of different sizes in one batch, {listed(sorted(shapes))}; give a transform")
+        raise HFViTError(f"images of different sizes in one batch, {listed(sorted(shapes))}; give a transform")
     return {
         "pixel_values": torch.stack(pixel_values) if good else torch.zeros((0, 0, 0, 0), dtype=torch.uint8),
         "labels": torch.tensor([item["labels"] for item in good], dtype=torch.int64),
@@ -214,7 +215,7 @@ def open_dataset(
         split: "train", "test", ..., a slice such as "train[:98%]" or "train[800:1000]", or a sum "train+validation".
             Rows of tables keep their order; sources sorted by class are sliced in a fixed random order instead.
         image_column, label_column: columns of a table; found by type and name where there is no doubt. COLUMN//NUMBER
-            makes one class of neighbouring numbers: `cls//2.5` has 16 where `cls` has 40, as VTAB's dSprites.
+            makes one class of neighboring numbers: `cls//2.5` has 16 where `cls` has 40, as VTAB's dSprites.
         image_root: folder that paths in a table count from; by default the table's.
         fraction: share of the split to keep; stratified and nested, so that 1 % lies inside 10 %.
         label_names: classes that the labels must count in (those of the training data, for evaluation).
@@ -224,27 +225,27 @@ def open_dataset(
         log: called with what was assumed and left out, a line each.
 
     Raises:
-        HFViTError: with cause and way out, for anything the user can mend.
+        HFViTError: with cause and way out, for anything the user can fix.
     """
     check_reading(on_unreadable, fraction)
     names = None if label_names is None else list(label_names)
     root = None if image_root is None else str(image_root)
-    door = open_door(name, config_name, Columns(image_column, label_column, names, labelled, root), cache_dir)
-    dataset = open_split(door, split, names, on_unreadable, labelled)
-    for note in door.notes if log is not None else ():
+    reader = open_reader(name, config_name, Columns(image_column, label_column, names, labelled, root), cache_dir)
+    dataset = open_split(reader, split, names, on_unreadable, labelled)
+    for note in reader.notes if log is not None else ():
         log(note)  # type: ignore[misc]  # not None, or there is no note
     return take_fraction(dataset, fraction)
 
 
 def open_split(
-    door: Door, split: str, names: list[str] | None, on_unreadable: str, labelled: bool = True
+    reader: Reader, split: str, names: list[str] | None, on_unreadable: str, labelled: bool = True
 ) -> ImageDataset:
     """A split, slice or sum of a data set that is open already; arguments as of `open_dataset`."""
-    parts = [open_part(door, part.strip(), names, on_unreadable, split) for part in split.split("+")]
+    parts = [open_part(reader, part.strip(), names, on_unreadable, split) for part in split.split("+")]
     dataset = parts[0] if len(parts) == 1 else concatenate(parts, split)
     if labelled and names is None and len(dataset.label_names) < 2:
         raise HFViTError(
-            f"'{door.name}' has only one class, {listed(dataset.label_names)}; a classifier needs two or more"
+            f"'{reader.name}' has only one class, {listed(dataset.label_names)}; a classifier needs two or more"
         )
     return dataset
 
@@ -257,7 +258,7 @@ def check_reading(on_unreadable: str, fraction: float) -> None:
         raise HFViTError(f"the fraction of a data set must lie in (0, 1], got {fraction}")
 
 
-def open_door(name: Any, config_name: str | None, columns: Columns, cache_dir: str | PathLike | None) -> Door:
+def open_reader(name: Any, config_name: str | None, columns: Columns, cache_dir: str | PathLike | None) -> Reader:
     """Find out what `name` means.
 
     Raises:
@@ -265,7 +266,7 @@ def open_door(name: Any, config_name: str | None, columns: Columns, cache_dir: s
     """
     if not isinstance(name, str | PathLike):
         only_on_the_hub(type(name).__name__, config_name)
-        return object_door(name, columns)
+        return object_reader(name, columns)
     name = str(name)
     path = Path(name).expanduser()
     if name == "digits" or name.startswith("synthetic:"):
@@ -273,37 +274,37 @@ def open_door(name: Any, config_name: str | None, columns: Columns, cache_dir: s
     if name == "digits" or name.startswith("synthetic:") or is_shard_pattern(name) or path.exists():
         only_on_the_hub(name, config_name)
     if name == "digits":
-        return Door(name, ["train", "test"], digits_split)
+        return Reader(name, ["train", "test"], digits_split)
     if name.startswith("synthetic:"):
-        return synthetic_door(name)
+        return synthetic_reader(name)
     if is_shard_pattern(name) and not path.is_dir():
-        return shards_door(name, expand_shards(name), columns, cache_dir)
+        return shards_reader(name, expand_shards(name), columns, cache_dir)
     if path.is_dir():
-        return directory_door(name, path.resolve(), columns, cache_dir)
+        return directory_reader(name, path.resolve(), columns, cache_dir)
     if path.exists():
-        return file_door(name, path.resolve(), columns, cache_dir)
+        return file_reader(name, path.resolve(), columns, cache_dir)
     if not re.fullmatch(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?", name) or path.suffix in FILE_SUFFIXES:
         raise HFViTError(
             f"no file or folder '{name}'; give a folder of train/CLASS/*.jpg, a parquet file or folder, "
             "a Hub id such as user/name, or a built-in name: digits, synthetic:glyphs"
         )
-    return hub_door(name, config_name, columns, cache_dir)
+    return hub_reader(name, config_name, columns, cache_dir)
 
 
-def file_door(name: str, path: Path, columns: Columns, cache_dir: str | PathLike | None) -> Door:
-    """Door of a table in one file."""
+def file_reader(name: str, path: Path, columns: Columns, cache_dir: str | PathLike | None) -> Reader:
+    """Reader of a table in one file."""
     if path.suffix == ".parquet":
-        return parquet_door(name, path.parent, [path], columns, cache_dir)
+        return parquet_reader(name, path.parent, [path], columns, cache_dir)
     if path.suffix in SUFFIXES_OF_TABLES:
-        return table_door(name, {"train": [path]}, columns)
+        return table_reader(name, {"train": [path]}, columns)
     raise HFViTError(
         f"'{name}' is a file, but no table (.parquet, .csv, .tsv, .jsonl) and no tar shard; give the folder that "
         "holds the images, and unpack archives"
     )
 
 
-def directory_door(name: str, path: Path, columns: Columns, cache_dir: str | PathLike | None) -> Door:
-    """Door of a folder: what `save_to_disk` or `metadata.csv` describe, class folders, tar shards, tables.
+def directory_reader(name: str, path: Path, columns: Columns, cache_dir: str | PathLike | None) -> Reader:
+    """Reader of a folder: what `save_to_disk` or `metadata.csv` describe, class folders, tar shards, tables.
 
     Class folders of images come before archives and tables that lie beside them, which are named.
     """
@@ -311,12 +312,12 @@ def directory_door(name: str, path: Path, columns: Columns, cache_dir: str | Pat
     tree = Tree(found)
     data = [join(folder.path, item) for folder in found.folders for item in folder.data]
     if b"dataset_dict.json" in data or (b"state.json" in data and b"dataset_info.json" in data):
-        return saved_door(name, path, columns)
+        return saved_reader(name, path, columns)
     notes: list[str] = []
     if any(metadata_of(folder) for folder in found.folders):
-        door = metadata_door(name, path, found, tree, columns, notes)
-        if door is not None:
-            return door
+        reader = metadata_reader(name, path, found, tree, columns, notes)
+        if reader is not None:
+            return reader
     files = [path / os.fsdecode(item) for item in data if os.path.basename(item) not in METADATA_NAMES]
     shards = sorted(str(file) for file in files if file.suffix == ".tar" and file.parent == path)
     tables = sorted(file for file in files if file.suffix == ".parquet")
@@ -329,37 +330,37 @@ def directory_door(name: str, path: Path, columns: Columns, cache_dir: str | Pat
             raise
     classes = layout is not None and layout.has_classes(tree)
     if shards and not classes:
-        return shards_door(name, shards, columns, cache_dir)
+        return shards_reader(name, shards, columns, cache_dir)
     if tables and not classes:
-        return parquet_door(name, path, tables, columns, cache_dir)
+        return parquet_reader(name, path, tables, columns, cache_dir)
     if texts and (not classes or columns.label is not None or columns.image is not None):
         splits = by_split([file.name for file in texts])
-        return table_door(name, {split: [path / file for file in files] for split, files in splits.items()}, columns)
+        return table_reader(name, {split: [path / file for file in files] for split, files in splits.items()}, columns)
     only_for_tables(name, columns)
     layout = layout or Layout({})
     layout.notes[:0] = notes
-    return folder_door(name, path, found, tree, layout)
+    return folder_reader(name, path, found, tree, layout)
 
 
-def open_part(door: Door, part: str, names: list[str] | None, on_unreadable: str, split: str) -> ImageDataset:
+def open_part(reader: Reader, part: str, names: list[str] | None, on_unreadable: str, split: str) -> ImageDataset:
     """One term of a split expression: a split, or a slice of one."""
     match = SPLIT_EXPRESSION.fullmatch(part)
     if match is None:
         raise HFViTError(f"split '{part}' is not understood; write train, train[:98%], train[800:1000] or train+test")
     base = match["name"]
-    if base not in door.splits:
+    if base not in reader.splits:
         base = SPLIT_NAMES.get(base.lower(), base)
-    if base not in door.splits:
-        raise HFViTError(f"'{door.name}' has no split '{match['name']}'; available: {listed(door.splits)}")
-    source = door.load(base)
+    if base not in reader.splits:
+        raise HFViTError(f"'{reader.name}' has no split '{match['name']}'; available: {listed(reader.splits)}")
+    source = reader.load(base)
     if not len(source.labels):
-        raise HFViTError(f"split '{base}' of '{door.name}' is empty")
+        raise HFViTError(f"split '{base}' of '{reader.name}' is empty")
     labels, own = source.labels, source.label_names
     if names is not None and names != own:
-        labels, own = relabel(labels, own, names, f"split '{base}' of '{door.name}'"), names
+        labels, own = relabel(labels, own, names, f"split '{base}' of '{reader.name}'"), names
     rows = slice_rows(source, part, match["start"], match["stop"])
     mark = digest(source.fingerprint, *own, rows.tobytes())
-    return ImageDataset(source, rows, labels[rows], own, door.name, split, mark, on_unreadable)
+    return ImageDataset(source, rows, labels[rows], own, reader.name, split, mark, on_unreadable)
 
 
 def slice_rows(source: Source, part: str, start: str | None, stop: str | None) -> np.ndarray:
@@ -370,7 +371,7 @@ def slice_rows(source: Source, part: str, start: str | None, stop: str | None) -
     order = generator(SPLIT, 0).permutation(count) if source.sorted_by_class else np.arange(count)
     rows = np.sort(order[boundary(start, count, 0) : boundary(stop, count, count)])
     if not len(rows):
-        raise HFViTError(f"split '{part}' holds none of the {count} pictures; widen the slice")
+        raise HFViTError(f"split '{part}' holds none of the {count} images; widen the slice")
     return rows
 
 
@@ -423,13 +424,15 @@ def concatenate(parts: Sequence[ImageDataset], split: str) -> ImageDataset:
 
 
 def take_fraction(dataset: ImageDataset, fraction: float, seed: int = 0) -> ImageDataset:
-    """A stratified share of the pictures; a smaller share lies inside a larger one."""
+    """A stratified share of the images; a smaller share lies inside a larger one."""
     check_reading(dataset.on_unreadable, fraction)
     if fraction == 1.0:
         return dataset
     count = round(fraction * len(dataset))
     if count < 1:
-        raise HFViTError(f"{fraction:g} of the {len(dataset)} pictures of '{dataset.name}' is none; raise it")
+        raise HFViTError(
+            f"the fraction {fraction:g} selects no images of '{dataset.name}' (split '{dataset.split}'); increase it"
+        )
     return dataset.select(np.sort(nested_order(dataset.labels, seed)[:count]))
 
 
@@ -440,13 +443,13 @@ def carve_dev_split(dataset: ImageDataset, fraction: float = 0.1, seed: int = 0)
         (train, dev), disjoint; together they are `dataset`.
 
     Raises:
-        HFViTError: too few pictures to leave one on each side.
+        HFViTError: too few images to leave one on each side.
     """
     if not 0.0 < fraction < 1.0:
         raise HFViTError(f"the dev split's fraction must lie in (0, 1), got {fraction}")
     count = max(1, round(fraction * len(dataset)))
     if count >= len(dataset):
-        raise HFViTError(f"'{dataset.name}' has {len(dataset)} pictures, too few to carve a dev split out of them")
+        raise HFViTError(f"'{dataset.name}' has {len(dataset)} images, too few to carve a dev split out of them")
     order = nested_order(dataset.labels, ~seed)  # another order than train_fraction's
     train, dev = dataset.select(np.sort(order[count:])), dataset.select(np.sort(order[:count]))
     share = f"{100 * fraction:g}% carved with seed {seed}"

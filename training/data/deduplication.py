@@ -96,7 +96,7 @@ def find_duplicates(
             best = int(difference.argmin())
             if difference[best] <= colors_apart:
                 index, other = int(block["index"][row]), int(theirs["index"][near[best]])
-                names = dataset.picture_name(index), against.picture_name(other)
+                names = dataset.image_name(index), against.image_name(other)
                 bits = int(BITS - agreement[row, near[best]]) // 2
                 found.append(Duplicate(index, names[0], other, names[1], bits, float(difference[best])))
     return found

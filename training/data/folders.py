@@ -24,7 +24,7 @@ from hf_vit.errors import HFViTError
 from hf_vit.image_files import DATA_NAMES, Folder, LeftOut, Walk, join, walk
 from hf_vit.image_io import open_encoded, printable
 
-from .sources import SPLIT_IN_FILE_NAME, SPLIT_NAMES, Door, digest, listed, relabel
+from .sources import SPLIT_IN_FILE_NAME, SPLIT_NAMES, Reader, digest, listed, relabel
 
 
 LARGE = 100_000  # images beyond which the index is kept in the cache, and the fingerprint asks for no sizes
@@ -218,8 +218,8 @@ def class_order(names: Sequence[str]) -> Any:
     return (lambda name: (int(name), name)) if numbers else (lambda name: name)
 
 
-def folder_door(name: str, root: Path, found: Walk, tree: Tree, layout: Layout) -> Door:
-    """Door of `SPLIT/CLASS/*` or of `CLASS/*`, which is all "train".
+def folder_reader(name: str, root: Path, found: Walk, tree: Tree, layout: Layout) -> Reader:
+    """Reader of `SPLIT/CLASS/*` or of `CLASS/*`, which is all "train".
 
     Raises:
         HFViTError: no class folders.
@@ -265,7 +265,7 @@ def folder_door(name: str, root: Path, found: Walk, tree: Tree, layout: Layout) 
         of = np.concatenate(counts) if counts else np.empty(0, np.int32)
         return file_source(os.fsencode(root), folders, of, blobs, labels, names)
 
-    return Door(name, list(layout.splits), load, notes)
+    return Reader(name, list(layout.splits), load, notes)
 
 
 def class_files(tree: Tree, folders: list[bytes], first: int) -> tuple[bytes, np.ndarray, int]:

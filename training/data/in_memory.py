@@ -13,12 +13,12 @@ from hf_vit.image_io import UnreadableImage, open_encoded, printable
 
 from .columns import label_rows
 from .path_tables import by_column, label_column, path_column, source_of
-from .sources import Columns, Door, Source, classes_in_turn, digest
-from .tables import table_door_of
+from .sources import Columns, Reader, Source, classes_in_turn, digest
+from .tables import dataset_reader
 
 
-def object_door(data: Any, columns: Columns) -> Door:
-    """Door of an object; its rows are "train" unless a DatasetDict or a column `split` says otherwise.
+def object_reader(data: Any, columns: Columns) -> Reader:
+    """Reader of an object; its rows are "train" unless a DatasetDict or a column `split` says otherwise.
 
     Raises:
         HFViTError: an object of another kind, unclear columns.
@@ -26,7 +26,7 @@ def object_door(data: Any, columns: Columns) -> Door:
     kind = type(data).__module__.partition(".")[0]
     if kind == "datasets":
         splits = dict(data) if isinstance(data, Mapping) else {"train": data}
-        return table_door_of(type(data).__name__, splits, columns)
+        return dataset_reader(type(data).__name__, splits, columns)
     name, rows = type(data).__name__, columns_of(data)
     splits_of_rows = by_column(rows) or {"train": rows}
 
@@ -36,7 +36,7 @@ def object_door(data: Any, columns: Columns) -> Door:
             names = load("train").label_names
         return rows_source(name, splits_of_rows[split], columns, names)
 
-    return Door(name, list(splits_of_rows), load, by_names=True)
+    return Reader(name, list(splits_of_rows), load, by_names=True)
 
 
 def columns_of(data: Any) -> dict[str, list[Any]]:

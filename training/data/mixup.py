@@ -37,7 +37,7 @@ class MixupCutmix:
     def __call__(
         self, pixel_values: torch.Tensor, labels: torch.Tensor, step: int
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Mix each image with its neighbour in the batch.
+        """Mix each image with its neighbor in the batch.
 
         Args:
             pixel_values: float (B, C, H, W). labels: int (B,) or soft (B, K). step: number of the step.
@@ -68,7 +68,7 @@ class MixupCutmix:
 
 
 def cut_rectangle(height: int, width: int, fraction: float, rng: np.random.Generator) -> tuple[int, int, int, int]:
-    """A rectangle of that fraction of the area about a uniform centre, cut at the border: top, bottom, left, right."""
+    """A rectangle of that fraction of the area about a uniform center, cut at the border: top, bottom, left, right."""
     tall, wide = sqrt(fraction) * height, sqrt(fraction) * width
     y, x = rng.random() * height, rng.random() * width
     top, bottom = max(0, round(y - tall / 2)), min(height, round(y + tall / 2))

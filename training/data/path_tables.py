@@ -21,7 +21,7 @@ from hf_vit.image_io import SUFFIXES, printable
 
 from .columns import LABEL_COLUMNS, label_rows
 from .folders import LARGE, FileSource, Tree, file_source, metadata_of
-from .sources import SPLIT_NAMES, Columns, Door, classes_in_turn, listed
+from .sources import SPLIT_NAMES, Columns, Reader, classes_in_turn, listed
 
 
 SUFFIXES_OF_TABLES = (".csv", ".tsv", ".jsonl")
@@ -150,8 +150,8 @@ def label_column(name: str, rows: dict[str, list[Any]], wanted: str | None, imag
     return found[0]
 
 
-def table_door(name: str, files: dict[str, list[Path]], columns: Columns) -> Door:
-    """Door of tables of paths, one or more for each split; a column `split` divides a single one.
+def table_reader(name: str, files: dict[str, list[Path]], columns: Columns) -> Reader:
+    """Reader of tables of paths, one or more for each split; a column `split` divides a single one.
 
     Raises:
         HFViTError: unreadable tables, unclear columns.
@@ -178,7 +178,7 @@ def table_door(name: str, files: dict[str, list[Path]], columns: Columns) -> Doo
             names = load("train").label_names
         return source_of(name, rows, roots[split], columns.counting_in(names), notes)
 
-    return Door(name, list(splits), load, notes, by_names=True)
+    return Reader(name, list(splits), load, notes, by_names=True)
 
 
 def split_column(rows: dict[str, list[Any]]) -> str | None:
@@ -238,8 +238,10 @@ def numbers_of(cells: list[Any]) -> list[Any]:
     return [None if cell in ("", None) else float(cell) if "." in cell else int(cell) for cell in cells]
 
 
-def metadata_door(name: str, root: Path, found: Walk, tree: Tree, columns: Columns, notes: list[str]) -> Door | None:
-    """Door of `datasets`' imagefolder with `metadata.csv`: labels by file name; None where it has no label column.
+def metadata_reader(
+    name: str, root: Path, found: Walk, tree: Tree, columns: Columns, notes: list[str]
+) -> Reader | None:
+    """Reader of `datasets`' imagefolder with `metadata.csv`: labels by file name; None where it has no label column.
 
     Args:
         notes: takes what was assumed and left out.
@@ -284,7 +286,7 @@ def metadata_door(name: str, root: Path, found: Walk, tree: Tree, columns: Colum
             names = load("train").label_names
         return source_of(name, splits[split], root, replace(own, label_names=names), notes)
 
-    return Door(name, list(splits), load, notes, by_names=True)
+    return Reader(name, list(splits), load, notes, by_names=True)
 
 
 def split_of_path(path: str) -> str:

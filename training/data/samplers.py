@@ -1,9 +1,9 @@
-"""Which pictures each process sees at each update: a pure function of (seed, position), so nothing has to be replayed.
+"""Which images each process sees at each update: a pure function of (seed, position), so nothing has to be replayed.
 
 For the Trainer. The training order is one endless row: epoch 0's permutation, then epoch 1's, and so on. `position` is
-how far along this row the run is, in pictures; it is all that a checkpoint has to remember. An update takes the next
-`processes x passes x batch` pictures, so that neither processes nor gradient accumulation change which ones. As in
-Google's pipeline (`repeat` before batching) a batch may straddle two epochs; each epoch shows every picture once.
+how far along this row the run is, in images; it is all that a checkpoint has to remember. An update takes the next
+`processes x passes x batch` images, so that neither processes nor gradient accumulation change which ones. As in
+Google's pipeline (`repeat` before batching) a batch may straddle two epochs; each epoch shows every image once.
 """
 
 import random
@@ -43,8 +43,8 @@ def seed_draw(seed: int, draw: int, rank: int, device: torch.device) -> None:
         torch.get_device_module(device).manual_seed(word)
 
 
-class TrainOrder:
-    """Batch sampler: lists of (epoch, index) for one process, from `position` up to `stop` pictures of the row."""
+class TrainSampler:
+    """Batch sampler: lists of (epoch, index) for one process, from `position` up to `stop` images of the row."""
 
     def __init__(self, size: int, batch_size: int, *, seed: int, position: int, stop: int, rank: int, world_size: int):
         self.size, self.batch_size, self.seed = size, batch_size, seed
@@ -71,7 +71,7 @@ class TrainOrder:
         return epoch, int(self._order[offset])
 
 
-class EvalOrder:
+class EvalSampler:
     """Batch sampler: every index once over all processes, in order; all get equally many, equally large batches.
 
     Sharded models need the same number of forward passes everywhere, so a process that would come short repeats the

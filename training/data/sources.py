@@ -1,8 +1,7 @@
-"""Where pictures come from: digits, generated images, folders; and what every source has in common.
+"""Where images come from: digits and generated images; and what every source has in common.
 
-data.py is the door that the rest of training uses; this room, tables.py and shards.py are behind it. A `Door` knows
-the splits of a data set without reading pictures; a `Source` is one split: its labels, and its pictures opened one at
-a time.
+A `Reader` knows the splits of a data set without reading images; a `Source` is one split: its labels, and its images
+opened one at a time. Folders, tables and shards have files of their own.
 """
 
 import hashlib
@@ -35,7 +34,7 @@ LISTED = 8  # how many names an error message lists
 class Source(Protocol):
     """One split of a data set.
 
-    `labels` is int64 (n,); `label_names` names them; `sorted_by_class` says that neighbouring rows share their class,
+    `labels` is int64 (n,); `label_names` names them; `sorted_by_class` says that neighboring rows share their class,
     so that slices must not be taken in row order; `fingerprint` changes when names, labels or contents do.
     """
 
@@ -45,14 +44,14 @@ class Source(Protocol):
     fingerprint: str
 
     def open(self, row: int) -> Image.Image:
-        """The picture, opened but not yet decoded; raises UnreadableImage."""
+        """The image, opened but not yet decoded; raises UnreadableImage."""
 
     def name(self, row: int) -> str:
-        """What messages and lists call the picture."""
+        """What messages and lists call the image."""
 
 
 @dataclass(frozen=True)
-class Door:
+class Reader:
     """The splits of a data set, and how to read one of them."""
 
     name: str
@@ -86,7 +85,7 @@ def only_on_the_hub(name: str, config_name: str | None) -> None:
 
 
 def only_for_tables(name: str, columns: Columns) -> None:
-    """Raise HFViTError where columns are asked of pictures that are in no table."""
+    """Raise HFViTError where columns are asked of images that are in no table."""
     for option, column in (("--image_column", columns.image), ("--label_column", columns.label)):
         if column is not None:
             raise HFViTError(f"'{name}' is no table and has no column '{column}': leave out {option}")
@@ -115,7 +114,7 @@ def nested_order(labels: np.ndarray, seed: int) -> np.ndarray:
         labels: int (n,). seed: another seed, another order.
 
     Returns:
-        int64 (n,), a permutation: the r-th of a class's n_c pictures stands at (r + 1/2) / n_c of the way.
+        int64 (n,), a permutation: the r-th of a class's n_c images stands at (r + 1/2) / n_c of the way.
     """
     place = np.empty(len(labels))
     tie = generator(SUBSET, seed, 0).random(len(labels))
@@ -176,7 +175,7 @@ def own_cache(cache_dir: str | os.PathLike | None) -> Path:
 
 @dataclass(frozen=True)
 class ArraySource:
-    """Pictures that are already pixels: uint8 (n, H, W, 3)."""
+    """Images that are already pixels: uint8 (n, H, W, 3)."""
 
     pixels: np.ndarray
     labels: np.ndarray
@@ -201,29 +200,29 @@ def digits_split(split: str) -> ArraySource:
     digits = load_digits()
     order = nested_order(digits.target, seed=0)
     rows = np.sort(order[:DIGITS_TEST_IMAGES] if split == "test" else order[DIGITS_TEST_IMAGES:])
-    grey = np.rint(digits.images[rows] * (255 / 16)).astype(np.uint8)
-    pixels = np.repeat(grey[..., None], 3, axis=3)
+    gray = np.rint(digits.images[rows] * (255 / 16)).astype(np.uint8)
+    pixels = np.repeat(gray[..., None], 3, axis=3)
     labels = digits.target[rows].astype(np.int64)
     names = [f"digits/{row}" for row in rows]
     return ArraySource(pixels, labels, [str(n) for n in range(10)], names, digest("digits", split, pixels.tobytes()))
 
 
-# Generated pictures
+# Generated images
 
 
 @dataclass(frozen=True)
 class SyntheticSource:
-    """Generated pictures, drawn when they are asked for."""
+    """Generated images, drawn when they are asked for."""
 
     images: SyntheticImages
     labels: np.ndarray
     label_names: list[str]
     fingerprint: str
-    size_is_given: bool  # in the name; otherwise pictures are drawn at the size that the transform wants
+    size_is_given: bool  # in the name; otherwise images are drawn at the size that the transform wants
     sorted_by_class: bool = False
 
     def drawn_for(self, height: int, width: int) -> "SyntheticSource":
-        """The same pictures at the resolution of a transform's result."""
+        """The same images at the resolution of a transform's result."""
         if self.size_is_given:
             return self
         return replace(self, images=replace(self.images, size=max(height, width, SMALLEST_SIZE)))
@@ -235,8 +234,8 @@ class SyntheticSource:
         return self.images.name(row)
 
 
-def synthetic_door(name: str) -> Door:
-    """Door of a set of generated pictures; no instance is in two splits."""
+def synthetic_reader(name: str) -> Reader:
+    """Reader of a set of generated images; no instance is in two splits."""
     images, size_is_given = parse_name(name)
 
     def load(split: str) -> SyntheticSource:
@@ -244,4 +243,4 @@ def synthetic_door(name: str) -> Door:
         mark = digest("synthetic", part.describe(), part.size if size_is_given else "any size")
         return SyntheticSource(part, part.labels, part.label_names, mark, size_is_given)
 
-    return Door(name, ["train", "validation", "test"], load)
+    return Reader(name, ["train", "validation", "test"], load)

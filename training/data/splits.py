@@ -1,6 +1,6 @@
-"""Which pictures train and which evaluate: from the data arguments to two data sets, seen through their transforms.
+"""Which images train and which evaluate: from the data arguments to two data sets, seen through their transforms.
 
-For run.py. The door itself is data.py (map-style) and streaming.py.
+For train.py. Data sets are opened by dataset.py (map-style) and streaming.py.
 """
 
 import dataclasses
@@ -13,7 +13,7 @@ from hf_vit.errors import HFViTError
 from hf_vit.image_processing import GOOGLE, ImageProcessing
 
 from ..config.arguments import DataArguments
-from .dataset import ImageDataset, carve_dev_split, open_dataset, open_door, open_split, take_fraction
+from .dataset import ImageDataset, carve_dev_split, open_dataset, open_reader, open_split, take_fraction
 from .deduplication import Duplicate, deduplicate
 from .sources import SPLIT_NAMES, Columns, own_cache
 from .streaming import ImageStream, open_stream, stream_files
@@ -39,39 +39,39 @@ class Splits:
 
 
 def open_splits(data: DataArguments, seed: int, say=print) -> Splits:
-    """Open training and evaluation pictures; without an evaluation split, a stratified part of train becomes one.
+    """Open training and evaluation images; without an evaluation split, a stratified part of train becomes one.
 
     Args:
         seed: of the choice of `samples_per_class`.
         say: called with what the user should know.
 
     Raises:
-        HFViTError: for anything that the user can mend.
+        HFViTError: for anything that the user can fix.
     """
     if data.dataset is None:
         raise HFViTError("which images? Give --dataset (a folder, a Hub id, digits, or synthetic:NAME)")
     if data.streaming:
         return open_streaming(data)
     columns = Columns(data.image_column, data.label_column, image_root=data.image_root)
-    door = open_door(data.dataset, data.dataset_config_name, columns, data.cache_dir)
-    train = open_split(door, data.train_split, None, data.on_decode_error)
+    reader = open_reader(data.dataset, data.dataset_config_name, columns, data.cache_dir)
+    train = open_split(reader, data.train_split, None, data.on_decode_error)
     split = data.eval_split
     if split is None and data.dev_fraction is None and data.eval_file is None:
-        split = first_untouched(door.splits, data.train_split)
+        split = first_untouched(reader.splits, data.train_split)
     if data.eval_file is not None:
         evaluation = eval_table(data, columns, train.label_names)
     elif split is not None:
-        if door.by_names:
+        if reader.by_names:
             known = columns.counting_in(train.label_names)
-            door = open_door(data.dataset, data.dataset_config_name, known, data.cache_dir)
-        evaluation = open_split(door, split, train.label_names, data.on_decode_error)
+            reader = open_reader(data.dataset, data.dataset_config_name, known, data.cache_dir)
+        evaluation = open_split(reader, split, train.label_names, data.on_decode_error)
         if shared := in_both(train, evaluation):
             say(f"{shared:,} of {len(evaluation):,} evaluation images are trained on: their score is no test's")
     else:
         share = data.dev_fraction or DEV_FRACTION
         train, evaluation = carve_dev_split(train, share)
         say(f"no evaluation split: {len(evaluation):,} training images ({share:.0%}, stratified) are kept for it")
-    for note in door.notes:
+    for note in reader.notes:
         say(note)
     duplicates: list[Duplicate] = []
     if data.deduplicate_split is not None and data.deduplicate_against in (None, "eval"):
@@ -88,16 +88,16 @@ def open_splits(data: DataArguments, seed: int, say=print) -> Splits:
 
 
 def in_both(train: ImageDataset, evaluation: ImageDataset) -> int:
-    """Pictures of slices of one split that overlap; sums of splits are not looked into."""
+    """Images of slices of one split that overlap; sums of splits are not looked into."""
     same = train.source.fingerprint == evaluation.source.fingerprint
     return len(np.intersect1d(train.rows, evaluation.rows)) if same else 0
 
 
 def eval_table(data: DataArguments, columns: Columns, label_names: list[str]) -> ImageDataset:
     """The evaluation images of `--eval_file`: its only split, or the first of the usual names."""
-    door = open_door(data.eval_file, None, columns.counting_in(label_names), data.cache_dir)
-    split = next((name for name in EVAL_SPLITS if name in door.splits), door.splits[0])
-    return open_split(door, split, label_names, data.on_decode_error)
+    reader = open_reader(data.eval_file, None, columns.counting_in(label_names), data.cache_dir)
+    split = next((name for name in EVAL_SPLITS if name in reader.splits), reader.splits[0])
+    return open_split(reader, split, label_names, data.on_decode_error)
 
 
 def first_untouched(splits: Collection[str], train_split: str) -> str | None:
@@ -108,11 +108,11 @@ def first_untouched(splits: Collection[str], train_split: str) -> str | None:
 
 
 def held_out(data: DataArguments) -> ImageDataset:
-    """The pictures of another data set that must not be trained on: of its test split, unless another is named."""
+    """The images of another data set that must not be trained on: of its test split, unless another is named."""
     name = data.deduplicate_against
     split = data.deduplicate_split
     if split is None:
-        splits = open_door(name, None, Columns(labelled=False), data.cache_dir).splits
+        splits = open_reader(name, None, Columns(labelled=False), data.cache_dir).splits
         if "test" not in splits:
             raise HFViTError(f"'{name}' has no test split; choose with --deduplicate_split: {', '.join(splits)}")
         split = "test"
@@ -130,7 +130,7 @@ def open_streaming(data: DataArguments) -> Splits:
     }
     for name in ("samples_per_class", "deduplicate_against", "deduplicate_split", "dev_fraction", "eval_file"):
         if getattr(data, name) is not None:
-            raise HFViTError(f"--{name} has to look at all pictures first: leave out --streaming")
+            raise HFViTError(f"--{name} has to look at all images first: leave out --streaming")
     split = data.eval_split
     if split is None:
         splits = stream_files(data.dataset, data.dataset_config_name, data.cache_dir)
@@ -142,11 +142,11 @@ def open_streaming(data: DataArguments) -> Splits:
 
 
 def duplicates_found(duplicates: list[Duplicate], other: ImageDataset) -> str:
-    """How many training pictures were left out, and the first of them."""
+    """How many training images were left out, and the first of them."""
     names = [f"{twin.name} = {twin.other_name}" for twin in duplicates[:LISTED]]
     more = ", ..." if len(duplicates) > LISTED else ""
     listed = f" ({'; '.join(names)}{more})" if names else ""
-    return f"{len(duplicates):,} training pictures are also in {other.name} ({other.split}) and are left out{listed}"
+    return f"{len(duplicates):,} training images are also in {other.name} ({other.split}) and are left out{listed}"
 
 
 def image_processing_for(data: DataArguments, config, base: ImageProcessing | None) -> ImageProcessing:

@@ -1,4 +1,4 @@
-"""What a data set looks like, before anything is trained on it: counts, sizes, colours, unreadable pictures.
+"""What a data set looks like, before anything is trained on it: counts, sizes, colors, unreadable images.
 
 python -m training.data.statistics --dataset path/or/hub-id --split train
 """
@@ -13,20 +13,20 @@ from hf_vit.errors import HFViTError, Parser, report_error
 from .dataset import ImageDataset, UnreadableImage, open_dataset
 
 
-SAMPLE = 1000  # pictures that are opened
+SAMPLE = 1000  # images that are opened
 MAX_NAMED = 12  # classes that are all named with their counts
 
 
 def statistics(dataset: ImageDataset, sample: int = SAMPLE) -> dict[str, Any]:
-    """Facts about a data set, ready for JSON. Labels are counted in full, pictures are opened evenly spaced.
+    """Facts about a data set, ready for JSON. Labels are counted in full, images are opened evenly spaced.
 
     Args:
-        sample: at most how many pictures are opened; 0 for all.
+        sample: at most how many images are opened; 0 for all.
 
     Returns:
         name, split, fingerprint, images, classes, the largest and smallest class with their counts, and of the sample:
         smallest, median and largest width and height in pixels, mean and standard deviation of each channel (over
-        pixels, each picture counting equally, 0 to 1), and the unreadable ones by name.
+        pixels, each image counting equally, 0 to 1), and the unreadable ones by name.
     """
     counts = np.bincount(dataset.labels, minlength=len(dataset.label_names))
     most, least = int(counts.argmax()), int(counts.argmin())
@@ -98,9 +98,9 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--dataset", required=True, help="folder, parquet, shards, Hub id, digits or synthetic:NAME")
     parser.add_argument("--dataset_config_name", help="configuration of a Hub dataset")
     parser.add_argument("--split", default="train", help="split, such as train or train[:98%%] (default: train)")
-    parser.add_argument("--image_column", help="column with the pictures")
+    parser.add_argument("--image_column", help="column with the images")
     parser.add_argument("--label_column", help="column with the labels")
-    parser.add_argument("--sample", type=int, default=SAMPLE, help=f"pictures to open, 0 for all (default: {SAMPLE})")
+    parser.add_argument("--sample", type=int, default=SAMPLE, help=f"images to open, 0 for all (default: {SAMPLE})")
     try:
         given = parser.parse_args(argv)
         dataset = open_dataset(

@@ -1,7 +1,7 @@
-"""Pictures read in order, without a local copy, and without losing the place.
+"""Images read in order, without a local copy, and without losing the place.
 
 A stream is a list of chunks (row groups of parquet files, runs of records in tar shards) whose sizes are known before
-any picture is read. An epoch is a random order of the chunks; a window of some thousand records is read ahead and
+any image is read. An epoch is a random order of the chunks; a window of some thousand records is read ahead and
 shuffled. Which record stands where is a pure function of (seed, process, number of processes, position), so the
 position alone restores a run, and nothing that came before is read again.
 
@@ -31,7 +31,7 @@ from hf_vit.image_io import UnreadableImage
 from ..rng import STREAM, SUBSET, generator
 from .chunks import RUN, Chunks, ParquetChunks, SyntheticChunks, TarChunks
 from .dataset import Transform, View, check_reading
-from .sources import SPLIT_NAMES, Columns, by_split, digest, listed, only_for_tables, only_on_the_hub, synthetic_door
+from .sources import SPLIT_NAMES, Columns, by_split, digest, listed, only_for_tables, only_on_the_hub, synthetic_reader
 from .tables import hub_files
 from .transforms import ImageTransform
 from .webdataset import expand_shards, is_shard_pattern, load_index, shards_by_split
@@ -42,7 +42,7 @@ WINDOW = 2048  # records that are read ahead and shuffled; two windows are in me
 
 @dataclass(frozen=True)
 class Record:
-    """One encoded picture on its way to a worker: a key of `ImageStream`."""
+    """One encoded image on its way to a worker: a key of `ImageStream`."""
 
     data: bytes | None
     label: int
@@ -53,7 +53,7 @@ class Record:
 
 @dataclass(frozen=True)
 class ImageStream(torch.utils.data.Dataset):
-    """Labelled pictures in chunks; `order` says which come when, and its keys carry their bytes.
+    """Labelled images in chunks; `order` says which come when, and its keys carry their bytes.
 
     Attributes:
         chunks: what is read. fraction: share of the records to keep; a smaller share lies inside a larger one.
@@ -99,7 +99,7 @@ class ImageStream(torch.utils.data.Dataset):
         return int(self.sizes.sum())
 
     def with_transform(self, transform: Transform | None, seed: int = 0) -> "ImageStream":
-        """The same stream seen through `transform(picture, rng) -> uint8 (H, W, C)`."""
+        """The same stream seen through `transform(image, rng) -> uint8 (H, W, C)`."""
         chunks = self.chunks
         if isinstance(transform, ImageTransform):
             chunks = chunks.drawn_for(*transform.image_size_hw)
@@ -110,7 +110,7 @@ class ImageStream(torch.utils.data.Dataset):
 
         def opened():
             if record.data is None:
-                raise UnreadableImage(f"{record.name}: the row holds no picture")
+                raise UnreadableImage(f"{record.name}: the row holds no image")
             return self.chunks.open(record.data, record.name)
 
         view = View(self.transform, self.seed, self.on_unreadable)
@@ -124,12 +124,12 @@ class ImageStream(torch.utils.data.Dataset):
 
     def order(
         self, batch_size: int, *, seed: int, position: int, stop: int, rank: int = 0, world_size: int = 1
-    ) -> "StreamOrder":
-        """Batch sampler of one process, from `position` to `stop` pictures of all processes together."""
-        return StreamOrder(self, batch_size, seed, position, stop, rank, world_size)
+    ) -> "StreamSampler":
+        """Batch sampler of one process, from `position` to `stop` images of all processes together."""
+        return StreamSampler(self, batch_size, seed, position, stop, rank, world_size)
 
 
-class StreamOrder:
+class StreamSampler:
     """Lists of `Record`, endless over epochs: each epoch, a process reads every `world_size`-th chunk of a new order.
 
     Processes whose chunks hold fewer records begin their next epoch earlier, so that all make equally many batches.
@@ -146,7 +146,7 @@ class StreamOrder:
             )
         if position % world_size:
             raise HFViTError(
-                f"a run at picture {position} cannot go on with {world_size} processes: take as many as "
+                f"a run at image {position} cannot go on with {world_size} processes: take as many as "
                 "before, or a number that divides it"
             )
         self.stream, self.batch_size, self.seed = stream, batch_size, seed
@@ -233,7 +233,7 @@ def open_stream(
         Others as of `open_dataset`. Shards are indexed when they are first opened: one pass over them, kept on disk.
 
     Raises:
-        HFViTError: with cause and way out, for anything the user can mend.
+        HFViTError: with cause and way out, for anything the user can fix.
     """
     check_reading(on_unreadable, fraction)
     if window < 1:
@@ -258,13 +258,13 @@ def open_stream(
     stream = ImageStream(chunks, name, split, fraction, on_unreadable, window=window)
     if not len(stream):
         if len(replace(stream, fraction=1.0)):
-            raise HFViTError(f"{fraction:g} of the pictures of split '{split}' of '{name}' is none; raise it")
+            raise HFViTError(f"the fraction {fraction:g} selects no images of '{name}' (split '{split}'); increase it")
         raise HFViTError(f"split '{split}' of '{name}' is empty")
     return stream
 
 
 def stream_files(name: str, config_name: str | None, cache_dir: str | os.PathLike | None) -> dict[str, list[str]]:
-    """The tar shards or parquet files of each split that can be streamed; of generated pictures none."""
+    """The tar shards or parquet files of each split that can be streamed; of generated images none."""
     path = Path(name).expanduser()
     is_files = is_shard_pattern(name) or name.split("?")[0].endswith(".parquet")
     if name == "digits" or name.startswith("synthetic:") or is_files or path.is_dir():
@@ -272,16 +272,14 @@ def stream_files(name: str, config_name: str | None, cache_dir: str | os.PathLik
     if name == "digits":
         raise HFViTError("the digits are all in memory: leave out --streaming")
     if name.startswith("synthetic:"):
-        return {split: [] for split in synthetic_door(name).splits}
+        return {split: [] for split in synthetic_reader(name).splits}
     if path.is_dir():
         shards = [str(file) for file in sorted(path.glob("*.tar"))]
         if shards:
             return shards_by_split(shards)
         tables = sorted(str(file.relative_to(path)) for file in path.rglob("*.parquet"))
         if not tables:
-            raise HFViTError(
-                f"'{name}' holds neither .tar nor .parquet files; folders of pictures need no --streaming"
-            )
+            raise HFViTError(f"'{name}' holds neither .tar nor .parquet files; folders of images need no --streaming")
         return {split: [str(path / file) for file in files] for split, files in by_split(tables).items()}
     if is_files:
         return shards_by_split(expand_shards(name))

@@ -1,6 +1,6 @@
-"""Tables of pictures and labels: parquet files, and data sets on the Hub through `datasets`.
+"""Tables of images and labels: parquet files, and data sets on the Hub through `datasets`.
 
-Behind data.py's door. The pictures stay encoded until they are asked for.
+The images stay encoded until they are asked for.
 """
 
 import base64
@@ -20,7 +20,7 @@ from hf_vit.errors import HFViTError
 from hf_vit.image_io import UnreadableImage, one_line, open_encoded
 
 from .columns import class_label_rows, find_image_column, find_label_column, grouped, integer_rows, label_rows
-from .sources import Columns, Door, by_split, classes_in_turn, digest, own_cache
+from .sources import Columns, Reader, by_split, classes_in_turn, digest, own_cache
 
 
 MAX_PATH = 4096  # characters
@@ -28,7 +28,7 @@ MAX_PATH = 4096  # characters
 
 @dataclass(frozen=True)
 class TableSource:
-    """Rows of a `datasets.Dataset`, memory-mapped; the pictures stay encoded until they are asked for."""
+    """Rows of a `datasets.Dataset`, memory-mapped; the images stay encoded until they are asked for."""
 
     table: Any
     image_column: str
@@ -40,7 +40,7 @@ class TableSource:
     root: str = ""  # folder that paths count from
 
     def record(self, row: int) -> dict[str, Any]:
-        """The encoded picture: {"bytes": ..., "path": ...}, either may be None."""
+        """The encoded image: {"bytes": ..., "path": ...}, either may be None."""
         # One row of the Arrow table: ten times faster than Dataset.__getitem__, which formats all columns.
         value = self.table.data.fast_slice(row, 1).column(self.image_column)[0].as_py()
         if isinstance(value, str):  # a path, or the image itself as text
@@ -50,7 +50,7 @@ class TableSource:
     def open(self, row: int) -> Image.Image:
         record, name = self.record(row), self.name(row)
         if record is None or (record.get("bytes") is None and record.get("path") is None):
-            raise UnreadableImage(f"{name}: the row holds no picture")
+            raise UnreadableImage(f"{name}: the row holds no image")
         if record.get("bytes") is not None:
             return open_encoded(record["bytes"], name)
         return open_encoded(os.path.join(self.root, os.path.expanduser(record["path"])), name)
@@ -67,10 +67,10 @@ def text_record(text: str) -> dict[str, Any]:
     return {"bytes": None, "path": text[:MAX_PATH]}
 
 
-def parquet_door(
+def parquet_reader(
     name: str, root: Path, files: list[Path], columns: Columns, cache_dir: str | os.PathLike | None
-) -> Door:
-    """Door of parquet files; the split is read from the file or folder name and is "train" where it names none."""
+) -> Reader:
+    """Reader of parquet files; the split is read from the file or folder name and is "train" where it names none."""
     import datasets
 
     splits = by_split([str(file.relative_to(root)) for file in files])
@@ -93,40 +93,40 @@ def parquet_door(
         base = str(columns.image_root or paths[0].parent)
         return table_source(name, split, table, columns, lambda: load("train") if "train" in splits else None, base)
 
-    return Door(name, list(splits), load, by_names=True)
+    return Reader(name, list(splits), load, by_names=True)
 
 
-def saved_door(name: str, path: Path, columns: Columns) -> Door:
-    """Door of a Dataset or DatasetDict that `save_to_disk` wrote."""
+def saved_reader(name: str, path: Path, columns: Columns) -> Reader:
+    """Reader of a Dataset or DatasetDict that `save_to_disk` wrote."""
     import datasets
 
     try:
         saved = datasets.load_from_disk(str(path))
     except Exception as error:  # a half written or older format: each its own kind
         raise HFViTError(f"cannot read '{name}' as what `save_to_disk` writes ({one_line(error)})") from error
-    return table_door_of(name, dict(saved) if isinstance(saved, datasets.DatasetDict) else {"train": saved}, columns)
+    return dataset_reader(name, dict(saved) if isinstance(saved, datasets.DatasetDict) else {"train": saved}, columns)
 
 
-def table_door_of(name: str, tables: dict[str, Any], columns: Columns) -> Door:
-    """Door of `datasets.Dataset` objects."""
+def dataset_reader(name: str, tables: dict[str, Any], columns: Columns) -> Reader:
+    """Reader of `datasets.Dataset` objects."""
 
     def load(split: str) -> TableSource:
         base = str(columns.image_root or "")
         train = lambda: load("train") if "train" in tables else None  # noqa: E731
         return table_source(name, split, tables[split], columns, train, base)
 
-    return Door(name, [str(split) for split in tables], load, by_names=True)
+    return Reader(name, [str(split) for split in tables], load, by_names=True)
 
 
-def hub_door(name: str, config_name: str | None, columns: Columns, cache_dir: str | os.PathLike | None) -> Door:
-    """Door of a data set on the Hub.
+def hub_reader(name: str, config_name: str | None, columns: Columns, cache_dir: str | os.PathLike | None) -> Reader:
+    """Reader of a data set on the Hub.
 
     Raises:
         HFViTError: unreachable, unknown, private, or of several configurations none of which was chosen.
     """
     import datasets
 
-    knock(name)
+    check_dataset_access(name)
     cache = None if cache_dir is None else str(cache_dir)
     builder = ask(name, lambda: datasets.load_dataset_builder(name, config_name, cache_dir=cache))
     splits = list(builder.info.splits or ()) or ask(name, lambda: datasets.get_dataset_split_names(name, config_name))
@@ -135,20 +135,20 @@ def hub_door(name: str, config_name: str | None, columns: Columns, cache_dir: st
         table = ask(name, lambda: datasets.load_dataset(name, config_name, split=split, cache_dir=cache))
         return table_source(name, split, table, columns, lambda: load("train") if "train" in splits else None)
 
-    return Door(name, splits, load, by_names=True)
+    return Reader(name, splits, load, by_names=True)
 
 
 def hub_files(name: str, config_name: str | None, cache_dir: str | os.PathLike | None) -> dict[str, list[str]]:
     """Addresses of the files of each split of a Hub data set; none where they are made by a script."""
     import datasets
 
-    knock(name)
+    check_dataset_access(name)
     cache = None if cache_dir is None else str(cache_dir)
     builder = ask(name, lambda: datasets.load_dataset_builder(name, config_name, cache_dir=cache))
     return {str(split): list(files) for split, files in (builder.config.data_files or {}).items()}
 
 
-def knock(name: str) -> None:
+def check_dataset_access(name: str) -> None:
     """Ask the Hub for a data set, once and quickly: `datasets` retries for half a minute where there is no network.
 
     Raises:
@@ -173,13 +173,13 @@ def knock(name: str) -> None:
 
 
 def ask(name: str, question: Callable[[], Any]) -> Any:
-    """What `datasets` answers after `knock`; its errors as ours."""
+    """What `datasets` answers after `check_dataset_access`; its errors as ours."""
     from datasets.data_files import EmptyDatasetError
     from datasets.exceptions import DataFilesNotFoundError, DatasetNotFoundError
 
     try:
         return question()
-    except DatasetNotFoundError as error:  # everybody may knock at a gated one
+    except DatasetNotFoundError as error:  # everybody may look at a gated one
         raise HFViTError(
             f"'{name}' cannot be read ({one_line(error)}); accept its terms on its page and run `hf auth login`"
         ) from error

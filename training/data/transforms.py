@@ -1,6 +1,6 @@
 """What happens between file and model: crops, flips and small distortions in the workers, mixing on the device.
 
-Every geometric step that picks a part of the picture is one window in the file's own pixels, drawn before decoding. So
+Every geometric step that picks a part of the image is one window in the file's own pixels, drawn before decoding. So
 a large JPEG is decoded no larger than its window needs, and the window is resampled once.
 
 Sources: Inception crop, TensorFlow's `sample_distorted_bounding_box` as google-research/vision_transformer calls it;
@@ -39,12 +39,12 @@ MIN_CROP_PCT = 0.01  # resizing to a hundred times the size takes the memory of 
 
 @dataclass(frozen=True)
 class ImageTransform:
-    """A window of the picture, resampled to `image_size`.
+    """A window of the image, resampled to `image_size`.
 
     Args:
         image_size: height and width of the result in pixels; one number for a square.
         resample: filter of the resize (Pillow's, so antialiased when it shrinks).
-        num_channels: 3, or 1 for a greyscale model.
+        num_channels: 3, or 1 for a grayscale model.
     """
 
     image_size: int | tuple[int, int]
@@ -76,7 +76,7 @@ class ImageTransform:
         return {key: list(value) if isinstance(value, tuple) else value for key, value in described.items()}
 
     def window(self, width: int, height: int, rng: np.random.Generator) -> Box | None:
-        """The part of a picture of that size to keep; None keeps its pixels as they are, without resampling."""
+        """The part of an image of that size to keep; None keeps its pixels as they are, without resampling."""
         return (0.0, 0.0, float(width), float(height))
 
     def finish(self, image: Image.Image, rng: np.random.Generator) -> Image.Image:
@@ -210,14 +210,14 @@ class ProcessorTransform(ImageTransform):
 
 @dataclass(frozen=True)
 class TrainTransform(ImageTransform):
-    """A random view of the picture.
+    """A random view of the image.
 
     Args:
         crop: "inception" (a window of random area and aspect ratio), "resize_small_random" (resized until it covers
             `resize_small * image_size`, then a random window), "squash" (all of it), "none" (already that size).
-        crop_area: smallest and largest share of the picture's area, for "inception".
+        crop_area: smallest and largest share of the image's area, for "inception".
         crop_ratio: smallest and largest width / height of the window, for "inception".
-        resize_small: how much larger than the window the resized picture is; 448 / 384 in big_vision's transfers.
+        resize_small: how much larger than the window the resized image is; 448 / 384 in big_vision's transfers.
         flip: mirror left and right every other time. Wrong for letters and digits.
         degrees, shear: largest rotation and horizontal shear, in degrees, to either side.
         translate: largest shift, as a share of the side.
@@ -298,7 +298,7 @@ def inception_window(
     """TensorFlow's `sample_distorted_bounding_box` without boxes.
 
     The aspect ratio is uniform; then the window's height is uniform between those of the smallest and largest allowed
-    area, as far as the window fits. The whole picture where none fits, which only very long pictures meet.
+    area, as far as the window fits. The whole image where none fits, which only very long images meet.
     """
     aspect, tallness, right, down = rng.random(4)
     aspect = ratio[0] + aspect * (ratio[1] - ratio[0])
@@ -315,7 +315,7 @@ def inception_window(
 def covering_window(
     width: int, height: int, target_hw: tuple[int, int], enlarge: float, right: float, down: float
 ) -> Box:
-    """The window that remains when a picture is resized to just cover `enlarge * target_hw` and cut to `target_hw`.
+    """The window that remains when an image is resized to just cover `enlarge * target_hw` and cut to `target_hw`.
 
     Args:
         right, down: where the window lies, from 0 (left, top) to 1.
@@ -329,7 +329,7 @@ def covering_window(
 def affine_coefficients(
     size: tuple[float, float], degrees: float, shear: float, shift: tuple[float, float], scale: float
 ) -> tuple[float, ...]:
-    """Pillow's six AFFINE numbers (output to input pixels) of a map about the centre.
+    """Pillow's six AFFINE numbers (output to input pixels) of a map about the center.
 
     Args:
         size: width and height in pixels.

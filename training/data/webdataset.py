@@ -1,7 +1,7 @@
 """WebDataset tar shards: found by pattern, indexed once, read by byte range.
 
-A record is a run of neighbouring members that share their name up to the first dot: `000017.jpg`, `000017.cls`. The
-index holds where each picture's bytes lie and its label, so that shards on a local disk are as good as any other
+A record is a run of neighboring members that share their name up to the first dot: `000017.jpg`, `000017.cls`. The
+index holds where each image's bytes lie and its label, so that shards on a local disk are as good as any other
 map-style data set (`TarSource`), and remote ones can be read a run at a time (streaming.py). It is built from the
 members' headers in one pass and kept in a cache folder, under the shards' names, sizes and times of change. Labels
 that are numbers are called by them, unless a local `label_names.json` beside the shards, a list, names the classes.
@@ -26,7 +26,7 @@ from hf_vit.errors import HFViTError
 from hf_vit.image_io import SUFFIXES, one_line, open_encoded
 
 from .columns import grouped, integer_rows, refuse_unlabelled
-from .sources import SPLIT_IN_FILE_NAME, SPLIT_NAMES, Columns, Door, classes_in_turn, digest, own_cache, relabel
+from .sources import SPLIT_IN_FILE_NAME, SPLIT_NAMES, Columns, Reader, classes_in_turn, digest, own_cache, relabel
 
 
 NAMES_FILE = "label_names.json"
@@ -37,7 +37,7 @@ NAME_FIELDS = ("class_name", "label_name")  # what the number beside it is calle
 
 @dataclass(frozen=True)
 class TarIndex:
-    """Where the pictures of some shards are.
+    """Where the images of some shards are.
 
     `shard`, `offset`, `size` (bytes) and `labels`: one entry per record; `label_names` is empty where the labels are
     bare numbers.
@@ -57,7 +57,7 @@ class TarIndex:
 
 @dataclass(frozen=True)
 class TarSource:
-    """Pictures in tar shards on a local disk, by record."""
+    """Images in tar shards on a local disk, by record."""
 
     index: TarIndex
     labels: np.ndarray
@@ -144,7 +144,7 @@ def index_shards(urls: list[str], cache: Path) -> TarIndex:
     for number, url in enumerate(urls):
         rows += [(number, *row) for row in scan_shard(url)]
     if not rows:
-        raise HFViTError(f"no pictures in {len(urls)} shards, of which the first is '{urls[0]}'")
+        raise HFViTError(f"no images in {len(urls)} shards, of which the first is '{urls[0]}'")
     shard, offset, size = (np.array(column, dtype=np.int64) for column in list(zip(*rows))[:3])
     labels, names = number_labels([row[3] for row in rows])
     cache.parent.mkdir(parents=True, exist_ok=True)
@@ -173,7 +173,7 @@ def scan_shard(url: str) -> list[tuple[int, int, Any]]:
     """(offset, size, label) of every record of one shard.
 
     Raises:
-        HFViTError: not a plain tar file, or a record without picture or label.
+        HFViTError: not a plain tar file, or a record without image or label.
     """
     import fsspec
 
@@ -199,7 +199,7 @@ def split_name(name: str) -> tuple[str, str]:
 
 
 def scan_record(url: str, key: str, tar: tarfile.TarFile, members: Any) -> tuple[int, int, Any]:
-    """The picture's place and the label of one record; its members are read as they come."""
+    """The image's place and the label of one record; its members are read as they come."""
     place, label = None, None
     for member in members:
         kind = split_name(member.name)[1]
@@ -210,7 +210,7 @@ def scan_record(url: str, key: str, tar: tarfile.TarFile, members: Any) -> tuple
             found = read_label(content, kind, f"record '{key.lstrip('/')}' of the shard '{url}'")
             label = found if label is None else label
     if place is None:
-        raise HFViTError(f"record '{key.lstrip('/')}' of the shard '{url}' has no picture")
+        raise HFViTError(f"record '{key.lstrip('/')}' of the shard '{url}' has no image")
     if label is None:
         raise HFViTError(
             f"record '{key.lstrip('/')}' of the shard '{url}' has no label; "
@@ -247,8 +247,8 @@ def read_label(content: bytes, kind: str, where: str) -> Any:
     return (found[0], named[0]) if number and named else found[0]
 
 
-def shards_door(name: str, files: list[str], columns: Columns, cache_dir: str | os.PathLike | None) -> Door:
-    """Door of tar shards on a local disk."""
+def shards_reader(name: str, files: list[str], columns: Columns, cache_dir: str | os.PathLike | None) -> Reader:
+    """Reader of tar shards on a local disk."""
     if any("://" in file for file in files):
         raise HFViTError(f"'{name}' lies elsewhere; stream it (--streaming), or copy the shards to this machine")
     splits = shards_by_split(files)
@@ -257,7 +257,7 @@ def shards_door(name: str, files: list[str], columns: Columns, cache_dir: str | 
         index, mark = load_index(name, splits[split], columns, cache_dir)
         return TarSource(index, index.labels, index.label_names, mark, classes_in_turn(index.labels))
 
-    return Door(name, list(splits), load, by_names=True)
+    return Reader(name, list(splits), load, by_names=True)
 
 
 def shards_by_split(files: Sequence[str]) -> dict[str, list[str]]:
@@ -292,7 +292,7 @@ def with_names(index: TarIndex, name: str, columns: Columns) -> TarIndex:
     wanted, group = grouped(columns.label, ())
     if columns.image is not None or wanted not in (None, "cls"):
         raise HFViTError(
-            f"'{name}' is tar shards, which have no columns: the picture is the first of a record, the label its .cls "
+            f"'{name}' is tar shards, which have no columns: the image is the first of a record, the label its .cls "
             "or the label in its .json; leave out --image_column and --label_column"
         )
     if index.label_names:

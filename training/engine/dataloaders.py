@@ -15,8 +15,8 @@ from hf_vit.errors import HFViTError
 
 from ..config.arguments import TrainArguments
 from ..data.dataset import collate
-from ..data.samplers import EvalOrder, KeyedDataset, TrainOrder, stack
-from ..data.streaming import ImageStream, StreamOrder
+from ..data.samplers import EvalSampler, KeyedDataset, TrainSampler, stack
+from ..data.streaming import ImageStream, StreamSampler
 from ..reporting.progress import Timer
 from .accelerator import worker_message
 from .preemption import ignore_signals
@@ -74,12 +74,12 @@ class Batches:
     def _keep(self, error: HFViTError) -> None:
         self.error = error
 
-    def order(self, stage: Stage, position: int, stop: int) -> TrainOrder | StreamOrder:
+    def order(self, stage: Stage, position: int, stop: int) -> TrainSampler | StreamSampler:
         """The batches of this process from one place of the row to another."""
         where = {"position": position, "stop": stop, "rank": self.rank, "world_size": self.world_size}
         if isinstance(self.dataset, ImageStream):
             return self.dataset.order(stage.batch_size, seed=self.args.seed, **where)
-        return TrainOrder(len(self.dataset), stage.batch_size, seed=self.args.seed, **where)
+        return TrainSampler(len(self.dataset), stage.batch_size, seed=self.args.seed, **where)
 
     def names(self, step: int, position: int) -> tuple[list[str], list[str]]:
         """The files that this process reads for `step`, whose first image stands at `position`; and those of
@@ -128,7 +128,7 @@ def as_raised(error: HFViTError) -> HFViTError:
 
 
 def create_loader(
-    dataset: Dataset, order: TrainOrder | StreamOrder | EvalOrder, args: TrainArguments, device: torch.device
+    dataset: Dataset, order: TrainSampler | StreamSampler | EvalSampler, args: TrainArguments, device: torch.device
 ) -> DataLoader:
     """A loader with the workers that `args` asks for; signals to stop are not for them."""
     workers = args.dataloader_num_workers

@@ -14,7 +14,7 @@ from transformers.trainer_utils import EvalPrediction
 
 from hf_vit.errors import HFViTError
 
-from ..data.samplers import EvalOrder
+from ..data.samplers import EvalSampler
 from ..metrics.metric_state import MetricState
 from .dataloaders import all_batches
 from .distributed import raise_on_all_ranks
@@ -47,7 +47,7 @@ class Evaluated:
 def evaluate(
     loss_module,
     loader: DataLoader,
-    order: EvalOrder,
+    order: EvalSampler,
     accelerator: Accelerator,
     prepare,
     keep_outputs: bool = False,

@@ -39,7 +39,7 @@ from hf_vit.hub.upload import push_folder
 from ..config.arguments import TrainArguments
 from ..data.mixup import MixupCutmix
 from ..data.normalize import Normalize
-from ..data.samplers import EvalOrder, keyed, seed_draw
+from ..data.samplers import EvalSampler, keyed, seed_draw
 from ..reporting import attention_examples, facts, progress
 from ..reporting.flops import measured_peak
 from . import checkpoint_io, save_outputs
@@ -449,7 +449,7 @@ class Trainer:
 
     def _evaluate(self, dataset: Dataset, keep_outputs: bool) -> Evaluated:
         size = self.args.per_device_eval_batch_size
-        order = EvalOrder(len(dataset), size, rank=self.rank, world_size=self.world_size)
+        order = EvalSampler(len(dataset), size, rank=self.rank, world_size=self.world_size)
         loader = create_loader(dataset, order, self.args, self.accelerator.device)
         self.callback_handler.eval_dataloader = loader
 

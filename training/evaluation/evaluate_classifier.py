@@ -19,7 +19,7 @@ from hf_vit.errors import HFViTError
 from hf_vit.image_io import UnreadableImage
 
 from ..data.dataset import ImageDataset, collate
-from ..data.samplers import EvalOrder
+from ..data.samplers import EvalSampler
 from ..data.transforms import RESAMPLING, EvalTransform, covering_window
 from ..engine.dataloaders import all_batches
 from ..engine.distributed import raise_on_all_ranks
@@ -171,7 +171,7 @@ def batches(
             )
         view = FiveCrops(view)
     rank, world = accelerator.process_index, accelerator.num_processes
-    order = EvalOrder(len(dataset), context.batch_size, rank=rank, world_size=world)
+    order = EvalSampler(len(dataset), context.batch_size, rank=rank, world_size=world)
     loader = DataLoader(
         dataset.with_transform(view),
         batch_sampler=order,

@@ -11,7 +11,7 @@ import numpy as np
 
 from hf_vit.errors import HFViTError
 
-from ..data.dataset import ImageDataset, open_dataset, open_door
+from ..data.dataset import ImageDataset, open_dataset, open_reader
 from ..data.sources import Columns, listed
 from ..data.splits import EVAL_SPLITS
 from ..metrics.accuracy.accuracy import wilson_interval
@@ -71,7 +71,7 @@ def finish(
 def find_split(args: argparse.Namespace) -> str:
     """The first of the usual evaluation splits that the data has."""
     columns = Columns(args.image_column, args.label_column, None)
-    splits = open_door(args.dataset, args.dataset_config_name, columns, args.cache_dir).splits
+    splits = open_reader(args.dataset, args.dataset_config_name, columns, args.cache_dir).splits
     found = next((name for name in EVAL_SPLITS if name in splits), None)
     if found is None:
         raise HFViTError(f"'{args.dataset}' has no split to evaluate on; choose one with --split: {listed(splits)}")
@@ -112,7 +112,7 @@ def output_names(classifier: Classifier) -> list[str]:
 
 def real_labels(path: str, dataset: ImageDataset, match: LabelMatch) -> np.ndarray:
     """The ReaL labels of a data set's images: by file name, else in the order of the whole validation set."""
-    names = [dataset.picture_name(index) for index in range(len(dataset))]
+    names = [dataset.image_name(index) for index in range(len(dataset))]
     rows = real_rows(read_real_labels(path), names, dataset.rows.tolist(), len(dataset.source.labels))
     check_real(rows, match.places[dataset.labels])
     return rows

@@ -1,4 +1,4 @@
-"""The data door: same picture for the same address, every kind of source, and one clear line for every mistake."""
+"""The data reader: same picture for the same address, every kind of source, and one clear line for every mistake."""
 
 import io
 import os
@@ -214,7 +214,7 @@ def test_two_columns_that_could_be_the_label(tmp_path):
         ({"img": encoded(2), "label": ["a", None]}, {}, r"1 rows .* no label"),
         ({"img": encoded(2), "label": ["a", "a"]}, {}, r"only one class, a"),
         ({"img": encoded(2)}, {}, r"no column of labels among none at all"),
-        ({"label": [0, 1], "x": [1, 2]}, {}, r"no column of pictures among label, x"),
+        ({"label": [0, 1], "x": [1, 2]}, {}, r"no column of images among label, x"),
         ({"img": encoded(2), "label": [0, 1]}, {"image_column": "photo"}, r"no column 'photo'.* img, label"),
         ({"img": encoded(2), "label": [0, 1]}, {"label_column": "kind"}, r"no column 'kind'.* img, label"),
         ({"img": encoded(2), "image": encoded(2), "label": [0, 1]}, {}, r"choose one with --image_column"),
@@ -320,12 +320,12 @@ def test_fractions_are_nested_and_per_class_counts_exact():
     assert len({one.fingerprint, ten.fingerprint, whole.fingerprint}) == 3
     assert np.bincount(whole.per_class(10).labels).tolist() == [10] * 10
     assert set(whole.per_class(5).rows) < set(whole.per_class(10).rows)
-    with pytest.raises(HFViTError, match="fewer than 500 pictures of 0, 1"):
+    with pytest.raises(HFViTError, match="fewer than 500 images of 0, 1"):
         whole.per_class(500)
     for fraction in (0.0, 1.5, float("nan")):
         with pytest.raises(HFViTError, match="fraction"):
             take_fraction(whole, fraction)
-    with pytest.raises(HFViTError, match="is none; raise it"):
+    with pytest.raises(HFViTError, match="selects no images of"):
         take_fraction(whole, 1e-6)
 
 
@@ -427,7 +427,7 @@ def test_rows_without_a_picture(tmp_path):
     dataset = open_table(path, tmp_path).with_transform(EvalTransform(8))
     batch = collate([dataset[i] for i in range(4)])
     assert batch["index"].tolist() == [0, 1]
-    assert batch["unreadable"][0] == "t.parquet:train[2]: the row holds no picture"
+    assert batch["unreadable"][0] == "t.parquet:train[2]: the row holds no image"
     assert batch["unreadable"][1].startswith("t.parquet:train[3]: ")
 
 

@@ -53,14 +53,14 @@ def test_shared_images_are_found_and_left_out(sets):
     copy = next(duplicate for duplicate in found if duplicate.other_name == "test/a/copy.png")
     assert (copy.bits_apart, copy.colors_apart) == (0, 0.0)
     assert len(remaining) == len(train) - 5
-    names = {remaining.picture_name(index) for index in range(len(remaining))}
+    names = {remaining.image_name(index) for index in range(len(remaining))}
     assert not names & {name for name, _ in pairs}
     assert remaining.fingerprint != train.fingerprint
 
 
 def test_nothing_shared_leaves_the_data_alone(sets):
     train, test = sets
-    other = test.select([index for index in range(len(test)) if test.picture_name(index)[7:8].isdigit()])
+    other = test.select([index for index in range(len(test)) if test.image_name(index)[7:8].isdigit()])
     remaining, found = deduplicate(train, other)
     assert remaining is train and found == []
 

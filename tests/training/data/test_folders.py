@@ -129,7 +129,7 @@ def test_names_that_are_not_utf8(tmp_path):
     tree(tmp_path, "a*10", "b*10")
     os.rename(tmp_path / "b/0.png", os.fsencode(tmp_path) + b"/b/caf\xe9.png")
     data = open_dataset(str(tmp_path), split="train")
-    names = [data.picture_name(index) for index in range(len(data))]
+    names = [data.image_name(index) for index in range(len(data))]
     odd = names.index("b/caf\\xe9.png")
     assert data.read(odd)[0].size == (7, 5) and "".join(names).encode()
 
@@ -150,12 +150,12 @@ def test_the_index_of_a_large_tree_is_kept_until_a_folder_changes(tmp_path, monk
     assert not cache.exists()  # small
     monkeypatch.setattr(folders, "LARGE", 3)
     first = open_dataset(str(root), split="train", cache_dir=cache)
-    names = [first.picture_name(index) for index in range(15)]
-    assert names == [alone.picture_name(index) for index in range(15)] and first.label_names == ["a", "b"]
+    names = [first.image_name(index) for index in range(15)]
+    assert names == [alone.image_name(index) for index in range(15)] and first.label_names == ["a", "b"]
     monkeypatch.setattr(folders, "walk", lambda *args, **options: pytest.fail("walked again"))
     again = open_dataset(str(root), split="train", cache_dir=cache)
     assert again.fingerprint == first.fingerprint != alone.fingerprint
-    assert [again.picture_name(index) for index in range(15)] == names
+    assert [again.image_name(index) for index in range(15)] == names
     monkeypatch.undo()
     monkeypatch.setattr(folders, "LARGE", 3)
     tree(root, "a/y/new.png")

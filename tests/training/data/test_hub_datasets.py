@@ -46,9 +46,9 @@ def streamed(data):
     return data.label_names, sorted((record.index, digest(record.data), record.label) for record in records), copies
 
 
-for door, tell, name, split, config_name in json.loads(sys.argv[1]):
+for reader, tell, name, split, config_name in json.loads(sys.argv[1]):
     try:
-        answer = globals()[tell](globals()[door](name, split=split, config_name=config_name))
+        answer = globals()[tell](globals()[reader](name, split=split, config_name=config_name))
     except HFViTError as error:
         answer = str(error)
     print("answer", json.dumps(answer), flush=True)

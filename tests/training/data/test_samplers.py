@@ -11,11 +11,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from training.data.samplers import EvalOrder, TrainOrder, epoch_order, seed_draw
+from training.data.samplers import EvalSampler, TrainSampler, epoch_order, seed_draw
 
 
 def row(size, batch, rank=0, world=1, position=0, updates=10, seed=3):
-    order = TrainOrder(size, batch, seed=seed, position=position, stop=position + updates * batch * world,
+    order = TrainSampler(size, batch, seed=seed, position=position, stop=position + updates * batch * world,
                        rank=rank, world_size=world)  # fmt: skip
     return list(order)
 
@@ -44,7 +44,7 @@ def test_every_epoch_shows_every_picture_once_in_another_order():
 @settings(max_examples=50, deadline=None)
 @given(size=st.integers(1, 40), batch=st.integers(1, 7), world=st.integers(1, 5))
 def test_evaluation_shows_every_picture_once_and_every_process_as_many_batches(size, batch, world):
-    orders = [EvalOrder(size, batch, rank=rank, world_size=world) for rank in range(world)]
+    orders = [EvalSampler(size, batch, rank=rank, world_size=world) for rank in range(world)]
     assert len({tuple(len(keys) for keys in order) for order in orders}) == 1
     seen = []
     for order in orders:

@@ -85,7 +85,7 @@ def test_pictures_of_the_evaluation_split_leave_the_training_split(tmp_path):
     said = []
     found = open_splits(DataArguments(dataset=str(tmp_path), deduplicate_against="eval"), 0, said.append)
     assert len(found.train) == 36 and len(found.duplicates) == 4
-    assert "4 training pictures are also in" in said[0] and "3.png" in said[0]
+    assert "4 training images are also in" in said[0] and "3.png" in said[0]
 
 
 def test_pictures_of_another_data_set_leave_the_training_split(tmp_path):

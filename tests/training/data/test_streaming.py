@@ -111,7 +111,7 @@ def test_resuming_reads_no_more_than_the_open_window(monkeypatch):
 def test_more_processes_than_chunks_are_refused():
     with pytest.raises(HFViTError, match=r"has 2 chunks .* for 3 processes"):
         stream_of([5, 0, 5]).order(1, seed=0, position=0, stop=9, rank=0, world_size=3)
-    with pytest.raises(HFViTError, match="at picture 3 cannot go on with 2"):
+    with pytest.raises(HFViTError, match="at image 3 cannot go on with 2"):
         stream_of([5, 5, 5]).order(1, seed=0, position=3, stop=9, rank=0, world_size=2)
 
 
@@ -216,12 +216,12 @@ def test_replaced_shards_are_indexed_again(shards):
     ("records", "message"),
     [
         ([("a", {"png": b"x"})], r"record 'a' of the shard .* has no label"),
-        ([("a", {"cls": b"1"})], r"record 'a' of the shard .* has no picture"),
+        ([("a", {"cls": b"1"})], r"record 'a' of the shard .* has no image"),
         ([("a", {"png": b"x", "cls": b"-1"})], r"no label \(-1"),
         ([("a", {"png": b"x", "json": b"{oh"})], r"the .json of record 'a' of the shard .* is not JSON"),
         ([("a", {"png": b"x", "json": b"[1]"})], r'holds no object with a "label"'),
         ([("a", {"png": b"x", "cls": b"caf\xe9"})], r"the .cls of record 'a' of the shard .* is not UTF-8"),
-        ([], "no pictures in 1 shards"),
+        ([], "no images in 1 shards"),
     ],
 )
 def test_shards_that_cannot_be_used(tmp_path, records, message):
@@ -252,8 +252,8 @@ def test_names_beside_the_shards(shards):
     cache = {"split": "train", "cache_dir": shards / "cache"}
     names = shards / "label_names.json"
     names.write_text('["cat", "dog", "owl", "newt"]')
-    for door in (open_dataset, open_stream):
-        assert door(str(shards), **cache).label_names == ["cat", "dog", "owl", "newt"]
+    for reader in (open_dataset, open_stream):
+        assert reader(str(shards), **cache).label_names == ["cat", "dog", "owl", "newt"]
     turned = open_dataset(str(shards), **cache, label_names=["owl", "dog", "cat"])
     assert turned.labels.tolist() == [2 - number % 3 for number in range(15)]
     assert open_dataset(str(shards), **cache, label_column="cls//2").label_names == ["0", "1"]
@@ -334,11 +334,13 @@ def test_rows_without_a_picture_are_listed(tmp_path):
     datasets.Dataset.from_dict(columns, features=datasets.Features(CLASSES)).to_parquet(tmp_path / "train.parquet")
     stream = open_stream(str(tmp_path), split="train").with_transform(EvalTransform(8))
     batch = collate([stream[record] for record in next(iter(stream.order(2, seed=0, position=0, stop=2)))])
-    assert len(batch["labels"]) == 1 and batch["unreadable"] == ["train.parquet[0, 0]: the row holds no picture"]
+    assert len(batch["labels"]) == 1 and batch["unreadable"] == ["train.parquet[0, 0]: the row holds no image"]
 
 
 def test_a_share_that_holds_nothing_says_so():
-    with pytest.raises(HFViTError, match=r"0.0001 of the pictures of split 'train' .* is none; raise it"):
+    with pytest.raises(
+        HFViTError, match=r"0.0001 selects no images of 'synthetic:glyphs@2,20' .split 'train'.; increase it"
+    ):
         open_stream("synthetic:glyphs@2,20", split="train", fraction=0.0001)
 
 

@@ -20,7 +20,7 @@ from hf_vit import HFViTConfig, HFViTForImageClassification
 from hf_vit.errors import HFViTError
 from training.config.arguments import TrainArguments
 from training.data.dataset import open_dataset
-from training.data.samplers import TrainOrder
+from training.data.samplers import TrainSampler
 from training.data.transforms import EvalTransform
 from training.engine import preemption
 from training.engine.trainer import Trainer
@@ -73,7 +73,7 @@ def test_the_first_updates_are_those_of_a_plain_pytorch_loop(tmp_path):
     data, model, plain = Images(40), tiny(), tiny()
     Trainer(model, arguments(tmp_path / "out", max_steps=3, optim="sgd", lr_scheduler_type="constant"), data).train()
     optimizer = torch.optim.SGD(plain.parameters(), lr=1e-2, momentum=0.9)
-    for keys in TrainOrder(40, 8, seed=42, position=0, stop=24, rank=0, world_size=1):
+    for keys in TrainSampler(40, 8, seed=42, position=0, stop=24, rank=0, world_size=1):
         items = [data[index] for _, index in keys]
         pixels = (torch.stack([i["pixel_values"] for i in items]).float() / 255 - 0.5) / 0.5
         plain(pixels, labels=torch.tensor([i["labels"] for i in items])).loss.backward()
@@ -266,7 +266,7 @@ def test_a_callback_can_end_an_epoch(tmp_path):
 
 
 def test_a_loss_that_is_not_finite_names_update_and_files_and_keeps_the_last_good_checkpoint(tmp_path):
-    order = list(TrainOrder(40, 8, seed=42, position=0, stop=80, rank=0, world_size=1))
+    order = list(TrainSampler(40, 8, seed=42, position=0, stop=80, rank=0, world_size=1))
     poison = next(index for _, index in order[4])
     with pytest.raises(HFViTError) as error:
         args = arguments(tmp_path / "out", max_steps=9, logging_steps=50)  # looked at before the checkpoint at 6

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from hf_vit.errors import HFViTError
 from training.data.dataset import open_dataset
-from training.data.sources import synthetic_door
+from training.data.sources import synthetic_reader
 from training.data.streaming import open_stream
 from training.data.synthetic import FAMILIES, SyntheticImages, draw, find_family, fractals, lines
 from training.data.synthetic.contours import draw_atom
@@ -275,13 +275,13 @@ def test_the_old_spelling_of_color_says_the_new_one(caplog):
     assert images == SyntheticImages.from_name("synthetic:atoms-color+glyphs-color")
     assert len(caplog.messages) == 1 and "-color" in caplog.text and "\n" not in caplog.messages[0]
     for spelling in ("colour", "color"):  # runs and exports of version 0.1 go on
-        source = synthetic_door(f"synthetic:atoms-{spelling}@9,9").load("train")
+        source = synthetic_reader(f"synthetic:atoms-{spelling}@9,9").load("train")
         assert source.fingerprint == "b13be64dc1b1f5ecdb6f4d90214e60b8"
 
 
 def test_fingerprints_tell_versions_and_options_apart():
     def fingerprint(name):
-        return synthetic_door(name).load("train").fingerprint
+        return synthetic_reader(name).load("train").fingerprint
 
     assert fingerprint("synthetic:glyphs@52,600") == "de6d2ce1dec7eb01c7612125c198f470"
     assert fingerprint("synthetic:glyphs@52,600,24") == "433349e52b2f391b52d3cd797ce18dba"
