@@ -1,4 +1,4 @@
-"""Draws assets/pipeline.svg, the picture of README.md: python assets/draw_pipeline.py
+"""Draws assets/pipeline.svg, the image of README.md: python assets/draw_pipeline.py
 
 The digit is one of scikit-learn's, the letter one of training.synthetic's; the rest is boxes and arrows.
 """
@@ -45,7 +45,7 @@ def arrow(axes, start, end, color=INK, **options):
     )
 
 
-def picture(axes, pixels, x, y, side, grid, color=INK):
+def image(axes, pixels, x, y, side, grid, color=INK):
     """An image with the grid of its patches over it."""
     axes.imshow(
         pixels, extent=(x, x + side, y, y + side), cmap="gray_r", interpolation="nearest", zorder=1, aspect="auto"
@@ -64,7 +64,7 @@ def digit_at(pixels, size):
 def network(axes, digit):
     """Upper half: the equations of the paper from left to right."""
     axes.text(0.1, 5.62, "The network", weight="bold", size=12.5, color=INK)
-    picture(axes, digit, 0.15, 3.55, 1.5, 3, BLUE)
+    image(axes, digit, 0.15, 3.55, 1.5, 3, BLUE)
     axes.text(0.9, 3.3, "image, cut into patches", ha="center", size=9, color=FAINT)
     arrow(axes, (1.75, 4.5), (2.2, 4.5))
     box(axes, 2.25, 4.15, 1.35, 0.7, "linear\nprojection")
@@ -129,7 +129,7 @@ def network(axes, digit):
 def job(axes, letter, digit):
     """Lower half: what `make quickstart` does."""
     axes.text(0.1, 2.08, "The main job", weight="bold", size=12.5, color=INK)
-    picture(axes, letter, 0.15, 0.55, 0.95, 4, BLUE)
+    image(axes, letter, 0.15, 0.55, 0.95, 4, BLUE)
     axes.text(0.62, 0.28, "letters, 16 px", ha="center", size=9, color=FAINT)
     arrow(axes, (1.2, 1.02), (1.6, 1.02))
     box(axes, 1.65, 0.67, 1.45, 0.7, "pre-train")
@@ -144,7 +144,7 @@ def job(axes, letter, digit):
     axes.text(4.55, 0.28, "positions re-fitted, head replaced", ha="center", size=9, color=FAINT)
     arrow(axes, (5.58, 1.02), (5.95, 1.02))
     box(axes, 6.0, 0.67, 1.45, 0.7, "fine-tune", ORANGE, filled=True)
-    picture(axes, digit, 6.25, 1.5, 0.62, 6, ORANGE)
+    image(axes, digit, 6.25, 1.5, 0.62, 6, ORANGE)
     axes.text(6.95, 1.8, "digits,\n24 px", va="center", size=9, color=FAINT)
     arrow(axes, (7.45, 1.02), (7.85, 1.02))
     box(axes, 7.9, 0.42, 2.05, 1.2, "one folder\nweights, code, image\nprocessor, card, facts", GREEN, size=9)

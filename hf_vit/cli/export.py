@@ -95,8 +95,8 @@ def table(account: dict[str, Any]) -> str:
         said = "not measured (no --images)"
         if int8["n"]:
             said = f"same label on {int8['same_label']:.1%} of {int8['n']} images"
-        if "labelled" in int8:
-            said += f", accuracy {int8['accuracy_float32']:.2%} -> {int8['accuracy_int8']:.2%} on {int8['labelled']}"
+        if "labeled" in int8:
+            said += f", accuracy {int8['accuracy_float32']:.2%} -> {int8['accuracy_int8']:.2%} on {int8['labeled']}"
         lines.append(f"int8        {int8['kind']}: {said}")
         for row in int8.get("unreadable", []):
             print(f"unreadable: {row['image']}: {row['reason']}", file=sys.stderr)

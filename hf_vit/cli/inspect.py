@@ -2,11 +2,11 @@
 
 Called by `hf_vit/cli/main.py`, which adds `--json` and turns errors into one line and exit status 2. DIR then holds
 
-    report.html           one page with every picture inside it: to look at, to send
+    report.html           one page with every image inside it: to look at, to send
     numbers.json          what was measured
-    model-1/              figures of the model: filters.png, positions.png, distance.png, and for each picture a folder
+    model-1/              figures of the model: filters.png, positions.png, distance.png, and for each image a folder
         001-NAME/         overlays of the original's size (attention.png, rollout.png, ...; below PAGE_WIDTH pixels
-                          enlarged by a whole number), heads.png, norms.png, colours.png, curves.png
+                          enlarged by a whole number), heads.png, norms.png, colors.png, curves.png
     model-2/              the same of the model to compare with
 """
 
@@ -49,11 +49,11 @@ if TYPE_CHECKING:
 
 EXAMPLES = """\
   hf-vit inspect path/to/model --out seen
-  hf-vit inspect path/to/model cat.jpg pictures/ --out seen
+  hf-vit inspect path/to/model cat.jpg images/ --out seen
   hf-vit inspect ViT-B_16.npz cat.jpg --out seen --image-size 384 512 --layers 0 5 -1
-  hf-vit inspect out pictures/ --out seen --compare other/model --class cat --steps 0"""
+  hf-vit inspect out images/ --out seen --compare other/model --class cat --steps 0"""
 TEMPLATE = Path(__file__).with_name("inspection_report.html")
-PAGE_WIDTH = 360  # pixels of a picture on the page; the files beside it have the original's
+PAGE_WIDTH = 360  # pixels of an image on the page; the files beside it have the original's
 CLASS_FREE = ("attention", "rollout")
 
 
@@ -68,7 +68,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--layers", type=int, nargs="+", metavar="N", help="blocks to show (first, middle, last)")
     parser.add_argument("--heads", type=int, nargs="+", metavar="N", help="heads to show (all)")
     parser.add_argument("--image-size", type=int, nargs="+", metavar="PX", help="one number, or height and width")
-    parser.add_argument("--limit", type=positive, default=24, metavar="N", help="at most so many pictures (24)")
+    parser.add_argument("--limit", type=positive, default=24, metavar="N", help="at most so many images (24)")
     parser.add_argument(
         "--steps", type=whole, default=10, metavar="N", help="steps of the deletion and insertion curves (10; 0: none)"
     )
@@ -100,7 +100,7 @@ class Subject:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Inspect, write the page, print where it is; 0, or 1 where some pictures could not be read."""
+    """Inspect, write the page, print where it is; 0, or 1 where some images could not be read."""
     try:
         from ..interpretability import plots as figures
     except ImportError as error:
@@ -110,7 +110,7 @@ def run(arguments: argparse.Namespace) -> int:
     paths = find_images(arguments.images)
     if len(paths) > arguments.limit:
         print(
-            f"note: the first {arguments.limit} of {len(paths)} pictures; --limit {len(paths)} for all",
+            f"note: the first {arguments.limit} of {len(paths)} images; --limit {len(paths)} for all",
             file=sys.stderr,
         )
         paths = paths[: arguments.limit]
@@ -121,19 +121,19 @@ def run(arguments: argparse.Namespace) -> int:
         check_channels(number)
     unreadable: list[dict[str, str]] = []
     shown: list[dict[str, Any]] = []
-    pictures = read_images(paths, max(channels), unreadable, in_memory=1)
-    for number, (path, picture) in enumerate(pictures, start=1):
+    readable = read_images(paths, max(channels), unreadable, in_memory=1)
+    for number, (path, image) in enumerate(readable, start=1):
         rows = [
-            _inspect(subject, picture, f"{number:03d}-{printable(path.stem)}", arguments, figures)
+            _inspect(subject, image, f"{number:03d}-{printable(path.stem)}", arguments, figures)
             for subject in subjects
         ]
-        shown.append({"name": printable(path.name), "path": printable(path), "size": picture.size, "models": rows})
+        shown.append({"name": printable(path.name), "path": printable(path), "size": image.size, "models": rows})
     if paths and not shown:
         raise HFViTError(
             f"none of {len(paths)} images could be read; {printable(paths[0])}: {unreadable[0]['reason']}"
         )
     for place, subject in enumerate(subjects):
-        _colour_features(subject, [picture["models"][place] for picture in shown], figures)
+        _colour_features(subject, [image["models"][place] for image in shown], figures)
         _describe(subject, figures)
     together = _together(subjects, shown, arguments.out, figures)
     _write(arguments.out, subjects, shown, unreadable, together)
@@ -180,15 +180,15 @@ def _class(model: Any, name: str | None) -> int | None:
     raise HFViTError(f"no class '{name}': the model has {len(names)}{' (' + some + ', ...)' if names else ''}")
 
 
-# -- one picture, one model -----------------------------------------------------------------------------------------
+# -- one image, one model -----------------------------------------------------------------------------------------
 
 
-def _inspect(subject: Subject, picture: Image.Image, name: str, arguments: argparse.Namespace, figures: Any) -> dict:
-    """Everything about a picture: figures into its folder, a row for the page back."""
+def _inspect(subject: Subject, image: Image.Image, name: str, arguments: argparse.Namespace, figures: Any) -> dict:
+    """Everything about an image: figures into its folder, a row for the page back."""
     model, folder = subject.model, subject.folder / name
     folder.mkdir(exist_ok=True)
-    picture = picture.convert("L" if model.config.num_channels == 1 else "RGB")
-    pixels = processor_pixels(subject.processor, picture).to(model.device, model.dtype)
+    image = image.convert("L" if model.config.num_channels == 1 else "RGB")
+    pixels = processor_pixels(subject.processor, image).to(model.device, model.dtype)
     row: dict[str, Any] = {"title": subject.title, "folder": folder, "labels": [], "maps": [], "figures": []}
     target = subject.target
     if model.config.num_labels:
@@ -199,12 +199,12 @@ def _inspect(subject: Subject, picture: Image.Image, name: str, arguments: argpa
         names = model.config.id2label
         row["labels"] = [(names[place], value) for value, place in zip(best.values.tolist(), best.indices.tolist())]
         row["explained"] = names[target]
-    original = figures.enlarged(np.asarray(picture.convert("RGB")), PAGE_WIDTH)
+    original = figures.enlarged(np.asarray(image.convert("RGB")), PAGE_WIDTH)
     view = figures.view_of(subject.processor.to_dict(), original.shape[:2])
     row |= {"original": _thumbnail(original), "view": view}
     maps = {method: explain(model, pixels, method, target) for method in subject.methods}
     for method, heat in maps.items():
-        placed = figures.on_picture(heat[0].cpu().numpy(), model.config.total_stride, view)
+        placed = figures.on_image(heat[0].cpu().numpy(), model.config.total_stride, view)
         seen = figures.overlay(original, placed)
         Image.fromarray(seen).save(folder / f"{method}.png")
         row["maps"].append((method.replace("_", " "), _thumbnail(seen)))
@@ -260,13 +260,13 @@ def _draw_curves(
 
 
 def _colour_features(subject: Subject, rows: list[dict], figures: Any) -> None:
-    """Principal components as colours, common to all pictures of the run."""
+    """Principal components as colors, common to all images of the run."""
     if not rows:
         return
     colours = feature_colours(torch.stack(subject.features)).numpy()
     for row, colour in zip(rows, colours):
-        large = figures.colours_on_picture(colour, subject.model.config.total_stride, row["view"])
-        Image.fromarray(large).save(row["folder"] / "colours.png")
+        large = figures.colours_on_image(colour, subject.model.config.total_stride, row["view"])
+        Image.fromarray(large).save(row["folder"] / "colors.png")
         row["maps"].append(("features", _thumbnail(large)))
 
 
@@ -274,7 +274,7 @@ def _colour_features(subject: Subject, rows: list[dict], figures: Any) -> None:
 
 
 def _describe(subject: Subject, figures: Any) -> None:
-    """The figures of a model's parameters, and of its attention over all pictures."""
+    """The figures of a model's parameters, and of its attention over all images."""
     model, drawn = subject.model, {}
     filters = embedding_filters(model)
     drawn["filters"] = figures.draw_filters(filters.components.numpy(), filters.explained.numpy())
@@ -283,7 +283,7 @@ def _describe(subject: Subject, figures: Any) -> None:
     if subject.distances:
         distance = torch.stack(subject.distances).mean(dim=0)
         count = len(subject.distances)
-        title = f"attention distance, mean of {count} picture{'s' if count > 1 else ''}"
+        title = f"attention distance, mean of {count} image{'s' if count > 1 else ''}"
         drawn["distance"] = figures.draw_attention_distance({subject.title: distance.numpy()}, title)
         subject.numbers["attention_distance_px"] = distance.tolist()
     for name, figure in drawn.items():
@@ -326,18 +326,18 @@ def _inline(figure: "Figure") -> str:
 
 
 def _thumbnail(pixels: np.ndarray) -> str:
-    picture = Image.fromarray(pixels)
-    factor = PAGE_WIDTH / max(picture.size)
+    image = Image.fromarray(pixels)
+    factor = PAGE_WIDTH / max(image.size)
     resample = Image.Resampling.LANCZOS if factor < 1 else Image.Resampling.NEAREST
-    size = max(1, round(picture.width * factor)), max(1, round(picture.height * factor))
+    size = max(1, round(image.width * factor)), max(1, round(image.height * factor))
     buffer = io.BytesIO()
-    picture.resize(size, resample).save(buffer, format="JPEG", quality=88)
+    image.resize(size, resample).save(buffer, format="JPEG", quality=88)
     return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
 def _mean_areas(shown: list[dict], place: int) -> Iterator[tuple[str, dict[str, float]]]:
-    """Mean over pictures of each method's areas, best score first."""
-    rows = [picture["models"][place]["areas"] for picture in shown if "areas" in picture["models"][place]]
+    """Mean over images of each method's areas, best score first."""
+    rows = [image["models"][place]["areas"] for image in shown if "areas" in image["models"][place]]
     means = {
         method: {which: float(np.mean([row[method][which] for row in rows])) for which in rows[0][method]}
         for method in (rows[0] if rows else ())
@@ -352,15 +352,15 @@ def _write(
         subject.numbers["mean_areas"] = dict(_mean_areas(shown, place))
     numbers = {
         "models": [subject.numbers for subject in subjects],
-        "pictures": [
+        "images": [
             {
-                "image": picture["path"],
+                "image": image["path"],
                 "models": [
                     {"labels": row["labels"], "explained": row.get("explained"), "areas": row.get("areas", {})}
-                    for row in picture["models"]
+                    for row in image["models"]
                 ],
             }
-            for picture in shown
+            for image in shown
         ],
         "unreadable": unreadable,
     }

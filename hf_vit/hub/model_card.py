@@ -28,9 +28,9 @@ METRIC_NAMES = {
     "accuracy": "Accuracy",
     "top5_accuracy": "Top-5 accuracy",
     "loss": "Cross-entropy",
-    "masked_patch_accuracy": "Colours of masked patches that are right",
-    "masked_patch_top5_accuracy": "Colours of masked patches that are among the first five",
-    "masked_patch_loss": "Cross-entropy of the colours of masked patches",
+    "masked_patch_accuracy": "Colors of masked patches that are right",
+    "masked_patch_top5_accuracy": "Colors of masked patches that are among the first five",
+    "masked_patch_loss": "Cross-entropy of the colors of masked patches",
     "real_accuracy": "ImageNet-ReaL accuracy",
     "mean_per_class": "Balanced accuracy (mean of the classes' accuracies)",
     "macro_f1": "Macro F1",
@@ -98,7 +98,7 @@ def write_card(folder: str | Path, repo_id: str | None = None) -> Path:
 def render_eval_results(facts: Facts) -> dict[str, str]:
     """{`.eval_results/NAME.yaml`: text} of accuracies on data sets of the Hub, where the Hub's leaderboards read them.
 
-    https://huggingface.co/docs/hub/eval-results: an entry needs a data set with an id, so local pictures have none.
+    https://huggingface.co/docs/hub/eval-results: an entry needs a data set with an id, so local images have none.
     """
     config, date = (facts.get("data") or {}).get("config_name"), (facts.get("environment") or {}).get("date")
     files: dict[str, str] = {}
@@ -230,45 +230,45 @@ def summary(facts: Facts) -> str:
     if data.get("name"):
         text += f" on {reference(data['name'])}"
     if not classifies(facts):
-        return f"{text} by predicting the colours of masked patches, without labels. It has no classes yet."
-    return f"{text}. It sorts a picture into one of {model['num_labels']} classes."
+        return f"{text} by predicting the colors of masked patches, without labels. It has no classes yet."
+    return f"{text}. It sorts an image into one of {model['num_labels']} classes."
 
 
 def intended_use(facts: Facts) -> str:
     if not classifies(facts):
-        return "fine-tuning, and as features of pictures like those it was trained on."
+        return "fine-tuning, and as features of images like those it was trained on."
     labels = (facts.get("data") or {}).get("label_names") or []
     if not labels:
-        return f"sorting pictures into the {facts['model']['num_labels']} classes of its training data."
+        return f"sorting images into the {facts['model']['num_labels']} classes of its training data."
     shown = ", ".join(code(label).replace("\\|", "|") for label in labels[:SHOWN_LABELS])  # no table here
     more = f" and {len(labels) - SHOWN_LABELS} more (`id2label` in config.json)" if len(labels) > SHOWN_LABELS else ""
-    return f"sorting pictures like those it was trained on into {len(labels)} classes: {shown}{more}."
+    return f"sorting images like those it was trained on into {len(labels)} classes: {shown}{more}."
 
 
 def limits(facts: Facts) -> list[str]:
     """What the facts say that the model cannot be trusted with."""
     data, results = facts.get("data") or {}, facts.get("results") or []
     said = (
-        ["Every picture is given one of these labels, also one that shows something else."]
+        ["Every image is given one of these labels, also one that shows something else."]
         if classifies(facts)
         else []
     )
     if data.get("train_images"):
-        said.append(f"It learned from {data['train_images']:,} pictures; what they do not show, it has not seen.")
+        said.append(f"It learned from {data['train_images']:,} images; what they do not show, it has not seen.")
     if results:
         where = sorted({f"{reference(row['dataset'])} ({code(row['split'])})" for row in results})
         said.append(f"It was measured on {', '.join(where)} and on nothing else: other cameras, styles or groups of")
         said[-1] += " people and things may give other results."
     else:
-        said.append("It was not measured on held-out pictures.")
+        said.append("It was not measured on held-out images.")
     if data.get("unreadable_images"):
-        said.append(f"{data['unreadable_images']:,} pictures of the data could not be read and were left out.")
+        said.append(f"{data['unreadable_images']:,} images of the data could not be read and were left out.")
     return said
 
 
 def results_note(facts: Facts) -> str:
     seed = (facts.get("training") or {}).get("seed")
-    text = "± is the standard error that n pictures leave for one seed, and the standard deviation over several."
+    text = "± is the standard error that n images leave for one seed, and the standard deviation over several."
     if any(row.get("interval") for row in facts.get("results") or []):
         text = (
             "95 %: the interval that n images leave for one seed (Wilson's for accuracies, the bootstrap's for means "
@@ -344,14 +344,14 @@ def data_rows(facts: Facts) -> Rows:
     return rows(
         ("Dataset", reference(data["name"]) if data.get("name") else None),
         ("Configuration", data.get("config_name")),
-        ("Training split", pictures(data.get("train_split"), data.get("train_images"))),
-        ("Held-out split", pictures(data.get("eval_split"), data.get("eval_images"))),
+        ("Training split", images_of_split(data.get("train_split"), data.get("train_images"))),
+        ("Held-out split", images_of_split(data.get("eval_split"), data.get("eval_images"))),
         ("Share of the training split", f"{fraction:.4g}" if fraction not in (None, 1) else None),
         (
             "Left out as duplicates",
             f"{removed:,}, also in {reference(against)}" if against and removed is not None else None,
         ),
-        ("Unreadable pictures left out", data.get("unreadable_images") or None),
+        ("Unreadable images left out", data.get("unreadable_images") or None),
         ("Fingerprint", code(data["fingerprint"]) if data.get("fingerprint") else None),
     )
 
@@ -468,7 +468,7 @@ def size(value: int | Iterable[int]) -> str:
     return f"{value} x {value}" if isinstance(value, int) else " x ".join(str(side) for side in value)
 
 
-def pictures(split: str | None, images: int | None) -> str | None:
+def images_of_split(split: str | None, images: int | None) -> str | None:
     if not split:
         return None
     return code(split) + (f", {images:,} images" if images is not None else "")

@@ -1,4 +1,4 @@
-"""A page that classifies a picture and shows where the model looks; one file that runs by itself, also as a Space.
+"""A page that classifies an image and shows where the model looks; one file that runs by itself, also as a Space.
 
     python app.py                     the models in the folders beside this file
     hf-vit demo MODEL                 the same page on this machine (hf_vit/hub/space.py)
@@ -35,7 +35,7 @@ HEAT = np.array([[0, 0, 4], [87, 16, 110], [188, 55, 84], [249, 142, 9], [252, 2
 
 @dataclass
 class Unreadable:
-    """What came instead of a picture."""
+    """What came instead of an image."""
 
     reason: str = "This file cannot be read as an image: try a JPEG, PNG, WebP, GIF, BMP or TIFF file."
 
@@ -67,27 +67,27 @@ class Classifier:
     def heads(self) -> int:
         return self.model.config.num_attention_heads
 
-    def pixels(self, picture: Image.Image) -> torch.Tensor:
-        """`(1, C, H, W)`, normalised."""
-        image = open_image(picture, num_channels=self.model.config.num_channels)
-        return processor_pixels(self.processor, image).to(self.model.device, self.model.dtype)
+    def pixels(self, image: Image.Image) -> torch.Tensor:
+        """`(1, C, H, W)`, normalized."""
+        decoded = open_image(image, num_channels=self.model.config.num_channels)
+        return processor_pixels(self.processor, decoded).to(self.model.device, self.model.dtype)
 
     @torch.inference_mode()
-    def scores(self, picture: Image.Image) -> dict[str, float]:
+    def scores(self, image: Image.Image) -> dict[str, float]:
         """{label: probability} of every class; each by itself where several may be right."""
-        logits = self.model(self.pixels(picture)).logits[0].float()
+        logits = self.model(self.pixels(image)).logits[0].float()
         several = self.model.config.problem_type == "multi_label_classification"
         found = logits.sigmoid() if several else logits.softmax(dim=0)
         return {self.labels[number]: score for number, score in enumerate(found.tolist())}
 
     @torch.inference_mode()
-    def overlay(self, picture: Image.Image, layer: int, head: str) -> Image.Image:
-        """The picture under what the class token (without one: the mean patch) of a block attends to.
+    def overlay(self, image: Image.Image, layer: int, head: str) -> Image.Image:
+        """The image under what the class token (without one: the mean patch) of a block attends to.
 
         Args:
             layer: from 1. head: its number from 1, or `MEAN`.
         """
-        pixels = self.pixels(picture)
+        pixels = self.pixels(image)
         weights = self.model.attention_maps(pixels, layers=[int(layer) - 1])[int(layer) - 1][
             0
         ].float()  # (heads, N, N)
@@ -95,50 +95,48 @@ class Classifier:
         config = self.model.config
         asking = weights[0] if config.use_class_token else weights[config.num_prefix_tokens :].mean(dim=0)
         heat = asking[config.num_prefix_tokens :].reshape(config.grid_for(tuple(pixels.shape[-2:])))  # (rows, columns)
-        return blend(self.seen(picture, pixels), heat.cpu().numpy())
+        return blend(self.seen(image, pixels), heat.cpu().numpy())
 
-    def seen(self, picture: Image.Image, pixels: torch.Tensor) -> Image.Image:
-        """What the model sees: the whole picture, or the middle that its processor cuts out."""
+    def seen(self, image: Image.Image, pixels: torch.Tensor) -> Image.Image:
+        """What the model sees: the whole image, or the middle that its processor cuts out."""
         if getattr(self.processor, "do_center_crop", False):
             std, mean = (torch.tensor(numbers)[:, None, None] for numbers in (self.processor.image_std,
                                                                             self.processor.image_mean))  # fmt: skip
             view = ((pixels[0].float().cpu() * std + mean) * 255).round().clamp(0, 255).byte().numpy()
             shown = Image.fromarray(np.broadcast_to(view, (3, *view.shape[1:])).transpose(1, 2, 0).copy())
         else:
-            shown = open_image(picture)
+            shown = open_image(image)
         scale = LARGEST_SIDE / max(shown.size)
         return shown.resize((max(1, round(shown.width * scale)), max(1, round(shown.height * scale))))
 
 
-def blend(picture: Image.Image, heat: np.ndarray) -> Image.Image:
-    """A heat map `(rows, columns)` over a picture: grey where little is seen, coloured where much is."""
+def blend(image: Image.Image, heat: np.ndarray) -> Image.Image:
+    """A heat map `(rows, columns)` over an image: gray where little is seen, colored where much is."""
     level = (heat - heat.min()) / max(float(heat.max() - heat.min()), 1e-12)
-    large = np.asarray(Image.fromarray(level.astype(np.float32)).resize(picture.size, Image.Resampling.BILINEAR))
+    large = np.asarray(Image.fromarray(level.astype(np.float32)).resize(image.size, Image.Resampling.BILINEAR))
     places = large.clip(0, 1) * (len(HEAT) - 1)
     below = np.minimum(places.astype(int), len(HEAT) - 2)
     rest = (places - below)[..., None]
     colour = HEAT[below] * (1 - rest) + HEAT[below + 1] * rest  # (H, W, 3)
-    grey = np.asarray(picture.convert("L"), dtype=np.float64)[..., None].repeat(3, axis=2)
+    grey = np.asarray(image.convert("L"), dtype=np.float64)[..., None].repeat(3, axis=2)
     share = 0.35 + 0.45 * large[..., None]
     return Image.fromarray(((1 - share) * grey + share * colour).round().clip(0, 255).astype(np.uint8))
 
 
 def build_page(classifiers: Sequence[Classifier]) -> gr.Blocks:
-    """The page: a picture in, one column for each model out."""
-    with gr.Blocks(title="What is in the picture?", analytics_enabled=False) as page:
-        gr.Markdown("# What is in the picture?\nDrop a picture: labels, and where the model looks.")
+    """The page: an image in, one column for each model out."""
+    with gr.Blocks(title="What is in the image?", analytics_enabled=False) as page:
+        gr.Markdown("# What is in the image?\nDrop an image: labels, and where the model looks.")
         # The file as it is: gradio's own PIL image has lost 16 bits and transparency
-        picture = gr.Image(
-            type="filepath", image_mode=None, label="Picture", sources=["upload", "clipboard"], height=280
-        )
-        setattr(picture, "preprocess", _or_why_not(picture.preprocess))  # noqa: B010 - a method replaced
+        upload = gr.Image(type="filepath", image_mode=None, label="Image", sources=["upload", "clipboard"], height=280)
+        setattr(upload, "preprocess", _or_why_not(upload.preprocess))  # noqa: B010 - a method replaced
         with gr.Row():
-            columns = [_column(classifier, picture) for classifier in classifiers]
+            columns = [_column(classifier, upload) for classifier in classifiers]
 
     def show(given: Image.Image | Unreadable | None, *chosen: Any) -> list[Any]:
         """Labels and overlay of every column; `chosen` are block and head of each."""
         if isinstance(given, Unreadable):
-            gr.Warning(given.reason, title="Not a picture", duration=None)
+            gr.Warning(given.reason, title="Not an image", duration=None)
         if not isinstance(given, Image.Image):
             return [None] * (2 * len(classifiers))
         found: list[Any] = []
@@ -149,12 +147,12 @@ def build_page(classifiers: Sequence[Classifier]) -> gr.Blocks:
     with page:
         inputs = [control for _, controls in columns for control in controls]
         outputs = [output for shown, _ in columns for output in shown]
-        # The last one counts: by default a picture that comes while an answer is awaited would be dropped.
-        picture.input(show, [picture, *inputs], outputs, concurrency_id="model", trigger_mode="always_last")
+        # The last one counts: by default an image that comes while an answer is awaited would be dropped.
+        upload.input(show, [upload, *inputs], outputs, concurrency_id="model", trigger_mode="always_last")
     return page
 
 
-def _column(classifier: Classifier, picture: gr.Image) -> tuple[list[Any], list[Any]]:
+def _column(classifier: Classifier, upload: gr.Image) -> tuple[list[Any], list[Any]]:
     """What shows one model: (labels, overlay), and what one can choose there: (block, head)."""
     with gr.Column(min_width=300):
         gr.Markdown(f"### {classifier.name}")
@@ -173,7 +171,7 @@ def _column(classifier: Classifier, picture: gr.Image) -> tuple[list[Any], list[
 
     # One at a time: a model that is being watched must not run for somebody else meanwhile.
     for control in (block, head):
-        control.change(look, [picture, block, head], overlay, concurrency_id="model")
+        control.change(look, [upload, block, head], overlay, concurrency_id="model")
     return [labels, overlay], [block, head]
 
 

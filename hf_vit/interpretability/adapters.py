@@ -12,7 +12,7 @@
 pytorch-grad-cam reads layers of tokens `(B, N, D)` and asks for a function that lays them out as `(B, D, rows,
 columns)`. captum has no such hook and takes dimension 1 for the channels: give its layer methods a layer whose output
 is a map already, which `patch_maps` is. Its integrated gradients start at zero unless told otherwise: there a hybrid's
-normalisations jump, and the attributions do not add up. `perturbation.blurred` is a start that works.
+normalizations jump, and the attributions do not add up. `perturbation.blurred` is a start that works.
 """
 
 from collections.abc import Callable
@@ -48,7 +48,7 @@ def token_grid(
 ) -> Callable[[torch.Tensor], torch.Tensor]:
     """pytorch-grad-cam's `reshape_transform`: `(B, N, D)` -> `(B, D, rows, columns)`, class and registers left out.
 
-    `image_size` in pixels, one number or (height, width), where pictures are not of the model's own size.
+    `image_size` in pixels, one number or (height, width), where images are not of the model's own size.
     """
     config = plain(model).config
     grid = config.grid_for(config.image_size if image_size is None else image_size)

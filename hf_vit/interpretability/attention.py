@@ -2,9 +2,9 @@
 
 Everything here reads the forward pass through hooks on the blocks: the attention backend stays as it is, graphs made
 by `torch.compile` are set aside for the analysed call, and what a block shows is reduced before the next one runs, so
-no more than one block's weights are in memory at a time: ViT-L/16 at 512 px, float32, one picture on a CPU, peaks at
-1275 MiB in a forward pass, 1393 MiB in `attention_maps` of one block (1.09 times; 1.17 with two pictures), 1292 MiB in
-`class_attention` and 1418 MiB in `rollout_map` (resident memory beyond the interpreter's, torch 2.13). Pictures may
+no more than one block's weights are in memory at a time: ViT-L/16 at 512 px, float32, one image on a CPU, peaks at
+1275 MiB in a forward pass, 1393 MiB in `attention_maps` of one block (1.09 times; 1.17 with two images), 1292 MiB in
+`class_attention` and 1418 MiB in `rollout_map` (resident memory beyond the interpreter's, torch 2.13). Images may
 have any size.
 
     B batch   k heads   N tokens (class, registers, patches)   rows, columns: the grid of patch tokens
@@ -147,7 +147,7 @@ def _batch(pixel_values: torch.Tensor) -> torch.Tensor:
 
 
 def grid_of(model: nn.Module, pixel_values: torch.Tensor) -> tuple[int, int]:
-    """(rows, columns) of the patch tokens of these pictures."""
+    """(rows, columns) of the patch tokens of these images."""
     return plain(model).config.grid_for(tuple(pixel_values.shape[-2:]))
 
 
@@ -175,7 +175,7 @@ def attention_maps(
     """Attention weights of chosen blocks and heads.
 
     Args:
-        pixel_values: normalised pictures `(B, C, H, W)`. layers: blocks; negative ones count from the last.
+        pixel_values: normalized images `(B, C, H, W)`. layers: blocks; negative ones count from the last.
         heads: None for all.
 
     Returns:
@@ -312,7 +312,7 @@ def _rollout(model: nn.Module, pixel_values: torch.Tensor, fusion: HeadFusion) -
 def attention_distance(model: nn.Module, pixel_values: torch.Tensor) -> torch.Tensor:
     """Mean distance over which each head attends, in pixels of the model's input (paper, Figure 7 right).
 
-    The mean over pictures and querying patches of sum_j a_ij |p_i - p_j|, p the patches' places, a the attention among
+    The mean over images and querying patches of sum_j a_ij |p_i - p_j|, p the patches' places, a the attention among
     patches with rows of sum one (class and registers left out). A hybrid's patches are its total stride apart.
 
     Returns:
@@ -351,7 +351,7 @@ class Filters:
 def embedding_filters(model: nn.Module, count: int = 28) -> Filters:
     """First principal components of the filters that read pixels (paper, Figure 7 left).
 
-    The D filters of a ViT's patch projection; for a hybrid the filters of the ResNet's first convolution, standardised
+    The D filters of a ViT's patch projection; for a hybrid the filters of the ResNet's first convolution, standardized
     as it uses them. Components are scaled to [0, 1], their signs fixed; there are at most as many as filters.
     """
     patches = plain(model).base_model.embeddings.patch_embeddings
@@ -378,7 +378,7 @@ def principal_components(samples: torch.Tensor, count: int) -> tuple[torch.Tenso
 
 @torch.no_grad()
 def position_similarity(model: nn.Module) -> torch.Tensor:
-    """Cosine similarity of every patch's position embedding with all others (paper, Figure 7 centre).
+    """Cosine similarity of every patch's position embedding with all others (paper, Figure 7 center).
 
     Returns:
         `(rows, columns, rows, columns)`. Raises HFViTError for a model without positions.
@@ -399,7 +399,7 @@ def position_similarity(model: nn.Module) -> torch.Tensor:
 def token_states(
     model: nn.Module, pixel_values: torch.Tensor, layers: Sequence[int] = (-1,), normalised: bool = False
 ) -> dict[int, torch.Tensor]:
-    """The patch tokens after chosen blocks, `(B, rows, columns, D)`; `normalised` by the model's final LayerNorm."""
+    """The patch tokens after chosen blocks, `(B, rows, columns, D)`; `normalized` by the model's final LayerNorm."""
     numbers, states = layer_numbers(model, layers), {}
     with watched(model) as inside:
         encoder, grid = inside.base_model, grid_of(inside, pixel_values)
@@ -426,8 +426,8 @@ def token_states(
 def feature_colours(features: torch.Tensor) -> torch.Tensor:
     """Three principal components of patch features as red, green and blue.
 
-    `(B, rows, columns, D)` -> `(B, rows, columns, 3)` in [0, 1]. Components are common to the batch, so equal colours
-    mean equal features across pictures; each channel is cut at the 1st and 99th percentile.
+    `(B, rows, columns, D)` -> `(B, rows, columns, 3)` in [0, 1]. Components are common to the batch, so equal colors
+    mean equal features across images; each channel is cut at the 1st and 99th percentile.
     """
     flat = features.float().flatten(0, -2).cpu()  # (B rows columns, D)
     directions, _ = principal_components(flat, min(3, *flat.shape))

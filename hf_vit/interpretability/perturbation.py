@@ -20,7 +20,7 @@ from .attention import evaluating
 from .relevance import METHODS, Target, class_numbers, explain
 
 
-BASELINES = ("blur", "mean", "grey")
+BASELINES = ("blur", "mean", "gray")
 
 
 @dataclass
@@ -86,7 +86,7 @@ def _nothing(pixel_values: torch.Tensor, baseline: str) -> torch.Tensor:
         return blurred(pixel_values)
     if baseline == "mean":
         return pixel_values.mean(dim=(2, 3), keepdim=True).expand_as(pixel_values)
-    if baseline == "grey":
+    if baseline == "gray":
         return torch.zeros_like(pixel_values)
     raise HFViTError(f"baseline='{baseline}' is not one of {', '.join(BASELINES)}")
 
@@ -112,11 +112,11 @@ def perturbation_curves(
 
     Args:
         model: any classifier that returns logits, or an output with `.logits`.
-        pixel_values: normalised pictures `(B, C, H, W)`. importance: `(B, rows, columns)`, larger first.
-        target: class number, or one for each picture; None for the most probable of the whole picture.
+        pixel_values: normalized images `(B, C, H, W)`. importance: `(B, rows, columns)`, larger first.
+        target: class number, or one for each image; None for the most probable of the whole image.
         steps: changes from none to all patches; 2 (steps + 1) forward passes.
-        baseline: what an absent patch shows: the picture blurred, its mean colour, or 0 (mid-grey after
-            normalisation with mean 0.5).
+        baseline: what an absent patch shows: the image blurred, its mean color, or 0 (mid-gray after
+            normalization with mean 0.5).
 
     Raises:
         HFViTError: shapes that do not match, no such class or baseline.

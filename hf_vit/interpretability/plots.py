@@ -1,4 +1,4 @@
-"""Draws what `inspection`, `relevance` and `perturbation` compute. Arrays in, pictures and matplotlib figures out.
+"""Draws what `inspection`, `relevance` and `perturbation` compute. Arrays in, images and matplotlib figures out.
 
 Drawn with the Agg canvas and never through pyplot: no display is needed and no global state is left behind. Needs
 matplotlib (`pip install "hf-vit[inspect]"`).
@@ -23,29 +23,29 @@ INK, FAINT = "#1f2933", "#8895a3"
 COLOURS = ("#3d6fb4", "#d9822b", "#3f8f5f", "#b0413e", "#7a5195")
 
 
-# -- from the grid of patches to the original picture ---------------------------------------------------------------
+# -- from the grid of patches to the original image ---------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class View:
-    """What a model sees of a picture: a window of it, resized.
+    """What a model sees of an image: a window of it, resized.
 
     Attributes:
-        picture_size: (height, width) of the original. model_size: (height, width) of the model's input.
+        image_size: (height, width) of the original. model_size: (height, width) of the model's input.
         window: (top, left, height, width) in pixels of the original, as real numbers.
     """
 
-    picture_size: tuple[int, int]
+    image_size: tuple[int, int]
     model_size: tuple[int, int]
     window: tuple[float, float, float, float]
 
 
-def view_of(settings: Mapping[str, Any], picture_size: tuple[int, int]) -> View:
-    """The window that an image processor of these settings cuts out of a picture of (height, width).
+def view_of(settings: Mapping[str, Any], image_size: tuple[int, int]) -> View:
+    """The window that an image processor of these settings cuts out of an image of (height, width).
 
-    `size` is {"height", "width"} (the whole picture, squashed) or {"shortest_edge"}; then `crop_size` from the middle.
+    `size` is {"height", "width"} (the whole image, squashed) or {"shortest_edge"}; then `crop_size` from the middle.
     """
-    height, width = picture_size
+    height, width = image_size
     size = settings["size"]
     if settings.get("do_resize") is False:
         resized = height, width
@@ -56,15 +56,15 @@ def view_of(settings: Mapping[str, Any], picture_size: tuple[int, int]) -> View:
     else:
         resized = int(size["height"]), int(size["width"])
     if not settings.get("do_center_crop"):
-        return View(picture_size, resized, (0.0, 0.0, float(height), float(width)))
+        return View(image_size, resized, (0.0, 0.0, float(height), float(width)))
     crop = int(settings["crop_size"]["height"]), int(settings["crop_size"]["width"])
     down, across = height / resized[0], width / resized[1]
     top, left = (resized[0] - crop[0]) // 2 * down, (resized[1] - crop[1]) // 2 * across
-    return View(picture_size, crop, (top, left, crop[0] * down, crop[1] * across))
+    return View(image_size, crop, (top, left, crop[0] * down, crop[1] * across))
 
 
-def on_picture(heat: np.ndarray, stride: tuple[int, int], view: View, smooth: bool = True) -> np.ndarray:
-    """A map over patches `(rows, columns)` in the pixels of the original picture, `(height, width)`.
+def on_image(heat: np.ndarray, stride: tuple[int, int], view: View, smooth: bool = True) -> np.ndarray:
+    """A map over patches `(rows, columns)` in the pixels of the original image, `(height, width)`.
 
     Interpolated linearly between the patches' centres, constant beyond the outermost; NaN where the model does not
     look: outside the window, and at the right and the bottom what the patches do not cover.
@@ -76,7 +76,7 @@ def on_picture(heat: np.ndarray, stride: tuple[int, int], view: View, smooth: bo
     top, left, height, width = view.window
     sides = []
     for axis, (start, length) in enumerate(((top, height), (left, width))):
-        places = (np.arange(view.picture_size[axis]) + 0.5 - start) * view.model_size[axis] / length
+        places = (np.arange(view.image_size[axis]) + 0.5 - start) * view.model_size[axis] / length
         covered = min(heat.shape[axis] * stride[axis], view.model_size[axis])
         patches = places / stride[axis] - 0.5
         weights = _linear(patches if smooth else patches.round(), heat.shape[axis])
@@ -92,16 +92,16 @@ def _linear(places: np.ndarray, cells: int) -> np.ndarray:
     return np.maximum(0, 1 - np.abs(places[:, None] - np.arange(cells)))
 
 
-def colours_on_picture(colours: np.ndarray, stride: tuple[int, int], view: View) -> np.ndarray:
-    """Colours of patches `(rows, columns, 3)` in [0, 1] -> `(height, width, 3)` uint8, white outside the window."""
-    found = [on_picture(colours[..., channel], stride, view, smooth=False) for channel in range(3)]
+def colours_on_image(colours: np.ndarray, stride: tuple[int, int], view: View) -> np.ndarray:
+    """Colors of patches `(rows, columns, 3)` in [0, 1] -> `(height, width, 3)` uint8, white outside the window."""
+    found = [on_image(colours[..., channel], stride, view, smooth=False) for channel in range(3)]
     return (np.nan_to_num(np.stack(found, axis=-1), nan=1.0) * 255).round().astype(np.uint8)
 
 
-def enlarged(picture: np.ndarray, least: int) -> np.ndarray:
-    """A picture `(H, W, C)` whose longer side is below `least` pixels, enlarged by a whole number to about that."""
-    factor = max(1, round(least / max(picture.shape[:2])))
-    return picture.repeat(factor, axis=0).repeat(factor, axis=1)
+def enlarged(image: np.ndarray, least: int) -> np.ndarray:
+    """An image `(H, W, C)` whose longer side is below `least` pixels, enlarged by a whole number to about that."""
+    factor = max(1, round(least / max(image.shape[:2])))
+    return image.repeat(factor, axis=0).repeat(factor, axis=1)
 
 
 def scaled(heat: np.ndarray) -> np.ndarray:
@@ -112,20 +112,20 @@ def scaled(heat: np.ndarray) -> np.ndarray:
     return (heat - finite.min()) / max(finite.max() - finite.min(), 1e-12)
 
 
-def overlay(picture: np.ndarray, heat: np.ndarray, strength: float = 0.75) -> np.ndarray:
-    """A heat map over a picture, both of its size: `(H, W, 3)` uint8 and `(H, W)` -> `(H, W, 3)` uint8.
+def overlay(image: np.ndarray, heat: np.ndarray, strength: float = 0.75) -> np.ndarray:
+    """A heat map over an image, both of its size: `(H, W, 3)` uint8 and `(H, W)` -> `(H, W, 3)` uint8.
 
-    Where the map is NaN, the picture is faded.
+    Where the map is NaN, the image is faded.
     """
-    if picture.shape[:2] != heat.shape:
-        raise HFViTError(f"the picture has {picture.shape[:2]} pixels, the map {heat.shape}: use on_picture first")
-    grey = picture.mean(axis=2, keepdims=True).repeat(3, axis=2)
+    if image.shape[:2] != heat.shape:
+        raise HFViTError(f"the image has {image.shape[:2]} pixels, the map {heat.shape}: use on_image first")
+    grey = image.mean(axis=2, keepdims=True).repeat(3, axis=2)
     level = scaled(heat)
     seen = np.isfinite(level)[..., None]
     level = np.nan_to_num(level)
     colour = matplotlib.colormaps[HEAT](level)[..., :3] * 255
-    share = strength * (0.4 + 0.6 * level[..., None])  # where little is seen, the picture shows through
-    mixed = (1 - share) * (0.5 * picture + 0.5 * grey) + share * colour
+    share = strength * (0.4 + 0.6 * level[..., None])  # where little is seen, the image shows through
+    mixed = (1 - share) * (0.5 * image + 0.5 * grey) + share * colour
     return np.where(seen, mixed, 0.35 * grey + 0.65 * 255).round().clip(0, 255).astype(np.uint8)
 
 
@@ -160,14 +160,14 @@ def _bare(axes: Any, image: np.ndarray, title: str = "", size: float = 9.0, **op
 def draw_table(
     rows: Sequence[Sequence[np.ndarray]], columns: Sequence[str], names: Sequence[str] = (), title: str = ""
 ) -> Figure:
-    """Pictures in rows and columns, each with its own shape; names at the left, column titles at the top."""
+    """Images in rows and columns, each with its own shape; names at the left, column titles at the top."""
     shapes = [max(row[0].shape[0] / row[0].shape[1], 0.3) for row in rows]
     side = 2.1
     figure = _page(side * len(columns), sum(side * shape + 0.15 for shape in shapes) + 0.4)
     grid = figure.subplots(len(rows), len(columns), squeeze=False, gridspec_kw={"height_ratios": shapes})
     for number, row in enumerate(rows):
-        for column, picture in enumerate(row):
-            _bare(grid[number, column], picture, columns[column] if number == 0 else "")
+        for column, image in enumerate(row):
+            _bare(grid[number, column], image, columns[column] if number == 0 else "")
         if names:
             grid[number, 0].set_ylabel(names[number], size=8, color=INK)
     if title:
@@ -178,10 +178,10 @@ def draw_table(
 def draw_examples(
     columns: Sequence[Sequence[np.ndarray]], titles: Sequence[str], names: Sequence[str], most: int = 6
 ) -> Figure:
-    """A column for each picture, its title above and its maps below; `most` columns in a band, further bands below.
+    """A column for each image, its title above and its maps below; `most` columns in a band, further bands below.
 
     Args:
-        columns: for each picture, itself and its maps, `(H, W, 3)`; pictures may differ in proportions.
+        columns: for each image, itself and its maps, `(H, W, 3)`; images may differ in proportions.
         names: what the rows show, at the left.
     """
     bands = [range(start, min(start + most, len(columns))) for start in range(0, len(columns), most)]
@@ -194,11 +194,11 @@ def draw_examples(
         axes.axis("off")
     for number, band in enumerate(bands):
         for column, place in enumerate(band):
-            for row, picture in enumerate(columns[place]):
+            for row, image in enumerate(columns[place]):
                 axes = grid[number * len(names) + row, column]
                 axes.axis("on")
                 axes.set_anchor("N")
-                _bare(axes, picture, textwrap.fill(titles[place], 18) if row == 0 else "", 9)
+                _bare(axes, image, textwrap.fill(titles[place], 18) if row == 0 else "", 9)
                 if column == 0:
                     axes.set_ylabel(names[row], size=9, color=INK)
     return figure
@@ -214,7 +214,7 @@ def draw_attention_heads(
 
     Args:
         numbers: of the heads, where they are not the first ones.
-        proportion: height over width of what the model sees of the picture; that of the grid of patches where None.
+        proportion: height over width of what the model sees of the image; that of the grid of patches where None.
     """
     layers = list(maps)
     heads, rows, columns = maps[layers[0]].shape
@@ -234,7 +234,7 @@ def draw_attention_heads(
 
 
 def draw_filters(components: np.ndarray, explained: np.ndarray, title: str = "") -> Figure:
-    """Principal components of the embedding filters, `(n, C, height, width)` in [0, 1]; colour for three channels."""
+    """Principal components of the embedding filters, `(n, C, height, width)` in [0, 1]; color for three channels."""
     count, channels = components.shape[:2]
     columns = min(7, count)
     lines = -(-count // columns)
@@ -262,7 +262,7 @@ def draw_position_similarity(similarity: np.ndarray, title: str = "", most: int 
     rows, columns = similarity.shape[:2]
     down = np.unique(np.linspace(0, rows - 1, min(rows, most)).round().astype(int))
     across = np.unique(np.linspace(0, columns - 1, min(columns, most)).round().astype(int))
-    gap = max(1, round(0.12 * max(rows, columns)))  # one picture of all tiles: a hundred axes take minutes to lay out
+    gap = max(1, round(0.12 * max(rows, columns)))  # one image of all tiles: a hundred axes take minutes to lay out
     sheet = np.full((len(down) * (rows + gap) - gap, len(across) * (columns + gap) - gap), np.nan)
     for line, row in enumerate(down):
         for place, column in enumerate(across):
@@ -323,7 +323,7 @@ def draw_curves(fractions: np.ndarray, curves: Mapping[str, tuple[np.ndarray, np
 
 
 def draw_norms(norms: Mapping[int, np.ndarray], title: str = "", proportion: float | None = None) -> Figure:
-    """Lengths of the patch tokens after chosen blocks, `{layer: (rows, columns)}`, one colour scale each.
+    """Lengths of the patch tokens after chosen blocks, `{layer: (rows, columns)}`, one color scale each.
 
     `proportion`: as in `draw_attention_heads`.
     """

@@ -41,10 +41,10 @@ def explain(
     """How much each patch counts, `(B, rows, columns)`, not negative.
 
     Args:
-        pixel_values: normalised pictures `(B, C, H, W)`.
+        pixel_values: normalized images `(B, C, H, W)`.
         method: `"attention"` of the class token in the last block, mean over heads (the probe's for `"map"`) and
             `"rollout"` do not depend on the class; `"gradient_rollout"` and `"relevance"` (Chefer) do.
-        target: class number, or one for each picture `(B,)`; None for the most probable.
+        target: class number, or one for each image `(B,)`; None for the most probable.
 
     Raises:
         HFViTError: unknown method, no such class, or a model without classifier where one is needed.
@@ -224,7 +224,7 @@ def class_numbers(logits: torch.Tensor, target: Target) -> torch.Tensor:
         return logits.argmax(dim=1)
     chosen = torch.as_tensor(target, device=logits.device).reshape(-1)
     if chosen.is_floating_point() or len(chosen) not in (1, batch):
-        raise HFViTError(f"target is one class number or {batch}, one for each picture; got {target}")
+        raise HFViTError(f"target is one class number or {batch}, one for each image; got {target}")
     if not ((chosen >= 0) & (chosen < classes)).all():
         raise HFViTError(f"class {chosen.tolist()} does not exist: the model has {classes}, 0 to {classes - 1}")
     return chosen.expand(batch)

@@ -1,6 +1,6 @@
 """Small models of every kind that inspection, relevance, perturbation and adapters are tested on.
 
-A test file takes the fixtures under names of its own: `model, pixels = each_kind, two_pictures`.
+A test file takes the fixtures under names of its own: `model, pixels = each_kind, two_images`.
 """
 
 import pytest
@@ -39,7 +39,7 @@ def each_kind(request):
 
 
 @pytest.fixture
-def two_pictures():
+def two_images():
     return torch.randn(2, 3, HEIGHT, WIDTH)
 
 

@@ -38,7 +38,7 @@ LABELS = {0: "circle", 1: "square", 2: "star"}
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    """Folder of a tiny classifier whose logits differ from picture to picture."""
+    """Folder of a tiny classifier whose logits differ from image to image."""
     folder = tmp_path_factory.mktemp("model")
     torch.manual_seed(0)
     config = HFViTConfig(
@@ -55,15 +55,15 @@ def model(tmp_path_factory):
 
 
 @pytest.fixture
-def pictures(tmp_path):
-    """Five pictures of several formats and sizes in two folders, and one file that is none."""
+def images(tmp_path):
+    """Five images of several formats and sizes in two folders, and one file that is none."""
     random = np.random.default_rng(0)
     (tmp_path / "in" / "deep").mkdir(parents=True)
     for number, name in enumerate(("a.png", "b.jpg", "c.JPEG", "deep/d.bmp", "deep/e.png")):
         mode, size = ("L", (9, 30)) if number == 4 else ("RGB", (20 + number, 14))
         shape = size[::-1] if mode == "L" else (*size[::-1], 3)
         Image.fromarray(random.integers(0, 255, shape, dtype=np.uint8)).save(tmp_path / "in" / name)
-    (tmp_path / "in" / "broken.png").write_text("not a picture")
+    (tmp_path / "in" / "broken.png").write_text("not an image")
     return tmp_path / "in"
 
 
@@ -130,10 +130,10 @@ def test_info_errors(capsys):
 # -- predict
 
 
-def test_predict_is_what_the_model_says(capsys, model, pictures):
-    _, out, _ = run(capsys, "predict", pictures / "a.png", "--model", model, "--json")
+def test_predict_is_what_the_model_says(capsys, model, images):
+    _, out, _ = run(capsys, "predict", images / "a.png", "--model", model, "--json")
     row = json.loads(out)["predictions"][0]
-    pixels = ViTImageProcessor.from_pretrained(model)(Image.open(pictures / "a.png"), return_tensors="pt")
+    pixels = ViTImageProcessor.from_pretrained(model)(Image.open(images / "a.png"), return_tensors="pt")
     with torch.no_grad():
         scores = HFViTForImageClassification.from_pretrained(model).eval()(**pixels).logits.softmax(-1)[0]
     assert {hit["label"]: hit["score"] for hit in row["labels"]} == pytest.approx(
@@ -142,58 +142,58 @@ def test_predict_is_what_the_model_says(capsys, model, pictures):
     assert [hit["score"] for hit in row["labels"]] == sorted((hit["score"] for hit in row["labels"]), reverse=True)
 
 
-def test_predict_gives_each_of_several_labels_its_own_probability(capsys, model, pictures, tmp_path):
+def test_predict_gives_each_of_several_labels_its_own_probability(capsys, model, images, tmp_path):
     classifier = HFViTForImageClassification.from_pretrained(model).eval()
     classifier.config.problem_type = "multi_label_classification"
     processor = ViTImageProcessor.from_pretrained(model)
     for part in (classifier, processor):
         part.save_pretrained(tmp_path)
-    _, out, _ = run(capsys, "predict", pictures / "a.png", "--model", tmp_path, "--json")
+    _, out, _ = run(capsys, "predict", images / "a.png", "--model", tmp_path, "--json")
     with torch.no_grad():
-        logits = classifier(**processor(Image.open(pictures / "a.png"), return_tensors="pt")).logits[0]
+        logits = classifier(**processor(Image.open(images / "a.png"), return_tensors="pt")).logits[0]
     found = [hit["score"] for hit in json.loads(out)["predictions"][0]["labels"]]
     assert found == pytest.approx(logits.sigmoid().sort(descending=True).values.tolist()[: len(found)])
 
 
-def test_predict_folders_globs_and_batches(capsys, model, pictures):
-    words = (pictures.parent / "**" / "e.png", pictures, pictures / "*.png")
+def test_predict_folders_globs_and_batches(capsys, model, images):
+    words = (images.parent / "**" / "e.png", images, images / "*.png")
     status, out, err = run(capsys, "predict", *words, "--model", model, "--batch-size", 2, "--top-k", 1, "--json")
     found = json.loads(out)
-    names = [row["image"].removeprefix(f"{pictures}/") for row in found["predictions"]]
+    names = [row["image"].removeprefix(f"{images}/") for row in found["predictions"]]
     assert names == ["deep/e.png", "a.png", "b.jpg", "c.JPEG", "deep/d.bmp"]
     assert all(len(row["labels"]) == 1 for row in found["predictions"])
     assert status == 1 and "broken.png" in err and found["unreadable"][0]["image"].endswith("broken.png")
 
 
-def test_predict_prints_a_line_for_each_picture(capsys, model, pictures):
-    status, out, _ = run(capsys, "predict", pictures / "deep", "--model", model, "--top-k", 2, "--image-size", 24)
+def test_predict_prints_a_line_for_each_image(capsys, model, images):
+    status, out, _ = run(capsys, "predict", images / "deep", "--model", model, "--top-k", 2, "--image-size", 24)
     lines = out.splitlines()
     assert status == 0 and len(lines) == 2
     assert all(line.count("%") == 2 and "deep" in line for line in lines)
 
 
-def test_predict_from_addresses(capsys, model, pictures):
-    handler = functools.partial(QuietHandler, directory=str(pictures))
+def test_predict_from_addresses(capsys, model, images):
+    handler = functools.partial(QuietHandler, directory=str(images))
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         base = f"http://127.0.0.1:{server.server_port}"
-        words = [f"{base}/a.png", f"{base}/nothing.png", f"{base}/broken.png", pictures / "b.jpg"]
+        words = [f"{base}/a.png", f"{base}/nothing.png", f"{base}/broken.png", images / "b.jpg"]
         status, out, _ = run(capsys, "predict", *words, "--model", model, "--json")
         server.shutdown()
     found = json.loads(out)
     assert status == 1 and [row["image"] for row in found["predictions"]] == [words[0], str(words[3])]
     reasons = {row["image"]: row["reason"] for row in found["unreadable"]}
     assert "404" in reasons[words[1]] and "not an image" in reasons[words[2]]
-    _, out, _ = run(capsys, "predict", pictures / "a.png", "--model", model, "--json")
+    _, out, _ = run(capsys, "predict", images / "a.png", "--model", model, "--json")
     alone, together = json.loads(out)["predictions"][0]["labels"], found["predictions"][0]["labels"]
     assert [hit["label"] for hit in alone] == [hit["label"] for hit in together]
 
 
-def test_predict_errors(capsys, model, pictures, tmp_path):
+def test_predict_errors(capsys, model, images, tmp_path):
     assert "no image at 'nowhere.jpg'" in error_of(capsys, "predict", "nowhere.jpg", "--model", model)
     (tmp_path / "empty").mkdir()
     assert "no image at" in error_of(capsys, "predict", tmp_path / "empty", "--model", model)
-    picture = pictures / "a.png"
+    picture = images / "a.png"
     assert "no-such-model" in error_of(capsys, "predict", picture, "--model", "./no-such-model")
     assert "'0' is not a whole number above 0" in error_of(capsys, "predict", picture, "--model", "m", "--top-k", 0)
     assert "--model" in error_of(capsys, "predict", picture)
@@ -266,11 +266,11 @@ def csv_rows(path):
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])
-def test_predict_writes_all_scores_and_what_could_not_be_read(capsys, model, pictures, tmp_path, suffix):
-    _, out, _ = run(capsys, "predict", pictures, "--model", model, "--json")
+def test_predict_writes_all_scores_and_what_could_not_be_read(capsys, model, images, tmp_path, suffix):
+    _, out, _ = run(capsys, "predict", images, "--model", model, "--json")
     expected = {row["image"]: row["labels"] for row in json.loads(out)["predictions"]}
     path = tmp_path / f"scores{suffix}"
-    status, out, err = run(capsys, "predict", pictures, "--model", model, "--out", path, "--batch-size", 2)
+    status, out, err = run(capsys, "predict", images, "--model", model, "--out", path, "--batch-size", 2)
     assert status == 1 and "broken.png" in err and "scores of 5 images" in out
     if suffix == ".csv":
         rows = csv_rows(path)
@@ -290,26 +290,26 @@ def test_predict_writes_all_scores_and_what_could_not_be_read(capsys, model, pic
             {label: float(read[name][label]) for label in LABELS.values()}, rel=1e-5
         )
     assert not path.with_name(path.name + ".partial").exists()
-    assert "exists: remove it" in error_of(capsys, "predict", pictures, "--model", model, "--out", path)
+    assert "exists: remove it" in error_of(capsys, "predict", images, "--model", model, "--out", path)
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".jsonl"])
 @pytest.mark.parametrize("cut", [0, 7])
 def test_a_killed_predict_goes_on_and_tries_again_what_could_not_be_read(
-    capsys, model, pictures, tmp_path, suffix, cut, monkeypatch
+    capsys, model, images, tmp_path, suffix, cut, monkeypatch
 ):
     whole, path = tmp_path / f"whole{suffix}", tmp_path / f"scores{suffix}"
-    run(capsys, "predict", pictures, "--model", model, "--out", whole)
+    run(capsys, "predict", images, "--model", model, "--out", whole)
     partial = path.with_name(path.name + ".partial")
     lines = whole.read_bytes().splitlines(keepends=True)
     broken = [line for line in lines if b"broken" in line]
     partial.write_bytes(b"".join([*lines[:3], *broken, lines[3]])[: -cut or None])
-    Image.new("RGB", (9, 9)).save(pictures / "broken.png")
+    Image.new("RGB", (9, 9)).save(images / "broken.png")
     opened = []
     monkeypatch.setattr(
         "hf_vit.cli.inputs.open_image", lambda path, **kw: opened.append(path) or open_image(path, **kw)
     )
-    status, out, _ = run(capsys, "predict", pictures, "--model", model, "--out", path, "--resume")
+    status, out, _ = run(capsys, "predict", images, "--model", model, "--out", path, "--resume")
     assert status == 0 and "by an earlier run" in out and not partial.exists()
     known = 3 + (not cut) - (suffix == ".csv")
     assert len(opened) == 6 - known
@@ -319,8 +319,8 @@ def test_a_killed_predict_goes_on_and_tries_again_what_could_not_be_read(
     assert len(names) == len(set(names)) == 6
 
 
-def test_predict_files_errors(capsys, model, pictures, tmp_path):
-    words = ("predict", pictures / "a.png", "--model", model)
+def test_predict_files_errors(capsys, model, images, tmp_path):
+    words = ("predict", images / "a.png", "--model", model)
     assert "ends in .csv" in error_of(capsys, *words, "--out", tmp_path / "scores.xlsx")
     assert "--resume goes on with" in error_of(capsys, *words, "--resume")
     assert "needs a .csv or .jsonl" in error_of(capsys, *words, "--out", tmp_path / "s.parquet", "--resume")
@@ -331,12 +331,12 @@ def test_predict_files_errors(capsys, model, pictures, tmp_path):
     assert "columns of another model" in error_of(capsys, *words, "--out", tmp_path / "other.csv", "--resume")
 
 
-def test_predict_sorts_images_into_folders(capsys, model, pictures, tmp_path):
-    _, out, _ = run(capsys, "predict", pictures, "--model", model, "--json")
+def test_predict_sorts_images_into_folders(capsys, model, images, tmp_path):
+    _, out, _ = run(capsys, "predict", images, "--model", model, "--json")
     best = {row["image"]: row["labels"][0] for row in json.loads(out)["predictions"]}
     limit = sorted(hit["score"] for hit in best.values())[2]
     status, out, _ = run(
-        capsys, "predict", pictures, "--model", model, "--copy-to", tmp_path / "sorted", "--min-score", limit - 1e-6
+        capsys, "predict", images, "--model", model, "--copy-to", tmp_path / "sorted", "--min-score", limit - 1e-6
     )
     assert status == 1 and out.count("(below --min-score)") == 2
     for name, hit in best.items():
@@ -352,9 +352,9 @@ def test_a_label_is_one_folder_inside_the_target(label):
 
 
 @pytest.mark.parametrize("suffix", [".parquet", ".npz"])
-def test_embed_and_search(capsys, model, pictures, tmp_path, suffix):
+def test_embed_and_search(capsys, model, images, tmp_path, suffix):
     path = tmp_path / f"features{suffix}"
-    status, out, err = run(capsys, "embed", pictures, "--model", model, "--out", path, "--batch-size", 2)
+    status, out, err = run(capsys, "embed", images, "--model", model, "--out", path, "--batch-size", 2)
     assert status == 1 and "5 images, 16 numbers each" in out and "broken.png" in err
     names, features, about = read_features(path)
     assert about == {"model": str(model), "features": "pooled"}
@@ -365,28 +365,28 @@ def test_embed_and_search(capsys, model, pictures, tmp_path, suffix):
         with torch.no_grad():
             np.testing.assert_allclose(row, classifier.vit(**pixels).pooler_output[0].numpy(), atol=1e-5)
     sheet = tmp_path / "sheet.png"
-    words = ("search", pictures / "b.jpg", "--model", model, "--in", path, "--top-k", 3, "--sheet", sheet)
+    words = ("search", images / "b.jpg", "--model", model, "--in", path, "--top-k", 3, "--sheet", sheet)
     status, out, _ = run(capsys, *words, "--json")
     found = json.loads(out)["found"]
-    assert status == 0 and found[0]["image"] == str(pictures / "b.jpg") and len(found) == 3
+    assert status == 0 and found[0]["image"] == str(images / "b.jpg") and len(found) == 3
     assert found[0]["similarity"] == pytest.approx(1, abs=1e-5)
     assert [row["similarity"] for row in found] == sorted((row["similarity"] for row in found), reverse=True)
     assert Image.open(sheet).size == (4 * 160, 178)
 
 
-def test_features_of_class_token_and_patches(capsys, model, pictures, tmp_path):
+def test_features_of_class_token_and_patches(capsys, model, images, tmp_path):
     classifier = HFViTForImageClassification.from_pretrained(model).eval()
-    pixels = ViTImageProcessor.from_pretrained(model)(open_image(pictures / "a.png"), return_tensors="pt")
+    pixels = ViTImageProcessor.from_pretrained(model)(open_image(images / "a.png"), return_tensors="pt")
     with torch.no_grad():
         tokens = classifier.vit(**pixels).last_hidden_state[0]
     for kind, expected in (("class", tokens[0]), ("mean", tokens[1:].mean(0))):
         path = tmp_path / f"{kind}.npz"
-        run(capsys, "embed", pictures / "a.png", "--model", model, "--out", path, "--features", kind)
+        run(capsys, "embed", images / "a.png", "--model", model, "--out", path, "--features", kind)
         np.testing.assert_allclose(read_features(path)[1][0], expected.numpy(), atol=1e-5)
 
 
-def test_embed_and_search_errors(capsys, model, pictures, tmp_path):
-    image = pictures / "a.png"
+def test_embed_and_search_errors(capsys, model, images, tmp_path):
+    image = images / "a.png"
     assert "ends in .parquet or .npz" in error_of(
         capsys, "embed", image, "--model", model, "--out", tmp_path / "f.txt"
     )
@@ -398,5 +398,5 @@ def test_embed_and_search_errors(capsys, model, pictures, tmp_path):
              about=np.array(json.dumps({"model": "other", "features": "pooled"})))  # fmt: skip
     assert "holds 3 numbers an image" in error_of(capsys, *words, tmp_path / "other.npz")
     assert "the query is one image" in error_of(
-        capsys, "search", pictures, "--model", model, "--in", tmp_path / "other.npz"
+        capsys, "search", images, "--model", model, "--in", tmp_path / "other.npz"
     )

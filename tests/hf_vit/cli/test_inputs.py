@@ -1,4 +1,4 @@
-"""inputs.py: pictures found and read ahead in order, upright, within bounds; what is no size, device or number.
+"""inputs.py: images found and read ahead in order, upright, within bounds; what is no size, device or number.
 
 pytest tests/hf_vit/cli/test_inputs.py
 """
@@ -18,7 +18,7 @@ from hf_vit.errors import HFViTError
 def folder(tmp_path):
     for number in range(9):
         Image.new("RGB", (4 + number, 3), (number, 0, 0)).save(tmp_path / f"{number}.png")
-    (tmp_path / "4.png").write_text("no picture")
+    (tmp_path / "4.png").write_text("no image")
     return tmp_path
 
 
@@ -37,13 +37,13 @@ def test_read_in_order_with_a_bounded_number_ahead(folder, monkeypatch):
     monkeypatch.setattr(inputs, "read_image", lambda path, channels: (begun.append(path), read(path, channels))[1])
     unreadable: list[dict[str, str]] = []
     paths = inputs.find_images([str(folder)])
-    pictures = inputs.read_images(paths, 1, unreadable, lambda picture: (picture.mode, picture.width), in_memory=2)
-    assert next(pictures) == (paths[0], ("L", 4)) and len(begun) <= 3
-    assert [width for _, (_, width) in pictures] == [5, 6, 7, 9, 10, 11, 12]
+    images = inputs.read_images(paths, 1, unreadable, lambda image: (image.mode, image.width), in_memory=2)
+    assert next(images) == (paths[0], ("L", 4)) and len(begun) <= 3
+    assert [width for _, (_, width) in images] == [5, 6, 7, 9, 10, 11, 12]
     assert unreadable == [{"image": str(paths[4]), "reason": "not an image that Pillow can read"}]
 
 
-def test_pictures_stand_upright(tmp_path):
+def test_images_stand_upright(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6  # turned by a quarter
     Image.new("RGB", (8, 2)).save(tmp_path / "a.jpg", exif=exif)

@@ -41,7 +41,7 @@ def model(tmp_path_factory):
 
 
 @pytest.fixture
-def pictures(tmp_path):
+def images(tmp_path):
     random = np.random.default_rng(0)
     (tmp_path / "in").mkdir()
     for name, shape in (("a.png", (30, 50, 3)), ("b <i>.jpg", (44, 20, 3))):
@@ -59,9 +59,9 @@ def run(capsys, *words):
     return status, *capsys.readouterr()
 
 
-def test_one_page_of_two_models(capsys, model, pictures, tmp_path):
+def test_one_page_of_two_models(capsys, model, images, tmp_path):
     other = folder_of(tmp_path / "hybrid", resnet_depths=(), patch_size=1, resnet_width_factor=0.5, pooling="map")
-    words = (pictures, "--out", tmp_path / "out", "--compare", other, "--steps", 2, "--json")
+    words = (images, "--out", tmp_path / "out", "--compare", other, "--steps", 2, "--json")
     status, out, err = run(capsys, model, *words)
     assert status == 0 and not err
     page = (tmp_path / "out" / "report.html").read_text()
@@ -71,10 +71,10 @@ def test_one_page_of_two_models(capsys, model, pictures, tmp_path):
     numbers = json.loads((tmp_path / "out" / "numbers.json").read_text())
     assert [subject["stride_px"] for subject in numbers["models"]] == [[4, 4], [4, 4]]
     assert np.shape(numbers["models"][0]["attention_distance_px"]) == (2, 2)
-    areas = numbers["pictures"][1]["models"][0]["areas"]
+    areas = numbers["images"][1]["models"][0]["areas"]
     assert set(areas) == {"attention", "rollout", "gradient_rollout", "relevance", "random"}
     for place in ("model-1", "model-2"):
-        for name in ("attention", "rollout", "gradient_rollout", "relevance", "colours"):
+        for name in ("attention", "rollout", "gradient_rollout", "relevance", "colors"):
             with Image.open(tmp_path / "out" / place / "001-a" / f"{name}.png") as seen:
                 assert seen.size == (350, 210)  # 50 x 30, enlarged to see something
         for name in ("002-b <i>/heads", "002-b <i>/norms", "002-b <i>/curves", "filters", "positions", "distance"):
@@ -82,37 +82,37 @@ def test_one_page_of_two_models(capsys, model, pictures, tmp_path):
     assert (tmp_path / "out" / "distances.png").is_file()
 
 
-def test_the_page_names_no_folder_and_overlays_are_as_large_as_pictures(capsys, model, tmp_path):
-    """A greyscale photograph that its EXIF turns, larger than the page shows it."""
+def test_the_page_names_no_folder_and_overlays_are_as_large_as_images(capsys, model, tmp_path):
+    """A grayscale photograph that its EXIF turns, larger than the page shows it."""
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.new("L", (700, 400), 90).save(tmp_path / "turned.jpg", exif=exif)
     words = (tmp_path / "turned.jpg", "--out", tmp_path / "out", "--steps", 0)
     assert run(capsys, model, *words)[0] == 0
-    for name in ("rollout", "colours"):
+    for name in ("rollout", "colors"):
         with Image.open(tmp_path / "out" / "model-1" / "001-turned" / f"{name}.png") as seen:
             assert seen.size == (400, 700)
     assert f"<h1>What {model.name} sees</h1>" in (tmp_path / "out" / "report.html").read_text()
 
 
-def test_a_model_without_pictures(capsys, model, tmp_path):
+def test_a_model_without_images(capsys, model, tmp_path):
     status, out, _ = run(capsys, model, "--out", tmp_path / "out")
     assert status == 0 and out.strip() == str(tmp_path / "out" / "report.html")
     assert sorted(path.name for path in (tmp_path / "out" / "model-1").iterdir()) == ["filters.png", "positions.png"]
 
 
-def test_choices_are_honoured(capsys, model, pictures, tmp_path):
+def test_choices_are_honoured(capsys, model, images, tmp_path):
     words = ("--methods", "relevance", "--class", "square", "--layers", -1, "--heads", 1, "--steps", 0, "--limit", 1)
-    status, _, err = run(capsys, model, pictures, "--out", tmp_path / "out", *words, "--image-size", 24, 16)
-    assert status == 0 and "the first 1 of 2 pictures; --limit 2 for all" in err
+    status, _, err = run(capsys, model, images, "--out", tmp_path / "out", *words, "--image-size", 24, 16)
+    assert status == 0 and "the first 1 of 2 images; --limit 2 for all" in err
     numbers = json.loads((tmp_path / "out" / "numbers.json").read_text())
-    assert [row["models"][0]["explained"] for row in numbers["pictures"]] == ["square"]
+    assert [row["models"][0]["explained"] for row in numbers["images"]] == ["square"]
     assert numbers["models"][0]["image_size"] == [24, 16] and numbers["models"][0]["grid"] == [6, 4]
     shown = {path.name for path in (tmp_path / "out" / "model-1" / "001-a").iterdir()}
-    assert shown == {"relevance.png", "colours.png", "heads.png", "norms.png"}
+    assert shown == {"relevance.png", "colors.png", "heads.png", "norms.png"}
 
 
-def test_choices_reach_what_is_computed(capsys, monkeypatch, model, pictures, tmp_path):
+def test_choices_reach_what_is_computed(capsys, monkeypatch, model, images, tmp_path):
     """Class, steps and baseline of the numbers, class of the overlay; blocks and heads of the figures."""
     drawn = {}
 
@@ -127,17 +127,17 @@ def test_choices_reach_what_is_computed(capsys, monkeypatch, model, pictures, tm
     monkeypatch.setattr(plots, "draw_attention_heads", heads)
     monkeypatch.setattr(plots, "draw_norms", norms)
     choices = ("--class", "2", "--steps", 3, "--baseline", "mean", "--methods", "rollout", "relevance")
-    words = (pictures / "a.png", "--out", tmp_path / "out", "--layers", -1, "--heads", 1, "--device", "cpu")
+    words = (images / "a.png", "--out", tmp_path / "out", "--layers", -1, "--heads", 1, "--device", "cpu")
     assert run(capsys, model, *words, *choices)[0] == 0
     assert drawn == {"layers": [1], "heads": [1], "proportion": 30 / 50, "norms": [1]}
     classifier = HFViTForImageClassification.from_pretrained(model).eval()
     processor = ViTImageProcessorPil.from_pretrained(model)
-    with Image.open(pictures / "a.png") as picture:
-        pixels = processor(picture, return_tensors="pt")["pixel_values"]
-        original = plots.enlarged(np.asarray(picture), 360)
+    with Image.open(images / "a.png") as image:
+        pixels = processor(image, return_tensors="pt")["pixel_values"]
+        original = plots.enlarged(np.asarray(image), 360)
     own = compare_explanations(classifier, pixels, ["rollout", "relevance"], 2, 3, "mean", random_orders=3)
     numbers = json.loads((tmp_path / "out" / "numbers.json").read_text())
-    areas = numbers["pictures"][0]["models"][0]["areas"]
+    areas = numbers["images"][0]["models"][0]["areas"]
     assert list(areas) == list(own)
     for method, found in areas.items():
         assert found["deletion"] == pytest.approx(own[method].deletion_area.item(), rel=1e-5)
@@ -145,35 +145,35 @@ def test_choices_reach_what_is_computed(capsys, monkeypatch, model, pictures, tm
     scores = [area["score"] for area in numbers["models"][0]["mean_areas"].values()]
     assert scores == sorted(scores, reverse=True)  # the best first
     view = plots.view_of(processor.to_dict(), original.shape[:2])
-    heat = plots.on_picture(explain(classifier, pixels, "relevance", 2)[0].numpy(), (4, 4), view)
+    heat = plots.on_image(explain(classifier, pixels, "relevance", 2)[0].numpy(), (4, 4), view)
     with Image.open(tmp_path / "out" / "model-1" / "001-a" / "relevance.png") as seen:
         assert np.array_equal(np.asarray(seen), plots.overlay(original, heat))
 
 
-def test_several_labels_have_probabilities_of_their_own(capsys, pictures, tmp_path):
+def test_several_labels_have_probabilities_of_their_own(capsys, images, tmp_path):
     several = folder_of(tmp_path / "several", problem_type="multi_label_classification")
-    words = (pictures / "a.png", "--out", tmp_path / "out", "--steps", 2, "--methods", "rollout")
+    words = (images / "a.png", "--out", tmp_path / "out", "--steps", 2, "--methods", "rollout")
     assert run(capsys, several, *words)[0] == 0
-    found = json.loads((tmp_path / "out" / "numbers.json").read_text())["pictures"][0]["models"][0]
+    found = json.loads((tmp_path / "out" / "numbers.json").read_text())["images"][0]["models"][0]
     classifier = HFViTForImageClassification.from_pretrained(several).eval()
-    with Image.open(pictures / "a.png") as picture:
-        pixels = ViTImageProcessorPil.from_pretrained(several)(picture, return_tensors="pt")["pixel_values"]
+    with Image.open(images / "a.png") as image:
+        pixels = ViTImageProcessorPil.from_pretrained(several)(image, return_tensors="pt")["pixel_values"]
     expected = classifier(pixels).logits[0].sigmoid().sort(descending=True).values.tolist()
     assert [score for _, score in found["labels"]] == pytest.approx(expected, rel=1e-4)
 
 
-def test_models_of_other_kinds(capsys, pictures, tmp_path):
+def test_models_of_other_kinds(capsys, images, tmp_path):
     """No classifier and no positions; one channel."""
     bare = folder_of(tmp_path / "bare", id2label=None, num_labels=0, position_embedding_type="none", pooling="gap")
-    status, _, err = run(capsys, bare, pictures, "--out", tmp_path / "out-bare")
+    status, _, err = run(capsys, bare, images, "--out", tmp_path / "out-bare")
     assert status == 0 and "no classifier: only attention, rollout" in err
-    grey = folder_of(tmp_path / "grey", num_channels=1)
-    assert run(capsys, grey, pictures, "--out", tmp_path / "out-grey", "--steps", 0)[0] == 0
+    grey = folder_of(tmp_path / "gray", num_channels=1)
+    assert run(capsys, grey, images, "--out", tmp_path / "out-gray", "--steps", 0)[0] == 0
 
 
-def test_unreadable_pictures_are_listed(capsys, model, pictures, tmp_path):
-    (pictures / "broken.png").write_text("not a picture")
-    status, _, err = run(capsys, model, pictures, "--out", tmp_path / "out", "--steps", 0)
+def test_unreadable_images_are_listed(capsys, model, images, tmp_path):
+    (images / "broken.png").write_text("not an image")
+    status, _, err = run(capsys, model, images, "--out", tmp_path / "out", "--steps", 0)
     assert status == 1 and "broken.png: not an image" in err
     assert "broken.png" in (tmp_path / "out" / "report.html").read_text()
 
@@ -185,9 +185,9 @@ def test_without_matplotlib(capsys, monkeypatch, model, tmp_path):
     assert status == 2 and not printed and "drawing needs matplotlib" in err and 'pip install "hf-vit[inspect]"' in err
 
 
-def test_bad_input_is_one_line(capsys, model, pictures, tmp_path):
+def test_bad_input_is_one_line(capsys, model, images, tmp_path):
     torch.save({"conv1.weight": torch.zeros(64, 3, 7, 7), "fc.weight": torch.zeros(5, 64)}, tmp_path / "resnet.pth")
-    (tmp_path / "broken.png").write_text("not a picture")
+    (tmp_path / "broken.png").write_text("not an image")
     bit = BitForImageClassification(BitConfig(embedding_size=8, hidden_sizes=[8, 8], depths=[1, 1], num_groups=2))
     bit.save_pretrained(tmp_path / "bit")
     out = ("--out", tmp_path / "out")
@@ -200,15 +200,15 @@ def test_bad_input_is_one_line(capsys, model, pictures, tmp_path):
         ((tmp_path / "resnet.pth", *out), "a convolutional network"),
         ((tmp_path / "bit", *out), "a convolutional network"),
         ((tmp_path / "nothing", *out), "no such file or folder"),
-        ((model, pictures, *out, "--layers", 2), "layer 2 does not exist: the model has 2, 0 to 1"),
-        ((model, pictures, *out, "--heads", 7), "head 7 does not exist: the model has 2, 0 to 1"),
-        ((model, pictures, *out, "--device", "nowhere"), "no device 'nowhere' here"),
-        ((model, pictures, *out, "--class", "moon"), "no class 'moon': the model has 3 (circle, square, <star>"),
+        ((model, images, *out, "--layers", 2), "layer 2 does not exist: the model has 2, 0 to 1"),
+        ((model, images, *out, "--heads", 7), "head 7 does not exist: the model has 2, 0 to 1"),
+        ((model, images, *out, "--device", "nowhere"), "no device 'nowhere' here"),
+        ((model, images, *out, "--class", "moon"), "no class 'moon': the model has 3 (circle, square, <star>"),
         ((model, tmp_path / "broken.png", *out), "none of 1 images could be read"),
         ((model, tmp_path / "missing.png", *out), "no image at"),
         ((model, "--out", tmp_path / "resnet.pth"), "is a file: name a folder"),
-        ((model, pictures, *out, "--methods", "lime"), "invalid choice: 'lime'"),
-        ((model, pictures, *out, "--steps", "-1"), "not a whole number"),
+        ((model, images, *out, "--methods", "lime"), "invalid choice: 'lime'"),
+        ((model, images, *out, "--steps", "-1"), "not a whole number"),
     ]
     for words, message in cases:
         status, printed, err = run(capsys, *words)

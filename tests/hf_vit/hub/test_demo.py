@@ -35,7 +35,7 @@ LABELS = {number: f"thing {number}" for number in range(8)}
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
-    """Two tiny classifiers whose labels depend on the picture."""
+    """Two tiny classifiers whose labels depend on the image."""
     folders = []
     for seed, name in enumerate(("letters", "shapes")):
         torch.manual_seed(seed)
@@ -153,8 +153,8 @@ def served(command, port, **options):
 
 @pytest.fixture
 def picture(tmp_path):
-    """Path of a picture of 300 x 200 pixels."""
-    path = tmp_path / "picture.png"
+    """Path of an image of 300 x 200 pixels."""
+    path = tmp_path / "image.png"
     Image.radial_gradient("L").convert("RGB").resize((300, 200)).save(path)
     return path
 
@@ -171,7 +171,7 @@ def test_the_space_runs_where_hf_vit_cannot_be_imported(models, picture, tmp_pat
         assert labels["label"] == top_label(models[0], picture)
         assert len(labels["confidences"]) == 5
         assert Image.open(overlay).size == (640, 427)
-        (tmp_path / "broken.png").write_text("not a picture")
+        (tmp_path / "broken.png").write_text("not an image")
         labels, overlay = client.predict(handle_file(tmp_path / "broken.png"), 2, "3", api_name="/show")
         assert not labels and not overlay
 
@@ -191,8 +191,8 @@ def test_labels_that_two_classes_share_stay_two(models):
     assert float(alone.sum()) != pytest.approx(1, abs=0.05)
 
 
-def test_the_last_picture_and_the_last_choice_count(models):
-    """None is dropped that comes while an answer is awaited: a picture, a block, a head."""
+def test_the_last_image_and_the_last_choice_count(models):
+    """None is dropped that comes while an answer is awaited: an image, a block, a head."""
     pytest.importorskip("gradio")
     from hf_vit.hub.space_app import Classifier, build_page
 
@@ -230,7 +230,7 @@ def wait_for_overlay(tab, place, expected):
     difference = None
     for _ in range(240):
         sources = [image.get_attribute("src") for image in tab.locator("img").all()]
-        sources = [source for source in sources if source and source.endswith(".png") and "picture.png" not in source]
+        sources = [source for source in sources if source and source.endswith(".png") and "image.png" not in source]
         if len(sources) > place:
             shown = Image.open(io.BytesIO(tab.request.get(sources[place]).body())).convert("RGB")
             difference = np.abs(np.asarray(shown, int) - np.asarray(expected, int)).max()
@@ -241,7 +241,7 @@ def wait_for_overlay(tab, place, expected):
 
 
 @pytest.mark.parametrize(("width", "height"), [(1280, 1000), (390, 844)], ids=["desk", "phone"])
-def test_pictures_in_the_browser(page, browser, models, picture, tmp_path, width, height):
+def test_images_in_the_browser(page, browser, models, picture, tmp_path, width, height):
     from hf_vit.hub.space_app import MEAN, Classifier
 
     ours, given = [Classifier.load(folder.name, folder) for folder in models], Image.open(picture)
@@ -266,9 +266,9 @@ def test_pictures_in_the_browser(page, browser, models, picture, tmp_path, width
     tab.screenshot(path=tmp_path / f"demo-{width}.png", full_page=True)  # to look at
     assert tab.evaluate("document.documentElement.scrollWidth") <= width + 1, "the page scrolls sideways"
 
-    # a file that is no picture takes the answers of the last one away, and says why
+    # a file that is no image takes the answers of the last one away, and says why
     tab.get_by_label("Remove Image").click()
-    (tmp_path / "broken.png").write_text("not a picture")
+    (tmp_path / "broken.png").write_text("not an image")
     tab.locator("input[type=file]").first.set_input_files(tmp_path / "broken.png")
     tab.get_by_text("This file cannot be read as an image").wait_for(timeout=60_000)
     assert tab.get_by_text("%").count() == 0

@@ -162,9 +162,9 @@ def test_pushed_model_loads_where_hf_vit_cannot_be_imported(hub, folder, answers
         model = AutoModelForImageClassification.from_pretrained(name, revision=revision, trust_remote_code=True)
         return model(**pixels).logits.tolist()
     name = "alice/shapes"
-    picture = Image.new("RGB", (20, 30), (200, 30, 90))
+    image = Image.new("RGB", (20, 30), (200, 30, 90))
     processor = AutoImageProcessor.from_pretrained(name)
-    pixels = processor(picture, return_tensors="pt")
+    pixels = processor(image, return_tensors="pt")
     model = AutoModelForImageClassification.from_pretrained(name, trust_remote_code=True)
     features = AutoModel.from_pretrained(name, trust_remote_code=True)(**pixels).pooler_output
     maps = AutoBackbone.from_pretrained(name, trust_remote_code=True)(**pixels).feature_maps
@@ -176,7 +176,7 @@ def test_pushed_model_loads_where_hf_vit_cannot_be_imported(hub, folder, answers
         "maps": maps[-1].tolist(),
         "branch": logits_of("alice/hidden", "trial"),
         "pull request": logits_of("alice/hidden", "refs/pr/1"),
-        "scores": classify(picture, function_to_apply="none"),
+        "scores": classify(image, function_to_apply="none"),
     }
     model.push_to_hub("alice/again")
     processor.push_to_hub("alice/again")

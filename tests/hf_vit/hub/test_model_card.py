@@ -88,7 +88,7 @@ def test_eval_results_are_the_hubs(facts, tmp_path):
     path.write_text("- a fuller measurement\n")
     write_card(tmp_path)
     assert path.read_text() == "- a fuller measurement\n"
-    facts["results"] = [row | {"dataset": "pictures"} for row in facts["results"]]  # a folder: no place on the Hub
+    facts["results"] = [row | {"dataset": "images"} for row in facts["results"]]  # a folder: no place on the Hub
     assert render_eval_results(facts) == {}
 
 
@@ -96,22 +96,22 @@ def test_what_was_measured_is_on_the_card(facts):
     card = render_card(facts)
     for said in ("5.5 million", "5,526,924", "224 x 160", "90.00% ± 1.58", "0.3100", "1,437", "360", "0.003", "sgd",
                  "2.5 GFLOPs", "0.00024 exaFLOPs", "456.7", "A CPU", "`daisy`", "`wild | rose`",
-                 "2 pictures of the data", "abc123", "inception", "`[0.75, 1.33333]`", "`vit_finetune.yaml`",
+                 "2 images of the data", "abc123", "inception", "`[0.75, 1.33333]`", "`vit_finetune.yaml`",
                  "![Training curve](training_curve.png)"):  # fmt: skip
         assert said in card, said
 
 
 def test_no_stubs_no_secrets_no_places_of_a_machine(facts):
     facts["model"]["base_model"] = "/home/someone/pretrained"
-    facts["data"]["name"] = "/home/someone/pictures"
+    facts["data"]["name"] = "/home/someone/images"
     for result in facts["results"]:
-        result["dataset"] = "/home/someone/pictures"
+        result["dataset"] = "/home/someone/images"
     card = render_card(facts)
     for unwanted in ("More information", "hf_abc", "/home", "None", "null", "output_dir"):
         assert unwanted not in card
     data = ModelCard(card).data
     assert data.base_model is None and data.datasets is None
-    assert "fine-tuned from `pretrained` on `pictures`" in card
+    assert "fine-tuned from `pretrained` on `images`" in card
 
 
 def test_a_sweep_and_what_deduplication_removed(facts):
@@ -132,7 +132,7 @@ def test_sections_without_facts_are_left_out(facts):
     card = render_card({"model": facts["model"]})
     headings = re.findall(r"^## (.*)", card, re.MULTILINE)
     assert headings == ["Use", "Intended use and limits", "Citation", "License"]
-    assert "not measured on held-out pictures" in card
+    assert "not measured on held-out images" in card
     assert ModelCard(card).data.eval_results is None
 
 
@@ -204,7 +204,7 @@ def test_the_cards_own_code_runs(facts, tmp_path, monkeypatch, capsys):
     HFViTForImageClassification(config).save_pretrained(folder)
     ViTImageProcessor(size={"height": 16, "width": 16}).save_pretrained(folder)
     (folder / "facts.json").write_text(json.dumps(facts))
-    Image.new("RGB", (30, 20)).save(tmp_path / "picture.jpg")
+    Image.new("RGB", (30, 20)).save(tmp_path / "image.jpg")
     monkeypatch.chdir(tmp_path)
     lines = re.search(r"```python\n(.*?)```", write_card(folder).read_text(), re.DOTALL)[1]
     assert len(lines.splitlines()) == 3
@@ -224,7 +224,7 @@ def test_the_code_on_a_gray_models_card_runs(facts, tmp_path, monkeypatch, capsy
     ViTImageProcessor(size={"height": 16, "width": 16}, **settings).save_pretrained(folder)
     facts["model"]["architecture"] = facts["model"]["architecture"] | {"num_channels": 1}
     (folder / "facts.json").write_text(json.dumps(facts))
-    Image.new("RGB", (30, 20)).save(tmp_path / "picture.jpg")
+    Image.new("RGB", (30, 20)).save(tmp_path / "image.jpg")
     monkeypatch.chdir(tmp_path)
     lines = re.search(r"```python\n(.*?)```", write_card(folder).read_text(), re.DOTALL)[1]
     exec(lines.replace("trust_remote_code=True", "trust_remote_code=False"), {})

@@ -53,12 +53,12 @@ def test_grad_cam(kind, size):
     chosen = [targets.ClassifierOutputTarget(2)] * 2
     with cams.GradCAM(Logits(model), grad_cam_layers(model), reshape_transform=grid) as cam:
         heat = torch.as_tensor(cam(input_tensor=pixels, targets=chosen))
-    assert heat.amax() > 0.9  # of either picture, or there is nothing to compare
+    assert heat.amax() > 0.9  # of either image, or there is nothing to compare
     torch.testing.assert_close(heat, by_hand(model, pixels, grid, 2), rtol=1e-3, atol=1e-3)
 
 
 def by_hand(model, pixels, grid, target):
-    """Grad-CAM of the tokens, at the size of the pictures, each in [0, 1] as pytorch-grad-cam scales them."""
+    """Grad-CAM of the tokens, at the size of the images, each in [0, 1] as pytorch-grad-cam scales them."""
     kept = []
     hook = grad_cam_layers(model)[0].register_forward_hook(lambda _, args, output: kept.append(output))
     logits = Logits(model)(pixels)

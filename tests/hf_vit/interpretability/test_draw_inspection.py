@@ -15,7 +15,7 @@ from hf_vit.interpretability.relevance import METHODS, explain
 GRID, PATCH = (6, 6), 4
 
 
-def pictures(count, generator):
+def images(count, generator):
     noise = torch.randn(count, 1, 24, 24, generator=generator) * 0.2
     bright, place, label = bright_patches(count, generator, GRID, PATCH)
     return noise + bright, place, label
@@ -29,12 +29,12 @@ def seeker(request):
         image_size=24, patch_size=PATCH, num_channels=1, hidden_size=32, num_hidden_layers=layers,
         num_attention_heads=2, intermediate_size=64, num_labels=CLASSES + 1, pooling=pooling,
     )  # fmt: skip
-    return train(config, pictures, steps)
+    return train(config, images, steps)
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_a_model_that_seeks_a_bright_patch_looks_at_it(seeker, method):
-    pixels, place, label = pictures(512, torch.Generator().manual_seed(2))
+    pixels, place, label = images(512, torch.Generator().manual_seed(2))
     there = label < CLASSES
     pixels, place, label = pixels[there], place[there], label[there]
     with torch.no_grad():
@@ -46,8 +46,8 @@ def test_a_model_that_seeks_a_bright_patch_looks_at_it(seeker, method):
 
 
 def test_curves_tell_right_from_random(seeker):
-    pixels, _, label = pictures(64, torch.Generator().manual_seed(3))
-    found = compare_explanations(seeker, pixels[label < CLASSES], steps=12, baseline="grey", random_orders=3)
+    pixels, _, label = images(64, torch.Generator().manual_seed(3))
+    found = compare_explanations(seeker, pixels[label < CLASSES], steps=12, baseline="gray", random_orders=3)
     random = found.pop("random").score.mean()
     for method, curves in found.items():
         assert curves.score.mean() > random + 0.2, method

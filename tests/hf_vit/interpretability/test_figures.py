@@ -1,4 +1,4 @@
-"""Maps land on the right pixels of the original picture, and every figure is drawn, also without a display.
+"""Maps land on the right pixels of the original image, and every figure is drawn, also without a display.
 
 python -m pytest tests/hf_vit/interpretability/test_figures.py
 """
@@ -14,7 +14,7 @@ from transformers.models.vit import ViTImageProcessorPil
 from hf_vit import HFViTError
 from hf_vit.interpretability.plots import (
     View,
-    colours_on_picture,
+    colours_on_image,
     draw_attention_distance,
     draw_attention_heads,
     draw_curves,
@@ -24,7 +24,7 @@ from hf_vit.interpretability.plots import (
     draw_position_similarity,
     draw_table,
     enlarged,
-    on_picture,
+    on_image,
     overlay,
     save,
     scaled,
@@ -50,7 +50,7 @@ def centre(heat):
 def test_a_patch_lands_where_it_was_cut(size):
     """Squashed from any size and shape to 32 x 48 px with patches of 8."""
     view = view_of({"size": {"height": 32, "width": 48}}, size)
-    found = on_picture(one_hot(4, 6, 2, 1), (8, 8), view)
+    found = on_image(one_hot(4, 6, 2, 1), (8, 8), view)
     assert found.shape == size and np.isfinite(found).all()
     expected = 2.5 / 4 * size[0], 1.5 / 6 * size[1]
     assert centre(found) == pytest.approx(expected, abs=0.02 * max(size))
@@ -59,9 +59,9 @@ def test_a_patch_lands_where_it_was_cut(size):
 
 def test_what_the_patches_do_not_cover_is_not_a_number():
     view = view_of({"size": {"height": 20, "width": 16}}, (40, 32))
-    found = on_picture(np.ones((2, 2)), (8, 8), view)
+    found = on_image(np.ones((2, 2)), (8, 8), view)
     assert np.isfinite(found[:32]).all() and np.isnan(found[32:]).all()
-    hybrid = on_picture(np.ones((3, 2)), (8, 8), view)  # SAME padding: its last row reaches over the edge
+    hybrid = on_image(np.ones((3, 2)), (8, 8), view)  # SAME padding: its last row reaches over the edge
     assert np.isfinite(hybrid).all()
 
 
@@ -79,13 +79,13 @@ def test_the_window_is_the_one_that_the_processor_crops(size):
     seen = ViTImageProcessorPil(**settings)(Image.fromarray(pixels), return_tensors="np")["pixel_values"][0, 0]
     assert seen.shape == view.model_size
     assert centre(seen) == pytest.approx((0.3 * 32, 0.6 * 32), abs=1.2)
-    outside = on_picture(np.ones((4, 4)), (8, 8), view)
+    outside = on_image(np.ones((4, 4)), (8, 8), view)
     assert np.isnan(outside).any() and np.isfinite(outside).sum() == pytest.approx(
         view.window[2] * view.window[3], rel=0.1
     )
 
 
-def test_a_picture_that_the_processor_does_not_resize_keeps_its_pixels():
+def test_a_image_that_the_processor_does_not_resize_keeps_its_pixels():
     settings = {"size": {"height": 32, "width": 32}, "do_resize": False}
     assert view_of(settings, (50, 80)) == View((50, 80), (50, 80), (0, 0, 50, 80))
     cropped = settings | {"do_center_crop": True, "crop_size": {"height": 32, "width": 40}}
@@ -96,7 +96,7 @@ def test_colours_are_those_of_the_patches():
     colours = np.zeros((2, 3, 3))
     colours[1, 2] = 1, 0.5, 0
     view = View((50, 60), (16, 24), (0.0, 10.0, 50.0, 40.0))  # what the model sees: the middle 40 columns
-    found = colours_on_picture(colours, (8, 8), view)
+    found = colours_on_image(colours, (8, 8), view)
     assert found.shape == (50, 60, 3) and found.dtype == np.uint8
     assert (
         (found[30:, 40:49] == [255, 128, 0]).all() and (found[:24, 11:49] == 0).all() and (found[:, 50:] == 255).all()
@@ -104,7 +104,7 @@ def test_colours_are_those_of_the_patches():
     assert enlarged(found, 200).shape == (150, 180, 3) and enlarged(found, 20).shape == found.shape
 
 
-def test_maps_have_the_proportions_of_the_picture():
+def test_maps_have_the_proportions_of_the_image():
     square = {0: np.random.default_rng(0).random((2, 6, 6))}
     for proportion in (0.5, 1.0, 3.0):
         for figure in (
@@ -118,21 +118,21 @@ def test_maps_have_the_proportions_of_the_picture():
 
 def test_linear_ramps_stay_linear():
     view = View((64, 64), (64, 64), (0.0, 0.0, 64.0, 64.0))
-    found = on_picture(np.arange(8.0)[:, None].repeat(8, 1), (8, 8), view)
+    found = on_image(np.arange(8.0)[:, None].repeat(8, 1), (8, 8), view)
     np.testing.assert_allclose(found[4:60, 5], (np.arange(4, 60) + 0.5) / 8 - 0.5)
 
 
 def test_overlay_keeps_size_and_marks_the_hottest_place():
-    picture = np.full((30, 50, 3), 128, np.uint8)
+    image = np.full((30, 50, 3), 128, np.uint8)
     heat = np.zeros((30, 50))
     heat[10:20, 30:40] = 1
     heat[:, :5] = np.nan
-    seen = overlay(picture, heat)
-    assert seen.shape == picture.shape and seen.dtype == np.uint8
+    seen = overlay(image, heat)
+    assert seen.shape == image.shape and seen.dtype == np.uint8
     assert seen[15, 35].astype(int).sum() > seen[15, 10].astype(int).sum()
     assert (seen[15, 0] == seen[15, 0, 0]).all() and seen[15, 0, 0] > 128  # faded
-    with pytest.raises(HFViTError, match="use on_picture first"):
-        overlay(picture, heat[:10])
+    with pytest.raises(HFViTError, match="use on_image first"):
+        overlay(image, heat[:10])
 
 
 def test_scaled():
@@ -152,7 +152,7 @@ def test_every_figure_is_drawn(tmp_path):
         ),
         "heads": draw_attention_heads({0: random.random((3, 4, 6)), -1: random.random((3, 4, 6))}, numbers=[0, 2, 5]),
         "filters": draw_filters(random.random((10, 3, 4, 4)), np.full(10, 0.1)),
-        "grey filters": draw_filters(random.random((2, 1, 4, 8)), np.full(2, 0.1)),
+        "gray filters": draw_filters(random.random((2, 1, 4, 8)), np.full(2, 0.1)),
         "positions": draw_position_similarity(random.random((3, 5, 3, 5))),
         "many positions": draw_position_similarity(random.random((20, 6, 20, 6)), most=4),
         "distance": draw_attention_distance({"a": random.random((4, 3)), "b": random.random((2, 6))}),
@@ -161,8 +161,8 @@ def test_every_figure_is_drawn(tmp_path):
     }
     for name, figure in drawn.items():
         save(figure, tmp_path / f"{name}.png")
-        with Image.open(tmp_path / f"{name}.png") as picture:
-            assert min(picture.size) > 100 and len(np.unique(np.asarray(picture.convert("L")))) > 10, name
+        with Image.open(tmp_path / f"{name}.png") as image:
+            assert min(image.size) > 100 and len(np.unique(np.asarray(image.convert("L")))) > 10, name
     assert len(drawn["many positions"].axes[0].get_xticks()) == 4
     assert drawn["heads"].axes[2].get_title() == "head 5"
     legend = drawn["curves"].axes[1].get_legend().get_texts()

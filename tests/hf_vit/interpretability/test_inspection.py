@@ -25,10 +25,10 @@ from hf_vit.interpretability.attention import (
     token_states,
 )
 from tests.conftest import ROOT
-from tests.helpers.inspected_models import KINDS, build, each_kind, eager, two_pictures
+from tests.helpers.inspected_models import KINDS, build, each_kind, eager, two_images
 
 
-model, pixels = each_kind, two_pictures
+model, pixels = each_kind, two_images
 
 
 # -- attention
@@ -86,7 +86,7 @@ def test_rollout_is_the_product_of_row_stochastic_matrices(model, pixels):
 
 
 def test_dividing_columns_is_not_rollout(pixels):
-    """The widely copied normalisation, `a / a.sum(-1)`, on the same matrices: its rows do not sum to one."""
+    """The widely copied normalization, `a / a.sum(-1)`, on the same matrices: its rows do not sum to one."""
     model = build(pooling="gap")
     fused = attention_maps(model, pixels)[-1].amax(1) + torch.eye(24)
     assert (fused / fused.sum(-1)[:, None, :] - fused / fused.sum(-1, keepdim=True)).abs().max() > 1e-3
@@ -100,8 +100,8 @@ def test_attention_distance_equals_a_loop(model, pixels):
     maps = attention_maps(model, pixels, layers=range(3))
     for layer, head in ((0, 0), (2, 3)):
         total = count = 0
-        for picture in range(2):
-            patches = maps[layer][picture, head][config.num_prefix_tokens :, config.num_prefix_tokens :]
+        for image in range(2):
+            patches = maps[layer][image, head][config.num_prefix_tokens :, config.num_prefix_tokens :]
             for query in range(rows * columns):
                 away = [
                     ((query // columns - key // columns) ** 2 * down**2

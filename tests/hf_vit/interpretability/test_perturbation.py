@@ -33,17 +33,17 @@ def test_curves_of_a_known_classifier():
     right, wrong = torch.zeros(1, 2, 2), torch.zeros(1, 2, 2)
     right[0, 0, 0], wrong[0, 1, 1] = 1, 1
     present, absent = torch.tensor([4.0, 0]).softmax(0)[0].item(), 0.5
-    curves = perturbation_curves(Corner(), pixels, right, steps=4, baseline="grey")
+    curves = perturbation_curves(Corner(), pixels, right, steps=4, baseline="gray")
     assert curves.deletion[0].tolist() == pytest.approx([present, absent, absent, absent, absent])
     assert curves.insertion[0].tolist() == pytest.approx([absent, present, present, present, present])
     assert curves.deletion_area.item() == pytest.approx(absent + (present - absent) / 8)
     assert curves.insertion_area.item() == pytest.approx(present - (present - absent) / 8)
     assert curves.score.item() == pytest.approx(curves.insertion_area.item() - curves.deletion_area.item())
-    assert perturbation_curves(Corner(), pixels, wrong, steps=4, baseline="grey").score < curves.score
+    assert perturbation_curves(Corner(), pixels, wrong, steps=4, baseline="gray").score < curves.score
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_curves_end_where_the_picture_does(kind):
+def test_curves_end_where_the_image_does(kind):
     model, pixels = build(**KINDS[kind]), torch.randn(2, 3, HEIGHT, WIDTH)
     found = compare_explanations(model, pixels, ["rollout", "relevance"], steps=3, random_orders=2)
     assert list(found) == ["rollout", "relevance", "random"] and isinstance(found["random"], Curves)
@@ -79,14 +79,14 @@ def test_all_methods_explain_the_class_asked_for():
     torch.testing.assert_close(found.deletion[:, 0], model(pixels).logits[:, 3].sigmoid().detach())
 
 
-@pytest.mark.parametrize("baseline", ["blur", "mean", "grey"])
+@pytest.mark.parametrize("baseline", ["blur", "mean", "gray"])
 def test_what_an_absent_patch_shows(baseline):
     pixels = torch.rand(1, 3, 8, 8) + 1
     curves = perturbation_curves(Corner(), pixels, torch.rand(1, 2, 2), 0, steps=1, baseline=baseline)
     far = torch.arange(-3, 4.0)  # a blur of an eighth of 8 pixels, to three deviations
     kernel = (-far.square() / 2).exp() / (-far.square() / 2).exp().sum()
     beside = pixels[0, 0, far.int().clamp_min(0)[:, None], far.int().clamp_min(0)]  # borders repeated
-    corner = {"blur": kernel @ beside @ kernel, "mean": pixels[0, 0].mean(), "grey": torch.zeros(())}[baseline]
+    corner = {"blur": kernel @ beside @ kernel, "mean": pixels[0, 0].mean(), "gray": torch.zeros(())}[baseline]
     torch.testing.assert_close(curves.deletion[0, -1], (corner * 4).sigmoid())
 
 

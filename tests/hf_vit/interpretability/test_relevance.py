@@ -1,4 +1,4 @@
-"""Explanations of a class, against whole-graph autograd, whatever the model's state, backend and picture are.
+"""Explanations of a class, against whole-graph autograd, whatever the model's state, backend and image are.
 
 python -m pytest tests/hf_vit/interpretability/test_relevance.py
 """
@@ -20,10 +20,10 @@ from hf_vit.interpretability.attention import (
     token_states,
 )
 from hf_vit.interpretability.relevance import METHODS, explain, gradient_rollout, relevance
-from tests.helpers.inspected_models import KINDS, build, each_kind, eager, two_pictures
+from tests.helpers.inspected_models import KINDS, build, each_kind, eager, two_images
 
 
-model, pixels = each_kind, two_pictures
+model, pixels = each_kind, two_images
 
 
 def test_relevance_is_chefers_product(model, pixels):
@@ -130,8 +130,8 @@ def test_compiled_and_prepared_models(how, pixels):
 
 
 @pytest.mark.parametrize("size", [(16, 80), (41, 70)])
-def test_any_size_and_shape_of_picture(model, size):
-    """Pictures of another size are explained as by a model whose positions were resized to it."""
+def test_any_size_and_shape_of_image(model, size):
+    """Images of another size are explained as by a model whose positions were resized to it."""
     pixels, (rows, columns) = torch.randn(2, 3, *size), model.config.grid_for(size)
     maps = {method: explain(model, pixels, method, 1) for method in METHODS}
     rolled, distance, states = rollout(model, pixels), attention_distance(model, pixels), token_states(model, pixels)
