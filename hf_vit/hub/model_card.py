@@ -249,9 +249,7 @@ def limits(facts: Facts) -> list[str]:
     """What the facts say that the model cannot be trusted with."""
     data, results = facts.get("data") or {}, facts.get("results") or []
     said = (
-        ["Every image is given one of these labels, also one that shows something else."]
-        if classifies(facts)
-        else []
+        ["Every image is given one of these labels, also one that shows something else."] if classifies(facts) else []
     )
     if data.get("train_images"):
         said.append(f"It learned from {data['train_images']:,} images; what they do not show, it has not seen.")
