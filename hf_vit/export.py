@@ -27,6 +27,7 @@ from .checkpoints import Loaded
 from .checkpoints.save import save_processor
 from .errors import HFViTError
 from .image_io import processor_pixels
+from .modeling.configuration_hf_vit import HFViTConfig
 from .modeling.modeling_hf_vit import HFViTForImageClassification
 from .modeling.position_embedding import INTERPOLATIONS
 from .modeling.resnet_stem import StdConv2d
@@ -117,6 +118,19 @@ def _positions(embeddings: Any, grid: tuple[int, int]) -> torch.Tensor:
     return square.flatten(2).transpose(1, 2)
 
 
+def check_any_size(config: HFViTConfig) -> None:
+    """Raise HFViTError for positions that the exporters can only write for one image size."""
+    fixed = None
+    if config.relative_position_bias is not None:
+        fixed = f'relative_position_bias="{config.relative_position_bias}"'
+    elif config.has_position_table and config.position_interpolation not in INTERPOLATIONS:
+        fixed = f'position_interpolation="{config.position_interpolation}"'
+    if fixed:
+        raise HFViTError(
+            f"{fixed} cannot be exported for any image size: leave --dynamic-size out, or give --image-size"
+        )
+
+
 def export(loaded: Loaded, folder: Path, format: str, dynamic_size: bool) -> dict[str, Any]:
     """Write a model and what belongs to it into a folder, and check it; returns the account.
 
@@ -124,6 +138,8 @@ def export(loaded: Loaded, folder: Path, format: str, dynamic_size: bool) -> dic
         HFViTError: the exporter cannot, or the written model disagrees with ours.
     """
     model = loaded.model.float().eval()
+    if dynamic_size:
+        check_any_size(model.config)
     height, width = model.config.image_size_hw
     down, across = model.config.total_stride
     batch, sizes = torch.export.Dim("batch", min=1, max=65536), {}

@@ -134,7 +134,7 @@ _ROPE_DEFAULTS: dict[str, dict[str, Any]] = {
 
 def as_pair(size: int | list[int] | tuple[int, int]) -> tuple[int, int]:
     """(height, width) of a size given as one number or as a pair."""
-    return (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
+    return (size, size) if isinstance(size, int) else (size[0], size[1])
 
 
 @strict
@@ -165,7 +165,7 @@ class HFViTConfig(BackboneConfigMixin, PreTrainedConfig):
         hidden_dropout_prob: after the position embedding and every dense layer but q, k, v (paper, appendix B.1).
         attention_probs_dropout_prob: on attention weights.
         drop_path_rate: stochastic depth of the last block; it grows linearly from 0 at the first.
-        patch_dropout_rate: share of patch tokens left out while training (FLIP, arXiv:2212.00794).
+        patch_dropout_rate: fraction of patch tokens left out while training (FLIP, arXiv:2212.00794).
         pooling: what the head reads: `"token"` the class token (Eq. 4); `"gap"` the mean over the patch tokens;
             `"map"` attention pooling with a learned probe (arXiv:2106.04560); `"first"` the first token, whatever it
             is (big_vision's "0"); `"prefix_mean"` the mean of class and register tokens (Pixio).

@@ -89,9 +89,10 @@ class HFViTPatchEmbeddings(nn.Module):
             raise ValueError(
                 f"an image of {height} x {width} pixels is smaller than one patch: give at least {down} x {across}"
             )
-        x = pixel_values.to(self.projection.weight.dtype)
+        x = pixel_values.to(self.projection.weight.dtype)  # processors give float32, also to bfloat16 models
         if self.backbone is not None:
             x = self.backbone(x)  # (B, C', H', W')
+        # Flax's patch convolution is VALID: what is left at the right and the bottom is dropped, not padded.
         rest = x.shape[-2] % self.projection.stride[0], x.shape[-1] % self.projection.stride[1]
         if any(rest) and not torch.compiler.is_compiling():
             logger.warning_once(
@@ -119,7 +120,7 @@ class HFViTEmbeddings(nn.Module):
         self.patch_norm = norm_layer(config) if config.patch_norm else nn.Identity()
         self.pre_layernorm = norm_layer(config) if config.pre_layernorm else nn.Identity()
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
-        self._refitted: dict[tuple, torch.Tensor] = {}
+        self._refitted: dict[tuple, torch.Tensor] = {}  # not a buffer: never saved, never cast
 
     def patch_positions(self, grid: tuple[int, int]) -> torch.Tensor | None:
         """E_pos of the patches of an image with this grid, `(1, rows * columns, D)`; None without positions.
@@ -136,10 +137,12 @@ class HFViTEmbeddings(nn.Module):
         rows = table[:, self.config.num_class_rows :]  # (1, rows * columns, D)
         if grid == self.grid_size:
             return rows
+        # With gradients the refit is part of the graph; a tensor of inference mode has no version to compare.
         if torch.is_grad_enabled() or torch.compiler.is_compiling() or table.is_inference():
             return self._refit(rows, grid)
         key = (grid, table._version, table.data_ptr(), table.dtype, table.device)
         if key not in self._refitted:
+            # tables of earlier weights go, those of other grids stay: evaluation comes back to a few sizes
             self._refitted = {old: kept for old, kept in self._refitted.items() if old[1:] == key[1:]}
             self._refitted[key] = self._refit(rows, grid)
         return self._refitted[key]
@@ -164,7 +167,7 @@ class HFViTEmbeddings(nn.Module):
         positions = self.patch_positions(grid)
         if positions is not None:
             x = x + positions
-        x = self._drop_patches(x)
+        x = self._drop_patches(x)  # after positions, so that what is left knows its place
         prefix = []
         if self.cls_token is not None:
             token = self.cls_token
@@ -172,7 +175,7 @@ class HFViTEmbeddings(nn.Module):
                 token = token + self.position_embeddings[:, : self.config.num_class_rows]
             prefix.append(token.expand(batch, -1, -1))
         if self.register_tokens is not None:
-            prefix.append(self.register_tokens.expand(batch, -1, -1))
+            prefix.append(self.register_tokens.expand(batch, -1, -1))  # no position: they belong to no place
         return self.pre_layernorm(self.dropout(torch.cat([*prefix, x], dim=1)))  # (B, prefix + N, D)
 
     def _drop_patches(self, x: torch.Tensor) -> torch.Tensor:
@@ -182,6 +185,7 @@ class HFViTEmbeddings(nn.Module):
             return x
         batch, tokens, dim = x.shape
         keep = max(1, round(tokens * (1 - rate)))
+        # ranks of random numbers: every image keeps as many patches, so the batch stays one tensor
         chosen = torch.rand(batch, tokens, device=x.device).argsort(dim=1)[:, :keep, None]  # (B, kept, 1)
         return x.gather(1, chosen.expand(-1, -1, dim))  # (B, kept, D)
 
@@ -215,6 +219,7 @@ def attention_weights(
     scores = torch.matmul(query, key.transpose(2, 3)) * scaling  # (B, k, N, N)
     if bias is not None:
         scores = scores + bias
+    # float32: sums of hundreds of bfloat16 exponentials lose the small ones
     return F.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
 
 
@@ -227,7 +232,8 @@ class HFViTAttention(nn.Module):
         dim = config.hidden_size
         self.head_dim = dim // (num_heads or config.num_attention_heads)
         self.scaling = self.head_dim**-0.5
-        self.is_causal = False
+        self.is_causal = False  # read by transformers' attention functions
+        # three layers, not one of width 3 D: tensor-parallel plans and LoRA name them, and biases may differ
         self.q_proj = nn.Linear(dim, dim, bias=config.qkv_bias)
         self.k_proj = nn.Linear(dim, dim, bias=config.qkv_bias and config.key_bias)
         self.v_proj = nn.Linear(dim, dim, bias=config.qkv_bias)
@@ -256,6 +262,7 @@ class HFViTAttention(nn.Module):
         return attention_weights(query, key, self.scaling, self.score_bias(**positions))
 
     def _heads(self, x: torch.Tensor) -> torch.Tensor:
+        # the number of heads comes from x: under tensor parallelism a rank has a part of them
         return x.view(*x.shape[:-1], x.shape[-1] // self.head_dim, self.head_dim).transpose(1, 2)  # (B, k, N, d)
 
     def forward(
@@ -278,7 +285,8 @@ class HFViTAttention(nn.Module):
         x, weights = attention(self, query, key, value, bias, dropout=dropout, scaling=self.scaling, **kwargs)
         if not wants_weights:
             weights = None
-        elif weights is None or weights.shape[-2:] != (query.shape[2], key.shape[2]):  # backends that keep no weights
+        elif weights is None or weights.shape[-2:] != (query.shape[2], key.shape[2]):
+            # fused backends keep no weights, or something else in their place
             weights = attention_weights(query, key, self.scaling, bias)
         return self.o_proj(self.norm(x.flatten(2))), weights  # Eq. 8: (B, N, D)
 
@@ -513,6 +521,7 @@ class HFViTModel(HFViTPreTrainedModel):
     def __init__(self, config: HFViTConfig):
         super().__init__(config)
         depth = config.num_hidden_layers
+        # deeper blocks are dropped more often: early features serve all that follow (arXiv:1603.09382, section 3)
         rates = [config.drop_path_rate * block / max(depth - 1, 1) for block in range(depth)]
         self.embeddings = HFViTEmbeddings(config)
         self.layers = nn.ModuleList(HFViTLayer(config, rate) for rate in rates)
@@ -535,7 +544,7 @@ class HFViTModel(HFViTPreTrainedModel):
         tokens: int | None = None,
         **kwargs,
     ) -> BaseModelOutputWithPooling:
-        """Encode a batch of normalised images `(B, C, H, W)` of any size.
+        """Encode a batch of normalized images `(B, C, H, W)` of any size.
 
         Args:
             corrupt: changes the projected patches `(B, N, D)` before positions are added.
@@ -615,7 +624,7 @@ class HFViTForImageClassification(HFViTPreTrainedModel):
     def forward(
         self, pixel_values: torch.Tensor, labels: torch.Tensor | None = None, **kwargs
     ) -> ImageClassifierOutput:
-        """Classify a batch of normalised images `(B, C, H, W)` of any size.
+        """Classify a batch of normalized images `(B, C, H, W)` of any size.
 
         Args:
             labels: class numbers `(B,)`, or soft labels `(B, K)`, both for softmax cross-entropy; with
@@ -629,6 +638,7 @@ class HFViTForImageClassification(HFViTPreTrainedModel):
         outputs = self.vit(pixel_values, **kwargs)
         logits = self.classifier(self.head_input(outputs))
         loss = None
+        # not transformers' loss where no problem_type is set: it takes soft labels for a multi-label problem
         if labels is not None and self.config.problem_type is not None:
             loss = self.loss_function(labels, logits, self.config)
         elif labels is not None:
@@ -701,7 +711,7 @@ class HFViTForImageClassification(HFViTPreTrainedModel):
         self.classifier = nn.Identity()
         if num_labels:
             head = nn.Linear(self.config.head_width, num_labels, device=like.device, dtype=like.dtype)
-            head.weight.zero_()
+            head.weight.zero_()  # section 3.2: fine-tuning starts from equal probabilities
             head.bias.fill_(self.config.head_bias_init)
             self.classifier = with_role(head, "classifier")
         self.config.id2label = {int(index): name for index, name in names.items()}
@@ -726,7 +736,7 @@ class HFViTBackbone(BackboneMixin, HFViTPreTrainedModel):
         super().__init__(config)
         self.num_features = [config.hidden_size] * (config.num_hidden_layers + 1)
         self.vit = HFViTModel(config)
-        self.vit.pooler = self.vit.map_head = None
+        self.vit.pooler = self.vit.map_head = None  # maps of tokens are read, no pooled vector
         self.post_init()
 
     @can_return_tuple
@@ -767,8 +777,8 @@ class HFViTForMaskedPatchPrediction(HFViTPreTrainedModel):
         self.colours = nn.Linear(config.hidden_size, self.levels**config.num_channels)
         self.post_init()
 
-    def patch_colours(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """Classes of the patches' mean colours, `(B, C, H, W)` in [-1, 1] -> `(B, N)`; channel 0 counts most."""
+    def patch_colors(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """Classes of the patches' mean colors, `(B, C, H, W)` in [-1, 1] -> `(B, N)`; channel 0 counts most."""
         rows, columns = self.config.grid_for(tuple(pixel_values.shape[-2:]))
         down, across = self.config.total_stride
         pixels = pixel_values[..., : rows * down, : columns * across].float()  # what the patches see
@@ -793,12 +803,12 @@ class HFViTForMaskedPatchPrediction(HFViTPreTrainedModel):
         labels: torch.Tensor | None = None,
         **kwargs,
     ) -> MaskedLMOutput:
-        """Predict the colours of corrupted patches.
+        """Predict the colors of corrupted patches.
 
         Args:
-            pixel_values: `(B, C, H, W)`, normalised to [-1, 1] (mean and standard deviation 0.5).
+            pixel_values: `(B, C, H, W)`, normalized to [-1, 1] (mean and standard deviation 0.5).
             corruption: `(B, N)` as from `draw_corruption`, which draws it where it is left out.
-            labels: `(B, N)` colour classes; computed from the pixels where left out.
+            labels: `(B, N)` color classes; computed from the pixels where left out.
 
         Returns:
             `loss` over the corrupted patches and `logits` `(B, N, 8^C)`.
@@ -808,9 +818,10 @@ class HFViTForMaskedPatchPrediction(HFViTPreTrainedModel):
         if corruption is None:
             corruption = self.draw_corruption(batch, rows * columns, pixel_values.device)
         if labels is None:
-            labels = self.patch_colours(pixel_values)
+            labels = self.patch_colors(pixel_values)
 
         def corrupt(x: torch.Tensor) -> torch.Tensor:
+            # another patch of the batch, not of the image: the paper's "random other patch embedding"
             flat = x.flatten(0, 1)  # (B * N, D)
             others = flat[torch.randint(max(len(flat), 1), (len(flat),), device=x.device)].view_as(x)
             x = torch.where((corruption == 1)[..., None], self.mask_token.to(x.dtype), x)

@@ -112,7 +112,7 @@ class HFViTPreTrainedModel(PreTrainedModel):
         representation layer        LeCun normal, bias zeros
         classifier                  zeros, bias `head_bias_init`
 
-        `"truncated_normal"`: every weight and token from a normal of deviation 0.02 cut at two deviations, biases zero
+        `"truncated_normal"`: every weight and token from a normal of std 0.02 cut at two stds, biases zero
         except the classifier's. `"normal_tokens"`: as `"jax"`, class token and positions from N(0, 1).
         """
         scheme, role = self.config.initializer, getattr(module, "role", None)
@@ -341,7 +341,7 @@ class HFViTPreTrainedModel(PreTrainedModel):
         """Refit the patch kernel to another patch size (FlexiViT's pseudo-inverse) or number of channels.
 
         The position table follows to the grid of `image_size` (default: the present one) under the new patch.
-        Channels are repeated in turn and scaled so that a grey picture given in every channel answers the same.
+        Channels are repeated in turn and scaled so that a gray image given in every channel answers the same.
         """
         config, embeddings = self.config, self.encoder.embeddings
         patches = embeddings.patch_embeddings
@@ -443,7 +443,7 @@ class HFViTPreTrainedModel(PreTrainedModel):
 
 
 def _lecun_normal(weight: torch.Tensor) -> None:
-    """Flax's default: a normal cut at two deviations whose variance after the cut is 1 / fan_in."""
+    """Flax's default: a normal cut at two stds whose variance after the cut is 1 / fan_in."""
     std = math.sqrt(1 / weight[0].numel()) / 0.87962566103423978
     init.trunc_normal_(weight, std=std, a=-2 * std, b=2 * std)
 

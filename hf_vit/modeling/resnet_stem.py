@@ -1,6 +1,6 @@
 """The hybrid's ResNet (paper section 3.1): an image in, a feature map out that takes the place of the image.
 
-Post-activation bottlenecks (ResNet v1.5) with GroupNorm and weight-standardised convolutions, padded as XLA's SAME.
+Post-activation bottlenecks (ResNet v1.5) with GroupNorm and weight-standardized convolutions, padded as XLA's SAME.
 This file travels to the Hub beside the weights: it imports only torch.
 
 Source: google-research/vision_transformer `vit_jax/models_resnet.py` and `models_vit.py` lines 230-259 at c6de1e5.
@@ -38,7 +38,7 @@ def with_role(module: nn.Module, role: str):
 
 
 class StdConv2d(nn.Conv2d):
-    """Convolution without bias whose kernel is standardised per output channel (arXiv:1903.10520), SAME padding."""
+    """Convolution without bias whose kernel is standardized per output channel (arXiv:1903.10520), SAME padding."""
 
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int, stride: int, eps: float, variant: str):
         super().__init__(in_channels, out_channels, kernel_size, stride=stride, bias=False)
@@ -46,11 +46,11 @@ class StdConv2d(nn.Conv2d):
         self.variant = variant
 
     def standardized_weight(self) -> torch.Tensor:
-        """Zero mean and unit population deviation over (in, height, width); eps outside or inside the root."""
+        """Zero mean and unit population std over (in, height, width); eps outside or inside the root."""
         return standardize(self.weight, self.eps, self.variant)[0]
 
     def kernel(self) -> torch.Tensor:
-        """The standardised weight, computed once for each value of the weight and kept.
+        """The standardized weight, computed once for each value of the weight and kept.
 
         A change is seen by the weight's version (optimizers, `load_state_dict`, averages), its address, or its place
         being taken (FSDP); `weight.data` must not be written to. Compiled and traced code computes it.
@@ -89,14 +89,14 @@ class StdConv2d(nn.Conv2d):
 
 
 def standardize(weight: torch.Tensor, eps: float, variant: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """w^, the standardised kernel, and the factors r and t per output channel that its gradient takes."""
-    centred = weight - weight.mean(dim=(1, 2, 3), keepdim=True)
-    variance = centred.square().mean(dim=(1, 2, 3), keepdim=True)
+    """w^, the standardized kernel, and the factors r and t per output channel that its gradient takes."""
+    centered = weight - weight.mean(dim=(1, 2, 3), keepdim=True)
+    variance = centered.square().mean(dim=(1, 2, 3), keepdim=True)
     if variant == "std_plus_eps":
-        deviation = variance.sqrt()
-        return centred / (deviation + eps), 1 / (deviation + eps), 1 / deviation
+        std = variance.sqrt()
+        return centered / (std + eps), 1 / (std + eps), 1 / std
     scale = torch.rsqrt(variance + eps)
-    return centred * scale, scale, scale
+    return centered * scale, scale, scale
 
 
 class StandardizationGradient(torch.autograd.Function):
@@ -112,8 +112,8 @@ class StandardizationGradient(torch.autograd.Function):
     def backward(ctx, gradient):
         standardized, r, t = ctx.saved_tensors
         over = {"dim": (1, 2, 3), "keepdim": True}
-        centred = gradient - gradient.mean(**over)
-        return r * centred - t * (gradient * standardized).mean(**over) * standardized, None, None, None
+        centered = gradient - gradient.mean(**over)
+        return r * centered - t * (gradient * standardized).mean(**over) * standardized, None, None, None
 
 
 class ResidualUnit(nn.Module):

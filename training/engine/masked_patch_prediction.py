@@ -48,7 +48,7 @@ class MaskedPatchLoss(nn.Module):
         asked = corruption.argsort(dim=1, descending=True)[:, :count]  # (B, n)
         logits = self.model(pixel_values, corruption=corruption).logits.float()  # (B, N, 8^C)
         logits = logits.gather(1, asked[:, :, None].expand(-1, -1, logits.shape[-1]))  # (B, n, 8^C)
-        colors = self.model.patch_colours(pixel_values).gather(1, asked)  # (B, n)
+        colors = self.model.patch_colors(pixel_values).gather(1, asked)  # (B, n)
         losses = F.cross_entropy(logits.flatten(0, 1), colors.flatten(), reduction="none")  # (B * n,)
         return losses.view(batch, count).mean(dim=1), logits, colors
 

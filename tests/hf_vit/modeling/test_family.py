@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from hf_vit import HFViTBackbone, HFViTConfig, HFViTError, HFViTForImageClassification
+from hf_vit.export import Logits, check_any_size
 from hf_vit.inference.token_merging import merge_tokens
 from hf_vit.interpretability import attention, relevance
 from hf_vit.modeling.position_embedding import relative_bias, resize_position_grid, rotary_angles, rotate
@@ -154,6 +155,24 @@ def test_compiled_in_one_graph_and_recomputed_in_training(name):
     found = torch.autograd.grad(model(x).logits.sum(), model.vit.layers[0].mlp.parameters())
     for one, other in zip(found, expected):
         torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize("name", ["dinov3", "eva02", "beit"])
+def test_exported_with_any_batch_and_where_it_can_be_any_size(name):
+    model = build(**FAMILIES[name])
+    any_size = name == "dinov3"
+    batch, any_number = torch.export.Dim("batch", min=1, max=64), torch.export.Dim.DYNAMIC
+    shapes = {0: batch} | ({2: any_number, 3: any_number} if any_size else {})
+    example = (torch.zeros(2, 3, 48, 40) if any_size else torch.zeros(2, 3, 32, 32),)
+    program = torch.export.export(Logits(model, any_size), example, dynamic_shapes={"pixel_values": shapes})
+    x = torch.randn(3, 3, *((24, 56) if any_size else (32, 32)))
+    torch.testing.assert_close(program.module()(x), model(x).logits, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("name", "field"), [("beit", "relative_position_bias"), ("dinov2", "position_interpolation")])
+def test_positions_that_cannot_be_exported_for_any_size_are_refused_by_name(name, field):
+    with pytest.raises(HFViTError, match=f"{field}=.* cannot be exported for any image size"):
+        check_any_size(build(**FAMILIES[name]).config)
 
 
 def test_backbone_gives_tokens_without_the_norm_that_is_for_the_pooled_vector():

@@ -38,7 +38,7 @@ def test_colours_are_three_bits_a_channel():
     model = HFViTForMaskedPatchPrediction(HFViTConfig(**TINY))
     x = torch.full((1, 3, 32, 32), -1.0)
     x[:, 0, :8, :8], x[:, 2, 8:16, :8], x[:, :, 24:, 24:] = 1.0, -0.5, 1.0
-    colours = model.patch_colours(x).reshape(4, 4)
+    colours = model.patch_colors(x).reshape(4, 4)
     assert colours[0, 0] == 7 * 64 and colours[1, 0] == 2 and colours[3, 3] == 511 and colours[2, 2] == 0
 
 
@@ -55,7 +55,7 @@ def test_loss_reads_corrupted_patches_only_and_masked_ones_are_hidden():
     x, corruption = torch.rand(2, 3, 32, 32) * 2 - 1, torch.zeros(2, 16, dtype=torch.long)
     corruption[:, 5] = 1
     out = model(x, corruption=corruption)
-    labels = model.patch_colours(x)
+    labels = model.patch_colors(x)
     torch.testing.assert_close(out.loss, torch.nn.functional.cross_entropy(out.logits[:, 5], labels[:, 5]))
     changed = x.clone()
     changed[:, :, 8:16, 8:16] = 0.9  # patch 5: its pixels are behind the mask token
