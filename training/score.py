@@ -23,8 +23,6 @@ from .config.arguments import RENAMED
 from .data.transforms import RESAMPLING
 from .evaluation.evaluate_classifier import TTA, create_context
 from .evaluation.few_shot import L2
-from .evaluation.score_model import score_model
-from .evaluation.suites import run_suite
 
 
 class CurrentName(argparse.Action):
@@ -163,6 +161,9 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         )
         transformers.logging.set_verbosity_error()
         transformers.logging.disable_progress_bar()
+        from .evaluation.score_model import score_model  # not above, so that --help takes no seconds more
+        from .evaluation.suites import run_suite
+
         if args.suite is not None:
             facts = run_suite(args, context)
         else:

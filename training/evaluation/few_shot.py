@@ -14,11 +14,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from sklearn.neighbors import NearestNeighbors
 
 from hf_vit.errors import HFViTError
-
-from ..metrics.accuracy.accuracy import accuracy
 
 
 L2 = 1024.0
@@ -75,8 +72,7 @@ class RidgeProbe:
 
     def score(self, features: np.ndarray, labels: np.ndarray) -> float:
         """Accuracy on features (N, D) with labels (N,)."""
-        features, labels = checked(features, labels)
-        return accuracy(self.predict(features), labels)
+        return score(self, features, labels)
 
 
 @dataclass
@@ -92,6 +88,8 @@ class NeighborProbe:
         Raises:
             HFViTError: shapes that do not fit, features that are not finite, k outside 1..N.
         """
+        from sklearn.neighbors import NearestNeighbors
+
         features, labels = checked(features, labels)
         if not 1 <= self.k <= len(labels):
             raise HFViTError(f"k = {self.k} neighbors of {len(labels)} training images: choose 1 to {len(labels)}")
@@ -116,8 +114,15 @@ class NeighborProbe:
 
     def score(self, features: np.ndarray, labels: np.ndarray) -> float:
         """Accuracy on features (N, D) with labels (N,)."""
-        features, labels = checked(features, labels)
-        return accuracy(self.predict(features), labels)
+        return score(self, features, labels)
+
+
+def score(probe: "RidgeProbe | NeighborProbe", features: np.ndarray, labels: np.ndarray) -> float:
+    """Accuracy of a fitted probe on features (N, D) with labels (N,)."""
+    from ..metrics.accuracy.accuracy import accuracy  # with it comes `evaluate`, which takes seconds to import
+
+    features, labels = checked(features, labels)
+    return accuracy(probe.predict(features), labels)
 
 
 def unit(features: np.ndarray) -> np.ndarray:

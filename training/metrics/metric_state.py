@@ -7,6 +7,8 @@ change them; other sums are in double precision. Per class, only the (reference,
     state = MetricState(device)
     state.update(logits, labels)            # each batch, on each process
     state.reduce(accelerator).scores()      # {"accuracy": (0.93, 360), ...}
+
+The metric functions are imported where they are called: `evaluate`, which their files need, takes seconds to import.
 """
 
 from dataclasses import dataclass
@@ -14,11 +16,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from accelerate import Accelerator
-
-from .accuracy.accuracy import wilson_interval
-from .calibration.calibration import ece_of_bins
-from .mean_per_class.mean_per_class import mean_recall
-from .precision_recall_f1.precision_recall_f1 import bootstrap_intervals, macro_f1, precision_recall_f1
 
 
 BINS = 15
@@ -186,6 +183,8 @@ class Metrics:
 
     def precision_recall_f1(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Precision, recall and F1 (K,) of each class; NaN where there is nothing to divide by."""
+        from .precision_recall_f1.precision_recall_f1 import precision_recall_f1
+
         support, predicted = self.support, self.predicted
         parts = precision_recall_f1(self.hits, predicted, support)
         defined = (predicted > 0, support > 0, predicted + support > 0)
@@ -207,6 +206,10 @@ class Metrics:
 
     def scores(self) -> dict[str, tuple[float, int]]:
         """Every score with the number of images behind it."""
+        from .calibration.calibration import ece_of_bins
+        from .mean_per_class.mean_per_class import mean_recall
+        from .precision_recall_f1.precision_recall_f1 import macro_f1
+
         n, answers = self.images, self.counts["answers"]
         found = {"accuracy": (self.counts["hits"] / answers, n)}
         if self.num_classes > TOP_K:
@@ -228,6 +231,9 @@ class Metrics:
 
     def intervals(self) -> dict[str, tuple[float, float]]:
         """95 % intervals: Wilson's of accuracies; up to MAX_BOOTSTRAP_IMAGES the bootstrap's of the classes' means."""
+        from .accuracy.accuracy import wilson_interval
+        from .precision_recall_f1.precision_recall_f1 import bootstrap_intervals
+
         found = {
             name: wilson_interval(value * n, n) for name, (value, n) in self.scores().items() if "accuracy" in name
         }

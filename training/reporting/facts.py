@@ -23,7 +23,6 @@ from hf_vit.atomic_file import atomic_write
 from ..config.arguments import TrainArguments
 from ..data.dataset import ImageDataset
 from ..data.streaming import ImageStream
-from ..metrics.accuracy.accuracy import wilson_interval
 from . import progress
 from .flops import color_flops, forward_flops, train_flops
 
@@ -109,6 +108,8 @@ def public_name(name: str) -> str:
 
 def result_rows(metrics: dict[str, float], dataset: str, split: str, count: int, seed: int) -> list[dict[str, Any]]:
     """One row for each score, as cards want them; accuracies with their 95 % interval."""
+    from ..metrics.accuracy.accuracy import wilson_interval  # with it comes `evaluate`, which takes seconds to import
+
     return [
         {
             "dataset": dataset,
