@@ -16,7 +16,7 @@ from training.data.dataset import open_dataset
 from training.studies import STUDIES, ablations, data_scale, generated, noisy_student, pretraining, resolution
 from training.studies.design import Cell, Difference, Score, Scores
 from training.studies.report import is_curve, read_scores, report, scores_of
-from training.studies.stages import subset, surest, words, write_pictures
+from training.studies.stages import subset, surest, words, write_images
 
 
 ROOT = Path(__file__).parents[2]
@@ -206,7 +206,7 @@ def test_scores_are_of_the_test_split_also_beside_a_validation_split(tmp_path, c
     (data / "data").mkdir(parents=True)
     for split, first, last in (("train", 0, 60), ("validation", 60, 80), ("test", 80, 110)):
         rows = np.arange(first, last)
-        write_pictures(data, split, digits, rows, digits.labels[rows].tolist(), digits.label_names)
+        write_images(data, split, digits, rows, digits.labels[rows].tolist(), digits.label_names)
     found = smoke("resolution", tmp_path / "out", "--seeds", "0", "--data", f"cifar10={data}")
     assert {score["n"] for score in found["scores"]} == {30}
     (data / "data" / "test-00000-of-00001.parquet").unlink()

@@ -11,8 +11,8 @@ from matplotlib.figure import Figure
 
 from ..engine.checkpoint_io import read_json
 from ..reporting.facts import FACTS_NAME, public_name
+from .baselines import train_flops
 from .design import Cell, Score, Scores, Study
-from .peers import train_flops
 
 
 RESULTS_NAME, REPORT_NAME, FIGURE_NAME = "results.json", "report.md", "figure.png"

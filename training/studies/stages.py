@@ -28,10 +28,10 @@ from ..evaluation.few_shot import few_shot
 from ..evaluation.label_mapping import match_labels
 from ..reporting.facts import FACTS_NAME, write_facts
 from ..train import run
+from .baselines import run_baseline
 from .design import Cell
 from .initialization.dyck import warm_up
 from .initialization.mimetic import mimetic_
-from .peers import run_peer
 
 
 # Of every run of a study.
@@ -77,7 +77,7 @@ def train(stage: str) -> Callable[[Path, dict[str, Any]], dict[str, Any]]:
     def stage_of(folder: Path, options: dict[str, Any]) -> dict[str, Any]:
         arguments = arguments_of(stage, folder, options)
         if options.get("peer") is not None:
-            return run_peer(arguments, stage, options["peer"])
+            return run_baseline(arguments, stage, options["peer"])
         return run(arguments, stage, more_follow=True)
 
     return stage_of
@@ -94,7 +94,7 @@ def arguments_of(stage: str, folder: Path, options: dict[str, Any]) -> Arguments
 
 
 def probe(folder: Path, options: dict[str, Any]) -> dict[str, Any]:
-    """Few-shot accuracy of a model's frozen features: ridge regression, the mean of three draws of pictures."""
+    """Few-shot accuracy of a model's frozen features: ridge regression, the mean of three draws of images."""
     classifier = open_classifier(str(options["model"]))
     context = create_context(False, batch_size=128)
     train = open_dataset(options["dataset"], split="train")
@@ -138,15 +138,15 @@ def subset(folder: Path, options: dict[str, Any]) -> dict[str, Any]:
             kept = list(range(options["first"], len(names), 2))
             rows = np.flatnonzero(np.isin(whole.labels, kept))
             places = {label: place for place, label in enumerate(kept)}
-            write_pictures(folder, split, whole, rows, [places[int(whole.labels[row])] for row in rows],
+            write_images(folder, split, whole, rows, [places[int(whole.labels[row])] for row in rows],
                            [names[label] for label in kept])  # fmt: skip
     return finish(folder, {"classes": "every second"})
 
 
 def pseudo_labels(folder: Path, options: dict[str, Any]) -> dict[str, Any]:
-    """A teacher's labels for the pictures outside the labelled part, as parquet: both parts in train, and the test.
+    """A teacher's labels for the images outside the labelled part, as parquet: both parts in train, and the test.
 
-    Noisy Student (arXiv:1911.04252): of every class the surest pictures above `confidence`, `keep` in all; where a
+    Noisy Student (arXiv:1911.04252): of every class the surest images above `confidence`, `keep` in all; where a
     class has fewer, some are there twice and more.
     """
     whole = open_dataset(options["dataset"], split="train")
@@ -155,35 +155,35 @@ def pseudo_labels(folder: Path, options: dict[str, Any]) -> dict[str, Any]:
     own = np.isin(whole.rows, take_fraction(whole, options["labelled"]).rows)
     first, others = np.flatnonzero(own), np.flatnonzero(~own)
     if not len(others):
-        raise HFViTError("pseudo-labels are for pictures outside the labelled part: lower `labelled` below 1")
+        raise HFViTError("pseudo-labels are for images outside the labelled part: lower `labelled` below 1")
     classifier, context = open_classifier(str(options["model"])), create_context(False, batch_size=250)
     match = match_labels(names, classifier.label_names)
     logits = score_dataset(classifier, whole.select(others), match, context).logits
     facts: dict[str, Any] = {}
     if context.accelerator.is_main_process:
         if logits is None:
-            raise HFViTError(f"{len(others):,} pictures are too many for pseudo-labels at once: give fewer")
-        shares = torch.from_numpy(logits).softmax(1).numpy()[:, match.places]
-        rows, labels = surest(shares, options["keep"], options["confidence"])
+            raise HFViTError(f"{len(others):,} images are too many for pseudo-labels at once: give fewer")
+        probabilities = torch.from_numpy(logits).softmax(1).numpy()[:, match.places]
+        rows, labels = surest(probabilities, options["keep"], options["confidence"])
         (folder / "data").mkdir(parents=True, exist_ok=True)
         train = np.concatenate([whole.labels[first], labels])
-        write_pictures(folder, "train", whole, np.concatenate([first, others[rows]]), train.tolist(), names)
-        write_pictures(folder, "test", test, np.arange(len(test)), test.labels.tolist(), names)
+        write_images(folder, "train", whole, np.concatenate([first, others[rows]]), train.tolist(), names)
+        write_images(folder, "test", test, np.arange(len(test)), test.labels.tolist(), names)
         right = float((whole.labels[others[rows]] == labels).mean()) if len(rows) else None
         facts = {"pseudo_labels": len(rows), "pseudo_labels_right": right}
     return finish(folder, facts)
 
 
-def surest(shares: np.ndarray, keep: int, confidence: float) -> tuple[np.ndarray, np.ndarray]:
-    """Rows and labels of the pictures that a teacher is surest of, as many for each class.
+def surest(probabilities: np.ndarray, keep: int, confidence: float) -> tuple[np.ndarray, np.ndarray]:
+    """Rows and labels of the images that a teacher is surest of, as many for each class.
 
     Args:
-        shares: (N, K) probabilities. keep: pictures of all classes together. confidence: least probability.
+        probabilities: (N, K). keep: images of all classes together. confidence: least probability.
     """
-    chosen, labels, each = [], [], max(1, keep // shares.shape[1])
-    for label in range(shares.shape[1]):
-        own = np.flatnonzero((shares.argmax(1) == label) & (shares[:, label] >= confidence))
-        own = own[np.argsort(-shares[own, label], kind="stable")][:each]
+    chosen, labels, each = [], [], max(1, keep // probabilities.shape[1])
+    for label in range(probabilities.shape[1]):
+        own = np.flatnonzero((probabilities.argmax(1) == label) & (probabilities[:, label] >= confidence))
+        own = own[np.argsort(-probabilities[own, label], kind="stable")][:each]
         if len(own):
             own = np.resize(own, each)
         chosen.append(own)
@@ -191,17 +191,17 @@ def surest(shares: np.ndarray, keep: int, confidence: float) -> tuple[np.ndarray
     return np.concatenate(chosen), np.concatenate(labels)
 
 
-def write_pictures(
+def write_images(
     folder: Path, split: str, dataset: ImageDataset, rows: np.ndarray, labels: list[int], names: list[str]
 ) -> None:
-    """Chosen pictures of a data set, lossless, with these labels, as one parquet file of `folder`/data."""
-    pictures = []
+    """Chosen images of a data set, lossless, with these labels, as one parquet file of `folder`/data."""
+    images = []
     for row in rows:
         file = io.BytesIO()
         dataset.read(int(row))[0].save(file, format="PNG", compress_level=1)
-        pictures.append({"bytes": file.getvalue(), "path": None})
+        images.append({"bytes": file.getvalue(), "path": None})
     features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=names)})
-    table = datasets.Dataset.from_dict({"image": pictures, "label": labels}, features=features)
+    table = datasets.Dataset.from_dict({"image": images, "label": labels}, features=features)
     table.to_parquet(str(folder / "data" / f"{split}-00000-of-00001.parquet"))
 
 

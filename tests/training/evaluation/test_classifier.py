@@ -11,9 +11,11 @@ from transformers import (
 
 from hf_vit.errors import HFViTError
 from training.data.dataset import open_dataset
+from training.data.transforms import ProcessorTransform
 from training.evaluation import features
 from training.evaluation.classifier import open_classifier
-from training.evaluation.evaluate_classifier import batches, create_context
+from training.evaluation.evaluate_classifier import batches, create_context, preprocessing
+from training.evaluation.report import describe_view
 
 
 @pytest.mark.parametrize("name", ["vit", "efficientnet", "bit"])
@@ -46,3 +48,11 @@ def test_a_model_of_the_hub_without_network_is_an_error_at_once(monkeypatch):
     monkeypatch.setattr("huggingface_hub.HfApi.model_info", model_info)
     with pytest.raises(HFViTError, match=r"nor a Hub model that can be reached now \(no route\)"):
         open_classifier("google/vit-base-patch16-224")
+
+
+def test_crops_of_a_processor_that_does_more_than_crop_are_refused(models):
+    classifier = open_classifier(models["ours"])
+    classifier.transform = ProcessorTransform((16, 16))
+    with pytest.raises(HFViTError, match=r"--tta five_crop: .* use --tta none or flip"):
+        next(batches(classifier, open_dataset("digits", split="test[:3]"), create_context(True), "five_crop"))
+    assert describe_view(preprocessing(classifier, "none")) == "NoneType, squash, tta none"

@@ -1,6 +1,6 @@
-"""Networks to compare with: any of transformers' image classifiers, trained by the same Trainer on the same pictures.
+"""Baselines: any of transformers' image classifiers, trained by the same Trainer on the same images.
 
-For stages.py and report.py. Above all BiT (arXiv:1912.11370: pre-activation, GroupNorm, weight standardisation), the
+For stages.py and report.py. Above all BiT (arXiv:1912.11370: pre-activation, GroupNorm, weight standardization), the
 ViT paper's "ResNet (BiT)"; EfficientNet as Noisy Student's teacher.
 """
 
@@ -21,22 +21,22 @@ from ..engine.trainer import Trainer
 from ..train import finish, image_processor_for, pixels, train_or_leave_nothing
 
 
-def run_peer(arguments: Arguments, stage: str, fields: dict[str, Any]) -> dict[str, Any]:
-    """Train and evaluate another network as `run.run` does ours; its facts (empty if a signal ended the run early).
+def run_baseline(arguments: Arguments, stage: str, fields: dict[str, Any]) -> dict[str, Any]:
+    """Train and evaluate another network as `train.run` does ours; its facts (empty if a signal ended the run early).
 
     Args:
         fields: of its config, `model_type` among them, for a start from scratch.
 
     Raises:
-        HFViTError: no picture size; whatever data and training raise.
+        HFViTError: no image size; whatever data and training raise.
     """
-    wish, data, seed = arguments.model, arguments.data, arguments.train.seed
-    if wish.image_size is None:
-        raise HFViTError("a convolutional network takes pictures of any size: give --image_size")
+    requested, data, seed = arguments.model, arguments.data, arguments.train.seed
+    if requested.image_size is None:
+        raise HFViTError("a convolutional network takes images of any size: give --image_size")
     splits = open_splits(data, seed)
     transformers.set_seed(seed)
-    side = pixels(wish.image_size)
-    model = build(wish.model, splits.train.label_names, fields | {"image_size": side})
+    side = pixels(requested.image_size)
+    model = build(requested.model, splits.train.label_names, fields | {"image_size": side})
     view = SimpleNamespace(image_size_hw=(side, side) if isinstance(side, int) else tuple(side), num_channels=3)
     train_transform, eval_transform = transforms(data, view)
     trainer = Trainer(
@@ -59,7 +59,7 @@ def run_peer(arguments: Arguments, stage: str, fields: dict[str, Any]) -> dict[s
 
 def build(folder: str | None, names: list[str], fields: dict[str, Any]) -> PreTrainedModel:
     """The network for these classes: from `folder` with a new head, or new. The head begins at zero, as ours."""
-    labels = {"id2label": dict(enumerate(names)), "label2id": {name: place for place, name in enumerate(names)}}
+    labels = {"id2label": dict(enumerate(names)), "label2id": {name: index for index, name in enumerate(names)}}
     if folder is None:
         model = AutoModelForImageClassification.from_config(AutoConfig.for_model(**fields, **labels))
     else:
@@ -71,9 +71,9 @@ def build(folder: str | None, names: list[str], fields: dict[str, Any]) -> PreTr
 
 
 def train_flops(facts: dict[str, Any]) -> int:
-    """Operations of such a network's training, from its facts: three forward passes for every picture it saw.
+    """Operations of such a network's training, from its facts: three forward passes for every image it saw.
 
-    Counted by torch; the gradient of the pictures, which nobody computes, is in it.
+    Counted by torch; the gradient of the images, which nobody computes, is in it.
     """
     about, training = facts["model"], facts["training"]
     config = AutoConfig.for_model(about["model_type"], num_labels=about["num_labels"], **about["architecture"])
