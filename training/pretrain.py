@@ -8,14 +8,26 @@ Defaults follow the paper's Table 3. `--help` lists every option.
 """
 
 import sys
+import types
 from typing import Any
 
-from .train import command
+from .train import TrainingResult, command, train_from_python
 
 
 def main(argv: list[str] | None = None) -> dict[str, Any]:
     """Run with these arguments (None: the command line's) and return the facts."""
     return command("pretrain", argv)
+
+
+class CallableModule(types.ModuleType):
+    """The command's module and the function of the same name are one: `from training import pretrain` gives both."""
+
+    def __call__(self, **options: Any) -> TrainingResult:
+        """Run from Python, with the options of the command line; see `training.train.train_from_python`."""
+        return train_from_python("pretrain", options)
+
+
+sys.modules[__name__].__class__ = CallableModule
 
 
 if __name__ == "__main__":

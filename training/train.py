@@ -6,11 +6,13 @@ For pretrain and finetune, which differ in their defaults and in what they may s
 import contextlib
 import dataclasses
 import difflib
+import itertools
 import json
 import logging
 import os
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +28,11 @@ from hf_vit.atomic_file import atomic_path, atomic_write, full_disk_is_an_error
 from hf_vit.checkpoints import UnusableHeadError, read_checkpoint
 from hf_vit.errors import HFViTError, report_error
 from hf_vit.hub.access import check_hub_access
-from hf_vit.image_io import check_channels
+from hf_vit.image_io import check_channels, open_image
 from hf_vit.image_processing import ImageProcessing
 
 from .config.arguments import RESOLVED_NAME, Arguments, DataArguments
-from .config.parser import parse
+from .config.parser import arguments_of, parse
 from .data.dataset import ImageDataset
 from .data.deduplication import Duplicate
 from .data.sources import SyntheticSource, listed
@@ -51,6 +53,7 @@ from .sweep import sweep
 
 PREDICTIONS_NAME, DUPLICATES_NAME, HELD_OUT_NAME = "predictions.npz", "duplicates.json", "held_out.txt"
 MAX_LAYERS, MAX_WIDTH = 1_000, 1_000_000  # of a network that is built before its memory is known
+IN_MEMORY = "in memory"  # what arguments and facts call data that Python holds
 INTERRUPTED = 130  # exit status of a command that Ctrl-C ended
 
 
@@ -74,13 +77,109 @@ def command(stage: str, argv: list[str] | None = None) -> dict[str, Any]:
         raise SystemExit(report_launch_error(error)) from None
 
 
-def run(
-    arguments: Arguments, stage: str, more_follow: bool = False, swept: list[dict] | None = None
-) -> dict[str, Any]:
-    """Train and evaluate as the arguments say, and return the facts (empty if a signal ended the run early).
+@dataclasses.dataclass
+class TrainingResult:
+    """What a run from Python returns.
+
+    Attributes:
+        metrics: of the evaluation at the end, by name; empty if Ctrl-C or SIGTERM ended the run early.
+        model: with the weights that were saved, in evaluation mode. processor: its image processor.
+        output_dir: weights, processor, card, facts and checkpoints. facts: the content of facts.json.
+    """
+
+    metrics: dict[str, float]
+    model: transformers.PreTrainedModel
+    processor: Any
+    output_dir: Path
+    facts: dict[str, Any]
+
+    @torch.no_grad()
+    def predict(self, images: Sequence[Any], batch_size: int = 32):
+        """Classify images.
+
+        Args:
+            images: paths, or PIL images.
+
+        Returns:
+            DataFrame with one row an image: `image`, `label`, `score`, and the probability of each class by name.
+
+        Raises:
+            HFViTError: an image cannot be read.
+        """
+        import pandas  # with `datasets`; nothing else here needs it
+
+        device, names = next(self.model.parameters()).device, self.model.config.id2label
+        channels, rows = self.model.config.num_channels, []
+        for first in range(0, len(images), batch_size):
+            batch = images[first : first + batch_size]
+            opened = [open_image(image, num_channels=channels) for image in batch]
+            pixels = self.processor(images=opened, return_tensors="pt")["pixel_values"].to(device)
+            for image, scores in zip(batch, self.model(pixels).logits.float().softmax(-1).tolist()):
+                by_class = {names[index]: score for index, score in enumerate(scores)}
+                label = max(by_class, key=by_class.__getitem__)
+                rows.append({"image": image, "label": label, "score": by_class[label], **by_class})
+        return pandas.DataFrame(rows)
+
+
+def train_from_python(stage: str, options: dict[str, Any]) -> TrainingResult:
+    """The run that a command line with these options would be; `finetune(...)` and `pretrain(...)` of `training`.
+
+    Args:
+        options: by the names of the command line. `dataset` may also be a DataFrame, a list of (path or image, label),
+            a `datasets.Dataset` or DatasetDict. Without `output_dir`, a new folder in `runs/`.
+
+    Raises:
+        HFViTError: bad input.
+    """
+    options = dict(options)
+    data = options.get("dataset")
+    if data is not None and not isinstance(data, str | Path):
+        options["dataset"] = IN_MEMORY
+    if isinstance(options.get("model"), Path):
+        options["model"] = str(options["model"])
+    if isinstance(options.get("dataset"), Path):
+        options["dataset"] = str(options["dataset"])
+    options["output_dir"] = str(options.get("output_dir") or unused_folder(stage))
+    arguments = arguments_of(options, stage)
+    trainers: list[Trainer] = []
+
+    def one_run(arguments: Arguments, stage: str, **more: Any) -> dict[str, Any]:
+        trainer, facts = run_trainer(arguments, stage, data=data if options["dataset"] == IN_MEMORY else None, **more)
+        trainers.append(trainer)
+        return facts
+
+    with handle_peer_exit():
+        facts = sweep(arguments, stage, one_run) if arguments.train.sweep else one_run(arguments, stage)
+    trainer = trainers[-1]
+    model = trainer.model
+    if facts:  # what was saved, which is the average of the weights where one is kept
+        model = type(model).from_pretrained(trainer.output_dir).to(trainer.accelerator.device)
+    metrics = {row["metric"]: row["value"] for row in facts.get("results", [])}
+    return TrainingResult(metrics, model.eval(), trainer.image_processor, trainer.output_dir, facts)
+
+
+def unused_folder(stage: str) -> Path:
+    """The first of runs/finetune-1, runs/finetune-2, ... that is not there."""
+    return next(path for n in itertools.count(1) if not (path := Path("runs") / f"{stage}-{n}").exists())
+
+
+def run(arguments: Arguments, stage: str, **more: Any) -> dict[str, Any]:
+    """`run_trainer` for who needs the facts alone."""
+    return run_trainer(arguments, stage, **more)[1]
+
+
+def run_trainer(
+    arguments: Arguments,
+    stage: str,
+    more_follow: bool = False,
+    swept: list[dict] | None = None,
+    data: Any = None,
+) -> tuple[Trainer, dict[str, Any]]:
+    """Train and evaluate as the arguments say; the facts are empty if a signal ended the run early.
 
     Args:
         more_follow: other runs of this process come after. swept: results of earlier ones, for the facts.
+        data: images and labels that Python holds, in place of the named data set.
     """
     if arguments.train.output_dir is None:
         raise HFViTError("--output_dir is missing: give the folder for the results")
@@ -91,7 +190,8 @@ def run(
     sign = progress.SignOfLife(main and (arguments.train.disable_tqdm or not sys.stderr.isatty()))
     with sign, all_ranks():
         sign.activity = lambda: f"opening {arguments.data.dataset}"
-        splits = open_splits(arguments.data, arguments.train.seed, log)
+        named = arguments.data if data is None else dataclasses.replace(arguments.data, dataset=data)
+        splits = open_splits(named, arguments.train.seed, log)
         train, evaluation = splits.train, splits.evaluation
         sign.activity = lambda: f"loading {arguments.model.model or 'the model'}"
         model, processor, base = build_model(arguments, train.label_names)
@@ -119,7 +219,7 @@ def run(
         callbacks=[KeepConfig(arguments, splits.duplicates, held_out_images(train, evaluation))],
     )
     if arguments.train.preview:
-        return preview(trainer, train.label_names, log)
+        return trainer, preview(trainer, train.label_names, log)
     log(describe(trainer, train, evaluation))
     with trainer.output_folder_lock():
         train_or_leave_nothing(trainer)
@@ -129,7 +229,7 @@ def run(
             tracker.finish()
     else:
         trainer.accelerator.end_training()
-    return facts
+    return trainer, facts
 
 
 def report_launch_error(error: Exception) -> int:

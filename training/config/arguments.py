@@ -304,6 +304,13 @@ class TrainArguments:
         "Table 3 pre-trains with sigmoid (vision_transformer issue 34); B.1.2: masked_patches",
         ("softmax", "sigmoid", "masked_patches"),
     )
+    class_weights: str = option(
+        "none",
+        "balanced: each class weighs in the loss by the inverse of its training images; evaluation is not weighted",
+        "",
+        "scikit-learn's class_weight",
+        ("none", "balanced"),
+    )
     label_smoothing_factor: float = option(0.0, "label smoothing", "0 to 1", "transformers")
     mixup_alpha: float = option(0.0, "Beta parameter of mixup; 0: off", "", "arXiv:1710.09412; AugReg: 0.2 to 0.8")
     cutmix_alpha: float = option(0.0, "Beta parameter of cutmix; 0: off", "", "arXiv:1905.04899")
@@ -365,6 +372,9 @@ class TrainArguments:
     load_best_model_at_end: bool = option(False, "end with the best evaluated weights", "", "transformers")
     metric_for_best_model: str | None = option(
         None, "what `best` means; default: accuracy, or loss with masked_patches", "", "transformers"
+    )
+    patience: int | None = option(
+        None, "stop after so many evaluations without a better metric_for_best_model", "evaluations", "Prechelt 1998"
     )
     greater_is_better: bool | None = option(None, "default: unless the metric is a loss", "", "transformers")
     resume_from_checkpoint: str | bool | None = option(
@@ -494,10 +504,16 @@ class TrainArguments:
             for name in ("mixup_alpha", "cutmix_alpha", "label_smoothing_factor", "sweep", "do_predict"):
                 if getattr(self, name):
                     raise HFViTError(f"--loss masked_patches has no labels for --{name}: leave out one of them")
+        if self.class_weights != "none" and self.loss != "softmax":
+            raise HFViTError(f"--class_weights {self.class_weights} is for --loss softmax, not {self.loss}")
         if self.bf16 + self.fp16 + self.fp8 > 1:
             raise HFViTError("give one of --bf16, --fp16 and --fp8")
         if self.save_total_limit is not None and self.save_total_limit < 1:
             raise HFViTError("--save_total_limit: give 1 or more, or null to keep every checkpoint")
+        if self.patience is not None and self.patience < 1:
+            raise HFViTError(f"--patience {self.patience}: give 1 or more evaluations")
+        if self.patience is not None and self.eval_strategy == "no":
+            raise HFViTError("--patience counts evaluations: give --eval_steps or --eval_strategy epoch")
         if self.load_best_model_at_end and self.eval_strategy == "no":
             raise HFViTError(
                 "--load_best_model_at_end needs evaluations to choose from: give --eval_steps or --eval_strategy epoch"

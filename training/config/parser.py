@@ -71,7 +71,8 @@ HELP_GROUPS: dict[str, list[str]] = {
     ],
     "optimization": [
         "optim", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon", "momentum", "muon_momentum",
-        "layer_decay", "unfreeze_every", "max_grad_norm", "loss", "label_smoothing_factor", "ema_decay", "seed",
+        "layer_decay", "unfreeze_every", "max_grad_norm", "loss", "class_weights", "label_smoothing_factor",
+        "ema_decay", "seed",
     ],
     "schedule": [
         "lr_scheduler_type", "warmup_steps", "cooldown_steps", "lr_end", "lr_steps", "rsqrt_timescale",
@@ -84,7 +85,8 @@ HELP_GROUPS: dict[str, list[str]] = {
     "evaluation, logging and checkpoints": [
         "eval_strategy", "eval_steps", "eval_delay", "do_predict", "logging_steps", "logging_strategy",
         "logging_first_step", "save_strategy", "save_steps", "save_total_limit", "load_best_model_at_end",
-        "metric_for_best_model", "greater_is_better", "card_examples", "report_to", "run_name", "disable_tqdm",
+        "metric_for_best_model", "patience", "greater_is_better", "card_examples", "report_to",
+        "run_name", "disable_tqdm",
     ],
     "Hub": ["push_to_hub", "hub_model_id", "hub_strategy", "hub_private_repo"],
 }  # fmt: skip
@@ -115,6 +117,24 @@ def parse(argv: list[str] | None, stage: str) -> Arguments:
     if unknown:
         raise HFViTError(f"unexpected argument {_short(unknown[0])}: values must follow an --option")
     given = {name: value for name, value in vars(flags).items() if value is not argparse.SUPPRESS}
+    if "set" in given:
+        given["set"] = [pair for group in given["set"] for pair in group]
+    return arguments_of(given, stage)
+
+
+def arguments_of(given: dict[str, Any], stage: str) -> Arguments:
+    """The arguments of one run, from options by name; their values may be words or of the option's type.
+
+    Args:
+        given: the options; "config" for a recipe, "variant" for one of its variants.
+
+    Raises:
+        HFViTError: an unknown name, a value of the wrong type, a missing recipe.
+    """
+    given = {RENAMED.get(name, name): value for name, value in given.items()}
+    for name in given:
+        if name not in FIELDS and name not in ("config", "variant"):
+            raise HFViTError(_unknown(f"option {name}", name))
     config, variant = given.pop("config", None), given.pop("variant", None)
     values, recipe = dict(STAGE_DEFAULTS[stage]), None
     if config is not None:
@@ -122,8 +142,6 @@ def parse(argv: list[str] | None, stage: str) -> Arguments:
         values |= written
     elif variant is not None:
         raise HFViTError(f"--variant {variant} is one of a recipe's: give --config RECIPE with it")
-    if "set" in given:
-        given["set"] = [pair for group in given["set"] for pair in group]
     given = {name: coerce(name, value) for name, value in given.items()}
     values = _override(values, given)
     _choose_once(values, given)

@@ -25,6 +25,7 @@ from transformers import PreTrainedModel
 from transformers.trainer_callback import (
     CallbackHandler,
     DefaultFlowCallback,
+    EarlyStoppingCallback,
     ExportableState,
     TrainerCallback,
     TrainerControl,
@@ -103,7 +104,8 @@ class Trainer:
         optimizer, scheduler = optimizers
         self.normalize = Normalize.of(image_processor, model.config.num_channels)
         self.loss_module, self.optimizer = self.accelerator.prepare(
-            create_loss_module(model, args, self.normalize), optimizer or create_optimizer(model, args)
+            create_loss_module(model, args, self.normalize, self.train_dataset),
+            optimizer or create_optimizer(model, args),
         )
         self._parameters = list(self.loss_module.parameters())
         self.kernels = kernels_for(self.accelerator.device, args.cpu_kernels, args.torch_compile)
@@ -129,7 +131,11 @@ class Trainer:
         self._grad_norm: torch.Tensor | None = None
         self.control = TrainerControl()
         self.callback_handler = CallbackHandler(
-            [DefaultFlowCallback, *(callbacks or [])], model, image_processor, self.optimizer, self.lr_scheduler
+            [DefaultFlowCallback, *self._early_stopping(), *(callbacks or [])],
+            model,
+            image_processor,
+            self.optimizer,
+            self.lr_scheduler,
         )
         self.training_state = TrainingState(
             model=model,
@@ -199,6 +205,10 @@ class Trainer:
     def unreadable(self) -> dict[str, None]:
         """Names of the images that this process could not read, in the order met."""
         return self.training_state.unreadable
+
+    def _early_stopping(self) -> list[TrainerCallback]:
+        """transformers' callback, which remembers its count in checkpoints."""
+        return [] if self.args.patience is None else [EarlyStoppingCallback(self.args.patience)]
 
     def _stateful_callbacks(self) -> list[ExportableState]:
         """The callbacks that remember something, and the control flags."""

@@ -3,12 +3,15 @@
 pytest tests/training/engine/test_losses.py
 """
 
+import math
+
 import pytest
 import torch
 from transformers.models.vit import ViTImageProcessorPil
 
 from hf_vit import HFViTConfig, HFViTForImageClassification
-from training.engine.losses import ClassificationLoss, Normalize, cross_entropy
+from hf_vit.errors import HFViTError
+from training.engine.losses import ClassificationLoss, Normalize, balanced_weights, cross_entropy
 
 
 LOGITS = torch.tensor([[2.0, -1.0, 0.5], [0.0, 0.0, 3.0]])
@@ -71,3 +74,29 @@ def test_normalizing_agrees_with_the_image_processor():
     torch.testing.assert_close(Normalize([0.4, 0.5, 0.6], [0.2, 0.3, 0.5])(image[None]), expected, atol=1e-6, rtol=0)
     floats = torch.randn(1, 3, 8, 8)
     assert Normalize([0.5] * 3, [0.5] * 3)(floats) is floats
+
+
+def test_balanced_weights_make_classes_count_alike_and_leave_the_evaluation_alone():
+    class Data:
+        labels = [0, 0, 0, 0, 0, 0, 1, 1]
+
+    weights = balanced_weights(Data(), 3)
+    assert weights.tolist() == pytest.approx([8 / 12, 8 / 4, 0.0])
+    assert weights[torch.tensor(Data.labels)].mean() == pytest.approx(1)
+
+    class Logits(torch.nn.Module):
+        def forward(self, pixels):
+            return type("Output", (), {"logits": pixels})
+
+    module, logits, labels = (
+        ClassificationLoss(Logits(), class_weights=weights),
+        torch.zeros(2, 3),
+        torch.tensor([0, 1]),
+    )
+    losses = module.train()(logits, labels)[0]
+    assert losses.tolist() == pytest.approx([math.log(3) * 8 / 12, math.log(3) * 2])
+    soft = torch.tensor([[0.5, 0.5, 0.0]])
+    assert module(logits[:1], soft)[0].item() == pytest.approx(float(losses.mean()))
+    assert module.eval()(logits, labels)[0].tolist() == pytest.approx([math.log(3)] * 2)
+    with pytest.raises(HFViTError, match="leave out --streaming"):
+        balanced_weights(object(), 3)

@@ -500,3 +500,12 @@ def test_a_global_batch_sets_the_passes(tmp_path):
         Trainer(tiny(), dataclasses.replace(args, gradient_accumulation_steps=2), Images(40))
     with pytest.raises(HFViTError, match="no multiple of 8"):
         Trainer(tiny(), arguments(tmp_path / "out", global_batch_size=20), Images(40))
+
+
+def test_patience_ends_a_run_that_no_longer_gains(tmp_path):
+    args = arguments(tmp_path / "out", max_steps=20, eval_steps=2, patience=2, learning_rate=0.0, save_steps=0)
+    trainer = Trainer(tiny(), args, Images(40), Images(20))
+    trainer.train()
+    assert trainer.state.global_step == 6  # the evaluation at 2 is the best, those at 4 and 6 are no better
+    with pytest.raises(HFViTError, match="--patience counts evaluations"):
+        arguments(tmp_path / "out", patience=2)

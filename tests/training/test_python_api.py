@@ -1,0 +1,74 @@
+"""`from training import finetune`: the command line's run as a function.
+
+pytest tests/training/test_python_api.py
+"""
+
+import numpy as np
+import pandas
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+import training
+from hf_vit.errors import HFViTError
+from training import finetune
+
+
+SMALL = {
+    "set": {
+        "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16, "patch_size": 4,
+    },
+    "image_size": 8, "max_steps": 20, "per_device_train_batch_size": 8, "learning_rate": 0.01, "warmup_steps": 0,
+    "disable_tqdm": True, "use_cpu": True, "crop": "squash",
+}  # fmt: skip
+
+
+@pytest.fixture
+def frame(tmp_path):
+    for number in range(24):
+        color = 200 if number % 2 else 30
+        Image.fromarray(np.full((16, 16, 3), color, np.uint8)).save(tmp_path / f"{number}.png")
+    paths = [str(tmp_path / f"{number}.png") for number in range(24)]
+    return pandas.DataFrame({"path": paths, "species": ["light" if n % 2 else "dark" for n in range(24)]})
+
+
+def test_a_frame_becomes_a_model_that_predicts(tmp_path, monkeypatch, frame):
+    monkeypatch.chdir(tmp_path)
+    result = finetune(dataset=frame, image_column="path", label_column="species", ema_decay=0.5, **SMALL)
+    assert result.metrics["accuracy"] == 1.0 and str(result.output_dir) == "runs/finetune-1"
+    saved = load_file(result.output_dir / "model.safetensors")
+    assert all(torch.equal(value, saved[name]) for name, value in result.model.state_dict().items())
+    table = result.predict([frame["path"][0], Image.open(frame["path"][1])])
+    assert list(table["label"]) == ["dark", "light"] and {"image", "score", "dark", "light"} <= set(table.columns)
+    assert np.allclose(table[["dark", "light"]].sum(axis=1), 1)
+    again = finetune(dataset=list(zip(frame["path"], frame["species"])), **SMALL)
+    assert str(again.output_dir) == "runs/finetune-2"
+
+
+def test_it_is_the_command_lines_run_bit_for_bit(tmp_path):
+    options = SMALL | {"dataset": "digits", "max_steps": 3, "auto_augment": "randaug(1,5)"}
+    result = finetune(output_dir=tmp_path / "python", **options)
+    words = ["--set", *(f"{name}={value}" for name, value in options.pop("set").items())]
+    words += [word for name, value in options.items() for word in (f"--{name}", str(value))]
+    facts = finetune.main([*words, "--output_dir", str(tmp_path / "command")])
+    for name in ("model.safetensors", "history.jsonl"):
+        assert (tmp_path / "python" / name).read_bytes() == (tmp_path / "command" / name).read_bytes()
+    assert result.facts["results"] == facts["results"]
+
+
+def test_bad_options_raise_and_leave_nothing(tmp_path, monkeypatch, frame):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(HFViTError, match="unknown option learning_rat; did you mean learning_rate"):
+        finetune(dataset=frame, learning_rat=1)
+    with pytest.raises(HFViTError, match="--max_steps 'many': give a whole number"):
+        finetune(dataset=frame, max_steps="many")
+    assert not (tmp_path / "runs").exists()
+
+
+def test_the_public_names_are_there():
+    for name in training.__all__:
+        assert getattr(training, name) is not None
+    assert set(training.__all__) <= set(dir(training))
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = training.nothing
