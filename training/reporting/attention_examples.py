@@ -19,7 +19,7 @@ from hf_vit import HFViTForImageClassification
 from hf_vit.atomic_file import atomic_path
 from hf_vit.errors import HFViTError
 from hf_vit.interpretability.attention import plain
-from hf_vit.interpretability.plots import draw_examples, on_picture, overlay, save, view_of
+from hf_vit.interpretability.plots import draw_examples, on_image, overlay, save, view_of
 from hf_vit.interpretability.relevance import explain
 
 from ..data.dataset import ImageDataset, collate
@@ -83,7 +83,7 @@ def draw(
     for row, index in enumerate(shown):
         image = _sized(dataset.read(index)[0])
         view = view_of(processor.to_dict(), image.shape[:2])
-        heats = [on_picture(heat[row], model.config.total_stride, view) for heat in maps]
+        heats = [on_image(heat[row], model.config.total_stride, view) for heat in maps]
         columns.append([image, *(overlay(image, heat) for heat in heats)])
     with atomic_path(path) as temporary:
         save(draw_examples(columns, names, ["image", *methods]), temporary)
