@@ -236,6 +236,13 @@ def _open_safetensors(path: Path) -> TensorFile:
 
 
 def _open_torch(path: Path, state_dict_key: str | None) -> TensorFile:
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            if any("/code/" in name for name in archive.namelist()):
+                raise HFViTError(
+                    f"{path}: a TorchScript archive, as OpenAI publishes CLIP: it holds code. Where you trust it, "
+                    "save torch.jit.load(path).state_dict() and give that file"
+                )
     try:
         # opened here: by a path torch.load goes by the suffix, and takes x.safetensors for that format
         with warnings.catch_warnings(), torch.serialization.safe_globals(SAFE_OBJECTS), path.open("rb") as stream:

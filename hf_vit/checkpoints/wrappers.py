@@ -37,6 +37,8 @@ def unwrap(file: TensorFile) -> TensorFile:
     clean = {
         re.sub(r"(^|(?<=\.))(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.", "", n): n for n in file
     }
+    if any(re.search(r"\bblocks\.\d+\.\d+\.norm1\.", name) for name in clean):  # DINOv2 trains blocks in chunks
+        clean = {re.sub(r"\bblocks\.\d+\.(\d+)\.", r"blocks.\1.", name): old for name, old in clean.items()}
     if len(clean) < len(file.shapes):  # two tensors under one name: leave them to the error about names
         return file
     counters = {name for name in clean if re.match(COUNTERS, name) and not file.shapes[clean[name]]}

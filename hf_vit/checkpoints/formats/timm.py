@@ -68,7 +68,7 @@ HEADS = (
     (r"aimv2_huge", 12),
     (r"aimv2_1b", 16),
     (r"aimv2_3b", 24),
-    (r"test_vit4", 3),
+    (r"test_vit[34]", 3),
     (r"test_vit", 2),
 )
 DINOV3 = r"vit_\w+_(dinov3|lingbot)"

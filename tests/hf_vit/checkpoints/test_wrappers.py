@@ -107,6 +107,18 @@ def test_a_head_made_by_hand(plain, tmp_path):
     same(loaded.model.vit, model.vit)
 
 
+def test_chunked_blocks_and_torchscript(plain, tmp_path):
+    """DINOv2 trains with blocks in chunks, whose numbers go on; OpenAI's CLIP is an archive of code."""
+    model, tensors = plain
+    renamed = {name: name.replace("blocks.", "blocks.0.").replace("blocks.0.1.", "blocks.1.1.") for name in tensors}
+    chunked = {renamed[name]: tensor for name, tensor in tensors.items()}
+    torch.save(chunked, tmp_path / "x.pth")
+    same(load_checkpoint(tmp_path / "x.pth", **KNOWN), model)
+    torch.jit.script(torch.nn.Linear(2, 2)).save(tmp_path / "clip.pt")
+    with pytest.raises(HFViTError, match=r"TorchScript archive.*state_dict\(\)"):
+        load_checkpoint(tmp_path / "clip.pt")
+
+
 def test_what_is_assumed_is_said(plain, tmp_path):
     """Heads of an unpublished width, the activation; not where the caller says them. 1536 is 16 or 24 heads: asked."""
     _, tensors = plain
