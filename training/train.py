@@ -25,7 +25,7 @@ from transformers.models.vit import ViTImageProcessorPil
 
 from hf_vit import HFViTConfig, HFViTForImageClassification
 from hf_vit.atomic_file import atomic_path, atomic_write, full_disk_is_an_error
-from hf_vit.checkpoints import UnusableHeadError, read_checkpoint
+from hf_vit.checkpoints import Loaded, UnusableHeadError, read_checkpoint
 from hf_vit.errors import HFViTError, report_error
 from hf_vit.hub.access import check_hub_access
 from hf_vit.image_io import check_channels, open_image
@@ -205,6 +205,8 @@ def run_trainer(
         "augmentation": train_transform.describe(),
         "data": {"config_name": arguments.data.dataset_config_name, "train_fraction": arguments.data.train_fraction},
     }
+    if base is not None:  # the license of the weights that it starts from, or none where that is not known
+        about["license"] = getattr(model, "source_license", None)
     if swept:
         about["sweep"] = swept
     if arguments.data.deduplicate_against is not None:
@@ -426,8 +428,8 @@ def load_pretrained(requested, labels: dict[int, str]) -> tuple[HFViTForImageCla
         loaded = read_checkpoint(requested.model, dtype=torch.float32, **fields)
     except UnusableHeadError:  # a head made by hand goes: these classes get a new one
         loaded = read_checkpoint(requested.model, dtype=torch.float32, id2label=labels, **fields)
-        return loaded.model, loaded.image_processing
-    model = loaded.model
+        return with_license(loaded), loaded.image_processing
+    model = with_license(loaded)
     own = model.config.id2label if model.config.num_labels else {}
     if [own.get(index) for index in range(len(own))] != list(labels.values()):
         for name, value in loaded.new_head.items():
@@ -435,6 +437,13 @@ def load_pretrained(requested, labels: dict[int, str]) -> tuple[HFViTForImageCla
                 setattr(model.config, name, value)
         model.replace_head(len(labels), labels, keep_representation=requested.keep_representation)
     return model, ImageProcessing.from_transformers(loaded.processor)
+
+
+def with_license(loaded: Loaded) -> HFViTForImageClassification:
+    """The model, which knows the license of the card that it came with."""
+    model: Any = loaded.model
+    model.source_license = loaded.license.metadata() if loaded.license is not None else None
+    return model
 
 
 def pixels(size: list[int]) -> int | list[int]:

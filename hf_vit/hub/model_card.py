@@ -170,6 +170,8 @@ def metadata(facts: Facts) -> ModelCardData:
     base, dataset = model.get("base_model"), data.get("name", "")
     return ModelCardData(
         license=facts.get("license", "apache-2.0"),
+        license_name=facts.get("license_name"),
+        license_link=facts.get("license_link"),
         library_name="transformers",
         pipeline_tag=task,
         tags=tags,

@@ -169,6 +169,8 @@ def run_facts(run: RunRecord) -> dict[str, Any]:
         "history": progress.HISTORY_NAME,
         "figures": [],
     }
+    if "license" in run.about:
+        facts |= {"license": None} | (run.about["license"] or {})
     if isinstance(data, ImageDataset | ImageStream):
         facts["data"] |= {"name": public_name(data.name), "train_split": data.split, "label_names": data.label_names}
         facts["data"]["fingerprint"] = data.fingerprint
