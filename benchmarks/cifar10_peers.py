@@ -7,7 +7,7 @@ All train one network, a plain ViT with class token and learned positions, each 
 same 50,000 pictures, for the same number of epochs, and score all 10,000 test pictures once, at the end. The rest is
 each recipe's own, as published (rate, batch, schedule, augmentation, regularisation, initialisation, precision):
 
-    ours          training/recipes/cifar10_cpu.yaml or cifar10_5min.yaml, by the scale (or --recipe)
+    ours          training/recipes/cifar10_cpu.yaml or cifar10_timed.yaml, by the scale (or --recipe)
     transformers  its image classification example, as the command in its README: Trainer, AdamW 2e-5, batches of 8,
                   random crop of 8 to 100 % of the area, flip, float32; evaluation by resize and centre crop
     timm          its own train.py with that script's defaults: SGD 0.1 per 256 pictures, cosine, batches of 128,
@@ -16,7 +16,7 @@ each recipe's own, as published (rate, batch, schedule, augmentation, regularisa
 
 --scale cpu is for one core (--threads), without worker processes, in processor time, which other programs on the
 machine disturb less than wall time; its recipe of ours was written for so few epochs, the peers have one set of
-defaults. --scale gpu is the network and the epochs of cifar10_5min, with its number of workers for all, in wall time.
+defaults. --scale gpu is the network and the epochs of cifar10_timed, with its number of workers for all, in wall time.
 Each candidate is a process of its own, seed after seed in turns. `training` is the time from the first forward pass
 to the last update, `in all` that of the process from its start to its score, with imports.
 Results: benchmarks/results/cifar10-peers-SCALE.json, written after every process. Tables: this file prints them.
@@ -79,7 +79,7 @@ class Scale:
 ON_CPU = ("--use_cpu", "--torch_compile", "false")
 SCALES = {
     "cpu": Scale("cifar10_cpu", 128, 6, 4, 8, epochs=2, workers=0, ours=ON_CPU),
-    "gpu": Scale("cifar10_5min", 384, 12, 6, 4, epochs=100, workers=15),
+    "gpu": Scale("cifar10_timed", 384, 12, 6, 4, epochs=100, workers=15),
     "tiny": Scale("cifar10_cpu", 32, 2, 2, 8, epochs=1, workers=0, pictures=160, ours=ON_CPU),
 }
 

@@ -1,4 +1,4 @@
-"""Every recipe: its full model without memory, two updates of a tiny one with everything else as written, its header.
+"""Every recipe and variant: its full model without memory; two steps of a tiny one, else as written; its header.
 
 pytest tests/training/test_recipes.py
 """
@@ -13,15 +13,30 @@ from PIL import Image
 
 from hf_vit import HFViTConfig, HFViTForImageClassification
 from training.config.parser import parse
-from training.config.recipes import recipe_names, recipe_path
+from training.config.recipes import RECIPES, recipe_names, recipe_path
 from training.data.splits import open_splits, transforms
 from training.engine.masked_patch_prediction import masked_model
+from training.engine.schedule import TrainingSchedule
 from training.engine.trainer import Trainer
 from training.reporting.flops import train_flops
 from training.train import build_model, scratch_config
 
 
 NAMES = recipe_names()
+WRITTEN = {name: yaml.safe_load(recipe_path(name).read_text()) for name in NAMES}
+CASES = [(name, str(variant)) for name in NAMES for variant in WRITTEN[name].get("variants", [""])]
+FIRST = [*{name: (name, variant) for name, variant in reversed(CASES)}.values()][::-1]  # the first variant of each
+TRAINED = [*FIRST, ("deit3_finetune", "base_in21k")]  # which has another optimizer than the recipe's others
+
+
+def words_of(name, variant):
+    return ["--config", name, *(["--variant", variant] if variant else [])]
+
+
+def found(name, variant=""):
+    return parse(words_of(name, variant), stage_of(name))
+
+
 TINY = "hidden_size=16 num_hidden_layers=2 num_attention_heads=2 intermediate_size=16"
 SMALL = (
     "--use_cpu --disable_tqdm --dataloader_num_workers 0 --bf16 false --per_device_train_batch_size 4 "
@@ -61,23 +76,25 @@ def pretrained(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_the_full_model_is_built_on_the_meta_device(name):
-    wish = parse(["--config", name], stage_of(name)).model
-    size = (wish.image_size or [224])[0]
-    preset = wish.preset or (None if "hidden_size" in wish.set else f"vit-base-patch16-{size}")
-    fields = dict(wish.set) | ({"image_size": size} if wish.image_size else {}) | {"num_labels": 10}
+@pytest.mark.parametrize(("name", "variant"), CASES)
+def test_the_full_model_is_built_on_the_meta_device(name, variant):
+    arguments = found(name, variant)
+    model = arguments.model
+    size = {"image_size": model.image_size[0]} if model.image_size else {}
+    preset = model.preset or (None if "hidden_size" in model.set else "vit-base-patch16-224")
+    fields = dict(model.set) | size | {"num_labels": 10}
     config = HFViTConfig(**fields) if preset is None else HFViTConfig.from_preset(preset, **fields)
-    masked = parse(["--config", name], stage_of(name)).train.loss == "masked_patches"
+    masked = arguments.train.loss == "masked_patches"
     with torch.device("meta"):
-        model = (masked_model if masked else HFViTForImageClassification)(config)
-    assert all(parameter.is_meta for parameter in model.parameters())
+        network = (masked_model if masked else HFViTForImageClassification)(config)
+    assert all(parameter.is_meta for parameter in network.parameters())
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_two_updates_of_a_tiny_one(name, tmp_path, pictures, pretrained):
-    stage, written = stage_of(name), yaml.safe_load(recipe_path(name).read_text())
-    words = ["--config", name, *SMALL.split(), "--dataset", str(pictures), "--output_dir", str(tmp_path / "out")]
+@pytest.mark.parametrize(("name", "variant"), TRAINED)
+def test_two_steps_of_a_tiny_one(name, variant, tmp_path, pictures, pretrained):
+    stage, written = stage_of(name), WRITTEN[name]
+    words = [*words_of(name, variant), *SMALL.split(), "--dataset", str(pictures)]
+    words += ["--output_dir", str(tmp_path / "out")]
     if stage == "pretrain":
         words += ["--set", *TINY.split(), "patch_size=4"]
         words += ["representation_size=8"] if "representation_size" in written.get("set", {}) else []
@@ -101,24 +118,66 @@ def test_two_updates_of_a_tiny_one(name, tmp_path, pictures, pretrained):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_header_says_where_it_comes_from_and_a_grid_has_its_dev_split(name):
+def test_the_header_says_where_it_comes_from_and_whether_it_was_run(name):
     text = header(name)
     for word in ("source:", "expected:", "measured:", f"--config {name}"):
         assert word in text
-    found = parse(["--config", name], stage_of(name))
-    assert not found.train.sweep or found.data.dev_fraction
-    assert found.train.global_batch_size is None or found.train.global_batch_size % 32 == 0
+    measured = text.partition("measured:")[2].partition("notes:")[0]
+    if recipe_path(name).parent.name == "measured":
+        assert re.search(r"\d %", measured) and re.search(r"core|GPU|H\d00", measured)  # a score, and the hardware
+        assert re.search(r"seed|n = \d", measured)
+    else:
+        assert "not yet run" in measured
+    for variant in WRITTEN[name].get("variants", {}):
+        assert re.search(rf"variants:.*\b{variant}\b.*measured:", text), variant
+
+
+@pytest.mark.parametrize(("name", "variant"), CASES)
+def test_a_grid_has_its_dev_split_and_a_batch_divides_over_devices(name, variant):
+    arguments = found(name, variant)
+    assert (arguments.recipe, arguments.variant or "") == (name, variant)
+    assert not arguments.train.sweep or arguments.data.dev_fraction
+    assert arguments.train.global_batch_size is None or arguments.train.global_batch_size % 32 == 0
+
+
+def test_every_file_of_the_folder_is_found_by_its_name():
+    assert sorted(path.stem for path in RECIPES.rglob("*.yaml")) == NAMES
 
 
 @pytest.mark.parametrize("minutes", [5, 15])
-def test_the_timed_recipes_of_cifar10_fit_their_time_on_one_h200(minutes):
+def test_the_timed_recipe_of_cifar10_fits_its_time_on_one_h200(minutes):
     """At 40 % of the peak, and at what 15 cores bring; a minute is left for starting, compiling and evaluating."""
-    recipe = parse(["--config", f"cifar10_{minutes}min"], "pretrain")
+    recipe = found("cifar10_timed", f"{minutes}min")
     config = scratch_config(recipe.model, dict(enumerate("abcdefghij")))
-    pictures, seconds = recipe.train.num_train_epochs * 50_000, 60 * (minutes - 1)
-    assert pictures * train_flops(config, compiled=True) / (0.4 * 989e12) < seconds
-    assert pictures / (recipe.train.dataloader_num_workers * 1_500) < seconds
-    assert f"within {minutes} minutes" in header(f"cifar10_{minutes}min")
+    images, seconds = recipe.train.num_train_epochs * 50_000, 60 * (minutes - 1)
+    assert images * train_flops(config, compiled=True) / (0.4 * 989e12) < seconds
+    assert images / (recipe.train.dataloader_num_workers * 1_500) < seconds
+    assert f"within {minutes} minutes" in header("cifar10_timed")
+
+
+def test_variants_have_the_numbers_of_the_recipes_that_they_were():
+    large = found("deit3", "large")
+    assert (large.model.preset, large.model.set["drop_path_rate"]) == ("vit-large-patch16-192", 0.45)
+    assert large.model.set["layer_scale_init"] == 1e-4 and large.train.learning_rate == 3e-3
+    small = found("deit3", "small")
+    assert (small.model.preset, small.train.learning_rate) == ("vit-small-patch16-224", 4e-3)
+    rule = {size: found("bit_hyperrule", size).train for size in ("small", "medium", "large")}
+    assert [rule[size].max_steps for size in rule] == [500, 10_000, 20_000]
+    assert rule["small"].lr_steps == [0.4, 0.6, 0.8] and rule["small"].mixup_alpha == 0
+    assert rule["large"].lr_steps == [0.3, 0.6, 0.9] and rule["large"].mixup_alpha == 0.1
+    mae = found("finetune_mae", "huge")
+    assert (mae.train.learning_rate, mae.train.layer_decay, mae.model.set) == (
+        0.004, 0.75, {"pooling": "gap", "drop_path_rate": 0.3},
+    )  # fmt: skip
+    assert found("plain_vit_s16", "300").train.num_train_epochs == 300
+
+
+def test_a_small_set_is_seen_a_sane_number_of_times():
+    """Of 300 images the paper's 500 steps of 512 are 853 passes."""
+    train = found("finetune_small").train
+    for images, steps, epochs in ((100, 94, 30), (300, 282, 30), (10_000, 2_000, 6.4)):
+        schedule = TrainingSchedule(train, HFViTConfig(), images, 1)
+        assert schedule.max_steps == steps and schedule.max_steps * 32 / images == pytest.approx(epochs, rel=0.01)
 
 
 def test_the_papers_recipes_have_the_papers_numbers():

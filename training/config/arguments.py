@@ -203,6 +203,9 @@ class TrainArguments:
     output_dir: str | None = option(None, "where weights, processor, card, facts and checkpoints go", "folder")
     max_steps: int = option(-1, "steps; -1: from num_train_epochs", "steps", "Table 4: 500 to 20,000")
     num_train_epochs: float = option(10.0, "passes over the training images", "epochs", "Table 3: 7 to 300")
+    step_limit: int | None = option(
+        None, "at most so many steps, where num_train_epochs gives the length", "steps", "large data sets end sooner"
+    )
     per_device_train_batch_size: int = option(64, "images of one forward pass on one device", "images")
     per_device_eval_batch_size: int = option(128, "the same for evaluation", "images")
     gradient_accumulation_steps: int = option(1, "forward passes for one step", "passes", "vit_jax accum_steps")
@@ -473,6 +476,11 @@ class TrainArguments:
             raise HFViTError(f"--max_steps {self.max_steps}: give steps above 0, or -1 to count --num_train_epochs")
         if self.max_steps < 0 and self.num_train_epochs <= 0:
             raise HFViTError("nothing to train: give --max_steps or --num_train_epochs above 0")
+        if self.step_limit is not None:
+            if self.step_limit < 1:
+                raise HFViTError(f"--step_limit {self.step_limit}: give 1 or more")
+            if self.max_steps > 0:
+                raise HFViTError("--step_limit is for --num_train_epochs: leave out it or --max_steps")
         if self.batch_size_schedule:
             if self.max_steps <= 0:
                 raise HFViTError("--batch_size_schedule needs --max_steps: epochs have no number of steps with it")

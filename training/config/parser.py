@@ -37,6 +37,7 @@ INSTEAD_OF: dict[str, tuple[str, ...]] = {
     "model": ("preset",),
     "preset": ("model",),
     "num_train_epochs": ("max_steps",),
+    "max_steps": ("step_limit",),
     "global_batch_size": ("gradient_accumulation_steps",),
     "gradient_accumulation_steps": ("global_batch_size",),
     "logging_steps": ("logging_strategy",),
@@ -55,7 +56,7 @@ STAGE_DEFAULTS: dict[str, dict[str, Any]] = {
 # The order of `--help`: what most runs need comes first, whatever dataclass it is in.
 HELP_GROUPS: dict[str, list[str]] = {
     "what most runs need": [
-        "model", "dataset", "output_dir", "image_size", "num_train_epochs", "max_steps",
+        "model", "dataset", "output_dir", "image_size", "num_train_epochs", "max_steps", "step_limit",
         "per_device_train_batch_size", "learning_rate", "eval_split", "resume_from_checkpoint",
     ],
     "model": ["preset", "set", "keep_representation", "freeze_backbone"],

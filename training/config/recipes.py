@@ -28,7 +28,21 @@ FOLDERS = ("measured", "published")
 ORIGIN = "resolved_from"  # key of a resolved config: the recipe and the variant that it came from
 
 # Recipes of version 0.1.0 that became a variant of another one; the old name is understood for one release.
-RENAMED_RECIPES: dict[str, tuple[str, str]] = {}
+RENAMED_RECIPES = {
+    "bit_hyperrule_small": ("bit_hyperrule", "small"),
+    "bit_hyperrule_medium": ("bit_hyperrule", "medium"),
+    "bit_hyperrule_large": ("bit_hyperrule", "large"),
+    "cifar10_5min": ("cifar10_timed", "5min"),
+    "cifar10_15min": ("cifar10_timed", "15min"),
+    "deit3_small": ("deit3", "small"),
+    "deit3_base": ("deit3", "base"),
+    "deit3_large": ("deit3", "large"),
+    "layer_decay_base": ("finetune_mae", "base"),
+    "layer_decay_large": ("finetune_mae", "large"),
+    "plain_vit_s16_90": ("plain_vit_s16", "90"),
+    "plain_vit_s16_150": ("plain_vit_s16", "150"),
+    "plain_vit_s16_300": ("plain_vit_s16", "300"),
+}
 
 
 @dataclasses.dataclass

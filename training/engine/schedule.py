@@ -51,7 +51,8 @@ class TrainingSchedule:
         config: of the model. images: of the training data, None without any. devices: processes of the run.
 
     Attributes:
-        max_steps: steps of the run; epochs are rounded up. epoch: steps of one, where no schedule changes them.
+        max_steps: steps of the run; epochs are rounded up, and end at `step_limit`. epoch: steps of one, where no
+            schedule changes them.
         stages: in order.
     """
 
@@ -61,6 +62,8 @@ class TrainingSchedule:
         self.epoch = (images or 0) / step
         if args.max_steps <= 0 and images is not None:
             self.max_steps = max(1, math.ceil(args.num_train_epochs * images / step))
+            if args.step_limit is not None:
+                self.max_steps = min(self.max_steps, args.step_limit)
         self.stages = stages_of(args, config, self.max_steps, self.epoch, devices)
 
     def steps_of(self, name: str) -> int:
