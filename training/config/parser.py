@@ -56,7 +56,7 @@ STAGE_DEFAULTS: dict[str, dict[str, Any]] = {
 # The order of `--help`: what most runs need comes first, whatever dataclass it is in.
 HELP_GROUPS: dict[str, list[str]] = {
     "what most runs need": [
-        "model", "dataset", "output_dir", "image_size", "num_train_epochs", "max_steps", "step_limit",
+        "model", "dataset", "output_dir", "image_size", "num_train_epochs", "max_steps",
         "per_device_train_batch_size", "learning_rate", "eval_split", "resume_from_checkpoint",
     ],
     "model": ["preset", "set", "keep_representation", "freeze_backbone"],
@@ -76,7 +76,7 @@ HELP_GROUPS: dict[str, list[str]] = {
         "ema_decay", "seed",
     ],
     "schedule": [
-        "lr_scheduler_type", "warmup_steps", "cooldown_steps", "lr_end", "lr_steps", "rsqrt_timescale",
+        "step_limit", "lr_scheduler_type", "warmup_steps", "cooldown_steps", "lr_end", "lr_steps", "rsqrt_timescale",
         "gradient_accumulation_steps", "global_batch_size", "batch_size_schedule", "image_size_schedule", "sweep",
     ],
     "precision and speed": [
