@@ -339,13 +339,15 @@ def decode_window(
     enough = (width * min(1.0, target[0] / (right - left)), height * min(1.0, target[1] / (lower - upper)))
     if turn in ORIENTATIONS_THAT_SWAP_SIDES:
         enough = enough[::-1]
-    if image.format == "JPEG" and turn == 1 and lower < 0.95 * height and isinstance(image.fp, io.BytesIO):
-        shorter = without_rows_below(image.fp.getvalue(), ceil(lower))
+    file = getattr(image, "fp", None)
+    if image.format == "JPEG" and turn == 1 and lower < 0.95 * height and isinstance(file, io.BytesIO):
+        shorter = without_rows_below(file.getvalue(), ceil(lower))
         if shorter is not None:
             enough = (enough[0], enough[1] * shorter[1] / height)
             image = open_encoded(shorter[0], name)
     full_width, full_height = image.size
-    image.decodermaxblock = ANY_LENGTH  # all bytes at once: at the end of each 64 KiB libjpeg reads a bit at a time
+    # All bytes at once: at the end of each 64 KiB libjpeg reads a bit at a time
+    setattr(image, "decodermaxblock", ANY_LENGTH)  # noqa: B010 - of JPEG files' own class
     try:
         drafted = image.draft(None, (max(1, ceil(enough[0])), max(1, ceil(enough[1]))))
     except Exception as error:  # as above

@@ -24,7 +24,7 @@ from transformers import AutoImageProcessor, AutoModelForImageClassification
 try:
     from hf_vit.image_io import UnreadableImage, open_image, processor_pixels
 except ImportError:  # in a Space, the same file lies beside this one
-    from image_io import UnreadableImage, open_image, processor_pixels
+    from image_io import UnreadableImage, open_image, processor_pixels  # type: ignore[no-redef]
 
 
 MEAN = "mean of all heads"
