@@ -3,10 +3,11 @@
     make quickstart
     python -m training.quickstart --output_dir quickstart --seeds 0 1 2
 
-A small ViT learns generated letters, then scikit-learn's handwritten digits; beside it the same fine-tuning from
-scratch, with all labels and with ten per class. Every stage is the command that anybody types, `accelerate launch -m
-training.pretrain|finetune --config ...`, one after another; no training code lives here. The finished folder is then
-loaded by a process that cannot import hf_vit, and has to repeat the trainer's predictions.
+A small ViT learns generated letters, then scikit-learn's handwritten digits; next to it the same fine-tuning from
+scratch, with all labels and with ten per class. Every stage is a documented command, `python -m
+training.pretrain|finetune --config ...`: its `main` is called with the words that are printed, one stage after another
+in this process, so that the imports are paid once. No training code lives here. The finished folder is then loaded by
+a process that cannot import hf_vit, and has to repeat the trainer's predictions.
 """
 
 import argparse
@@ -19,17 +20,20 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 import yaml
 
 from hf_vit.errors import HFViTError, Parser, report_error
 from hf_vit.hub.model_card import load_facts
 from hf_vit.hub.upload import push_folder
 
+from . import finetune, pretrain
 from .config.recipes import recipe_path
 from .data.dataset import open_dataset
 from .train import PREDICTIONS_NAME
@@ -37,11 +41,12 @@ from .train import PREDICTIONS_NAME
 
 REPORT_NAME = "report.json"  # also the mark of a folder that an earlier quickstart wrote, and may be written over
 PRETRAIN, FINETUNE = "quickstart_pretrain", "quickstart"
-FEW, FEW_STEPS, FEW_RATE = 10, 100, 1e-3  # labels per class of the second comparison, its updates, their rate
+FEW, FEW_STEPS, FEW_RATE = 10, 100, 1e-3  # labels per class of the second comparison, its steps, their learning rate
 TOLERANCE = 1e-4  # of logits: two processes sum in another order
+COMMANDS = {"pretrain": pretrain.main, "finetune": finetune.main}
 
 # Runs with `python -I` in an empty folder: neither the clone nor an installed hf_vit can be imported.
-STRANGER = """
+EXTERNAL = """
 import sys
 
 
@@ -60,14 +65,14 @@ from transformers import AutoImageProcessor, AutoModelForImageClassification
 
 transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()
-folder, pictures, out = sys.argv[1:]
+folder, images, out = sys.argv[1:]
 model = AutoModelForImageClassification.from_pretrained(folder, trust_remote_code=True)
 processor = AutoImageProcessor.from_pretrained(folder)
-pictures = [Image.fromarray(picture) for picture in np.load(pictures)["pictures"]]
+images = [Image.fromarray(pixels) for pixels in np.load(images)["images"]]
 logits = []
 with torch.no_grad():
-    for start in range(0, len(pictures), 64):
-        logits.append(model(**processor(pictures[start : start + 64], return_tensors="pt")).logits.float())
+    for start in range(0, len(images), 64):
+        logits.append(model(**processor(images[start : start + 64], return_tensors="pt")).logits.float())
 np.save(out, torch.cat(logits).numpy())
 """
 
@@ -117,13 +122,19 @@ def run(root: Path, seeds: Sequence[int], push_to: str | None = None, extra: Seq
     Args:
         root: folder of the results. seeds: of the fine-tunings; pre-training takes the first.
         push_to: Hub repository for the result. extra: options appended to every training command.
+
+    Raises:
+        HFViTError: a stage fails, or `root` holds something else. KeyboardInterrupt: a signal ended a stage.
     """
     began = time.time()
     clear(root)
     stages = list(commands(root, seeds, extra))
-    for number, (title, words) in enumerate(stages, start=1):
-        print(f"\n== {number}/{len(stages)} {title}\n   {' '.join(words)}\n", flush=True)
-        launch(title, words)
+    # One core is left to the worker that draws or decodes the images.
+    with thread_count(max(1, usable_cores() - 1)) as threads:
+        for number, (title, name, words) in enumerate(stages, start=1):
+            line = f"python -m {__package__ or 'training'}.{name} {' '.join(words)}"
+            print(f"\n== {number}/{len(stages)} {title} (OMP_NUM_THREADS={threads})\n   {line}\n", flush=True)
+            run_stage(title, name, words)
     print("\n== check: the folder is loaded by a process that cannot import hf_vit", flush=True)
     agreement = check(root / "digits")
     report = gather(root, seeds) | {"check": agreement, "seconds": time.time() - began}
@@ -148,15 +159,11 @@ def clear(root: Path) -> None:
 # -- stages ------------------------------------------------------------------------------------------------------
 
 
-def commands(root: Path, seeds: Sequence[int], extra: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
-    """(title, command line) of every stage, in order, with the options that matter written out."""
-    package = __package__ or "training"
-    launcher = ["accelerate", "launch", "--num_processes", "1", "--num_machines", "1", "--mixed_precision", "no"]
-    threads = max(1, usable_cores() - 1)  # one core draws pictures
-    launcher += ["--dynamo_backend", "no", "--num_cpu_threads_per_process", str(threads), "-m"]
+def commands(root: Path, seeds: Sequence[int], extra: Sequence[str]) -> Iterator[tuple[str, str, list[str]]]:
+    """(title, command, its arguments) of every stage, in order, with the options that matter written out."""
     pretrained = root / "pretrained"
     options = ["--config", PRETRAIN, "--seed", str(seeds[0]), "--output_dir", str(pretrained)]
-    yield "pre-training on generated letters", [*launcher, f"{package}.pretrain", *options, *extra]
+    yield "pre-training on generated letters", "pretrain", [*options, *extra]
     size = [f"{name}={value}" for name, value in recipe(PRETRAIN)["set"].items()]
     for seed in seeds:
         for variant in VARIANTS:
@@ -166,7 +173,7 @@ def commands(root: Path, seeds: Sequence[int], extra: Sequence[str]) -> Iterator
             options += few_options() if variant.few else []
             options += ["--do_predict"] if folder == root / "digits" else ["--save_strategy", "no"]
             title = f"fine-tuning on digits, {name_of(variant)}" + (f", seed {seed}" if len(seeds) > 1 else "")
-            yield title, [*launcher, f"{package}.finetune", *options, *extra]
+            yield title, "finetune", [*options, *extra]
 
 
 def few_options() -> list[str]:
@@ -187,36 +194,53 @@ def usable_cores() -> int:
     return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
 
 
-def launch(title: str, words: list[str]) -> None:
-    """Run one command line with its output in sight; `accelerate` is that of this Python."""
-    line = [sys.executable, "-m", "accelerate.commands.accelerate_cli", *words[1:]]
-    status = subprocess.run(line).returncode
-    if status:
-        raise HFViTError(f"{title} ended with status {status}; its own message stands above")
+@contextmanager
+def thread_count(threads: int) -> Iterator[int]:
+    """Within it PyTorch uses so many threads, as a process started with OMP_NUM_THREADS does."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        yield threads
+    finally:
+        torch.set_num_threads(before)
+
+
+def run_stage(title: str, name: str, words: list[str]) -> None:
+    """Run one command in this process.
+
+    Raises:
+        HFViTError: it failed. KeyboardInterrupt: a signal ended it.
+    """
+    try:
+        facts = COMMANDS[name](words)
+    except SystemExit as end:  # the command has printed its error
+        raise HFViTError(f"{title} ended with status {end.code}; its own message stands above") from None
+    if not facts:  # a first Ctrl-C lets the command finish its step and return normally
+        raise KeyboardInterrupt
 
 
 # -- check -------------------------------------------------------------------------------------------------------
 
 
 def check(folder: Path) -> dict[str, Any]:
-    """Load the folder as a stranger would and compare with the predictions that the trainer wrote."""
+    """Load the folder without hf_vit and compare with the predictions that the trainer wrote."""
     test = open_dataset("digits", split="test")
-    pictures = np.stack([np.asarray(test.read(index)[0].convert("RGB")) for index in range(len(test))])
-    return compare(stranger_logits(folder, pictures), np.load(folder / PREDICTIONS_NAME)["logits"])
+    images = np.stack([np.asarray(test.read(index)[0].convert("RGB")) for index in range(len(test))])
+    return compare(external_logits(folder, images), np.load(folder / PREDICTIONS_NAME)["logits"])
 
 
-def stranger_logits(folder: Path, pictures: np.ndarray) -> np.ndarray:
-    """Logits (N, K) of pictures (N, H, W, 3) from a process that has only the folder.
+def external_logits(folder: Path, images: np.ndarray) -> np.ndarray:
+    """Logits (N, K) of images (N, H, W, 3), uint8, from a process that has only the folder.
 
     Raises:
         HFViTError: it does not load or run there.
     """
     with tempfile.TemporaryDirectory() as empty:
-        saved, out = Path(empty) / "pictures.npz", Path(empty) / "logits.npy"
-        np.savez(saved, pictures=pictures)
+        saved, out = Path(empty) / "images.npz", Path(empty) / "logits.npy"
+        np.savez(saved, images=images)
         environment = {key: value for key, value in os.environ.items() if not key.startswith("PYTHON")}
         environment |= {"HF_MODULES_CACHE": str(Path(empty) / "modules"), "HF_HUB_OFFLINE": "1"}
-        words = [sys.executable, "-I", "-c", STRANGER, str(folder.resolve()), str(saved), str(out)]
+        words = [sys.executable, "-I", "-c", EXTERNAL, str(folder.resolve()), str(saved), str(out)]
         done = subprocess.run(words, cwd=empty, env=environment, capture_output=True, text=True)
         if done.returncode:
             last = done.stderr.strip().splitlines()[-1:] or [f"status {done.returncode}"]
@@ -225,7 +249,7 @@ def stranger_logits(folder: Path, pictures: np.ndarray) -> np.ndarray:
 
 
 def compare(logits: np.ndarray, trainers: np.ndarray) -> dict[str, Any]:
-    """`n` pictures, `equal` predictions, `largest_difference` of logits, and whether all of it `agrees`."""
+    """`n` images, `equal` predictions, `largest_difference` of logits, and whether all of it `agrees`."""
     if logits.shape != trainers.shape:
         raise HFViTError(f"the folder gives logits {logits.shape}, the trainer wrote {trainers.shape}")
     equal = int((logits.argmax(-1) == trainers.argmax(-1)).sum())
@@ -275,7 +299,7 @@ def render(report: dict[str, Any], root: Path) -> str:
     ]
     for few in (False, True):
         rows = [[s for s in stages[1:] if s["few"] == few and s["pretrained"] == p] for p in (True, False)]
-        title = f"{rows[0][0]['train_images']:,} labels, {rows[0][0]['steps']} updates"
+        title = f"{rows[0][0]['train_images']:,} labels, {rows[0][0]['steps']} steps"
         lines.append(f"   {title:<42}{spread(rows[0]):<16}{spread(rows[1])}")
     seeds = sorted({stage["seed"] for stage in stages[1:]})
     lines += [f"   (n = {main['n']}, seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))})", ""]
@@ -285,7 +309,9 @@ def render(report: dict[str, Any], root: Path) -> str:
         title = f"{stage['stage']}, {high if 'few' in stage else low} px"
         lines.append(f"   {title:<42}{clock(stage['seconds']):<16}{stage['images_per_second']:,.0f}")
     lines += [
-        f"   {'everything, start-up of each included':<42}{clock(report['seconds'])}",
+        f"   {'everything':<42}{clock(report['seconds'])}",
+        "   (a stage's time is its training; everything adds evaluation, figures, cards and the check, and begins with",
+        "   the first line of output, after Python and its imports)",
         "",
         f"   check     {check['equal']} of {check['n']} predictions {word} in a process that cannot import hf_vit;",
         f"             largest difference of a logit {check['largest_difference']:.1e}",
@@ -300,7 +326,7 @@ def render(report: dict[str, Any], root: Path) -> str:
         f'      processor = AutoImageProcessor.from_pretrained("{folder}")',
         f'      model = AutoModelForImageClassification.from_pretrained("{folder}", trust_remote_code=True)',
         "",
-        "   The same with your own pictures (folders train/CLASS/*.jpg) or a data set of the Hub:",
+        "   The same with your own images (folders train/CLASS/*.jpg) or a data set of the Hub:",
         "",
         f"      accelerate launch -m {__package__ or 'training'}.finetune --config finetune_small \\",
         "          --model PATH_OR_HUB_ID --dataset PATH_OR_HUB_ID --image_size 384 --output_dir out",
@@ -321,8 +347,8 @@ def spread(stages: list[dict[str, Any]]) -> str:
     mean = sum(values) / len(values)
     if len(values) == 1:
         return f"{mean:.1%}"
-    deviation = math.sqrt(sum((value - mean) ** 2 for value in values) / (len(values) - 1))
-    return f"{mean:.1%} ± {100 * deviation:.1f}"
+    std = math.sqrt(sum((value - mean) ** 2 for value in values) / (len(values) - 1))
+    return f"{mean:.1%} ± {100 * std:.1f}"
 
 
 if __name__ == "__main__":

@@ -1,18 +1,23 @@
 """The quickstart's own work: commands that the scripts accept, a check that can fail, a report of what was measured.
 
-python -m pytest tests/training/test_quickstart.py            # -m slow: every stage, with few updates
+python -m pytest tests/training/test_quickstart.py            # -m slow: every stage, with few steps
 """
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 from transformers import ViTImageProcessor
 
 from hf_vit import HFViTConfig, HFViTError, HFViTForImageClassification
+from tests.conftest import ROOT
 from training import quickstart
 from training.config.parser import parse
 
@@ -33,33 +38,28 @@ def folder(tmp_path_factory):
 
 
 def test_every_stage_is_a_command_that_the_scripts_accept(tmp_path):
-    stages = list(quickstart.commands(tmp_path, [3, 4], []))
+    stages = [parse(words, name) for _, name, words in quickstart.commands(tmp_path, [3, 4], [])]
     assert len(stages) == 1 + 2 * 4
-    folders = []
-    for _, words in stages:
-        assert words[:2] == ["accelerate", "launch"]
-        module = words.index("-m") + 1
-        arguments = parse(words[module + 1 :], words[module].split(".")[-1])
-        folders.append(arguments.train.output_dir)
-        if arguments.data.samples_per_class:
-            assert arguments.train.max_steps == quickstart.FEW_STEPS
-    assert len(set(folders)) == len(folders)
-    pretrain, main = (parse(words[words.index("-m") + 2 :], "finetune") for _, words in stages[:2])
+    assert len({stage.train.output_dir for stage in stages}) == len(stages)
+    for stage in stages:
+        if stage.data.samples_per_class:
+            assert stage.train.max_steps == quickstart.FEW_STEPS
+    pretrain, main = stages[:2]
     assert main.train.do_predict and main.train.output_dir == str(tmp_path / "digits")
     assert main.model.model == pretrain.train.output_dir
     assert main.model.image_size[0] > pretrain.model.image_size[0]
 
 
-def test_from_scratch_is_the_same_network_for_the_same_number_of_updates(tmp_path):
-    stages = [words for _, words in quickstart.commands(tmp_path, [0], [])]
-    pretrained, scratch, few, few_scratch = (parse(words[words.index("-m") + 2 :], "finetune") for words in stages[1:])
+def test_from_scratch_is_the_same_network_for_the_same_number_of_steps(tmp_path):
+    stages = [parse(words, name) for _, name, words in quickstart.commands(tmp_path, [0], [])]
+    pretrained, scratch, few, few_scratch = stages[1:]
     assert scratch.model.model is None and scratch.model.set == quickstart.recipe(quickstart.PRETRAIN)["set"]
     for one, other in ((pretrained, scratch), (few, few_scratch)):
         assert one.train.max_steps == other.train.max_steps and one.model.image_size == other.model.image_size
         assert one.train.learning_rate == other.train.learning_rate
 
 
-def test_an_earlier_result_goes_and_a_strangers_folder_stays(tmp_path):
+def test_an_earlier_result_goes_and_another_folder_stays(tmp_path):
     mine = tmp_path / "quickstart"
     quickstart.clear(mine)
     (mine / "digits").mkdir()
@@ -73,10 +73,10 @@ def test_an_earlier_result_goes_and_a_strangers_folder_stays(tmp_path):
     assert (tmp_path / "photos" / "cat.jpg").exists()
 
 
-def test_a_stranger_repeats_the_models_logits(folder):
-    pictures = np.random.default_rng(0).integers(0, 255, (70, 8, 8, 3), dtype=np.uint8)
-    logits = quickstart.stranger_logits(folder, pictures)
-    pixels = ViTImageProcessor.from_pretrained(folder)([Image.fromarray(p) for p in pictures], return_tensors="pt")
+def test_a_process_without_hf_vit_repeats_the_models_logits(folder):
+    images = np.random.default_rng(0).integers(0, 255, (70, 8, 8, 3), dtype=np.uint8)
+    logits = quickstart.external_logits(folder, images)
+    pixels = ViTImageProcessor.from_pretrained(folder)([Image.fromarray(i) for i in images], return_tensors="pt")
     with torch.no_grad():
         expected = HFViTForImageClassification.from_pretrained(folder).eval()(**pixels).logits.numpy()
     assert quickstart.compare(logits, expected)["agrees"]
@@ -86,7 +86,7 @@ def test_a_folder_without_its_code_does_not_pass_for_loadable(folder, tmp_path):
     shutil.copytree(folder, tmp_path / "digits")
     (tmp_path / "digits" / "modeling_hf_vit.py").unlink()
     with pytest.raises(HFViTError, match="does not load in a process without hf_vit"):
-        quickstart.stranger_logits(tmp_path / "digits", np.zeros((1, 8, 8, 3), dtype=np.uint8))
+        quickstart.external_logits(tmp_path / "digits", np.zeros((1, 8, 8, 3), dtype=np.uint8))
 
 
 def test_comparison_can_fail():
@@ -99,11 +99,24 @@ def test_comparison_can_fail():
         quickstart.compare(logits, logits[:3])
 
 
-def test_a_failed_stage_ends_the_run(tmp_path, capfd):
-    words = ["accelerate", "launch", "--num_processes", "1", "-m", "training.no_such_script"]
-    with pytest.raises(HFViTError, match="pre-training ended with status 1"):
-        quickstart.launch("pre-training", words)
-    assert "no_such_script" in capfd.readouterr().err
+def test_a_failed_stage_ends_the_run(tmp_path, capsys):
+    with pytest.raises(HFViTError, match="pre-training ended with status 2"):
+        quickstart.run_stage("pre-training", "pretrain", ["--dataset", str(tmp_path / "nowhere")])
+    assert capsys.readouterr().err.startswith("error: ")
+
+
+def test_a_signal_in_a_stage_ends_the_run(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(quickstart.COMMANDS, "pretrain", lambda words: {})  # what a command returns after Ctrl-C
+    assert quickstart.main(["--output_dir", str(tmp_path / "quickstart")]) == 130
+    assert "stopped" in capsys.readouterr().err
+
+
+def test_threads_are_given_back():
+    before = torch.get_num_threads()
+    with pytest.raises(RuntimeError), quickstart.thread_count(before + 1):
+        assert torch.get_num_threads() == before + 1
+        raise RuntimeError
+    assert torch.get_num_threads() == before
 
 
 def report(seeds):
@@ -122,7 +135,7 @@ def report(seeds):
 
 def test_report_says_what_was_measured(tmp_path):
     text = quickstart.render(report([0]), tmp_path)
-    for said in ("99.00% on 360", "1,437 labels, 400 updates", "100 labels, 200 updates", "89.0%", "79.0%", "69.0%",
+    for said in ("99.00% on 360", "1,437 labels, 400 steps", "100 labels, 200 steps", "89.0%", "79.0%", "69.0%",
                  "seed 0", "1 min 38 s", "950", "4 min 11 s", "360 of 360 predictions equal", "A CPU",
                  "trust_remote_code=True", "training.finetune"):  # fmt: skip
         assert said in text, said
@@ -146,9 +159,18 @@ def test_bad_options_are_one_line(tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_every_stage_runs(tmp_path):
-    root = tmp_path / "quickstart"
+def test_every_stage_runs_and_gives_the_weights_of_its_command(tmp_path):
+    root, alone = tmp_path / "quickstart", tmp_path / "alone"
     assert quickstart.run(root, [0], extra=["--max_steps", "2"]) == 0
     written = json.loads((root / quickstart.REPORT_NAME).read_text())
     assert written["check"]["agrees"] and len(written["stages"]) == 5
     assert (root / "digits" / "README.md").is_file()
+    threads = str(max(1, quickstart.usable_cores() - 1))
+    for (_, name, words), folder in zip(
+        quickstart.commands(alone, [0], ["--max_steps", "2"]), ("pretrained", "digits")
+    ):
+        command = [sys.executable, "-m", f"training.{name}", *words]
+        subprocess.run(command, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": threads}, check=True)
+        weights = [load_file(where / folder / "model.safetensors") for where in (root, alone)]
+        for key, values in weights[0].items():
+            assert torch.equal(values, weights[1][key]), f"{folder}: {key}"
