@@ -310,8 +310,8 @@ def render(report: dict[str, Any], root: Path) -> str:
         lines.append(f"   {title:<42}{clock(stage['seconds']):<16}{stage['images_per_second']:,.0f}")
     lines += [
         f"   {'everything':<42}{clock(report['seconds'])}",
-        "   (a stage's time is its training; everything adds evaluation, figures, cards and the check, and begins with",
-        "   the first line of output, after Python and its imports)",
+        "   (a stage's time is its training; everything adds evaluation, figures, cards and the check, and begins",
+        "   with the first line of output, after Python and its imports)",
         "",
         f"   check     {check['equal']} of {check['n']} predictions {word} in a process that cannot import hf_vit;",
         f"             largest difference of a logit {check['largest_difference']:.1e}",

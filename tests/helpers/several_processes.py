@@ -12,7 +12,7 @@ import sys
 from accelerate import DistributedType, PartialState
 from transformers import TrainerCallback
 
-from tests.training.engine.test_trainer import Images, arguments, tiny
+from tests.helpers.training_runs import Images, arguments, tiny
 from training.engine.trainer import Trainer
 
 

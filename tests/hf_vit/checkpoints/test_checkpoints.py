@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from hf_vit import HFViTError
 from hf_vit.checkpoints import load_checkpoint, save_checkpoint
-from tests.hf_vit.checkpoints.test_checkpoints_transformers import ours, same
+from tests.helpers.checkpoints import ours, same
 
 
 pytestmark = pytest.mark.numerics

@@ -13,8 +13,8 @@ from safetensors.torch import load_file, save_file
 from hf_vit import HFViTError
 from hf_vit.checkpoints import load_checkpoint, read_checkpoint, save_checkpoint
 from hf_vit.image_processing import ImageProcessing
+from tests.helpers.checkpoints import ours, same
 from tests.helpers.compare import same_outputs
-from tests.hf_vit.checkpoints.test_checkpoints_transformers import ours, same
 
 
 pytestmark = pytest.mark.numerics

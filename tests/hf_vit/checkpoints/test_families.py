@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from hf_vit import HFViTBackbone, HFViTError, HFViTForImageClassification, HFViTModel
 from hf_vit.checkpoints import AssumptionWarning, Loaded, load_checkpoint, read_checkpoint, save_checkpoint
 from hf_vit.cli.main import main
-from tests.hf_vit.checkpoints.test_checkpoints_transformers import same
+from tests.helpers.checkpoints import same
 
 
 FOLDER = Path(__file__).parents[2] / "fixtures" / "goldens_family"

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from hf_vit import HFViTError
 from hf_vit.checkpoints import AssumptionWarning, load_checkpoint, read_checkpoint, save_checkpoint
 from hf_vit.checkpoints.spec import heads_for_width
-from tests.hf_vit.checkpoints.test_checkpoints_transformers import ours, same
+from tests.helpers.checkpoints import ours, same
 
 
 pytestmark = pytest.mark.filterwarnings("ignore::hf_vit.checkpoints.AssumptionWarning")

@@ -18,8 +18,8 @@ from transformers import AutoImageProcessor, AutoModelForImageClassification
 from hf_vit import HFViTForImageClassification, HFViTForMaskedPatchPrediction
 from hf_vit.checkpoints import load_checkpoint
 from hf_vit.cli.main import main
+from tests.helpers.checkpoints import ours, same
 from tests.helpers.compare import same_outputs
-from tests.hf_vit.checkpoints.test_checkpoints_transformers import ours, same
 
 
 def convert(*words) -> int:

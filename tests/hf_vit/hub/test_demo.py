@@ -26,8 +26,8 @@ from hf_vit import HFViTConfig, HFViTForImageClassification
 from hf_vit.cli.main import main
 from hf_vit.hub.space import write_space
 from tests.conftest import ROOT
+from tests.helpers.hub_process import BLOCK_HF_VIT
 from tests.helpers.hub_server import HubServer, card_errors
-from tests.hf_vit.hub.test_hub import BLOCK_HF_VIT
 
 
 LABELS = {number: f"thing {number}" for number in range(8)}

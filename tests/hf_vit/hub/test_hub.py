@@ -6,8 +6,6 @@ python -m pytest tests/hf_vit/hub/test_hub.py
 import json
 import os
 import shutil
-import subprocess
-import sys
 import textwrap
 import threading
 from types import SimpleNamespace
@@ -18,62 +16,12 @@ from huggingface_hub.errors import HfHubHTTPError
 from PIL import Image
 from transformers import ViTImageProcessor
 
-from hf_vit import HFViTBackbone, HFViTConfig, HFViTError, HFViTForImageClassification
+from hf_vit import HFViTBackbone, HFViTError, HFViTForImageClassification
 from hf_vit.hub import upload as upload_module
-from hf_vit.hub.model_card import write_card
 from hf_vit.hub.upload import TRANSPORT_ERROR, Upload, check_folder, files_to_upload, push_folder, push_space
 from tests.helpers.compare import same_outputs
+from tests.helpers.hub_process import BLOCK_HF_VIT, LABELS, READER, STRANGER, WRITER, run
 from tests.helpers.hub_server import HubServer, Repository
-
-
-WRITER, READER, STRANGER = "hf_writer_secret", "hf_reader_secret", "hf_unknown_secret"
-LABELS = {0: "circle", 1: "square", 2: "star"}
-BLOCK_HF_VIT = """
-import sys
-class Blocked:
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in ("hf_vit", "training"):
-            raise ModuleNotFoundError(f"{name} is hidden from this process")
-sys.meta_path.insert(0, Blocked())
-"""
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """A tiny trained-looking folder: weights, code, processor, facts, card, figure, and leftovers of training."""
-    path = tmp_path_factory.mktemp("saved") / "shapes"
-    torch.manual_seed(0)
-    config = HFViTConfig(
-        image_size=16,
-        patch_size=8,
-        hidden_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        intermediate_size=32,
-        num_labels=3,
-        id2label=LABELS,
-    )
-    model = HFViTForImageClassification(config).eval()
-    torch.nn.init.normal_(model.classifier.weight)
-    model.save_pretrained(path)
-    ViTImageProcessor(size={"height": 16, "width": 16}).save_pretrained(path)
-    facts = {
-        "model": {
-            "name": "shapes",
-            "architecture": {"patch_size": 8},
-            "parameters": 1,
-            "image_size": [16, 16],
-            "num_labels": 3,
-        },
-        "figures": ["training_curve.png"],
-    }
-    (path / "facts.json").write_text(json.dumps(facts))
-    (path / "training_curve.png").write_bytes(b"\x89PNG not really")
-    (path / "checkpoint-1").mkdir()
-    (path / "checkpoint-1" / "optimizer.json").write_text("{}")
-    (path / "optimizer.bin").write_bytes(b"0")
-    write_card(path)
-    return path
 
 
 @pytest.fixture(scope="module")
@@ -82,20 +30,6 @@ def hub():
         bert = Repository(commits={"1" * 40: {"config.json": b'{"model_type": "bert"}'}}, refs={"main": "1" * 40})
         server.repositories |= {"alice/bert": bert, "alice/small": Repository(largest=100)}
         yield server
-
-
-def run(hub, home, code, *arguments, token=None):
-    """Run Python against the server, with fresh caches; the last line it prints, read as JSON."""
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(code), *map(str, arguments)],
-        env=hub.environment(home=home, token=token),
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
-    assert done.returncode == 0, done.stderr
-    assert "secret" not in done.stdout + done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
 
 
 # name: (token, arguments of push_folder after the folder)

@@ -11,8 +11,8 @@ import textwrap
 import pytest
 import torch
 
+from tests.helpers.hub_process import BLOCK_HF_VIT, WRITER, run
 from tests.helpers.hub_server import Faults, HubServer
-from tests.hf_vit.hub.test_hub import BLOCK_HF_VIT, WRITER, folder, run  # noqa: F401  the folder is a fixture
 
 
 PUSH = """
@@ -35,7 +35,7 @@ def hub():
         yield server
 
 
-def complete(hub, name, folder):  # noqa: F811
+def complete(hub, name, folder):
     """Whether the repository holds what a push of the folder leaves there."""
     files = hub.repositories[name].files("main")[1]
     return {"README.md", "config.json", "modeling_hf_vit.py", "preprocessor_config.json", "facts.json"} <= set(
@@ -43,7 +43,7 @@ def complete(hub, name, folder):  # noqa: F811
     ) and files["model.safetensors"] == (folder / "model.safetensors").read_bytes()
 
 
-def test_every_upload_ends_complete_or_says_so(hub, folder, tmp_path):  # noqa: F811
+def test_every_upload_ends_complete_or_says_so(hub, folder, tmp_path):
     names = [f"alice/try-{number}" for number in range(8)]
     hub.faults = Faults(0.6, seed=1)
     answers = run(hub, tmp_path / "a", PUSH, folder, *names, token=WRITER)
@@ -64,7 +64,7 @@ def test_every_upload_ends_complete_or_says_so(hub, folder, tmp_path):  # noqa: 
     assert all(complete(hub, name, folder) for name in names)
 
 
-def test_a_transfer_that_fails_is_tried_again(hub, folder, tmp_path):  # noqa: F811
+def test_a_transfer_that_fails_is_tried_again(hub, folder, tmp_path):
     hub.faults = Faults(1.0, seed=0, kinds=("500",), path="/lfs/", most=12)  # more than huggingface_hub's own tries
     answers = run(hub, tmp_path / "a", PUSH, folder, "alice/late", token=WRITER)
     assert answers["alice/late"].startswith("http") and complete(hub, "alice/late", folder)
@@ -75,7 +75,7 @@ def test_a_transfer_that_fails_is_tried_again(hub, folder, tmp_path):  # noqa: F
     assert not hub.repositories["alice/never"].files("main")[1]
 
 
-def test_an_interrupted_push_leaves_the_repository_as_it_was_and_continues(hub, folder, tmp_path):  # noqa: F811
+def test_an_interrupted_push_leaves_the_repository_as_it_was_and_continues(hub, folder, tmp_path):
     hub.held = "/commit/"
     command = [sys.executable, "-c", PUSH, str(folder), "alice/it"]
     process = subprocess.Popen(command, env=hub.environment(home=tmp_path / "a", token=WRITER))

@@ -19,7 +19,7 @@ from PIL import Image
 
 from tests.conftest import ROOT
 from tests.helpers.hub_server import HubServer, Repository
-from tests.training.data.test_streaming import CLASSES, encoded, tar_bytes
+from tests.helpers.streams import CLASSES, encoded, tar_bytes
 
 
 QUESTIONS = """

@@ -2,7 +2,6 @@
 
 import io
 import itertools
-import tarfile
 from dataclasses import dataclass
 
 import datasets
@@ -15,6 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from hf_vit.errors import HFViTError
+from tests.helpers.streams import CLASSES, encoded, tar_bytes
 from training.data import chunks
 from training.data.dataset import collate, open_dataset
 from training.data.streaming import ImageStream, open_stream
@@ -116,25 +116,6 @@ def test_more_processes_than_chunks_are_refused():
 
 
 # Files
-
-
-def encoded(seed):
-    rng = np.random.default_rng(seed)
-    buffer = io.BytesIO()
-    Image.fromarray(rng.integers(0, 256, (12, 14, 3), dtype=np.uint8)).save(buffer, "PNG")
-    return buffer.getvalue()
-
-
-def tar_bytes(records):
-    """A shard of [(key, {kind: bytes})]."""
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w") as tar:
-        for key, members in records:
-            for kind, data in members.items():
-                info = tarfile.TarInfo(f"{key}.{kind}")
-                info.size = len(data)
-                tar.addfile(info, io.BytesIO(data))
-    return buffer.getvalue()
 
 
 @pytest.fixture
@@ -298,9 +279,6 @@ def write_parquet(path, count, features, label=lambda number: number % 2):
     }
     datasets.Dataset.from_dict(columns, features=features).to_parquet(path, batch_size=3)
     return path
-
-
-CLASSES = {"image": datasets.Image(), "label": datasets.ClassLabel(names=["b", "a"]), "note": datasets.Value("string")}
 
 
 def test_parquet_stream(tmp_path):

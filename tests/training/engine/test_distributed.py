@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 from hf_vit.errors import HFViTError
-from tests.training.engine.test_trainer import arguments, tiny
+from tests.helpers.training_runs import arguments, tiny
 from training.data.dataset import open_dataset
 from training.data.transforms import EvalTransform
 from training.engine import checkpoint_io

@@ -11,7 +11,7 @@ import pytest
 from safetensors.torch import load_file
 
 from hf_vit.errors import HFViTError
-from tests.training.engine.test_trainer import Images, arguments, history, tiny
+from tests.helpers.training_runs import Images, arguments, history, tiny
 from training.data.dataset import open_dataset
 from training.data.transforms import EvalTransform
 from training.engine.trainer import Trainer

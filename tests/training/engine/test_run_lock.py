@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from hf_vit.errors import HFViTError
-from tests.training.engine.test_trainer import Images, arguments, tiny
+from tests.helpers.training_runs import Images, arguments, tiny
 from training.engine.run_lock import LOCK_NAME, RunLock
 from training.engine.trainer import Trainer
 

@@ -8,7 +8,7 @@ import torch
 
 from hf_vit import HFViTConfig
 from hf_vit.errors import HFViTError
-from tests.training.engine.test_trainer import Images, arguments, history, tiny
+from tests.helpers.training_runs import Images, arguments, history, tiny
 from training.config.arguments import TrainArguments
 from training.config.parser import parse
 from training.data.dataset import open_dataset

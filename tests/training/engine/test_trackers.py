@@ -10,7 +10,7 @@ import pytest
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 
 from hf_vit.errors import HFViTError
-from tests.training.engine.test_trainer import Images, arguments, history, tiny
+from tests.helpers.training_runs import Images, arguments, history, tiny
 from training.engine import trackers
 from training.engine.trainer import Trainer
 

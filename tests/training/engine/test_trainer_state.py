@@ -12,7 +12,7 @@ import torch
 from transformers import EarlyStoppingCallback, TrainerCallback
 
 from hf_vit.errors import HFViTError
-from tests.training.engine.test_trainer import Images, arguments, tiny
+from tests.helpers.training_runs import Images, arguments, tiny
 from training.data.dataset import open_dataset
 from training.data.transforms import EvalTransform
 from training.engine.trainer import Trainer
