@@ -11,11 +11,13 @@ from typing import Any
 
 from accelerate.utils import gather_object
 
+from hf_vit import HFViTConfig
 from hf_vit.errors import HFViTError
 
 from ..config.arguments import FIELDS, OF_THE_LAUNCH, RENAMED, TrainArguments
 from ..data.dataset import ImageDataset
 from ..data.streaming import ImageStream
+from ..reporting.facts import architecture_of
 from .checkpoint_io import differences
 
 
@@ -23,7 +25,7 @@ from .checkpoint_io import differences
 WITHOUT_EFFECT = {
     *OF_THE_LAUNCH, "dataloader_num_workers", "dataloader_prefetch_factor", "disable_tqdm", "output_dir", "dataset",
     "cache_dir", "dataset_config_name", "train_split", "image_column", "label_column", "model", "preset", "set",
-    "image_size", "keep_representation", "run_name", "time_limit",
+    "image_size", "keep_representation", "run_name",
 }  # fmt: skip
 # The optimizer's state belongs to these.
 FIXED = ("optim", "layer_decay", "freeze_backbone")
@@ -68,8 +70,14 @@ class RunIdentity:
         Raises:
             HFViTError: what changed must not.
         """
-        for name, now in (("architecture", self.architecture), ("data", self.data)):
-            changed = differences(_without_names(saved[name], now), _without_names(now, saved[name]))
+        # A field that came with a later version is at its default in a network of an earlier one.
+        defaults = architecture_of(HFViTConfig())
+        architecture = {name: defaults[name] for name in self.architecture if name in defaults} | saved["architecture"]
+        for name, then, now in (
+            ("architecture", architecture, self.architecture),
+            ("data", saved["data"], self.data),
+        ):
+            changed = differences(_without_names(then, now), _without_names(now, then))
             if changed:
                 raise HFViTError(
                     f"{folder} cannot be resumed, the {name} changed ({changed}): restore it, or begin anew in "

@@ -63,6 +63,10 @@ from .trackers import flat
 from .trainer_state import TrainingState
 
 
+ESTIMATED_AFTER = 4  # steps
+WORTH_SAYING = 60  # seconds: a shorter run is over before its estimate is read
+
+
 class Trainer:
     """Trains and evaluates an image classifier.
 
@@ -129,6 +133,7 @@ class Trainer:
         self._flops_logged = 0.0
         self._keeping_history = self._best_is_loaded = False
         self._grad_norm: torch.Tensor | None = None
+        self._steps_of_process, self._first_lap = 0, (0.0, 0)
         self.control = TrainerControl()
         self.callback_handler = CallbackHandler(
             [DefaultFlowCallback, *self._early_stopping(), *(callbacks or [])],
@@ -376,7 +381,28 @@ class Trainer:
         self.state.total_flos += self._flops_of[stage.image_size] * stage.images
         self.timer.lap(stage.images)
         self.display.advance()
+        self._estimate(stage.images)
         return self.position // size > before // size
+
+    def _estimate(self, images: int) -> None:
+        """After a few steps, log once what the run will take on this machine.
+
+        The first step of a process is left out: it allocates memory and fills caches.
+        """
+        self._steps_of_process += 1
+        if self._steps_of_process == 1:
+            self._first_lap = (self.timer.seconds, self.timer.images)
+        elif self._steps_of_process == ESTIMATED_AFTER and self.accelerator.device.type == "cpu":
+            seconds, before = self._first_lap
+            rate = (self.timer.images - before) / max(self.timer.seconds - seconds, 1e-9)
+            left = self.schedule.images_after(self.state.global_step) / rate
+            if left >= WORTH_SAYING:
+                memory = progress.memory_peak(self.accelerator.device) / 2**30
+                self.display.log(progress.estimate(rate, left, memory, frozen=self._is_probe()))
+
+    def _is_probe(self) -> bool:
+        """Whether the head alone is trained."""
+        return facts.is_hf_vit(self.model) and not any(p.requires_grad for p in self.model.base_model.parameters())
 
     # -- logging, evaluating, saving ---------------------------------------------------------------------------------
 

@@ -32,6 +32,7 @@ from ..metrics.metric_state import FRACTIONS, top1_hits
 HISTORY_NAME, SPEED_NAME, CURVE_NAME = "history.jsonl", "speed.jsonl", "training_curve.png"
 POSITIONS_NAME = "position_embedding_similarity.png"
 WAITING_HINT = 0.2
+LONG = 2 * 3600  # seconds after which a run on a CPU is told of the cheaper one
 FIRST_SIGN, NEXT_SIGN = 8.0, 28.0  # seconds without a line after which one says that the run goes on
 
 
@@ -258,6 +259,19 @@ class Display:
             self._bar.close()
             self._bar = None
         self.sign.stop()
+
+
+def estimate(images_per_second: float, seconds: float, gigabytes: float, frozen: bool) -> str:
+    """What a run will take, and the cheaper way where that is long.
+
+    Args:
+        seconds: from now to the end, without evaluations. gigabytes: the process's memory so far.
+        frozen: the head alone is trained already.
+    """
+    text = f"about {images_per_second:,.1f} images/s: {clock(seconds)} to the end (h:mm:ss), {gigabytes:.1f} GiB"
+    if seconds > LONG and not frozen:
+        text += "; --freeze_backbone trains the head alone, for about a third of that"
+    return text
 
 
 def format_number(name: str, value: float) -> str:

@@ -5,6 +5,7 @@ pytest tests/training/reporting/test_progress.py
 
 import json
 import sys
+import time
 
 import pytest
 import torch
@@ -112,3 +113,25 @@ def test_positions_are_drawn_where_there_are_any(tmp_path):
     progress.draw_positions(learned, tmp_path / "c.png")
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "c.png").read_bytes()
     assert not (tmp_path / "b.png").exists()
+
+
+def test_an_estimate_names_the_cheaper_way_where_a_run_is_long():
+    short = progress.estimate(12.34, 600, 1.26, frozen=False)
+    assert short == "about 12.3 images/s: 0:10:00 to the end (h:mm:ss), 1.3 GiB"
+    assert "--freeze_backbone trains the head alone" in progress.estimate(2, 38 * 3600, 1, frozen=False)
+    assert "--freeze_backbone" not in progress.estimate(2, 38 * 3600, 1, frozen=True)
+
+
+def test_a_silent_run_gives_signs_of_life(capsys, monkeypatch):
+    monkeypatch.setattr(progress, "FIRST_SIGN", 0.05)
+    monkeypatch.setattr(progress, "NEXT_SIGN", 0.05)
+    sign = progress.SignOfLife(True)
+    sign.activity = lambda: "opening data"
+    with sign:
+        deadline = time.monotonic() + 10
+        while (shown := capsys.readouterr().err) == "" and time.monotonic() < deadline:
+            time.sleep(0.01)
+    assert shown.startswith("opening data (0:00:0")
+    with progress.SignOfLife(False):
+        time.sleep(0.2)
+    assert capsys.readouterr().err == ""
