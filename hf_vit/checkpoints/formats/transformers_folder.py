@@ -207,14 +207,3 @@ def config_json(
     theirs.architectures = [architecture]
     theirs.dtype = str(dtype).removeprefix("torch.")
     return theirs.to_dict()
-
-
-def square(file: TensorFile, image_size: Any) -> int:
-    """The one side of a square image, for families that know no other."""
-    if isinstance(image_size, int):
-        return image_size
-    if image_size[0] != image_size[1]:
-        raise HFViTError(
-            f"{file.path}: image_size {image_size} is not square, which this family's own code reads wrong"
-        )
-    return image_size[0]
