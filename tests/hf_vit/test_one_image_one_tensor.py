@@ -167,7 +167,7 @@ def test_everything_sees_the_same_pixels(images, tmp_path, kind, monkeypatch, ca
         return loaded
 
     monkeypatch.setattr(predict, "load_classifier", load)
-    monkeypatch.setattr(predict, "PREPARE_FROM", 10**6)
+    monkeypatch.setattr(predict, "OPTIMIZE_FROM", 10**6)
     assert main(["predict", *map(str, files), "--model", str(folder), "--json"]) == 0
     assert len(json.loads(capsys.readouterr().out)["predictions"]) == len(files)
     compare("predict", received)
@@ -185,7 +185,7 @@ def test_the_demo_sees_them_too(images, tmp_path):
     saved = AutoImageProcessor.from_pretrained(folder, backend="pil")
     classifier = Classifier("model", model, saved)
     page = build_page([classifier])
-    upload = next(block for block in page.blocks.values() if getattr(block, "label", None) == "Picture")
+    upload = next(block for block in page.blocks.values() if isinstance(block, gradio.Image) and block.sources)
     for file in sorted((images / "a").iterdir())[::7]:
         opened = upload.preprocess(gradio.data_classes.ImageData(path=str(file), orig_name=file.name))
         expected = saved(hf_vit.open_image(file), return_tensors="pt")["pixel_values"]

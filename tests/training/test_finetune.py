@@ -203,7 +203,7 @@ def test_a_resumed_stream_ends_with_the_same_bytes(tmp_path):
         (f"{TINY} --output_dir OUT", "Give --dataset"),
         ("--dataset digits --output_dir OUT", "Give --model PATH_OR_HUB_ID"),
         (f"{TINY} --dataset digits --output_dir OUT --learning_rte 1", "did you mean --learning_rate"),
-        (f"{TINY} --set hiden_size=3 --dataset digits --output_dir OUT", "did you mean 'hidden_size'"),
+        (f"{TINY} --set hiden_size=3 --dataset digits --output_dir OUT", "did you mean hidden_size?"),
         ("--preset vit-hug-patch14-224 --dataset digits --output_dir OUT", "vit-hug"),
         (f"--model x --preset vit-tiny-patch16-224 {TINY} --dataset digits --output_dir OUT", "not both"),
         ("--model no/such-model --dataset digits --output_dir OUT", "no such file or folder"),
