@@ -31,6 +31,11 @@ def test_both_ways_make_the_same_picture():
         ours, plain = (way(data, generator(TRANSFORM, 0, number)) for way in (data_path.ours, data_path.plain))
         assert ours.shape == plain.shape == (224, 224, 3) and ours.dtype == plain.dtype == np.uint8
         assert np.abs(ours.astype(int) - plain).mean() < 4  # decoded at 1/2 or 1/1 and resampled from there
+
+
+@pytest.mark.slow  # two new processes that import everything
+def test_every_way_is_timed_in_every_worker():
+    data = data_path.drawn(640, 480, 90, 0)
     seconds = data_path.at_once({"one": [data]}, rounds=1, workers=2)["one"]
     assert set(seconds) == {"ours", "plain PIL", "bits"} and all(len(values) == 2 for values in seconds.values())
 
