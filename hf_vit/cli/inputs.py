@@ -150,7 +150,8 @@ def pick_device(name: str | None) -> torch.device:
     """The device asked for, or the best there is."""
     if name is None:
         # `current_accelerator` alone names the one that torch was built for, also on a machine without it
-        return torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
+        best = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+        return best or torch.device("cpu")
     try:
         device = torch.device(name)
         torch.empty(1, device=device)

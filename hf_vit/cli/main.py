@@ -1,6 +1,6 @@
 """The command line: hf-vit convert | info | predict | embed | search | inspect | export | demo | card | push.
 
-A command is one room: its EXAMPLES, `add_arguments(parser)` and `run(arguments)`, which returns the exit status.
+A command is one module: its EXAMPLES, `add_arguments(parser)` and `run(arguments)`, which returns the exit status.
 Results go to stdout (a table, or JSON with `--json`), everything else to stderr. Bad input is one line there,
 `error: ...`, and exit status 2.
 """
@@ -55,24 +55,24 @@ def build_parser() -> argparse.ArgumentParser:
     parser = Parser(prog="hf-vit", description="Vision Transformers and hybrids: look, predict, share.")
     parser.add_argument("--version", action="version", version=f"hf_vit {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True, parser_class=Command)
-    for name, (room, about) in COMMANDS.items():
-        commands.add_parser(name, room=room, help=about, description=about[0].upper() + about[1:] + ".")
+    for name, (module, about) in COMMANDS.items():
+        commands.add_parser(name, module=module, help=about, description=about[0].upper() + about[1:] + ".")
     return parser
 
 
 class Command(Parser):
-    """A sub-command. Its room, and torch with it, is imported when it is the one given: not for `hf-vit --help`."""
+    """A sub-command. Its module is imported when it is the one given: not for `hf-vit --help`."""
 
-    def __init__(self, room: str, **options: Any) -> None:
+    def __init__(self, module: str, **options: Any) -> None:
         super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, **options)
-        self.room = room
+        self.module = module
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        room = importlib.import_module(f"hf_vit.{self.room}")
-        self.epilog = f"examples:\n{room.EXAMPLES}"
+        module = importlib.import_module(f"hf_vit.{self.module}")
+        self.epilog = f"examples:\n{module.EXAMPLES}"
         self.add_argument("--json", action="store_true", help="print JSON instead of text")
-        room.add_arguments(self)
-        self.set_defaults(run=room.run)
+        module.add_arguments(self)
+        self.set_defaults(run=module.run)
         return super().parse_known_args(args, namespace)
 
 

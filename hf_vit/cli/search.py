@@ -4,6 +4,7 @@ import argparse
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -49,7 +50,7 @@ def run(arguments: argparse.Namespace) -> int:
     if str(arguments.model) != about["model"]:
         print(f"note: the features were computed with --model {about['model']}", file=sys.stderr)
     order, similarity = nearest(wanted[0], features, arguments.top_k)
-    found = [{"image": names[row], "similarity": float(similarity[row])} for row in order]
+    found: list[dict[str, Any]] = [{"image": names[row], "similarity": float(similarity[row])} for row in order]
     if arguments.sheet is not None:
         draw_sheet(Path(arguments.sheet), query[0], found)
     if arguments.json:
