@@ -1,4 +1,4 @@
-"""The README does what it says: its Python runs, its commands and options exist, its tree is the tree.
+"""README and docs do what they say: their Python runs, their commands and options exist, their links lead somewhere.
 
 python -m pytest tests/docs/test_readme.py
 """
@@ -26,21 +26,31 @@ from training.config.parser import parse
 from training.data.synthetic import export
 
 
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+NAMES = (
+    "README.md docs/finetuning.md docs/checkpoints.md docs/pretraining.md docs/synthetic-data.md docs/evaluation.md "
+    "docs/interpretability.md docs/inference.md docs/export-and-demo.md docs/studies.md docs/platforms.md "
+    "docs/architecture.md docs/troubleshooting.md CONTRIBUTING.md"
+).split()
+PAGES = {name: (ROOT / name).read_text(encoding="utf-8") for name in NAMES}
 
 
 def blocks(language):
-    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+    """Every fenced block of this language, in the order of the pages."""
+    return [block for page in PAGES.values() for block in re.findall(rf"```{language}\n(.*?)```", page, re.DOTALL)]
+
+
+def prose():
+    """All pages without their fenced blocks."""
+    return "\n".join(re.sub(r"```.*?```", "", page, flags=re.DOTALL) for page in PAGES.values())
 
 
 def commands():
-    """Every command line of the README: fenced, indented, and in backticks within a sentence."""
-    prose = re.sub(r"```.*?```", "", README, flags=re.DOTALL)
+    """Every command line of the pages once: fenced, indented, and in backticks within a sentence."""
     lines = "".join(blocks("bash")).replace("\\\n", " ").splitlines()
-    lines += [line.split("#")[0].strip() for line in prose.splitlines() if line.startswith("    ")]
-    lines += [" ".join(span.split()) for span in re.findall(r"`([^`]+)`", prose)]
+    lines += [line.split("#")[0].strip() for line in prose().splitlines() if line.startswith("    ")]
+    lines += [" ".join(span.split()) for span in re.findall(r"`([^`]+)`", prose())]
     starts = ("accelerate launch -m", "hf-vit ", "make ", "pip ", "python -m", "torchrun -m")
-    return [line for line in lines if line.startswith(starts)]
+    return list(dict.fromkeys(line for line in lines if line.startswith(starts)))
 
 
 @pytest.fixture
@@ -65,7 +75,7 @@ def workplace(tmp_path, monkeypatch, goldens):
 def test_python_blocks_run_in_order(workplace):
     names = {}
     for block in blocks("python"):
-        exec(compile(block, "README.md", "exec"), names)
+        exec(compile(block, "README.md and docs", "exec"), names)
     assert names["model"].config.image_size == (32, 48) and names["model"].config.num_labels == 37
     assert names["larger"].config.image_size == (48, 64) and names["larger"].config.num_labels == 37
     assert names["maps"][-1].shape[:2] == (1, 2)
@@ -74,7 +84,7 @@ def test_python_blocks_run_in_order(workplace):
 
 
 def test_what_to_write_now_runs(workplace):
-    rows = re.findall(r"^\| (\w+) \| .* \| `([^`]+)` \|$", README, re.MULTILINE)
+    rows = re.findall(r"^\| (\w+) \| .* \| `([^`]+)` \|$", PAGES["docs/checkpoints.md"], re.MULTILINE)
     assert {"timm", "transformers", "vision_transformer"} == {source for source, _ in rows}
     model = HFViTForImageClassification.from_pretrained("quickstart/digits")
     hf_vit.save_checkpoint(model, "model.safetensors", format="timm")
@@ -88,7 +98,7 @@ def test_what_to_write_now_runs(workplace):
 
 
 def test_what_was_written_for_transformers_gives_the_same(workplace):
-    rows = re.findall(r"^\| transformers \| `([^`]+)`.*\| `([^`]+)` \|$", README, re.MULTILINE)
+    rows = re.findall(r"^\| transformers \| `([^`]+)`.*\| `([^`]+)` \|$", PAGES["docs/checkpoints.md"], re.MULTILINE)
     ours = HFViTForImageClassification.from_pretrained("quickstart/digits").eval()
     hf_vit.save_checkpoint(ours, "vit", format="transformers")
     theirs = ViTForImageClassification.from_pretrained("vit", attn_implementation="eager").eval()
@@ -133,22 +143,23 @@ def test_command_is_accepted(line, workplace):
 
 
 def test_options_named_in_sentences_exist():
-    prose = re.sub(r"```.*?```", "", README, flags=re.DOTALL)
     own = {"--help", "--config", "--multi_gpu", "--seeds"}  # argparse's, accelerate's, the quickstart's
-    for name in re.findall(r"`--(\w+)[^`]*`", prose):
+    for name in re.findall(r"`--(\w+)[^`]*`", prose()):
         assert name in FIELDS or f"--{name}" in own or f"--{name} " in score.build_parser().format_help(), name
 
 
 def test_links_lead_somewhere():
-    for target in re.findall(r"\]\(([^)]+)\)", README):
-        assert target.startswith("https://") or (ROOT / target).exists(), target
+    for name, page in PAGES.items():
+        for target in re.findall(r"\]\(([^)]+)\)", page):
+            path = (ROOT / name).parent / "".join(target.split()).split("#")[0]
+            assert target.startswith("https://") or path.exists(), f"{name}: {target}"
 
 
 def test_the_table_of_inference_is_what_was_measured():
     points = json.loads((ROOT / "benchmarks" / "results" / "cpu-inference.json").read_text(encoding="utf-8"))
-    lines = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
+    lines = PAGES["docs/inference.md"].splitlines()
     first = next(number for number, line in enumerate(lines) if line.startswith("| ViT-B/16, 224 px, ms"))
-    columns = {"optimised": "hf_vit, optimised", "int8": "hf_vit, int8", "transformers": "transformers ViT"}
+    columns = {"optimized": "hf_vit, optimised", "int8": "hf_vit, int8", "transformers": "transformers ViT"}
     names = [columns.get(word.strip(), word.strip()) for word in lines[first].split("|")[2:-1]]
     shown = {}
     for line in lines[first + 2 : first + 2 + len(points)]:

@@ -1,4 +1,4 @@
-"""Every shell command of the README runs, in its order, in a folder with small models and pictures and a local Hub.
+"""Every shell command of README and docs runs, in their order, in a folder with small models and images and a local Hub.
 
 Training is cut to two small steps, generated data sets to 120 pictures, the page of `hf-vit demo` is built and not
 served, and an address gives a picture of the folder; everything else is as written. `accelerate launch -m NAME` runs
@@ -35,7 +35,7 @@ urllib.request.urlopen = lambda *_, **__: open("cat.jpg", "rb")
 
 def run(line):
     line = line.replace("--model PATH_OR_HUB_ID", "--model stand-in")
-    line = line.replace("--dataset PATH_OR_HUB_ID", "--dataset pictures").replace("--workers 16", "--workers 1")
+    line = line.replace("--dataset PATH_OR_HUB_ID", "--dataset images").replace("--workers 16", "--workers 1")
     line = re.sub(r"(synthetic:\S+@)\d+,\d+(,224)?", r"\g<1>12,10", line)
     words = shlex.split(line)
     if words[0] == "hf-vit":
@@ -66,9 +66,9 @@ for line in json.loads(sys.argv[1]):
 
 
 def lines():
-    """The command lines of the README's shell blocks; a study is many runs, tests/test_study.py runs small ones."""
-    said = "".join(blocks("bash")).replace("\\\n", " ").splitlines()
-    return [line for line in said if line and "training.study" not in line]
+    """The command lines of the shell blocks, each once; a study is many runs, tests/training/test_study.py runs small ones."""
+    found = "".join(blocks("bash")).replace("\\\n", " ").splitlines()
+    return list(dict.fromkeys(" ".join(line.split()) for line in found if line and "training.study" not in line))
 
 
 def saved(folder, **fields):
@@ -103,9 +103,9 @@ def place(tmp_path, monkeypatch):
         draw(tmp_path / "imagenet" / "validation" / name / f"ILSVRC2012_val_{number:08d}.png", number)
         for split in ("train", "validation"):
             for copy in range(3):
-                draw(tmp_path / "pictures" / split / name / f"{copy}.jpg", 100 * number + copy)
+                draw(tmp_path / "images" / split / name / f"{copy}.jpg", 100 * number + copy)
                 draw(tmp_path / "copies" / "cifar10" / split / name / f"{copy}.png", 500 * number + copy)
-    draw(tmp_path / "pictures" / "new" / "one.jpg", 7)
+    draw(tmp_path / "images" / "new" / "one.jpg", 7)
     (tmp_path / "real.json").write_text(json.dumps([[place] for place in range(10)]))
     draw(tmp_path / "more" / "some.png", 1)
     draw(tmp_path / "cat.jpg", 2)
