@@ -1,7 +1,7 @@
 """Every shell command of README and docs runs, in their order, in a folder with small models and images and a local Hub.
 
-Training is cut to two small steps, generated data sets to 120 pictures, the page of `hf-vit demo` is built and not
-served, and an address gives a picture of the folder; everything else is as written. `accelerate launch -m NAME` runs
+Training is cut to two small steps, generated data sets to 120 images, the page of `hf-vit demo` is built and not
+served, and an address gives an image of the folder; everything else is as written. `accelerate launch -m NAME` runs
 NAME's `main` in one process.
 
 python -m pytest tests/docs/test_readme_commands.py
@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import ViTImageProcessor
+from transformers import Dinov2Config, Dinov2Model, ViTImageProcessor
 
 from hf_vit import HFViTConfig, HFViTForImageClassification, save_checkpoint
 from tests.conftest import ROOT
@@ -72,7 +72,7 @@ def lines():
 
 
 def saved(folder, **fields):
-    """A tiny classifier whose answers depend on the picture."""
+    """A tiny classifier whose answers depend on the image."""
     torch.manual_seed(0)
     size = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
     model = HFViTForImageClassification(HFViTConfig(**size | fields))
@@ -109,6 +109,12 @@ def place(tmp_path, monkeypatch):
     (tmp_path / "real.json").write_text(json.dumps([[place] for place in range(10)]))
     draw(tmp_path / "more" / "some.png", 1)
     draw(tmp_path / "cat.jpg", 2)
+    rows = [f"train/{name}/{copy}.jpg,{name}" for name in CLASSES for copy in range(3)]
+    (tmp_path / "labels.csv").write_text("\n".join(["file,class", *rows]) + "\n")
+    (tmp_path / "my").mkdir()
+    (tmp_path / "my" / "images").symlink_to(tmp_path / "images")
+    small = Dinov2Config(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, image_size=28, patch_size=14)
+    Dinov2Model(small).save_pretrained(tmp_path / "facebook" / "dinov2-base")
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -130,6 +136,7 @@ def test_every_command_runs(place):
     assert pushed["owner/name"].private and "model.safetensors" in pushed["owner/name"].files("main")[1]
     assert "app.py" in pushed["spaces/owner/name-demo"].files("main")[1]
     written = "exported/model.int8.onnx exported-torch/model.pt2 vit-b16.npz seen/report.html scores/facts.json paper"
-    trained = "out pretrained letters letters-32 masked"
+    written += " scores.csv sorted features.npz sheet.png"
+    trained = "out out-448 pretrained letters letters-32 masked"
     for name in [*written.split(), *(f"{folder}/model.safetensors" for folder in trained.split())]:
         assert (place / name).exists(), name
