@@ -3,6 +3,8 @@
 python -m pytest tests/docs/test_readme.py
 """
 
+import argparse
+import importlib
 import json
 import re
 import shlex
@@ -16,9 +18,10 @@ from PIL import Image
 from transformers import ViTForImageClassification, ViTImageProcessor
 
 import hf_vit
+from benchmarks import cifar10_peers
 from benchmarks import run as benchmark
 from hf_vit import HFViTConfig, HFViTForImageClassification
-from hf_vit.cli.main import build_parser
+from hf_vit.cli.main import COMMANDS, build_parser
 from tests.conftest import ROOT
 from training import quickstart, score, study
 from training.config.arguments import FIELDS
@@ -26,11 +29,11 @@ from training.config.parser import parse
 from training.data.synthetic import export
 
 
-NAMES = (
-    "README.md docs/finetuning.md docs/checkpoints.md docs/pretraining.md docs/synthetic-data.md docs/evaluation.md "
-    "docs/interpretability.md docs/inference.md docs/export-and-demo.md docs/studies.md docs/platforms.md "
-    "docs/architecture.md docs/troubleshooting.md CONTRIBUTING.md"
-).split()
+SUBJECTS = (
+    *("finetuning", "checkpoints", "pretraining", "synthetic-data", "evaluation", "interpretability", "inference"),
+    *("export-and-demo", "studies", "platforms", "architecture", "troubleshooting"),
+)
+NAMES = ["README.md", *(f"docs/{subject}.md" for subject in SUBJECTS), "CONTRIBUTING.md"]
 PAGES = {name: (ROOT / name).read_text(encoding="utf-8") for name in NAMES}
 
 
@@ -119,16 +122,22 @@ def test_there_are_commands_of_every_kind():
 
 @pytest.mark.parametrize("line", sorted(set(commands())))
 def test_command_is_accepted(line, workplace):
-    words = [word for word in shlex.split(line) if word != "..."]
-    if words[0] == "hf-vit":
+    words = [word for word in shlex.split(line, comments=True) if word != "..."]
+    if words[0] == "hf-vit" and len(words) == 2:  # the name of a command, in a sentence
+        assert words[1] in COMMANDS
+    elif words[0] == "hf-vit":
         build_parser().parse_args(words[1:])
     elif words[0] == "make":
         targets = re.findall(r"^([a-z0-9-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
         assert words[1] in targets
         for word in words[2:]:
-            assert word.startswith("ARGS=")
-            parser = {"quickstart": quickstart, "bench": benchmark}[words[1]].build_parser()
-            parser.parse_args(shlex.split(word.removeprefix("ARGS=")))
+            name, _, value = word.partition("=")
+            assert name in ("ARGS", "PYTHON", "VENV")
+            if name == "ARGS":
+                module = {"quickstart": quickstart, "bench": benchmark, "bench-cifar10": cifar10_peers}[words[1]]
+                module.build_parser().parse_args(shlex.split(value))
+    elif words[:2] == ["pip", "uninstall"]:
+        assert words[2:] == ["torchvision"]
     elif words[:2] == ["pip", "install"]:
         extras = re.search(r"\[([\w,-]+)\]", line)
         for extra in extras[1].split(",") if extras else []:
@@ -144,8 +153,14 @@ def test_command_is_accepted(line, workplace):
 
 def test_options_named_in_sentences_exist():
     own = {"--help", "--config", "--multi_gpu", "--seeds"}  # argparse's, accelerate's, the quickstart's
-    for name in re.findall(r"`--(\w+)[^`]*`", prose()):
-        assert name in FIELDS or f"--{name}" in own or f"--{name} " in score.build_parser().format_help(), name
+    modules = [importlib.import_module(f"hf_vit.{module}") for module, _ in COMMANDS.values()]
+    parser = argparse.ArgumentParser(conflict_handler="resolve")
+    for module in modules:
+        module.add_arguments(parser)
+    known = own | {f"--{name}" for name in FIELDS}
+    known |= {name for each in (parser, score.build_parser()) for name in each._option_string_actions}
+    for name in re.findall(r"`(--[\w-]+)[^`]*`", prose()):
+        assert name in known, name
 
 
 def test_links_lead_somewhere():

@@ -1,4 +1,4 @@
-"""Every shell command of README and docs runs, in their order, in a folder with small models and images and a local Hub.
+"""Every shell command of README and docs runs, in their order, with small models and images and a local Hub.
 
 Training is cut to two small steps, generated data sets to 120 images, the page of `hf-vit demo` is built and not
 served, and an address gives an image of the folder; everything else is as written. `accelerate launch -m NAME` runs
@@ -66,7 +66,7 @@ for line in json.loads(sys.argv[1]):
 
 
 def lines():
-    """The command lines of the shell blocks, each once; a study is many runs, tests/training/test_study.py runs small ones."""
+    """The command lines of the shell blocks, each once, without studies (tests/training/test_study.py)."""
     found = "".join(blocks("bash")).replace("\\\n", " ").splitlines()
     return list(dict.fromkeys(" ".join(line.split()) for line in found if line and "training.study" not in line))
 
