@@ -66,9 +66,10 @@ for line in json.loads(sys.argv[1]):
 
 
 def lines():
-    """The command lines of the shell blocks, each once, without studies (tests/training/test_study.py)."""
+    """The command lines of the shell blocks, each once, without studies (tests/training/test_study.py) and make."""
     found = "".join(blocks("bash")).replace("\\\n", " ").splitlines()
-    return list(dict.fromkeys(" ".join(line.split()) for line in found if line and "training.study" not in line))
+    found = [line for line in found if line and "training.study" not in line and not line.startswith("make ")]
+    return list(dict.fromkeys(" ".join(line.split()) for line in found))
 
 
 def saved(folder, **fields):
