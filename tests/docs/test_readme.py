@@ -152,7 +152,7 @@ def test_command_is_accepted(line, workplace):
 
 
 def test_options_named_in_sentences_exist():
-    own = {"--help", "--config", "--multi_gpu", "--seeds"}  # argparse's, accelerate's, the quickstart's
+    own = {"--help", "--config", "--variant", "--multi_gpu", "--seeds"}  # argparse's, accelerate's, the quickstart's
     modules = [importlib.import_module(f"hf_vit.{module}") for module, _ in COMMANDS.values()]
     parser = argparse.ArgumentParser(conflict_handler="resolve")
     for module in modules:
