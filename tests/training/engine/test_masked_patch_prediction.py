@@ -8,6 +8,7 @@ import json
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers.models.vit import ViTImageProcessorPil
 
 from hf_vit import HFViTConfig, HFViTForImageClassification, HFViTForMaskedPatchPrediction
 from hf_vit.errors import HFViTError
@@ -147,8 +148,6 @@ def test_the_trainer_refuses_a_classifier_and_other_pixels(tmp_path):
     with pytest.raises(HFViTError, match="HFViTForMaskedPatchPrediction"):
         Trainer(HFViTForImageClassification(HFViTConfig(**TINY)), args, data)
 
-    class Processor:
-        image_mean, image_std, do_rescale, do_normalize, rescale_factor = [0.4] * 3, [0.2] * 3, True, True, 1 / 255
-
+    processor = ViTImageProcessorPil(image_mean=[0.4] * 3, image_std=[0.2] * 3)
     with pytest.raises(HFViTError, match=r"mean \[0.4, 0.4, 0.4\]"):
-        Trainer(masked_model(HFViTConfig(**TINY, num_labels=0)), args, data, image_processor=Processor())
+        Trainer(masked_model(HFViTConfig(**TINY, num_labels=0)), args, data, image_processor=processor)
