@@ -12,6 +12,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import random
 import socket
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -65,6 +66,16 @@ def _kernel_table(tmp_path_factory):
         patch.setattr(kernel_table, "cache_folder", lambda: folder)
         patch.setattr(kernel_table, "COLD_BYTES", 0)  # time that says nothing about tiny tensors
         yield
+
+
+@pytest.fixture(autouse=True)
+def _no_compiled_code_left():
+    """A test that compiles starts from nothing: all models of a process share one limit of recompilations."""
+    yield
+    dynamo = sys.modules.get("torch._dynamo")
+    if dynamo is not None and dynamo.utils.counters["frames"]:
+        dynamo.reset()
+        dynamo.utils.counters.clear()
 
 
 @pytest.fixture(scope="session")

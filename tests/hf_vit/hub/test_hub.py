@@ -268,7 +268,7 @@ def test_what_belongs_to_the_model_goes_and_nothing_else(folder, tmp_path):
     ):
         (copy / name).write_text("{}")
     code = {path.name for path in folder.glob("*.py")}
-    assert len(code) == 9 and set(files_to_upload(copy)) == code | {
+    assert len(code) == 5 and set(files_to_upload(copy)) == code | {
         "README.md", "config.json", "facts.json", "history.jsonl", "model.safetensors", "preprocessor_config.json",
         "training_curve.png", "mine.png", ".eval_results/owner--data.yaml",
     }  # fmt: skip
