@@ -17,6 +17,8 @@ from matplotlib.ft2font import FT2Font
 from matplotlib.text import Text
 
 
+# A font of matplotlib that has every code point: as a box
+PLACEHOLDER_FAMILY = "Last Resort"
 # Families with many scripts, which are tried before all others
 WIDE_FAMILIES = ("Noto Sans CJK", "Source Han Sans", "WenQuanYi", "IPA", "Takao", "Hiragino", "Yu Gothic", "Meiryo",
                  "MS Gothic", "Malgun", "Nanum", "Microsoft YaHei", "PingFang", "SimHei", "Droid Sans Fallback",
@@ -73,7 +75,7 @@ def _installed() -> list[tuple[str, str]]:
         ranks = [number for number, name in enumerate(WIDE_FAMILIES) if pair[0].startswith(name)]
         return ranks[0] if ranks else len(WIDE_FAMILIES)
 
-    return sorted(regular.items(), key=rank)
+    return sorted((pair for pair in regular.items() if not pair[0].startswith(PLACEHOLDER_FAMILY)), key=rank)
 
 
 @cache

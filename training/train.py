@@ -47,7 +47,7 @@ from .engine.run_lock import LOCK_NAME
 from .engine.trainer import Trainer
 from .reporting import progress
 from .reporting.facts import public_name
-from .reporting.preview import contact_sheet
+from .reporting.preview import contact_sheet, undrawable
 from .sweep import sweep
 
 
@@ -272,6 +272,8 @@ def preview(trainer: Trainer, names: list[str], log) -> dict[str, Any]:
         with atomic_path(path) as temporary:
             sheet.save(temporary, format="PNG")
         log(f"the first batch: {path}")
+        if boxes := undrawable(names):
+            log(f"note: no installed font draws {listed(boxes)}; install one that does, such as Noto Sans CJK")
     return {}
 
 

@@ -51,6 +51,11 @@ def test_a_font_that_has_the_letters_is_found(monkeypatch):
     assert families[-1] == "Wide" and "Other" not in families and missing == {"鳥"}
 
 
+def test_a_font_of_placeholders_draws_nothing():
+    plot_text._installed.cache_clear()
+    assert not [family for family, _ in plot_text._installed() if family.startswith("Last Resort")]
+
+
 def test_fonts_with_many_scripts_come_first():
     plot_text._installed.cache_clear()
     names = [family for family, _ in plot_text._installed()]

@@ -14,8 +14,9 @@ from huggingface_hub.errors import (
 )
 from PIL import Image
 from torch import nn
-from transformers import AutoImageProcessor, AutoModelForImageClassification, PreTrainedModel
+from transformers import AutoImageProcessor, AutoModelForImageClassification, PreTrainedConfig, PreTrainedModel
 from transformers.models.vit import ViTImageProcessorPil
+from transformers.utils import cached_file
 
 from hf_vit import HFViTForImageClassification
 from hf_vit.checkpoints import read_checkpoint
@@ -147,17 +148,60 @@ def load(name: str, image_size: int | tuple[int, int] | None) -> tuple[PreTraine
         try:  # layouts that transformers does not know, such as timm's
             return load_checkpoint(name, size)
         except HFViTError as other:
+            code = "trust_remote_code" in str(error)  # transformers' line tells to allow it, which nothing here does
+            reason = "it needs code of its own repository, which is never run here" if code else first_line(error)
             raise HFViTError(
-                f"cannot load --model {name}: no classifier of transformers ({first_line(error)}), no checkpoint that "
+                f"cannot load --model {name}: no classifier of transformers ({reason}), no checkpoint that "
                 f"hf_vit knows ({first_line(other)})"
             ) from None
     if size and isinstance(model, HFViTForImageClassification):
         model.resize_position_embeddings(image_size)
+    return model, load_processor(name, model.config)
+
+
+def load_processor(name: str, config: PreTrainedConfig) -> Any:
+    """The model's own image processor; Google's numbers for weights that came without one.
+
+    Raises:
+        HFViTError: a processor that cannot be used: other pixels than the model's own would give a wrong score.
+    """
+    path = processor_file(name)
+    if path is None:
+        return ViTImageProcessorPil(**fallback(config))
+    settings = read_settings(path)
+    settings = settings.get("image_processor", settings)  # processor_config.json holds several
+    auto_map = (settings.get("auto_map") or {}).get("AutoImageProcessor") or ()
+    named = [entry for entry in ([auto_map] if isinstance(auto_map, str) else auto_map) if entry]
     try:
         processor = AutoImageProcessor.from_pretrained(name, backend="pil", trust_remote_code=False)
-    except (OSError, ValueError):  # weights without a processor: Google's numbers
-        processor = ViTImageProcessorPil(**fallback(model.config))
-    return model, processor
+    except (OSError, ValueError, ImportError, KeyError, TypeError, AttributeError) as error:
+        reason = own_code(named) if named else f"transformers cannot use this image processor ({first_line(error)})"
+        raise HFViTError(f"{path}: {reason}") from error
+    if named and bare(type(processor).__name__) not in {bare(entry.rpartition(".")[2]) for entry in named}:
+        raise HFViTError(f"{path}: {own_code(named)}")
+    return processor
+
+
+def processor_file(name: str) -> Path | None:
+    """The file of a folder or Hub model that says how images are prepared."""
+    for file in ("processor_config.json", "preprocessor_config.json"):
+        try:
+            return Path(cached_file(name, file))
+        except OSError:  # it has none
+            continue
+    return None
+
+
+def own_code(named: list[str]) -> str:
+    return (
+        f"its images are prepared by code of its own ({', '.join(named)}), which is never run here; score a copy "
+        "whose file names a processor of transformers, such as ViTImageProcessor, with the same settings"
+    )
+
+
+def bare(class_name: str) -> str:
+    """An image processor's name without that of its backend."""
+    return class_name.removesuffix("Pil").removesuffix("Fast")
 
 
 def load_checkpoint(name: str, size: dict[str, Any]) -> tuple[PreTrainedModel, Any]:

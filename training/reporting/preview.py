@@ -1,15 +1,20 @@
-"""A contact sheet: one augmented batch as the network gets it, with its labels. For run.py (`--preview`)."""
+"""A contact sheet: one augmented batch as the network gets it, with its labels. For train.py (`--preview`)."""
 
+from functools import cache
 from math import ceil, sqrt
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw
+from matplotlib.font_manager import FontProperties, findfont
+from PIL import Image, ImageDraw, ImageFont
+
+from hf_vit.plot_text import families_for
 
 
 MOST = 64  # images on a sheet
 SMALLEST = 96  # px, side of a cell
 CAPTION = 14  # px
+FONT_SIZE = 10  # px, fits CAPTION
 
 
 def contact_sheet(
@@ -32,8 +37,35 @@ def contact_sheet(
         x, y = index % columns * cell[0], index // columns * cell[1]
         image = as_image(pixel_values[index], mean, std).resize((width * zoom, height * zoom), Image.NEAREST)
         sheet.paste(image, (x + 2, y + 2))
-        draw.text((x + 3, y + height * zoom + 2), caption(labels[index], names, cell[0] // 6), fill="black")
+        draw_caption(draw, (x + 3, y + height * zoom + 2), caption(labels[index], names, cell[0] // 6), cell[0] - 4)
     return sheet
+
+
+def draw_caption(draw: ImageDraw.ImageDraw, corner: tuple[int, int], text: str, width: int) -> None:
+    """Write text from its upper left corner, each letter in the first font that has it, as far as width px reach."""
+    x, y = corner
+    end = x + width
+    for letter in text:
+        font = font_for(letter)
+        advance = font.getlength(letter)
+        if x + advance > end:
+            break
+        # On one baseline: fonts of several scripts differ in their ascent
+        draw.text((x, y + FONT_SIZE), letter, fill="black", font=font, anchor="ls")
+        x += advance
+
+
+@cache
+def font_for(letter: str) -> ImageFont.FreeTypeFont:
+    """The font that a letter is drawn in: matplotlib's own, else an installed one that has it, as in all figures."""
+    families, _ = families_for([letter])
+    return ImageFont.truetype(findfont(FontProperties(family=families[-1:])), FONT_SIZE)
+
+
+def undrawable(names: list[str]) -> list[str]:
+    """The names with letters that no installed font has: those are drawn as boxes."""
+    _, missing = families_for(names)
+    return [name for name in names if missing & set(name)]
 
 
 def as_image(pixel_values: torch.Tensor, mean: list[float], std: list[float]) -> Image.Image:
@@ -46,13 +78,8 @@ def as_image(pixel_values: torch.Tensor, mean: list[float], std: list[float]) ->
 def caption(label: torch.Tensor, names: list[str], letters: int) -> str:
     """A class's name, or the shares of a mixture, the largest first, cut to fit."""
     if label.ndim == 0:
-        return ascii_only(names[int(label)])[:letters]
+        return names[int(label)][:letters]
     shares = sorted(((float(share), index) for index, share in enumerate(label) if share > 0), reverse=True)[:2]
     each = max(3, letters // len(shares) - 4)
-    words = [ascii_only(names[index])[:each] + (f" {share:.0%}" if share < 1 else "") for share, index in shares]
+    words = [names[index][:each] + (f" {share:.0%}" if share < 1 else "") for share, index in shares]
     return " + ".join(words)[: letters + 2]
-
-
-def ascii_only(name: str) -> str:
-    """Pillow's built-in font knows no others."""
-    return name.encode("ascii", "replace").decode()

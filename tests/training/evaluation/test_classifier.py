@@ -3,6 +3,11 @@
 pytest tests/training/evaluation/test_classifier.py
 """
 
+import json
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+
 import pytest
 import torch
 from transformers import (
@@ -16,6 +21,7 @@ from training.evaluation import features
 from training.evaluation.classifier import open_classifier
 from training.evaluation.evaluate_classifier import batches, create_context, preprocessing
 from training.evaluation.report import describe_view
+from training.train import load_pretrained
 
 
 @pytest.mark.parametrize("name", ["vit", "efficientnet", "bit"])
@@ -56,3 +62,59 @@ def test_crops_of_a_processor_that_does_more_than_crop_are_refused(models):
     with pytest.raises(HFViTError, match=r"--tta five_crop: .* use --tta none or flip"):
         next(batches(classifier, open_dataset("digits", split="test[:3]"), create_context(True), "five_crop"))
     assert describe_view(preprocessing(classifier, "none")) == "NoneType, squash, tta none"
+
+
+def change_settings(folder, file, **settings):
+    path = folder / file
+    path.write_text(json.dumps((json.loads(path.read_text()) if path.exists() else {}) | settings))
+
+
+@pytest.mark.parametrize(
+    "file, settings, message",
+    [
+        ("config.json", {"model_type": "own", "auto_map": {
+            "AutoConfig": "own.Config", "AutoModelForImageClassification": "own.Model"}}, "which is never run here"),
+        ("preprocessor_config.json", {"image_processor_type": "Own", "auto_map": {
+            "AutoImageProcessor": "own.Own"}}, r"code of its own \(own.Own\), which is never run here"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("kind", ["ours", "resnet"])
+def test_code_of_a_model_is_refused_without_a_question(models, tmp_path, monkeypatch, file, settings, message, kind):
+    folder = shutil.copytree(models[kind], tmp_path / "model")
+    (folder / "own.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w').close()\n")
+    change_settings(folder, file, **settings)
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("a question was asked"))
+    with pytest.raises(HFViTError, match=message) as caught:
+        open_classifier(str(folder))
+    assert "\n" not in str(caught.value)
+    with pytest.raises(HFViTError):
+        load_pretrained(SimpleNamespace(model=str(folder), set={}, image_size=None, keep_representation=False), {})
+    assert not (tmp_path / "ran").exists()
+
+
+def test_code_next_to_a_known_architecture_is_not_run(models, tmp_path):
+    folder = shutil.copytree(models["vit"], tmp_path / "model")
+    (folder / "own.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w').close()\n")
+    auto_map = {"AutoConfig": "own.Config", "AutoModelForImageClassification": "own.Model"}
+    change_settings(folder, "config.json", auto_map=auto_map)
+    pixels = torch.randn(1, 3, *open_classifier(models["vit"]).transform.image_size_hw)
+    with torch.no_grad():
+        torch.testing.assert_close(
+            open_classifier(str(folder)).logits(pixels), open_classifier(models["vit"]).logits(pixels)
+        )
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    "content", ["{oh", "[]", '{"image_processor_type": "NoSuchProcessor", "image_mean": [0.1, 0.2, 0.3]}']
+)
+def test_a_processor_that_cannot_be_used_is_not_replaced_by_another(models, tmp_path, content):
+    folder = shutil.copytree(models["ours"], tmp_path / "model")
+    (folder / "preprocessor_config.json").write_text(content)
+    with pytest.raises(HFViTError, match=r"preprocessor_config\.json: "):
+        open_classifier(str(folder))
+
+
+def test_weights_without_a_processor_get_googles_numbers(models):
+    assert not list(Path(models["ours"]).glob("*processor*"))
+    assert open_classifier(models["ours"]).normalize.mean == [0.5, 0.5, 0.5]

@@ -3,11 +3,15 @@
 pytest tests/training/reporting/test_preview.py
 """
 
+from types import SimpleNamespace
+
 import numpy as np
 import torch
 from PIL import Image
 
-from training import finetune
+from hf_vit import plot_text
+from training import finetune, train
+from training.reporting import preview
 from training.reporting.preview import as_image, caption, contact_sheet
 
 
@@ -39,7 +43,35 @@ def test_images_come_back_from_their_normalization():
 
 
 def test_captions_name_the_class_or_the_two_largest_shares():
-    names = ["cat", "dog", "κ"]
+    names = ["cat", "dog", "犬κ"]
     assert caption(torch.tensor(1), names, 20) == "dog"
     assert caption(torch.tensor([0.25, 0.75, 0.0]), names, 30) == "dog 75% + cat 25%"
-    assert caption(torch.tensor([0.0, 0.0, 1.0]), names, 20) == "?"
+    assert caption(torch.tensor([0.0, 0.0, 1.0]), names, 20) == "犬κ"
+
+
+def captioned(name):
+    """The pixels under a gray image of this class."""
+    sheet = contact_sheet(torch.zeros(1, 3, 8, 8), torch.tensor([0]), [name], [0.5] * 3, [0.5] * 3)
+    return np.asarray(sheet)[98:]
+
+
+def test_captions_are_drawn_in_every_script_that_a_font_has():
+    accents = [captioned(name) for name in ("?", "é", "ü", "ж", "Ω")]
+    assert len({pixels.tobytes() for pixels in accents}) == len(accents)
+    whole, cut = captioned("W" * 6), captioned("W" * 60)
+    assert (whole < 128).any() and (cut[:, -2:] == 255).all()  # a long name stays in its cell
+
+
+def test_names_that_no_font_draws_are_said_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(plot_text, "_installed", list)
+    preview.font_for.cache_clear()
+    said = []
+    trainer = SimpleNamespace(
+        args=SimpleNamespace(preview=True), normalize=SimpleNamespace(mean=[0.5], std=[0.5]),
+        output_dir=tmp_path / "out", accelerator=SimpleNamespace(is_main_process=True),
+        first_batch=lambda: (torch.zeros(3, 1, 8, 8), torch.arange(3)),
+    )  # fmt: skip
+    train.preview(trainer, ["犬", "猫", "Müller"], said.append)
+    preview.font_for.cache_clear()
+    notes = [line for line in said if line.startswith("note:")]
+    assert len(notes) == 1 and "犬" in notes[0] and "猫" in notes[0] and "Müller" not in notes[0]
