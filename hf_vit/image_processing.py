@@ -237,6 +237,11 @@ class ImageProcessing:
         name = settings.get("image_processor_type") or settings.get("feature_extractor_type") or ""
         if not isinstance(name, str):
             raise HFViTError(f"image_processor_type must be text, got {name!r}")
+        auto_map = settings.get("auto_map")
+        custom = auto_map.get("AutoImageProcessor") if isinstance(auto_map, Mapping) else None
+        custom = next(filter(None, custom), None) if isinstance(custom, list | tuple) else custom
+        if custom:  # the repository's code would run, whatever the type says; here it never does
+            name = str(custom).rpartition(".")[2]
         kind = name.replace("FeatureExtractor", "ImageProcessor").partition("ImageProcessor")[0]
         if not kind:
             kind = CLASS_OF_MODEL.get(str(model_type), "ViT")

@@ -212,6 +212,20 @@ def test_what_it_cannot_say_is_refused_by_name(tmp_path, settings, what):
         ImageProcessing.from_folder(tmp_path)
 
 
+@pytest.mark.parametrize("named", ["own.Own", [None, "owner/repository--own.Own"]])
+@pytest.mark.parametrize("settings", [{}, {"image_processor_type": "ViTImageProcessor"}])
+def test_a_class_of_the_repositorys_own_is_refused(named, settings):
+    with pytest.raises(HFViTError, match="prepared by Own, which hf_vit does not know"):
+        ImageProcessing.from_transformers(settings | {"auto_map": {"AutoImageProcessor": named}})
+
+
+def test_a_known_class_that_was_saved_with_its_code_is_read():
+    auto_map = {"AutoImageProcessor": "image_processing_clip.CLIPImageProcessor"}
+    assert ImageProcessing.from_transformers({"auto_map": auto_map}) == ImageProcessing.from_transformers(
+        {"image_processor_type": "CLIPImageProcessor"}
+    )
+
+
 def test_describe():
     assert IMAGENET_CROP.describe() == (
         "short side to 256 (bicubic), center crop 224x224, mean 0.485 0.456 0.406 std 0.229 0.224 0.225"
