@@ -247,7 +247,10 @@ def report_launch_error(error: Exception) -> int:
         with contextlib.suppress(OSError):
             Path(summary).write_text(json.dumps({"message": details}), encoding="utf-8")
     elif "ACCELERATE_MIXED_PRECISION" in os.environ:
-        print("what follows the next line is the launcher's; one process needs none: python -m", file=sys.stderr)
+        print(
+            "note: the launcher prints a traceback of its own after the error; for one process, run python -m without it",
+            file=sys.stderr,
+        )
     return report_error(error)
 
 

@@ -140,5 +140,7 @@ def read_features(path: Path) -> tuple[list[str], np.ndarray, dict[str, str]]:
         return table["image"].to_pylist(), vectors.flatten().to_numpy().reshape(len(table), -1), about
     except ImportError:
         raise HFViTError(NEEDS_PYARROW.split(",")[0]) from None
-    except (KeyError, ValueError, OSError) as error:
-        raise HFViTError(f"{path} is not a file of hf-vit embed ({error})") from None
+    except (KeyError, ValueError, OSError):
+        raise HFViTError(
+            f"{path} is not a file of hf-vit embed: make it with hf-vit embed IMAGES --model MODEL --out {path}"
+        ) from None

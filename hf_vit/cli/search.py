@@ -34,6 +34,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    """Compare, print, and draw what was found."""
+    if arguments.sheet is not None and Path(arguments.sheet).suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
+        raise HFViTError(f"--sheet {arguments.sheet}: write to a .png, .jpg or .webp file")
     names, features, about = read_features(Path(arguments.features_file))
     query = find_images([arguments.query])
     if len(query) != 1:

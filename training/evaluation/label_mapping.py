@@ -128,7 +128,8 @@ def by_number(data_names: Sequence[str], head_names: Sequence[str], subset: np.n
     if max(numbers, default=-1) >= len(outputs):
         raise HFViTError(
             f"label {max(numbers)} of the data is outside the model's {len(outputs)} outputs "
-            f"(0..{len(outputs) - 1}): this model was made for other classes"
+            f"(0..{len(outputs) - 1}), {listed(list(head_names))}: this model was made for other classes; where they "
+            "are the same, give --label_map FILE with `class of the data: class of the model` for each"
         )
     return outputs[numbers]
 
