@@ -207,6 +207,8 @@ def run_trainer(
     }
     if base is not None:  # the license of the weights that it starts from, or none where that is not known
         about["license"] = getattr(model, "source_license", None)
+        if getattr(model, "non_commercial", False):
+            log(f"note: the license of {base}, {', '.join(about['license'].values())}, is non-commercial")
     if swept:
         about["sweep"] = swept
     if arguments.data.deduplicate_against is not None:
@@ -446,6 +448,7 @@ def with_license(loaded: Loaded) -> HFViTForImageClassification:
     """The model, which knows the license of the card that it came with."""
     model: Any = loaded.model
     model.source_license = loaded.license.metadata() if loaded.license is not None else None
+    model.non_commercial = loaded.license is not None and loaded.license.is_non_commercial()
     return model
 
 

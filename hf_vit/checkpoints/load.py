@@ -150,6 +150,8 @@ def read_checkpoint(
         processing = processing.at_size(model.config.image_size_hw)
     license = read_license(folder) if folder is not None else None
     notes = file.notes + spec.notes
+    if license is not None and license.is_non_commercial():
+        notes.append(f"the license of these weights ({license.name or license.id}) is non-commercial")
     return Loaded(
         model, spec.format, file.path, assumptions, notes, changed, processing, license, new_head=spec.new_head
     )

@@ -58,7 +58,7 @@ def library(source: Path, functions: Functions) -> ctypes.CDLL | None:
         with FileLock(folder / f"{name}.lock", timeout=LOCK_SECONDS, mode=0o600):
             kept = _load_kept(folder / f"{name}.so", functions)
             return kept or _build(command, source, folder, name, functions)
-    except (OSError, ValueError, NotImplementedError, Timeout) as error:
+    except (OSError, ValueError, NotImplementedError, Timeout) as error:  # filelock: a file system without locks
         reason = str(error).strip().splitlines() or [type(error).__name__]
         logger.warning(f"{source.name} was not compiled, PyTorch's own operations serve instead: {reason[0]}")
         return None

@@ -162,7 +162,9 @@ def test_statistics_and_license(goldens, tmp_path, capsys):
     assert not (tmp_path / "a" / "README.md").exists()
     (tmp_path / "a" / "README.md").write_text("---\nlicense: cc-by-nc-4.0\n---\n# A model\n")
     assert convert(tmp_path / "a", tmp_path / "b") == 0
-    assert "license     cc-by-nc-4.0" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "license     cc-by-nc-4.0" in out
+    assert "note        the license of these weights (cc-by-nc-4.0) is non-commercial" in out
     assert metadata_load(tmp_path / "b" / "README.md")["license"] == "cc-by-nc-4.0"
     assert json.loads((tmp_path / "b" / "preprocessor_config.json").read_text()) == settings
     assert convert(goldens / "vt_token.npz", tmp_path / "c", "--image-mean", 0.1, 0.2) == 2
