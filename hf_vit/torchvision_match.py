@@ -20,13 +20,15 @@ STABLE_SINCE = Version("2.14")  # from here on one torchvision serves later torc
 
 
 def check_torchvision() -> None:
-    """Refuse a torchvision that cannot be imported beside this torch; none at all is fine.
+    """Refuse a torchvision that cannot be imported beside this torch; none at all, or one already imported, is fine.
 
     Raises:
         HFViTError: names both versions and the way out.
         SystemExit: the same as one line and status 2, where a command of ours is being started: this runs while its
             module is imported, before it could catch anything.
     """
+    if "torchvision" in sys.modules:
+        return
     try:
         mismatch = find_mismatch(distribution("torch"), distribution("torchvision"))
     except (PackageNotFoundError, InvalidVersion, InvalidRequirement):

@@ -6,12 +6,14 @@ python -m pytest tests/hf_vit/test_torchvision_match.py
 import os
 import subprocess
 import sys
+import types
 from importlib.metadata import Distribution, version
 from pathlib import Path
 
 import pytest
 
-from hf_vit.torchvision_match import _is_our_command, find_mismatch
+from hf_vit.errors import HFViTError
+from hf_vit.torchvision_match import _is_our_command, check_torchvision, find_mismatch
 
 
 ROOT = Path(__file__).parents[2]
@@ -81,3 +83,12 @@ def test_what_a_command_of_ours_is():
     assert not _is_our_command(["python", "-m", "pytest", "tests/test_hub.py", "-m", "hf_vit"])
     assert not _is_our_command(["python", "train.py", "-m"])
     assert not _is_our_command(["python"])
+
+
+def test_one_that_has_been_imported_works_whatever_its_metadata_say(tmp_path, monkeypatch):
+    package(tmp_path, "torchvision", "0.1.0", requires="torch (==1.2.0)")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(HFViTError, match="does not match torch"):
+        check_torchvision()
+    monkeypatch.setitem(sys.modules, "torchvision", types.ModuleType("torchvision"))
+    check_torchvision()
