@@ -314,6 +314,19 @@ class TrainArguments:
         "scikit-learn's class_weight",
         ("none", "balanced"),
     )
+    logit_adjustment: float = option(
+        0.0,
+        "tau: in the loss of training, each logit gets tau x log of its class's share of the images; 0: off",
+        "",
+        "Menon et al. 2020, arXiv:2007.07314: 1",
+    )
+    train_sampling_strategy: str = option(
+        "random",
+        "random: each epoch shows every image once; balanced: all classes come equally often, an epoch is as long",
+        "",
+        "transformers",
+        ("random", "balanced"),
+    )
     label_smoothing_factor: float = option(0.0, "label smoothing", "0 to 1", "transformers")
     mixup_alpha: float = option(0.0, "Beta parameter of mixup; 0: off", "", "arXiv:1710.09412; AugReg: 0.2 to 0.8")
     cutmix_alpha: float = option(0.0, "Beta parameter of cutmix; 0: off", "", "arXiv:1905.04899")
@@ -456,6 +469,7 @@ class TrainArguments:
             "save_steps",
             "dataloader_num_workers",
             "card_examples",
+            "logit_adjustment",
         ):
             if getattr(self, name) < 0:
                 raise HFViTError(f"--{name} {getattr(self, name)}: give 0 or more")
@@ -514,6 +528,19 @@ class TrainArguments:
                     raise HFViTError(f"--loss masked_patches has no labels for --{name}: leave out one of them")
         if self.class_weights != "none" and self.loss != "softmax":
             raise HFViTError(f"--class_weights {self.class_weights} is for --loss softmax, not {self.loss}")
+        if self.logit_adjustment and self.loss != "softmax":
+            raise HFViTError(f"--logit_adjustment {self.logit_adjustment} is for --loss softmax, not {self.loss}")
+        balancing = [
+            f"--{name} {getattr(self, name)}"
+            for name, off in (
+                ("class_weights", "none"),
+                ("logit_adjustment", 0),
+                ("train_sampling_strategy", "random"),
+            )
+            if getattr(self, name) != off
+        ]
+        if len(balancing) > 1:
+            raise HFViTError(f"{' and '.join(balancing)} would balance the classes twice: give one of them")
         if self.bf16 + self.fp16 + self.fp8 > 1:
             raise HFViTError("give one of --bf16, --fp16 and --fp8")
         if self.save_total_limit is not None and self.save_total_limit < 1:

@@ -72,7 +72,8 @@ HELP_GROUPS: dict[str, list[str]] = {
     ],
     "optimization": [
         "optim", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon", "momentum", "muon_momentum",
-        "layer_decay", "unfreeze_every", "max_grad_norm", "loss", "class_weights", "label_smoothing_factor",
+        "layer_decay", "unfreeze_every", "max_grad_norm", "loss", "class_weights", "logit_adjustment",
+        "train_sampling_strategy", "label_smoothing_factor",
         "ema_decay", "seed",
     ],
     "schedule": [

@@ -13,6 +13,8 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from hf_vit.errors import HFViTError
+
 from ..rng import generator
 from .dataset import ImageDataset
 from .streaming import ImageStream
@@ -21,6 +23,8 @@ from .streaming import ImageStream
 # First words of addresses (see randomness.py): what the numbers are for.
 ORDER = 16  # (seed, epoch): the order of one epoch
 UPDATE = 17  # (seed, draw, rank): what dropout and user code draw in one forward pass
+ROUND = 18  # (seed, round): the order of the classes in one round of balanced sampling
+CLASS_ORDER = 19  # (seed, class, epoch of the class): the order of its images in balanced sampling
 
 Key = tuple[int, int]  # (epoch, index)
 
@@ -71,6 +75,39 @@ class TrainSampler:
         return epoch, int(self._order[offset])
 
 
+class BalancedSampler(TrainSampler):
+    """As `TrainSampler`, but all classes come equally often, whatever their number of images.
+
+    The row is made of rounds. A round holds each class once, in an order of its own; each class goes through its
+    images again and again, in another order each time. Where an image comes for the n-th time its epoch is n, so that
+    it is augmented differently. Not `torch.utils.data.WeightedRandomSampler`, whose draws are a generator's state.
+
+    Args:
+        labels: int (size,), the class of each image. A class without images has no part in it.
+    """
+
+    def __init__(self, labels: np.ndarray, batch_size: int, **where: int):
+        super().__init__(len(labels), batch_size, **where)
+        order = np.argsort(labels, kind="stable")
+        starts = np.flatnonzero(np.diff(np.asarray(labels)[order], prepend=-1))
+        self.images = np.split(order, starts[1:])  # of each class
+        self._round, self._classes = -1, np.empty(0, dtype=np.int64)
+        self._orders: dict[int, tuple[int, np.ndarray]] = {}  # of each class: its epoch, and the order of its images
+
+    def _key(self, place: int) -> Key:
+        number, turn = divmod(place, len(self.images))
+        if number != self._round:
+            order = generator(ROUND, self.seed, number).permutation(len(self.images))
+            self._round, self._classes = number, order
+        chosen = int(self._classes[turn])
+        images = self.images[chosen]
+        epoch, offset = divmod(number, len(images))
+        if chosen not in self._orders or self._orders[chosen][0] != epoch:
+            order = generator(CLASS_ORDER, self.seed, chosen, epoch).permutation(len(images))
+            self._orders[chosen] = epoch, images[order]
+        return epoch, int(self._orders[chosen][1][offset])
+
+
 class EvalSampler:
     """Batch sampler: every index once over all processes, in order; all get equally many, equally large batches.
 
@@ -116,6 +153,20 @@ def keyed(dataset: Dataset | None) -> Dataset | None:
     """The data set itself, where it can be addressed by (epoch, index)."""
     ours = dataset is None or isinstance(dataset, ImageDataset | ImageStream | KeyedDataset)
     return dataset if ours else KeyedDataset(dataset)
+
+
+def known_labels(dataset: Dataset, option: str) -> np.ndarray:
+    """The labels of a data set, int (n,), which `option` has to know before images are read.
+
+    Raises:
+        HFViTError: a stream, or a data set of the user's own without `labels`.
+    """
+    labels = getattr(dataset.dataset if isinstance(dataset, KeyedDataset) else dataset, "labels", None)
+    if labels is None:
+        raise HFViTError(
+            f"{option} has to know all labels first: leave out --streaming, or give the data set an attribute `labels`"
+        )
+    return np.asarray(labels)
 
 
 def stack(items: list[dict]) -> dict:

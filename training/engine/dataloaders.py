@@ -15,7 +15,7 @@ from hf_vit.errors import HFViTError
 
 from ..config.arguments import TrainArguments
 from ..data.dataset import collate
-from ..data.samplers import EvalSampler, KeyedDataset, TrainSampler, stack
+from ..data.samplers import BalancedSampler, EvalSampler, KeyedDataset, TrainSampler, known_labels, stack
 from ..data.streaming import ImageStream, StreamSampler
 from ..reporting.progress import Timer
 from .accelerator import worker_message
@@ -79,6 +79,9 @@ class Batches:
         where = {"position": position, "stop": stop, "rank": self.rank, "world_size": self.world_size}
         if isinstance(self.dataset, ImageStream):
             return self.dataset.order(stage.batch_size, seed=self.args.seed, **where)
+        if self.args.train_sampling_strategy == "balanced":
+            labels = known_labels(self.dataset, "--train_sampling_strategy balanced")
+            return BalancedSampler(labels, stage.batch_size, seed=self.args.seed, **where)
         return TrainSampler(len(self.dataset), stage.batch_size, seed=self.args.seed, **where)
 
     def names(self, step: int, position: int) -> tuple[list[str], list[str]]:

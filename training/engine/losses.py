@@ -1,7 +1,9 @@
 """What is minimised: network and cross-entropy in one module, so that torch.compile sees them as one graph.
 
-For the Trainer. The loss is computed here from logits, and not by the model, because transformers' classification loss
-turns soft labels into independent binary problems. Sources: big_vision `utils.py` softmax_xent and sigmoid_xent.
+For the Trainer. Classes of unequal size: weights (`balanced_weights`), or logits adjusted by the classes' frequencies
+(`log_priors`). The loss is computed here from logits, and not by the model, because transformers' classification loss
+turns soft labels into independent binary problems. Sources: big_vision `utils.py` softmax_xent and sigmoid_xent; Menon
+et al. 2020, arXiv:2007.07314.
 """
 
 import torch
@@ -13,6 +15,7 @@ from hf_vit.errors import HFViTError
 
 from ..config.arguments import TrainArguments
 from ..data.normalize import Normalize
+from ..data.samplers import known_labels
 from .masked_patch_prediction import MASKED_PATCHES, MaskedPatchLoss, check_normalization
 
 
@@ -42,7 +45,11 @@ def cross_entropy(
 
 
 class ClassificationLoss(nn.Module):
-    """Network and loss; in evaluation mode the plain cross-entropy, without smoothing."""
+    """Network and loss; in evaluation mode the plain cross-entropy, without smoothing, weights or adjustment.
+
+    Args:
+        class_weights: (K,), of the classes. logit_adjustment: (K,), added to the logits in the loss of training.
+    """
 
     def __init__(
         self,
@@ -50,9 +57,11 @@ class ClassificationLoss(nn.Module):
         kind: str = "softmax",
         smoothing: float = 0.0,
         class_weights: torch.Tensor | None = None,
+        logit_adjustment: torch.Tensor | None = None,
     ):
         super().__init__()
         self.register_buffer("class_weights", class_weights, persistent=False)
+        self.register_buffer("logit_adjustment", logit_adjustment, persistent=False)
         self.model, self.kind, self.smoothing = model, kind, smoothing
         self._no_split_modules = getattr(model, "_no_split_modules", None)  # what FSDP wraps one by one
 
@@ -72,7 +81,25 @@ class ClassificationLoss(nn.Module):
         logits = self.model(pixel_values).logits
         smoothing = self.smoothing if self.training else 0.0
         weights = self.class_weights if self.training else None
-        return cross_entropy(logits, labels, self.kind, smoothing, weights), logits, labels
+        adjusted = logits
+        if self.training and self.logit_adjustment is not None:
+            adjusted = logits.float() + self.logit_adjustment
+        return cross_entropy(adjusted, labels, self.kind, smoothing, weights), logits, labels
+
+
+def class_counts(dataset, num_labels: int, option: str) -> torch.Tensor:
+    """Training images (K,) of each class, float32.
+
+    Raises:
+        HFViTError: data whose labels are not known before they are read, which `option` needs.
+    """
+    return torch.bincount(torch.as_tensor(known_labels(dataset, option)), minlength=num_labels).float()
+
+
+def log_priors(dataset, num_labels: int) -> torch.Tensor:
+    """(K,) logarithm of each class's share of the training images; of a class without any as of one with one image."""
+    counts = class_counts(dataset, num_labels, "--logit_adjustment").clamp(min=1)
+    return (counts / counts.sum()).log()
 
 
 def balanced_weights(dataset, num_labels: int) -> torch.Tensor:
@@ -83,10 +110,7 @@ def balanced_weights(dataset, num_labels: int) -> torch.Tensor:
     Raises:
         HFViTError: data whose labels are not known before they are read.
     """
-    labels = getattr(dataset, "labels", None)
-    if labels is None:
-        raise HFViTError("--class_weights balanced counts the labels first: leave out --streaming")
-    counts = torch.bincount(torch.as_tensor(labels), minlength=num_labels).float()
+    counts = class_counts(dataset, num_labels, "--class_weights balanced")
     present = (counts > 0).sum()
     return torch.where(counts > 0, counts.sum() / (present * counts.clamp(min=1)), 0.0)
 
@@ -95,7 +119,7 @@ def create_loss_module(model: nn.Module, args: TrainArguments, normalize: Normal
     """What `args.loss` names, around the model.
 
     Args:
-        train_dataset: whose labels `args.class_weights` counts.
+        train_dataset: whose labels `args.class_weights` and `args.logit_adjustment` count.
 
     Returns:
         A module `(pixel_values, labels) -> losses (B,), logits, labels`: answers, and what they should have been.
@@ -104,9 +128,14 @@ def create_loss_module(model: nn.Module, args: TrainArguments, normalize: Normal
         HFViTError: a network or pixels that this loss cannot be had from.
     """
     if args.loss != MASKED_PATCHES:
-        balanced = args.class_weights == "balanced" and train_dataset is not None
-        weights = balanced_weights(train_dataset, model.config.num_labels) if balanced else None
-        return ClassificationLoss(model, args.loss, args.label_smoothing_factor, weights)
+        weights = adjustment = None
+        if train_dataset is not None:  # without, the module only evaluates
+            num_labels = model.config.num_labels
+            weights = balanced_weights(train_dataset, num_labels) if args.class_weights == "balanced" else None
+            adjustment = (
+                args.logit_adjustment * log_priors(train_dataset, num_labels) if args.logit_adjustment else None
+            )
+        return ClassificationLoss(model, args.loss, args.label_smoothing_factor, weights, adjustment)
     if not isinstance(model, HFViTForMaskedPatchPrediction):
         raise HFViTError(f"--loss {MASKED_PATCHES} trains HFViTForMaskedPatchPrediction, not {type(model).__name__}")
     check_normalization(normalize.mean, normalize.std)

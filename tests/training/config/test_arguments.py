@@ -37,6 +37,13 @@ def test_the_resolved_config_given_back_is_the_same_run(tmp_path):
         ("--sweep learning_rate=[0.1,0.2]", "a sweep chooses on a dev split: give --dev_fraction"),
         ("--loss masked_patches --mixup_alpha 0.2", "has no labels for --mixup_alpha"),
         ("--loss masked_patches --cutmix_alpha 1", "has no labels for --cutmix_alpha"),
+        ("--logit_adjustment -1", "--logit_adjustment -1.0: give 0 or more"),
+        ("--logit_adjustment 1 --loss sigmoid", "--logit_adjustment 1.0 is for --loss softmax"),
+        ("--train_sampling_strategy even", "choose from random, balanced"),
+        (
+            "--train_sampling_strategy balanced --class_weights balanced",
+            "--class_weights balanced and --train_sampling_strategy balanced would balance the classes twice",
+        ),
         ("--mixup_alpha -1", "--mixup_alpha -1.0: give 0 or more"),
         ("--learning_rate nan", "--learning_rate nan: give finite numbers"),
         ("--weight_decay inf", "--weight_decay inf: give finite numbers"),

@@ -7,11 +7,21 @@ from collections import Counter
 from itertools import chain
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from training.data.samplers import EvalSampler, TrainSampler, epoch_order, seed_draw
+from hf_vit.errors import HFViTError
+from training.data.samplers import (
+    BalancedSampler,
+    EvalSampler,
+    TrainSampler,
+    epoch_order,
+    keyed,
+    known_labels,
+    seed_draw,
+)
 
 
 def row(size, batch, rank=0, world=1, position=0, updates=10, seed=3):
@@ -39,6 +49,55 @@ def test_every_epoch_shows_every_picture_once_in_another_order():
     assert Counter(keys) == Counter((epoch, index) for epoch in range(3) for index in range(7))
     assert len({tuple(epoch_order(3, epoch, 7)) for epoch in range(3)}) == 3
     assert not np.array_equal(epoch_order(3, 0, 7), epoch_order(4, 0, 7))
+
+
+def balanced_row(labels, batch, rank=0, world=1, position=0, updates=10, seed=3):
+    order = BalancedSampler(np.array(labels), batch, seed=seed, position=position,
+                            stop=position + updates * batch * world, rank=rank, world_size=world)  # fmt: skip
+    return list(order)
+
+
+LABELS = st.lists(st.integers(0, 5), min_size=2, max_size=30)
+
+
+@settings(max_examples=40, deadline=None)
+@given(labels=LABELS, batch=st.integers(1, 5), world=st.integers(1, 4), done=st.integers(0, 8))
+def test_balanced_order_is_the_same_for_processes_and_resumed_runs(labels, batch, world, done):
+    large = balanced_row(labels, batch * world)
+    parts = [balanced_row(labels, batch, rank, world) for rank in range(world)]
+    assert [list(chain(*rows)) for rows in zip(*parts)] == large
+    position = done * batch * world
+    assert balanced_row(labels, batch * world, position=position, updates=10 - done) == large[done:]
+
+
+@settings(max_examples=40, deadline=None)
+@given(labels=LABELS, count=st.integers(1, 100))
+def test_balanced_order_shows_classes_and_their_images_equally_often(labels, count):
+    keys = list(chain(*balanced_row(labels, 1, updates=count)))
+    assert len(set(keys)) == len(keys)  # an image that comes again has another epoch, so another view
+    classes = Counter(labels[index] for _, index in keys)
+    turns = [classes[label] for label in set(labels)]
+    assert max(turns) - min(turns) <= 1
+    for label in set(labels):
+        images = Counter(index for _, index in keys if labels[index] == label)
+        seen = [images[index] for index, own in enumerate(labels) if own == label]
+        assert max(seen) - min(seen) <= 1
+
+
+def test_balanced_order_changes_from_round_to_round_and_with_the_seed():
+    labels = [0] * 8 + [1] * 8 + [2] * 8
+    rounds = [tuple(labels[index] for _, index in keys) for keys in balanced_row(labels, 3, updates=8)]
+    assert len(set(rounds)) > 1
+    assert balanced_row(labels, 3, seed=4) != balanced_row(labels, 3)
+
+
+def test_labels_that_nobody_knows():
+    class Data(torch.utils.data.Dataset):
+        labels = torch.tensor([1, 0])
+
+    assert known_labels(keyed(Data()), "--x").tolist() == [1, 0]
+    with pytest.raises(HFViTError, match="--x has to know all labels first: leave out --streaming"):
+        known_labels(object(), "--x")
 
 
 @settings(max_examples=50, deadline=None)

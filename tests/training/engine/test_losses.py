@@ -11,7 +11,7 @@ from transformers.models.vit import ViTImageProcessorPil
 
 from hf_vit import HFViTConfig, HFViTForImageClassification
 from hf_vit.errors import HFViTError
-from training.engine.losses import ClassificationLoss, Normalize, balanced_weights, cross_entropy
+from training.engine.losses import ClassificationLoss, Normalize, balanced_weights, cross_entropy, log_priors
 
 
 LOGITS = torch.tensor([[2.0, -1.0, 0.5], [0.0, 0.0, 3.0]])
@@ -100,3 +100,21 @@ def test_balanced_weights_make_classes_count_alike_and_leave_the_evaluation_alon
     assert module.eval()(logits, labels)[0].tolist() == pytest.approx([math.log(3)] * 2)
     with pytest.raises(HFViTError, match="leave out --streaming"):
         balanced_weights(object(), 3)
+
+
+def test_logit_adjustment_adds_the_priors_in_training_alone():
+    class Data:
+        labels = [0] * 6 + [1] * 2
+
+    class Logits(torch.nn.Module):
+        def forward(self, pixels):
+            return type("Output", (), {"logits": pixels})
+
+    priors = log_priors(Data(), 3)  # the third class, which has no image, counts as one
+    assert priors.exp().tolist() == pytest.approx([6 / 9, 2 / 9, 1 / 9])
+    module = ClassificationLoss(Logits(), smoothing=0.1, logit_adjustment=2 * priors)
+    losses, logits, _ = module.train()(LOGITS, LABELS)
+    expected = torch.nn.functional.cross_entropy(LOGITS + 2 * priors, LABELS, reduction="none", label_smoothing=0.1)
+    torch.testing.assert_close(losses, expected)
+    assert torch.equal(logits, LOGITS)  # what the training accuracy counts
+    torch.testing.assert_close(module.eval()(LOGITS, LABELS)[0], cross_entropy(LOGITS, LABELS))

@@ -466,3 +466,29 @@ def test_patience_ends_a_run_that_no_longer_gains(tmp_path):
     assert trainer.state.global_step == 6  # the evaluation at 2 is the best, those at 4 and 6 are no better
     with pytest.raises(HFViTError, match="--patience counts evaluations"):
         arguments(tmp_path / "out", patience=2)
+
+
+class StopAfter(TrainerCallback):
+    def __init__(self, step):
+        self.step = step
+
+    def on_step_end(self, args, state, control, **kwargs):
+        control.should_training_stop = control.should_save = state.global_step >= self.step
+
+
+@pytest.mark.parametrize("option", [{"train_sampling_strategy": "balanced"}, {"logit_adjustment": 1.0}])
+def test_unequal_classes_are_balanced_and_resume_bit_for_bit(tmp_path, option):
+    data, found = Images(40), []
+    rare = (data.labels == 2).nonzero().flatten()
+    data.labels[rare[3:]] = 0  # three images are left of the third class
+
+    for name, plain in (("plain", {}), ("whole", option), ("parts", option)):
+        trainer = Trainer(tiny(), arguments(tmp_path / name, **plain), data, data)
+        if name == "parts":
+            trainer.add_callback(StopAfter(3))
+            trainer.train()
+            trainer = Trainer(tiny(), arguments(tmp_path / name, **plain), data, data)
+        trainer.train(resume_from_checkpoint=name == "parts")
+        found.append((history(tmp_path / name), trainer.model.state_dict()))
+    assert found[0][0] != found[1][0] == found[2][0]
+    assert all(torch.equal(found[1][1][name], weight) for name, weight in found[2][1].items())
