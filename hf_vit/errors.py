@@ -6,7 +6,11 @@ training and benchmarks.
 
 import argparse
 import sys
+from collections.abc import Sequence
 from typing import NoReturn
+
+
+LISTED = 8  # how many names an error message lists
 
 
 class HFViTError(ValueError):
@@ -24,3 +28,9 @@ def report_error(error: Exception) -> int:
     """Print an error as one line on stderr; returns the exit status of a command that ends with it."""
     print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
     return 2
+
+
+def listed(names: Sequence[object]) -> str:
+    """Names for a message, the first few."""
+    shown = ", ".join(str(name) for name in names[:LISTED])
+    return shown if len(names) <= LISTED else f"{shown}, ... ({len(names)} in all)"

@@ -26,7 +26,7 @@ from transformers.models.vit import ViTImageProcessorPil
 from hf_vit import HFViTConfig, HFViTForImageClassification
 from hf_vit.atomic_file import atomic_path, atomic_write, full_disk_is_an_error
 from hf_vit.checkpoints import Loaded, UnusableHeadError, read_checkpoint
-from hf_vit.errors import HFViTError, report_error
+from hf_vit.errors import HFViTError, listed, report_error
 from hf_vit.hub.access import check_hub_access
 from hf_vit.image_io import check_channels, open_image
 from hf_vit.image_processing import ImageProcessing
@@ -35,7 +35,7 @@ from .config.arguments import RESOLVED_NAME, Arguments, DataArguments
 from .config.parser import arguments_of, parse
 from .data.dataset import ImageDataset
 from .data.deduplication import Duplicate
-from .data.sources import SyntheticSource, listed
+from .data.sources import SyntheticSource
 from .data.splits import image_processing_for, open_splits, transforms
 from .data.statistics import class_counts, sample_of_sizes
 from .data.streaming import ImageStream

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from hf_vit.errors import HFViTError
+from hf_vit.errors import HFViTError, listed
 
-from .sources import listed, relabel
+from .sources import relabel
 
 
 IMAGE_COLUMNS = ("image", "img", "images", "picture", "photo", "jpg", "jpeg", "png", "webp")

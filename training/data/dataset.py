@@ -21,14 +21,15 @@ import numpy as np
 import torch
 from PIL import Image
 
-from hf_vit.errors import HFViTError
+from hf_vit.errors import HFViTError, listed
 from hf_vit.image_files import join
 from hf_vit.image_io import UnreadableImage, decode
+from hf_vit.image_tables import SUFFIXES_OF_TABLES
 
 from ..rng import SPLIT, TRANSFORM, generator
 from .folders import METADATA_NAMES, Layout, Tree, cached_walk, folder_reader, metadata_of, read_layout
 from .in_memory import object_reader
-from .path_tables import SUFFIXES_OF_TABLES, metadata_reader, table_reader
+from .path_tables import metadata_reader, table_reader
 from .sources import (
     SPLIT_NAMES,
     Columns,
@@ -38,7 +39,6 @@ from .sources import (
     by_split,
     digest,
     digits_split,
-    listed,
     nested_order,
     only_for_tables,
     only_on_the_hub,

@@ -20,11 +20,11 @@ import numpy as np
 from huggingface_hub.constants import HF_HOME
 from PIL import Image
 
-from hf_vit.errors import HFViTError
+from hf_vit.errors import HFViTError, listed
 from hf_vit.image_files import DATA_NAMES, Folder, LeftOut, Walk, join, walk
 from hf_vit.image_io import open_encoded, printable
 
-from .sources import SPLIT_IN_FILE_NAME, SPLIT_NAMES, Reader, digest, listed, relabel
+from .sources import SPLIT_IN_FILE_NAME, SPLIT_NAMES, Reader, digest, relabel
 
 
 LARGE = 100_000  # images beyond which the index is kept in the cache, and the fingerprint asks for no sizes

@@ -10,9 +10,10 @@ from PIL import Image
 
 from hf_vit.errors import HFViTError
 from hf_vit.image_io import UnreadableImage, open_encoded, printable
+from hf_vit.image_tables import path_column
 
 from .columns import label_rows
-from .path_tables import by_column, label_column, path_column, source_of
+from .path_tables import by_column, label_column, source_of
 from .sources import Columns, Reader, Source, classes_in_turn, digest
 from .tables import dataset_reader
 

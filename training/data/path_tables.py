@@ -1,12 +1,8 @@
 """Tables that list image files with their labels: CSV, TSV and JSON lines, also the `metadata.csv` of an imagefolder.
 
-Not `datasets.load_dataset("csv")`: it guesses types ("007" becomes 7), does not know where a path begins, and says
-nothing of the line that is wrong. Tables with the images themselves in them are read by tables.py.
+The files are read by hf_vit/image_tables.py. Tables with the images themselves in them are read by tables.py.
 """
 
-import csv
-import io
-import json
 import os
 import re
 from dataclasses import replace
@@ -15,125 +11,18 @@ from typing import Any
 
 import numpy as np
 
-from hf_vit.errors import HFViTError
+from hf_vit.errors import HFViTError, listed
 from hf_vit.image_files import Walk, join
-from hf_vit.image_io import SUFFIXES, printable
+from hf_vit.image_io import printable
+from hf_vit.image_tables import MAX_CELL, path_column, read_rows
 
 from .columns import LABEL_COLUMNS, label_rows
 from .folders import LARGE, FileSource, Tree, file_source, metadata_of
-from .sources import SPLIT_NAMES, Columns, Reader, classes_in_turn, listed
+from .sources import SPLIT_NAMES, Columns, Reader, classes_in_turn
 
 
-SUFFIXES_OF_TABLES = (".csv", ".tsv", ".jsonl")
-PATH_COLUMNS = (
-    "file_name", "filename", "file", "path", "filepath", "file_path", "image", "image_path", "img", "img_path",
-    "images",
-)  # fmt: skip
 SPLIT_COLUMNS = ("split", "subset", "partition")
-DELIMITERS = ",;\t|"
 NUMBER = re.compile(r"(0|[1-9]\d{0,14})(\.\d+)?", re.ASCII)
-MAX_CELL = 4096  # characters of a path
-
-
-def read_rows(path: Path) -> dict[str, list[Any]]:
-    """The columns of a table; cells of CSV and TSV are text as it stands there.
-
-    Raises:
-        HFViTError: another encoding than UTF-8, a damaged line, no rows; with the line's number.
-    """
-    try:
-        if path.suffix == ".parquet":
-            from pyarrow import parquet
-
-            return parquet.read_table(path).to_pydict()
-        text = decoded(path, path.read_bytes())
-    except HFViTError:
-        raise
-    except Exception as error:  # pyarrow's own, of a file that is no parquet
-        raise HFViTError(f"cannot read '{path}' ({' '.join(str(error).split())[:300]})") from error
-    rows = json_rows(path, text) if path.suffix == ".jsonl" else csv_rows(path, text)
-    if not rows or not next(iter(rows.values())):
-        raise HFViTError(f"'{path}' has no rows")
-    return rows
-
-
-def decoded(path: Path, data: bytes) -> str:
-    """The text of a table, without a byte order mark; names the encoding that works where it is not UTF-8."""
-    if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
-        return data.decode("utf-16")
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        works = next(name for name in ("cp1252", "latin-1") if decodes(data, name))
-        raise HFViTError(
-            f"'{path}' is not UTF-8 (line {line}); it can be read as {works}: convert it with "
-            f"`iconv -f {works} -t utf-8`"
-        ) from error
-
-
-def decodes(data: bytes, encoding: str) -> bool:
-    try:
-        data.decode(encoding)
-    except UnicodeDecodeError:
-        return False
-    return True
-
-
-def csv_rows(path: Path, text: str) -> dict[str, list[Any]]:
-    header = text.partition("\n")[0]
-    delimiter = "\t" if path.suffix == ".tsv" else max(DELIMITERS, key=header.count)
-    csv.field_size_limit(1 << 24)  # images as text are told apart later
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
-    try:
-        names = [name.strip() for name in next(reader, [])]
-        if any(os.path.splitext(name)[1].lower() in SUFFIXES for name in names):
-            raise HFViTError(
-                f"'{path}' has no header: its first line is an image; put a line such as file,label there"
-            )
-        if len(set(names)) < len(names):
-            twice = sorted({name for name in names if names.count(name) > 1})
-            raise HFViTError(f"'{path}' has columns of the same name: {listed(twice)}")
-        rows: list[list[str]] = []
-        for row in reader:
-            if not row:
-                continue
-            if len(row) != len(names):
-                raise HFViTError(f"'{path}', line {reader.line_num}: {len(row)} cells, the header has {len(names)}")
-            rows.append(row)
-    except csv.Error as error:
-        raise HFViTError(f"'{path}', line {reader.line_num}: {error}") from error
-    return {name: [row[place] for row in rows] for place, name in enumerate(names)}
-
-
-def json_rows(path: Path, text: str) -> dict[str, list[Any]]:
-    rows = []
-    for number, line in enumerate(text.split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise HFViTError(f"'{path}', line {number} is not JSON ({error})") from error
-        if not isinstance(row, dict):
-            raise HFViTError(f"'{path}', line {number} is not an object with a key for each column")
-        rows.append(row)
-    names = list(dict.fromkeys(key for row in rows for key in row))
-    return {name: [row.get(name) for row in rows] for name in names}
-
-
-def path_column(name: str, rows: dict[str, list[Any]], wanted: str | None) -> str:
-    """The column of paths: the one asked for, or the only one of a usual name."""
-    if wanted is not None:
-        if wanted not in rows:
-            raise HFViTError(f"'{name}' has no column '{wanted}'; its columns are {listed(list(rows))}")
-        return wanted
-    found = [column for column in PATH_COLUMNS if column in rows]
-    if len(found) != 1:
-        which = f"no column of images among {listed(list(rows))}"
-        which = f"several columns that could hold the images, {listed(found)}" if found else which
-        raise HFViTError(f"'{name}' has {which}; choose one with --image_column")
-    return found[0]
 
 
 def label_column(name: str, rows: dict[str, list[Any]], wanted: str | None, image: str) -> str:

@@ -15,7 +15,7 @@ from typing import Protocol
 import numpy as np
 from PIL import Image
 
-from hf_vit.errors import HFViTError
+from hf_vit.errors import HFViTError, listed
 
 from ..rng import SUBSET, generator
 from .synthetic import SMALLEST_SIZE, SyntheticImages, parse_name
@@ -28,7 +28,6 @@ SPLIT_NAMES = {
 }  # fmt: skip
 SPLIT_IN_FILE_NAME = re.compile(rf"(?:^|[-_./\\ ])({'|'.join(SPLIT_NAMES)})(?=[-_./\\ 0-9]|$)", re.IGNORECASE)
 DIGITS_TEST_IMAGES = 360
-LISTED = 8  # how many names an error message lists
 
 
 class Source(Protocol):
@@ -89,12 +88,6 @@ def only_for_tables(name: str, columns: Columns) -> None:
     for option, column in (("--image_column", columns.image), ("--label_column", columns.label)):
         if column is not None:
             raise HFViTError(f"'{name}' is no table and has no column '{column}': leave out {option}")
-
-
-def listed(names: Sequence[object]) -> str:
-    """Names for a message, the first few."""
-    shown = ", ".join(str(name) for name in names[:LISTED])
-    return shown if len(names) <= LISTED else f"{shown}, ... ({len(names)} in all)"
 
 
 def digest(*parts: object) -> str:

@@ -25,13 +25,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from hf_vit.errors import HFViTError
+from hf_vit.errors import HFViTError, listed
 from hf_vit.image_io import UnreadableImage
 
 from ..rng import STREAM, SUBSET, generator
 from .chunks import RUN, Chunks, ParquetChunks, SyntheticChunks, TarChunks
 from .dataset import Transform, View, check_reading
-from .sources import SPLIT_NAMES, Columns, by_split, digest, listed, only_for_tables, only_on_the_hub, synthetic_reader
+from .sources import SPLIT_NAMES, Columns, by_split, digest, only_for_tables, only_on_the_hub, synthetic_reader
 from .tables import hub_files
 from .transforms import ImageTransform
 from .webdataset import expand_shards, is_shard_pattern, load_index, shards_by_split

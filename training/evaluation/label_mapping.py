@@ -16,9 +16,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from hf_vit.errors import HFViTError
-
-from ..data.sources import listed
+from hf_vit.errors import HFViTError, listed
 
 
 IMAGENET = Path(__file__).with_name("imagenet.yaml")

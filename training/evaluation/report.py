@@ -20,12 +20,11 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from hf_vit.atomic_file import atomic_path, atomic_write
-from hf_vit.errors import HFViTError
+from hf_vit.errors import HFViTError, listed
 from hf_vit.hub.model_card import eval_result, is_hub_id, write_card
 from hf_vit.plot_text import plain_text
 
 from ..data.dataset import ImageDataset
-from ..data.sources import listed
 from ..metrics.accuracy.accuracy import wilson_interval
 from ..metrics.metric_state import FRACTIONS, Metrics
 from ..reporting import progress

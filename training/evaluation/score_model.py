@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from hf_vit.errors import HFViTError
+from hf_vit.errors import HFViTError, listed
 
 from ..data.dataset import ImageDataset, open_dataset, open_reader
-from ..data.sources import Columns, listed
+from ..data.sources import Columns
 from ..data.splits import EVAL_SPLITS
 from ..metrics.accuracy.accuracy import wilson_interval
 from ..metrics.calibration.calibration import METHOD, calibration
