@@ -18,8 +18,9 @@ from .image_io import SUFFIXES
 SUFFIXES_OF_TABLES = (".csv", ".tsv", ".jsonl")
 PATH_COLUMNS = (
     "file_name", "filename", "file", "path", "filepath", "file_path", "image", "image_path", "img", "img_path",
-    "images", "url", "image_url", "URL",
+    "images",
 )  # fmt: skip
+URL_COLUMNS = ("url", "URL", "image_url")  # where there is none of these
 DELIMITERS = ",;\t|"
 MAX_CELL = 4096  # characters of a path
 
@@ -118,6 +119,7 @@ def path_column(name: str, rows: dict[str, list[Any]], wanted: str | None) -> st
             raise HFViTError(f"'{name}' has no column '{wanted}'; its columns are {listed(list(rows))}")
         return wanted
     found = [column for column in PATH_COLUMNS if column in rows]
+    found = found or [column for column in URL_COLUMNS if column in rows]
     if len(found) != 1:
         which = f"no column of images among {listed(list(rows))}"
         which = f"several columns that could hold the images, {listed(found)}" if found else which

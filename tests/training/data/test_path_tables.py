@@ -221,7 +221,7 @@ def test_evaluation_counts_numbers_as_training_does(images):
         (b"file,label\nbatch0/0.png,\nbatch1/1.png,b\n", "1 rows .* have no label in column 'label'"),
         (b"file,label,class\nbatch0/0.png,a,b\n", "several columns that could be the label, label, class"),
         (b"file,path,label\nbatch0/0.png,a,b\n", "several columns that could hold the images, file, path"),
-        (b"url,text\nhttp,b\n", "no column of images among url, text"),
+        (b"where,text\nhttp,b\n", "no column of images among where, text"),
         (b'file,label\n"batch0/0.png,a\n', "line"),
         (b"file,label\n" + b"".join(b"batch0/0.png,id%d\n" % n for n in range(30)), "an id, not classes"),
         (b"\x00" * 100, "."),
