@@ -52,7 +52,8 @@ from hf_vit.errors import HFViTError, Parser, report_error
 from training import pretrain
 from training.config.parser import parse
 from training.data.dataset import ImageDataset, open_dataset
-from training.reporting.facts import commit, processor_name
+from hf_vit.capabilities import processor_name
+from training.reporting.facts import commit
 
 
 RESULTS = Path(__file__).parent / "results"

@@ -31,7 +31,8 @@ from PIL import Image
 from hf_vit.errors import HFViTError, Parser, report_error
 from training import finetune
 from training.data.dataset import open_dataset
-from training.reporting.facts import commit, processor_name
+from hf_vit.capabilities import processor_name
+from training.reporting.facts import commit
 
 
 RESULTS = Path(__file__).parent / "results"

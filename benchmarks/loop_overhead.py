@@ -32,7 +32,8 @@ from training.data.transforms import TrainTransform
 from training.engine.lr_schedules import create_scheduler
 from training.engine.optimizers import create_optimizer
 from training.engine.trainer import Trainer
-from training.reporting.facts import commit, processor_name
+from hf_vit.capabilities import processor_name
+from training.reporting.facts import commit
 
 
 RESULTS = Path(__file__).parent / "results"

@@ -18,7 +18,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from training.reporting.facts import commit, processor_name
+from hf_vit.capabilities import processor_name, widest_instructions
+from training.reporting.facts import commit
 
 
 MAX_LOSS = 1.03  # a fast path may take so many times as long as the plain one: the noise of medians
@@ -131,7 +132,7 @@ def filled(build: Callable[[], nn.Module], device: torch.device) -> nn.Module:
 
 
 def environment(device: torch.device) -> dict[str, Any]:
-    """Hardware, threads, versions and commit."""
+    """Hardware, its widest instructions, threads, versions and commit."""
     versions = {}
     for package in PACKAGES:
         try:
@@ -141,6 +142,7 @@ def environment(device: torch.device) -> dict[str, Any]:
     gpu = device.type == "cuda"
     return {
         "hardware": torch.cuda.get_device_name() if gpu else processor_name(),
+        "instructions": None if gpu else widest_instructions(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),

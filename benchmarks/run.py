@@ -9,8 +9,8 @@ Ends with exit status 1 and a sentence for each fast path of ours that is slower
 
 Medians and quartiles over rounds; a column for each of ours says how many times faster it is than the row. The row
 "limit" is the work's matmuls alone, each by the library that is the fastest at it here. Numbers of every round,
-versions, threads and commit go to benchmarks/results/SUITE-DEVICE.json; a point that is measured again replaces its
-entry there.
+versions, threads and commit go to benchmarks/results/SUITE-DEVICE.json; a point that is measured again on the
+same hardware replaces its entry there.
 """
 
 import argparse
@@ -127,7 +127,8 @@ def run(suite: str, arguments: argparse.Namespace) -> tuple[set[str], list[str]]
     device = accelerator or torch.device("cpu")
     limits = machine(device)
     rates = ", ".join(f"{name.replace('_', ' ')} {value:.3g}" for name, value in limits.items())
-    print(f"== {suite}: {environment(device)['hardware']}, {torch.get_num_threads()} threads; {rates}\n", flush=True)
+    where = ", ".join(name for name in hardware({"environment": environment(device)}) if name)
+    print(f"== {suite}: {where}, {torch.get_num_threads()} threads; {rates}\n", flush=True)
     for point in SUITES[suite](arguments):
         result = measure(point, arguments.seconds, device, arguments.without) | {
             "machine": limits,
@@ -142,14 +143,24 @@ def run(suite: str, arguments: argparse.Namespace) -> tuple[set[str], list[str]]
 
 
 def keep(result: dict, path: Path) -> None:
-    """Add a point to the results file, in the place of an earlier measurement of the same."""
+    """Add a point to the results file, in the place of an earlier measurement of the same on the same hardware."""
     kept = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
     result["seconds"] = {
         name: [float(f"{value:.5g}") for value in values] for name, values in result["seconds"].items()
     }
-    kept = [old for old in kept if old["title"] != result["title"]] + [result]
+    kept = [old for old in kept if point_of(old) != point_of(result)] + [result]
     path.parent.mkdir(exist_ok=True)
-    path.write_text(json.dumps(sorted(kept, key=lambda old: old["title"]), indent=1) + "\n", encoding="utf-8")
+    path.write_text(json.dumps(sorted(kept, key=point_of), indent=1) + "\n", encoding="utf-8")
+
+
+def point_of(result: dict) -> tuple[str, str, str]:
+    """What was measured, and on what."""
+    return (result["title"], *hardware(result))
+
+
+def hardware(result: dict) -> tuple[str, str]:
+    """The processor's name and its widest instructions, or the GPU's name."""
+    return result["environment"]["hardware"], result["environment"]["instructions"] or ""
 
 
 if __name__ == "__main__":

@@ -20,7 +20,8 @@ import numpy as np
 
 from hf_vit.errors import HFViTError, Parser, report_error
 from training.data.synthetic import FAMILIES
-from training.reporting.facts import commit, processor_name
+from hf_vit.capabilities import processor_name
+from training.reporting.facts import commit
 
 
 RESULTS = Path(__file__).parent / "results"

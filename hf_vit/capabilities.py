@@ -71,6 +71,12 @@ def features() -> frozenset[str]:
     return found
 
 
+def widest_instructions() -> str:
+    """The widest vectors that may be used, in one word for tables: two processors of one name may differ in it."""
+    words = {"amx_tile": "AMX", "avx512f": "AVX-512", "avx2": "AVX2", "avx": "AVX", "sve": "SVE", "asimd": "NEON"}
+    return next((word for feature, word in words.items() if feature in features()), platform.machine())
+
+
 def _is_vector_feature(name: str) -> bool:
     return name.startswith(("avx", "amx")) or name in ("fma", "f16c")
 

@@ -187,3 +187,19 @@ def test_a_misspelt_peer_is_named_and_the_figures_are_kept(monkeypatch, capsys, 
     assert capsys.readouterr().err.strip() == "error: --without tim: left out nothing; the rows are flax, timm"
     kept = json.loads((tmp_path / "startup.json").read_text())[0]
     assert kept["absent"] == {"flax": "--without"} and kept["peers"] == ["timm"]
+
+
+def test_figures_of_one_processor_stay_beside_those_of_another(tmp_path):
+    def measured(hardware, instructions, seconds):
+        environment = {"hardware": hardware, "instructions": instructions}
+        return {"title": "work", "environment": environment, "seconds": {"hf_vit": [seconds]}}
+
+    path = tmp_path / "startup.json"
+    run.keep(measured("Xeon", "AMX", 1.0), path)
+    run.keep(measured("Xeon", "AVX2", 2.0), path)
+    run.keep(measured("Xeon", "AMX", 3.0), path)
+    kept = json.loads(path.read_text())
+    assert [(one["environment"]["instructions"], one["seconds"]["hf_vit"]) for one in kept] == [
+        ("AMX", [3.0]),
+        ("AVX2", [2.0]),
+    ]

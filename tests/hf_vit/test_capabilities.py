@@ -1,7 +1,9 @@
 """capabilities.py: what the environment limits is hidden, what PyTorch lacks is found missing.
 
-pytest tests/test_capabilities.py
+python -m pytest tests/hf_vit/test_capabilities.py
 """
+
+import platform
 
 import pytest
 import torch
@@ -47,6 +49,17 @@ def test_features_within_the_limits_of_the_environment(processor):
     assert processor(ZEN5, ATEN_CPU_CAPABILITY="default") == {"fpu", "sse4_1"}
     assert "avx512f" not in processor(ZEN5, ONEDNN_MAX_CPU_ISA="AVX512_CORE", ATEN_CPU_CAPABILITY="avx2")
     assert processor(ZEN5, ONEDNN_MAX_CPU_ISA="no such limit") == frozenset(ZEN5.split())
+
+
+def test_the_widest_instructions_in_one_word(processor):
+    for flags, limits, word in [
+        (ZEN5 + " amx_tile", {}, "AMX"),
+        (ZEN5, {}, "AVX-512"),
+        (ZEN5 + " amx_tile", {"ONEDNN_MAX_CPU_ISA": "AVX2"}, "AVX2"),
+        ("sse4_1", {}, platform.machine()),
+    ]:
+        processor(flags, **limits)
+        assert capabilities.widest_instructions() == word
 
 
 def test_emulated_bfloat16_is_not_native_and_int8_saturates_without_vnni(processor):

@@ -19,6 +19,7 @@ import transformers
 import hf_vit
 from hf_vit import HFViTConfig
 from hf_vit.atomic_file import atomic_write
+from hf_vit.capabilities import processor_name
 
 from ..config.arguments import TrainArguments
 from ..data.dataset import ImageDataset
@@ -70,16 +71,6 @@ def environment_facts(accelerator: accelerate.Accelerator, precision: str) -> di
         "commit": commit(),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
-
-
-def processor_name() -> str:
-    """The CPU's model name, or its architecture."""
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        for line in info.read_text(encoding="utf-8", errors="replace").splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
 
 
 def commit() -> str | None:
