@@ -48,11 +48,11 @@ from benchmarks import torchvision_operators  # noqa: F401 - before whatever imp
 
 # isort: split
 from benchmarks.peers import missing
+from hf_vit.capabilities import processor_name
 from hf_vit.errors import HFViTError, Parser, report_error
 from training import pretrain
 from training.config.parser import parse
 from training.data.dataset import ImageDataset, open_dataset
-from hf_vit.capabilities import processor_name
 from training.reporting.facts import commit
 
 

@@ -36,10 +36,10 @@ import numpy as np
 import PIL
 from PIL import Image, ImageDraw, ImageFilter, ImageOps
 
+from hf_vit.capabilities import processor_name
 from hf_vit.errors import HFViTError, Parser, report_error
 from hf_vit.image_io import SUFFIXES, decode, open_encoded, without_rows_below
 from training.data.transforms import TrainTransform, inception_window
-from hf_vit.capabilities import processor_name
 from training.reporting.facts import commit
 from training.rng import TRANSFORM, generator
 

@@ -28,10 +28,10 @@ import numpy as np
 import torch
 from PIL import Image
 
+from hf_vit.capabilities import processor_name
 from hf_vit.errors import HFViTError, Parser, report_error
 from training import finetune
 from training.data.dataset import open_dataset
-from hf_vit.capabilities import processor_name
 from training.reporting.facts import commit
 
 

@@ -24,6 +24,7 @@ import torch
 import transformers
 
 from hf_vit import HFViTConfig, HFViTForImageClassification
+from hf_vit.capabilities import processor_name
 from hf_vit.errors import Parser, report_error
 from training.config.arguments import TrainArguments
 from training.data.dataset import collate, open_dataset
@@ -32,7 +33,6 @@ from training.data.transforms import TrainTransform
 from training.engine.lr_schedules import create_scheduler
 from training.engine.optimizers import create_optimizer
 from training.engine.trainer import Trainer
-from hf_vit.capabilities import processor_name
 from training.reporting.facts import commit
 
 

@@ -18,9 +18,9 @@ from pathlib import Path
 
 import numpy as np
 
+from hf_vit.capabilities import processor_name
 from hf_vit.errors import HFViTError, Parser, report_error
 from training.data.synthetic import FAMILIES
-from hf_vit.capabilities import processor_name
 from training.reporting.facts import commit
 
 
