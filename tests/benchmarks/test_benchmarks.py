@@ -23,6 +23,7 @@ def result(**seconds):
         "never_slower": {},
         "title": "work", "images": 2, "unit": "ms/image", "ours": ["hf_vit"], "peers": [*seconds][1:],
         "seconds": seconds, "absent": {"timm": "timm does not import"}, "quoted": ["published: 7"], "note": "",
+        "environment": {"hardware": "Xeon", "instructions": "AMX"},
     }  # fmt: skip
 
 
@@ -190,14 +191,10 @@ def test_a_misspelt_peer_is_named_and_the_figures_are_kept(monkeypatch, capsys, 
 
 
 def test_figures_of_one_processor_stay_beside_those_of_another(tmp_path):
-    def measured(hardware, instructions, seconds):
-        environment = {"hardware": hardware, "instructions": instructions}
-        return {"title": "work", "environment": environment, "seconds": {"hf_vit": [seconds]}}
-
     path = tmp_path / "startup.json"
-    run.keep(measured("Xeon", "AMX", 1.0), path)
-    run.keep(measured("Xeon", "AVX2", 2.0), path)
-    run.keep(measured("Xeon", "AMX", 3.0), path)
+    for instructions, seconds in [("AMX", 1.0), ("AVX2", 2.0), ("AMX", 3.0)]:
+        environment = {"hardware": "Xeon", "instructions": instructions}
+        run.keep(result(hf_vit=[seconds]) | {"environment": environment}, path)
     kept = json.loads(path.read_text())
     assert [(one["environment"]["instructions"], one["seconds"]["hf_vit"]) for one in kept] == [
         ("AMX", [3.0]),
