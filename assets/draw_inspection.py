@@ -23,7 +23,7 @@ from hf_vit.interpretability.relevance import METHODS, explain
 
 ASSETS = Path(__file__).parent
 GRID, PATCH, CLASSES, OTHERS = (4, 6), 6, 8, 3
-COLOURS = torch.tensor([[0.9, 0.5, -0.3], [-0.4, 0.6, 0.9], [0.7, 0.8, -0.5], [0.8, -0.2, 0.5]])
+COLORS = torch.tensor([[0.9, 0.5, -0.3], [-0.4, 0.6, 0.9], [0.7, 0.8, -0.5], [0.8, -0.2, 0.5]])
 Images = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # pixels (count, C, H, W), place and class (count,)
 
 
@@ -49,9 +49,9 @@ def bright_patches(count: int, generator: torch.Generator, grid: tuple[int, int]
 def images(count: int, generator: torch.Generator) -> Images:
     """Bright patches in color on noise."""
     bright, place, label = bright_patches(count, generator, GRID, PATCH)
-    colour = COLOURS[torch.randint(0, len(COLOURS), (count,), generator=generator)][:, :, None, None]
+    color = COLORS[torch.randint(0, len(COLORS), (count,), generator=generator)][:, :, None, None]
     noise = torch.randn(count, 3, *bright.shape[2:], generator=generator) * 0.15 - 0.35
-    return noise + 0.9 * bright * colour, place, label
+    return noise + 0.9 * bright * color, place, label
 
 
 def train(config: HFViTConfig, draw: Callable[[int, torch.Generator], Images], steps: int, seed: int = 0) -> Any:

@@ -4,7 +4,7 @@
     python -m benchmarks.check --update        # after a change that is meant to be
 
 Counted for each case: operations that reach the kernels, GFLOP of their products, megabytes that they write, and
-calls of Python functions; for loading, random initialisations. The same everywhere for one version of torch and
+calls of Python functions; for loading, random initializations. The same everywhere for one version of torch and
 transformers. More than recorded by one percent is a failure (exit status 1); fewer asks for
 `--update`.
 """
@@ -124,7 +124,7 @@ def cases() -> dict[str, dict[str, float]]:
 
 
 def loading() -> dict[str, float]:
-    """Tensors of random numbers drawn by `from_pretrained`: no weight is initialised to be overwritten."""
+    """Tensors of random numbers drawn by `from_pretrained`: no weight is initialized to be overwritten."""
     with tempfile.TemporaryDirectory() as folder:
         HFViTForImageClassification(config()).save_pretrained(folder)
         with Operations() as operations:

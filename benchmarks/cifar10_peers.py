@@ -1,17 +1,17 @@
-"""CIFAR-10 from scratch by three recipes, side by side: accuracy on all test pictures, and the time of training.
+"""CIFAR-10 from scratch by three recipes, side by side: accuracy on all test images, and the time of training.
 
     make bench-cifar10 ARGS="--scale cpu --data uoft-cs/cifar10 --timm pytorch-image-models/train.py --seeds 0 1 2"
     python -m benchmarks.cifar10_peers --scale cpu --data uoft-cs/cifar10 --only ours
 
 All train one network, a plain ViT with class token and learned positions, each library in its own classes, on the
-same 50,000 pictures, for the same number of epochs, and score all 10,000 test pictures once, at the end. The rest is
-each recipe's own, as published (rate, batch, schedule, augmentation, regularisation, initialisation, precision):
+same 50,000 images, for the same number of epochs, and score all 10,000 test images once, at the end. The rest is
+each recipe's own, as published (rate, batch, schedule, augmentation, regularization, initialization, precision):
 
     ours          training/recipes/cifar10_cpu.yaml or cifar10_timed.yaml, by the scale (or --recipe)
     transformers  its image classification example, as the command in its README: Trainer, AdamW 2e-5, batches of 8,
-                  random crop of 8 to 100 % of the area, flip, float32; evaluation by resize and centre crop
-    timm          its own train.py with that script's defaults: SGD 0.1 per 256 pictures, cosine, batches of 128,
-                  random crop of 8 to 100 %, flip, colour jitter 0.4, smoothing 0.1, float32; its warm-up of 5 epochs
+                  random crop of 8 to 100 % of the area, flip, float32; evaluation by resize and center crop
+    timm          its own train.py with that script's defaults: SGD 0.1 per 256 images, cosine, batches of 128,
+                  random crop of 8 to 100 %, flip, color jitter 0.4, smoothing 0.1, float32; its warm-up of 5 epochs
                   of 300 stays that share. train.py is not in timm's wheel: take it from a clone of timm
 
 --scale cpu is for one core (--threads), without worker processes, in processor time, which other programs on the
@@ -58,7 +58,7 @@ from training.reporting.facts import commit
 
 RESULTS = Path(__file__).parent / "results"
 SPLITS = {"train": "train", "validation": "test"}  # folder as the peers expect it -> split of the data
-CIFAR10 = {"train": 50_000, "test": 10_000}  # pictures of each split
+CIFAR10 = {"train": 50_000, "test": 10_000}  # images of each split
 WARM_UP = 5 / 300  # timm's default, of its default length
 
 
@@ -73,7 +73,7 @@ class Scale:
     patch: int
     epochs: int
     workers: int
-    pictures: int | None = None  # of each split; None: all
+    images: int | None = None  # of each split; None: all
     ours: tuple[str, ...] = ()
 
 
@@ -81,7 +81,7 @@ ON_CPU = ("--use_cpu", "--torch_compile", "false")
 SCALES = {
     "cpu": Scale("cifar10_cpu", 128, 6, 4, 8, epochs=2, workers=0, ours=ON_CPU),
     "gpu": Scale("cifar10_timed", 384, 12, 6, 4, epochs=100, workers=15),
-    "tiny": Scale("cifar10_cpu", 32, 2, 2, 8, epochs=1, workers=0, pictures=160, ours=ON_CPU),
+    "tiny": Scale("cifar10_cpu", 32, 2, 2, 8, epochs=1, workers=0, images=160, ours=ON_CPU),
 }
 
 
@@ -99,7 +99,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def build_parser() -> Parser:
     parser = Parser(prog="python -m benchmarks.cifar10_peers", description="CIFAR-10 from scratch: three recipes.")
-    parser.add_argument("--scale", choices=SCALES, required=True, help="tiny: 160 pictures, only to try it; no result")
+    parser.add_argument("--scale", choices=SCALES, required=True, help="tiny: 160 images, only to try it; no result")
     parser.add_argument("--data", required=True, help="CIFAR-10: Hub id, folder or parquet")
     parser.add_argument("--timm", type=Path, help="train.py in a clone of huggingface/pytorch-image-models")
     parser.add_argument("--only", nargs="+", choices=CANDIDATES, default=list(CANDIDATES), help="default: all")
@@ -133,40 +133,40 @@ def check(arguments: Namespace) -> None:
 
 
 def run(arguments: Namespace, folder: Path) -> None:
-    """Lay out the pictures, then run seed after seed, candidate after candidate; print and keep."""
+    """Lay out the images, then run seed after seed, candidate after candidate; print and keep."""
     scale, rows, counts = SCALES[arguments.scale], [], {}
     for name, split in SPLITS.items():
         dataset = open_dataset(arguments.data, split=split)
-        if scale.pictures is None:
+        if scale.images is None:
             check_cifar10(dataset)
-        counts[name] = export(dataset, folder / "pictures" / name, scale.pictures)
+        counts[name] = export(dataset, folder / "images" / name, scale.images)
     for seed in arguments.seeds:
         for name in arguments.only:
             settings = {
-                "data": str(folder / "pictures"), "out": str(folder / f"{name}-{seed}"), "seed": seed,
+                "data": str(folder / "images"), "out": str(folder / f"{name}-{seed}"), "seed": seed,
                 "scale": arguments.scale, "epochs": arguments.epochs or scale.epochs, "recipe": arguments.recipe,
                 "script": str(arguments.timm and arguments.timm.resolve()),
             }  # fmt: skip
             rows.append({"candidate": name, "seed": seed, **measured(name, settings, arguments.threads)})
             last = rows[-1]
             print(f"{name}, seed {seed}: {last['accuracy']:.2%}, {last['training_seconds']:.0f} s", flush=True)
-            if scale.pictures is None:
+            if scale.images is None:
                 keep(arguments, counts, rows)
     print("\n" + "\n".join(table(rows)))
 
 
 def check_cifar10(dataset: ImageDataset) -> None:
-    """Raise HFViTError for other pictures, of which no result is kept."""
+    """Raise HFViTError for other images, of which no result is kept."""
     count, classes, (width, height) = len(dataset), len(dataset.label_names), dataset.read(0)[0].size
     if (count, classes, width, height) != (CIFAR10[dataset.split], 10, 32, 32):
         raise HFViTError(
-            f"'{dataset.name}' ({dataset.split}: {count:,} pictures of {width} x {height} px, {classes} classes) is "
+            f"'{dataset.name}' ({dataset.split}: {count:,} images of {width} x {height} px, {classes} classes) is "
             "not CIFAR-10: give --data uoft-cs/cifar10 or a copy, or --scale tiny to only try it"
         )
 
 
 def export(dataset: ImageDataset, folder: Path, limit: int | None) -> int:
-    """Write pictures as CLASS/NUMBER.png, without loss: what all three read; how many. `limit`: an even choice."""
+    """Write images as CLASS/NUMBER.png, without loss: what all three read; how many. `limit`: an even choice."""
     for label in dataset.label_names:
         (folder / label).mkdir(parents=True)
     chosen = np.argsort(dataset.labels, kind="stable")
@@ -217,7 +217,7 @@ def keep(arguments: Namespace, counts: dict[str, int], rows: list[dict[str, Any]
     result = {
         "what": "CIFAR-10 from scratch by three recipes",
         "network": {"width": scale.width, "blocks": scale.blocks, "heads": scale.heads, "patch": scale.patch},
-        "pictures": counts,
+        "images": counts,
         "epochs": arguments.epochs or scale.epochs,
         "recipe": arguments.recipe,
         "clock": "processor" if on_cpu else "wall",
@@ -287,7 +287,7 @@ def recipe_words(settings: dict[str, Any]) -> list[str]:
 
 
 def example(settings: dict[str, Any]) -> float:
-    """The image classification example of transformers, from scratch, on pictures laid out as it wants them."""
+    """The image classification example of transformers, from scratch, on images laid out as it wants them."""
     from datasets import load_dataset
     from torchvision import transforms as view_of
     from transformers import Trainer, TrainingArguments, set_seed
@@ -303,7 +303,7 @@ def example(settings: dict[str, Any]) -> float:
     for split, view in views.items():
         data[split].set_transform(
             lambda rows, view=view: {
-                "pixel_values": [view(picture.convert("RGB")) for picture in rows["image"]],
+                "pixel_values": [view(image.convert("RGB")) for image in rows["image"]],
                 "labels": rows["label"],
             }
         )
@@ -323,7 +323,7 @@ def example(settings: dict[str, Any]) -> float:
 
 
 def stock_network(scale: Scale, num_labels: int) -> torch.nn.Module:
-    """transformers' own class, with its own initialisation."""
+    """transformers' own class, with its own initialization."""
     from transformers import ViTConfig, ViTForImageClassification
 
     sizes = {"hidden_size": scale.width, "num_hidden_layers": scale.blocks, "num_attention_heads": scale.heads,

@@ -1,8 +1,8 @@
-"""Inference on CPUs: ours as loaded and ours optimised, beside every peer's plain model and the runtimes.
+"""Inference on CPUs: ours as loaded and ours optimized, beside every peer's plain model and the runtimes.
 
 A suite of `benchmarks.run`. Precision is that of the weights; int8 takes its scales from the pixels. Google's
 networks have the tanh form of GELU and the peers' the erf form, so ours is loaded with each. `r=16` is ours
-optimised and with as many pairs of tokens merged in each block (ToMe), which computes something else: what that costs
+optimized and with as many pairs of tokens merged in each block (ToMe), which computes something else: what that costs
 in accuracy is in LOG.md. `--compiled` adds torch.compile, which takes minutes to begin.
 """
 
@@ -58,7 +58,7 @@ def point(preset: str, dtype: torch.dtype, batch: int, compiled: bool) -> Point:
     found, missing = peers.runtimes(plain, pixels, dtype)
     plain.to(dtype)
     prepared.optimize_for_inference(dtype)
-    networks = {"hf_vit": plain, "hf_vit, erf": erf, "hf_vit, optimised": prepared}
+    networks = {"hf_vit": plain, "hf_vit, erf": erf, "hf_vit, optimized": prepared}
     try:
         rounded.to(dtype).optimize_for_inference(int8_calibration=pixels[:8].to(dtype))
         networks["hf_vit, int8"] = rounded
@@ -71,7 +71,7 @@ def point(preset: str, dtype: torch.dtype, batch: int, compiled: bool) -> Point:
         call()  # chooses and packs here, as runtimes compile before they are timed
     precision = str(dtype).removeprefix("torch.")
     limit = products(plain, pixels.to(dtype), dtype)
-    never_slower = {name: "hf_vit" for name in ("hf_vit, optimised", "hf_vit, int8") if name in ours}
+    never_slower = {name: "hf_vit" for name in ("hf_vit, optimized", "hf_vit, int8") if name in ours}
     title = f"inference {precision}, {preset}, batch {batch}"
     return Point(title, batch, ours, calls | found, limit, absent | missing, never_slower=never_slower)
 

@@ -1,18 +1,18 @@
-"""The way of a JPEG to a training picture: ours against the same steps in plain PIL, in turns, on every core at once.
+"""The way of a JPEG to a training image: ours against the same steps in plain PIL, in turns, on every core at once.
 
     python -m benchmarks.data_path
     python -m benchmarks.data_path --photographs FOLDER --rounds 12
 
 Decode, random window of 8 to 100 % of the area, resize to 224 px, flip, uint8 array. The peer does them as the image
-classification example of transformers does (torchvision's RandomResizedCrop and RandomHorizontalFlip on a PIL picture:
+classification example of transformers does (torchvision's RandomResizedCrop and RandomHorizontalFlip on a PIL image:
 decode all, crop, resize, transpose). Both draw the same windows from the same random numbers. A process per core, as
-the workers of a data loader; medians of processor time, so pictures a second are those of one core.
+the workers of a data loader; medians of processor time, so images a second are those of one core.
 
 Photographs are fitted to each kind of size and quality: shrunk, the middle cut out, encoded. Those in the results are
-all pictures of at least 2048 x 1536 px in lomiri-wallpapers-16.04, lomiri-wallpapers-20.04 and the nature of
+all images of at least 2048 x 1536 px in lomiri-wallpapers-16.04, lomiri-wallpapers-20.04 and the nature of
 mate-backgrounds (`apt-get download NAME`, `dpkg -x`; Debian 12; CC BY and CC BY-SA).
 
-Harder pictures are drawn here and need no download: the amplitudes of photographs, falling with frequency as f^-1.2
+Harder images are drawn here and need no download: the amplitudes of photographs, falling with frequency as f^-1.2
 (Tolhurst, Tadmor and Chao 1992, doi:10.1111/j.1475-1313.1992.tb00296.x), with edges of polygons, in focus everywhere.
 They have about twice as many bits per pixel as the photographs of the same kind.
 
@@ -47,15 +47,15 @@ from training.rng import TRANSFORM, generator
 RESULTS = Path(__file__).parent / "results"
 KINDS = ((2048, 1536, 75), (2048, 1536, 90), (500, 375, 90))  # width, height, quality
 AREA, RATIO, TARGET = (0.08, 1.0), (3 / 4, 4 / 3), 224  # defaults of RandomResizedCrop, which the example leaves
-DRAWN, SEED = 12, 0  # pictures of each kind
+DRAWN, SEED = 12, 0  # images of each kind
 SLOPE = 1.2
-BRIGHTNESS, COLOUR = 50.0, 18.0  # standard deviations, of 255
+BRIGHTNESS, COLOR = 50.0, 18.0  # standard deviations, of 255
 BLUR = 0.7  # of the lens, in pixels
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = Parser(prog="python -m benchmarks.data_path", description="Our data path against PIL.")
-    parser.add_argument("--photographs", type=Path, help="folder of photographs to use beside drawn pictures")
+    parser.add_argument("--photographs", type=Path, help="folder of photographs to use beside drawn images")
     parser.add_argument("--rounds", type=int, default=8, help="counted rounds of each (default: 8)")
     parser.add_argument(
         "--workers", type=int, default=os.cpu_count(), help="processes at once (default: one per core)"
@@ -81,9 +81,9 @@ def drawn_sets() -> dict[str, list[bytes]]:
 def drawn(width: int, height: int, quality: int, number: int) -> bytes:
     """A JPEG with the spectrum of photographs, and edges."""
     rng = np.random.default_rng((SEED, number))
-    grey = 128 + BRIGHTNESS * layer(rng, width, height)
-    colours = np.stack([grey + COLOUR * layer(rng, width, height) for _ in range(3)], axis=-1)
-    image = Image.fromarray(np.clip(colours, 0, 255).astype(np.uint8))
+    gray = 128 + BRIGHTNESS * layer(rng, width, height)
+    colors = np.stack([gray + COLOR * layer(rng, width, height) for _ in range(3)], axis=-1)
+    image = Image.fromarray(np.clip(colors, 0, 255).astype(np.uint8))
     pen = ImageDraw.Draw(image)
     for _ in range(30):
         x, y, side = rng.random() * width, rng.random() * height, rng.random() * height / 4
@@ -101,7 +101,7 @@ def layer(rng: np.random.Generator, width: int, height: int) -> np.ndarray:
 
 
 def fitted_sets(folder: Path) -> dict[str, list[bytes]]:
-    """JPEGs of every kind, by its name, from the pictures of a folder that are large enough for each."""
+    """JPEGs of every kind, by its name, from the images of a folder that are large enough for each."""
     found: dict[str, list[bytes]] = {f"photographs, {w}x{h}, quality {q}": [] for w, h, q in KINDS}
     width, height = max(w for w, _, _ in KINDS), max(h for _, h, _ in KINDS)
     for path in sorted(folder.rglob("*")):
@@ -114,7 +114,7 @@ def fitted_sets(folder: Path) -> dict[str, list[bytes]]:
         for files, (w, h, quality) in zip(found.values(), KINDS):
             files.append(encoded(ImageOps.fit(image, (w, h), Image.Resampling.LANCZOS), quality))
     if not all(found.values()):
-        raise HFViTError(f"{folder} holds no pictures of at least {width}x{height} px: give a folder of photographs")
+        raise HFViTError(f"{folder} holds no images of at least {width}x{height} px: give a folder of photographs")
     return found
 
 
@@ -126,11 +126,11 @@ def encoded(image: Image.Image, quality: int) -> bytes:
 
 def ours(data: bytes, rng: np.random.Generator) -> np.ndarray:
     transform = TrainTransform(TARGET, crop="inception", crop_area=AREA, crop_ratio=RATIO)
-    return transform.from_file(open_encoded(data, "picture"), "picture", rng)
+    return transform.from_file(open_encoded(data, "image"), "image", rng)
 
 
 def plain(data: bytes, rng: np.random.Generator) -> np.ndarray:
-    """Image.open(...).convert("RGB"), then torchvision's resized_crop and hflip on PIL pictures."""
+    """Image.open(...).convert("RGB"), then torchvision's resized_crop and hflip on PIL images."""
     image = Image.open(io.BytesIO(data)).convert("RGB")
     left, upper, right, lower = inception_window(*image.size, AREA, RATIO, rng)
     image = image.crop((round(left), round(upper), round(right), round(lower)))
@@ -142,10 +142,10 @@ def plain(data: bytes, rng: np.random.Generator) -> np.ndarray:
 
 def bits(data: bytes, rng: np.random.Generator) -> None:
     """Read the bits of the rows that the window needs, and make as little of them as libjpeg can."""
-    image = open_encoded(data, "picture")
+    image = open_encoded(data, "image")
     window = inception_window(*image.size, AREA, RATIO, rng)
     shorter = without_rows_below(data, math.ceil(window[3]))
-    image = image if shorter is None else open_encoded(shorter[0], "picture")
+    image = image if shorter is None else open_encoded(shorter[0], "image")
     image.draft(None, (image.width // 8, image.height // 8))
     image.load()
 
@@ -163,7 +163,7 @@ def at_once(sets: dict[str, list[bytes]], rounds: int, workers: int) -> dict[str
 
 
 def compare(files: list[bytes], rounds: int) -> dict[str, list[float]]:
-    """Seconds of processor time a picture of each way, round by round; one more round warms up."""
+    """Seconds of processor time an image of each way, round by round; one more round warms up."""
     seconds: dict[str, list[float]] = {name: [] for name in WAYS}
     for number in range(rounds + 1):
         for name in list(WAYS)[:: 1 if number % 2 else -1]:
@@ -176,13 +176,13 @@ def compare(files: list[bytes], rounds: int) -> dict[str, list[float]]:
 
 
 def bits_per_pixel(files: list[bytes]) -> float:
-    """Of all pictures together."""
-    pixels = sum(math.prod(open_encoded(data, "picture").size) for data in files)
+    """Of all images together."""
+    pixels = sum(math.prod(open_encoded(data, "image").size) for data in files)
     return 8 * sum(map(len, files)) / pixels
 
 
 def report(sets: dict[str, list[bytes]], rows: dict[str, dict[str, list[float]]], rounds: int, workers: int) -> None:
-    print(f"{'pictures':<36}{'bits/px':>8}{'ours/s':>9}{'plain PIL/s':>13}{'ratio':>7}   rounds from .. to   bound")
+    print(f"{'images':<36}{'bits/px':>8}{'ours/s':>9}{'plain PIL/s':>13}{'ratio':>7}   rounds from .. to   bound")
     for name, seconds in rows.items():
         ratios = [other / own for own, other in zip(seconds["ours"], seconds["plain PIL"])]
         speeds = {way: 1 / statistics.median(values) for way, values in seconds.items()}
@@ -194,12 +194,12 @@ def report(sets: dict[str, list[bytes]], rows: dict[str, dict[str, list[float]]]
     result = {
         "what": "data path",
         "target": TARGET,
-        "pictures": {name: len(files) for name, files in sets.items()},
+        "images": {name: len(files) for name, files in sets.items()},
         "bits_per_pixel": {name: bits_per_pixel(files) for name, files in sets.items()},
         "rounds": rounds,
         "workers": workers,
         "clock": "processor time, one thread a worker",
-        "seconds_per_picture": rows,
+        "seconds_per_image": rows,
         "environment": {"hardware": processor_name(), "pillow": PIL.__version__, "commit": commit()},
     }
     RESULTS.mkdir(exist_ok=True)

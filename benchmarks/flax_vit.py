@@ -46,7 +46,7 @@ class ViT(nn.Module):
 
 
 def update(config: HFViTConfig, pixels: np.ndarray, labels: np.ndarray, low: bool) -> Callable[[], Any]:
-    """A call that does one update of forward, backward and AdamW; pictures `(B, C, H, W)`."""
+    """A call that does one update of forward, backward and AdamW; images `(B, C, H, W)`."""
     model = ViT(config, jnp.bfloat16 if low else jnp.float32)
     images, targets = jnp.asarray(pixels.transpose(0, 2, 3, 1)), jnp.asarray(labels)
     optimizer = optax.adamw(1e-6)

@@ -20,7 +20,7 @@ from hf_vit import HFViTConfig, HFViTForImageClassification
 from training.reporting.flops import PEAKS, forward_flops, train_flops
 
 
-SIZES = {  # preset -> pictures of a batch in inference and in training, for 141 GB
+SIZES = {  # preset -> images of a batch in inference and in training, for 141 GB
     "vit-base-patch16-224": (1024, 512),
     "vit-large-patch16-224": (512, 192),
     "vit-huge-patch14-224": (256, 96),
@@ -67,7 +67,7 @@ def point(preset: str, batch: int, training: bool, device: torch.device, tiny: b
         kept[f"{name}, compiled"] = call(compiled, pixels, labels, training)
     if not training:
         prepared = filled(others["hf_vit"], device).optimize_for_inference(torch.bfloat16)
-        ours["hf_vit, optimised"] = forward(prepared, pixels.bfloat16())
+        ours["hf_vit, optimized"] = forward(prepared, pixels.bfloat16())
     model = filled(others["hf_vit"], device).bfloat16().eval()
     limit = products(model, pixels.bfloat16(), torch.bfloat16, training)
     work = "training step bfloat16 autocast" if training else "inference bfloat16"

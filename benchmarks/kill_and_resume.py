@@ -48,7 +48,7 @@ COMPARED = ("model.safetensors", "history.jsonl")
 
 @dataclass(frozen=True)
 class Kind:
-    """A way of running: where the pictures come from, how many processes, workers before and after the kill."""
+    """A way of running: where the images come from, how many processes, workers before and after the kill."""
 
     name: str
     processes: int
@@ -119,14 +119,14 @@ def describe(trial: dict) -> str:
 def write_parquet(folder: Path) -> Path:
     """The digits as parquet files of small row groups, which can be streamed."""
     from datasets import ClassLabel, Dataset, Features, disable_progress_bars
-    from datasets import Image as Picture
+    from datasets import Image as DatasetImage
 
     disable_progress_bars()
     folder.mkdir()
     for split in ("train", "test"):
         digits = open_dataset("digits", split=split)
         rows = [(Image.fromarray(np.asarray(digits.read(i)[0])), int(digits.labels[i])) for i in range(len(digits))]
-        features = Features({"image": Picture(), "label": ClassLabel(names=digits.label_names)})
+        features = Features({"image": DatasetImage(), "label": ClassLabel(names=digits.label_names)})
         table = Dataset.from_list([{"image": image, "label": label} for image, label in rows], features=features)
         table.to_parquet(str(folder / f"{split}-00000-of-00001.parquet"), batch_size=50)
     return folder

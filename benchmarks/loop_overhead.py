@@ -3,7 +3,7 @@
     python -m benchmarks.loop_overhead
     python -m benchmarks.loop_overhead --preset vit-small-patch16-224 --batch_size 64 --rounds 20
 
-Both read the same pictures in the same order through the same DataLoader settings, normalise, run forward and
+Both read the same images in the same order through the same DataLoader settings, normalize, run forward and
 backward, clip, step AdamW and the schedule, and add up loss and accuracy on the device, logging every 10 updates. The
 bare loop has no Accelerate, callbacks, checks or display. A round is one run of each, in changing order; the first
 round is not counted. Compared are the medians over rounds of the median time of an update: on a GPU wall-clock time,
@@ -43,7 +43,7 @@ LOG_EVERY = 10
 def main(argv: list[str] | None = None) -> int:
     parser = Parser(prog="python -m benchmarks.loop_overhead", description="Trainer against bare loop.")
     parser.add_argument("--preset", default=None, help="size (default: the quickstart's ViT at 16 px)")
-    parser.add_argument("--batch_size", type=int, default=128, help="pictures of an update (default: 128)")
+    parser.add_argument("--batch_size", type=int, default=128, help="images of an update (default: 128)")
     parser.add_argument("--updates", type=int, default=20, help="updates of a run (default: 20)")
     parser.add_argument("--rounds", type=int, default=10, help="counted runs of each (default: 10)")
     try:

@@ -113,7 +113,7 @@ def synchronize(device: torch.device) -> None:
 
 
 def filled(build: Callable[[], nn.Module], device: torch.device) -> nn.Module:
-    """A model with small random weights, without its own initialisation, which takes longer than the measurement."""
+    """A model with small random weights, without its own initialization, which takes longer than the measurement."""
     with torch.device("meta"):
         model = build()
     model.to_empty(device=device)

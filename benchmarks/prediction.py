@@ -1,6 +1,6 @@
-"""`hf-vit predict` on a folder: against reading the same pictures alone, and computing alone on pictures in memory.
+"""`hf-vit predict` on a folder: against reading the same images alone, and computing alone on images in memory.
 
-A suite of `benchmarks.run`. The pictures are JPEG files of 500 x 375 pixels, written for the occasion. What happens
+A suite of `benchmarks.run`. The images are JPEG files of 500 x 375 pixels, written for the occasion. What happens
 once, however long the folder, is a row of its own: loading the model, and choosing kernels in the first batch.
 """
 
@@ -23,23 +23,21 @@ from hf_vit.cli.main import main
 from hf_vit.cli.predict import OPTIMIZE_FROM, batches
 
 
-BATCH, PICTURES = 16, 192
+BATCH, IMAGES = 16, 192
 
 
 def points(options: argparse.Namespace) -> Iterator[Point]:
     with tempfile.TemporaryDirectory() as folder:
-        yield point("vit-small-patch16-224", Path(folder), PICTURES)
+        yield point("vit-small-patch16-224", Path(folder), IMAGES)
 
 
 def point(preset: str, folder: Path, count: int) -> Point:
-    pictures, home = folder / "pictures", folder / "model"
-    pictures.mkdir()
+    images, home = folder / "images", folder / "model"
+    images.mkdir()
     random = np.random.default_rng(0)
     for number in range(count):
         coarse = random.integers(0, 255, (24, 32, 3), dtype=np.uint8)
-        Image.fromarray(coarse).resize((500, 375), Image.Resampling.BICUBIC).save(
-            pictures / f"{number}.jpg", quality=90
-        )
+        Image.fromarray(coarse).resize((500, 375), Image.Resampling.BICUBIC).save(images / f"{number}.jpg", quality=90)
     config = HFViTConfig.from_preset(preset, num_labels=1000)
     model = filled(lambda: HFViTForImageClassification(config), CPU).eval()
     model.save_pretrained(home)
@@ -47,8 +45,8 @@ def point(preset: str, folder: Path, count: int) -> Point:
     processor.save_pretrained(home)
     assert count >= OPTIMIZE_FROM, "the command would take the model as loaded"
     model.optimize_for_inference()
-    paths, pixels = sorted(pictures.iterdir()), torch.randn(BATCH, 3, 224, 224)
-    words = ["predict", str(pictures), "--model", str(home), "--batch-size", str(BATCH), "--json"]
+    paths, pixels = sorted(images.iterdir()), torch.randn(BATCH, 3, 224, 224)
+    words = ["predict", str(images), "--model", str(home), "--batch-size", str(BATCH), "--json"]
 
     def predict() -> None:
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
@@ -67,7 +65,7 @@ def point(preset: str, folder: Path, count: int) -> Point:
             HFViTForImageClassification.from_pretrained(home).optimize_for_inference()(pixels)
 
     return Point(
-        f"hf-vit predict, {preset}, {count} pictures", count, {"hf-vit predict": predict},
+        f"hf-vit predict, {preset}, {count} images", count, {"hf-vit predict": predict},
         {"reading alone": read, "computing alone": compute, "the model and a first batch alone": start},
         note="on a CPU reading and computing share the cores: the least possible is the sum of their processor times",
     )  # fmt: skip

@@ -109,13 +109,13 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--suite", nargs="+", choices=SUITES, help="which (default: every one for CPUs)")
     parser.add_argument("--list", action="store_true", help="name the suites and stop")
     parser.add_argument("--precision", nargs="+", choices=cpu_inference.DTYPES, help="on CPUs (default: all)")
-    parser.add_argument("--batch_size", type=int, nargs="+", help="pictures of a call (default: the suite's)")
+    parser.add_argument("--batch_size", type=int, nargs="+", help="images of a call (default: the suite's)")
     parser.add_argument("--preset", nargs="+", choices=gpu.SIZES, help="of the suite gpu (default: all)")
     parser.add_argument("--without", nargs="+", default=[], metavar="PEER", help="leave out rows by name")
     parser.add_argument("--seconds", type=float, default=30, help="measuring time of a point, about (default: 30)")
     parser.add_argument("--threads", type=int, help="of torch (default: its own choice)")
     parser.add_argument("--compiled", action="store_true", help="CPU inference: torch.compile of the peers as well")
-    parser.add_argument("--tiny", action="store_true", help="suite gpu: one block, two pictures, any device")
+    parser.add_argument("--tiny", action="store_true", help="suite gpu: one block, two images, any device")
     return parser
 
 

@@ -1,4 +1,4 @@
-"""How a ViT is made and measured: data, augmentation, optimisation, the loop, and the scripts that run it.
+"""How a ViT is made and measured: data, augmentation, optimization, the loop, and the scripts that run it.
 
 Runs from a clone as `python -m training.finetune` and installed as `python -m hf_vit.training.finetune`.
 """

@@ -81,7 +81,7 @@ def build_parser() -> argparse.ArgumentParser:
     view.add_argument("--tta", default="none", choices=tuple(TTA), help="average over mirrored images, crops (none)")
     probes = parser.add_argument_group("probes on frozen features, in place of the head")
     probes.add_argument("--few_shot", type=int, nargs="+", metavar="SHOTS", help="images per class, such as 1 5 10 25")
-    probes.add_argument("--knn", type=int, metavar="K", help="nearest neighbours, all of --train_split")
+    probes.add_argument("--knn", type=int, metavar="K", help="nearest neighbors, all of --train_split")
     probes.add_argument("--l2", type=float, default=L2, help="of the few-shot ridge regression (1024)")
     machine = parser.add_argument_group("machine")
     machine.add_argument("--per_device_eval_batch_size", type=int, default=32, help="images in a batch (32)")

@@ -32,7 +32,7 @@ from ..interpretability.attention import (
     attention_distance,
     class_attention,
     embedding_filters,
-    feature_colours,
+    feature_colors,
     head_numbers,
     layer_numbers,
     position_similarity,
@@ -133,7 +133,7 @@ def run(arguments: argparse.Namespace) -> int:
             f"none of {len(paths)} images could be read; {printable(paths[0])}: {unreadable[0]['reason']}"
         )
     for place, subject in enumerate(subjects):
-        _colour_features(subject, [image["models"][place] for image in shown], figures)
+        _color_features(subject, [image["models"][place] for image in shown], figures)
         _describe(subject, figures)
     together = _together(subjects, shown, arguments.out, figures)
     _write(arguments.out, subjects, shown, unreadable, together)
@@ -212,7 +212,7 @@ def _inspect(subject: Subject, image: Image.Image, name: str, arguments: argpars
     if arguments.steps and model.config.num_labels and maps:
         _draw_curves(subject, pixels, maps, target, row, arguments, figures)
     subject.distances.append(attention_distance(model, pixels))
-    subject.features.append(token_states(model, pixels, normalised=True)[-1][0].cpu())
+    subject.features.append(token_states(model, pixels, normalized=True)[-1][0].cpu())
     return row
 
 
@@ -259,13 +259,13 @@ def _draw_curves(
     }
 
 
-def _colour_features(subject: Subject, rows: list[dict], figures: Any) -> None:
+def _color_features(subject: Subject, rows: list[dict], figures: Any) -> None:
     """Principal components as colors, common to all images of the run."""
     if not rows:
         return
-    colours = feature_colours(torch.stack(subject.features)).numpy()
-    for row, colour in zip(rows, colours):
-        large = figures.colours_on_image(colour, subject.model.config.total_stride, row["view"])
+    colors = feature_colors(torch.stack(subject.features)).numpy()
+    for row, color in zip(rows, colors):
+        large = figures.colors_on_image(color, subject.model.config.total_stride, row["view"])
         Image.fromarray(large).save(row["folder"] / "colors.png")
         row["maps"].append(("features", _thumbnail(large)))
 

@@ -117,10 +117,10 @@ def blend(image: Image.Image, heat: np.ndarray) -> Image.Image:
     places = large.clip(0, 1) * (len(HEAT) - 1)
     below = np.minimum(places.astype(int), len(HEAT) - 2)
     rest = (places - below)[..., None]
-    colour = HEAT[below] * (1 - rest) + HEAT[below + 1] * rest  # (H, W, 3)
-    grey = np.asarray(image.convert("L"), dtype=np.float64)[..., None].repeat(3, axis=2)
+    color = HEAT[below] * (1 - rest) + HEAT[below + 1] * rest  # (H, W, 3)
+    gray = np.asarray(image.convert("L"), dtype=np.float64)[..., None].repeat(3, axis=2)
     share = 0.35 + 0.45 * large[..., None]
-    return Image.fromarray(((1 - share) * grey + share * colour).round().clip(0, 255).astype(np.uint8))
+    return Image.fromarray(((1 - share) * gray + share * color).round().clip(0, 255).astype(np.uint8))
 
 
 def build_page(classifiers: Sequence[Classifier]) -> gr.Blocks:

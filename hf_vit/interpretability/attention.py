@@ -369,8 +369,8 @@ def principal_components(samples: torch.Tensor, count: int) -> tuple[torch.Tenso
 
     The sign of each is chosen so that its largest entry is positive.
     """
-    centred = samples.double() - samples.double().mean(dim=0)
-    _, spread, directions = torch.linalg.svd(centred, full_matrices=False)
+    centered = samples.double() - samples.double().mean(dim=0)
+    _, spread, directions = torch.linalg.svd(centered, full_matrices=False)
     directions, shares = directions[:count], spread.square() / spread.square().sum().clamp_min(1e-300)
     largest = directions.gather(1, directions.abs().argmax(dim=1, keepdim=True))
     return (directions * largest.sign()).float(), shares[:count].float()
@@ -397,7 +397,7 @@ def position_similarity(model: nn.Module) -> torch.Tensor:
 
 @torch.no_grad()
 def token_states(
-    model: nn.Module, pixel_values: torch.Tensor, layers: Sequence[int] = (-1,), normalised: bool = False
+    model: nn.Module, pixel_values: torch.Tensor, layers: Sequence[int] = (-1,), normalized: bool = False
 ) -> dict[int, torch.Tensor]:
     """The patch tokens after chosen blocks, `(B, rows, columns, D)`; `normalized` by the model's final LayerNorm."""
     numbers, states = layer_numbers(model, layers), {}
@@ -416,14 +416,14 @@ def token_states(
         finally:
             for hook in hooks:
                 hook.remove()
-        final: Any = encoder.layernorm if normalised else nn.Identity()
+        final: Any = encoder.layernorm if normalized else nn.Identity()
         return {
             index: on_grid(inside, final(states[number]).float().transpose(1, 2), grid).permute(0, 2, 3, 1)
             for index, number in numbers.items()
         }
 
 
-def feature_colours(features: torch.Tensor) -> torch.Tensor:
+def feature_colors(features: torch.Tensor) -> torch.Tensor:
     """Three principal components of patch features as red, green and blue.
 
     `(B, rows, columns, D)` -> `(B, rows, columns, 3)` in [0, 1]. Components are common to the batch, so equal colors
@@ -442,6 +442,6 @@ def token_norms(
 ) -> dict[int, torch.Tensor]:
     """Length of every patch token after chosen blocks, `(B, rows, columns)`.
 
-    A few tokens many times longer than the rest are the artefacts that register tokens take up (arXiv:2309.16588).
+    A few tokens many times longer than the rest are the artifacts that register tokens take up (arXiv:2309.16588).
     """
     return {index: states.norm(dim=-1) for index, states in token_states(model, pixel_values, layers).items()}

@@ -20,7 +20,7 @@ from ..errors import HFViTError
 
 HEAT, NORMS = "inferno", "viridis"
 INK, FAINT = "#1f2933", "#8895a3"
-COLOURS = ("#3d6fb4", "#d9822b", "#3f8f5f", "#b0413e", "#7a5195")
+COLORS = ("#3d6fb4", "#d9822b", "#3f8f5f", "#b0413e", "#7a5195")
 
 
 # -- from the grid of patches to the original image ---------------------------------------------------------------
@@ -66,7 +66,7 @@ def view_of(settings: Mapping[str, Any], image_size: tuple[int, int]) -> View:
 def on_image(heat: np.ndarray, stride: tuple[int, int], view: View, smooth: bool = True) -> np.ndarray:
     """A map over patches `(rows, columns)` in the pixels of the original image, `(height, width)`.
 
-    Interpolated linearly between the patches' centres, constant beyond the outermost; NaN where the model does not
+    Interpolated linearly between the patches' centers, constant beyond the outermost; NaN where the model does not
     look: outside the window, and at the right and the bottom what the patches do not cover.
 
     Args:
@@ -92,9 +92,9 @@ def _linear(places: np.ndarray, cells: int) -> np.ndarray:
     return np.maximum(0, 1 - np.abs(places[:, None] - np.arange(cells)))
 
 
-def colours_on_image(colours: np.ndarray, stride: tuple[int, int], view: View) -> np.ndarray:
+def colors_on_image(colors: np.ndarray, stride: tuple[int, int], view: View) -> np.ndarray:
     """Colors of patches `(rows, columns, 3)` in [0, 1] -> `(height, width, 3)` uint8, white outside the window."""
-    found = [on_image(colours[..., channel], stride, view, smooth=False) for channel in range(3)]
+    found = [on_image(colors[..., channel], stride, view, smooth=False) for channel in range(3)]
     return (np.nan_to_num(np.stack(found, axis=-1), nan=1.0) * 255).round().astype(np.uint8)
 
 
@@ -119,14 +119,14 @@ def overlay(image: np.ndarray, heat: np.ndarray, strength: float = 0.75) -> np.n
     """
     if image.shape[:2] != heat.shape:
         raise HFViTError(f"the image has {image.shape[:2]} pixels, the map {heat.shape}: use on_image first")
-    grey = image.mean(axis=2, keepdims=True).repeat(3, axis=2)
+    gray = image.mean(axis=2, keepdims=True).repeat(3, axis=2)
     level = scaled(heat)
     seen = np.isfinite(level)[..., None]
     level = np.nan_to_num(level)
-    colour = matplotlib.colormaps[HEAT](level)[..., :3] * 255
+    color = matplotlib.colormaps[HEAT](level)[..., :3] * 255
     share = strength * (0.4 + 0.6 * level[..., None])  # where little is seen, the image shows through
-    mixed = (1 - share) * (0.5 * image + 0.5 * grey) + share * colour
-    return np.where(seen, mixed, 0.35 * grey + 0.65 * 255).round().clip(0, 255).astype(np.uint8)
+    mixed = (1 - share) * (0.5 * image + 0.5 * gray) + share * color
+    return np.where(seen, mixed, 0.35 * gray + 0.65 * 255).round().clip(0, 255).astype(np.uint8)
 
 
 # -- pages ----------------------------------------------------------------------------------------------------------
@@ -285,9 +285,9 @@ def draw_attention_distance(distances: Mapping[str, np.ndarray], title: str = ""
     for number, (name, table) in enumerate(distances.items()):
         depth = np.repeat(np.arange(len(table))[:, None], table.shape[1], axis=1)
         shift = 0.16 * (number - (len(distances) - 1) / 2)
-        colour = COLOURS[number % len(COLOURS)]
-        axes.scatter(depth + shift, table, s=14, color=colour, alpha=0.75, linewidths=0, label=name)
-        axes.plot(depth[:, 0] + shift, table.mean(axis=1), color=colour, lw=1)
+        color = COLORS[number % len(COLORS)]
+        axes.scatter(depth + shift, table, s=14, color=color, alpha=0.75, linewidths=0, label=name)
+        axes.plot(depth[:, 0] + shift, table.mean(axis=1), color=color, lw=1)
     axes.set_ylim(0, 1.06 * max(table.max() for table in distances.values()))
     longest = max(len(table) for table in distances.values())
     axes.set(xlabel="block (a point for each head, the line is their mean)", ylabel="mean attention distance (pixels)")
@@ -305,7 +305,7 @@ def draw_curves(fractions: np.ndarray, curves: Mapping[str, tuple[np.ndarray, np
     for axes, which, name in zip(figure.subplots(1, 2, sharey=True), (0, 1), ("deletion", "insertion")):
         for number, (method, pair) in enumerate(curves.items()):
             width = 1.2 + 0.7 * max(0, 3 - number)  # equal curves lie on each other: the wider ones stay visible
-            style: dict[str, Any] = {"color": COLOURS[number % len(COLOURS)], "lw": width}
+            style: dict[str, Any] = {"color": COLORS[number % len(COLORS)], "lw": width}
             if method == "random":
                 style = {"color": FAINT, "lw": 1.2, "ls": "--"}
             area = np.trapezoid(pair[which], fractions)

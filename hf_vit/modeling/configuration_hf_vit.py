@@ -51,7 +51,7 @@ AUTO_MAP = {
     "AutoModelForMaskedImageModeling": "modeling_hf_vit.HFViTForMaskedPatchPrediction",
 }
 
-# What a config.json of transformers leaves unsaid because it is that class's default or its fixed behaviour.
+# What a config.json of transformers leaves unsaid because it is that class's default or its fixed behavior.
 _UPSTREAM_NUMERICS: dict[str, dict[str, Any]] = {
     family: {
         "hidden_act": "gelu",
@@ -361,7 +361,7 @@ class HFViTConfig(BackboneConfigMixin, PreTrainedConfig):
 
     @property
     def total_stride(self) -> tuple[int, int]:
-        """Pixels of the image between neighbouring tokens, (vertical, horizontal)."""
+        """Pixels of the image between neighboring tokens, (vertical, horizontal)."""
         stem = 1 if self.resnet_depths is None else 4 * 2 ** max(len(self.resnet_depths) - 1, 0)
         return stem * self.patch_size_hw[0], stem * self.patch_size_hw[1]
 

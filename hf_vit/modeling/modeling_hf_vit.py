@@ -690,7 +690,7 @@ class HFViTForImageClassification(HFViTPreTrainedModel):
     def replace_head(
         self, num_labels: int, id2label: dict[int, str] | None = None, keep_representation: bool = False
     ) -> None:
-        """Put a zero-initialised linear layer in the head's place, of the same device and dtype (section 3.2).
+        """Put a zero-initialized linear layer in the head's place, of the same device and dtype (section 3.2).
 
         Args:
             num_labels: classes; 0 leaves no classifier.
@@ -774,7 +774,7 @@ class HFViTForMaskedPatchPrediction(HFViTPreTrainedModel):
         self.vit = HFViTModel(config)
         self.mask_token = nn.Parameter(torch.empty(1, 1, config.hidden_size))
         with_role(self, "tokens")
-        self.colours = nn.Linear(config.hidden_size, self.levels**config.num_channels)
+        self.colours = nn.Linear(config.hidden_size, self.levels**config.num_channels)  # the name in saved weights
         self.post_init()
 
     def patch_colors(self, pixel_values: torch.Tensor) -> torch.Tensor:

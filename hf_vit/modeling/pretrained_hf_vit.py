@@ -1,7 +1,7 @@
-"""What every class of the model shares: initialisation, loading at any resolution, saving with code, attention maps.
+"""What every class of the model shares: initialization, loading at any resolution, saving with code, attention maps.
 
 This file travels to the Hub beside the weights: it imports only torch, safetensors, transformers and its sibling
-files. Layers name their part in the network (`role`) where their initialisation depends on it.
+files. Layers name their part in the network (`role`) where their initialization depends on it.
 
 Sources: the Flax modules of google-research/vision_transformer `vit_jax/models_vit.py`, `models_resnet.py` at c6de1e5
 and google-research/big_vision `models/vit.py` at 0127fb6.
@@ -69,7 +69,7 @@ def register_key_layouts() -> None:
 
 
 class HFViTPreTrainedModel(PreTrainedModel):
-    """Initialisation, loading at any resolution, saving with code, and attention maps, for every class below."""
+    """Initialization, loading at any resolution, saving with code, and attention maps, for every class below."""
 
     config: HFViTConfig
     config_class = HFViTConfig

@@ -32,7 +32,7 @@ def same_padding(x: torch.Tensor, kernel: int, stride: int, value: float = 0.0) 
 
 
 def with_role(module: nn.Module, role: str):
-    """The module, marked with its part in the network where its initialisation depends on it."""
+    """The module, marked with its part in the network where its initialization depends on it."""
     module.role = role  # type: ignore[assignment]
     return module
 

@@ -136,7 +136,7 @@ def test_a_fast_path_that_loses_to_the_plain_one_is_said_in_words_and_fails(monk
     assert "slower than the plain one: work: 'fast' takes 1.50 times" in capsys.readouterr().err
 
 
-def test_a_filled_model_has_weights_without_initialisation():
+def test_a_filled_model_has_weights_without_initialization():
     model = measure.filled(lambda: nn.Linear(8, 8), CPU)
     assert model.weight.device == CPU and 0 < model.weight.abs().max() < 1
 

@@ -1,4 +1,4 @@
-"""Three recipes on CIFAR-10: one network for all, each its own numbers, pictures without loss, a clock that stops.
+"""Three recipes on CIFAR-10: one network for all, each its own numbers, images without loss, a clock that stops.
 
 pytest tests/benchmarks/test_cifar10_peers.py; the peers need torchvision (transformers) and a clone of timm (timm), so
 `make bench-cifar10 ARGS="--scale tiny --data digits --timm PATH"` tries all three.
@@ -32,7 +32,7 @@ def parameters(model):
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def test_pictures_are_laid_out_without_loss(tmp_path):
+def test_images_are_laid_out_without_loss(tmp_path):
     digits = open_dataset("digits", split="test")
     assert peers.export(digits, tmp_path / "train", 60) == 60
     again = open_dataset(str(tmp_path), split="train")
@@ -124,8 +124,8 @@ def test_a_try_of_ours_ends_with_a_score_and_no_result(tmp_path, monkeypatch, ca
 @pytest.mark.skipif(missing("torchvision") is not None, reason=NO_TORCHVISION)
 def test_a_try_of_the_example_ends_with_a_score(tmp_path):
     for name, split in peers.SPLITS.items():
-        peers.export(open_dataset("digits", split=split), tmp_path / "pictures" / name, 40)
-    found = peers.measured("transformers", settings(tmp_path) | {"data": str(tmp_path / "pictures"),
+        peers.export(open_dataset("digits", split=split), tmp_path / "images" / name, 40)
+    found = peers.measured("transformers", settings(tmp_path) | {"data": str(tmp_path / "images"),
                                                                  "out": str(tmp_path / "out")}, threads=1)  # fmt: skip
     assert 0 <= found["accuracy"] <= 1 and 0 < found["training_seconds"] < found["process_seconds"]
 
@@ -161,7 +161,7 @@ def test_results_hold_every_row_and_the_table_all_seeds(tmp_path, monkeypatch):
         (["--scale", "tiny", "--only", "ours", "--seeds", "0", "0"], "--seeds 0 0: give each once"),
         (["--scale", "tiny", "--only", "ours", "ours"], "--only ours ours: give each once"),
         (["--scale", "tiny", "--only", "ours", "--seeds", "0", "-1"], "--seed -1: give 0 to"),
-        (["--scale", "cpu", "--only", "ours"], "'digits' (train: 1,437 pictures of 8 x 8 px, 10 classes) is not"),
+        (["--scale", "cpu", "--only", "ours"], "'digits' (train: 1,437 images of 8 x 8 px, 10 classes) is not"),
         (["--scale", "cpu", "--only", "ours", "--data", "/no/such"], "/no/such"),
     ],
 )

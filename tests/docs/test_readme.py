@@ -67,7 +67,7 @@ def workplace(tmp_path, monkeypatch, goldens):
     HFViTForImageClassification(config).save_pretrained(tmp_path / "quickstart" / "digits")
     ViTImageProcessor(size={"height": 24, "width": 24}).save_pretrained(tmp_path / "quickstart" / "digits")
     shutil.copy(goldens / "vt_token.npz", tmp_path / "ViT-B_16.npz")
-    Image.new("RGB", (40, 30), "red").save(tmp_path / "picture.jpg")
+    Image.new("RGB", (40, 30), "red").save(tmp_path / "image.jpg")
     shutil.copytree(ROOT / "training" / "metrics", tmp_path / "training" / "metrics")
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "config_resolved.yaml").write_text("max_steps: 5\n")
@@ -174,7 +174,7 @@ def test_the_table_of_inference_is_what_was_measured():
     points = json.loads((ROOT / "benchmarks" / "results" / "cpu-inference.json").read_text(encoding="utf-8"))
     lines = PAGES["docs/inference.md"].splitlines()
     first = next(number for number, line in enumerate(lines) if line.startswith("| ViT-B/16, 224 px, ms"))
-    columns = {"optimized": "hf_vit, optimised", "int8": "hf_vit, int8", "transformers": "transformers ViT"}
+    columns = {"optimized": "hf_vit, optimized", "int8": "hf_vit, int8", "transformers": "transformers ViT"}
     names = [columns.get(word.strip(), word.strip()) for word in lines[first].split("|")[2:-1]]
     shown = {}
     for line in lines[first + 2 : first + 2 + len(points)]:

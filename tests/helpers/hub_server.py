@@ -404,8 +404,8 @@ def card_errors(content: str, kind: str) -> list[str]:
     errors = [] if isinstance(data, dict) else ["metadata is not a mapping"]
     if kind == "space":
         return errors + [f'"{key}" is required' for key in ("sdk", "app_file") if not data.get(key)]
-    licences = ("apache-2.0", "mit", "cc-by-4.0", "cc-by-nc-4.0", "cc0-1.0", "other", "unknown")
-    errors += [] if data.get("license", "other") in licences else [f'"license" must be one of {licences}']
+    licenses = ("apache-2.0", "mit", "cc-by-4.0", "cc-by-nc-4.0", "cc0-1.0", "other", "unknown")
+    errors += [] if data.get("license", "other") in licenses else [f'"license" must be one of {licenses}']
     for key in ("tags", "datasets", "metrics"):
         value = data.get(key, [])
         if not isinstance(value, list) or not all(isinstance(item, str) for item in value):

@@ -96,12 +96,12 @@ def test_int8_is_smaller_and_measured(kind, fields, tmp_path, capsys):
 
     random = np.random.default_rng(0)
     for name in ("red", "green"):
-        (tmp_path / "pictures" / name).mkdir(parents=True)
+        (tmp_path / "images" / name).mkdir(parents=True)
         for number in range(3):
             pixels = random.integers(0, 255, (20, 20, 3), dtype=np.uint8)
-            Image.fromarray(pixels).save(tmp_path / "pictures" / name / f"{number}.png")
+            Image.fromarray(pixels).save(tmp_path / "images" / name / f"{number}.png")
     model = saved(tmp_path / "model", hidden_size=64, intermediate_size=256, **fields)
-    account = export(capsys, model, tmp_path / "out", "--int8", kind, "--images", tmp_path / "pictures")
+    account = export(capsys, model, tmp_path / "out", "--int8", kind, "--images", tmp_path / "images")
     share = account["files"]["model.int8.onnx"] / account["files"]["model.onnx"]
     assert share < (0.9 if fields else 0.6)  # some of the ResNet stays float32
     if kind == "dynamic":  # 7 bits, which do not overflow where the processor adds in 16
@@ -116,12 +116,12 @@ def test_int8_is_smaller_and_measured(kind, fields, tmp_path, capsys):
 
 
 def test_int8_is_measured_against_the_names_of_folders(tmp_path, monkeypatch):
-    """Of three labelled pictures two are right before and one after; a fourth lies in a folder that is no label."""
+    """Of three labelled images two are right before and one after; a fourth lies in a folder that is no label."""
     answers = {"model.onnx": {"blue": 2, "elsewhere": 0, "green": 1, "red": 2}}
     answers["model.int8.onnx"] = answers["model.onnx"] | {"green": 0}
     for name in answers["model.onnx"]:
-        (tmp_path / "pictures" / name).mkdir(parents=True)
-        Image.new("RGB", (8, 8)).save(tmp_path / "pictures" / name / "0.png")
+        (tmp_path / "images" / name).mkdir(parents=True)
+        Image.new("RGB", (8, 8)).save(tmp_path / "images" / name / "0.png")
     rest = {file: iter(sorted(found)) for file, found in answers.items()}
 
     def stand_in(path):
@@ -129,7 +129,7 @@ def test_int8_is_measured_against_the_names_of_folders(tmp_path, monkeypatch):
 
     monkeypatch.setattr("hf_vit.export.runner", stand_in)
     found = compare(
-        load(str(saved(tmp_path / "model"))), tmp_path, read_images(find_images([str(tmp_path / "pictures")]), 3, [])
+        load(str(saved(tmp_path / "model"))), tmp_path, read_images(find_images([str(tmp_path / "images")]), 3, [])
     )
     assert (found["n"], found["same_label"], found["labelled"]) == (4, 0.75, 3)
     assert (found["accuracy_float32"], found["accuracy_int8"]) == pytest.approx((2 / 3, 1 / 3))

@@ -1,4 +1,4 @@
-"""Every kind of picture file comes out as the upright RGB picture that a viewer shows."""
+"""Every kind of image file comes out as the upright RGB image that a viewer shows."""
 
 import io
 import warnings
@@ -38,7 +38,7 @@ UPRIGHT = {
 
 
 def scene(height=HEIGHT, width=WIDTH):
-    """A smooth picture without symmetry, uint8 (height, width, 3)."""
+    """A smooth image without symmetry, uint8 (height, width, 3)."""
     y, x = np.mgrid[0:height, 0:width]
     return np.stack([240 * x / width, 210 * y / height, 120 * (x / width + y / height)], axis=2).astype(np.uint8)
 
@@ -46,11 +46,11 @@ def scene(height=HEIGHT, width=WIDTH):
 def reopened(image, format, **options):
     buffer = io.BytesIO()
     image.save(buffer, format, **options)
-    return open_encoded(buffer.getvalue(), "picture")
+    return open_encoded(buffer.getvalue(), "image")
 
 
 def pixels(opened, **options):
-    image = decode(opened, "picture", **options)
+    image = decode(opened, "image", **options)
     assert image.mode == "RGB"
     return np.asarray(image).astype(int)
 
@@ -63,11 +63,11 @@ def test_exif_rotation_is_applied(orientation, format):
     options = {"quality": 100, "subsampling": 0} if format == "JPEG" else {}
     opened = reopened(Image.fromarray(scene()), format, exif=exif, **options)
     expected = UPRIGHT[orientation](scene()).astype(int)
-    assert upright_size(opened, "picture") == (expected.shape[1], expected.shape[0])
+    assert upright_size(opened, "image") == (expected.shape[1], expected.shape[0])
     assert np.abs(pixels(opened) - expected).max() <= (6 if format == "JPEG" else 0)
 
 
-def test_scaled_decoding_shows_the_same_picture_never_too_small():
+def test_scaled_decoding_shows_the_same_image_never_too_small():
     for orientation in (1, 6):
         exif = Image.Exif()
         exif[0x0112] = orientation
@@ -76,7 +76,7 @@ def test_scaled_decoding_shows_the_same_picture_never_too_small():
         for target, factor in ((300, 1), (200, 1), (160, 2), (100, 2), (75, 4), (4, 8)):
             opened = reopened(full, "JPEG", quality=95, exif=exif)
             window = (10.0, expected.height - 320.0, 330.0, float(expected.height))
-            small, box = decode_window(opened, "picture", window, (target, target))
+            small, box = decode_window(opened, "image", window, (target, target))
             assert box == tuple(side / factor for side in window)
             assert small.size == (expected.width // factor, expected.height // factor)
             difference = np.asarray(small).astype(int) - np.asarray(expected.resize(small.size, Image.Resampling.BOX))
@@ -91,7 +91,7 @@ def test_rows_below_a_window_are_not_decoded_and_the_others_are_unchanged(subsam
     whole = pixels(reopened(Image.fromarray(noise), "JPEG", **options))
     for lower in (1, 15, 16, 17, 60, 100, 160):
         opened = reopened(Image.fromarray(noise), "JPEG", **options)
-        part, box = decode_window(opened, "picture", (0.0, 0.0, 150.0, float(lower)), (150, lower))
+        part, box = decode_window(opened, "image", (0.0, 0.0, 150.0, float(lower)), (150, lower))
         assert box == (0.0, 0.0, 150.0, lower) and part.width == 150 and lower <= part.height < lower + 40
         np.testing.assert_array_equal(np.asarray(part)[:lower], whole[:lower])
 
@@ -99,7 +99,7 @@ def test_rows_below_a_window_are_not_decoded_and_the_others_are_unchanged(subsam
 def test_files_of_several_scans_are_decoded_whole():
     noise = np.random.default_rng(0).integers(0, 256, (203, 150, 3), dtype=np.uint8)
     opened = reopened(Image.fromarray(noise), "JPEG", progressive=True)
-    assert decode_window(opened, "picture", (0.0, 0.0, 150.0, 20.0), (150, 20))[0].size == (150, 203)
+    assert decode_window(opened, "image", (0.0, 0.0, 150.0, 20.0), (150, 20))[0].size == (150, 203)
     for damaged in (b"", b"\xff\xd8", b"\xff\xd8\xff\xc0\x00\x04", b"\xff\xd8\xff\xda\x00\x04\x03\x00", bytes(100)):
         assert without_rows_below(damaged, 5) is None
 
@@ -124,10 +124,10 @@ def test_damaged_files_are_decoded_or_named_and_nothing_else(damage, keep):
         assert str(error).startswith("cat: ")
 
 
-def test_grey_palette_cmyk_and_one_bit():
+def test_gray_palette_cmyk_and_one_bit():
     rgb = Image.fromarray(scene())
-    grey = pixels(reopened(rgb.convert("L"), "PNG"))
-    assert (grey == np.asarray(rgb.convert("L"))[..., None]).all()
+    gray = pixels(reopened(rgb.convert("L"), "PNG"))
+    assert (gray == np.asarray(rgb.convert("L"))[..., None]).all()
     palette = pixels(reopened(rgb.quantize(200), "PNG"))
     assert np.abs(palette - scene()).mean() < 6
     cmyk = pixels(reopened(rgb.convert("CMYK"), "JPEG", quality=100))
@@ -159,15 +159,15 @@ def test_transparency_is_laid_on_white():
     assert (pixels(reopened(clear, "PNG", transparency=1)) == 255).all()
 
 
-def test_one_pixel_is_a_picture():
+def test_one_pixel_is_an_image():
     assert pixels(reopened(Image.new("RGB", (1, 1), (1, 2, 3)), "PNG")).tolist() == [[[1, 2, 3]]]
     opened = reopened(Image.new("RGB", (1, 1), (9, 9, 9)), "JPEG")
-    image, box = decode_window(opened, "picture", (0.0, 0.0, 1.0, 1.0), (224, 224))
+    image, box = decode_window(opened, "image", (0.0, 0.0, 1.0, 1.0), (224, 224))
     assert image.size == (1, 1) and box == (0.0, 0.0, 1.0, 1.0)
 
 
 @pytest.mark.parametrize(
-    "data", [b"", b"GIF89a", b"not a picture", b"\xff\xd8\xff\xe0\x00\x10JFIF", b"\x89PNG\r\n\x1a\n"]
+    "data", [b"", b"GIF89a", b"not an image", b"\xff\xd8\xff\xe0\x00\x10JFIF", b"\x89PNG\r\n\x1a\n"]
 )
 def test_broken_files_are_named(data):
     with pytest.raises(UnreadableImage, match=r"^cat\.jpg: ") as error:
@@ -195,7 +195,7 @@ def test_bombs_are_refused_before_decoding(tmp_path, monkeypatch):
     with pytest.raises(UnreadableImage, match=r"^bomb\.png: refused"):
         open_encoded(path, "bomb.png")
     assert 13_000**2 < MAX_PIXELS < 20_000**2
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)  # as programs do that read large pictures
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)  # as programs do that read large images
     with pytest.raises(UnreadableImage, match=r"^bomb\.png: refused, 20000x20000 px"):
         open_encoded(path, "bomb.png")
 

@@ -56,8 +56,8 @@ def stage_of(name):
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory):
-    root, random = tmp_path_factory.mktemp("pictures"), np.random.default_rng(0)
+def image_folder(tmp_path_factory):
+    root, random = tmp_path_factory.mktemp("images"), np.random.default_rng(0)
     for split, count in (("train", 8), ("test", 2)):
         for label in ("one", "two"):
             (root / split / label).mkdir(parents=True)
@@ -91,9 +91,9 @@ def test_the_full_model_is_built_on_the_meta_device(name, variant):
 
 
 @pytest.mark.parametrize(("name", "variant"), TRAINED)
-def test_two_steps_of_a_tiny_one(name, variant, tmp_path, pictures, pretrained):
+def test_two_steps_of_a_tiny_one(name, variant, tmp_path, image_folder, pretrained):
     stage, written = stage_of(name), WRITTEN[name]
-    words = [*words_of(name, variant), *SMALL.split(), "--dataset", str(pictures)]
+    words = [*words_of(name, variant), *SMALL.split(), "--dataset", str(image_folder)]
     words += ["--output_dir", str(tmp_path / "out")]
     if stage == "pretrain":
         words += ["--set", *TINY.split(), "patch_size=4"]

@@ -138,7 +138,7 @@ def test_views_are_averaged_as_probabilities(models):
     assert facts["scoring"]["preprocessing"]["tta"] == "flip"
 
 
-def test_mixed_precision_counts_every_picture(models):
+def test_mixed_precision_counts_every_image(models):
     facts = run("--bf16", model=models["ours"], dataset="digits", split="test[:50]")
     assert facts["environment"]["precision"] == "bf16" and all(row["n"] == 50 for row in facts["results"])
 
@@ -267,7 +267,7 @@ def test_a_map_and_competing_outputs(models, tmp_path):
 
 
 def test_real_accuracy_of_a_run(models, tmp_path):
-    """Also of a slice, whose first picture is not the list's first."""
+    """Also of a slice, whose first image is not the list's first."""
     classifier, data = open_classifier(models["ours"]), open_dataset("digits", split="test")
     pixels, *_ = next(batches(classifier, data, create_context(True, batch_size=360)))
     with torch.no_grad():

@@ -224,7 +224,7 @@ class TrainArguments:
     )
     batch_size_schedule: dict[str, Any] = option(
         {},
-        "images of one step, as BEGIN=PICTURES: 50%=2048; in passes of at most per_device_train_batch_size",
+        "images of one step, as BEGIN=IMAGES: 50%=2048; in passes of at most per_device_train_batch_size",
         "steps or '50%' = images",
         "arXiv:1711.00489",
         nargs="+",

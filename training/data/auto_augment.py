@@ -28,7 +28,7 @@ from hf_vit.errors import HFViTError
 MAX_OPERATIONS = 20  # published recipes take 1 to 4; a thousand leave nothing of the image and hours of the day
 
 
-GREY = (128, 128, 128)
+GRAY = (128, 128, 128)
 SMOOTH = (Image.Resampling.BILINEAR, Image.Resampling.BICUBIC)
 Operation = Callable[[Image.Image, float, Generator], Image.Image]  # (image, magnitude, rng)
 
@@ -75,7 +75,7 @@ def contrast_from_mean(image: Image.Image, factor: float) -> Image.Image:
 
 def moved(image: Image.Image, coefficients: tuple[float, ...], resample=Image.Resampling.NEAREST) -> Image.Image:
     """Pillow's AFFINE (output to input pixels), gray outside."""
-    return image.transform(image.size, Image.Transform.AFFINE, coefficients, resample=resample, fillcolor=GREY)
+    return image.transform(image.size, Image.Transform.AFFINE, coefficients, resample=resample, fillcolor=GRAY)
 
 
 def cutout(image: Image.Image, pad: int, rng: Generator) -> Image.Image:
@@ -84,7 +84,7 @@ def cutout(image: Image.Image, pad: int, rng: Generator) -> Image.Image:
         return image
     x, y = int(rng.integers(image.width)), int(rng.integers(image.height))
     image = image.copy()
-    image.paste(GREY, (max(0, x - pad), max(0, y - pad), min(image.width, x + pad), min(image.height, y + pad)))
+    image.paste(GRAY, (max(0, x - pad), max(0, y - pad), min(image.width, x + pad), min(image.height, y + pad)))
     return image
 
 
@@ -92,7 +92,7 @@ BIG_VISION: dict[str, Operation] = {
     "AutoContrast": lambda image, m, rng: ImageOps.autocontrast(image),
     "Equalize": lambda image, m, rng: ImageOps.equalize(image),
     "Invert": lambda image, m, rng: ImageOps.invert(image),
-    "Rotate": lambda image, m, rng: image.rotate(sign(rng) * 3 * m, fillcolor=GREY),
+    "Rotate": lambda image, m, rng: image.rotate(sign(rng) * 3 * m, fillcolor=GRAY),
     "Posterize": lambda image, m, rng: posterize(image, int(m / 10 * 4)),
     "Solarize": lambda image, m, rng: solarize(image, int(m / 10 * 256)),
     "Color": lambda image, m, rng: enhance("Color", image, 0.18 * m + 0.1),
@@ -122,7 +122,7 @@ TIMM: dict[str, Operation] = {
     "AutoContrast": BIG_VISION["AutoContrast"],
     "Equalize": BIG_VISION["Equalize"],
     "Invert": BIG_VISION["Invert"],
-    "Rotate": lambda image, m, rng: image.rotate(sign(rng) * 3 * m, resample=smooth(rng), fillcolor=GREY),
+    "Rotate": lambda image, m, rng: image.rotate(sign(rng) * 3 * m, resample=smooth(rng), fillcolor=GRAY),
     "Posterize": BIG_VISION["Posterize"],
     "Solarize": BIG_VISION["Solarize"],
     "SolarizeAdd": BIG_VISION["SolarizeAdd"],
@@ -251,7 +251,7 @@ def color_jitter(image: Image.Image, strength: float, rng: Generator) -> Image.I
 def random_erasing(image: Image.Image, rng: Generator) -> Image.Image:
     """A rectangle becomes noise: 2 to 33 % of the area, sides 0.3 to 3.3 (arXiv:1708.04896, timm's `pixel` mode).
 
-    The noise is normal, as timm's is after normalisation with mean and deviation 0.5, cut to 0 and 255.
+    The noise is normal, as timm's is after normalization with mean and deviation 0.5, cut to 0 and 255.
     """
     width, height = image.size
     for _ in range(10):

@@ -180,7 +180,7 @@ class StreamSampler:
             epoch += 1
 
     def grouped(self, lane: np.ndarray) -> Iterator[list[int]]:
-        """Neighbouring chunks, as many as fill a window."""
+        """Neighboring chunks, as many as fill a window."""
         group: list[int] = []
         held = 0
         for chunk in lane:

@@ -340,6 +340,6 @@ def affine_coefficients(
     a, b = cos(angle) / scale, -sin(angle) / scale
     c, d = sin(angle) / scale, cos(angle) / scale
     a, b, c, d = a + slant * c, b + slant * d, c, d
-    centre_x, centre_y = size[0] / 2, size[1] / 2
-    x0, y0 = centre_x + shift[0], centre_y + shift[1]
-    return (a, b, centre_x - a * x0 - b * y0, c, d, centre_y - c * x0 - d * y0)
+    center_x, center_y = size[0] / 2, size[1] / 2
+    x0, y0 = center_x + shift[0], center_y + shift[1]
+    return (a, b, center_x - a * x0 - b * y0, c, d, center_y - c * x0 - d * y0)

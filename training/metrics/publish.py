@@ -69,7 +69,7 @@ def main(argv: list[str] | None = None) -> str:
     """Publish and print the address; bad input is one line on stderr and exit status 2."""
     parser = Parser(prog="python -m training.metrics.publish", description=__doc__)
     parser.add_argument("name", help=", ".join(NAMES))
-    parser.add_argument("owner", help="user or organisation on the Hub")
+    parser.add_argument("owner", help="user or organization on the Hub")
     parser.add_argument("--private", action="store_true", help="for yourself")
     try:
         args = parser.parse_args(argv)

@@ -86,13 +86,13 @@ STUDY = Study(
     name="generated",
     question="Does pre-training on generated pictures help, against training from scratch with a good recipe?",
     source="arXiv:2208.13430 and kin report gains at 80 million pictures and more; arXiv:2511.13945 losses at 1 % of "
-    "the updates; mimetic initialisation: arXiv:2305.09828; k-Dyck warm-up: arXiv:2511.13945",
+    "the updates; mimetic initialization: arXiv:2305.09828; k-Dyck warm-up: arXiv:2511.13945",
     x_label="updates of pre-training",
     data=CIFAR10 | {"flowers": "dpdl-benchmark/oxford_flowers102", "digits": "digits"},
     settings=by_scale({
         "cpu": {
             "model": EVERY["cpu"]["model"] | {"hidden_size": 96, "num_hidden_layers": 4, "intermediate_size": 192},
-            # in colour, letters are not learned in so few updates (1.9 % right after 500, 19.5 % in grey)
+            # in color, letters are not learned in so few updates (1.9 % right after 500, 19.5 % in gray)
             "train": EVERY["cpu"]["train"] | {"learning_rate": 2e-3},
             "families": {"letters": "synthetic:glyphs@52,2000", "atoms": "synthetic:atoms-color@100,1000"},
             "dyck": {"steps": 100, "batch": 64}, "targets": list(TARGETS), "budgets": [1500], "finetune_steps": 200,
@@ -122,7 +122,7 @@ STUDY = Study(
             over_longer,
         ),
         Rule(
-            "It beats mimetic initialisation, which costs nothing",
+            "It beats mimetic initialization, which costs nothing",
             "on every target, the gain of the better family at the largest budget is above two standard errors",
             over_mimetic,
         ),
@@ -134,6 +134,6 @@ STUDY = Study(
     ),
     notes=(
         "Pre-training draws a new view of every picture but never mirrors it. The better family is chosen by the same "
-        "scores, which favours generated pictures.",
+        "scores, which favors generated pictures.",
     ),
 )  # fmt: skip

@@ -17,7 +17,7 @@ from .design import Cell, Score, Scores, Study
 
 RESULTS_NAME, REPORT_NAME, FIGURE_NAME = "results.json", "report.md", "figure.png"
 PANELS = 3  # side by side in a figure
-COLOURS = ("#4269d0", "#ff725c", "#3ca951", "#a463f2", "#9c6b4e", "#6cc5b0", "#efb118", "#97bbf5")
+COLORS = ("#4269d0", "#ff725c", "#3ca951", "#a463f2", "#9c6b4e", "#6cc5b0", "#efb118", "#97bbf5")
 ANSWERS = {True: "shows at this scale", False: "does not show at this scale", None: "not asked"}
 ENOUGH = 3  # seeds for a verdict
 
@@ -174,14 +174,14 @@ def draw(study: Study, scores: Scores, path: Path) -> None:
     columns, rows = min(PANELS, len(panels)), math.ceil(len(panels) / PANELS)
     figure = Figure(figsize=(2.6 + 3.9 * columns, 3.6 * rows), dpi=110, layout="constrained")
     FigureCanvasAgg(figure)
-    colours = dict(zip(dict.fromkeys(row.series for row in scores.rows), COLOURS * 2))
+    colors = dict(zip(dict.fromkeys(row.series for row in scores.rows), COLORS * 2))
     lines: dict[str, Any] = {}
     axes = figure.subplots(rows, columns, squeeze=False).flat
     for panel, axis in zip(panels, axes):
         if study.x_is_compute or is_curve(scores, panel):
-            lines |= draw_lines(axis, study, scores, panel, colours)
+            lines |= draw_lines(axis, study, scores, panel, colors)
         else:
-            draw_rows(axis, scores, panel, colours)
+            draw_rows(axis, scores, panel, colors)
         axis.set_title(panel or study.name, fontsize=10)
         axis.grid(alpha=0.3)
     for axis in axes:  # what is left of the last row
@@ -198,7 +198,7 @@ def is_curve(scores: Scores, panel: str) -> bool:
     return all(isinstance(x, int | float) for x in places) and any(several)
 
 
-def draw_lines(axis, study: Study, scores: Scores, panel: str, colours: dict[str, str]) -> dict[str, Any]:
+def draw_lines(axis, study: Study, scores: Scores, panel: str, colors: dict[str, str]) -> dict[str, Any]:
     """Accuracy over place or cost; the line of each series."""
     lines = {}
     for series in scores.series(panel):
@@ -212,10 +212,10 @@ def draw_lines(axis, study: Study, scores: Scores, panel: str, colours: dict[str
         ]
         points.sort(key=lambda point: point[0])
         means = [100 * statistics.fmean(r.value for r in group) for _, group in points]
-        colour = colours[series]
-        (lines[series],) = axis.plot([x for x, _ in points], means, "o-", color=colour, markersize=4, linewidth=1.6)
+        color = colors[series]
+        (lines[series],) = axis.plot([x for x, _ in points], means, "o-", color=color, markersize=4, linewidth=1.6)
         for x, group in points:
-            axis.plot([x] * len(group), [100 * r.value for r in group], ".", color=colour, alpha=0.4, markersize=5)
+            axis.plot([x] * len(group), [100 * r.value for r in group], ".", color=color, alpha=0.4, markersize=5)
     if study.log_x or study.x_is_compute:
         axis.set_xscale("log")
     if not study.x_is_compute:
@@ -227,15 +227,15 @@ def draw_lines(axis, study: Study, scores: Scores, panel: str, colours: dict[str
     return lines
 
 
-def draw_rows(axis, scores: Scores, panel: str, colours: dict[str, str]) -> None:
+def draw_rows(axis, scores: Scores, panel: str, colors: dict[str, str]) -> None:
     """Named variants: one line each."""
     labels = [
         (series, x) for series in scores.series(panel) for x in scores.places(panel) if scores.at(series, x, panel)
     ]
     for height, (series, x) in enumerate(labels):
         values = [100 * value for value in scores.at(series, x, panel).values()]
-        axis.plot(values, [height] * len(values), ".", color=colours[series], alpha=0.5)
-        axis.plot(statistics.fmean(values), height, "o", color=colours[series])
+        axis.plot(values, [height] * len(values), ".", color=colors[series], alpha=0.5)
+        axis.plot(statistics.fmean(values), height, "o", color=colors[series])
     axis.set_yticks(range(len(labels)), [", ".join(filter(None, (series, str(x)))) for series, x in labels])
     axis.tick_params(axis="y", labelsize=8)
     axis.set_ylim(len(labels) - 0.5, -0.5)

@@ -1,5 +1,5 @@
 // What stands between a ResNet's convolutions, in place on channels-last maps (images, pixels, channels) of bfloat16 or
-// float32: group normalisation with the addition of the residual and the ReLU after it, and the max pool of the root.
+// float32: group normalization with the addition of the residual and the ReLU after it, and the max pool of the root.
 //
 // A map is read twice and written once. Statistics are of the differences to the first pixel, in float32 for 64 pixels
 // and in double beyond. 32 channels at a time are two of the compiler's own vectors, which any processor has, in one

@@ -193,16 +193,16 @@ def test_predict_errors(capsys, model, images, tmp_path):
     assert "no image at 'nowhere.jpg'" in error_of(capsys, "predict", "nowhere.jpg", "--model", model)
     (tmp_path / "empty").mkdir()
     assert "no image at" in error_of(capsys, "predict", tmp_path / "empty", "--model", model)
-    picture = images / "a.png"
-    assert "no-such-model" in error_of(capsys, "predict", picture, "--model", "./no-such-model")
-    assert "'0' is not a whole number above 0" in error_of(capsys, "predict", picture, "--model", "m", "--top-k", 0)
-    assert "--model" in error_of(capsys, "predict", picture)
+    image = images / "a.png"
+    assert "no-such-model" in error_of(capsys, "predict", image, "--model", "./no-such-model")
+    assert "'0' is not a whole number above 0" in error_of(capsys, "predict", image, "--model", "m", "--top-k", 0)
+    assert "--model" in error_of(capsys, "predict", image)
     bare = HFViTConfig(
         image_size=16, patch_size=8, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, num_labels=0
     )
     HFViTForImageClassification(bare).save_pretrained(tmp_path / "bare")
-    assert "has no classifier" in error_of(capsys, "predict", picture, "--model", tmp_path / "bare")
-    assert "no device 'tpu9'" in error_of(capsys, "predict", picture, "--model", model, "--device", "tpu9")
+    assert "has no classifier" in error_of(capsys, "predict", image, "--model", tmp_path / "bare")
+    assert "no device 'tpu9'" in error_of(capsys, "predict", image, "--model", model, "--device", "tpu9")
 
 
 # -- card and push

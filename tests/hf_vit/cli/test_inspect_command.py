@@ -167,8 +167,8 @@ def test_models_of_other_kinds(capsys, images, tmp_path):
     bare = folder_of(tmp_path / "bare", id2label=None, num_labels=0, position_embedding_type="none", pooling="gap")
     status, _, err = run(capsys, bare, images, "--out", tmp_path / "out-bare")
     assert status == 0 and "no classifier: only attention, rollout" in err
-    grey = folder_of(tmp_path / "gray", num_channels=1)
-    assert run(capsys, grey, images, "--out", tmp_path / "out-gray", "--steps", 0)[0] == 0
+    gray = folder_of(tmp_path / "gray", num_channels=1)
+    assert run(capsys, gray, images, "--out", tmp_path / "out-gray", "--steps", 0)[0] == 0
 
 
 def test_unreadable_images_are_listed(capsys, model, images, tmp_path):

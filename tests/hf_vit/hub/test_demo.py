@@ -53,9 +53,9 @@ def models(tmp_path_factory):
     return folders
 
 
-def top_label(folder, picture):
+def top_label(folder, image_path):
     model = HFViTForImageClassification.from_pretrained(folder).eval()
-    pixels = ViTImageProcessorPil.from_pretrained(folder)(Image.open(picture), return_tensors="pt")["pixel_values"]
+    pixels = ViTImageProcessorPil.from_pretrained(folder)(Image.open(image_path), return_tensors="pt")["pixel_values"]
     with torch.no_grad():
         return LABELS[int(model(pixels).logits.argmax())]
 
@@ -152,14 +152,14 @@ def served(command, port, **options):
 
 
 @pytest.fixture
-def picture(tmp_path):
+def image_path(tmp_path):
     """Path of an image of 300 x 200 pixels."""
     path = tmp_path / "image.png"
     Image.radial_gradient("L").convert("RGB").resize((300, 200)).save(path)
     return path
 
 
-def test_the_space_runs_where_hf_vit_cannot_be_imported(models, picture, tmp_path):
+def test_the_space_runs_where_hf_vit_cannot_be_imported(models, image_path, tmp_path):
     pytest.importorskip("gradio")
     from gradio_client import Client, handle_file
 
@@ -167,8 +167,8 @@ def test_the_space_runs_where_hf_vit_cannot_be_imported(models, picture, tmp_pat
     alone = f"{BLOCK_HF_VIT}\nimport runpy\nrunpy.run_path('app.py', run_name='__main__')"
     with served(["-c", alone], free_port(), cwd=space) as address:
         client = Client(address, verbose=False, download_files=tmp_path / "downloaded")
-        labels, overlay = client.predict(handle_file(picture), 2, "3", api_name="/show")
-        assert labels["label"] == top_label(models[0], picture)
+        labels, overlay = client.predict(handle_file(image_path), 2, "3", api_name="/show")
+        assert labels["label"] == top_label(models[0], image_path)
         assert len(labels["confidences"]) == 5
         assert Image.open(overlay).size == (640, 427)
         (tmp_path / "broken.png").write_text("not an image")
@@ -241,17 +241,17 @@ def wait_for_overlay(tab, place, expected):
 
 
 @pytest.mark.parametrize(("width", "height"), [(1280, 1000), (390, 844)], ids=["desk", "phone"])
-def test_images_in_the_browser(page, browser, models, picture, tmp_path, width, height):
+def test_images_in_the_browser(page, browser, models, image_path, tmp_path, width, height):
     from hf_vit.hub.space_app import MEAN, Classifier
 
-    ours, given = [Classifier.load(folder.name, folder) for folder in models], Image.open(picture)
+    ours, given = [Classifier.load(folder.name, folder) for folder in models], Image.open(image_path)
     tab = browser.new_page(viewport={"width": width, "height": height})
     tab.goto(page, wait_until="domcontentloaded")
     upload = tab.locator("input[type=file]").first
     upload.wait_for(state="attached", timeout=60_000)
-    upload.set_input_files(picture)
+    upload.set_input_files(image_path)
     for place, folder in enumerate(models):
-        tab.get_by_text(top_label(folder, picture)).first.wait_for(timeout=60_000)
+        tab.get_by_text(top_label(folder, image_path)).first.wait_for(timeout=60_000)
         wait_for_overlay(tab, place, ours[place].overlay(given, 3, MEAN))
     assert tab.get_by_text("%").count() == 2 * 5
 

@@ -45,7 +45,7 @@ def test_r_0_is_the_plain_model_and_r_removes_r_tokens_a_block(kind):
 
 @pytest.mark.parametrize("pooling", ["token", "gap", "map"])
 def test_equal_patches_merge_without_a_change(pooling):
-    """A picture of one colour without positions: merged tokens that count as many give the same answer."""
+    """An image of one color without positions: merged tokens that count as many give the same answer."""
     model = tiny(pooling=pooling, use_class_token=pooling == "token", position_embedding_type="none")
     pixels = torch.randn(1, 3, 1, 1).expand(2, 3, 32, 32)
     with torch.no_grad():

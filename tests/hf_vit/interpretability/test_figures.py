@@ -14,7 +14,7 @@ from transformers.models.vit import ViTImageProcessorPil
 from hf_vit import HFViTError
 from hf_vit.interpretability.plots import (
     View,
-    colours_on_image,
+    colors_on_image,
     draw_attention_distance,
     draw_attention_heads,
     draw_curves,
@@ -39,8 +39,8 @@ def one_hot(rows, columns, row, column):
     return heat
 
 
-def centre(heat):
-    """Centre of mass of a map over pixels, in pixels from the upper left corner."""
+def center(heat):
+    """Center of mass of a map over pixels, in pixels from the upper left corner."""
     heat = np.nan_to_num(heat)
     y, x = np.mgrid[: heat.shape[0], : heat.shape[1]] + 0.5
     return (heat * y).sum() / heat.sum(), (heat * x).sum() / heat.sum()
@@ -53,7 +53,7 @@ def test_a_patch_lands_where_it_was_cut(size):
     found = on_image(one_hot(4, 6, 2, 1), (8, 8), view)
     assert found.shape == size and np.isfinite(found).all()
     expected = 2.5 / 4 * size[0], 1.5 / 6 * size[1]
-    assert centre(found) == pytest.approx(expected, abs=0.02 * max(size))
+    assert center(found) == pytest.approx(expected, abs=0.02 * max(size))
     assert found.max() == pytest.approx(1, abs=0.2)
 
 
@@ -78,7 +78,7 @@ def test_the_window_is_the_one_that_the_processor_crops(size):
     pixels[y - 3 : y + 3, x - 3 : x + 3] = 255
     seen = ViTImageProcessorPil(**settings)(Image.fromarray(pixels), return_tensors="np")["pixel_values"][0, 0]
     assert seen.shape == view.model_size
-    assert centre(seen) == pytest.approx((0.3 * 32, 0.6 * 32), abs=1.2)
+    assert center(seen) == pytest.approx((0.3 * 32, 0.6 * 32), abs=1.2)
     outside = on_image(np.ones((4, 4)), (8, 8), view)
     assert np.isnan(outside).any() and np.isfinite(outside).sum() == pytest.approx(
         view.window[2] * view.window[3], rel=0.1
@@ -92,11 +92,11 @@ def test_a_image_that_the_processor_does_not_resize_keeps_its_pixels():
     assert view_of(cropped, (50, 80)) == View((50, 80), (32, 40), (9, 20, 32, 40))
 
 
-def test_colours_are_those_of_the_patches():
-    colours = np.zeros((2, 3, 3))
-    colours[1, 2] = 1, 0.5, 0
+def test_colors_are_those_of_the_patches():
+    colors = np.zeros((2, 3, 3))
+    colors[1, 2] = 1, 0.5, 0
     view = View((50, 60), (16, 24), (0.0, 10.0, 50.0, 40.0))  # what the model sees: the middle 40 columns
-    found = colours_on_image(colours, (8, 8), view)
+    found = colors_on_image(colors, (8, 8), view)
     assert found.shape == (50, 60, 3) and found.dtype == np.uint8
     assert (
         (found[30:, 40:49] == [255, 128, 0]).all() and (found[:24, 11:49] == 0).all() and (found[:, 50:] == 255).all()

@@ -16,7 +16,7 @@ from hf_vit.interpretability.attention import (
     attention_maps,
     class_attention,
     embedding_filters,
-    feature_colours,
+    feature_colors,
     position_similarity,
     probe_attention,
     rollout,
@@ -181,8 +181,8 @@ def test_filters_are_principal_components(pixels):
     found = embedding_filters(model, 5)
     assert found.components.shape == (5, 3, 8, 8) and found.components.amin() == 0 and found.components.amax() == 1
     weight = model.vit.embeddings.patch_embeddings.projection.weight.detach().flatten(1)
-    centred = (weight - weight.mean(0)).double()
-    values, vectors = torch.linalg.eigh(centred.T @ centred)
+    centered = (weight - weight.mean(0)).double()
+    values, vectors = torch.linalg.eigh(centered.T @ centered)
     torch.testing.assert_close(found.explained, (values.flip(0)[:5] / values.sum()).float())
     for place in range(5):
         vector = vectors[:, -1 - place].float()
@@ -192,7 +192,7 @@ def test_filters_are_principal_components(pixels):
 
 
 def test_a_hybrids_filters_are_those_that_it_uses():
-    """Standardised: neither their scale nor their mean matters."""
+    """Standardized: neither their scale nor their mean matters."""
     model = build(**KINDS["two-stage hybrid"])
     found = embedding_filters(model)
     assert found.components.shape == (28, 3, 7, 7)
@@ -214,14 +214,14 @@ def test_position_similarity_is_one_with_itself():
         position_similarity(build(position_embedding_type="none"))
 
 
-def test_states_norms_and_colours(model, pixels):
-    states = token_states(model, pixels, [0, -1], normalised=True)
+def test_states_norms_and_colors(model, pixels):
+    states = token_states(model, pixels, [0, -1], normalized=True)
     last = model.vit(pixels).last_hidden_state[:, model.config.num_prefix_tokens :]
     torch.testing.assert_close(states[-1].flatten(1, 2), last)
     raw = model(pixels, output_hidden_states=True).hidden_states[1][:, model.config.num_prefix_tokens :]
     torch.testing.assert_close(token_norms(model, pixels, [0])[0].flatten(1), raw.norm(dim=-1))
-    colours = feature_colours(states[-1])
-    assert colours.shape == (2, *model.config.grid_size, 3) and colours.min() >= 0 and colours.max() <= 1
+    colors = feature_colors(states[-1])
+    assert colors.shape == (2, *model.config.grid_size, 3) and colors.min() >= 0 and colors.max() <= 1
 
 
 def test_an_outlier_token_stands_out(pixels):
@@ -240,12 +240,12 @@ def test_an_outlier_token_stands_out(pixels):
     assert norms[1].amax() / norms[1].median() > 10 > 3 > norms[0].amax() / norms[0].median()
 
 
-def test_equal_features_have_equal_colours():
+def test_equal_features_have_equal_colors():
     halves = torch.zeros(1, 4, 4, 8)
     halves[:, :, 2:] = torch.arange(8.0)
-    colours = feature_colours(halves)[0]
-    assert (colours[:, :2] == colours[0, 0]).all() and (colours[:, 2:] == colours[0, 2]).all()
-    assert (colours[0, 0] != colours[0, 2]).any()
+    colors = feature_colors(halves)[0]
+    assert (colors[:, :2] == colors[0, 0]).all() and (colors[:, 2:] == colors[0, 2]).all()
+    assert (colors[0, 0] != colors[0, 2]).any()
 
 
 # -- bad input

@@ -43,13 +43,13 @@ def folder(tmp_path):
 
 
 def test_pipelines(folder):
-    picture = Image.effect_noise((50, 40), 80).convert("RGB")
-    answers = pipeline("image-classification", model=str(folder), image_processor=str(folder))(picture)
+    image = Image.effect_noise((50, 40), 80).convert("RGB")
+    answers = pipeline("image-classification", model=str(folder), image_processor=str(folder))(image)
     model, processor = HFViTForImageClassification.from_pretrained(folder), AutoImageProcessor.from_pretrained(folder)
-    logits = model(**processor(picture, return_tensors="pt")).logits.softmax(-1)[0]
+    logits = model(**processor(image, return_tensors="pt")).logits.softmax(-1)[0]
     assert answers[0]["label"] == model.config.id2label[int(logits.argmax())]
     assert answers[0]["score"] == pytest.approx(float(logits.max()), abs=1e-5)
-    features = pipeline("image-feature-extraction", model=str(folder), image_processor=str(folder))(picture)
+    features = pipeline("image-feature-extraction", model=str(folder), image_processor=str(folder))(image)
     assert torch.tensor(features).shape == (1, 17, 32)
 
 

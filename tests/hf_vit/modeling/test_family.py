@@ -13,7 +13,7 @@ from hf_vit.inference.token_merging import merge_tokens
 from hf_vit.interpretability import attention, relevance
 from hf_vit.modeling.position_embedding import relative_bias, resize_position_grid, rotary_angles, rotate
 from tests.helpers.compare import same_outputs
-from tests.hf_vit.modeling.test_modeling import TINY, build, picture
+from tests.hf_vit.modeling.test_modeling import TINY, build, random_images
 
 
 FAMILIES = {
@@ -58,7 +58,7 @@ FAMILIES = {
 def test_every_family_trains_saves_and_loads(name, tmp_path):
     model = build(**FAMILIES[name])
     assert bool(model.config.family_fields) and not HFViTConfig().family_fields
-    x = picture(model)
+    x = random_images(model)
     out = model(x, labels=torch.tensor([1, 4]))
     out.loss.backward()
     unused = {n for n, p in model.named_parameters() if p.grad is None}
@@ -92,7 +92,7 @@ def test_another_size_at_load_is_the_same_as_in_forward(name, tmp_path):
 @pytest.mark.parametrize("name", FAMILIES)
 def test_the_last_block_trains_on_the_token_that_is_read_as_if_on_all(name):
     model = build(**FAMILIES[name]).double().train()
-    pixels, labels = picture(model, 3).double(), torch.tensor([0, 1, 2])
+    pixels, labels = random_images(model, 3).double(), torch.tensor([0, 1, 2])
     losses = [model(pixels, labels=labels, output_hidden_states=all_tokens).loss for all_tokens in (False, True)]
     trained = [p for p in model.parameters() if p.requires_grad]
     grads = [torch.autograd.grad(loss, trained) for loss in losses]
@@ -122,7 +122,7 @@ def test_attention_is_the_same_by_every_backend_and_every_way_to_look_at_it(name
 @pytest.mark.parametrize("name", FAMILIES)
 def test_relevance_explains_every_family(name):
     model = build(**FAMILIES[name])
-    x = picture(model, 1)
+    x = random_images(model, 1)
     heat = relevance.explain(model, x, target=2, method="relevance")
     assert heat.shape == (1, 4, 4) and heat.isfinite().all()
     rolled = attention.rollout_map(model, x)
@@ -132,7 +132,7 @@ def test_relevance_explains_every_family(name):
 @pytest.mark.parametrize("name", FAMILIES)
 def test_optimized_models_are_never_wrong_and_merging_refuses_what_it_does_not_know(name):
     plain, fast = build(**FAMILIES[name]), build(**FAMILIES[name]).optimize_for_inference()
-    x = picture(plain)
+    x = random_images(plain)
     with torch.inference_mode():
         torch.testing.assert_close(fast(x).logits, plain(x).logits, atol=2e-5, rtol=2e-5)
     if not plain.config.has_plain_blocks:
@@ -146,7 +146,7 @@ def test_optimized_models_are_never_wrong_and_merging_refuses_what_it_does_not_k
 @pytest.mark.parametrize("name", ["dinov3", "beit", "eva02"])
 def test_compiled_in_one_graph_and_recomputed_in_training(name):
     model = build(**FAMILIES[name])
-    x = picture(model)
+    x = random_images(model)
     compiled = torch.compile(model, fullgraph=True, backend="eager")
     torch.testing.assert_close(compiled(x).logits, model(x).logits)
     model.train()
@@ -177,7 +177,7 @@ def test_positions_that_cannot_be_exported_for_any_size_are_refused_by_name(name
 
 def test_backbone_gives_tokens_without_the_norm_that_is_for_the_pooled_vector():
     model = build(HFViTBackbone, **FAMILIES["beit"])
-    x = picture(model)
+    x = random_images(model)
     maps = model(x).feature_maps[-1]
     tokens = model.vit(x).last_hidden_state[:, 1:]
     torch.testing.assert_close(maps.flatten(2).transpose(1, 2), tokens)
@@ -291,4 +291,4 @@ def test_flash_attention_is_refused_where_scores_have_biases():
     model = build(relative_position_bias="layer")
     model.config._attn_implementation = "flash_attention_2"
     with pytest.raises(ValueError, match="flash attention adds no biases"):
-        model(picture(model))
+        model(random_images(model))

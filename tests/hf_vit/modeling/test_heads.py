@@ -34,12 +34,12 @@ def test_backbone_gives_the_classifier_s_tokens(fields, tmp_path):
     torch.testing.assert_close(maps[-1].flatten(2).transpose(1, 2), tokens)
 
 
-def test_colours_are_three_bits_a_channel():
+def test_colors_are_three_bits_a_channel():
     model = HFViTForMaskedPatchPrediction(HFViTConfig(**TINY))
     x = torch.full((1, 3, 32, 32), -1.0)
     x[:, 0, :8, :8], x[:, 2, 8:16, :8], x[:, :, 24:, 24:] = 1.0, -0.5, 1.0
-    colours = model.patch_colors(x).reshape(4, 4)
-    assert colours[0, 0] == 7 * 64 and colours[1, 0] == 2 and colours[3, 3] == 511 and colours[2, 2] == 0
+    colors = model.patch_colors(x).reshape(4, 4)
+    assert colors[0, 0] == 7 * 64 and colors[1, 0] == 2 and colors[3, 3] == 511 and colors[2, 2] == 0
 
 
 def test_corruption_is_half_in_80_10_10():
@@ -64,7 +64,7 @@ def test_loss_reads_corrupted_patches_only_and_masked_ones_are_hidden():
 
 def test_masked_patch_prediction_learns_saves_and_feeds_a_classifier(tmp_path):
     model = HFViTForMaskedPatchPrediction(HFViTConfig(**TINY)).train()
-    x = torch.linspace(-1, 1, 4)[:, None, None, None].expand(4, 3, 32, 32)  # plain colours: neighbours tell
+    x = torch.linspace(-1, 1, 4)[:, None, None, None].expand(4, 3, 32, 32)  # plain colors: neighbors tell
     optimizer, losses = torch.optim.AdamW(model.parameters(), 3e-3), []
     for _ in range(60):
         optimizer.zero_grad()

@@ -1,4 +1,4 @@
-"""modeling_hf_vit.py: the equations against numpy, attention by every backend, losses, regularisation and heads.
+"""modeling_hf_vit.py: the equations against numpy, attention by every backend, losses, regularization and heads.
 
 pytest tests/hf_vit/modeling/test_modeling.py
 """
@@ -42,7 +42,7 @@ VARIANTS = {
     "layer_scale": {"layer_scale_init": 1e-2},
     "qk_norm": {"qk_norm": True},
     "rectangles": {"image_size": (32, 48), "patch_size": (8, 16)},
-    "grey": {"num_channels": 1},
+    "gray": {"num_channels": 1},
     "root_only": {"resnet_depths": (), "resnet_width_factor": 0.5, "patch_size": 2},
     "hybrid": {"resnet_depths": (1, 1), "resnet_width_factor": 0.5, "patch_size": 1},
 }
@@ -58,14 +58,14 @@ def build(cls=HFViTForImageClassification, **fields):
     return model
 
 
-def picture(model, batch=2):
+def random_images(model, batch=2):
     return torch.randn(batch, model.config.num_channels, *model.config.image_size_hw)
 
 
 @pytest.mark.parametrize("name", VARIANTS)
 def test_every_variant_runs_saves_and_loads_exactly(name, tmp_path):
     model = build(**VARIANTS[name])
-    x = picture(model)
+    x = random_images(model)
     out = model(x, labels=torch.tensor([1, 4]))
     assert out.logits.shape == (2, 5) and out.loss.isfinite()
     out.loss.backward()
@@ -79,7 +79,7 @@ def test_equations_in_numpy():
     """Eqs. 1-8 written out again, without torch."""
     model = build(representation_size=24)
     w = {name: p.detach().double().numpy() for name, p in model.named_parameters()}
-    x = picture(model, 1)
+    x = random_images(model, 1)
 
     def layer_norm(z, name):
         z = (z - z.mean(-1, keepdims=True)) / np.sqrt(z.var(-1, keepdims=True) + 1e-6)
@@ -142,7 +142,7 @@ def test_positions_along_the_sequence_are_refitted_along_it():
 @pytest.mark.parametrize("name", ["token", "map", "qk_norm", "hybrid"])
 def test_eager_equals_sdpa(name):
     model = build(**VARIANTS[name])
-    x = picture(model)
+    x = random_images(model)
     assert model.config._attn_implementation == "sdpa"
     sdpa = model(x, output_attentions=True, output_hidden_states=True)
     model.set_attn_implementation("eager")
@@ -157,7 +157,7 @@ def test_eager_equals_sdpa(name):
 @pytest.mark.parametrize("training", [False, True])
 def test_compile_in_one_graph(training):
     model = build().train(training)
-    x = picture(model)
+    x = random_images(model)
     compiled = torch.compile(model, fullgraph=True, backend="eager")
     torch.testing.assert_close(compiled(x).logits, model(x).logits)
     torch.testing.assert_close(compiled(x[..., :24]).logits, model(x[..., :24]).logits)
@@ -177,7 +177,7 @@ def test_activation_checkpointing_gives_the_same_gradients():
         torch.testing.assert_close(p.grad, expected[name], msg=name)
 
 
-# -- losses and regularisation ---------------------------------------------------------------------
+# -- losses and regularization ---------------------------------------------------------------------
 
 
 def rows_of_the_last_mlp(model, call):
@@ -193,7 +193,7 @@ def rows_of_the_last_mlp(model, call):
 @pytest.mark.parametrize("rate", [0.0, 0.5])
 def test_the_last_block_trains_on_the_token_that_is_read_as_if_on_all(name, rate):
     model = build(**VARIANTS[name], drop_path_rate=rate).double().train()
-    pixels, labels = picture(model, 4).double(), torch.tensor([0, 1, 2, 3])
+    pixels, labels = random_images(model, 4).double(), torch.tensor([0, 1, 2, 3])
 
     def gradients(**asked):
         torch.manual_seed(1)
@@ -213,7 +213,7 @@ def test_the_last_block_trains_on_the_token_that_is_read_as_if_on_all(name, rate
 
 def test_whoever_asks_for_all_tokens_gets_them():
     model = build().train()
-    pixels, rows = picture(model), lambda **asked: rows_of_the_last_mlp(model, lambda: model(pixels, **asked))
+    pixels, rows = random_images(model), lambda **asked: rows_of_the_last_mlp(model, lambda: model(pixels, **asked))
     assert rows() == [1]
     assert rows(output_hidden_states=True) == rows(output_attentions=True) == [17]
     assert rows_of_the_last_mlp(model, lambda: model.vit(pixels)) == [17]
@@ -224,7 +224,7 @@ def test_whoever_asks_for_all_tokens_gets_them():
 
 def test_a_sharded_model_computes_the_token_that_is_read(tmp_path):
     model = build().train()
-    pixels = picture(model)
+    pixels = random_images(model)
     expected = model(pixels).logits
     torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
     try:
@@ -240,12 +240,12 @@ def test_a_sharded_model_computes_the_token_that_is_read(tmp_path):
 
 def test_poolings_that_read_all_tokens_refuse_fewer():
     with pytest.raises(ValueError, match='pooling="gap" reads all tokens'):
-        build(pooling="gap").vit(picture(build()), tokens=1)
+        build(pooling="gap").vit(random_images(build()), tokens=1)
 
 
 def test_soft_labels_are_cross_entropy_and_leave_the_config_alone():
     model = build()
-    x, soft = picture(model), torch.tensor([[0.3, 0.7, 0, 0, 0], [0, 0, 0, 0, 1.0]])
+    x, soft = random_images(model), torch.tensor([[0.3, 0.7, 0, 0, 0], [0, 0, 0, 0, 1.0]])
     out = model(x, labels=soft)
     torch.testing.assert_close(out.loss, -(soft * out.logits.log_softmax(-1)).sum(-1).mean())
     assert model.config.problem_type is None
@@ -297,13 +297,13 @@ def test_drop_path_that_drops_every_sample_still_gives_every_weight_a_gradient()
 def test_attentions_asked_for_while_training_are_those_of_all_samples():
     model = build(drop_path_rate=0.9).train()
     model.set_attn_implementation("eager")
-    outputs = model(picture(model).repeat(5, 1, 1, 1)[:5], output_attentions=True)
+    outputs = model(random_images(model).repeat(5, 1, 1, 1)[:5], output_attentions=True)
     assert all(len(weights) == 5 for weights in outputs.attentions)
 
 
 def test_patch_dropout_keeps_other_patches_with_their_positions_of_each_image_and_only_while_training():
     model = build(patch_dropout_rate=0.75)
-    x = picture(model, 8)
+    x = random_images(model, 8)
     whole = model.vit.embeddings(x)
     kept = model.train().vit.embeddings(x)
     assert whole.shape[1] == 1 + 16 and kept.shape[1] == 1 + 4
@@ -316,7 +316,7 @@ def test_patch_dropout_keeps_other_patches_with_their_positions_of_each_image_an
 @pytest.mark.parametrize("place", ["embeddings", "attention", "mlp", "blocks"])
 def test_dropout_stands_at_every_place_and_only_while_training(place, monkeypatch):
     model = build(num_hidden_layers=1)
-    x = picture(model)
+    x = random_images(model)
     expected = model.vit(x).last_hidden_state
     layer = model.vit.layers[0]
     if place == "attention":
@@ -334,7 +334,7 @@ def test_the_fields_of_the_config_are_the_rates_of_dropout():
     assert rates == [0.25] * (1 + 3 * 2)
     passed = []
     model.vit.layers[0].dropout.register_forward_hook(lambda *_: passed.append(1))
-    model(picture(model))
+    model(random_images(model))
     assert len(passed) == 2  # after attention, after the MLP
 
 
@@ -346,7 +346,7 @@ def test_the_fields_of_the_config_are_the_rates_of_dropout():
         (torch.zeros(1, 3, 32, 32, dtype=torch.uint8), "normalize the image"),
     ],
 )
-def test_bad_pictures_are_refused(pixels, message):
+def test_bad_images_are_refused(pixels, message):
     with pytest.raises(ValueError, match=message):
         build()(pixels)
 
@@ -355,7 +355,7 @@ def test_unused_pixels_are_mentioned_once(monkeypatch):
     said = []
     monkeypatch.setattr(modeling_hf_vit.logger, "warning_once", said.append)
     model = build(image_size=45, patch_size=14)
-    assert model(picture(model)).logits.shape == (2, 5)
+    assert model(random_images(model)).logits.shape == (2, 5)
     assert said and "last 3 rows and 3 columns of the image are not used" in said[0]
 
 

@@ -1,4 +1,4 @@
-"""pretrained_hf_vit.py: initialisation, loading at any size, in the layouts of others, code that travels, maps.
+"""pretrained_hf_vit.py: initialization, loading at any size, in the layouts of others, code that travels, maps.
 
 pytest tests/hf_vit/modeling/test_pretrained.py
 """
@@ -26,7 +26,7 @@ from transformers import (
 from hf_vit import HFViTConfig, HFViTForImageClassification, HFViTModel
 from hf_vit.modeling.pretrained_hf_vit import TRAVELLING_FILES
 from tests.helpers.compare import same_outputs
-from tests.hf_vit.modeling.test_modeling import TINY, VARIANTS, build, picture
+from tests.hf_vit.modeling.test_modeling import TINY, VARIANTS, build, random_images
 
 
 pytestmark = pytest.mark.numerics
@@ -55,7 +55,7 @@ def test_our_folder_loads_in_transformers_vit(tmp_path):
     ours = build()
     ours.save_pretrained(tmp_path)
     theirs, info = ViTForImageClassification.from_pretrained(tmp_path, output_loading_info=True)
-    x = picture(ours)
+    x = random_images(ours)
     assert same_outputs(theirs.eval()(x).logits, ours(x).logits)
     assert not info["missing_keys"] and not info["unexpected_keys"]
 
@@ -130,7 +130,7 @@ def test_patch_size_and_channels_can_change(tmp_path):
     model = build()
     model.save_pretrained(tmp_path)
     changed = HFViTForImageClassification.from_pretrained(tmp_path, patch_size=16, image_size=64).eval()
-    x = F.interpolate(picture(model, 1), 32)
+    x = F.interpolate(random_images(model, 1), 32)
     large = F.interpolate(x, (64, 64), mode="nearest")
     assert changed.vit.embeddings.patch_embeddings.projection.weight.shape == (32, 3, 16, 16)
     assert changed(large).logits.shape == (1, 5)
@@ -138,15 +138,15 @@ def test_patch_size_and_channels_can_change(tmp_path):
     assert torch.equal(*tables)  # 4 x 4 patches before and after
     for channels in (1, 4, 12):
         other = HFViTForImageClassification.from_pretrained(tmp_path, num_channels=channels).eval()
-        grey = torch.randn(1, 1, 32, 32)
-        expected = model(grey.expand(-1, 3, -1, -1)).logits
-        torch.testing.assert_close(other(grey.expand(-1, channels, -1, -1)).logits, expected, atol=1e-4, rtol=1e-4)
+        gray = torch.randn(1, 1, 32, 32)
+        expected = model(gray.expand(-1, 3, -1, -1)).logits
+        torch.testing.assert_close(other(gray.expand(-1, channels, -1, -1)).logits, expected, atol=1e-4, rtol=1e-4)
 
 
-# -- initialisation --------------------------------------------------------------------------------
+# -- initialization --------------------------------------------------------------------------------
 
 
-def test_jax_initialisation_of_every_tensor():
+def test_jax_initialization_of_every_tensor():
     torch.manual_seed(0)
     config = HFViTConfig(
         image_size=64, patch_size=2, hidden_size=256, num_hidden_layers=2, num_attention_heads=4,
@@ -185,7 +185,7 @@ def test_jax_initialisation_of_every_tensor():
     assert seen == len(model.state_dict()) > 50
 
 
-def test_other_initialisers():
+def test_other_initializers():
     torch.manual_seed(0)
     wide = {"hidden_size": 256, "num_attention_heads": 4, "intermediate_size": 512}
     model = HFViTForImageClassification(HFViTConfig(**(TINY | wide), initializer="truncated_normal"))
@@ -223,7 +223,7 @@ model.save_pretrained(folder + "/again")
 @pytest.mark.parametrize("name", ["token", "hybrid"])
 def test_folder_loads_where_the_package_is_absent(name, tmp_path):
     model = build(**VARIANTS[name])
-    x = picture(model)
+    x = random_images(model)
     model.save_pretrained(tmp_path)
     torch.save(x, tmp_path / "x.pt")
     env = {"HF_HOME": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "1", "PATH": "", "OMP_NUM_THREADS": "1"}
@@ -321,7 +321,7 @@ def test_shards_are_checked_too(tmp_path):
     model = build()
     model.save_pretrained(tmp_path, max_shard_size="20KB")
     assert (tmp_path / "model.safetensors.index.json").is_file()
-    x = picture(model)
+    x = random_images(model)
     assert same_outputs(HFViTForImageClassification.from_pretrained(tmp_path).eval()(x).logits, model(x).logits)
     path = tmp_path / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"intermediate_size": 2**20}))
@@ -336,7 +336,7 @@ def test_shards_are_checked_too(tmp_path):
 def test_attention_maps_of_chosen_layers(backend):
     model = build()
     model.set_attn_implementation(backend)
-    x = picture(model)
+    x = random_images(model)
     maps = model.attention_maps(x, layers=[0, -1])
     assert not any(layer.attention._forward_hooks for layer in model.vit.layers)
     all_layers = model(x, output_attentions=True).attentions

@@ -1,4 +1,4 @@
-"""resnet_stem.py: the formula of weight standardisation, XLA's padding, and a unit by hand.
+"""resnet_stem.py: the formula of weight standardization, XLA's padding, and a unit by hand.
 
 pytest tests/hf_vit/modeling/test_resnet_stem.py
 """
@@ -54,7 +54,7 @@ def test_even_input_pads_bottom_and_right():
 
 @pytest.fixture
 def computed(monkeypatch) -> list:
-    """A list that grows by one with every standardisation."""
+    """A list that grows by one with every standardization."""
     calls, formula = [], resnet_stem.standardize
     monkeypatch.setattr(resnet_stem, "standardize", lambda *args: (calls.append(1), formula(*args))[1])
     return calls
@@ -71,7 +71,7 @@ def test_gradient_of_the_kept_kernel_is_that_of_the_formula(variant):
         torch.testing.assert_close(ours, formula)
 
 
-def test_standardised_once_for_each_value_of_the_weight(computed):
+def test_standardized_once_for_each_value_of_the_weight(computed):
     conv = StdConv2d(3, 8, 3, 1, eps=1e-5, variant="std_plus_eps")
     x = torch.randn(2, 3, 6, 6)
     optimizer = torch.optim.SGD(conv.parameters(), lr=0.1)

@@ -15,8 +15,8 @@ from training.data.dataset import collate, open_dataset
 from training.data.transforms import TrainTransform
 
 
-def picture(size=40, seed=0):
-    """A smooth coloured picture with some noise."""
+def smooth_image(size=40, seed=0):
+    """A smooth colored image with some noise."""
     random = np.random.default_rng(seed)
     ramp = np.linspace(20, 220, size)
     pixels = np.stack(
@@ -67,16 +67,16 @@ def test_big_vision_has_its_sixteen_operations_and_timm_its_fifteen():
     ],
 )
 def test_values(table, name, magnitude, expected):
-    image = picture()
+    image = smooth_image()
     found = values(table[name](image, magnitude, Always(0.0)))
     assert np.abs(found - expected(values(image))).max() <= (1 if "Brightness" in name else 0)
 
 
 @pytest.mark.parametrize("table", [BIG_VISION, TIMM])
 @pytest.mark.parametrize("name", ["ShearX", "ShearY", "TranslateX", "TranslateY", "Rotate"])
-def test_what_moves_leaves_grey_behind_and_goes_both_ways(table, name):
+def test_what_moves_leaves_gray_behind_and_goes_both_ways(table, name):
     image = Image.new("RGB", (40, 40), (200, 10, 10))
-    one, other = (values(table[name](picture(), 3, Always(sign))) for sign in (0.0, 0.9))
+    one, other = (values(table[name](smooth_image(), 3, Always(sign))) for sign in (0.0, 0.9))
     assert (one == 128).all(-1).any() and (one != other).any()
     far = values(BIG_VISION["TranslateX"](image, 1, Always(0.0)))
     assert (far == 128).all(-1).sum() == 10 * 40 and (far[:, -10:] == 128).all()
@@ -84,15 +84,15 @@ def test_what_moves_leaves_grey_behind_and_goes_both_ways(table, name):
     assert (relative[:, 0] == (200, 10, 10)).all() and (relative[:, -8:] == 128).all()  # 0.225 * 40 px
 
 
-def test_big_visions_contrast_is_about_the_mean_grey():
-    image = picture()
+def test_big_visions_contrast_is_about_the_mean_gray():
+    image = smooth_image()
     mean = int(np.asarray(image.convert("L"), float).mean())
     found = values(BIG_VISION["Contrast"](image, 0, Always(0.0)))
     assert np.abs(found - (mean + 0.1 * (values(image) - mean))).max() <= 1
 
 
 def test_cutout_is_a_square_of_two_pads():
-    found = values(BIG_VISION["Cutout"](picture(), 2, Always(0.5)))
+    found = values(BIG_VISION["Cutout"](smooth_image(), 2, Always(0.5)))
     assert (found[12:28, 12:28] == 128).all() and not (found[11, 12:28] == 128).all()
 
 
@@ -125,13 +125,13 @@ def test_google_applies_every_layer_and_timm_half_of_them(monkeypatch):
 
 
 def test_three_augment_does_each_of_its_three():
-    image, rng = picture(), np.random.default_rng(0)
-    grey = values(ImageOps.grayscale(image).convert("RGB"))
-    kinds = {"grey": 0, "solarised": 0, "blurred": 0}
+    image, rng = smooth_image(), np.random.default_rng(0)
+    gray = values(ImageOps.grayscale(image).convert("RGB"))
+    kinds = {"gray": 0, "solarised": 0, "blurred": 0}
     for _ in range(60):
         found = values(policy("3a")(image, rng))
-        if (found == grey).all():
-            kinds["grey"] += 1
+        if (found == gray).all():
+            kinds["gray"] += 1
         elif (found == np.where(values(image) < 128, values(image), 255 - values(image))).all():
             kinds["solarised"] += 1
         else:

@@ -1,4 +1,4 @@
-"""The benchmark of the data path: its pictures are like photographs, and both ways make the same picture.
+"""The benchmark of the data path: its images are like photographs, and both ways make the same image.
 
 pytest tests/training/data/test_data_path.py
 """
@@ -13,19 +13,19 @@ from benchmarks import data_path
 from training.rng import TRANSFORM, generator
 
 
-def test_pictures_have_the_entropy_and_spectrum_of_photographs():
+def test_images_have_the_entropy_and_spectrum_of_photographs():
     files = [data_path.drawn(400, 300, 90, number) for number in range(2)]
     assert files == [data_path.drawn(400, 300, 90, number) for number in range(2)] and files[0] != files[1]
     assert 1.4 < data_path.bits_per_pixel(files) < 3.5
-    grey = np.asarray(Image.open(io.BytesIO(files[0])).convert("L"), dtype=float)
-    amplitude = np.abs(np.fft.fft2(grey - grey.mean()))
+    gray = np.asarray(Image.open(io.BytesIO(files[0])).convert("L"), dtype=float)
+    amplitude = np.abs(np.fft.fft2(gray - gray.mean()))
     frequency = np.hypot(np.fft.fftfreq(300)[:, None] * 300, np.fft.fftfreq(400) * 400)
     rings = [(frequency >= low) & (frequency < 2 * low) for low in (2, 16)]
     (low, near), (high, far) = ((np.log(amplitude[ring].mean()), np.log(frequency[ring].mean())) for ring in rings)
     assert 0.8 < (low - high) / (far - near) < 1.6  # photographs: 1.2 on average
 
 
-def test_both_ways_make_the_same_picture():
+def test_both_ways_make_the_same_image():
     data = data_path.drawn(640, 480, 90, 0)
     for number in range(4):
         ours, plain = (way(data, generator(TRANSFORM, 0, number)) for way in (data_path.ours, data_path.plain))
@@ -41,7 +41,7 @@ def test_every_way_is_timed_in_every_worker():
 
 
 @pytest.mark.parametrize("option", ["--rounds", "--workers"])
-def test_no_rounds_and_no_workers_are_one_line_before_any_picture_is_drawn(monkeypatch, capsys, option):
+def test_no_rounds_and_no_workers_are_one_line_before_any_image_is_drawn(monkeypatch, capsys, option):
     monkeypatch.setattr(data_path, "drawn_sets", lambda: pytest.fail("it went on"))
     assert data_path.main([option, "0"]) == 2
     assert capsys.readouterr().err == f"error: {option} 0: give 1 or more\n"
@@ -58,4 +58,4 @@ def test_photographs_are_fitted_to_every_kind(tmp_path, monkeypatch, capsys):
     }
     (tmp_path / "large.jpg").unlink(), (tmp_path / "exact.jpg").unlink()
     assert data_path.main(["--photographs", str(tmp_path)]) == 2
-    assert "no pictures of at least 64x48 px" in capsys.readouterr().err
+    assert "no images of at least 64x48 px" in capsys.readouterr().err

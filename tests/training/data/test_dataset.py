@@ -1,4 +1,4 @@
-"""The data reader: same picture for the same address, every kind of source, and one clear line for every mistake."""
+"""The data reader: same image for the same address, every kind of source, and one clear line for every mistake."""
 
 import io
 import os
@@ -19,8 +19,8 @@ from training.data.sources import nested_order
 from training.data.transforms import EvalTransform, TrainTransform
 
 
-def picture(seed, size=(20, 16)):
-    """A noise picture of (width, height)."""
+def noise_image(seed, size=(20, 16)):
+    """A noise image of (width, height)."""
     rng = np.random.default_rng(seed)
     return Image.fromarray(rng.integers(0, 256, (size[1], size[0], 3), dtype=np.uint8))
 
@@ -33,13 +33,13 @@ def png(image, **options):
 
 @pytest.fixture
 def folder(tmp_path):
-    """train/{cat,dog,owl} with 8 pictures each, test/ with 2."""
+    """train/{cat,dog,owl} with 8 images each, test/ with 2."""
     root = tmp_path / "pets"
     for split, count in (("train", 8), ("test", 2)):
         for number, name in enumerate(("cat", "dog", "owl")):
             (root / split / name).mkdir(parents=True)
             for i in range(count):
-                picture(100 * number + i).save(root / split / name / f"{i}.png")
+                noise_image(100 * number + i).save(root / split / name / f"{i}.png")
     return root
 
 
@@ -50,7 +50,7 @@ def write_parquet(path, columns, features=None):
 
 
 def encoded(count, seed=0):
-    return [{"bytes": png(picture(seed + i)), "path": None} for i in range(count)]
+    return [{"bytes": png(noise_image(seed + i)), "path": None} for i in range(count)]
 
 
 def open_table(path, tmp_path, **options):
@@ -85,7 +85,7 @@ def test_image_folder_with_splits(folder):
     assert len(test) == 6
     image, label, name = train.read(9)
     assert (label, name) == (1, "train/dog/1.png")
-    np.testing.assert_array_equal(np.asarray(image), np.asarray(picture(101)))
+    np.testing.assert_array_equal(np.asarray(image), np.asarray(noise_image(101)))
 
 
 def test_image_folder_without_splits_is_all_train(folder):
@@ -121,7 +121,7 @@ def test_parquet_file_and_folder(tmp_path):
     train, test = open_table(root, tmp_path), open_table(root, tmp_path, split="test")
     assert train.label_names == ["b", "a"] and train.labels.tolist() == [0, 1, 1, 0]
     assert test.labels.tolist() == [1, 0]
-    np.testing.assert_array_equal(np.asarray(test.read(1)[0]), np.asarray(picture(10)))
+    np.testing.assert_array_equal(np.asarray(test.read(1)[0]), np.asarray(noise_image(10)))
     file = open_table(root / "data" / "test-00000-of-00001.parquet", tmp_path, split="test")
     assert file.labels.tolist() == [1, 0]
 
@@ -165,7 +165,7 @@ def test_string_labels_become_sorted_classes_in_every_split(tmp_path):
     assert open_table(root, tmp_path, split="validation").labels.tolist() == [1]
 
 
-def test_neighbouring_numbers_as_one_class(tmp_path):
+def test_neighboring_numbers_as_one_class(tmp_path):
     features = datasets.Features({"image": datasets.Image(), "angle": datasets.Value("int64"),
                                   "named": datasets.ClassLabel(num_classes=40)})  # fmt: skip
     numbers = list(range(40)) * 2
@@ -252,7 +252,7 @@ def test_folders_that_cannot_be_used(tmp_path):
         open_dataset(str(tmp_path), split="train")
     (tmp_path / "train" / "cat").mkdir(parents=True)
     (tmp_path / "train" / "dog").mkdir()
-    picture(0).save(tmp_path / "train" / "cat" / "0.png")
+    noise_image(0).save(tmp_path / "train" / "cat" / "0.png")
     with pytest.raises(HFViTError, match=r"class folder 'dog' of .* holds no images"):
         open_dataset(str(tmp_path), split="train")
     (tmp_path / "train" / "dog").rmdir()
@@ -388,12 +388,12 @@ def test_collate_refuses_mixed_sizes(folder):
         collate(items)
 
 
-# Unreadable pictures
+# Unreadable images
 
 
-def test_unreadable_pictures_are_skipped_by_name_or_stop(folder):
-    (folder / "train" / "cat" / "0.png").write_bytes(b"this is no picture")
-    (folder / "train" / "cat" / "1.png").write_bytes(png(picture(1))[:60])
+def test_unreadable_images_are_skipped_by_name_or_stop(folder):
+    (folder / "train" / "cat" / "0.png").write_bytes(b"this is no image")
+    (folder / "train" / "cat" / "1.png").write_bytes(png(noise_image(1))[:60])
     (folder / "train" / "cat" / "2.png").write_bytes(b"")
     skipping = open_dataset(str(folder), split="train").with_transform(EvalTransform(8))
     batch = collate([skipping[i] for i in range(5)])
@@ -420,7 +420,7 @@ def test_decompression_bombs_are_refused_by_name(folder):
         dataset.source.open(1).close()  # large, but within the limit: no warning either
 
 
-def test_rows_without_a_picture(tmp_path):
+def test_rows_without_an_image(tmp_path):
     rows = [*encoded(2), None, {"bytes": b"", "path": None}]
     features = datasets.Features({"image": datasets.Image(), "label": datasets.Value("int64")})
     path = write_parquet(tmp_path / "t.parquet", {"image": rows, "label": [0, 1, 0, 1]}, features)
@@ -434,16 +434,16 @@ def test_rows_without_a_picture(tmp_path):
 def test_fingerprint_sees_what_changes(folder):
     before = open_dataset(str(folder), split="train").fingerprint
     assert before == open_dataset(str(folder), split="train").fingerprint
-    picture(1, size=(21, 16)).save(folder / "train" / "cat" / "0.png")
+    noise_image(1, size=(21, 16)).save(folder / "train" / "cat" / "0.png")
     changed = open_dataset(str(folder), split="train").fingerprint
     (folder / "train" / "cat" / "1.png").rename(folder / "train" / "dog" / "x.png")
     assert len({before, changed, open_dataset(str(folder), split="train").fingerprint}) == 3
 
 
-def test_fingerprint_of_a_folder_sees_another_picture_of_as_many_bytes(folder, monkeypatch):
+def test_fingerprint_of_a_folder_sees_another_image_of_as_many_bytes(folder, monkeypatch):
     marks = set()
-    for colour in ("red", "blue"):
-        Image.new("RGB", (5, 5), colour).save(folder / "train" / "cat" / "0.bmp")
+    for color in ("red", "blue"):
+        Image.new("RGB", (5, 5), color).save(folder / "train" / "cat" / "0.bmp")
         marks.add(open_dataset(str(folder), split="train").fingerprint)
     monkeypatch.setattr(folders, "READ_WHOLE", 10)
     assert len(marks) == 2 and open_dataset(str(folder), split="train").fingerprint not in marks
@@ -454,7 +454,7 @@ def test_fingerprint_of_a_table_sees_every_row(tmp_path):
     rows, marks = [encoded(1)[0]] * 200, set()
     for number in (None, 1, 100):
         changed = [
-            {"bytes": png(picture(2, (9, 9))), "path": None} if row == number else rows[row] for row in range(200)
+            {"bytes": png(noise_image(2, (9, 9))), "path": None} if row == number else rows[row] for row in range(200)
         ]
         path = write_parquet(tmp_path / "t.parquet", {"image": changed, "label": [0, 1] * 100})
         marks.add(open_table(path, tmp_path).fingerprint)

@@ -56,12 +56,12 @@ for reader, tell, name, split, config_name in json.loads(sys.argv[1]):
 
 MAP, STREAM = ("open_dataset", "told"), ("open_stream", "streamed")
 ASKED = {
-    "stream": (*STREAM, "alice/pictures", "train", None),
+    "stream": (*STREAM, "alice/images", "train", None),
     "stream of shards": (*STREAM, "alice/shards", "train", None),
-    "map": (*MAP, "alice/pictures", "train", None),
-    "test": (*MAP, "alice/pictures", "test[:50%]", None),
+    "map": (*MAP, "alice/images", "train", None),
+    "test": (*MAP, "alice/images", "test[:50%]", None),
     "shards": (*MAP, "alice/shards", "train", None),
-    "no split": (*MAP, "alice/pictures", "holdout", None),
+    "no split": (*MAP, "alice/images", "holdout", None),
     "configuration": (*MAP, "alice/two", "train", None),
     "another configuration": (*MAP, "alice/two", "train", "c"),
     "nothing": (*MAP, "alice/nothing", "train", None),
@@ -73,7 +73,7 @@ ASKED = {
 
 
 def table(first, count):
-    """A parquet file of pictures `first` on, three to a row group."""
+    """A parquet file of images `first` on, three to a row group."""
     columns = {
         "image": [{"bytes": encoded(n), "path": None} for n in range(first, first + count)],
         "label": [n % 2 for n in range(first, first + count)],
@@ -96,7 +96,7 @@ def answers(tmp_path_factory):
     two = b"---\nconfigs:\n- config_name: a\n  data_files: a/*\n- config_name: b\n  data_files: b/*\n---\n"
     with HubServer(users={}) as hub:
         hub.repositories = {
-            "datasets/alice/pictures": repository(
+            "datasets/alice/images": repository(
                 {"data/train-0.parquet": table(0, 6), "data/train-1.parquet": table(6, 4),
                  "data/test-0.parquet": table(10, 4)}
             ),
@@ -116,7 +116,7 @@ def answers(tmp_path_factory):
 
 
 def pixels(n):
-    """Digest of a picture's pixels."""
+    """Digest of an image's pixels."""
     return hashlib.sha256(Image.open(io.BytesIO(encoded(n))).tobytes()).hexdigest()
 
 
@@ -135,7 +135,7 @@ def test_a_hub_id_streams_without_a_copy(answers, stored, names):
 @pytest.mark.parametrize(
     "asked, words",
     [
-        ("no split", "'alice/pictures' has no split 'holdout'; available: train, test"),
+        ("no split", "'alice/images' has no split 'holdout'; available: train, test"),
         ("configuration", r"available configs: \['a', 'b'\].*; choose one with --dataset_config_name"),
         ("another configuration", r"'c' not found. Available: \['a', 'b'\]\); choose one with --dataset_config_name"),
         ("nothing", "neither a local path nor a dataset on the Hub; check the name, or run `hf auth login`"),

@@ -44,7 +44,7 @@ def test_resuming_at_a_position_goes_on_where_the_row_was(size, batch, done):
     assert row(size, batch, position=done * batch, updates=10 - done) == row(size, batch)[done:]
 
 
-def test_every_epoch_shows_every_picture_once_in_another_order():
+def test_every_epoch_shows_every_image_once_in_another_order():
     keys = list(chain(*row(7, 7, updates=3)))
     assert Counter(keys) == Counter((epoch, index) for epoch in range(3) for index in range(7))
     assert len({tuple(epoch_order(3, epoch, 7)) for epoch in range(3)}) == 3
@@ -102,7 +102,7 @@ def test_labels_that_nobody_knows():
 
 @settings(max_examples=50, deadline=None)
 @given(size=st.integers(1, 40), batch=st.integers(1, 7), world=st.integers(1, 5))
-def test_evaluation_shows_every_picture_once_and_every_process_as_many_batches(size, batch, world):
+def test_evaluation_shows_every_image_once_and_every_process_as_many_batches(size, batch, world):
     orders = [EvalSampler(size, batch, rank=rank, world_size=world) for rank in range(world)]
     assert len({tuple(len(keys) for keys in order) for order in orders}) == 1
     seen = []

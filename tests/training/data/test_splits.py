@@ -1,4 +1,4 @@
-"""Which pictures train and which evaluate.
+"""Which images train and which evaluate.
 
 pytest tests/training/data/test_splits.py
 """
@@ -15,7 +15,7 @@ from training.data.splits import open_splits, transforms
 
 
 def write(folder, split, seeds):
-    """Pictures of two classes; equal seeds are equal pictures."""
+    """Images of two classes; equal seeds are equal images."""
     for label, name in enumerate(("cat", "dog")):
         (folder / split / name).mkdir(parents=True)
         for seed in seeds:
@@ -43,7 +43,7 @@ def test_the_evaluation_split_is_found_named_or_carved(tmp_path):
     "train_split, evaluation",
     [("train", "validation"), ("val", "test"), ("train+validation", "test"), ("train[:50%] + val[50%:]", "test")],
 )
-def test_no_evaluation_split_is_found_among_the_pictures_trained_on(tmp_path, train_split, evaluation):
+def test_no_evaluation_split_is_found_among_the_images_trained_on(tmp_path, train_split, evaluation):
     for split in ("train", "validation", "test"):
         write(tmp_path, split, range(4))
     found = open_splits(DataArguments(dataset=str(tmp_path), train_split=train_split), 0)
@@ -53,14 +53,14 @@ def test_no_evaluation_split_is_found_among_the_pictures_trained_on(tmp_path, tr
 @pytest.mark.parametrize(
     "train_split, eval_split, shared", [("train", "train[:30%]", 6), ("train[:50%]", "train[50%:]", 0)]
 )
-def test_an_evaluation_on_pictures_trained_on_is_said(tmp_path, train_split, eval_split, shared):
+def test_an_evaluation_on_images_trained_on_is_said(tmp_path, train_split, eval_split, shared):
     write(tmp_path, "train", range(10))
     said = []
     open_splits(DataArguments(dataset=str(tmp_path), train_split=train_split, eval_split=eval_split), 0, said.append)
     assert said == ([f"{shared} of 6 evaluation images are trained on: their score is no test's"] if shared else [])
 
 
-def test_pictures_of_all_splits_leave_a_part_for_evaluation(tmp_path):
+def test_images_of_all_splits_leave_a_part_for_evaluation(tmp_path):
     for split in ("train", "test"):
         write(tmp_path, split, range(10 * (split == "test"), 20))
     found = open_splits(DataArguments(dataset=str(tmp_path), train_split="train+test"), 0)
@@ -79,7 +79,7 @@ def test_shares_are_nested_and_few_labels_balanced(tmp_path):
     assert np.bincount(few.labels).tolist() == [3, 3]
 
 
-def test_pictures_of_the_evaluation_split_leave_the_training_split(tmp_path):
+def test_images_of_the_evaluation_split_leave_the_training_split(tmp_path):
     write(tmp_path, "train", range(20))
     write(tmp_path, "test", [3, 7, 90])
     said = []
@@ -88,7 +88,7 @@ def test_pictures_of_the_evaluation_split_leave_the_training_split(tmp_path):
     assert "4 training images are also in" in said[0] and "3.png" in said[0]
 
 
-def test_pictures_of_another_data_set_leave_the_training_split(tmp_path):
+def test_images_of_another_data_set_leave_the_training_split(tmp_path):
     """Its test split is meant unless another is named, whatever the own evaluation split is; labels do not matter."""
     for split, seeds in (("train", range(20)), ("validation", (90, 91))):
         write(tmp_path / "own", split, seeds)
@@ -154,7 +154,7 @@ def test_digits_and_folders_have_no_columns_and_digits_no_stream(tmp_path):
 
 @pytest.mark.parametrize("values", [{"samples_per_class": 3}, {"dev_fraction": 0.1}, {"deduplicate_against": "eval"},
                                     {"deduplicate_split": "test"}])  # fmt: skip
-def test_what_has_to_look_at_every_picture_cannot_be_streamed(tmp_path, values):
+def test_what_has_to_look_at_every_image_cannot_be_streamed(tmp_path, values):
     with pytest.raises(HFViTError, match="leave out --streaming"):
         open_splits(DataArguments(dataset=str(tmp_path), streaming=True, **values), 0)
 

@@ -11,15 +11,15 @@ from training.data.statistics import main, statistics
 
 @pytest.fixture
 def folder(tmp_path):
-    for name, pictures in {"black": [(4, 6), (8, 2)], "white": [(10, 20)]}.items():
+    for name, sizes in {"black": [(4, 6), (8, 2)], "white": [(10, 20)]}.items():
         (tmp_path / name).mkdir()
-        for number, size in enumerate(pictures):
+        for number, size in enumerate(sizes):
             Image.new("RGB", size, name).save(tmp_path / name / f"{number}.png")
     return tmp_path
 
 
 def test_statistics(folder):
-    (folder / "white" / "broken.png").write_bytes(b"no picture")
+    (folder / "white" / "broken.png").write_bytes(b"no image")
     facts = json.loads(json.dumps(statistics(open_dataset(str(folder), split="train"))))
     assert (facts["images"], facts["classes"], facts["opened"]) == (4, 2, 4)
     assert facts["largest_class"]["images"] == facts["smallest_class"]["images"] == 2

@@ -95,8 +95,8 @@ def test_epochs_and_seeds_have_their_own_order():
     orders = [epoch(0, 0), epoch(1, 0), epoch(0, 1)]
     assert all(sorted(order) == list(range(200)) for order in orders)
     assert len({tuple(order) for order in orders}) == 3
-    neighbours = np.abs(np.diff(orders[0])) == 1
-    assert neighbours.mean() < 0.2  # shuffled inside the windows too
+    neighbors = np.abs(np.diff(orders[0])) == 1
+    assert neighbors.mean() < 0.2  # shuffled inside the windows too
 
 
 def test_resuming_reads_no_more_than_the_open_window(monkeypatch):
@@ -307,7 +307,7 @@ def test_parquet_stream_must_know_the_classes(tmp_path):
     assert {(record.data, record.label) for record in records} == {(encoded(n), 1 - n % 2) for n in range(4)}
 
 
-def test_rows_without_a_picture_are_listed(tmp_path):
+def test_rows_without_an_image_are_listed(tmp_path):
     columns = {"image": [None, {"bytes": encoded(0), "path": None}], "label": [0, 1], "note": ["", ""]}
     datasets.Dataset.from_dict(columns, features=datasets.Features(CLASSES)).to_parquet(tmp_path / "train.parquet")
     stream = open_stream(str(tmp_path), split="train").with_transform(EvalTransform(8))

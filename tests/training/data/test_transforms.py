@@ -50,7 +50,7 @@ def test_eval_central_crop_is_resize_then_cut():
 @pytest.mark.parametrize("crop", ["inception", "resize_small_random", "squash"])
 @pytest.mark.parametrize("size", [(1, 1), (3, 200), (200, 3), (50, 37), (640, 480)])
 @pytest.mark.parametrize("target", [17, (8, 30)])
-def test_any_picture_gives_the_wanted_size(crop, size, target):
+def test_any_image_gives_the_wanted_size(crop, size, target):
     transform = TrainTransform(target, crop=crop)
     for number in range(5):
         result = transform(Image.fromarray(scene(size[1], size[0])), rng(number))
@@ -58,9 +58,9 @@ def test_any_picture_gives_the_wanted_size(crop, size, target):
 
 
 def test_crop_none_keeps_pixels_and_refuses_other_sizes():
-    picture = scene(16, 24)
+    image = scene(16, 24)
     transform = TrainTransform((16, 24), crop="none", flip=False)
-    np.testing.assert_array_equal(transform(Image.fromarray(picture), rng()), picture)
+    np.testing.assert_array_equal(transform(Image.fromarray(image), rng()), image)
     with pytest.raises(HFViTError, match=r"needs images of 16x24 px .*, this one has 24x16; choose another crop"):
         transform(Image.fromarray(scene(24, 16)), rng())
 
@@ -119,28 +119,28 @@ def test_affine_coefficients():
 
 
 def test_flip_happens_every_other_time():
-    picture = scene(8, 8)
+    image = scene(8, 8)
     transform = TrainTransform(8, crop="none", flip=True)
     flipped = 0
     for number in range(400):
-        result = transform(Image.fromarray(picture), rng(number))
-        if not np.array_equal(result, picture):
-            np.testing.assert_array_equal(result, picture[:, ::-1])
+        result = transform(Image.fromarray(image), rng(number))
+        if not np.array_equal(result, image):
+            np.testing.assert_array_equal(result, image[:, ::-1])
             flipped += 1
     assert 150 < flipped < 250
 
 
 def test_small_distortions_stay_small_and_differ():
-    picture = np.zeros((24, 24, 3), np.uint8)
-    picture[10:14, 10:14] = 255
+    image = np.zeros((24, 24, 3), np.uint8)
+    image[10:14, 10:14] = 255
     transform = TrainTransform(24, crop="none", flip=False, degrees=10, translate=0.1, scale=(0.9, 1.1), shear=5)
-    results = [transform(Image.fromarray(picture), rng(number)) for number in range(20)]
+    results = [transform(Image.fromarray(image), rng(number)) for number in range(20)]
     assert len({result.tobytes() for result in results}) == 20
     for result in results:
         ink = result[..., 0].astype(float)
         y, x = np.mgrid[0:24, 0:24] + 0.5
         assert abs((ink * x).sum() / ink.sum() - 12) < 3 and abs((ink * y).sum() / ink.sum() - 12) < 3
-        assert 0.7 < ink.sum() / picture[..., 0].sum() < 1.4
+        assert 0.7 < ink.sum() / image[..., 0].sum() < 1.4
 
 
 def test_randomness_comes_from_the_generator_alone():
@@ -152,7 +152,7 @@ def test_randomness_comes_from_the_generator_alone():
     np.testing.assert_array_equal(transform(image, rng(5)), first)
 
 
-def test_greyscale_models_get_one_channel():
+def test_grayscale_models_get_one_channel():
     result = EvalTransform(8, num_channels=1)(Image.new("RGB", (9, 9), (255, 0, 0)), rng())
     assert result.shape == (8, 8, 1) and np.abs(result.astype(int) - 76).max() <= 1
 

@@ -1,4 +1,4 @@
-"""Optimisation: only kernels decay, and the schedule is Google's.
+"""Optimization: only kernels decay, and the schedule is Google's.
 
 pytest tests/training/engine/test_optimizers.py
 """

@@ -1,4 +1,4 @@
-"""Probes: big_vision's numbers, scikit-learn's neighbours, and what is refused.
+"""Probes: big_vision's numbers, scikit-learn's neighbors, and what is refused.
 
 pytest tests/training/evaluation/test_few_shot.py
 """
@@ -63,7 +63,7 @@ def test_labels_are_given_back_as_they_came():
     assert (NeighborProbe(k=3).fit(x, names).predict(x) == names).all()
 
 
-def test_neighbours_agree_with_scikit_learn():
+def test_neighbors_agree_with_scikit_learn():
     rng = np.random.default_rng(1)
     x, y, test = rng.normal(size=(60, 5)), rng.integers(4, size=60), rng.normal(size=(40, 5))
     theirs = KNeighborsClassifier(7, metric="cosine").fit(x, y)

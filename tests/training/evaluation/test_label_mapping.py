@@ -1,4 +1,4 @@
-"""Which output means which class: by name, by number, in a subset, and ReaL's lists by picture.
+"""Which output means which class: by name, by number, in a subset, and ReaL's lists by image.
 
 pytest tests/training/evaluation/test_label_mapping.py
 """

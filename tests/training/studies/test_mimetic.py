@@ -1,4 +1,4 @@
-"""Better starts: mimetic initialisation and the k-Dyck warm-up.
+"""Better starts: mimetic initialization and the k-Dyck warm-up.
 
 python -m pytest tests/training/studies/test_mimetic.py
 """
@@ -34,7 +34,7 @@ def test_attention_looks_trained():
             assert torch.linalg.matrix_rank(product) == 64 and product.diagonal().mean() > 0.3
     table = model.vit.embeddings.position_embeddings[0, 1:]
     alike = torch.nn.functional.cosine_similarity(table[0], table)
-    assert alike[1] > alike[3] and alike[4] > alike[12]  # neighbours in a row, and in a column
+    assert alike[1] > alike[3] and alike[4] > alike[12]  # neighbors in a row, and in a column
 
 
 def test_the_noise_is_the_seeds():

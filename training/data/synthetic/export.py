@@ -159,7 +159,7 @@ def export(given: argparse.Namespace) -> int:
 
 
 def written(shards: list[Shard], given: argparse.Namespace) -> Iterator[int]:
-    """Pictures of each shard, as they are done."""
+    """Images of each shard, as they are done."""
     work = partial(write, file_format=given.format)
     if given.workers == 1:
         yield from map(work, shards)

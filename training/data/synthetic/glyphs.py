@@ -1,7 +1,7 @@
 """Rendered letters as formula-free pre-training data: the family `glyphs` of families.py.
 
 The letters a-z and A-Z, never digits, which the quickstart learns afterwards, in the 22 text fonts that come with
-matplotlib (DejaVu Sans, Mono and Serif, STIX, Computer Modern; free licences). Other versions of the fonts draw other
+matplotlib (DejaVu Sans, Mono and Serif, STIX, Computer Modern; free licenses). Other versions of the fonts draw other
 images.
 
 A letter is kept as a signed distance field (Green, "Improved alpha-tested magnification", SIGGRAPH 2007 courses): one

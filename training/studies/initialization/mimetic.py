@@ -1,4 +1,4 @@
-"""Mimetic initialisation: attention that begins as that of trained ViTs looks (arXiv:2305.09828).
+"""Mimetic initialization: attention that begins as that of trained ViTs looks (arXiv:2305.09828).
 
 For studies. Trained query and key matrices multiply to about a positive identity, value and output matrices to about a
 negative one: each product is drawn so, with noise, and factorised. Positions begin as sines and cosines.
@@ -17,7 +17,7 @@ VALUE_OUTPUT = (0.4, 0.4)
 
 @torch.no_grad()
 def mimetic_(model: HFViTForImageClassification, seed: int) -> HFViTForImageClassification:
-    """Initialise the attention and the position embeddings of a model in place, and return it.
+    """Initialize the attention and the position embeddings of a model in place, and return it.
 
     Args:
         seed: of the noise.
@@ -29,7 +29,7 @@ def mimetic_(model: HFViTForImageClassification, seed: int) -> HFViTForImageClas
     dim, heads = config.hidden_size, config.num_attention_heads
     if dim % 4:
         raise HFViTError(
-            f"mimetic initialisation fills positions with sines and cosines: hidden_size {dim} % 4 is not 0"
+            f"mimetic initialization fills positions with sines and cosines: hidden_size {dim} % 4 is not 0"
         )
     for layer in model.vit.layers:
         attention = layer.attention

@@ -1,6 +1,6 @@
-"""The distribution of every tensor under each initialiser, for a model with every part that there is.
+"""The distribution of every tensor under each initializer, for a model with every part that there is.
 
-pytest tests/hf_vit/modeling/test_initialisers.py; Google's own ("jax"), tensor by tensor, is in test_pretrained.py.
+pytest tests/hf_vit/modeling/test_initializers.py; Google's own ("jax"), tensor by tensor, is in test_pretrained.py.
 """
 
 import math
@@ -35,7 +35,7 @@ def near(tensor, std):
 
 
 def constant(name):
-    """What a parameter is filled with under every initialiser, or None."""
+    """What a parameter is filled with under every initializer, or None."""
     leaf = name.rsplit(".", 1)[1] if "." in name else name
     if name == "classifier.bias":
         return -10.0
