@@ -39,11 +39,11 @@ from .sources import (
     by_split,
     digest,
     digits_split,
-    nested_order,
+    nested_subset,
     only_for_tables,
     only_on_the_hub,
     relabel,
-    rows_by_label,
+    shuffled_classes,
     synthetic_reader,
 )
 from .tables import hub_reader, parquet_reader, saved_reader
@@ -142,8 +142,7 @@ class ImageDataset(torch.utils.data.Dataset):
         Raises:
             HFViTError: a class has fewer.
         """
-        order = nested_order(self.labels, seed)
-        chosen = [order[rows[:count]] for _, rows in rows_by_label(self.labels[order])]
+        chosen = [rows[:count] for rows in shuffled_classes(self.labels, seed)]
         counts = np.bincount(self.labels, minlength=len(self.label_names))
         scarce = [self.label_names[label] for label in np.flatnonzero(counts < count)]
         if scarce:
@@ -433,7 +432,7 @@ def take_fraction(dataset: ImageDataset, fraction: float, seed: int = 0) -> Imag
         raise HFViTError(
             f"the fraction {fraction:g} selects no images of '{dataset.name}' (split '{dataset.split}'); increase it"
         )
-    return dataset.select(np.sort(nested_order(dataset.labels, seed)[:count]))
+    return dataset.select(nested_subset(dataset.labels, seed, count))
 
 
 def carve_dev_split(dataset: ImageDataset, fraction: float = 0.1, seed: int = 0) -> tuple[ImageDataset, ImageDataset]:
@@ -450,7 +449,8 @@ def carve_dev_split(dataset: ImageDataset, fraction: float = 0.1, seed: int = 0)
     count = max(1, round(fraction * len(dataset)))
     if count >= len(dataset):
         raise HFViTError(f"'{dataset.name}' has {len(dataset)} images, too few to carve a dev split out of them")
-    order = nested_order(dataset.labels, ~seed)  # another order than train_fraction's
-    train, dev = dataset.select(np.sort(order[count:])), dataset.select(np.sort(order[:count]))
+    kept = np.zeros(len(dataset), dtype=bool)
+    kept[nested_subset(dataset.labels, ~seed, count)] = True  # another choice than train_fraction's
+    train, dev = dataset.select(np.flatnonzero(~kept)), dataset.select(np.flatnonzero(kept))
     share = f"{100 * fraction:g}% carved with seed {seed}"
     return replace(train, split=f"{dataset.split} without {share}"), replace(dev, split=f"{dataset.split}, {share}")

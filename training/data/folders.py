@@ -20,6 +20,7 @@ import numpy as np
 from huggingface_hub.constants import HF_HOME
 from PIL import Image
 
+from hf_vit.atomic_file import atomic_path
 from hf_vit.errors import HFViTError, listed
 from hf_vit.image_files import DATA_NAMES, Folder, LeftOut, Walk, join, walk
 from hf_vit.image_io import open_encoded, printable
@@ -318,7 +319,7 @@ def mark_of(source: FileSource) -> str:
         return digest(*source.label_names, *files, *sizes, source.labels.tobytes(), *contents)
     rows = np.linspace(0, count - 1, num=SAMPLED, dtype=np.int64)
     contents = [content_of(os.path.join(source.root, source.path(int(row)))) for row in rows]
-    parts = (source.names.tobytes(), source.folder_of.tobytes(), source.labels.tobytes())
+    parts = (source.names.data, source.folder_of.data, source.labels.data)
     return digest("large", *source.label_names, *source.folders, *parts, *contents)
 
 
@@ -346,21 +347,26 @@ def cached_walk(root: Path, cache_dir: str | os.PathLike | None) -> Walk:
     kept = index_folder(cache_dir) / f"folders-{digest(os.path.realpath(base))}.npz"
     if (found := read_index(kept, base)) is not None:
         return found
-    if (found := walk(base, limit=LARGE)) is not None:
-        return found
     from filelock import FileLock
 
-    with contextlib.ExitStack() as stack:
-        try:
-            kept.parent.mkdir(parents=True, exist_ok=True)
-            stack.enter_context(FileLock(f"{kept}.lock"))
-        except OSError:  # a cache that cannot be written: every process for itself
-            return walk(base)
-        found = read_index(kept, base)
-        if found is None:
-            began = time.time_ns()
-            found = walk(base)
-            with contextlib.suppress(OSError):
+    began = time.time_ns()
+    with contextlib.ExitStack() as until_written:
+        to_be_written = False
+
+        def written_meanwhile() -> Walk | None:
+            nonlocal to_be_written
+            try:
+                kept.parent.mkdir(parents=True, exist_ok=True)
+                until_written.enter_context(FileLock(f"{kept}.lock"))
+            except OSError:  # a cache that cannot be written: every process for itself
+                return None
+            written = read_index(kept, base)
+            to_be_written = written is None
+            return written
+
+        found = walk(base, LARGE, written_meanwhile)
+        if to_be_written:
+            with contextlib.suppress(OSError, HFViTError):  # a full disk, say
                 write_index(kept, found, began)
     return found
 
@@ -382,8 +388,7 @@ def write_index(path: Path, found: Walk, began: int) -> None:
         "examples": found.left_out.examples,
         "data": [[os.fsdecode(name) for name in folder.data] for folder in found.folders],
     }
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    with open(temporary, "wb") as file:
+    with atomic_path(path) as temporary, open(temporary, "wb") as file:
         np.savez(
             file,
             about=np.frombuffer(json.dumps(about).encode(), np.uint8),
@@ -393,7 +398,6 @@ def write_index(path: Path, found: Walk, began: int) -> None:
             counts=np.array([folder.count for folder in found.folders], np.int64),
             modified=np.array([folder.modified for folder in found.folders], np.int64),
         )
-    temporary.replace(path)
 
 
 def read_index(path: Path, base: bytes) -> Walk | None:

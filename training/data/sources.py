@@ -94,35 +94,52 @@ def digest(*parts: object) -> str:
     """Hexadecimal SHA-256 over strings and bytes, shortened to 32 digits."""
     state = hashlib.sha256()
     for part in parts:
-        data = part if isinstance(part, bytes) else str(part).encode()
-        state.update(len(data).to_bytes(8, "little"))
+        data = part if isinstance(part, bytes | memoryview) else str(part).encode()
+        size = data.nbytes if isinstance(data, memoryview) else len(data)
+        state.update(size.to_bytes(8, "little"))
         state.update(data)
     return state.hexdigest()[:32]
 
 
-def nested_order(labels: np.ndarray, seed: int) -> np.ndarray:
-    """Order rows so that every prefix is a stratified random subset, and a shorter prefix lies inside a longer one.
+def nested_subset(labels: np.ndarray, seed: int, count: int) -> np.ndarray:
+    """Choose rows at random, as many of each class as its share; a smaller subset lies inside a larger one.
+
+    The r-th image of a shuffled class of n_c stands at (r + 1/2) / n_c of the way, and the first `count` are taken.
 
     Args:
-        labels: int (n,). seed: another seed, another order.
+        labels: int (n,), 0 or more. seed: another seed, another choice. count: 0 to n.
 
     Returns:
-        int64 (n,), a permutation: the r-th of a class's n_c images stands at (r + 1/2) / n_c of the way.
+        int64 (count,), ascending.
     """
     place = np.empty(len(labels))
-    tie = generator(SUBSET, seed, 0).random(len(labels))
+    for rows in shuffled_classes(labels, seed):
+        place[rows] = (np.arange(len(rows)) + 0.5) / len(rows)
+    if not 0 < count < len(labels):
+        return np.arange(len(labels))[:count]
+    last = np.partition(place, count - 1)[count - 1]  # fourteen million are not sorted for it
+    taken = place < last
+    level = np.flatnonzero(place == last)  # classes of one size stand level, and chance decides
+    tie = generator(SUBSET, seed, 0).random(len(labels))[level]
+    taken[level[np.argsort(tie, kind="stable")[: count - np.count_nonzero(taken)]]] = True
+    return np.flatnonzero(taken)
+
+
+def shuffled_classes(labels: np.ndarray, seed: int) -> Iterator[np.ndarray]:
+    """The rows of each label that occurs, in a random order that depends on nothing but seed and label."""
     for label, rows in rows_by_label(labels):
         generator(SUBSET, seed, 1, label).shuffle(rows)
-        place[rows] = (np.arange(len(rows)) + 0.5) / len(rows)
-    return np.lexsort((tie, place))
+        yield rows
 
 
 def rows_by_label(labels: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
     """Each label that occurs, with its rows in order: one sort, however many labels there are."""
+    labels = labels.astype(np.min_scalar_type(labels.max(initial=0)))  # NumPy sorts 16 bits in one go
     order = np.argsort(labels, kind="stable")
-    first = np.flatnonzero(np.diff(labels[order], prepend=-1))
-    for begin, end in zip(first, [*first[1:], len(order)]):
-        yield int(labels[order[begin]]), order[begin:end]
+    ordered = labels[order]
+    first = np.flatnonzero(ordered[1:] != ordered[:-1]) + 1
+    for rows in np.split(order, first) if len(order) else ():
+        yield int(labels[rows[0]]), rows
 
 
 def relabel(labels: np.ndarray, names: Sequence[str], wanted: Sequence[str], what: str) -> np.ndarray:
@@ -191,8 +208,8 @@ def digits_split(split: str) -> ArraySource:
     except ImportError as error:
         raise HFViTError("the digits come with scikit-learn; pip install 'hf-vit[train]'") from error
     digits = load_digits()
-    order = nested_order(digits.target, seed=0)
-    rows = np.sort(order[:DIGITS_TEST_IMAGES] if split == "test" else order[DIGITS_TEST_IMAGES:])
+    rows = nested_subset(digits.target, 0, DIGITS_TEST_IMAGES)
+    rows = rows if split == "test" else np.setdiff1d(np.arange(len(digits.target)), rows)
     gray = np.rint(digits.images[rows] * (255 / 16)).astype(np.uint8)
     pixels = np.repeat(gray[..., None], 3, axis=3)
     labels = digits.target[rows].astype(np.int64)

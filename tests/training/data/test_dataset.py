@@ -15,7 +15,7 @@ from PIL import Image
 from hf_vit.errors import HFViTError
 from training.data import folders
 from training.data.dataset import UnreadableImage, carve_dev_split, collate, open_dataset, take_fraction
-from training.data.sources import nested_order
+from training.data.sources import nested_subset
 from training.data.transforms import EvalTransform, TrainTransform
 
 
@@ -300,15 +300,14 @@ def test_unknown_and_empty_splits():
     sizes=st.tuples(st.integers(0, 200), st.integers(0, 200)),
     seed=st.integers(0, 2**64 - 1),
 )
-def test_nested_order_is_a_stratified_permutation(labels, sizes, seed):
+def test_nested_subsets_are_stratified(labels, sizes, seed):
     labels = np.array(labels)
-    order = nested_order(labels, seed)
-    assert sorted(order.tolist()) == list(range(len(labels)))
     small, large = sorted(min(size, len(labels)) for size in sizes)
-    assert set(order[:small]) <= set(order[:large])
+    chosen, more = nested_subset(labels, seed, small), nested_subset(labels, seed, large)
+    assert len(chosen) == small and (np.diff(chosen) > 0).all() and set(chosen) <= set(more)
     for label in np.unique(labels):
         share = small / len(labels) * (labels == label).sum()
-        assert abs((labels[order[:small]] == label).sum() - share) <= 5  # at most one per class away from exact
+        assert abs((labels[chosen] == label).sum() - share) <= 5  # at most one per class away from exact
 
 
 def test_fractions_are_nested_and_per_class_counts_exact():

@@ -4,18 +4,21 @@ python -m pytest tests/training/data/test_folders.py
 """
 
 import os
+import time
 import unicodedata
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from hf_vit import image_files
 from hf_vit.errors import HFViTError
+from hf_vit.image_files import walk
 from training.config.arguments import DataArguments
 from training.data import folders
 from training.data.dataset import open_dataset
 from training.data.folders import cached_walk
-from training.data.sources import nested_order
+from training.data.sources import nested_subset, rows_by_label
 from training.data.splits import open_splits
 from training.rng import SUBSET, generator
 
@@ -176,21 +179,50 @@ def test_a_fresh_folder_is_not_trusted(tmp_path, monkeypatch):
     assert folders.read_index(kept, os.fsencode(root)) is None
 
 
-def test_nested_order_is_what_it_was():
-    """One sort in place of a pass for each class; the same images for the same seed."""
-    labels = np.random.default_rng(0).integers(0, 7, 200)
+@pytest.mark.parametrize("labels", [np.random.default_rng(0).integers(0, 7, 200), np.arange(200) // 20])
+def test_nested_subsets_are_what_they_were(labels):
+    """A sort of all rows was replaced by a selection; the same images for the same seed."""
     place = np.empty(200)
     tie = generator(SUBSET, 3, 0).random(200)
     for label in np.unique(labels):
         rows = np.flatnonzero(labels == label)
         generator(SUBSET, 3, 1, int(label)).shuffle(rows)
         place[rows] = (np.arange(len(rows)) + 0.5) / len(rows)
-    assert np.array_equal(nested_order(labels, 3), np.lexsort((tie, place)))
+    order = np.lexsort((tie, place))
+    for count in range(201):
+        assert np.array_equal(nested_subset(labels, 3, count), np.sort(order[:count]))
 
 
-def test_samples_per_class_of_many_classes():
-    from training.data.sources import rows_by_label
+def test_rows_of_many_classes():
+    labels = np.random.default_rng(1).permutation(np.repeat(np.arange(70_000), 2))  # more than 16 bits count
+    found = {label: rows.tolist() for label, rows in rows_by_label(labels[:500])}
+    assert found == {int(label): np.flatnonzero(labels[:500] == label).tolist() for label in labels[:500]}
+    assert sum(1 for _ in rows_by_label(labels)) == 70_000
+    assert list(rows_by_label(labels[:0])) == []
 
-    labels = np.random.default_rng(1).permutation(np.repeat(np.arange(500), 4))
-    for label, rows in rows_by_label(labels):
-        assert np.array_equal(rows, np.flatnonzero(labels == label))
+
+def test_a_second_process_waits_for_the_index(tmp_path, monkeypatch):
+    """What one has written while another waited for the lock is read; the walk of the other goes no further."""
+    monkeypatch.setattr(folders, "LARGE", 3)
+    root = tree(tmp_path / "data", "a*5", "b*5", "c*5")
+    for folder in (root, *(path for path in root.rglob("*") if path.is_dir())):
+        os.utime(folder, (1e9, 1e9))
+    kept = folders.index_folder(tmp_path) / f"folders-{folders.digest(os.path.realpath(os.fsencode(root)))}.npz"
+
+    class WrittenMeanwhile:
+        def __init__(self, path):
+            assert path == f"{kept}.lock"
+
+        def __enter__(self):
+            folders.write_index(kept, walk(root), time.time_ns())
+            self.written = kept.stat().st_mtime_ns
+
+        def __exit__(self, *error):
+            assert kept.stat().st_mtime_ns == self.written
+
+    monkeypatch.setattr("filelock.FileLock", WrittenMeanwhile)
+    scanned = []
+    scan = image_files.scan
+    monkeypatch.setattr(image_files, "scan", lambda *args: scanned.append(args[1]) or scan(*args))
+    assert len(cached_walk(root, tmp_path).images()) == 15
+    assert len(scanned) < 4 + 4  # all folders by the one that wrote, fewer by the one that waited
