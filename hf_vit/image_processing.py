@@ -439,6 +439,21 @@ class ImageProcessing:
         return ", ".join(steps)
 
 
+def input_size(config: Any, processing: "ImageProcessing | None") -> tuple[int, int]:
+    """(height, width) of the images that a model reads.
+
+    hf_vit's models fit their positions to the configuration's size. Others read what their image processor gives, or,
+    where it gives no size, what their configuration says.
+    """
+    ours = getattr(config, "image_size_hw", None)
+    if ours is not None:
+        return ours
+    if processing is not None and processing.output_size is not None:
+        return processing.output_size
+    size = (processing and processing.resize_to) or getattr(config, "image_size", None) or 224
+    return (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
+
+
 FILES = ("preprocessor_config.json", "processor_config.json", "open_clip_config.json", "config.json")
 
 # Google's ViTs read pixels in [-1, 1] of the whole image; torchvision, DeiT, DINO and MAE are evaluated on a crop.

@@ -23,6 +23,7 @@ ORDER = (
     ("hf_vit.kernel_table", "hf_vit.image_io"),
     ("hf_vit.image_files", "hf_vit.image_tables", "hf_vit.modeling"),
     ("hf_vit.inference", "hf_vit.checkpoints"),
+    ("hf_vit.transformers_classifiers",),
     ("hf_vit",),  # what it names: the public surface
     ("hf_vit.interpretability",),
     ("hf_vit.hub", "hf_vit.export"),

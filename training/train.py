@@ -30,13 +30,20 @@ from hf_vit.errors import HFViTError, listed, report_error
 from hf_vit.hub.access import check_hub_access
 from hf_vit.image_io import check_channels, open_image
 from hf_vit.image_processing import ImageProcessing
+from hf_vit.transformers_classifiers import (
+    freeze_backbone,
+    load_other_classifier,
+    num_channels,
+    other_classifier_class,
+)
 
 from .config.arguments import RESOLVED_NAME, Arguments, DataArguments
 from .config.parser import arguments_of, parse
+from .config.vit_only import check_vit_only
 from .data.dataset import ImageDataset
 from .data.deduplication import Duplicate
 from .data.sources import SyntheticSource
-from .data.splits import image_processing_for, open_splits, transforms
+from .data.splits import ModelInput, image_processing_for, open_splits, transforms
 from .data.statistics import class_counts, sample_of_sizes
 from .data.streaming import ImageStream
 from .engine.accelerator import on_cpu
@@ -109,7 +116,7 @@ class TrainingResult:
         import pandas  # with `datasets`; nothing else here needs it
 
         device, names = next(self.model.parameters()).device, self.model.config.id2label
-        channels, rows = self.model.config.num_channels, []
+        channels, rows = num_channels(self.model.config), []
         for first in range(0, len(images), batch_size):
             batch = images[first : first + batch_size]
             opened = [open_image(image, num_channels=channels) for image in batch]
@@ -194,9 +201,9 @@ def run_trainer(
         splits = open_splits(named, arguments.train.seed, log)
         train, evaluation = splits.train, splits.evaluation
         sign.activity = lambda: f"loading {arguments.model.model or 'the model'}"
-        model, processor, base = build_model(arguments, train.label_names)
+        model, processor, base = build_model(arguments, train.label_names, log)
     processing = ImageProcessing.from_transformers(processor.to_dict())  # what is saved is what is trained with
-    train_transform, eval_transform = transforms(arguments.data, model.config, processing)
+    train_transform, eval_transform = transforms(arguments.data, ModelInput.of(model.config, processing), processing)
     about = {
         "stage": stage,
         "recipe": arguments.origin,
@@ -328,7 +335,7 @@ def describe(trainer: Trainer, train: ImageDataset | ImageStream, evaluation: Im
     """What is about to happen."""
     parameters = sum(p.numel() for p in trainer.model.parameters())
     trainable = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
-    height, width = trainer.model.config.image_size_hw
+    height, width = trainer.image_size
     rows = [
         (
             "model",
@@ -353,8 +360,11 @@ def describe(trainer: Trainer, train: ImageDataset | ImageStream, evaluation: Im
 # -- model ---------------------------------------------------------------------------------------------------------
 
 
-def build_model(arguments: Arguments, label_names: list[str]):
+def build_model(arguments: Arguments, label_names: list[str], log=print):
     """Load or initialize the model for these classes and this image size.
+
+    Args:
+        log: called with what the user should know.
 
     Returns:
         (model, image processor, name of the base model or None).
@@ -370,6 +380,9 @@ def build_model(arguments: Arguments, label_names: list[str]):
         raise HFViTError(
             "which model? Give --model PATH_OR_HUB_ID, or --preset NAME / --set field=value to train from scratch"
         )
+    if requested.model is not None and (other := other_classifier_class(requested.model)):
+        check_vit_only(arguments, other)
+        return build_other_classifier(arguments, labels, log)
     check_config_fields(requested.set)
     try:
         if requested.model is not None:
@@ -394,6 +407,23 @@ def build_model(arguments: Arguments, label_names: list[str]):
         model.freeze_backbone()
     name = requested.model and public_name(requested.model)
     return model, image_processor_for(model.config, data, base), name
+
+
+def build_other_classifier(arguments: Arguments, labels: dict[int, str], log):
+    """As `build_model`, for a classifier of transformers that is no plain ViT: it keeps its own class."""
+    requested = arguments.model
+    size = None if requested.image_size is None else pixels(requested.image_size)
+    loaded = load_other_classifier(requested.model, labels, tuple(size) if isinstance(size, list) else size)
+    model: Any = loaded.model
+    for note in loaded.notes:
+        log(f"note: {note}")
+    if arguments.train.activation_checkpointing and not model.supports_gradient_checkpointing:
+        raise HFViTError(f"--activation_checkpointing: {type(model).__name__} does not support it; leave it out")
+    if requested.freeze_backbone:
+        freeze_backbone(model)
+    model.source_license = loaded.license.metadata() if loaded.license is not None else None
+    view = ModelInput(loaded.image_size, num_channels(model.config))
+    return model, image_processor_for(view, arguments.data, loaded.image_processing), public_name(requested.model)
 
 
 def check_config_fields(fields: dict[str, Any]) -> None:
@@ -459,10 +489,14 @@ def pixels(size: list[int]) -> int | list[int]:
     return size[0] if len(size) == 1 else list(size)
 
 
-def image_processor_for(config, data: DataArguments, base: ImageProcessing | None) -> ViTImageProcessorPil:
-    """transformers' ViT processor for this size, every setting stated: the base model's, or Google's without one."""
-    check_channels(config.num_channels)
-    return ViTImageProcessorPil(**image_processing_for(data, config, base).to_transformers(config.num_channels))
+def image_processor_for(model, data: DataArguments, base: ImageProcessing | None) -> ViTImageProcessorPil:
+    """transformers' ViT processor for this size, every setting stated: the base model's, or Google's without one.
+
+    Args:
+        model: `ModelInput`, or the configuration of one of hf_vit's models.
+    """
+    check_channels(model.num_channels)
+    return ViTImageProcessorPil(**image_processing_for(data, model, base).to_transformers(model.num_channels))
 
 
 # -- report --------------------------------------------------------------------------------------------------------

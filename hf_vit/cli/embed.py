@@ -11,13 +11,14 @@ import numpy as np
 import torch
 from torch import nn
 from tqdm import tqdm
-from transformers.models.vit import ViTImageProcessorPil
 
 from ..atomic_file import atomic_path
 from ..errors import HFViTError
-from ..image_io import check_channels, printable
-from .inputs import find_images, image_size, load, pick_device, positive
-from .predict import OPTIMIZE_FROM, batches, counted
+from ..image_io import printable
+from ..modeling.configuration_hf_vit import HFViTConfig
+from ..transformers_classifiers import classifier_features, num_channels
+from .inputs import find_images, open_model, positive
+from .predict import batches, counted
 from .scores_file import NEEDS_PYARROW
 
 
@@ -47,7 +48,7 @@ def run(arguments: argparse.Namespace) -> int:
     if Path(arguments.out).suffix not in SUFFIXES:
         raise HFViTError(f"--out {arguments.out}: write to a file that ends in {' or '.join(SUFFIXES)}")
     paths = find_images(arguments.images, addresses=True)
-    model, processor = open_encoder(arguments, len(paths))
+    model, processor = open_model(arguments.model, arguments, len(paths), classes=False)
     found, features, unreadable = embed(model, processor, paths, arguments.features, arguments.batch_size)
     if not found:
         raise HFViTError(f"none of {counted(len(paths), 'image')} could be read: {unreadable[0]['reason']}")
@@ -62,21 +63,14 @@ def run(arguments: argparse.Namespace) -> int:
     return 1 if unreadable else 0
 
 
-def open_encoder(arguments: argparse.Namespace, images: int) -> tuple[Any, Any]:
-    """Model and image processor, on the device that was asked for."""
-    size = image_size(arguments)
-    loaded = load(arguments.model, **({} if size is None else {"image_size": size}))
-    check_channels(loaded.model.config.num_channels)
-    loaded.model.to(pick_device(arguments.device))  # type: ignore[arg-type]
-    model = loaded.model.optimize_for_inference() if images >= OPTIMIZE_FROM else loaded.model.eval()
-    return model, ViTImageProcessorPil(**loaded.processor)
-
-
 def embed(
     model: Any, processor: Any, paths: Sequence[Any], kind: str, batch_size: int
 ) -> tuple[list[str], np.ndarray, list[dict[str, str]]]:
     """Names of the images that could be read, their features float32 (N, D), and the others with the reason."""
-    encoder = model.encoder
+    ours = isinstance(model.config, HFViTConfig)
+    if not ours and kind != "pooled":
+        raise HFViTError(f"{type(model).__name__} has no {kind} features of hf_vit's ViTs: take --features pooled")
+    encoder = model.encoder if ours else model
     if kind == "class" and not encoder.config.use_class_token:
         raise HFViTError("this model has no class token: take --features pooled or mean")
     device = next(model.parameters()).device
@@ -84,7 +78,7 @@ def embed(
     rows: list[np.ndarray] = []
     unreadable: list[dict[str, str]] = []
     with tqdm(total=len(paths), unit=" images", disable=None) as bar:
-        for batch, pixels in batches(paths, processor, encoder.config.num_channels, batch_size, unreadable):
+        for batch, pixels in batches(paths, processor, num_channels(encoder.config), batch_size, unreadable):
             with torch.inference_mode():
                 rows.append(features_of(encoder, pixels.to(device, model.dtype), kind).float().cpu().numpy())
             names += [printable(path) for path in batch]
@@ -94,6 +88,8 @@ def embed(
 
 def features_of(encoder: nn.Module, pixels: torch.Tensor, kind: str) -> torch.Tensor:
     """`(B, C, H, W)` -> `(B, D)`."""
+    if not isinstance(encoder.config, HFViTConfig):
+        return classifier_features(encoder, pixels)
     outputs = encoder(pixels)
     if kind == "pooled":
         return outputs.pooler_output

@@ -21,11 +21,13 @@ from typing import Any, TypeVar
 
 import torch
 from PIL import Image
+from transformers.models.vit import ViTImageProcessorPil
 
 from ..checkpoints import Loaded, read_checkpoint
 from ..errors import HFViTError
 from ..image_files import walk
-from ..image_io import UnreadableImage, open_image, printable
+from ..image_io import UnreadableImage, check_channels, open_image, printable
+from ..transformers_classifiers import load_other_classifier, num_channels, other_classifier_class
 
 
 Where = TypeVar("Where", bound=Path | str)
@@ -33,6 +35,7 @@ Where = TypeVar("Where", bound=Path | str)
 ADDRESS = r"https?://"
 NAME = "image"  # what the decoder calls it; lists give its path beside the reason
 READERS, READ_AHEAD = 4, 32  # threads; images in memory beyond those in use
+OPTIMIZE_FROM = 128  # images: choosing the fastest kernels takes the time of a batch, and gains a tenth
 PATIENCE, LARGEST_DOWNLOAD = 30, 64 << 20  # seconds, bytes
 
 
@@ -53,6 +56,31 @@ def load_classifier(model: str, **changes: Any) -> Loaded:
     if not loaded.model.config.num_labels:
         raise HFViTError(f"{model} has no classifier: fine-tune it on images with labels first")
     return loaded
+
+
+def open_model(model: str, arguments: argparse.Namespace, images: int, classes: bool) -> tuple[Any, Any]:
+    """Model and image processor for `images` images: a ViT of any format, or another classifier of transformers.
+
+    Args:
+        arguments: with `device` and `image_size`. classes: whether the model must have a classifier.
+
+    Raises:
+        HFViTError: no such model, or none with classes.
+    """
+    device, size = pick_device(arguments.device), image_size(arguments)
+    loaded: Any
+    if other_classifier_class(model) is not None:
+        loaded = load_other_classifier(model, image_size=size)
+        for note in loaded.notes:
+            print(f"note: {note}", file=sys.stderr)
+    else:
+        loaded = (load_classifier if classes else load)(model, **({} if size is None else {"image_size": size}))
+    check_channels(num_channels(loaded.model.config))
+    processor = ViTImageProcessorPil(**loaded.processor)
+    network = loaded.model.to(device)
+    if images >= OPTIMIZE_FROM and hasattr(network, "optimize_for_inference"):
+        return network.optimize_for_inference(), processor
+    return network.eval(), processor
 
 
 def find_images(patterns: Sequence[str], addresses: bool = False) -> list[Any]:

@@ -17,13 +17,13 @@ from typing import Any
 import torch
 from PIL import Image
 from tqdm import tqdm
-from transformers.models.vit import ViTImageProcessorPil
+from transformers import PreTrainedModel
 
 from ..errors import HFViTError
-from ..image_io import check_channels, printable, processor_pixels
+from ..image_io import printable, processor_pixels
 from ..interpretability.perturbation import probabilities
-from ..modeling.modeling_hf_vit import HFViTForImageClassification
-from .inputs import ADDRESS, find_images, fraction, image_size, load_classifier, pick_device, positive, read_images
+from ..transformers_classifiers import num_channels
+from .inputs import ADDRESS, find_images, fraction, open_model, positive, read_images
 from .scores_file import ScoresFile
 
 
@@ -34,7 +34,6 @@ EXAMPLES = """\
   hf-vit predict images/ --model path/to/model --json > predictions.json
   hf-vit predict images/ --model path/to/model --out scores.csv --resume
   hf-vit predict images/ --model path/to/model --copy-to sorted --min-score 0.8"""
-OPTIMIZE_FROM = 128  # images: choosing the fastest kernels takes the time of a batch, and gains a tenth
 BELOW = "_below_min_score"  # folder of --copy-to
 
 
@@ -61,13 +60,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.out is not None and arguments.json:
         raise HFViTError("--json prints and --out writes: give one of them")
     paths = find_images(arguments.images, addresses=True)
-    device = pick_device(arguments.device)
-    size = image_size(arguments)
-    loaded = load_classifier(arguments.model, **({} if size is None else {"image_size": size}))
-    processor = ViTImageProcessorPil(**loaded.processor)
-    loaded.model.to(device)  # type: ignore[arg-type]  # transformers' wrapper hides that `to` takes a device
-    model = loaded.model.optimize_for_inference() if len(paths) >= OPTIMIZE_FROM else loaded.model.eval()
-    check_channels(model.config.num_channels)
+    model, processor = open_model(arguments.model, arguments, len(paths), classes=True)
     results = classify(model, processor, paths, arguments)
     if arguments.out is not None:
         unreadable = write_scores(arguments, model, paths, results)
@@ -91,9 +84,7 @@ class Results:
         self.skip: set[str] = set()  # images that an earlier run has
 
 
-def classify(
-    model: HFViTForImageClassification, processor: Any, paths: Sequence[Any], arguments: argparse.Namespace
-) -> Results:
+def classify(model: PreTrainedModel, processor: Any, paths: Sequence[Any], arguments: argparse.Namespace) -> Results:
     """For each batch the rows (path, best labels with their scores, scores of all classes)."""
     names: dict[Any, str] = model.config.id2label or {}
     device = next(model.parameters()).device
@@ -102,7 +93,7 @@ def classify(
         wanted = [path for path in paths if printable(path) not in results.skip]
         bar = tqdm(total=len(wanted), unit=" images", disable=None if arguments.out else True)
         for batch, pixels in batches(
-            wanted, processor, model.config.num_channels, arguments.batch_size, results.unreadable
+            wanted, processor, num_channels(model.config), arguments.batch_size, results.unreadable
         ):
             with torch.inference_mode():
                 scores = probabilities(model, model(pixels.to(device, model.dtype)).logits.float())
@@ -125,7 +116,7 @@ def classify(
 
 
 def write_scores(
-    arguments: argparse.Namespace, model: HFViTForImageClassification, paths: Sequence[Any], results: Results
+    arguments: argparse.Namespace, model: PreTrainedModel, paths: Sequence[Any], results: Results
 ) -> list[dict[str, str]]:
     """All scores into the file of `--out`, as they come."""
     names: dict[Any, str] = model.config.id2label or {}
@@ -158,7 +149,7 @@ def print_json(arguments: argparse.Namespace, results: Results) -> list[dict[str
     return results.unreadable
 
 
-def print_lines(model: HFViTForImageClassification, paths: Sequence[Any], results: Results) -> list[dict[str, str]]:
+def print_lines(model: PreTrainedModel, paths: Sequence[Any], results: Results) -> list[dict[str, str]]:
     """A line for each image, in columns whose width is known before."""
     width = max(len(printable(path)) for path in paths)
     labels = max((len(name) for name in (model.config.id2label or {}).values()), default=0) + len(" 100.0%")

@@ -12,8 +12,8 @@ from PIL import Image, ImageDraw
 from ..atomic_file import atomic_path
 from ..errors import HFViTError
 from ..image_io import UnreadableImage, open_image
-from .embed import embed, open_encoder, read_features
-from .inputs import find_images, positive, print_table
+from .embed import embed, read_features
+from .inputs import find_images, open_model, positive, print_table
 
 
 EXAMPLES = """\
@@ -41,7 +41,7 @@ def run(arguments: argparse.Namespace) -> int:
     query = find_images([arguments.query])
     if len(query) != 1:
         raise HFViTError(f"the query is one image, '{arguments.query}' means {len(query)}")
-    model, processor = open_encoder(arguments, 1)
+    model, processor = open_model(arguments.model, arguments, 1, classes=False)
     _, wanted, unreadable = embed(model, processor, query, about["features"], 1)
     if unreadable:
         raise HFViTError(f"{unreadable[0]['image']}: {unreadable[0]['reason']}")

@@ -137,6 +137,7 @@ def render_card(facts: Facts, folder: str | Path | None = None, repo_id: str | N
         title=plain(title_of(facts)),
         model_id=repo_id or title_of(facts),
         classifies=classifies(facts),
+        ours=is_ours(facts),
         gray=(model.get("architecture") or {}).get("num_channels") == 1,
         larger=2 * max(model["image_size"]),
         summary=summary(facts),
@@ -165,7 +166,7 @@ def metadata(facts: Facts) -> ModelCardData:
     results = own_results(facts)
     architecture = model["architecture"]
     task = "image-classification" if classifies(facts) else "image-feature-extraction"
-    tags = [task, "vision", "vit", "hf_vit"]
+    tags = [task, "vision", *(["vit", "hf_vit"] if is_ours(facts) else [model["model_type"]])]
     tags += ["hybrid"] if architecture.get("resnet_depths") is not None else []
     base, dataset = model.get("base_model"), data.get("name", "")
     return ModelCardData(
@@ -211,9 +212,16 @@ def title_of(facts: Facts) -> str:
     return Path(facts["model"]["name"]).name
 
 
-def kind(architecture: dict[str, Any]) -> str:
-    """`Vision Transformer`, or the hybrid that it is."""
-    depths = architecture.get("resnet_depths")
+def is_ours(facts: Facts) -> bool:
+    """Whether the network is one of hf_vit's, and none of transformers' other classifiers."""
+    return facts["model"].get("model_type", "hf_vit") == "hf_vit"
+
+
+def kind(facts: Facts) -> str:
+    """`Vision Transformer`, the hybrid that it is, or the name that transformers has for another network."""
+    if not is_ours(facts):
+        return code(str(facts["model"].get("class") or facts["model"]["model_type"]))
+    depths = facts["model"]["architecture"].get("resnet_depths")
     if depths is None:
         return "Vision Transformer"
     return f"hybrid Vision Transformer on a ResNet of {sum(depths) * 3 + 1} convolutions"
@@ -222,7 +230,8 @@ def kind(architecture: dict[str, Any]) -> str:
 def summary(facts: Facts) -> str:
     """What it is, in a sentence or two."""
     model, data, stage = facts["model"], facts.get("data") or {}, (facts.get("training") or {}).get("stage")
-    text = f"A {kind(model['architecture'])} with {count(model['parameters'])} parameters"
+    article = "An" if kind(facts).strip("`")[0] in "AEIOU" else "A"
+    text = f"{article} {kind(facts)} with {count(model['parameters'])} parameters"
     if stage == "finetune" and model.get("base_model"):
         text += f", fine-tuned from {reference(model['base_model'])}"
     elif stage == "finetune":

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import Dinov2Config, Dinov2Model, ViTImageProcessor
+from transformers import Dinov2Config, Dinov2Model, ResNetConfig, ResNetForImageClassification, ViTImageProcessor
 
 from hf_vit import HFViTConfig, HFViTForImageClassification, save_checkpoint
 from tests.conftest import ROOT
@@ -116,6 +116,8 @@ def place(tmp_path, monkeypatch):
     (tmp_path / "my" / "images").symlink_to(tmp_path / "images")
     small = Dinov2Config(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, image_size=28, patch_size=14)
     Dinov2Model(small).save_pretrained(tmp_path / "facebook" / "dinov2-base")
+    resnet = ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1])
+    ResNetForImageClassification(resnet).save_pretrained(tmp_path / "microsoft" / "resnet-50")
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -138,6 +140,6 @@ def test_every_command_runs(place):
     assert "app.py" in pushed["spaces/owner/name-demo"].files("main")[1]
     written = "exported/model.int8.onnx exported-torch/model.pt2 vit-b16.npz seen/report.html scores/facts.json paper"
     written += " scores.csv sorted features.npz sheet.png"
-    trained = "out out-448 pretrained letters letters-32 masked"
+    trained = "out out-448 out-resnet pretrained letters letters-32 masked"
     for name in [*written.split(), *(f"{folder}/model.safetensors" for folder in trained.split())]:
         assert (place / name).exists(), name

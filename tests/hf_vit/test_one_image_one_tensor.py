@@ -17,7 +17,7 @@ from transformers.models.vit import ViTImageProcessorPil
 
 import hf_vit
 from hf_vit import HFViTConfig, HFViTForImageClassification
-from hf_vit.cli import inputs, inspect, predict
+from hf_vit.cli import inputs, inspect
 from hf_vit.cli.main import main
 from hf_vit.image_io import processor_pixels
 from hf_vit.image_processing import ImageProcessing
@@ -166,8 +166,8 @@ def test_everything_sees_the_same_pixels(images, tmp_path, kind, monkeypatch, ca
         loaded.model.register_forward_pre_hook(lambda module, inputs: received.extend(inputs[0].detach().clone()))
         return loaded
 
-    monkeypatch.setattr(predict, "load_classifier", load)
-    monkeypatch.setattr(predict, "OPTIMIZE_FROM", 10**6)
+    monkeypatch.setattr(inputs, "load_classifier", load)
+    monkeypatch.setattr(inputs, "OPTIMIZE_FROM", 10**6)
     assert main(["predict", *map(str, files), "--model", str(folder), "--json"]) == 0
     assert len(json.loads(capsys.readouterr().out)["predictions"]) == len(files)
     compare("predict", received)

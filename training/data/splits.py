@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from hf_vit.errors import HFViTError
-from hf_vit.image_processing import GOOGLE, ImageProcessing
+from hf_vit.image_processing import GOOGLE, ImageProcessing, input_size
+from hf_vit.transformers_classifiers import num_channels
 
 from ..config.arguments import DataArguments
 from .dataset import ImageDataset, carve_dev_split, open_dataset, open_reader, open_split, take_fraction
@@ -149,26 +150,43 @@ def duplicates_found(duplicates: list[Duplicate], other: ImageDataset) -> str:
     return f"{len(duplicates):,} training images are also in {other.name} ({other.split}) and are left out{listed}"
 
 
-def image_processing_for(data: DataArguments, config, base: ImageProcessing | None) -> ImageProcessing:
+@dataclasses.dataclass(frozen=True)
+class ModelInput:
+    """The images that a model reads: height and width in pixels, and channels."""
+
+    image_size_hw: tuple[int, int]
+    num_channels: int
+
+    @classmethod
+    def of(cls, config, processing: ImageProcessing | None) -> "ModelInput":
+        """Of a model's configuration and how its images are prepared."""
+        return cls(input_size(config, processing), num_channels(config))
+
+
+def image_processing_for(data: DataArguments, model: Any, base: ImageProcessing | None) -> ImageProcessing:
     """How images are prepared for evaluation and use: as the base model's processor does, at the model's size.
 
     Args:
-        base: of the pre-trained model; None: squash, mean and std 0.5, as Google's. --crop_pct and --resample say
-            otherwise.
+        model: `ModelInput`, or the configuration of one of hf_vit's models. base: of the pre-trained model; None:
+            squash, mean and std 0.5, as Google's. --crop_pct and --resample say otherwise.
     """
-    processing = (base or GOOGLE).at_size(config.image_size_hw)
-    if processing.output_size != config.image_size_hw or data.crop_pct is not None:
-        steps = evaluation_steps(config.image_size_hw, data.crop_pct, processing.resample)
+    processing = (base or GOOGLE).at_size(model.image_size_hw)
+    if processing.output_size != model.image_size_hw or data.crop_pct is not None:
+        steps = evaluation_steps(model.image_size_hw, data.crop_pct, processing.resample)
         processing = dataclasses.replace(processing, resize_to=steps.resize_to, crop_to=steps.crop_to)
     return processing if data.resample is None else dataclasses.replace(processing, resample=data.resample)
 
 
 def transforms(
-    data: DataArguments, config, processing: ImageProcessing | None = None
+    data: DataArguments, model: Any, processing: ImageProcessing | None = None
 ) -> tuple[TrainTransform, EvalTransform]:
-    """The random view for training, and the one for evaluation that the image processor repeats."""
-    processing = processing or image_processing_for(data, config, None)
-    size, common = config.image_size_hw, {"num_channels": config.num_channels, "resample": processing.resample}
+    """The random view for training, and the one for evaluation that the image processor repeats.
+
+    Args:
+        model: as above. processing: how images are prepared; None: as `data` says.
+    """
+    processing = processing or image_processing_for(data, model, None)
+    size, common = model.image_size_hw, {"num_channels": model.num_channels, "resample": processing.resample}
     chosen = {name: getattr(data, name) for name in TRANSFORM_FIELDS}
     chosen = {name: tuple(value) if isinstance(value, list) else value for name, value in chosen.items()}
-    return TrainTransform(size, **common, **chosen), EvalTransform.of(processing, size, config.num_channels)
+    return TrainTransform(size, **common, **chosen), EvalTransform.of(processing, size, model.num_channels)

@@ -11,12 +11,18 @@ from torch import nn
 
 
 class WeightAverage:
-    """Average of a model's trainable parameters, on their device, in float32."""
+    """Average of a model's trainable parameters, on their device, in float32.
+
+    With it, as timm does, the average of what BatchNorm has measured: it belongs to the weights that it was measured
+    with.
+    """
 
     def __init__(self, model: nn.Module, decay: float):
         self.decay = decay
-        self.names = [name for name, p in model.named_parameters() if p.requires_grad]
-        self.weights = [p for p in model.parameters() if p.requires_grad]
+        stored = model.state_dict().keys()
+        averaged = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        averaged |= {name: b for name, b in model.named_buffers() if name in stored and b.is_floating_point()}
+        self.names, self.weights = list(averaged), list(averaged.values())
         self.average = [p.detach().clone().float() for p in self.weights]
 
     @torch.no_grad()

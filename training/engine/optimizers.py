@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from hf_vit import HFViTConfig
 from hf_vit.errors import HFViTError
 
 from ..config.arguments import TrainArguments
@@ -63,11 +64,30 @@ def layer_numbers(names: Iterable[str]) -> dict[str, int]:
     return {name: number(name) for name in names}
 
 
+def check_layers_known(model: nn.Module, option: str) -> None:
+    """Raise HFViTError for a network whose parameters have no numbers that `layer_numbers` knows.
+
+    Args:
+        option: that needs them. model: prepared or not; a module around a model is looked into.
+    """
+    classifier = next((part for part in model.modules() if hasattr(part, "base_model_prefix")), None)
+    if classifier is None or isinstance(classifier.config, HFViTConfig):
+        return
+    expected = re.compile(rf"(?:^|\.){classifier.base_model_prefix}\.layers\.\d+\.(?!blocks\.)")
+    if not any(expected.search(name) for name, _ in model.named_parameters()):
+        raise HFViTError(
+            f"{option}: the order of the layers of {type(classifier).__name__} is not known; leave it out, or "
+            "take one of hf_vit's ViTs"
+        )
+
+
 def parameter_groups(model: nn.Module, weight_decay: float, layer_decay: float = 1.0) -> list[dict]:
     """Split the trainable parameters into those that decay and those that do not, and by layer where rates differ.
 
     Each group has its `lr_scale`: `layer_decay ** (layers above)`. Within a group, the model's order.
     """
+    if layer_decay < 1:
+        check_layers_known(model, "--layer_decay")
     layers = layer_numbers(name for name, _ in model.named_parameters())
     top = max(layers.values())
     groups: dict[tuple[int, bool], dict] = {}
@@ -101,7 +121,7 @@ def create_optimizer(model: nn.Module, args: TrainArguments) -> torch.optim.Opti
         return torch.optim.SGD(groups, lr=args.learning_rate, momentum=args.momentum)
     adamw: dict[str, Any] = {"betas": (args.adam_beta1, args.adam_beta2), "eps": args.adam_epsilon}
     if args.optim == "schedule_free_adamw":
-        return _schedule_free(groups, args.learning_rate, adamw)
+        return _schedule_free(model, groups, args.learning_rate, adamw)
     if args.optim == "lamb":
         return Lamb(groups, **adamw)
     adamw["fused"] = args.optim != "adamw_torch" and _fused_works(group["params"] for group in groups)
@@ -221,7 +241,12 @@ class Lamb(torch.optim.Optimizer):
         torch._foreach_add_(parameters, directions, alpha=-group["lr"])
 
 
-def _schedule_free(groups: list[dict], rate: float, adamw: dict[str, Any]) -> torch.optim.Optimizer:
+def _schedule_free(model: nn.Module, groups: list[dict], rate: float, adamw: dict[str, Any]) -> torch.optim.Optimizer:
+    if any(isinstance(layer, nn.modules.batchnorm._BatchNorm) for layer in model.modules()):
+        raise HFViTError(
+            "--optim schedule_free_adamw evaluates averaged weights, and BatchNorm has measured others: choose "
+            f"another optimizer for {type(model).__name__}"
+        )
     try:
         import schedulefree
     except ImportError:
@@ -259,6 +284,7 @@ class GradualUnfreezing:
     """
 
     def __init__(self, model: nn.Module, every: int):
+        check_layers_known(model, "--unfreeze_every")
         numbers = layer_numbers(name for name, _ in model.named_parameters())
         top = max(numbers.values())
         self.last = top * every  # the step at which the lowest layer begins

@@ -22,9 +22,20 @@ FINISHED_NAME = ".finished"  # where a model is written before its files are mov
 UNREADABLE_NAME = "unreadable.txt"  # the images that were skipped, of all processes, and why; never uploaded
 
 
-def write_model(folder: Path, model: PreTrainedModel, weights: dict[str, torch.Tensor], image_processor) -> None:
-    """Write a folder that `from_pretrained` loads: these weights, config, code, and the processor if there is one."""
-    model.save_pretrained(folder, state_dict=weights)
+def write_model(
+    folder: Path,
+    model: PreTrainedModel,
+    weights: dict[str, torch.Tensor],
+    image_processor,
+    to_resume: bool = False,
+) -> None:
+    """Write a folder that `from_pretrained` loads: these weights, config, code, and the processor if there is one.
+
+    Args:
+        to_resume: keep the names that the weights have in memory. transformers gives those of some classes (Swin)
+            back the names of its earlier versions, and a run that goes on reads the file itself.
+    """
+    model.save_pretrained(folder, state_dict=weights, **({"save_original_format": False} if to_resume else {}))
     if image_processor is not None:
         image_processor.save_pretrained(folder)
 

@@ -36,6 +36,8 @@ from transformers.trainer_utils import EvalPrediction, PredictionOutput, TrainOu
 from hf_vit.atomic_file import full_disk_is_an_error
 from hf_vit.errors import HFViTError
 from hf_vit.hub.upload import push_folder
+from hf_vit.image_processing import ImageProcessing, input_size
+from hf_vit.transformers_classifiers import num_channels
 
 from ..config.arguments import TrainArguments
 from ..data.mixup import MixupCutmix
@@ -106,7 +108,9 @@ class Trainer:
             # gradient_checkpointing_enable: its name before transformers 5.23
             getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()
         optimizer, scheduler = optimizers
-        self.normalize = Normalize.of(image_processor, model.config.num_channels)
+        self.normalize = Normalize.of(image_processor, num_channels(model.config))
+        processing = image_processor and ImageProcessing.from_transformers(image_processor.to_dict())
+        self.image_size = input_size(model.config, processing)  # height, width
         self.loss_module, self.optimizer = self.accelerator.prepare(
             create_loss_module(model, args, self.normalize, self.train_dataset),
             optimizer or create_optimizer(model, args),
@@ -363,9 +367,7 @@ class Trainer:
         pixel_values = batch["pixel_values"].to(device, non_blocking=True)
         labels = batch["labels"].to(device, non_blocking=True)
         if not len(labels):  # all processes take part in every pass: a blank image, which nobody counts
-            side = self.model.config.image_size
-            height, width = (side, side) if isinstance(side, int) else side
-            pixel_values = pixel_values.new_zeros((1, self.model.config.num_channels, height, width))
+            pixel_values = pixel_values.new_zeros((1, num_channels(self.model.config), *self.image_size))
             labels = labels.new_zeros(1)
         pixel_values = self.normalize(pixel_values)
         if step is not None and self.mixup is not None and step < self.mixup_ends:
@@ -535,7 +537,9 @@ class Trainer:
                 checkpoint_io.write_checkpoint(
                     folder,
                     state,
-                    lambda path, weights: save_outputs.write_model(path, self.model, weights, self.image_processor),
+                    lambda path, weights: save_outputs.write_model(
+                        path, self.model, weights, self.image_processor, to_resume=True
+                    ),
                 )
                 checkpoint_io.rotate(self.output_dir, self.args.save_total_limit, self.state.best_model_checkpoint)
         if self.args.push_to_hub and self.args.hub_strategy != "end":
@@ -718,6 +722,7 @@ class Trainer:
         return facts.RunRecord(
             model=self.model,
             name=self.name,
+            image_size=self.image_size,
             args=self.args,
             about=self.about,
             train_dataset=self.train_dataset,

@@ -13,7 +13,6 @@ from huggingface_hub.errors import (
     StrictDataclassError,
 )
 from PIL import Image
-from torch import nn
 from transformers import AutoImageProcessor, AutoModelForImageClassification, PreTrainedConfig, PreTrainedModel
 from transformers.models.vit import ViTImageProcessorPil
 from transformers.utils import cached_file
@@ -23,6 +22,7 @@ from hf_vit.checkpoints import read_checkpoint
 from hf_vit.errors import HFViTError
 from hf_vit.hub.access import check_hub_access
 from hf_vit.image_processing import ImageProcessing, read_settings
+from hf_vit.transformers_classifiers import classifier_features
 
 from ..data.normalize import Normalize
 from ..data.transforms import MIN_CROP_PCT, EvalTransform, ImageTransform, ProcessorTransform, evaluation_steps
@@ -64,17 +64,7 @@ class Classifier:
         """Float32 (B, D): what the classifier reads, big_vision's `pre_logits`."""
         if isinstance(self.model, HFViTForImageClassification):
             return self.model.base_model(pixel_values).pooler_output.float()
-        heads = [layer for layer in self.model.modules() if isinstance(layer, nn.Linear)]
-        heads = [layer for layer in heads if layer.out_features == self.model.config.num_labels]
-        if not heads:
-            raise HFViTError(f"{self.name}: no linear classifier of {self.model.config.num_labels} outputs to look at")
-        seen: list[torch.Tensor] = []
-        hook = heads[-1].register_forward_pre_hook(lambda layer, inputs: seen.append(inputs[0]))
-        try:
-            self.logits(pixel_values)
-        finally:
-            hook.remove()
-        return seen[-1].flatten(1).float()
+        return classifier_features(self.model, pixel_values, **self._options)
 
 
 def open_classifier(

@@ -39,16 +39,18 @@ def architecture_of(config: transformers.PreTrainedConfig) -> dict[str, Any]:
     return {name: list(value) if isinstance(value, tuple) else value for name, value in sorted(fields.items())}
 
 
-def model_facts(model: torch.nn.Module, name: str, base_model: str | None) -> dict[str, Any]:
+def model_facts(
+    model: torch.nn.Module, name: str, base_model: str | None, image_size: tuple[int, int]
+) -> dict[str, Any]:
     config = model.config
-    size = config.image_size
     return {
         "name": name,
         "model_type": config.model_type,
+        "class": type(model).__name__,
         "architecture": architecture_of(config),
         "parameters": sum(p.numel() for p in model.parameters()),
         "base_model": base_model,
-        "image_size": [size, size] if isinstance(size, int) else list(size),
+        "image_size": list(image_size),
         "num_labels": config.num_labels,
     }
 
@@ -121,6 +123,7 @@ class RunRecord:
 
     Attributes:
         about: what the Trainer cannot know: stage, recipe, base_model, arguments, augmentation, data, sweep.
+        image_size: (height, width) of the images that the model reads.
         precision: fp32, bf16, ... trainer_state: transformers', with steps, history and FLOPs.
         position: images seen. seconds: of the whole run. peak_flops: FLOP/s that the device can reach, or None.
         last_evaluation: step, metrics, images; or None. unreadable: images left out, over all processes.
@@ -129,6 +132,7 @@ class RunRecord:
 
     model: torch.nn.Module
     name: str
+    image_size: tuple[int, int]
     args: TrainArguments
     about: dict[str, Any]
     train_dataset: Any
@@ -150,7 +154,7 @@ def run_facts(run: RunRecord) -> dict[str, Any]:
     """Everything measured about a run."""
     data, masked = run.train_dataset, run.args.loss == MASKED_PATCHES
     facts = {
-        "model": model_facts(run.model, run.name, run.about.get("base_model")),
+        "model": model_facts(run.model, run.name, run.about.get("base_model"), run.image_size),
         "task": "masked-image-modeling" if masked else "image-classification",
         "data": {**run.about.get("data", {}), "train_images": len(data), "unreadable_images": run.unreadable},
         "training": training_facts(run),

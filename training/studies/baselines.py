@@ -4,7 +4,6 @@ For stages.py and report.py. Above all BiT (arXiv:1912.11370: pre-activation, Gr
 ViT paper's "ResNet (BiT)"; EfficientNet as Noisy Student's teacher.
 """
 
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -16,7 +15,7 @@ from transformers import AutoConfig, AutoModelForImageClassification, PreTrained
 from hf_vit.errors import HFViTError
 
 from ..config.arguments import Arguments
-from ..data.splits import open_splits, transforms
+from ..data.splits import ModelInput, open_splits, transforms
 from ..engine.trainer import Trainer
 from ..train import finish, image_processor_for, pixels, train_or_leave_nothing
 
@@ -37,7 +36,7 @@ def run_baseline(arguments: Arguments, stage: str, fields: dict[str, Any]) -> di
     transformers.set_seed(seed)
     side = pixels(requested.image_size)
     model = build(requested.model, splits.train.label_names, fields | {"image_size": side})
-    view = SimpleNamespace(image_size_hw=(side, side) if isinstance(side, int) else tuple(side), num_channels=3)
+    view = ModelInput((side, side) if isinstance(side, int) else tuple(side), num_channels=3)
     train_transform, eval_transform = transforms(data, view)
     trainer = Trainer(
         model,

@@ -1,0 +1,235 @@
+"""Image classifiers of transformers that are no plain ViT: BiT, ResNet, EfficientNet, Swin, ConvNeXt and others.
+
+Whatever `AutoModelForImageClassification` has a class for, and `hf_vit.checkpoints` does not read as a ViT. The model
+keeps its own class and is saved in its own format: hf_vit adds nothing to it. Images are prepared as its own image
+processor does (`hf_vit/image_processing.py`). Code that lies beside the weights is never run.
+"""
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import is_offline_mode
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
+from torch import nn
+from transformers import AutoModelForImageClassification, PreTrainedConfig, PreTrainedModel
+from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES
+from transformers.utils import cached_file
+
+from .checkpoints.license import License, read_license
+from .checkpoints.load import FORMATS_READ
+from .errors import HFViTError
+from .image_processing import FILES, GOOGLE, ImageProcessing, input_size, read_settings
+
+
+OURS = {"hf_vit", *(model_type for reader in FORMATS_READ for model_type in reader.MODEL_TYPES)}
+# What transformers raises for a folder that is damaged, incomplete or of another version.
+LOADING_ERRORS = (
+    *(OSError, ValueError, KeyError, TypeError, AttributeError, ImportError, RuntimeError),
+    *(StrictDataclassError, SafetensorError),
+)
+
+
+@dataclass
+class OtherClassifier:
+    """A classifier of transformers with its own class.
+
+    Attributes:
+        model: float32, in eval mode. image_processing: how its images are prepared, at `image_size`.
+        image_size: (height, width) of the images that it reads. license: of its model card, where it has one.
+        notes: what is good to know.
+    """
+
+    model: PreTrainedModel
+    image_processing: ImageProcessing
+    image_size: tuple[int, int]
+    license: License | None
+    notes: list[str]
+
+    @property
+    def processor(self) -> dict[str, Any]:
+        """Settings of a `ViTImageProcessor` that prepares images in the same way."""
+        return self.image_processing.to_transformers(num_channels(self.model.config))
+
+
+def num_channels(config: PreTrainedConfig) -> int:
+    """Channels of the images that a model reads; 3 where its configuration does not say."""
+    return getattr(config, "num_channels", 3)
+
+
+def other_classifier_class(name: str) -> str | None:
+    """transformers' class for a folder or Hub model that hf_vit does not read as a plain ViT.
+
+    None for plain ViTs, for weights without a config.json, and where transformers has no classifier.
+    """
+    if Path(name).is_file():
+        return None
+    try:
+        path = _file_of(name, "config.json")
+        model_type = None if path is None else read_settings(path).get("model_type")
+    except HFViTError:  # not JSON, no such model, no network: whoever reads the checkpoint says which
+        return None
+    names = None if model_type in OURS else MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES.get(model_type)
+    return names[0] if isinstance(names, tuple) else names
+
+
+def load_other_classifier(
+    name: str, labels: Mapping[int, str] | None = None, image_size: int | tuple[int, int] | None = None
+) -> OtherClassifier:
+    """Load a classifier of transformers with its own class.
+
+    Args:
+        name: folder or Hub id.
+        labels: names of the classes by number. Where they are not the model's own, it gets a new head, initialized by
+            its class. None: the head stays.
+        image_size: of the images, in pixels or (height, width). Default: the size that its processor gives.
+
+    Raises:
+        HFViTError: it cannot be loaded, lacks weights, prepares images in a way that hf_vit does not know, or does
+            not read images of that size.
+    """
+    notes = []
+    processing = _image_processing(name)
+    if processing is None:
+        processing = GOOGLE
+        notes.append(f"{name} comes without an image processor: mean and std 0.5 are taken for every channel")
+    model, unexpected = _load(name, labels)
+    if unexpected:
+        notes.append(f"{name}: {len(unexpected)} tensors are no part of {type(model).__name__} ({unexpected[0]}, ...)")
+    size = input_size(model.config, processing) if image_size is None else _pair(image_size)
+    processing = processing.at_size(size)
+    _check_image_size(model, size)
+    card = _file_of(name, "README.md")
+    license = None if card is None else read_license(card.parent)
+    if license is not None and license.is_non_commercial():
+        notes.append(f"the license of these weights ({license.name or license.id}) is non-commercial")
+    return OtherClassifier(model, processing, size, license, notes)
+
+
+def head_names(config: PreTrainedConfig) -> list[str]:
+    """Parameters of the classifier: those whose shape depends on the number of classes."""
+    shapes = []
+    for labels in (2, 3):
+        config = copy.deepcopy(config)
+        config.num_labels = labels
+        with torch.device("meta"):
+            model = AutoModelForImageClassification.from_config(config, trust_remote_code=False)
+        shapes.append({name: parameter.shape for name, parameter in model.named_parameters()})
+    return [name for name, shape in shapes[0].items() if shape != shapes[1].get(name)]
+
+
+def freeze_backbone(model: PreTrainedModel) -> None:
+    """Leave only the classifier trainable."""
+    head = set(head_names(model.config))
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name in head)
+
+
+def classifier_features(model: PreTrainedModel, pixel_values: torch.Tensor, **options: Any) -> torch.Tensor:
+    """Float32 (B, D): what the classifier's linear layer reads.
+
+    Args:
+        pixel_values: normalized images (B, C, H, W). options: of the model's forward.
+
+    Raises:
+        HFViTError: the model has no linear classifier.
+    """
+    classes = model.config.num_labels
+    heads = [layer for layer in model.modules() if isinstance(layer, nn.Linear) and layer.out_features == classes]
+    if not heads:
+        raise HFViTError(f"{type(model).__name__} has no linear classifier of {classes} outputs whose input to take")
+    seen: list[torch.Tensor] = []
+    hook = heads[-1].register_forward_pre_hook(lambda layer, inputs: seen.append(inputs[0]))
+    try:
+        model(pixel_values, **options)
+    finally:
+        hook.remove()
+    return seen[-1].flatten(1).float()
+
+
+# -- loading ----------------------------------------------------------------------------------------------------------
+
+
+def _load(name: str, labels: Mapping[int, str] | None) -> tuple[PreTrainedModel, list[str]]:
+    """The model, and the names of tensors that it has no place for."""
+    try:
+        model, info = AutoModelForImageClassification.from_pretrained(
+            name, dtype=torch.float32, trust_remote_code=False, output_loading_info=True
+        )
+        head = head_names(model.config)
+        if missing := sorted(set(info["missing_keys"]) - set(head)):
+            raise HFViTError(f"{name}: {len(missing)} tensors of {type(model).__name__} are missing ({missing[0]})")
+        own = model.config.id2label or {}
+        headless = bool(set(info["missing_keys"]) & set(head))
+        if headless and labels is None:
+            raise HFViTError(f"{name} has no classifier: fine-tune it on images with labels first")
+        if labels is not None and (headless or [own.get(i) for i in range(len(own))] != list(labels.values())):
+            model = _with_new_head(model, head, labels)
+    except LOADING_ERRORS as error:
+        if isinstance(error, HFViTError):
+            raise
+        raise HFViTError(f"cannot load --model {name} with transformers: {_first_line(error)}") from error
+    return model.eval(), sorted(info["unexpected_keys"])
+
+
+def _with_new_head(model: PreTrainedModel, head: list[str], labels: Mapping[int, str]) -> PreTrainedModel:
+    """The same weights without the head, which transformers then initializes as the class does."""
+    config = copy.deepcopy(model.config)
+    config.id2label, config.label2id = dict(labels), {name: number for number, name in labels.items()}
+    config.num_labels = len(labels)
+    weights = {name: value for name, value in model.state_dict().items() if name not in head}
+    return type(model).from_pretrained(None, config=config, state_dict=weights, dtype=torch.float32)
+
+
+@torch.no_grad()
+def _check_image_size(model: PreTrainedModel, size: tuple[int, int]) -> None:
+    """Compute one blank image.
+
+    Raises:
+        HFViTError: the model does not read images of that size, or is no classifier of pixels.
+    """
+    kind, shape = type(model).__name__, (1, num_channels(model.config), *size)
+    try:
+        logits = model(torch.zeros(shape)).logits
+    except Exception as error:  # whatever its layers raise for shapes that do not fit
+        raise HFViTError(
+            f"{kind} does not read images of {size[0]} x {size[1]} px ({_first_line(error)}): give another "
+            "--image_size; positions are fitted to other sizes in hf_vit's ViTs only"
+        ) from error
+    if logits.shape != (1, model.config.num_labels):
+        raise HFViTError(f"{kind} gives {list(logits.shape)} numbers for one image, not one for each class")
+
+
+def _image_processing(name: str) -> ImageProcessing | None:
+    """As the files of a folder or Hub model say it."""
+    found = {file: path for file in FILES if (path := _file_of(name, file)) is not None}
+    return ImageProcessing.from_files({file: read_settings(path) for file, path in found.items()}, name)
+
+
+def _file_of(name: str, file: str) -> Path | None:
+    """A file of a folder or Hub model; None where it has none, or the user works offline and the cache has none.
+
+    Raises:
+        HFViTError: the Hub cannot be asked.
+    """
+    if Path(name).exists():
+        return Path(name) / file if (Path(name) / file).is_file() else None
+    try:
+        path = cached_file(name, file, _raise_exceptions_for_missing_entries=False)
+    except OSError as error:
+        if is_offline_mode():
+            return None
+        raise HFViTError(f"{name}: {file} could not be downloaded from the Hub: {_first_line(error)}") from error
+    return None if path is None else Path(path)
+
+
+def _pair(size: int | tuple[int, int]) -> tuple[int, int]:
+    return (size, size) if isinstance(size, int) else (size[0], size[1])
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
