@@ -232,7 +232,7 @@ def test_what_only_a_vit_has_is_refused_by_name(name, options, message, models, 
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("command", ["inspect MODEL IMAGE OUT", "export MODEL OUT", "convert MODEL OUT",
+@pytest.mark.parametrize("command", ["inspect MODEL IMAGE --out OUT", "export MODEL OUT", "convert MODEL OUT",
                                      "info MODEL"])  # fmt: skip
 def test_commands_for_vits_refuse_it_by_its_name(command, models, tmp_path, capsys):
     Image.new("RGB", (32, 32)).save(tmp_path / "a.png")
