@@ -5,9 +5,14 @@ training and benchmarks.
 """
 
 import argparse
+import contextlib
+import difflib
+import itertools
+import re
 import sys
-from collections.abc import Sequence
-from typing import NoReturn
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NoReturn
 
 
 LISTED = 8  # how many names an error message lists
@@ -18,10 +23,85 @@ class HFViTError(ValueError):
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse that raises a bad option as an HFViTError, in place of the usage on the screen."""
+    """argparse that raises a bad option as an HFViTError, in place of the usage on the screen.
+
+    The error names the nearest option, command or choice, and says in words what a number should be.
+    """
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.register("type", int, _whole_number)
+        self.register("type", float, _number)
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        if self._subparsers is None:
+            self.check_options(sys.argv[1:] if args is None else args)
+        parsed, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            self.refuse_unknown(unknown)
+        return parsed
+
+    def check_options(self, words: Sequence[str]) -> None:
+        """Refuse a misspelled option first: argparse would say that the one it was meant for is missing."""
+        for word in itertools.takewhile(lambda word: word != "--", words):
+            name = word.partition("=")[0]
+            if name.startswith("--") and not any(known.startswith(name) for known in self._option_string_actions):
+                self.refuse_unknown([word])
+
+    def refuse_unknown(self, words: Sequence[str]) -> NoReturn:
+        """Raise HFViTError for words of the command line that are no option and no value of one."""
+        option = next((word.partition("=")[0] for word in words if word.startswith("-")), None)
+        if option is None:
+            self.error(f"unexpected argument {words[0]!r}")
+        self.error(f"unknown option {option}{_nearest(option, self._option_string_actions)}")
 
     def error(self, message: str) -> NoReturn:
+        wrong = re.search(r"invalid choice: '(.*)' \(choose from (.*)\)", message)
+        if wrong:
+            message += _nearest(wrong[1], re.findall(r"[^\s,']+", wrong[2]))
         raise HFViTError(f"{message} (--help lists the options)")
+
+
+def _nearest(name: str, known: Any) -> str:
+    near = difflib.get_close_matches(name, list(known), 1)
+    return f"; did you mean {near[0]}?" if near else ""
+
+
+def _whole_number(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a whole number") from None
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a number") from None
+
+
+def _to_stderr(line: str) -> None:
+    print(line, file=sys.stderr)
+
+
+@contextlib.contextmanager
+def warnings_as_notes(
+    log: Callable[[str], Any] = _to_stderr, leave_out: tuple[type[Warning], ...] = ()
+) -> Iterator[None]:
+    """What is warned of in the block is logged as `note: ...`, one line each, once; for command lines.
+
+    Args:
+        log: takes a line; default: stderr. leave_out: kinds of warnings that do not matter to the command.
+    """
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", UserWarning)
+        try:
+            yield
+        finally:
+            notes = [w.message for w in caught if issubclass(w.category, UserWarning)]
+            for text in dict.fromkeys(str(note) for note in notes if not isinstance(note, leave_out)):
+                log(f"note: {' '.join(text.split())}")
 
 
 def report_error(error: Exception) -> int:

@@ -288,7 +288,8 @@ def deep_gray_to_bytes(image: Image.Image) -> np.ndarray:
 
     Integers count to 65535 when any pixel exceeds 255; floats count to 1 when none exceeds it, else to 255.
     """
-    pixels = np.nan_to_num(np.asarray(image, dtype=np.float64))
+    with np.errstate(invalid="ignore"):  # of signaling NaNs, which damaged files hold
+        pixels = np.nan_to_num(np.asarray(image, dtype=np.float64))
     peak = pixels.max(initial=0.0)
     if image.mode == "F":
         scale = 255.0 if peak <= 1.0 else 1.0

@@ -1,7 +1,7 @@
 """Train a ViT or hybrid from scratch, on images with labels or on generated ones.
 
     python -m training.pretrain --preset vit-small-patch16 --dataset synthetic:atoms --output_dir out
-    accelerate launch -m training.pretrain --set hidden_size=192 --dataset PATH_OR_HUB_ID --output_dir out
+    python -m training.pretrain --set hidden_size=192 --dataset PATH_OR_HUB_ID --output_dir out
     torchrun --nproc_per_node 8 -m training.pretrain ...
 
 Defaults follow the paper's Table 3. `--help` lists every option.

@@ -328,7 +328,7 @@ def render(report: dict[str, Any], root: Path) -> str:
         "",
         "   The same with your own images (folders train/CLASS/*.jpg) or a data set of the Hub:",
         "",
-        f"      accelerate launch -m {__package__ or 'training'}.finetune --config finetune_small \\",
+        f"      python -m {__package__ or 'training'}.finetune --config finetune_small \\",
         "          --model PATH_OR_HUB_ID --dataset PATH_OR_HUB_ID --image_size 384 --output_dir out",
         "",
     ]

@@ -1,9 +1,9 @@
 """Give any image classifier its numbers, exactly, on any number of processes.
 
-    accelerate launch -m training.score --model PATH_OR_HUB_ID --dataset PATH_OR_HUB_ID --output_dir scores
-    accelerate launch -m training.score --model PATH_OR_HUB_ID --dataset imagenet/val --real_labels real.json
-    accelerate launch -m training.score --model PATH_OR_HUB_ID --dataset images --few_shot 1 5 10 25 --knn 20
-    accelerate launch -m training.score --model PATH_OR_HUB_ID --suite paper --output_dir suite
+    python -m training.score --model PATH_OR_HUB_ID --dataset PATH_OR_HUB_ID --output_dir scores
+    python -m training.score --model PATH_OR_HUB_ID --dataset imagenet/val --real_labels real.json
+    python -m training.score --model PATH_OR_HUB_ID --dataset images --few_shot 1 5 10 25 --knn 20
+    python -m training.score --model PATH_OR_HUB_ID --suite paper --output_dir suite
 
 The model is one of ours, in any format, or any AutoModelForImageClassification (ViT, BiT, EfficientNet, ...). On the
 screen: a table; in --output_dir: facts.json, per_class.csv, confusion_matrix.png, model_index.yaml for a card's front

@@ -1,7 +1,7 @@
 """One of the paper's questions, asked again at a chosen scale: runs, a table, a figure, and a verdict.
 
     python -m training.study pretraining --out studies/pretraining --data cifar10=copies/cifar10
-    accelerate launch -m training.study resolution --scale gpu --out studies/resolution
+    python -m training.study resolution --scale gpu --out studies/resolution
 
 Studies: data_scale, compute, resolution, pretraining, generated, ablations, noisy_student (training/studies/). What
 is claimed, and when it counts as shown, is written to plan.md before the first run; results.json, figure.png and

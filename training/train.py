@@ -12,6 +12,7 @@ import logging
 import os
 import sys
 import time
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -25,8 +26,8 @@ from transformers.models.vit import ViTImageProcessorPil
 
 from hf_vit import HFViTConfig, HFViTForImageClassification
 from hf_vit.atomic_file import atomic_path, atomic_write, full_disk_is_an_error
-from hf_vit.checkpoints import Loaded, UnusableHeadError, read_checkpoint
-from hf_vit.errors import HFViTError, listed, report_error
+from hf_vit.checkpoints import Loaded, UnusableHeadError, ZeroHeadWarning, read_checkpoint
+from hf_vit.errors import HFViTError, listed, report_error, warnings_as_notes
 from hf_vit.hub.access import check_hub_access
 from hf_vit.image_io import check_channels, open_image
 from hf_vit.image_processing import ImageProcessing
@@ -201,7 +202,8 @@ def run_trainer(
         splits = open_splits(named, arguments.train.seed, log)
         train, evaluation = splits.train, splits.evaluation
         sign.activity = lambda: f"loading {arguments.model.model or 'the model'}"
-        model, processor, base = build_model(arguments, train.label_names, log)
+        with warnings_as_notes(log, leave_out=(ZeroHeadWarning,)):  # training makes a head of zeros its own
+            model, processor, base = build_model(arguments, train.label_names, log)
     processing = ImageProcessing.from_transformers(processor.to_dict())  # what is saved is what is trained with
     train_transform, eval_transform = transforms(arguments.data, ModelInput.of(model.config, processing), processing)
     about = {
@@ -447,9 +449,20 @@ def scratch_config(requested, labels: dict[int, str]) -> HFViTConfig:
     if requested.image_size is not None:
         fields["image_size"] = pixels(requested.image_size)
     fields |= {"id2label": labels, "label2id": {name: index for index, name in labels.items()}}
-    return (
+    config = (
         HFViTConfig.from_preset(requested.preset, **fields) if requested.preset is not None else HFViTConfig(**fields)
     )
+    if (
+        "hidden_size" in fields
+        and "intermediate_size" not in fields
+        and config.intermediate_size != 4 * config.hidden_size
+    ):
+        warnings.warn(
+            f"--set hidden_size={config.hidden_size} leaves the MLP at intermediate_size={config.intermediate_size}; "
+            f"four times the width, as usual, is --set intermediate_size={4 * config.hidden_size}",
+            stacklevel=2,
+        )
+    return config
 
 
 def load_pretrained(requested, labels: dict[int, str]) -> tuple[HFViTForImageClassification, ImageProcessing]:

@@ -4,7 +4,7 @@
 exchanges the tensors. `save.py` goes the other way. None of this travels to the Hub; nothing that travels imports it.
 """
 
-from .load import AssumptionWarning, Loaded, load_checkpoint, read_checkpoint
+from .load import AssumptionWarning, Loaded, ZeroHeadWarning, load_checkpoint, read_checkpoint
 from .save import FORMATS, save_checkpoint
 from .spec import UnusableHeadError
 
@@ -14,6 +14,7 @@ __all__ = [
     "AssumptionWarning",
     "Loaded",
     "UnusableHeadError",
+    "ZeroHeadWarning",
     "load_checkpoint",
     "read_checkpoint",
     "save_checkpoint",

@@ -1,22 +1,18 @@
 """A checkpoint of any format becomes a model: recognize, infer, load exactly, then change what was requested."""
 
 import difflib
-import hashlib
-import re
-import time
 import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import GatedRepoError, HfHubHTTPError
 
 from ..errors import HFViTError
 from ..image_processing import ImageProcessing, read_settings
 from ..modeling.configuration_hf_vit import HFViTConfig
 from ..modeling.modeling_hf_vit import HFViTForImageClassification
+from .download import PROCESSOR_FILES, SIDECARS, download, hub_file
 from .formats import (
     aimv2,
     beit,
@@ -35,7 +31,7 @@ from .formats import (
 from .license import License, read_license
 from .mapping import check_sizes, from_state_dict
 from .spec import CheckpointFormat, CheckpointSpec
-from .tensor_file import WEIGHT_SUFFIXES, TensorFile, find_weights, open_tensors
+from .tensor_file import TensorFile, find_weights, open_tensors
 from .wrappers import unwrap
 
 
@@ -43,16 +39,18 @@ FORMATS_READ: tuple[CheckpointFormat, ...] = (
     *(dinov2, dinov3, beit, clip, aimv2, tipsv2, transformers),
     *(open_clip, dino_original, timm, torchvision, google),
 )
-SIDECARS = ("config.json", "preprocessor_config.json", "processor_config.json", "open_clip_config.json")
 # Changed on the loaded model, by its own methods; everything else must agree with the file.
 CHANGED_AFTERWARDS = ("image_size", "patch_size", "num_channels", "num_labels", "id2label", "label2id")
 OPTIONS = ("checkpoint_image_size", "keep_representation", "dtype")
 MAX_IMAGE_SIZE = 1 << 14  # pixels; a table for 16 px patches of width 768 then takes 3 GB
-DOWNLOAD_TRIES, FIRST_WAIT = 3, 1.0  # seconds, doubled each time
 
 
 class AssumptionWarning(UserWarning):
     """What a checkpoint does not say and was assumed in order to load it."""
+
+
+class ZeroHeadWarning(UserWarning):
+    """A checkpoint's classifier is all zeros: it matters to whoever does not replace it."""
 
 
 @dataclass
@@ -170,93 +168,25 @@ def _open(
     except (OSError, ValueError) as error:  # a name too long, or with a zero byte
         raise HFViTError(f"{str(path)[:200]!r} is no path ({error})") from error
     if not exists:
-        local = _download(str(path), revision)
+        local = download(str(path), revision)
     weights = find_weights(local) if local.is_dir() else local
     file = open_tensors(weights, state_dict_key)
     if not (local.is_dir() or weights.name.startswith(("model.safetensors", "pytorch_model.bin", "open_clip_"))):
         return file, {}, None
     folder = weights.parent
     try:
-        return file, {name: read_settings(folder / name) for name in SIDECARS if (folder / name).is_file()}, folder
+        sidecars = {name: read_settings(folder / name) for name in SIDECARS if (folder / name).is_file()}
+        if not exists and ImageProcessing.from_files(sidecars, str(folder)) is None:
+            # a cache that other programs filled may hold the weights alone
+            asked = {name: hub_file(str(path), name, folder.name) for name in PROCESSOR_FILES}
+            sidecars |= {name: read_settings(file) for name, file in asked.items() if file is not None}
+        return file, sidecars, folder
     except HFViTError as error:
         if exists:
             raise
         raise HFViTError(
             f"{error}: it lies in the Hub's cache; delete that file, and it is downloaded again"
         ) from error
-
-
-def _download(repo_id: str, revision: str | None) -> Path:
-    """Folder of a Hub repository's configuration and weights, safetensors before pickles.
-
-    Raises:
-        HFViTError: not there, gated, or not reached in a few tries; what was downloaded before stays in the cache.
-    """
-    if "://" in repo_id:
-        raise HFViTError(f"{repo_id}: download the file first, and give its path")
-    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", repo_id) or Path(repo_id).suffix in WEIGHT_SUFFIXES:
-        raise HFViTError(f"{repo_id}: no such file or folder")
-    described = [*SIDECARS, "README.md", "adapter_config.json"]
-    folder = _snapshot(repo_id, revision, [*described, "*.safetensors", "*.safetensors.index.json"])
-    if not any(folder.glob("*.safetensors")):
-        folder = _snapshot(repo_id, revision, [*described, "*.bin", "*.bin.index.json", "*.npz", "*.pth", "*.pt"])
-    return folder
-
-
-def _snapshot(repo_id: str, revision: str | None, patterns: list[str]) -> Path:
-    for attempt in range(DOWNLOAD_TRIES):
-        try:
-            started = time.time()
-            folder = Path(snapshot_download(repo_id, revision=revision, allow_patterns=patterns))
-            _check_downloads(folder, started)
-            return folder
-        except HFViTError:
-            raise
-        except Exception as error:  # the Hub's client lets through whatever its HTTP library raises
-            status = getattr(getattr(error, "response", None), "status_code", None) or 0
-            for_good = isinstance(error, GatedRepoError) or (400 <= status < 500 and status not in (408, 429))
-            passing = (isinstance(error, HfHubHTTPError) and not for_good and status >= 400) or _is_connection(error)
-            if passing and attempt + 1 < DOWNLOAD_TRIES:
-                time.sleep(FIRST_WAIT * 2**attempt)
-                continue
-            if isinstance(error, GatedRepoError):
-                reason = "the repository is gated: accept its terms on the Hub, then run `hf auth login`"
-            elif status in (401, 403, 404):
-                reason = "it does not exist, or is private: then run `hf auth login` with a token that may read it"
-            elif type(error).__name__ in ("OfflineModeIsEnabled", "LocalEntryNotFoundError"):
-                reason = "it is not in the cache, and the Hub is not asked or not reached (HF_HUB_OFFLINE, network)"
-            else:
-                reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-            raise HFViTError(
-                f"{repo_id}: no such file or folder, and could not be downloaded from the Hub: {reason}"
-            ) from error
-    raise AssertionError("the last try returns or raises")
-
-
-def _check_downloads(folder: Path, since: float) -> None:
-    """Compare what was downloaded just now with its SHA-256, the name under which the Hub's cache keeps large files.
-
-    Raises:
-        HFViTError: other bytes than the Hub has; the file is taken out of the cache.
-    """
-    for link in folder.iterdir():
-        blob = link.resolve()
-        if not re.fullmatch(r"[0-9a-f]{64}", blob.name) or blob.stat().st_mtime < since:
-            continue
-        with blob.open("rb") as stream:
-            found = hashlib.file_digest(stream, "sha256").hexdigest()
-        if found != blob.name:
-            blob.unlink()
-            raise HFViTError(f"{link.name} arrived with other bytes than the Hub has: it was deleted, load it again")
-
-
-def _is_connection(error: BaseException) -> bool:
-    """A cut, refused or slow connection, whichever HTTP library says it; not the mode in which nothing is asked."""
-    if type(error).__name__ in ("OfflineModeIsEnabled", "LocalEntryNotFoundError"):
-        return False
-    return isinstance(error, ConnectionError | TimeoutError) or type(error).__module__.startswith(
-        ("httpx", "httpcore")
-    )
 
 
 def _recognize(file: TensorFile, sidecars: dict[str, dict]) -> CheckpointFormat:
@@ -391,5 +321,6 @@ def _warn_of_zero_head(file: TensorFile, model: HFViTForImageClassification, req
         warnings.warn(
             f"{file.path}: the head of {labels} classes (classifier.weight) is all zeros, as in Google's imagenet21k "
             "files: it tells nothing apart. num_labels= puts a new one in its place",
+            ZeroHeadWarning,
             stacklevel=4,
         )

@@ -252,4 +252,4 @@ def _print(account: dict[str, Any]) -> None:
             print(f"{title:<11} {line}")
     print(f"written     {account['output']} ({account['format']}): {', '.join(account['files'])}")
     for line in account["warnings"]:
-        print(f"warning: {line}", file=sys.stderr)
+        print(f"note: {line}", file=sys.stderr)

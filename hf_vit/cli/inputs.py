@@ -10,7 +10,6 @@ import os
 import re
 import sys
 import urllib.request
-import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -24,7 +23,7 @@ from PIL import Image
 from transformers.models.vit import ViTImageProcessorPil
 
 from ..checkpoints import Loaded, read_checkpoint
-from ..errors import HFViTError
+from ..errors import HFViTError, warnings_as_notes
 from ..image_files import walk
 from ..image_io import UnreadableImage, check_channels, open_image, printable
 from ..transformers_classifiers import load_other_classifier, num_channels, other_classifier_class
@@ -41,13 +40,8 @@ PATIENCE, LARGEST_DOWNLOAD = 30, 64 << 20  # seconds, bytes
 
 def load(model: str, **changes: Any) -> Loaded:
     """A model of any dialect; what there is to know about it goes to stderr."""
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always", UserWarning)
-        loaded = read_checkpoint(model, **changes)
-    for warning in caught:
-        if issubclass(warning.category, UserWarning):
-            print(f"note: {warning.message}", file=sys.stderr)
-    return loaded
+    with warnings_as_notes():
+        return read_checkpoint(model, **changes)
 
 
 def load_classifier(model: str, **changes: Any) -> Loaded:

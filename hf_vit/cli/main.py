@@ -40,6 +40,19 @@ COMMANDS = {  # the module of each, and what it does
 }
 
 
+DESCRIPTION = """\
+Use Vision Transformers and hybrids: classify images, see what a model looks at, convert checkpoints, export, share.
+A MODEL is a folder, a checkpoint file (Google, timm, torchvision, transformers, ...) or the id of a Hub model."""
+EPILOG = """\
+examples:
+  hf-vit predict photo.jpg holiday/ --model google/vit-base-patch16-224
+  hf-vit inspect MODEL photo.jpg --out seen
+  hf-vit convert ViT-B_16.npz vit-b16
+  hf-vit COMMAND --help     options and examples of a command
+
+Training and scoring: python -m training.finetune --help, python -m training.score --help"""
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; `argv` is what follows `hf-vit`. Returns the exit status."""
     try:
@@ -52,7 +65,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = Parser(prog="hf-vit", description="Vision Transformers and hybrids: look, predict, share.")
+    parser = Parser(
+        prog="hf-vit", description=DESCRIPTION, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--version", action="version", version=f"hf_vit {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True, parser_class=Command)
     for name, (module, about) in COMMANDS.items():
@@ -73,7 +88,11 @@ class Command(Parser):
         self.add_argument("--json", action="store_true", help="print JSON instead of text")
         module.add_arguments(self)
         self.set_defaults(run=module.run)
-        return super().parse_known_args(args, namespace)
+        self.check_options(args or ())
+        parsed, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            self.refuse_unknown(unknown)  # this command's options, not those of hf-vit itself
+        return parsed, unknown
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """Every shell command of README and docs runs, in their order, with small models and images and a local Hub.
 
 Training is cut to two small steps, generated data sets to 120 images, the page of `hf-vit demo` is built and not
-served, and an address gives an image of the folder; everything else is as written. `accelerate launch -m NAME` runs
-NAME's `main` in one process.
+served, and an address gives an image of the folder; everything else is as written. `python -m NAME` and
+`accelerate launch -m NAME` run NAME's `main` in this process.
 
 python -m pytest tests/docs/test_readme_commands.py
 """
@@ -40,16 +40,15 @@ def run(line):
     words = shlex.split(line)
     if words[0] == "hf-vit":
         return hf_vit(words[1:])
-    if words[0] == "python":
-        return importlib.import_module(words[2]).main(words[3:])
-    assert words[:3] == ["accelerate", "launch", "-m"], line
-    if words[3] != "training.score":
+    words = ["python", *words[2:]] if words[:2] == ["accelerate", "launch"] else words
+    assert words[:2] == ["python", "-m"], line
+    if words[2] in ("training.finetune", "training.pretrain"):
         if "--resume_from_checkpoint" in words:
             shutil.rmtree("out/checkpoint-2")  # something is left to do
         else:
             shutil.rmtree(words[words.index("--output_dir") + 1], ignore_errors=True)
             words += SHORT.split()
-    importlib.import_module(words[3]).main(words[4:])
+    return importlib.import_module(words[2]).main(words[3:])
 
 try:
     import gradio

@@ -145,7 +145,7 @@ def test_everything_sees_the_same_pixels(images, tmp_path, kind, monkeypatch, ca
         assert len(results) == len(expected), name
         apart = {file.name: (a - b).abs().max().item() for file, a, b in zip(files, results, expected)}
         worst = max(apart, key=apart.get)
-        assert apart[worst] <= 1e-6, (name, worst, apart[worst])  # float32 rounding of the same uint8 pixels
+        assert apart[worst] == 0, (name, worst, apart[worst])
 
     _, view = transforms(DataArguments(dataset="x"), config, processing)
     normalize = Normalize.of(saved, config.num_channels)
@@ -186,7 +186,7 @@ def test_the_demo_sees_them_too(images, tmp_path):
     classifier = Classifier("model", model, saved)
     page = build_page([classifier])
     upload = next(block for block in page.blocks.values() if isinstance(block, gradio.Image) and block.sources)
-    for file in sorted((images / "a").iterdir())[::7]:
+    for file in sorted((images / "a").iterdir()):
         opened = upload.preprocess(gradio.data_classes.ImageData(path=str(file), orig_name=file.name))
         expected = saved(hf_vit.open_image(file), return_tensors="pt")["pixel_values"]
         assert torch.equal(classifier.pixels(opened), expected), file.name

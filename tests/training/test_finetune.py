@@ -11,10 +11,11 @@ import pytest
 import torch
 import yaml
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 from transformers.models.vit import ViTImageProcessorPil
 
-from hf_vit import HFViTConfig, HFViTForImageClassification
+from hf_vit import HFViTConfig, HFViTForImageClassification, save_checkpoint
 from hf_vit.image_processing import ImageProcessing
 from training import finetune, pretrain
 from training.config.arguments import DataArguments
@@ -150,6 +151,26 @@ def test_a_matching_head_is_kept_and_a_probe_trains_nothing_else(tmp_path, photo
     )
     same = HFViTForImageClassification.from_pretrained(tmp_path / "same").state_dict()
     assert all(torch.equal(before[name], same[name]) for name in before)
+
+
+def test_what_is_said_of_the_weights_is_a_note_and_a_replaced_head_is_not_mentioned(tmp_path, photographs, capsys):
+    fields = {"hidden_size": 64, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 16}
+    model = HFViTForImageClassification(HFViTConfig(**fields, patch_size=4, image_size=8, num_labels=5))  # zero head
+    save_checkpoint(model, tmp_path / "described.safetensors", format="timm")
+    base = tmp_path / "base.safetensors"
+    save_file(load_file(tmp_path / "described.safetensors"), base)  # without the fields in its header
+    finetune.main(words("--model", base, SHORT, "--dataset", photographs, "--output_dir", tmp_path / "out"))
+    said = capsys.readouterr()
+    assert "note: " in said.out and "does not say; assumed" in said.out
+    assert "all zeros" not in said.out + said.err and "Warning" not in said.err
+
+
+def test_a_width_without_its_mlp_is_noted():
+    line = (
+        "--dataset digits --image_size 8 --set hidden_size=16 num_attention_heads=2 patch_size=4 num_hidden_layers=1"
+    )
+    with pytest.warns(UserWarning, match="leaves the MLP at intermediate_size=3072; .* --set intermediate_size=64"):
+        build_model(parse([*line.split(), "--output_dir", "out"], "finetune"), ["a", "b"])
 
 
 def test_few_labels_are_balanced_and_repeatable(tmp_path):

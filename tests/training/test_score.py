@@ -29,7 +29,7 @@ from training import score
 from training.data.dataset import open_dataset
 from training.evaluation.classifier import open_classifier
 from training.evaluation.evaluate_classifier import batches, create_context
-from training.evaluation.report import taken_for, write_eval_results
+from training.evaluation.report import taken_for, weakest, write_eval_results
 from training.metrics.metric_state import MetricState
 
 
@@ -75,6 +75,26 @@ def test_ours_leaves_everything_behind(models, tmp_path, capsys):
     shown = capsys.readouterr().out
     assert "accuracy" in shown and "GMACs" in shown and "weakest classes" in shown
     assert "## Results" in render_card(facts)
+
+
+def test_what_is_said_of_the_weights_is_a_note(tmp_path, capsys):
+    model = HFViTForImageClassification.from_pretrained(save_tiny(tmp_path / "zero"))
+    torch.nn.init.zeros_(model.classifier.weight)
+    save_checkpoint(model, tmp_path / "zero.npz", format="google-npz")
+    score.main(["--model", str(tmp_path / "zero.npz"), "--dataset", "digits", "--use_cpu", "--no_speed"])
+    said = capsys.readouterr()
+    assert "note: " in said.out and "all zeros" in said.out and "Warning" not in said.err
+
+
+def test_weakest_classes_are_those_with_mistakes():
+    def shown(logits, labels):
+        state = MetricState(torch.device("cpu"))
+        state.update(logits, torch.tensor(labels))
+        return weakest(state.reduce(Accelerator(cpu=True)), ["cat", "dog", "cow"])
+
+    some_wrong = shown(torch.eye(3)[[0, 1, 1]], [0, 1, 2])
+    assert "cow" in some_wrong and "cat" not in some_wrong
+    assert shown(torch.eye(3), [0, 1, 2]) == "every image is classified correctly"
 
 
 def test_what_a_class_is_taken_for_is_another_class():

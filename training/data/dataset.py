@@ -74,7 +74,7 @@ class View:
             if self.on_unreadable == "stop":
                 raise
             return {"unreadable": str(error), "index": index}
-        tensor = torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
+        tensor = torch.from_numpy(np.array(pixels.transpose(2, 0, 1), order="C"))  # a copy: Pillow's is read-only
         return {"pixel_values": tensor, "labels": label, "index": index, "name": name}
 
     def _pixels(self, opened: Image.Image, name: str, epoch: int, index: int) -> np.ndarray:

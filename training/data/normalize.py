@@ -11,7 +11,12 @@ from hf_vit.image_processing import ImageProcessing
 
 
 class Normalize:
-    """uint8 images to floats on the device, with the image processor's numbers; floats pass as they are."""
+    """uint8 images to floats on the device, with the image processor's numbers; floats pass as they are.
+
+    Bit for bit the `pixel_values` of transformers' `ViTImageProcessorPil` where 1 / scale is a whole number or a half
+    more (255, 127.5): a float32 quotient is rounded once, as its product in float64 is. Other scales differ by a
+    rounding.
+    """
 
     def __init__(self, mean: list[float], std: list[float], scale: float = 1 / 255):
         self.mean, self.std, self.scale = mean, std, scale
@@ -42,4 +47,4 @@ class Normalize:
         if device not in self._on:
             self._on[device] = tuple(torch.tensor(v, device=device).view(-1, 1, 1) for v in (self.mean, self.std))
         mean, std = self._on[device]
-        return (pixel_values.float() * self.scale - mean) / std
+        return (pixel_values.float() / (1 / self.scale) - mean) / std

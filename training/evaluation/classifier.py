@@ -15,10 +15,10 @@ from huggingface_hub.errors import (
 from PIL import Image
 from transformers import AutoImageProcessor, AutoModelForImageClassification, PreTrainedConfig, PreTrainedModel
 from transformers.models.vit import ViTImageProcessorPil
-from transformers.utils import cached_file
 
 from hf_vit import HFViTForImageClassification
 from hf_vit.checkpoints import read_checkpoint
+from hf_vit.checkpoints.download import hub_file
 from hf_vit.errors import HFViTError
 from hf_vit.hub.access import check_hub_access
 from hf_vit.image_processing import ImageProcessing, read_settings
@@ -173,12 +173,16 @@ def load_processor(name: str, config: PreTrainedConfig) -> Any:
 
 
 def processor_file(name: str) -> Path | None:
-    """The file of a folder or Hub model that says how images are prepared."""
+    """The file of a folder or Hub model that says how images are prepared; None where it has none.
+
+    Raises:
+        HFViTError: the Hub cannot be asked whether it has one.
+    """
     for file in ("processor_config.json", "preprocessor_config.json"):
-        try:
-            return Path(cached_file(name, file))
-        except OSError:  # it has none
-            continue
+        local = Path(name, file)
+        path = hub_file(name, file) if not Path(name).exists() else local if local.is_file() else None
+        if path is not None:
+            return path
     return None
 
 

@@ -133,10 +133,12 @@ def summary(facts: dict[str, Any]) -> str:
 
 
 def weakest(metrics: Metrics, names: list[str]) -> str:
-    """The classes with the lowest recall and what they are taken for."""
+    """The classes with the lowest recall below 100 %, and what they are taken for."""
     recall, support = metrics.precision_recall_f1()[1], metrics.support
     confused = metrics.most_confused()
-    order = [int(i) for i in np.argsort(recall, kind="stable") if support[i]][:MAX_WEAKEST]
+    order = [int(i) for i in np.argsort(recall, kind="stable") if support[i] and recall[i] < 1][:MAX_WEAKEST]
+    if not order:
+        return "every image is classified correctly"
     rows = []
     for number in order:
         taken = taken_for(confused, names, number)

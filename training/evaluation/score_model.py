@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from hf_vit.errors import HFViTError, listed
+from hf_vit.errors import HFViTError, listed, warnings_as_notes
 
 from ..data.dataset import ImageDataset, open_dataset, open_reader
 from ..data.sources import Columns
@@ -30,7 +30,7 @@ def score_model(args: argparse.Namespace, context: EvalContext) -> dict[str, Any
     if args.output_dir is not None:
         report.check_output(Path(args.output_dir), args.model)
     dataset = open_split(args, args.split or find_split(args))
-    classifier = open_model(args)
+    classifier = open_model(args, context)
     probing = args.few_shot is not None or args.knn is not None
     predictions, match = None, None
     if not probing:
@@ -91,15 +91,22 @@ def open_split(args: argparse.Namespace, split: str, label_names: list[str] | No
     )
 
 
-def open_model(args: argparse.Namespace) -> Classifier:
+def open_model(args: argparse.Namespace, context: EvalContext) -> Classifier:
+    """The model; what there is to know about its weights is printed."""
     size = args.image_size
-    return open_classifier(
-        args.model,
-        image_size=None if size is None else size[0] if len(size) == 1 else (size[0], size[1]),
-        crop_pct=args.crop_pct,
-        squash=args.squash,
-        resample=args.resample,
-    )
+    log = print if context.accelerator.is_main_process else _silent
+    with warnings_as_notes(log):
+        return open_classifier(
+            args.model,
+            image_size=None if size is None else size[0] if len(size) == 1 else (size[0], size[1]),
+            crop_pct=args.crop_pct,
+            squash=args.squash,
+            resample=args.resample,
+        )
+
+
+def _silent(line: str) -> None:
+    """Only the first process speaks."""
 
 
 def output_names(classifier: Classifier) -> list[str]:

@@ -78,7 +78,7 @@ def run_suite(args: argparse.Namespace, context: EvalContext) -> dict[str, Any]:
     tasks, main = tasks_of(args.suite, content), context.accelerator.is_main_process
     local = local_copies(args.data, tasks)
     folder = Path(args.output_dir)
-    classifier = open_model(args)
+    classifier = open_model(args, context)
     facts = {
         "suite": args.suite,
         "model": {"name": public_name(args.model), "parameters": classifier.parameters},

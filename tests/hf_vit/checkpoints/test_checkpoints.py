@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers.models.vit import ViTImageProcessorPil
 
 from hf_vit import HFViTError
 from hf_vit.checkpoints import load_checkpoint, save_checkpoint
@@ -137,6 +138,7 @@ def test_hub_id(tmp_path, monkeypatch, safe):
     """A repository is a folder that the Hub's client fetches: safetensors first, pickles where there are none."""
     model, requested = ours(), []
     model.save_pretrained(tmp_path)
+    ViTImageProcessorPil().save_pretrained(tmp_path)
     if not safe:
         torch.save(load_file(tmp_path / "model.safetensors"), tmp_path / "pytorch_model.bin")
         (tmp_path / "model.safetensors").unlink()
@@ -145,7 +147,7 @@ def test_hub_id(tmp_path, monkeypatch, safe):
         requested.append((repo_id, revision, "*.bin" in allow_patterns))
         return str(tmp_path)
 
-    monkeypatch.setattr("hf_vit.checkpoints.load.snapshot_download", snapshot)
+    monkeypatch.setattr("hf_vit.checkpoints.download.snapshot_download", snapshot)
     same(load_checkpoint("someone/some-vit", revision="v1"), model)
     assert requested == [("someone/some-vit", "v1", False)] + ([] if safe else [("someone/some-vit", "v1", True)])
 
@@ -161,7 +163,7 @@ def test_a_download_of_other_bytes_is_taken_out_of_the_cache(tmp_path, monkeypat
         (tmp_path / "snapshot" / "model.safetensors").symlink_to(blob)
         return str(tmp_path / "snapshot")
 
-    monkeypatch.setattr("hf_vit.checkpoints.load.snapshot_download", snapshot)
+    monkeypatch.setattr("hf_vit.checkpoints.download.snapshot_download", snapshot)
     with pytest.raises(HFViTError, match=r"model\.safetensors arrived with other bytes"):
         load_checkpoint("someone/some-vit")
     assert not blob.exists()
@@ -178,8 +180,8 @@ def test_a_download_of_other_bytes_is_taken_out_of_the_cache(tmp_path, monkeypat
 def test_a_hub_that_fails_is_one_line(monkeypatch, error, tries, what):
     """Connections are tried again; whatever the Hub's client lets through is one line."""
     calls = Mock(side_effect=error)
-    monkeypatch.setattr("hf_vit.checkpoints.load.snapshot_download", calls)
-    monkeypatch.setattr("hf_vit.checkpoints.load.FIRST_WAIT", 0.0)
+    monkeypatch.setattr("hf_vit.checkpoints.download.snapshot_download", calls)
+    monkeypatch.setattr("hf_vit.checkpoints.download.FIRST_WAIT", 0.0)
     with pytest.raises(HFViTError, match=f"could not be downloaded from the Hub: .*{what}"):
         load_checkpoint("someone/some-vit")
     assert calls.call_count == tries
@@ -188,7 +190,7 @@ def test_a_hub_that_fails_is_one_line(monkeypatch, error, tries, what):
 def test_a_damaged_description_in_the_cache_is_named(tmp_path, monkeypatch):
     ours().save_pretrained(tmp_path)
     (tmp_path / "config.json").write_text("{")
-    monkeypatch.setattr("hf_vit.checkpoints.load.snapshot_download", lambda *args, **kwargs: str(tmp_path))
+    monkeypatch.setattr("hf_vit.checkpoints.download.snapshot_download", lambda *args, **kwargs: str(tmp_path))
     with pytest.raises(HFViTError, match=r"config\.json: not readable.*delete that file"):
         load_checkpoint("someone/some-vit")
 

@@ -74,7 +74,7 @@ def test_every_format_and_back(tmp_path, capsys, format, place):
     assert convert(tmp_path / "source", tmp_path / place, "--format", format) == 0
     captured = capsys.readouterr()
     assert ("label names dropped" in captured.out) == place.endswith(".npz")
-    assert ("warning: timm computes" in captured.err) == (place == "vit.safetensors")
+    assert ("note: timm computes" in captured.err) == (place == "vit.safetensors")
     assert convert(tmp_path / place, tmp_path / "back") == 0
     pixels = torch.randn(2, 3, 32, 32)
     back = HFViTForImageClassification.from_pretrained(tmp_path / "back")
@@ -185,7 +185,7 @@ def test_warnings_are_printed(goldens, tmp_path, capsys):
         np.savez(tmp_path / "zero.npz", **{n: file[n] * (0 if n == "head/kernel" else 1) for n in file.files})
     assert convert(tmp_path / "zero.npz", tmp_path / "vit") == 0
     said = capsys.readouterr().err
-    assert said.startswith("warning: ") and "all zeros" in said and ".py" not in said
+    assert said.startswith("note: ") and "all zeros" in said and ".py" not in said
 
 
 def test_pretrained_without_labels_becomes_a_classifier(tmp_path):

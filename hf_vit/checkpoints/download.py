@@ -1,0 +1,132 @@
+"""A repository of the Hub comes into the cache: tried again where the network fails for a moment, checked, or refused.
+
+For load.py, which opens the folder, and for whoever needs one more file of the same repository.
+"""
+
+import hashlib
+import re
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+from huggingface_hub import _CACHED_NO_EXIST, hf_hub_download, snapshot_download, try_to_load_from_cache
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    RemoteEntryNotFoundError,
+)
+
+from ..errors import HFViTError
+from .tensor_file import WEIGHT_SUFFIXES
+
+
+Result = TypeVar("Result")
+
+PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
+SIDECARS = ("config.json", *PROCESSOR_FILES, "open_clip_config.json")
+TRIES, FIRST_WAIT = 3, 1.0  # seconds, doubled each time
+
+
+def download(repo_id: str, revision: str | None) -> Path:
+    """Folder of a Hub repository's configuration and weights, safetensors before pickles.
+
+    Raises:
+        HFViTError: not there, gated, or not reached in a few tries; what was downloaded before stays in the cache.
+    """
+    if "://" in repo_id:
+        raise HFViTError(f"{repo_id}: download the file first, and give its path")
+    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", repo_id) or Path(repo_id).suffix in WEIGHT_SUFFIXES:
+        raise HFViTError(f"{repo_id}: no such file or folder")
+    described = [*SIDECARS, "README.md", "adapter_config.json"]
+    folder = _snapshot(repo_id, revision, [*described, "*.safetensors", "*.safetensors.index.json"])
+    if not any(folder.glob("*.safetensors")):
+        folder = _snapshot(repo_id, revision, [*described, "*.bin", "*.bin.index.json", "*.npz", "*.pth", "*.pt"])
+    return folder
+
+
+def hub_file(repo_id: str, name: str, revision: str | None = None) -> Path | None:
+    """One file of a Hub repository; None where the repository is known not to have it.
+
+    Raises:
+        HFViTError: whether it has the file is not known: not reached, and never asked before.
+    """
+
+    def fetch() -> Path | None:
+        try:
+            return Path(hf_hub_download(repo_id, name, revision=revision))
+        except RemoteEntryNotFoundError:
+            return None
+        except LocalEntryNotFoundError:
+            if try_to_load_from_cache(repo_id, name, revision=revision) is _CACHED_NO_EXIST:
+                return None
+            raise
+
+    return _with_tries(f"{repo_id}: whether it has a {name} cannot be asked", fetch)
+
+
+def _snapshot(repo_id: str, revision: str | None, patterns: list[str]) -> Path:
+    def fetch() -> Path:
+        started = time.time()
+        folder = Path(snapshot_download(repo_id, revision=revision, allow_patterns=patterns))
+        _check_downloads(folder, started)
+        return folder
+
+    failure = f"{repo_id}: no such file or folder, and could not be downloaded from the Hub"
+    return _with_tries(failure, fetch)
+
+
+def _with_tries(failure: str, fetch: Callable[[], Result]) -> Result:
+    """What `fetch` returns; tried again where the network or the Hub fails for a moment."""
+    for attempt in range(TRIES):
+        try:
+            return fetch()
+        except HFViTError:
+            raise
+        except Exception as error:  # the Hub's client lets through whatever its HTTP library raises
+            status = getattr(getattr(error, "response", None), "status_code", None) or 0
+            for_good = isinstance(error, GatedRepoError) or (400 <= status < 500 and status not in (408, 429))
+            passing = (isinstance(error, HfHubHTTPError) and not for_good and status >= 400) or _is_connection(error)
+            if passing and attempt + 1 < TRIES:
+                time.sleep(FIRST_WAIT * 2**attempt)
+                continue
+            if isinstance(error, GatedRepoError):
+                reason = "the repository is gated: accept its terms on the Hub, then run `hf auth login`"
+            elif status in (401, 403, 404):
+                reason = "it does not exist, or is private: then run `hf auth login` with a token that may read it"
+            elif isinstance(error, OfflineModeIsEnabled | LocalEntryNotFoundError):
+                reason = "it is not in the cache, and the Hub cannot be reached (no network, or HF_HUB_OFFLINE is set)"
+            else:
+                reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+            raise HFViTError(f"{failure}: {reason}") from error
+    raise AssertionError("the last try returns or raises")
+
+
+def _check_downloads(folder: Path, since: float) -> None:
+    """Compare what was downloaded just now with its SHA-256, the name under which the Hub's cache keeps large files.
+
+    Raises:
+        HFViTError: other bytes than the Hub has; the file is taken out of the cache.
+    """
+    for link in folder.iterdir():
+        blob = link.resolve()
+        if not re.fullmatch(r"[0-9a-f]{64}", blob.name) or blob.stat().st_mtime < since:
+            continue
+        with blob.open("rb") as stream:
+            found = hashlib.file_digest(stream, "sha256").hexdigest()
+        if found != blob.name:
+            blob.unlink()
+            raise HFViTError(f"{link.name} arrived with other bytes than the Hub has: it was deleted, load it again")
+
+
+def _is_connection(error: BaseException) -> bool:
+    """A cut, refused or slow connection, whichever HTTP library says it; not the mode in which nothing is asked."""
+    if isinstance(error, LocalEntryNotFoundError):  # the Hub's client found nothing in the cache after such an error
+        return error.__cause__ is not None and _is_connection(error.__cause__)
+    if isinstance(error, OfflineModeIsEnabled):
+        return False
+    return isinstance(error, ConnectionError | TimeoutError) or type(error).__module__.startswith(
+        ("httpx", "httpcore")
+    )
