@@ -1,6 +1,7 @@
 """`hf-vit embed IMAGES --model M --out FILE`: feature vectors of images, for search, clustering or a probe."""
 
 import argparse
+import hashlib
 import json
 import sys
 from collections.abc import Sequence
@@ -17,7 +18,7 @@ from ..errors import HFViTError
 from ..image_io import printable
 from ..modeling.configuration_hf_vit import HFViTConfig
 from ..transformers_classifiers import classifier_features, num_channels
-from .inputs import find_images, open_model, positive
+from .inputs import add_table_arguments, find_images, open_model, positive
 from .predict import batches, counted
 from .scores_file import NEEDS_PYARROW
 
@@ -31,8 +32,11 @@ SUFFIXES = (".parquet", ".npz")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of the command, all but `--json`."""
-    parser.add_argument("images", nargs="+", help="files, folders (searched through), glob patterns and addresses")
+    parser.add_argument(
+        "images", nargs="+", help="files, folders (searched through), glob patterns, addresses, tables of these"
+    )
     parser.add_argument("--model", required=True, help="folder, Hub id or checkpoint file; a head is not needed")
+    add_table_arguments(parser)
     parser.add_argument("--out", required=True, metavar="FILE", help="features.parquet or features.npz")
     parser.add_argument(
         "--features", choices=FEATURES, default="pooled",
@@ -47,12 +51,13 @@ def run(arguments: argparse.Namespace) -> int:
     """Compute, write, and list what could not be read; 1 if there was such an image."""
     if Path(arguments.out).suffix not in SUFFIXES:
         raise HFViTError(f"--out {arguments.out}: write to a file that ends in {' or '.join(SUFFIXES)}")
-    paths = find_images(arguments.images, addresses=True)
+    paths = find_images(arguments.images, True, arguments.image_column, arguments.image_root)
     model, processor = open_model(arguments.model, arguments, len(paths), classes=False)
+    weights = fingerprint(model, processor)
     found, features, unreadable = embed(model, processor, paths, arguments.features, arguments.batch_size)
     if not found:
         raise HFViTError(f"none of {counted(len(paths), 'image')} could be read: {unreadable[0]['reason']}")
-    about = {"model": str(arguments.model), "features": arguments.features}
+    about = {"model": str(arguments.model), "features": arguments.features, "weights": weights}
     write_features(Path(arguments.out), found, features, about)
     if arguments.json:
         print(json.dumps({**about, "out": arguments.out, "images": len(found), "width": features.shape[1]}))
@@ -61,6 +66,16 @@ def run(arguments: argparse.Namespace) -> int:
     for row in unreadable:
         print(f"could not be read: {row['image']}: {row['reason']}", file=sys.stderr)
     return 1 if unreadable else 0
+
+
+def fingerprint(model: Any, processor: Any) -> str:
+    """Changes with what features depend on: weights and the image processor's settings; not with where they lie."""
+    digest = hashlib.sha256(json.dumps(processor.to_dict(), sort_keys=True, default=str).encode())
+    encoder = model.encoder if isinstance(model.config, HFViTConfig) else model
+    for name, tensor in sorted(encoder.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()[:32]
 
 
 def embed(

@@ -5,15 +5,11 @@ Bad input is an `HFViTError` or, for an option's text, an error of argparse; an 
 
 import argparse
 import glob
-import io
 import os
-import re
 import sys
-import urllib.request
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from http.client import HTTPException
 from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
@@ -23,19 +19,19 @@ from PIL import Image
 from transformers.models.vit import ViTImageProcessorPil
 
 from ..checkpoints import Loaded, read_checkpoint
-from ..errors import HFViTError, warnings_as_notes
+from ..download import download, is_address
+from ..errors import HFViTError, listed, warnings_as_notes
 from ..image_files import walk
 from ..image_io import UnreadableImage, check_channels, open_image, printable
+from ..image_tables import SUFFIXES_OF_TABLES, path_column, read_rows
 from ..transformers_classifiers import load_other_classifier, num_channels, other_classifier_class
 
 
 Where = TypeVar("Where", bound=Path | str)
 
-ADDRESS = r"https?://"
 NAME = "image"  # what the decoder calls it; lists give its path beside the reason
 READERS, READ_AHEAD = 4, 32  # threads; images in memory beyond those in use
 OPTIMIZE_FROM = 128  # images: choosing the fastest kernels takes the time of a batch, and gains a tenth
-PATIENCE, LARGEST_DOWNLOAD = 30, 64 << 20  # seconds, bytes
 
 
 def load(model: str, **changes: Any) -> Loaded:
@@ -77,27 +73,35 @@ def open_model(model: str, arguments: argparse.Namespace, images: int, classes: 
     return network.eval(), processor
 
 
-def find_images(patterns: Sequence[str], addresses: bool = False) -> list[Any]:
-    """The files that names, folders and glob patterns mean, in order, each once.
+def find_images(
+    patterns: Sequence[str], addresses: bool = False, image_column: str | None = None, image_root: str | None = None
+) -> list[Any]:
+    """The files that names, folders, glob patterns and tables mean, in order, each once.
 
-    A file that is named is taken whatever it is; in folders, images are found as training finds them
-    (hf_vit/image_files.py), and what is left out is said on stderr.
+    A file that is named is taken whatever it is, but for tables (.csv, .tsv, .jsonl, .parquet): these list images. In
+    folders, images are found as training finds them (hf_vit/image_files.py), and what is left out is said on stderr.
 
     Args:
         addresses: also `https://...`, given back as the text they are.
+        image_column: of tables; by default found by its name. image_root: what paths in tables count from; by default
+            the table.
 
     Raises:
         HFViTError: a name that is nothing, a folder or pattern without an image.
     """
     found: dict[Path | str, None] = {}
+    tables = 0
     for pattern in patterns:
         path = Path(pattern)
         matches: list[Any]
         left_out = ""
-        if re.match(ADDRESS, pattern):
+        if is_address(pattern):
             if not addresses:
                 raise HFViTError(f"'{pattern}' is an address: download the image first, and give its path")
             matches = [pattern]
+        elif path.is_file() and path.suffix in (".parquet", *SUFFIXES_OF_TABLES):
+            matches = images_of_table(path, addresses, image_column, image_root)
+            tables += 1
         elif path.is_file():
             matches = [path]
         elif path.is_dir():
@@ -112,7 +116,37 @@ def find_images(patterns: Sequence[str], addresses: bool = False) -> list[Any]:
         if left_out:
             print(f"note: left out in {printable(pattern)}: {left_out}", file=sys.stderr)
         found |= dict.fromkeys(matches)
+    for option, value in (("--image-column", image_column), ("--image-root", image_root)):
+        if value is not None and not tables:
+            raise HFViTError(f"{option} {value} is for a table (.csv, .tsv, .jsonl, .parquet), and none was given")
     return list(found)
+
+
+def images_of_table(path: Path, addresses: bool, column: str | None, root: str | None) -> list[Any]:
+    """What a table lists: paths, and addresses as the text they are.
+
+    Raises:
+        HFViTError: no such column, cells without a path.
+    """
+    rows = read_rows(path)
+    column = path_column(str(path), rows, column)
+    cells = [cell.strip() if isinstance(cell, str) else cell for cell in rows[column]]
+    wrong = [number for number, cell in enumerate(cells, start=1) if not isinstance(cell, str) or not cell]
+    if wrong:
+        raise HFViTError(
+            f"{len(wrong)} of {len(cells)} rows of '{path}' have no path of an image in column '{column}': "
+            f"row {listed(wrong)}"
+        )
+    folder = path.parent if root is None else Path(root)
+    if not addresses and (refused := next(filter(is_address, cells), None)):
+        raise HFViTError(f"'{refused}' in '{path}' is an address: download the image first, and give its path")
+    return [cell if is_address(cell) else folder / Path(cell).expanduser() for cell in cells]
+
+
+def add_table_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of commands that take tables of images."""
+    parser.add_argument("--image-column", metavar="NAME", help="column of a table with paths or addresses of images")
+    parser.add_argument("--image-root", metavar="FOLDER", help="what paths in a table count from (default: the table)")
 
 
 def read_images(
@@ -152,20 +186,12 @@ def read_images(
 def read_image(path: Path | str, num_channels: int) -> Image.Image | str:
     """An image from a file or an address; or the reason why there is none."""
     try:
-        return open_image(_downloaded(path) if isinstance(path, str) else path, num_channels=num_channels, name=NAME)
+        source = download(path) if isinstance(path, str) else path
+        return open_image(source, num_channels=num_channels, name=NAME)
     except UnreadableImage as error:
         return str(error).removeprefix(f"{NAME}: ")
-    except (OSError, HTTPException) as error:
+    except OSError as error:
         return " ".join(str(error).split()) or type(error).__name__
-
-
-def _downloaded(address: str) -> io.BytesIO:
-    request = urllib.request.Request(address, headers={"User-Agent": "hf-vit"})  # some servers refuse Python's own
-    with urllib.request.urlopen(request, timeout=PATIENCE) as answer:
-        content = answer.read(LARGEST_DOWNLOAD + 1)
-    if len(content) > LARGEST_DOWNLOAD:
-        raise OSError(f"larger than {LARGEST_DOWNLOAD >> 20} MiB")
-    return io.BytesIO(content)
 
 
 def pick_device(name: str | None) -> torch.device:

@@ -19,11 +19,12 @@ from PIL import Image
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
+from ..download import is_address
 from ..errors import HFViTError
 from ..image_io import printable, processor_pixels
 from ..interpretability.perturbation import probabilities
 from ..transformers_classifiers import num_channels
-from .inputs import ADDRESS, find_images, fraction, open_model, positive, read_images
+from .inputs import add_table_arguments, find_images, fraction, open_model, positive, read_images
 from .scores_file import ScoresFile
 
 
@@ -33,14 +34,18 @@ EXAMPLES = """\
   hf-vit predict https://example.org/cat.jpg --model path/to/model
   hf-vit predict images/ --model path/to/model --json > predictions.json
   hf-vit predict images/ --model path/to/model --out scores.csv --resume
+  hf-vit predict table.csv --image-column file --model path/to/model --out scores.csv
   hf-vit predict images/ --model path/to/model --copy-to sorted --min-score 0.8"""
 BELOW = "_below_min_score"  # folder of --copy-to
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of the command, all but `--json`."""
-    parser.add_argument("images", nargs="+", help="files, folders (searched through), glob patterns and addresses")
+    parser.add_argument(
+        "images", nargs="+", help="files, folders (searched through), glob patterns, addresses, tables of these"
+    )
     parser.add_argument("--model", required=True, help="folder, Hub id or checkpoint file")
+    add_table_arguments(parser)
     parser.add_argument("--top-k", type=positive, default=5, metavar="K", help="labels for each image (default 5)")
     parser.add_argument("--out", metavar="FILE", help="write all scores: .csv, .jsonl or .parquet")
     parser.add_argument("--resume", action="store_true", help="go on with --out where an earlier run stopped")
@@ -59,7 +64,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise HFViTError("--resume goes on with the file of --out: give it")
     if arguments.out is not None and arguments.json:
         raise HFViTError("--json prints and --out writes: give one of them")
-    paths = find_images(arguments.images, addresses=True)
+    paths = find_images(arguments.images, True, arguments.image_column, arguments.image_root)
     model, processor = open_model(arguments.model, arguments, len(paths), classes=True)
     results = classify(model, processor, paths, arguments)
     if arguments.out is not None:
@@ -162,7 +167,7 @@ def print_lines(model: PreTrainedModel, paths: Sequence[Any], results: Results) 
 
 def copy_image(path: Any, folder: Path, label: str) -> None:
     """Copy a file into `folder/label/`, under another name where another file has its name there."""
-    if isinstance(path, str) and re.match(ADDRESS, path):
+    if is_address(path):
         raise HFViTError(f"--copy-to copies files, '{path}' is an address: download it first")
     source = Path(path)
     target = folder / folder_name(label)

@@ -10,9 +10,10 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from ..atomic_file import atomic_path
+from ..download import download, is_address
 from ..errors import HFViTError
 from ..image_io import UnreadableImage, open_image
-from .embed import embed, read_features
+from .embed import embed, fingerprint, read_features
 from .inputs import find_images, open_model, positive, print_table
 
 
@@ -24,7 +25,7 @@ CELL, CAPTION, COLUMNS = 160, 18, 6  # pixels of an image on the contact sheet a
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of the command, all but `--json`."""
-    parser.add_argument("query", help="an image file")
+    parser.add_argument("query", help="an image file, or its address")
     parser.add_argument("--model", required=True, help="the model that the features were computed with")
     parser.add_argument("--in", required=True, dest="features_file", metavar="FILE", help="what hf-vit embed wrote")
     parser.add_argument("--top-k", type=positive, default=10, metavar="K", help="images to find (default 10)")
@@ -38,10 +39,11 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.sheet is not None and Path(arguments.sheet).suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
         raise HFViTError(f"--sheet {arguments.sheet}: write to a .png, .jpg or .webp file")
     names, features, about = read_features(Path(arguments.features_file))
-    query = find_images([arguments.query])
+    query = find_images([arguments.query], addresses=True)
     if len(query) != 1:
         raise HFViTError(f"the query is one image, '{arguments.query}' means {len(query)}")
     model, processor = open_model(arguments.model, arguments, 1, classes=False)
+    weights = fingerprint(model, processor)
     _, wanted, unreadable = embed(model, processor, query, about["features"], 1)
     if unreadable:
         raise HFViTError(f"{unreadable[0]['image']}: {unreadable[0]['reason']}")
@@ -50,8 +52,14 @@ def run(arguments: argparse.Namespace) -> int:
             f"{arguments.features_file} holds {features.shape[1]} numbers an image, computed with {about['model']}; "
             f"{arguments.model} gives {wanted.shape[1]}: search with the model that the features are of"
         )
-    if str(arguments.model) != about["model"]:
-        print(f"note: the features were computed with --model {about['model']}", file=sys.stderr)
+    # A file of an earlier version knows the model's name alone
+    same = weights == about["weights"] if "weights" in about else str(arguments.model) == about["model"]
+    if not same:
+        print(
+            f"note: the features were computed with other weights or another image size, of --model {about['model']}: "
+            "similarities mean little",
+            file=sys.stderr,
+        )
     order, similarity = nearest(wanted[0], features, arguments.top_k)
     found: list[dict[str, Any]] = [{"image": names[row], "similarity": float(similarity[row])} for row in order]
     if arguments.sheet is not None:
@@ -70,7 +78,7 @@ def nearest(query: np.ndarray, features: np.ndarray, count: int) -> tuple[list[i
     return np.argsort(-similarity, kind="stable")[:count].tolist(), similarity
 
 
-def draw_sheet(path: Path, query: Path, found: list[dict]) -> None:
+def draw_sheet(path: Path, query: Path | str, found: list[dict]) -> None:
     """The query, then what was found with its similarity, six images a row."""
     cells = [(str(query), "query"), *((row["image"], f"{row['similarity']:.3f}") for row in found)]
     rows = -(-len(cells) // COLUMNS)
@@ -79,7 +87,7 @@ def draw_sheet(path: Path, query: Path, found: list[dict]) -> None:
     for number, (name, caption) in enumerate(cells):
         left, top = number % COLUMNS * CELL, number // COLUMNS * (CELL + CAPTION)
         try:
-            image = open_image(name)
+            image = open_image(download(name) if is_address(name) else name)
             image.thumbnail((CELL - 4, CELL - 4))
             sheet.paste(image, (left + (CELL - image.width) // 2, top + (CELL - image.height) // 2))
         except (UnreadableImage, OSError):  # moved or removed since its features were computed

@@ -26,12 +26,13 @@ from tests.helpers.hub_server import HubServer
 TOKEN = "hf_reader_of_the_readme"
 CLASSES = [f"class {number}" for number in range(10)]
 RUN = r"""
-import importlib, json, re, shlex, shutil, sys, urllib.request
+import importlib, json, re, shlex, shutil, sys
+from hf_vit.cli import inputs
 from hf_vit.cli.main import main as hf_vit
 
 SHORT = "--max_steps 2 --warmup_steps 1 --per_device_train_batch_size 4 --global_batch_size 4"
 SHORT += " --per_device_eval_batch_size 64 --dataloader_num_workers 0 --eval_steps 2 --save_steps 1 --logging_steps 1"
-urllib.request.urlopen = lambda *_, **__: open("cat.jpg", "rb")
+inputs.download = lambda address: open("cat.jpg", "rb").read()
 
 def run(line):
     line = line.replace("--model PATH_OR_HUB_ID", "--model stand-in")
@@ -138,7 +139,7 @@ def test_every_command_runs(place):
     assert pushed["owner/name"].private and "model.safetensors" in pushed["owner/name"].files("main")[1]
     assert "app.py" in pushed["spaces/owner/name-demo"].files("main")[1]
     written = "exported/model.int8.onnx exported-torch/model.pt2 vit-b16.npz seen/report.html scores/facts.json paper"
-    written += " scores.csv sorted features.npz sheet.png"
+    written += " scores.csv table-scores.csv sorted features.npz sheet.png"
     trained = "out out-448 out-resnet pretrained letters letters-32 masked"
     for name in [*written.split(), *(f"{folder}/model.safetensors" for folder in trained.split())]:
         assert (place / name).exists(), name

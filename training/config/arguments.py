@@ -116,6 +116,9 @@ class DataArguments:
         "0 to 1",
         "B.1.1: 10 % Pets, Flowers; 2 % CIFAR; 1 % ImageNet",
     )
+    split_column: str | None = option(
+        None, "column that says which split a row belongs to; default: `split`, `subset` or `partition`"
+    )
     image_root: str | None = option(None, "folder that image paths in a table count from; default: the table's")
     train_file: str | None = option(None, "table of the training images, in place of dataset")
     eval_file: str | None = option(None, "table of the evaluation images, in place of eval_split")

@@ -1,4 +1,4 @@
-"""Columns of tables: which holds the images, which the labels, and labels as numbers from 0.
+"""Columns of tables: which holds the images, the labels or the splits, and labels as numbers from 0.
 
 For tables.py, shards.py and streaming.py.
 """
@@ -11,11 +11,12 @@ import numpy as np
 
 from hf_vit.errors import HFViTError, listed
 
-from .sources import relabel
+from .sources import SPLIT_NAMES, relabel
 
 
 IMAGE_COLUMNS = ("image", "img", "images", "picture", "photo", "jpg", "jpeg", "png", "webp")
 LABEL_COLUMNS = ("label", "labels", "fine_label", "coarse_label", "class", "target", "category", "cls")
+SPLIT_COLUMNS = ("split", "subset", "partition")
 MANY_ROWS, ALMOST_UNIQUE = 20, 0.9  # rows, and the fraction of different labels that makes a column one of ids
 GROUPED = re.compile(r"(?P<column>.+)//(?P<group>[1-9]\d*(\.\d+)?)")
 
@@ -164,3 +165,32 @@ def refuse_unlabelled(name: str, column: str, labels: np.ndarray) -> None:
             f"{unlabelled} of {len(labels)} rows of '{name}' have no label (-1 in column '{column}'); "
             "use a labelled split, or remove these rows"
         )
+
+
+def places_of_splits(
+    name: str, column: str, values: list[Any], any_words: bool, notes: list[str]
+) -> dict[str, list[int]]:
+    """Rows of each split, by the column's words; none where they are others than the usual and these are not allowed.
+
+    Raises:
+        HFViTError: no row with a split, where any words are allowed.
+    """
+    texts = ["" if value is None or value != value else str(value).strip() for value in values]
+    words = [SPLIT_NAMES.get(text.lower()) for text in texts]
+    if None in words:
+        if not any_words:
+            return {}
+        usual = all(word is not None for word, text in zip(words, texts) if text)
+        words = [word if usual else text or None for word, text in zip(words, texts)]
+    splits: dict[str, list[int]] = {}
+    for place, word in enumerate(words):
+        if word is not None:
+            splits.setdefault(word, []).append(place)
+    if not splits:
+        raise HFViTError(f"column '{column}' of '{name}' is empty: no row has a split")
+    notes.append(
+        f"splits by the column '{column}': {listed([f'{split} ({len(own):,})' for split, own in splits.items()])}"
+    )
+    if None in words:
+        notes.append(f"left out: {words.count(None):,} rows of '{name}' without a split in column '{column}'")
+    return splits

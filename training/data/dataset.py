@@ -195,6 +195,7 @@ def open_dataset(
     image_column: str | None = None,
     label_column: str | None = None,
     image_root: str | PathLike | None = None,
+    split_column: str | None = None,
     fraction: float = 1.0,
     label_names: Sequence[str] | None = None,
     on_unreadable: str = "skip",
@@ -215,7 +216,10 @@ def open_dataset(
             Rows of tables keep their order; sources sorted by class are sliced in a fixed random order instead.
         image_column, label_column: columns of a table; found by type and name where there is no doubt. COLUMN//NUMBER
             makes one class of neighboring numbers: `cls//2.5` has 16 where `cls` has 40, as VTAB's dSprites.
-        image_root: folder that paths in a table count from; by default the table's.
+        image_root: folder that paths in a table count from; by default the table's. Cells may also be addresses
+            (`https://...`), which are downloaded into the cache, once.
+        split_column: column of a table that says which split a row belongs to; by default one called `split`,
+            `subset` or `partition`, where it holds the usual words.
         fraction: share of the split to keep; stratified and nested, so that 1 % lies inside 10 %.
         label_names: classes that the labels must count in (those of the training data, for evaluation).
         on_unreadable: "skip" lists unreadable images in the batch, "stop" raises UnreadableImage.
@@ -229,7 +233,8 @@ def open_dataset(
     check_reading(on_unreadable, fraction)
     names = None if label_names is None else list(label_names)
     root = None if image_root is None else str(image_root)
-    reader = open_reader(name, config_name, Columns(image_column, label_column, names, labelled, root), cache_dir)
+    columns = Columns(image_column, label_column, names, labelled, root, split_column)
+    reader = open_reader(name, config_name, columns, cache_dir)
     dataset = open_split(reader, split, names, on_unreadable, labelled)
     for note in reader.notes if log is not None else ():
         log(note)  # type: ignore[misc]  # not None, or there is no note
@@ -265,7 +270,7 @@ def open_reader(name: Any, config_name: str | None, columns: Columns, cache_dir:
     """
     if not isinstance(name, str | PathLike):
         only_on_the_hub(type(name).__name__, config_name)
-        return object_reader(name, columns)
+        return object_reader(name, columns, cache_dir)
     name = str(name)
     path = Path(name).expanduser()
     if name == "digits" or name.startswith("synthetic:"):
@@ -295,7 +300,7 @@ def file_reader(name: str, path: Path, columns: Columns, cache_dir: str | PathLi
     if path.suffix == ".parquet":
         return parquet_reader(name, path.parent, [path], columns, cache_dir)
     if path.suffix in SUFFIXES_OF_TABLES:
-        return table_reader(name, {"train": [path]}, columns)
+        return table_reader(name, {"train": [path]}, columns, cache_dir)
     raise HFViTError(
         f"'{name}' is a file, but no table (.parquet, .csv, .tsv, .jsonl) and no tar shard; give the folder that "
         "holds the images, and unpack archives"
@@ -311,10 +316,10 @@ def directory_reader(name: str, path: Path, columns: Columns, cache_dir: str | P
     tree = Tree(found)
     data = [join(folder.path, item) for folder in found.folders for item in folder.data]
     if b"dataset_dict.json" in data or (b"state.json" in data and b"dataset_info.json" in data):
-        return saved_reader(name, path, columns)
+        return saved_reader(name, path, columns, cache_dir)
     notes: list[str] = []
     if any(metadata_of(folder) for folder in found.folders):
-        reader = metadata_reader(name, path, found, tree, columns, notes)
+        reader = metadata_reader(name, path, found, tree, columns, notes, cache_dir)
         if reader is not None:
             return reader
     files = [path / os.fsdecode(item) for item in data if os.path.basename(item) not in METADATA_NAMES]
@@ -334,7 +339,8 @@ def directory_reader(name: str, path: Path, columns: Columns, cache_dir: str | P
         return parquet_reader(name, path, tables, columns, cache_dir)
     if texts and (not classes or columns.label is not None or columns.image is not None):
         splits = by_split([file.name for file in texts])
-        return table_reader(name, {split: [path / file for file in files] for split, files in splits.items()}, columns)
+        by_split_name = {split: [path / file for file in files] for split, files in splits.items()}
+        return table_reader(name, by_split_name, columns, cache_dir)
     only_for_tables(name, columns)
     layout = layout or Layout({})
     layout.notes[:0] = notes
@@ -354,6 +360,12 @@ def open_part(reader: Reader, part: str, names: list[str] | None, on_unreadable:
     source = reader.load(base)
     if not len(source.labels):
         raise HFViTError(f"split '{base}' of '{reader.name}' is empty")
+    missing = getattr(source, "missing", ())
+    if missing and on_unreadable == "stop":
+        raise HFViTError(
+            f"{len(missing):,} of {len(source.labels):,} images that '{reader.name}' lists are missing: "
+            f"{listed(missing)}; --on_decode_error skip trains without them"
+        )
     labels, own = source.labels, source.label_names
     if names is not None and names != own:
         labels, own = relabel(labels, own, names, f"split '{base}' of '{reader.name}'"), names

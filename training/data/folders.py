@@ -21,10 +21,12 @@ from huggingface_hub.constants import HF_HOME
 from PIL import Image
 
 from hf_vit.atomic_file import atomic_path
+from hf_vit.download import is_address
 from hf_vit.errors import HFViTError, listed
 from hf_vit.image_files import DATA_NAMES, Folder, LeftOut, Walk, join, walk
 from hf_vit.image_io import open_encoded, printable
 
+from .downloads import Downloads
 from .sources import SPLIT_IN_FILE_NAME, SPLIT_NAMES, Reader, digest, relabel
 
 
@@ -43,6 +45,7 @@ class FileSource:
     Attributes:
         folders: relative to the root. folder_of: int32 (n,), that of each image.
         names: uint8, the files' names, each with a NUL byte behind it. ends: int64 (n,), where these are.
+        missing: files that are not there, where that is known. downloads: of names that are addresses.
     """
 
     root: bytes
@@ -54,6 +57,8 @@ class FileSource:
     label_names: list[str]
     fingerprint: str
     sorted_by_class: bool = True
+    missing: tuple[str, ...] = ()
+    downloads: Downloads | None = None
 
     def path(self, row: int) -> bytes:
         """Relative to the root."""
@@ -62,6 +67,8 @@ class FileSource:
 
     def open(self, row: int) -> Image.Image:
         path = self.path(row)
+        if self.downloads is not None and is_address(address := os.fsdecode(path)):
+            return open_encoded(self.downloads.file(address), address)
         return open_encoded(os.fsdecode(os.path.join(self.root, path)), printable(path))
 
     def name(self, row: int) -> str:

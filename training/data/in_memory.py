@@ -8,18 +8,20 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from hf_vit.download import is_address
 from hf_vit.errors import HFViTError
 from hf_vit.image_io import UnreadableImage, open_encoded, printable
 from hf_vit.image_tables import path_column
 
 from .columns import label_rows
+from .downloads import Downloads, download_all
 from .path_tables import by_column, label_column, source_of
 from .sources import Columns, Reader, Source, classes_in_turn, digest
 from .tables import dataset_reader
 
 
-def object_reader(data: Any, columns: Columns) -> Reader:
-    """Reader of an object; its rows are "train" unless a DatasetDict or a column `split` says otherwise.
+def object_reader(data: Any, columns: Columns, cache_dir: str | os.PathLike | None = None) -> Reader:
+    """Reader of an object; its rows are "train" unless a DatasetDict or a column of splits says otherwise.
 
     Raises:
         HFViTError: an object of another kind, unclear columns.
@@ -27,17 +29,18 @@ def object_reader(data: Any, columns: Columns) -> Reader:
     kind = type(data).__module__.partition(".")[0]
     if kind == "datasets":
         splits = dict(data) if isinstance(data, Mapping) else {"train": data}
-        return dataset_reader(type(data).__name__, splits, columns)
+        return dataset_reader(type(data).__name__, splits, columns, cache_dir)
     name, rows = type(data).__name__, columns_of(data)
-    splits_of_rows = by_column(rows) or {"train": rows}
+    notes: list[str] = []
+    splits_of_rows = by_column(name, rows, columns.split, notes) or {"train": rows}
 
     def load(split: str) -> Source:
         names = columns.label_names
         if names is None and split != "train" and "train" in splits_of_rows and columns.labelled:
             names = load("train").label_names
-        return rows_source(name, splits_of_rows[split], columns, names)
+        return rows_source(name, splits_of_rows[split], columns.counting_in(names), notes, cache_dir)
 
-    return Reader(name, list(splits_of_rows), load, by_names=True)
+    return Reader(name, list(splits_of_rows), load, notes, by_names=True)
 
 
 def columns_of(data: Any) -> dict[str, list[Any]]:
@@ -61,25 +64,41 @@ def columns_of(data: Any) -> dict[str, list[Any]]:
     )
 
 
-def rows_source(name: str, rows: dict[str, list[Any]], columns: Columns, names: list[str] | None) -> Source:
+def rows_source(
+    name: str,
+    rows: dict[str, list[Any]],
+    columns: Columns,
+    notes: list[str],
+    cache_dir: str | os.PathLike | None = None,
+) -> Source:
     """Paths alone as files, anything else as it is."""
     image = path_column(name, rows, columns.image)
     root = Path(columns.image_root or ".").expanduser()
     if all(isinstance(value, str | os.PathLike) for value in rows[image]):
         rows = rows | {image: [os.fspath(value) for value in rows[image]]}
-        return source_of(name, rows, root, columns.counting_in(names), [])
+        return source_of(name, rows, root, columns, notes, cache_dir)
     labels, label_names = np.zeros(len(rows[image]), dtype=np.int64), ["unlabelled"]
     if columns.labelled:
         column = label_column(name, rows, columns.label, image)
-        labels, label_names = label_rows(name, column, rows[column], names)
-    return BytesSource(rows[image], labels, label_names, name, root)
+        labels, label_names = label_rows(name, column, rows[column], columns.label_names)
+    downloads = download_all(rows[image], cache_dir, notes)
+    return BytesSource(rows[image], labels, label_names, name, root, downloads)
 
 
 class BytesSource:
     """Images that Python holds: encoded bytes, PIL images, arrays or paths, from a list or a DataFrame."""
 
-    def __init__(self, values: Sequence[Any], labels: np.ndarray, label_names: list[str], name: str, root: Path):
+    def __init__(
+        self,
+        values: Sequence[Any],
+        labels: np.ndarray,
+        label_names: list[str],
+        name: str,
+        root: Path,
+        downloads: Downloads,
+    ):
         self.values, self.labels, self.label_names, self._name, self.root = values, labels, label_names, name, root
+        self.downloads, self.missing = downloads, tuple(downloads.failed)
         self.sorted_by_class = classes_in_turn(labels)
         sample = np.unique(np.linspace(0, len(labels) - 1, num=min(64, len(labels)), dtype=np.int64))
         self.fingerprint = digest("values", *label_names, labels.tobytes(), *(content(values[row]) for row in sample))
@@ -92,6 +111,8 @@ class BytesSource:
             return value
         if isinstance(value, np.ndarray):
             return Image.fromarray(value)
+        if is_address(value):
+            return open_encoded(self.downloads.file(value), name)
         if isinstance(value, str | os.PathLike):
             return open_encoded(self.root / value, name)
         if not isinstance(value, bytes):

@@ -5,23 +5,25 @@ The files are read by hf_vit/image_tables.py. Tables with the images themselves 
 
 import os
 import re
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from hf_vit.download import is_address
 from hf_vit.errors import HFViTError, listed
 from hf_vit.image_files import Walk, join
 from hf_vit.image_io import printable
 from hf_vit.image_tables import MAX_CELL, path_column, read_rows
 
-from .columns import LABEL_COLUMNS, label_rows
+from .columns import LABEL_COLUMNS, SPLIT_COLUMNS, label_rows, places_of_splits
+from .downloads import download_all
 from .folders import LARGE, FileSource, Tree, file_source, metadata_of
-from .sources import SPLIT_NAMES, Columns, Reader, classes_in_turn
+from .sources import Columns, Reader, classes_in_turn
 
 
-SPLIT_COLUMNS = ("split", "subset", "partition")
 NUMBER = re.compile(r"(0|[1-9]\d{0,14})(\.\d+)?", re.ASCII)
 
 
@@ -39,8 +41,10 @@ def label_column(name: str, rows: dict[str, list[Any]], wanted: str | None, imag
     return found[0]
 
 
-def table_reader(name: str, files: dict[str, list[Path]], columns: Columns) -> Reader:
-    """Reader of tables of paths, one or more for each split; a column `split` divides a single one.
+def table_reader(
+    name: str, files: dict[str, list[Path]], columns: Columns, cache_dir: str | os.PathLike | None = None
+) -> Reader:
+    """Reader of tables of paths, one or more for each split; a column of splits divides a single one.
 
     Raises:
         HFViTError: unreadable tables, unclear columns.
@@ -53,9 +57,9 @@ def table_reader(name: str, files: dict[str, list[Path]], columns: Columns) -> R
         if any(list(part) != list(parts[0]) for part in parts):
             raise HFViTError(f"the tables of split '{split}' of '{name}' have different columns")
         rows = {column: [value for part in parts for value in part[column]] for column in parts[0]}
-        divided = by_column(rows) if len(files) == 1 else {}
-        if divided:
-            notes.append(f"splits by the column '{split_column(rows)}': {listed(list(divided))}")
+        if columns.split is not None and len(files) > 1:
+            raise HFViTError(f"'{name}' has a table for each split ({listed(list(files))}): leave out --split_column")
+        divided = by_column(name, rows, columns.split, notes) if len(files) == 1 else {}
         for part, chosen in (divided or {split: rows}).items():
             splits[part] = chosen
             roots[part] = Path(columns.image_root or paths[0].parent).expanduser()
@@ -65,32 +69,43 @@ def table_reader(name: str, files: dict[str, list[Path]], columns: Columns) -> R
         names = columns.label_names
         if names is None and split != "train" and "train" in splits and columns.labelled:
             names = load("train").label_names
-        return source_of(name, rows, roots[split], columns.counting_in(names), notes)
+        return source_of(name, rows, roots[split], columns.counting_in(names), notes, cache_dir)
 
     return Reader(name, list(splits), load, notes, by_names=True)
 
 
-def split_column(rows: dict[str, list[Any]]) -> str | None:
-    return next((column for column in SPLIT_COLUMNS if column in rows), None)
+def by_column(
+    name: str, rows: dict[str, list[Any]], wanted: str | None, notes: list[str]
+) -> dict[str, dict[str, list[Any]]]:
+    """The rows of each split that a column names; none where there is no such column, or it says something else.
 
+    Args:
+        wanted: the column, which may then name splits of any name; None: one of a usual name with the usual words.
+        notes: takes which column it was, and rows of no split.
 
-def by_column(rows: dict[str, list[Any]]) -> dict[str, dict[str, list[Any]]]:
-    """The rows of each split that a column names; none where there is no such column, or it says something else."""
-    column = split_column(rows)
+    Raises:
+        HFViTError: no such column, or no row with a split.
+    """
+    column = next((usual for usual in SPLIT_COLUMNS if usual in rows), None) if wanted is None else wanted
     if column is None:
         return {}
-    words = [SPLIT_NAMES.get(str(value).strip().lower()) for value in rows[column]]
-    if None in words:
-        return {}
-    splits: dict[str, dict[str, list[Any]]] = {}
-    for split in dict.fromkeys(words):
-        places = [place for place, word in enumerate(words) if word == split]
-        splits[str(split)] = {key: [values[place] for place in places] for key, values in rows.items()}
-    return splits
+    if column not in rows:
+        raise HFViTError(f"'{name}' has no column '{column}'; its columns are {listed(list(rows))}")
+    places = places_of_splits(name, column, rows[column], wanted is not None, notes)
+    return {
+        split: {key: [values[place] for place in own] for key, values in rows.items()} for split, own in places.items()
+    }
 
 
-def source_of(name: str, rows: dict[str, list[Any]], root: Path, columns: Columns, notes: list[str]) -> FileSource:
-    """The rows of a table as a source; says which files are missing."""
+def source_of(
+    name: str,
+    rows: dict[str, list[Any]],
+    root: Path,
+    columns: Columns,
+    notes: list[str],
+    cache_dir: str | os.PathLike | None = None,
+) -> FileSource:
+    """The rows of a table as a source; says which files are missing, and downloads those that are addresses."""
     image = path_column(name, rows, columns.image)
     labels, names = np.zeros(len(rows[image]), dtype=np.int64), ["unlabelled"]
     if columns.labelled:
@@ -103,20 +118,37 @@ def source_of(name: str, rows: dict[str, list[Any]], root: Path, columns: Column
             f"{len(bad)} of {len(values)} rows of '{name}' have no path of an image in column '{image}' (the first is "
             f"row {bad[0] + 1}): {str(values[bad[0]])[:60]!r}"
         )
-    paths = [os.fsencode(os.path.expanduser(value)) for value in values]
+    values = [value if is_address(value) else os.path.expanduser(value) for value in values]
+    missing = missing_files(name, values, root, notes)
+    downloads = download_all(values, cache_dir, notes)
+    if len(missing) + len(downloads.failed) >= len(values):
+        raise HFViTError(f"none of the {len(values):,} images that '{name}' lists could be had: {notes[-1]}")
+    where = np.zeros(len(values), dtype=np.int32)
+    blobs = [b"\0".join(os.fsencode(value) for value in values)]
     base = os.fsencode(root.resolve())
-    if len(paths) <= LARGE:
-        missing = [path for path in paths if b"://" not in path and not os.path.exists(os.path.join(base, path))]
-        if len(missing) == len(paths):
-            raise HFViTError(
-                f"none of the {len(paths):,} images that '{name}' lists is there; paths count from "
-                f"'{root}', the first is '{printable(paths[0])}': give the folder with --image_root"
-            )
-        if missing:
-            said = listed([printable(path) for path in missing])
-            notes.append(f"{len(missing):,} of {len(paths):,} images that '{name}' lists are missing: {said}")
-    where = np.zeros(len(paths), dtype=np.int32)
-    return file_source(base, [b""], where, [b"\0".join(paths)], labels, names, classes_in_turn(labels))
+    source = file_source(base, [b""], where, blobs, labels, names, classes_in_turn(labels))
+    return replace(source, missing=(*missing, *downloads.failed), downloads=downloads)
+
+
+def missing_files(name: str, values: Sequence[str], root: Path, notes: list[str]) -> list[str]:
+    """The paths of a table that are not there; addresses and very long tables are not looked at.
+
+    Raises:
+        HFViTError: none is there.
+    """
+    paths = [value for value in values if not is_address(value)]
+    if len(paths) > LARGE:
+        return []
+    missing = [path for path in paths if not os.path.exists(os.path.join(root, path))]
+    if missing and len(missing) == len(values):
+        raise HFViTError(
+            f"none of the {len(paths):,} images that '{name}' lists is there; paths count from "
+            f"'{root}', the first is '{printable(paths[0])}': give the folder with --image_root"
+        )
+    if missing:
+        said = listed([printable(path) for path in missing])
+        notes.append(f"{len(missing):,} of {len(paths):,} images that '{name}' lists are missing: {said}")
+    return missing
 
 
 def numbers_of(cells: list[Any]) -> list[Any]:
@@ -128,7 +160,13 @@ def numbers_of(cells: list[Any]) -> list[Any]:
 
 
 def metadata_reader(
-    name: str, root: Path, found: Walk, tree: Tree, columns: Columns, notes: list[str]
+    name: str,
+    root: Path,
+    found: Walk,
+    tree: Tree,
+    columns: Columns,
+    notes: list[str],
+    cache_dir: str | os.PathLike | None = None,
 ) -> Reader | None:
     """Reader of `datasets`' imagefolder with `metadata.csv`: labels by file name; None where it has no label column.
 
@@ -138,6 +176,10 @@ def metadata_reader(
     Raises:
         HFViTError: unclear columns, files that are not there.
     """
+    if columns.image_root is not None:
+        raise HFViTError(
+            f"paths in the metadata files of '{name}' count from their own folder: leave out --image_root"
+        )
     splits: dict[str, dict[str, list[Any]]] = {}
     listed_files = 0
     for folder in found.folders:
@@ -153,12 +195,13 @@ def metadata_reader(
             )
             continue
         column = label_column(printable(relative), rows, columns.label, image)
-        for value, label in zip(rows[image], rows[column]):
-            path = os.fsdecode(join(folder.path, os.fsencode(str(value))))
-            part = splits.setdefault(split_of_path(path), {"file": [], "label": []})
-            part["file"].append(path)
-            part["label"].append(label)
-            listed_files += 1
+        for part, own in (by_column(printable(relative), rows, columns.split, notes) or {None: rows}).items():
+            for value, label in zip(own[image], own[column]):
+                path = os.fsdecode(join(folder.path, os.fsencode(str(value))))
+                split = splits.setdefault(part or split_of_path(path), {"file": [], "label": []})
+                split["file"].append(path)
+                split["label"].append(label)
+        listed_files += len(rows[image])
     if not splits:
         return None
     total = tree.total[b""]
@@ -173,7 +216,7 @@ def metadata_reader(
         names = columns.label_names
         if names is None and split != "train" and "train" in splits and columns.labelled:
             names = load("train").label_names
-        return source_of(name, splits[split], root, replace(own, label_names=names), notes)
+        return source_of(name, splits[split], root, replace(own, label_names=names), notes, cache_dir)
 
     return Reader(name, list(splits), load, notes, by_names=True)
 

@@ -69,6 +69,7 @@ class Columns:
     label_names: list[str] | None = None
     labelled: bool = True  # False: labels are not looked at
     image_root: str | None = None  # folder that paths in tables count from; None: the table's
+    split: str | None = None  # column that says which split a row belongs to
 
     def counting_in(self, label_names: list[str] | None) -> "Columns":
         """The same for labels that count in these names."""
@@ -85,9 +86,15 @@ def only_on_the_hub(name: str, config_name: str | None) -> None:
 
 def only_for_tables(name: str, columns: Columns) -> None:
     """Raise HFViTError where columns are asked of images that are in no table."""
-    for option, column in (("--image_column", columns.image), ("--label_column", columns.label)):
+    for option, column in (
+        ("--image_column", columns.image),
+        ("--label_column", columns.label),
+        ("--split_column", columns.split),
+    ):
         if column is not None:
             raise HFViTError(f"'{name}' is no table and has no column '{column}': leave out {option}")
+    if columns.image_root is not None:
+        raise HFViTError(f"'{name}' is no table of paths: leave out --image_root")
 
 
 def digest(*parts: object) -> str:

@@ -53,26 +53,28 @@ def open_splits(data: DataArguments, seed: int, say=print) -> Splits:
         raise HFViTError("which images? Give --dataset (a folder, a Hub id, digits, or synthetic:NAME)")
     if data.streaming:
         return open_streaming(data)
-    columns = Columns(data.image_column, data.label_column, image_root=data.image_root)
+    columns = Columns(data.image_column, data.label_column, image_root=data.image_root, split=data.split_column)
     reader = open_reader(data.dataset, data.dataset_config_name, columns, data.cache_dir)
     train = open_split(reader, data.train_split, None, data.on_decode_error)
     split = data.eval_split
     if split is None and data.dev_fraction is None and data.eval_file is None:
         split = first_untouched(reader.splits, data.train_split)
+    notes = list(reader.notes)
     if data.eval_file is not None:
-        evaluation = eval_table(data, columns, train.label_names)
+        evaluation = eval_table(data, columns, train.label_names, notes)
     elif split is not None:
         if reader.by_names:
             known = columns.counting_in(train.label_names)
             reader = open_reader(data.dataset, data.dataset_config_name, known, data.cache_dir)
         evaluation = open_split(reader, split, train.label_names, data.on_decode_error)
+        notes += reader.notes
         if shared := in_both(train, evaluation):
             say(f"{shared:,} of {len(evaluation):,} evaluation images are trained on: their score is no test's")
     else:
         share = data.dev_fraction or DEV_FRACTION
         train, evaluation = carve_dev_split(train, share)
         say(f"no evaluation split: {len(evaluation):,} training images ({share:.0%}, stratified) are kept for it")
-    for note in reader.notes:
+    for note in dict.fromkeys(notes):  # a table that is opened for both splits has its own twice
         say(note)
     duplicates: list[Duplicate] = []
     if data.deduplicate_split is not None and data.deduplicate_against in (None, "eval"):
@@ -94,11 +96,14 @@ def in_both(train: ImageDataset, evaluation: ImageDataset) -> int:
     return len(np.intersect1d(train.rows, evaluation.rows)) if same else 0
 
 
-def eval_table(data: DataArguments, columns: Columns, label_names: list[str]) -> ImageDataset:
+def eval_table(data: DataArguments, columns: Columns, label_names: list[str], notes: list[str]) -> ImageDataset:
     """The evaluation images of `--eval_file`: its only split, or the first of the usual names."""
-    reader = open_reader(data.eval_file, None, columns.counting_in(label_names), data.cache_dir)
+    known = dataclasses.replace(columns.counting_in(label_names), split=None)
+    reader = open_reader(data.eval_file, None, known, data.cache_dir)
     split = next((name for name in EVAL_SPLITS if name in reader.splits), reader.splits[0])
-    return open_split(reader, split, label_names, data.on_decode_error)
+    evaluation = open_split(reader, split, label_names, data.on_decode_error)
+    notes += reader.notes
+    return evaluation
 
 
 def first_untouched(splits: Collection[str], train_split: str) -> str | None:
@@ -132,6 +137,9 @@ def open_streaming(data: DataArguments) -> Splits:
     for name in ("samples_per_class", "deduplicate_against", "deduplicate_split", "dev_fraction", "eval_file"):
         if getattr(data, name) is not None:
             raise HFViTError(f"--{name} has to look at all images first: leave out --streaming")
+    for name in ("image_root", "split_column"):
+        if getattr(data, name) is not None:
+            raise HFViTError(f"--{name} is for tables that are read whole: leave out --streaming")
     split = data.eval_split
     if split is None:
         splits = stream_files(data.dataset, data.dataset_config_name, data.cache_dir)

@@ -16,10 +16,21 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from hf_vit.errors import HFViTError
+from hf_vit.download import is_address
+from hf_vit.errors import HFViTError, listed
 from hf_vit.image_io import UnreadableImage, one_line, open_encoded
 
-from .columns import class_label_rows, find_image_column, find_label_column, grouped, integer_rows, label_rows
+from .columns import (
+    class_label_rows,
+    find_image_column,
+    find_label_column,
+    grouped,
+    integer_rows,
+    label_rows,
+    places_of_splits,
+)
+from .downloads import Downloads, download_all
+from .path_tables import missing_files
 from .sources import Columns, Reader, by_split, classes_in_turn, digest, own_cache
 
 
@@ -38,6 +49,8 @@ class TableSource:
     fingerprint: str
     sorted_by_class: bool = False
     root: str = ""  # folder that paths count from
+    missing: tuple[str, ...] = ()  # files and addresses that are known not to be there
+    downloads: Downloads | None = None  # of paths that are addresses
 
     def record(self, row: int) -> dict[str, Any]:
         """The encoded image: {"bytes": ..., "path": ...}, either may be None."""
@@ -53,6 +66,8 @@ class TableSource:
             raise UnreadableImage(f"{name}: the row holds no image")
         if record.get("bytes") is not None:
             return open_encoded(record["bytes"], name)
+        if self.downloads is not None and is_address(record["path"]):
+            return open_encoded(self.downloads.file(record["path"]), name)
         return open_encoded(os.path.join(self.root, os.path.expanduser(record["path"])), name)
 
     def name(self, row: int) -> str:
@@ -75,7 +90,7 @@ def parquet_reader(
 
     splits = by_split([str(file.relative_to(root)) for file in files])
 
-    def load(split: str) -> TableSource:
+    def read(split: str) -> Any:
         # `datasets` keys its cache by folder names and patterns: two folders of one name share their rows there.
         # A cache folder of our own per path, size and time of change cannot be stale.
         paths = [root / file for file in splits[split]]
@@ -90,13 +105,53 @@ def parquet_reader(
             if "BatchSize must be greater than 0" in str(cause):  # how it says that no file has a row
                 raise HFViTError(f"split '{split}' of '{name}' is empty") from error
             raise HFViTError(f"cannot read split '{split}' of '{name}' ({one_line(cause)})") from error
-        base = str(columns.image_root or paths[0].parent)
-        return table_source(name, split, table, columns, lambda: load("train") if "train" in splits else None, base)
+        return table
 
-    return Reader(name, list(splits), load, by_names=True)
+    bases = {split: str(columns.image_root or (root / files[0]).parent) for split, files in splits.items()}
+    return reader_of(name, list(splits), read, columns, bases.__getitem__, cache_dir)
 
 
-def saved_reader(name: str, path: Path, columns: Columns) -> Reader:
+def reader_of(
+    name: str,
+    splits: list[str],
+    read: Callable[[str], Any],
+    columns: Columns,
+    base: Callable[[str], str] = lambda split: "",
+    cache_dir: str | os.PathLike | None = None,
+) -> Reader:
+    """Reader of tables that `read(split)` gives; a column of splits divides a single one.
+
+    Args:
+        base: folder that paths in the table of a split count from.
+
+    Raises:
+        HFViTError: a column of splits that is not there, or that several tables have.
+    """
+    notes: list[str] = []
+    if columns.split is None:
+        names, part, root = splits, read, base
+    elif len(splits) > 1:
+        raise HFViTError(f"'{name}' has the splits {listed(splits)} already: leave out --split_column")
+    else:
+        table = read(splits[0])
+        if columns.split not in table.features:
+            raise HFViTError(
+                f"'{name}' has no column '{columns.split}'; its columns are {listed(list(table.features))}"
+            )
+        feature, values = table.features[columns.split], table.data.column(columns.split).to_pylist()
+        if hasattr(feature, "int2str"):  # a ClassLabel
+            values = [None if value is None else feature.int2str(value) for value in values]
+        places = places_of_splits(name, columns.split, values, True, notes)
+        names, part, root = list(places), lambda split: table.select(places[split]), lambda split: base(splits[0])
+
+    def load(split: str) -> TableSource:
+        train = lambda: load("train") if "train" in names else None  # noqa: E731
+        return table_source(name, split, part(split), columns, train, root(split), notes, cache_dir)
+
+    return Reader(name, names, load, notes, by_names=True)
+
+
+def saved_reader(name: str, path: Path, columns: Columns, cache_dir: str | os.PathLike | None = None) -> Reader:
     """Reader of a Dataset or DatasetDict that `save_to_disk` wrote."""
     import datasets
 
@@ -104,18 +159,23 @@ def saved_reader(name: str, path: Path, columns: Columns) -> Reader:
         saved = datasets.load_from_disk(str(path))
     except Exception as error:  # a half written or older format: each its own kind
         raise HFViTError(f"cannot read '{name}' as what `save_to_disk` writes ({one_line(error)})") from error
-    return dataset_reader(name, dict(saved) if isinstance(saved, datasets.DatasetDict) else {"train": saved}, columns)
+    tables = dict(saved) if isinstance(saved, datasets.DatasetDict) else {"train": saved}
+    return dataset_reader(name, tables, columns, cache_dir)
 
 
-def dataset_reader(name: str, tables: dict[str, Any], columns: Columns) -> Reader:
+def dataset_reader(
+    name: str, tables: dict[Any, Any], columns: Columns, cache_dir: str | os.PathLike | None = None
+) -> Reader:
     """Reader of `datasets.Dataset` objects."""
+    named = {str(split): table for split, table in tables.items()}
+    base = str(columns.image_root or "")
 
-    def load(split: str) -> TableSource:
-        base = str(columns.image_root or "")
-        train = lambda: load("train") if "train" in tables else None  # noqa: E731
-        return table_source(name, split, tables[split], columns, train, base)
+    def read(split: str) -> Any:
+        table = named[split]
+        # Rows that were selected or shuffled: the Arrow table still has all, in order
+        return table if table._indices is None else table.flatten_indices()
 
-    return Reader(name, [str(split) for split in tables], load, by_names=True)
+    return reader_of(name, list(named), read, columns, lambda split: base, cache_dir)
 
 
 def hub_reader(name: str, config_name: str | None, columns: Columns, cache_dir: str | os.PathLike | None) -> Reader:
@@ -131,11 +191,10 @@ def hub_reader(name: str, config_name: str | None, columns: Columns, cache_dir: 
     builder = ask(name, lambda: datasets.load_dataset_builder(name, config_name, cache_dir=cache))
     splits = list(builder.info.splits or ()) or ask(name, lambda: datasets.get_dataset_split_names(name, config_name))
 
-    def load(split: str) -> TableSource:
-        table = ask(name, lambda: datasets.load_dataset(name, config_name, split=split, cache_dir=cache))
-        return table_source(name, split, table, columns, lambda: load("train") if "train" in splits else None)
+    def read(split: str) -> Any:
+        return ask(name, lambda: datasets.load_dataset(name, config_name, split=split, cache_dir=cache))
 
-    return Reader(name, splits, load, by_names=True)
+    return reader_of(name, splits, read, columns, cache_dir=cache_dir)
 
 
 def hub_files(name: str, config_name: str | None, cache_dir: str | os.PathLike | None) -> dict[str, list[str]]:
@@ -208,13 +267,15 @@ def table_source(
     table: Any,
     columns: Columns,
     load_train: Callable[[], TableSource | None],
-    root: str = "",
+    root: str,
+    notes: list[str],
+    cache_dir: str | os.PathLike | None,
 ) -> TableSource:
-    """One split of a table: its columns found, its labels read and checked."""
+    """One split of a table: its columns found, its labels read and checked; addresses are downloaded."""
     import datasets
     from pyarrow import compute
 
-    if table._indices is not None:  # rows that were selected or shuffled: the Arrow table still has all, in order
+    if table._indices is not None:
         table = table.flatten_indices()
     image_column = find_image_column(name, table.features, columns.image)
     labels, names = np.zeros(len(table), dtype=np.int64), ["unlabelled"]
@@ -224,9 +285,17 @@ def table_source(
     is_text = isinstance(feature, datasets.Value) and feature.dtype in ("string", "large_string")
     if not is_text:
         table = table.cast_column(image_column, datasets.Image(decode=False))
+    missing: list[str] = []
+    downloads = None
+    if is_text:
+        texts = [text for text in table.data.column(image_column).to_pylist() if text is not None]
+        paths = [path for text in texts if (path := text_record(text)["path"]) is not None]
+        missing, downloads = missing_files(name, paths, Path(root), notes), download_all(paths, cache_dir, notes)
+        missing += downloads.failed
     prefix = f"{Path(name).name}:{split}"
     sample = np.unique(np.linspace(0, len(labels) - 1, num=min(64, len(labels)), dtype=np.int64))
-    source = TableSource(table, image_column, labels, names, prefix, "", classes_in_turn(labels), root)
+    in_turn = classes_in_turn(labels)
+    source = TableSource(table, image_column, labels, names, prefix, "", in_turn, root, tuple(missing), downloads)
     pieces = [str(source.record(int(row))["bytes"] or source.record(int(row))["path"]).encode() for row in sample]
     stored = table.data.column(image_column)
     sizes = compute.binary_length(stored if is_text else compute.struct_field(stored, "bytes"))

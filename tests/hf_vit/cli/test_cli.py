@@ -7,6 +7,7 @@ import csv
 import functools
 import json
 import re
+import shutil
 import subprocess
 import sys
 import threading
@@ -21,7 +22,7 @@ from pyarrow import parquet
 from transformers import ViTImageProcessor
 
 from hf_vit import HFViTConfig, HFViTForImageClassification
-from hf_vit.cli.embed import read_features
+from hf_vit.cli.embed import fingerprint, read_features
 from hf_vit.cli.main import build_parser, main
 from hf_vit.cli.predict import folder_name
 from hf_vit.image_io import open_image
@@ -357,7 +358,7 @@ def test_embed_and_search(capsys, model, images, tmp_path, suffix):
     status, out, err = run(capsys, "embed", images, "--model", model, "--out", path, "--batch-size", 2)
     assert status == 1 and "5 images, 16 numbers each" in out and "broken.png" in err
     names, features, about = read_features(path)
-    assert about == {"model": str(model), "features": "pooled"}
+    assert len(about.pop("weights")) == 32 and about == {"model": str(model), "features": "pooled"}
     classifier = HFViTForImageClassification.from_pretrained(model).eval()
     processor = ViTImageProcessor.from_pretrained(model)
     for name, row in zip(names, features):
@@ -372,6 +373,54 @@ def test_embed_and_search(capsys, model, images, tmp_path, suffix):
     assert found[0]["similarity"] == pytest.approx(1, abs=1e-5)
     assert [row["similarity"] for row in found] == sorted((row["similarity"] for row in found), reverse=True)
     assert Image.open(sheet).size == (4 * 160, 178)
+
+
+def test_search_knows_other_weights_by_their_content(capsys, model, images, tmp_path):
+    path, copy, other = tmp_path / "f.npz", tmp_path / "copy", tmp_path / "other"
+    run(capsys, "embed", images / "a.png", "--model", model, "--out", path)
+    shutil.copytree(model, copy)
+    network = HFViTForImageClassification.from_pretrained(model)
+    torch.nn.init.normal_(network.classifier.weight)  # a head is no part of features
+    network.save_pretrained(copy)
+    network.vit.layernorm.bias.data[0] += 1
+    shutil.copytree(model, other)
+    network.save_pretrained(other)
+    search = ("search", images / "a.png", "--in", path, "--model")
+    assert run(capsys, *search, copy)[::2] == (0, "")
+    for words in ((other,), (model, "--image-size", 32)):
+        status, _, err = run(capsys, *search, *words)
+        assert status == 0 and err.startswith("note: the features were computed with other weights")
+    plain, processor = HFViTForImageClassification.from_pretrained(model), ViTImageProcessor.from_pretrained(model)
+    mark = fingerprint(plain, processor)
+    assert fingerprint(plain.optimize_for_inference(), processor) == mark  # as `embed` loads it for many images
+    _, _, about = read_features(path)
+    np.savez(path, image=np.array(["a"]), features=np.ones((1, 16), np.float32),
+             about=np.array(json.dumps({key: about[key] for key in ("model", "features")})))  # fmt: skip
+    assert run(capsys, *search, model)[2] == "" and "note" in run(capsys, *search, copy)[2]  # of an earlier version
+
+
+def test_predict_embed_and_search_take_tables_and_addresses(capsys, model, images, tmp_path, monkeypatch):
+    monkeypatch.setenv("no_proxy", "*")
+    with ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(QuietHandler, directory=images)) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_port}/b.jpg"
+        table = tmp_path / "t.csv"
+        table.write_text(f"id,photo\n1,in/a.png\n2,{address}\n3,in/gone.png\n")
+        scores, features = tmp_path / "scores.csv", tmp_path / "f.npz"
+        words = (table, "--image-column", "photo", "--model", model)
+        status, _, err = run(capsys, "predict", *words, "--out", scores)
+        assert status == 1 and "1 of 3 images could not be read" in err and "gone.png: cannot be read" in err
+        assert [row["image"] for row in csv_rows(scores)] == [str(images / "a.png"), address, str(images / "gone.png")]
+        assert "has no column 'photos'" in error_of(
+            capsys, "predict", table, "--model", model, "--image-column", "photos"
+        )
+        assert run(capsys, "embed", *words, "--out", features)[0] == 1
+        words = ("search", address, "--model", model, "--in", features, "--sheet", tmp_path / "sheet.png")
+        status, out, _ = run(capsys, *words, "--json")
+        assert status == 0 and json.loads(out)["found"][0]["image"] == address
+        drawn = np.asarray(Image.open(tmp_path / "sheet.png"))
+        assert np.array_equal(drawn[:160, :160], drawn[:160, 160:320])  # the query, and what was found: downloaded
+        server.shutdown()
 
 
 def test_features_of_class_token_and_patches(capsys, model, images, tmp_path):

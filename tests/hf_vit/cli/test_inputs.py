@@ -4,7 +4,6 @@ pytest tests/hf_vit/cli/test_inputs.py
 """
 
 import argparse
-import io
 
 import pytest
 import torch
@@ -50,10 +49,24 @@ def test_images_stand_upright(tmp_path):
     assert inputs.read_image(tmp_path / "a.jpg", 3).size == (2, 8)
 
 
-def test_a_download_that_is_too_large_is_refused(monkeypatch):
-    monkeypatch.setattr(inputs, "LARGEST_DOWNLOAD", 2 << 20)
-    monkeypatch.setattr(inputs.urllib.request, "urlopen", lambda request, timeout: io.BytesIO(bytes((2 << 20) + 1)))
-    assert inputs.read_image("https://example.org/a.png", 3) == "larger than 2 MiB"
+def test_tables_list_images(folder):
+    (folder / "deep").mkdir()
+    table = folder / "deep" / "t.csv"
+    table.write_text("file,note\n../1.png,a\nhttps://example.org/b.png,b\n../gone.png,c\n../1.png,d\n")
+    found = inputs.find_images([str(table)], addresses=True)
+    assert found == [folder / "deep/../1.png", "https://example.org/b.png", folder / "deep/../gone.png"]
+    assert inputs.find_images([str(table)], True, "note", str(folder)) == [folder / name for name in "abcd"]
+    for words, message in (
+        ([[str(table)]], "'https://example.org/b.png' in .* is an address: download"),
+        ([[str(table)], True, "where"], "has no column 'where'; its columns are file, note"),
+        ([[str(folder / "1.png")], True, "file"], "--image-column file is for a table"),
+        ([[str(folder / "1.png")], True, None, "x"], "--image-root x is for a table"),
+    ):
+        with pytest.raises(HFViTError, match=message):
+            inputs.find_images(*words)
+    table.write_text("file\n1.png\n\n \n")
+    with pytest.raises(HFViTError, match=r"1 of 2 rows of .* have no path of an image in column 'file': row 2"):
+        inputs.find_images([str(table)])
 
 
 def test_an_accelerator_that_torch_was_built_for_and_the_machine_lacks_is_not_picked(monkeypatch):

@@ -100,6 +100,51 @@ def test_a_split_column_and_a_table_a_split(images):
     assert len(open_splits(DataArguments(dataset=str(folder)), 0, lambda text: None).evaluation) == 1
 
 
+@pytest.mark.parametrize("kind", ["csv", "parquet", "frame", "Dataset"])
+def test_a_named_split_column(images, kind, tmp_path):
+    table = rows(part=["fit"] * 6 + ["Test"] * 4 + ["", None])
+    options = {"image_column": "file", "label_column": "kind", "split_column": "part", "cache_dir": tmp_path / "cache"}
+    data = {"frame": pd.DataFrame(table), "Dataset": datasets.Dataset.from_dict(table)}.get(kind)
+    if data is None:
+        data = str(write(images / f"t.{kind}", table))
+    else:
+        options["image_root"] = images
+    said = []
+    train = open_dataset(data, split="fit", log=said.append, **options)
+    check(train, count=6)
+    test = open_dataset(data, split="Test", label_names=train.label_names, **options)
+    assert len(test) == 4 and int(np.asarray(test.read(0)[0])[0, 0, 0]) == 60
+    assert said[0] == "splits by the column 'part': fit (6), Test (4)"
+    assert "left out: 2 rows" in said[1] and "without a split in column 'part'" in said[1]
+    for wrong, message in (
+        (options | {"split_column": "parts"}, "has no column 'parts'"),
+        (options, "no split 'train'"),
+    ):
+        with pytest.raises(HFViTError, match=message):
+            open_dataset(data, **wrong)
+    usual = table | {"part": ["training"] * 8 + ["val"] * 4}
+    data = pd.DataFrame(usual) if kind == "frame" else datasets.Dataset.from_dict(usual) if kind == "Dataset" else data
+    if kind in ("csv", "parquet"):
+        write(images / f"t.{kind}", usual)
+    named = DataArguments(dataset=data, image_column="file", label_column="kind", split_column="part",
+                          image_root=str(images), cache_dir=str(tmp_path / "cache"))  # fmt: skip
+    found = open_splits(named, 0, lambda text: None)
+    assert (len(found.train), len(found.evaluation), found.evaluation.split) == (8, 4, "validation")
+
+
+def test_split_columns_and_roots_where_there_is_no_table(images, tmp_path):
+    for option, value, message in (
+        ("split_column", "part", "leave out --split_column"),
+        ("image_root", "x", "leave out --image_root"),
+    ):
+        for data in (str(images), "digits"):
+            with pytest.raises(HFViTError, match=message):
+                open_dataset(data, **{option: value})
+    two = datasets.DatasetDict(dict.fromkeys(("train", "test"), datasets.Dataset.from_dict(rows())))
+    with pytest.raises(HFViTError, match="has the splits train, test already: leave out --split_column"):
+        open_dataset(two, split_column="kind")
+
+
 def test_metadata_of_an_imagefolder(images):
     """Images in batch folders, labels in metadata.csv: as `datasets` reads it."""
     for split in ("train", "test"):
@@ -240,6 +285,26 @@ def test_missing_images_are_counted(images):
     data = open_dataset(str(images / "t.csv"), log=said.append)
     assert len(data) == 13 and "1 of 13 images that" in said[0] and "gone.png" in said[0]
     assert "unreadable" in data[12]
+    with pytest.raises(HFViTError, match=r"1 of 13 images .* are missing: gone\.png; --on_decode_error skip trains"):
+        open_dataset(str(images / "t.csv"), on_unreadable="stop")
+
+
+def test_what_is_missing_in_each_of_two_splits_is_said(images):
+    table = {"file": [*rows()["file"][:6], "gone.png"], "label": [*rows()["kind"][:6], "rose"]}
+    write(
+        images / "all.csv",
+        {key: values + values for key, values in table.items()} | {"split": ["train"] * 7 + ["test"] * 7},
+    )
+    said = []
+    open_splits(DataArguments(dataset=str(images / "all.csv")), 0, said.append)
+    assert sum("1 of 7 images" in line for line in said) == 1  # the same line of both
+    write(images / "train.csv", table)
+    write(images / "test.csv", {key: values[2:] for key, values in table.items()})
+    said = []
+    open_splits(
+        DataArguments(train_file=str(images / "train.csv"), eval_file=str(images / "test.csv")), 0, said.append
+    )
+    assert [line[:7] for line in said if "missing" in line] == ["1 of 7 ", "1 of 5 "]
 
 
 def test_a_thousand_columns(images):
