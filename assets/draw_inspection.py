@@ -17,7 +17,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from hf_vit import HFViTConfig, HFViTForImageClassification
 from hf_vit.interpretability.perturbation import compare_explanations
-from hf_vit.interpretability.plots import View, draw_curves, draw_table, on_image, overlay, save
+from hf_vit.interpretability.plots import PlotView, draw_curves, draw_table, on_image, overlay, save
 from hf_vit.interpretability.relevance import METHODS, explain
 
 
@@ -87,7 +87,7 @@ def main() -> None:
         print(f"{method}: the largest value is in the patch that counts in {hits:.1%}")
     height, width = pixels.shape[2:]
     scale = 8
-    view = View((height * scale, width * scale), (height, width), (0.0, 0.0, height * scale, width * scale))
+    view = PlotView((height * scale, width * scale), (height, width), (0.0, 0.0, height * scale, width * scale))
     rows = []
     for number in range(3):
         small = ((pixels[number].permute(1, 2, 0).numpy() + 1) / 2 * 255).clip(0, 255).astype(np.uint8)

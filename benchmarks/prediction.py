@@ -20,7 +20,7 @@ from benchmarks.cpu_inference import CPU
 from benchmarks.measure import Point, filled
 from hf_vit import HFViTConfig, HFViTForImageClassification
 from hf_vit.cli.main import main
-from hf_vit.cli.predict import OPTIMIZE_FROM, batches
+from hf_vit.cli.predict import OPTIMIZE_FROM, prepared_batches
 
 
 BATCH, IMAGES = 16, 192
@@ -53,7 +53,7 @@ def point(preset: str, folder: Path, count: int) -> Point:
             assert main.main(words) == 0
 
     def read() -> None:
-        assert sum(len(names) for names, _ in batches(paths, processor, 3, BATCH, [])) == count
+        assert sum(len(names) for names, _ in prepared_batches(paths, processor, 3, BATCH, [])) == count
 
     def compute() -> None:
         with torch.inference_mode():

@@ -1,7 +1,7 @@
 """ONNX and torch.export models for machines without transformers, checked against the model; int8 for CPUs.
 
-`export` writes and checks: the written file is run with onnxruntime (or torch) on random images and must agree with
-the model to 1e-4. `quantize` makes the int8 version, `compare` measures what it changes. Needs the packages of
+`export_model` writes, then checks: onnxruntime (or torch) runs the file on random images and must agree with the model
+to 1e-4. `quantize` makes the int8 version, `compare_int8` measures what it changes. Needs the packages of
 `pip install "hf-vit[export]"`. The command is `hf_vit/cli/export.py`.
 """
 
@@ -54,7 +54,7 @@ def need(packages: Sequence[str]) -> None:
 # -- writing -----------------------------------------------------------------------------------------------------
 
 
-class Logits(nn.Module):
+class ExportedClassifier(nn.Module):
     """A classifier with one tensor in and one out.
 
     Args:
@@ -131,7 +131,7 @@ def check_any_size(config: HFViTConfig) -> None:
         )
 
 
-def export(loaded: Loaded, folder: Path, format: str, dynamic_size: bool) -> dict[str, Any]:
+def export_model(loaded: Loaded, folder: Path, format: str, dynamic_size: bool) -> dict[str, Any]:
     """Write a model and what belongs to it into a folder, and check it; returns the account.
 
     Raises:
@@ -155,7 +155,9 @@ def export(loaded: Loaded, folder: Path, format: str, dynamic_size: bool) -> dic
     with quiet():
         try:
             program = torch.export.export(
-                Logits(model, dynamic_size), (example,), dynamic_shapes={"pixel_values": {0: batch, **sizes}}
+                ExportedClassifier(model, dynamic_size),
+                (example,),
+                dynamic_shapes={"pixel_values": {0: batch, **sizes}},
             )
             if format == "torch-export":
                 torch.export.save(program, path)
@@ -314,7 +316,7 @@ def int8_weights(model: Any) -> Any:
     return model
 
 
-def compare(loaded: Loaded, folder: Path, images: Iterable[tuple[Path, Image.Image]]) -> dict[str, Any]:
+def compare_int8(loaded: Loaded, folder: Path, images: Iterable[tuple[Path, Image.Image]]) -> dict[str, Any]:
     """What int8 changes on given images: labels that stay, and accuracy where folders name the labels.
 
     Args:

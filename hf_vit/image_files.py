@@ -67,7 +67,7 @@ class LeftOut:
 
 
 @dataclass
-class Folder:
+class ScannedFolder:
     """One folder of a walk.
 
     Attributes:
@@ -91,7 +91,7 @@ class Walk:
     """All folders below a root, in order of their paths, and what was left out."""
 
     root: bytes
-    folders: list[Folder]
+    folders: list[ScannedFolder]
     left_out: LeftOut
 
     def images(self) -> list[bytes]:
@@ -116,7 +116,7 @@ def walk(
     count = 0
     base = os.fsencode(root)
     left_out = LeftOut()
-    folders: list[Folder] = []
+    folders: list[ScannedFolder] = []
     links: list[bytes] = []
     seen = {identity(base)}
     pending = [b""]
@@ -138,7 +138,9 @@ def walk(
     return Walk(base, folders, left_out)
 
 
-def follow(base: bytes, link: bytes, seen: set[tuple[int, int]], folders: list[Folder], left_out: LeftOut) -> None:
+def follow(
+    base: bytes, link: bytes, seen: set[tuple[int, int]], folders: list[ScannedFolder], left_out: LeftOut
+) -> None:
     """Read a link to a folder, unless it leads back to where it is, or lies deep and shows what is read already."""
     parts = link.split(b"/")
     above = {identity(os.path.join(base, *parts[:depth])) for depth in range(len(parts))}
@@ -172,7 +174,7 @@ def identity(path: bytes) -> tuple[int, int]:
     return (facts.st_dev, facts.st_ino)
 
 
-def scan(base: bytes, path: bytes, left_out: LeftOut) -> tuple[Folder, list[bytes], list[bytes]]:
+def scan(base: bytes, path: bytes, left_out: LeftOut) -> tuple[ScannedFolder, list[bytes], list[bytes]]:
     """One folder: what it holds, its subfolders, and its links to folders."""
     images: list[bytes] = []
     data: list[bytes] = []
@@ -185,7 +187,7 @@ def scan(base: bytes, path: bytes, left_out: LeftOut) -> tuple[Folder, list[byte
         entries = os.scandir(here)
     except OSError:
         left_out.add(CLOSED, path)
-        return Folder(path, b"", 0, [], 0), [], []
+        return ScannedFolder(path, b"", 0, [], 0), [], []
     with entries:
         for entry in entries:
             name = entry.name
@@ -216,7 +218,7 @@ def scan(base: bytes, path: bytes, left_out: LeftOut) -> tuple[Folder, list[byte
                     else:
                         images.append(name)
     images.sort()
-    return Folder(path, b"\0".join(images), len(images), sorted(data), modified), sorted(subfolders), links
+    return ScannedFolder(path, b"\0".join(images), len(images), sorted(data), modified), sorted(subfolders), links
 
 
 def regular(entry: "os.DirEntry[bytes]") -> str:

@@ -102,12 +102,12 @@ def speedup(key: tuple, plain: Callable, other: Callable, *inputs: Any) -> float
     with _thread_lock:
         times = seconds(key, implementations, *inputs)
         if "other" not in times:
-            times.update(measure(implementations, *inputs))
+            times.update(measure_times(implementations, *inputs))
     taken, base = times["other"], times["plain"]
     return 0.0 if taken is None else (base or 0.0) / max(taken, 1e-9)
 
 
-def forget() -> None:
+def forget_table() -> None:
     """Drop what this process remembers of the table; the file stays."""
     with _thread_lock:
         _measured.clear()
@@ -131,7 +131,7 @@ def _fastest(names: tuple[str, ...], times: Times, min_speedup: float) -> str:
     return winner if (times[winner] or 0.0) * min_speedup < base else plain
 
 
-def measure(implementations: Mapping[str, Callable], *inputs: Any, cold: bool = True) -> Times:
+def measure_times(implementations: Mapping[str, Callable], *inputs: Any, cold: bool = True) -> Times:
     """Best of some rounds in turns; the first, untimed round packs weights and finds those that fail."""
     plain = next(iter(implementations))
     times: Times = {}
@@ -179,7 +179,7 @@ def _read_or_measure(key: str, implementations: Mapping[str, Callable], inputs: 
         with _file_lock(path.with_suffix(".lock")):  # one process measures, others wait and read
             table = _read(path)
             if key not in table:
-                times = measure(implementations, *inputs, cold=cold)
+                times = measure_times(implementations, *inputs, cold=cold)
                 table = _read(path)  # what is measured may have chosen among implementations itself
                 table[key] = times
                 _write(path, table)

@@ -47,7 +47,7 @@ def find_mismatch(torch: Distribution, torchvision: Distribution) -> str | None:
     A torch of another patch release matches. A torchvision that requires no certain torch (built from source) is
     taken to match: whoever built it had that torch.
     """
-    torch_build, build = _build(torch), _build(torchvision)
+    torch_build, build = _build_label(torch), _build_label(torchvision)
     version = Version(torch.version)
     needed = [Requirement(text) for text in torchvision.requires or []]
     fits = all(_allows(one, version) for one in needed if one.name == "torch")
@@ -76,7 +76,7 @@ def _other_build(torch_build: str, build: str) -> bool:
     return all(cuda) and cuda[0][1] != cuda[1][1]  # type: ignore[index]
 
 
-def _build(package: Distribution) -> str:
+def _build_label(package: Distribution) -> str:
     """`cpu`, `cu130`, ... as its version.py has it; empty where there is none (macOS, built from source)."""
     path = Path(str(package.locate_file(f"{package.name}/version.py")))
     text = path.read_text(encoding="utf-8") if path.is_file() else ""

@@ -19,7 +19,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     return command("pretrain", argv)
 
 
-class CallableModule(types.ModuleType):
+class PretrainModule(types.ModuleType):
     """The command's module and the function of the same name are one: `from training import pretrain` gives both."""
 
     def __call__(self, **options: Any) -> TrainingResult:
@@ -27,7 +27,7 @@ class CallableModule(types.ModuleType):
         return train_from_python("pretrain", options)
 
 
-sys.modules[__name__].__class__ = CallableModule
+sys.modules[__name__].__class__ = PretrainModule
 
 
 if __name__ == "__main__":

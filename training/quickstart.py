@@ -136,12 +136,12 @@ def run(root: Path, seeds: Sequence[int], push_to: str | None = None, extra: Seq
             print(f"\n== {number}/{len(stages)} {title} (OMP_NUM_THREADS={threads})\n   {line}\n", flush=True)
             run_stage(title, name, words)
     print("\n== check: the folder is loaded by a process that cannot import hf_vit", flush=True)
-    agreement = check(root / "digits")
+    agreement = check_saved_folder(root / "digits")
     report = gather(root, seeds) | {"check": agreement, "seconds": time.time() - began}
     if push_to is not None:
         report["address"] = push_folder(root / "digits", push_to)
     (root / REPORT_NAME).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-    print(render(report, root))
+    print(report_text(report, root))
     return 0 if agreement["agrees"] else 1
 
 
@@ -222,11 +222,11 @@ def run_stage(title: str, name: str, words: list[str]) -> None:
 # -- check -------------------------------------------------------------------------------------------------------
 
 
-def check(folder: Path) -> dict[str, Any]:
+def check_saved_folder(folder: Path) -> dict[str, Any]:
     """Load the folder without hf_vit and compare with the predictions that the trainer wrote."""
     test = open_dataset("digits", split="test")
     images = np.stack([np.asarray(test.read(index)[0].convert("RGB")) for index in range(len(test))])
-    return compare(external_logits(folder, images), np.load(folder / PREDICTIONS_NAME)["logits"])
+    return compare_predictions(external_logits(folder, images), np.load(folder / PREDICTIONS_NAME)["logits"])
 
 
 def external_logits(folder: Path, images: np.ndarray) -> np.ndarray:
@@ -248,7 +248,7 @@ def external_logits(folder: Path, images: np.ndarray) -> np.ndarray:
         return np.load(out)
 
 
-def compare(logits: np.ndarray, trainers: np.ndarray) -> dict[str, Any]:
+def compare_predictions(logits: np.ndarray, trainers: np.ndarray) -> dict[str, Any]:
     """`n` images, `equal` predictions, `largest_difference` of logits, and whether all of it `agrees`."""
     if logits.shape != trainers.shape:
         raise HFViTError(f"the folder gives logits {logits.shape}, the trainer wrote {trainers.shape}")
@@ -285,7 +285,7 @@ def measured(facts: dict[str, Any]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def render(report: dict[str, Any], root: Path) -> str:
+def report_text(report: dict[str, Any], root: Path) -> str:
     """The report as text."""
     stages, check, environment = report["stages"], report["check"], report["environment"]
     main, folder = stages[1], root / "digits"
@@ -300,16 +300,16 @@ def render(report: dict[str, Any], root: Path) -> str:
     for few in (False, True):
         rows = [[s for s in stages[1:] if s["few"] == few and s["pretrained"] == p] for p in (True, False)]
         title = f"{rows[0][0]['train_images']:,} labels, {rows[0][0]['steps']} steps"
-        lines.append(f"   {title:<42}{spread(rows[0]):<16}{spread(rows[1])}")
+        lines.append(f"   {title:<42}{spread_of_stages(rows[0]):<16}{spread_of_stages(rows[1])}")
     seeds = sorted({stage["seed"] for stage in stages[1:]})
     lines += [f"   (n = {main['n']}, seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))})", ""]
     lines.append(f"   {'stage':<42}{'time':<16}images/s")
     for stage in [stage for stage in stages if stage["seed"] == main["seed"]]:
         low, high = report["image_sizes"]
         title = f"{stage['stage']}, {high if 'few' in stage else low} px"
-        lines.append(f"   {title:<42}{clock(stage['seconds']):<16}{stage['images_per_second']:,.0f}")
+        lines.append(f"   {title:<42}{minutes_and_seconds(stage['seconds']):<16}{stage['images_per_second']:,.0f}")
     lines += [
-        f"   {'everything':<42}{clock(report['seconds'])}",
+        f"   {'everything':<42}{minutes_and_seconds(report['seconds'])}",
         "   (a stage's time is its training; everything adds evaluation, figures, cards and the check, and begins",
         "   with the first line of output, after Python and its imports)",
         "",
@@ -335,13 +335,13 @@ def render(report: dict[str, Any], root: Path) -> str:
     return "\n".join(lines)
 
 
-def clock(seconds: float) -> str:
+def minutes_and_seconds(seconds: float) -> str:
     """98.2 as `1 min 38 s`."""
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes} min {rest:2d} s" if minutes else f"{rest} s"
 
 
-def spread(stages: list[dict[str, Any]]) -> str:
+def spread_of_stages(stages: list[dict[str, Any]]) -> str:
     """The accuracy of one seed, or mean and standard deviation of several."""
     values = [stage["accuracy"] for stage in stages]
     mean = sum(values) / len(values)

@@ -105,7 +105,7 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def parse(argv: list[str] | None = None) -> argparse.Namespace:
+def parse_score(argv: list[str] | None = None) -> argparse.Namespace:
     """The options, checked as far as that goes without opening anything.
 
     Raises:
@@ -152,7 +152,7 @@ def refuse_unused(args: argparse.Namespace) -> None:
 def main(argv: list[str] | None = None) -> dict[str, Any]:
     """Score and return the facts; bad input is one line on stderr and exit status 2."""
     try:
-        args = parse(argv)
+        args = parse_score(argv)
         context = create_context(
             args.use_cpu,
             batch_size=args.per_device_eval_batch_size,

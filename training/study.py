@@ -6,7 +6,7 @@
 Studies: data_scale, compute, resolution, pretraining, generated, ablations, noisy_student (training/studies/). What
 is claimed, and when it counts as shown, is written to plan.md before the first run; results.json, figure.png and
 report.md follow the last. The same command goes on where a killed one stopped; a folder of other settings, or that
-other code began, with other cells or rules, is refused.
+other code began, with other runs or rules, is refused.
 """
 
 import argparse
@@ -28,12 +28,13 @@ from .config.strict_yaml import yaml_value
 from .data.dataset import open_dataset
 from .engine.checkpoint_io import differences, read_json, write_json
 from .studies import STUDIES
-from .studies.design import SCALES, Cell, Study
-from .studies.report import RESULTS_NAME, plan, read_scores, results, write_report
-from .studies.stages import FIXED, TRAINED, arguments_of, run_cell
+from .studies.design import SCALES, Study, StudyRun
+from .studies.report import RESULTS_NAME, read_scores, results, study_plan, write_report
+from .studies.stages import FIXED, TRAINED, execute_run, run_arguments
 
 
-SETTINGS_NAME, PLAN_NAME, CELLS_NAME = "study.json", "plan.md", "cells"
+STUDY_SETTINGS_NAME, PLAN_NAME, RUNS_NAME = "study.json", "plan.md", "runs"
+RENAMED = {"peer": "baseline", "probe_pictures": "probe_images", "shares": "fractions"}  # settings, since version 0.1
 NOT_CHOSEN = (*FIXED, "output_dir", "sweep", "dev_fraction", "preview")  # among the arguments of a study's runs
 
 
@@ -102,6 +103,9 @@ def pairs(option: str, texts: list[str], known: dict[str, Any] | None) -> dict[s
         name, equals, value = text.partition("=")
         if not equals or not value:
             raise HFViTError(f"--{option} {text}: give NAME=VALUE")
+        if option == "settings" and RENAMED.get(name) in known:
+            old, name = name, RENAMED[name]
+            print(f"--settings {old} is now called {name}; the next release knows only that", file=sys.stderr)
         if known is not None and name not in known:
             near = difflib.get_close_matches(name, known, 1)
             raise HFViTError(
@@ -131,24 +135,24 @@ def alike(value: Any, known: Any) -> bool:
 
 
 def run_study(study: Study, settings: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """Every cell that is not finished, then the results."""
+    """Every run that is not finished, then the results."""
     state = accelerate.PartialState(cpu=not torch.accelerator.is_available())
-    cells = cells_of(study, settings)
-    chosen = json.loads(json.dumps({"study": study.name, **settings, "definition": definition(study, cells)}))
-    check(study, chosen, folder, cells)
+    runs = runs_of(study, settings)
+    chosen = json.loads(json.dumps({"study": study.name, **settings, "definition": definition(study, runs)}))
+    check_study_folder(study, chosen, folder, runs)
     state.wait_for_everyone()
     if state.is_main_process:  # what is asked is written down before anything runs
         folder.mkdir(parents=True, exist_ok=True)
-        write_json(folder / SETTINGS_NAME, chosen)
-        text = plan(study, settings, len(cells))
+        write_json(folder / STUDY_SETTINGS_NAME, chosen)
+        text = study_plan(study, settings, len(runs))
         (folder / PLAN_NAME).write_text(text, encoding="utf-8")
         print(text)
-    for number, cell in enumerate(cells, 1):
+    for number, run in enumerate(runs, 1):
         if state.is_main_process:
-            print(f"\n[{number}/{len(cells)}] {study.name}: {cell.name}", flush=True)
-        run_cell(resolved(cell, folder), folder / CELLS_NAME / cell.name)
-    scores = read_scores(cells, folder / CELLS_NAME)
-    found = results(study, settings, scores, cells, folder / CELLS_NAME)
+            print(f"\n[{number}/{len(runs)}] {study.name}: {run.name}", flush=True)
+        execute_run(resolved(run, folder), folder / RUNS_NAME / run.name)
+    scores = read_scores(runs, folder / RUNS_NAME)
+    found = results(study, settings, scores, runs, folder / RUNS_NAME)
     if state.is_main_process:
         write_json(folder / RESULTS_NAME, found)
         print(f"\n{write_report(study, found, folder)}\nwritten to {folder}")
@@ -156,40 +160,40 @@ def run_study(study: Study, settings: dict[str, Any], folder: Path) -> dict[str,
     return found
 
 
-def cells_of(study: Study, settings: dict[str, Any]) -> list[Cell]:
-    """The study's cells, all of which can be meant.
+def runs_of(study: Study, settings: dict[str, Any]) -> list[StudyRun]:
+    """The study's runs, all of which can be meant.
 
     Raises:
         HFViTError: settings that are no study, or arguments that are no run, or that no run would heed.
     """
     try:
-        cells = study.cells(settings)
+        runs = study.runs(settings)
     except (KeyError, TypeError, ValueError) as error:
         if isinstance(error, HFViTError):
             raise
         raise HFViTError(f"--settings: no study comes of these ({type(error).__name__}: {error})") from None
-    trained = [cell for cell in cells if cell.stage in TRAINED]
+    trained = [run for run in runs if run.stage in TRAINED]
     for name, value in settings["train"].items():
-        if name in NOT_CHOSEN or all(cell.options.get(name) != value for cell in trained):
+        if name in NOT_CHOSEN or all(run.options.get(name) != value for run in trained):
             raise HFViTError(f"--train {name}: the study sees to that itself; what it takes: --settings")
-    for cell in trained:
-        arguments_of(cell.stage, Path("OUT"), cell.options)
-    return cells
+    for run in trained:
+        run_arguments(run.stage, Path("OUT"), run.options)
+    return runs
 
 
-def definition(study: Study, cells: list[Cell]) -> dict[str, Any]:
-    """What the code makes of the settings, by name: every rule, and every entry of every cell."""
+def definition(study: Study, runs: list[StudyRun]) -> dict[str, Any]:
+    """What the code makes of the settings, by name: every rule, and every entry of every run."""
     found: dict[str, Any] = {f"rule {rule.claim!r}": rule.accept for rule in study.rules}
-    for cell in cells:
-        entries = vars(cell) | cell.options
+    for run in runs:
+        entries = vars(run) | run.options
         del entries["name"], entries["options"]
-        found |= {f"{cell.name}: {entry}": value for entry, value in entries.items()}
+        found |= {f"{run.name}: {entry}": value for entry, value in entries.items()}
     return found
 
 
-def check(study: Study, chosen: dict[str, Any], folder: Path, cells: list[Cell]) -> None:
+def check_study_folder(study: Study, chosen: dict[str, Any], folder: Path, runs: list[StudyRun]) -> None:
     """Raise HFViTError for a folder of something else (says what differs), and for data that cannot be opened."""
-    known = folder / SETTINGS_NAME
+    known = folder / STUDY_SETTINGS_NAME
     if known.is_file():
         there = read_json(known)
         written, now = there.pop("definition", {}), {k: v for k, v in chosen.items() if k != "definition"}
@@ -209,7 +213,7 @@ def check(study: Study, chosen: dict[str, Any], folder: Path, cells: list[Cell])
     elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise HFViTError(f"{folder} is not empty and holds no study: give another --out")
     for name, where in chosen["data"].items():
-        if all(cell.options.get("dataset") != where for cell in cells):
+        if all(run.options.get("dataset") != where for run in runs):
             continue
         try:
             for split in ("train", "test"):
@@ -218,15 +222,15 @@ def check(study: Study, chosen: dict[str, Any], folder: Path, cells: list[Cell])
             raise HFViTError(f"data '{name}': {error}; another place: --data {name}=PATH") from None
 
 
-def resolved(cell: Cell, folder: Path) -> Cell:
-    """The cell with the folders of others in place of their names."""
+def resolved(run: StudyRun, folder: Path) -> StudyRun:
+    """The run with the folders of others in place of their names."""
     options = {
-        name: str(folder / CELLS_NAME / value.removeprefix("cell:"))
-        if isinstance(value, str) and value.startswith("cell:")
+        name: str(folder / RUNS_NAME / value.removeprefix("run:"))
+        if isinstance(value, str) and value.startswith("run:")
         else value
-        for name, value in cell.options.items()
+        for name, value in run.options.items()
     }
-    return dataclasses.replace(cell, options=options)
+    return dataclasses.replace(run, options=options)
 
 
 if __name__ == "__main__":

@@ -45,7 +45,7 @@ from .data.dataset import ImageDataset
 from .data.deduplication import Duplicate
 from .data.sources import SyntheticSource
 from .data.splits import ModelInput, image_processing_for, open_splits, transforms
-from .data.statistics import class_counts, sample_of_sizes
+from .data.statistics import class_count_lines, sample_of_sizes
 from .data.streaming import ImageStream
 from .engine.accelerator import on_cpu
 from .engine.checkpoint_io import START_FILES, advice, checkpoints, is_unused, write_json
@@ -233,10 +233,10 @@ def run_trainer(
     )
     if arguments.train.preview:
         return trainer, preview(trainer, train.label_names, log)
-    log(describe(trainer, train, evaluation))
+    log(run_description(trainer, train, evaluation))
     with trainer.output_folder_lock():
         train_or_leave_nothing(trainer)
-        facts = finish(trainer, log)
+        facts = finish_training(trainer, log)
     if more_follow:  # ending the training would end the processes' group
         for tracker in trainer.accelerator.trackers:
             tracker.finish()
@@ -324,16 +324,16 @@ def _silent(*words) -> None:
     """Only the first process speaks."""
 
 
-def data_rows(train: ImageDataset | ImageStream) -> list[tuple[str, str]]:
+def data_facts(train: ImageDataset | ImageStream) -> list[tuple[str, str]]:
     """Classes and sizes of the training images; of a stream, which has not been read, the classes."""
     if not isinstance(train, ImageDataset):
         return [("classes", listed(train.label_names))]
-    rows = [("classes", class_counts(train))]
+    rows = [("classes", class_count_lines(train))]
     generated = isinstance(train.source, SyntheticSource)
     return rows if generated else [*rows, ("images", sample_of_sizes(train))]
 
 
-def describe(trainer: Trainer, train: ImageDataset | ImageStream, evaluation: ImageDataset) -> str:
+def run_description(trainer: Trainer, train: ImageDataset | ImageStream, evaluation: ImageDataset) -> str:
     """What is about to happen."""
     parameters = sum(p.numel() for p in trainer.model.parameters())
     trainable = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
@@ -347,7 +347,7 @@ def describe(trainer: Trainer, train: ImageDataset | ImageStream, evaluation: Im
         ),
         ("training", f"{len(train):,} images of {len(train.label_names)} classes ({train.name}, {train.split})"),
         ("evaluation", f"{len(evaluation):,} images ({evaluation.split})"),
-        *data_rows(train),
+        *data_facts(train),
         (
             "steps",
             f"{trainer.max_steps:,} of {trainer.global_batch_size} images, {trainer.precision}, "
@@ -356,7 +356,7 @@ def describe(trainer: Trainer, train: ImageDataset | ImageStream, evaluation: Im
     ]
     if len(trainer.schedule.stages) > 1:
         rows.append(("stages", "; ".join(map(str, trainer.schedule.stages))))
-    return progress.table(rows)
+    return progress.two_columns(rows)
 
 
 # -- model ---------------------------------------------------------------------------------------------------------
@@ -515,7 +515,7 @@ def image_processor_for(model, data: DataArguments, base: ImageProcessing | None
 # -- report --------------------------------------------------------------------------------------------------------
 
 
-def finish(trainer: Trainer, log=print) -> dict[str, Any]:
+def finish_training(trainer: Trainer, log=print) -> dict[str, Any]:
     """Evaluate, save and report; after a signal only say how to go on."""
     if trainer.interrupted:
         log(
@@ -530,7 +530,7 @@ def finish(trainer: Trainer, log=print) -> dict[str, Any]:
         if trainer.args.do_predict:
             save_predictions(trainer)
         facts = trainer.create_model_card()
-    log(summary(facts, trainer.output_dir))
+    log(run_summary(facts, trainer.output_dir))
     if trainer.args.push_to_hub:
         try:
             log(f"uploaded to {trainer.push_to_hub()}")
@@ -550,7 +550,7 @@ def save_predictions(trainer: Trainer) -> None:
             np.savez(temporary, logits=outputs.predictions, labels=outputs.label_ids)
 
 
-def summary(facts: dict[str, Any], folder: Path) -> str:
+def run_summary(facts: dict[str, Any], folder: Path) -> str:
     """The run in a table."""
     training, compute = facts["training"], facts["compute"]
     rows = []
@@ -566,7 +566,7 @@ def summary(facts: dict[str, Any], folder: Path) -> str:
         ),
         (
             "time",
-            f"{progress.clock(training['seconds'])}, {training['images_per_second']:,.0f} images/s, "
+            f"{progress.hours_minutes_seconds(training['seconds'])}, {training['images_per_second']:,.0f} images/s, "
             f"waiting for data {training['data_wait']:.0%}",
         ),
         ("memory peak", f"{compute['memory_peak_bytes'] / 2**30:.2f} GiB"),
@@ -580,4 +580,4 @@ def summary(facts: dict[str, Any], folder: Path) -> str:
             )
         )
     rows.append(("folder", str(folder)))
-    return "\n" + progress.table(rows)
+    return "\n" + progress.two_columns(rows)

@@ -116,7 +116,7 @@ def read_checkpoint(
     path: str | Path, *, revision: str | None = None, state_dict_key: str | None = None, **config_overrides
 ) -> Loaded:
     """`load_checkpoint` with an account of what was recognized, assumed and changed."""
-    requested = _checked(config_overrides)
+    requested = _checked_overrides(config_overrides)
     file, sidecars, folder = _open(path, revision, state_dict_key)
     file = unwrap(file)
     format = _recognize(file, sidecars)
@@ -210,7 +210,7 @@ def _recognize(file: TensorFile, sidecars: dict[str, dict]) -> CheckpointFormat:
 # -- what was requested -----------------------------------------------------------------------------------------------
 
 
-def _checked(overrides: dict[str, Any]) -> dict[str, Any]:
+def _checked_overrides(overrides: dict[str, Any]) -> dict[str, Any]:
     """The overrides, label names as a mapping and sizes as tuples; unknown names are errors."""
     known = {*HFViTConfig.__dataclass_fields__, "num_labels", "attn_implementation", *OPTIONS}
     for name in overrides:

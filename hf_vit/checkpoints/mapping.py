@@ -88,7 +88,7 @@ def _listing(title: str, lines: list[str]) -> str:
     return f"\n  {title} ({len(lines)}): " + "; ".join(lines[:MAX_LISTED]) + more
 
 
-def _refuse(path, expected: str, missing: list[str], unused: list[str], mismatched: list[str]) -> None:
+def _refuse_unmatched(path, expected: str, missing: list[str], unused: list[str], mismatched: list[str]) -> None:
     """Raise one error that lists what does not fit, or return where everything does."""
     text = _listing("missing", missing) + _listing("not used", unused) + _listing("of another shape", mismatched)
     if text:
@@ -153,8 +153,8 @@ def from_state_dict(
     wanted = {name for mapping in mappings for name in mapping.theirs}
     missing = [f"{n} (for {', '.join(m.ours)})" for m in mappings for n in m.theirs if n not in file]
     left_over = [f"{n} {shape(file.shapes[n])}" for n in sorted(set(file) - wanted - set(unused))]
-    where = f"the {format} layout of {describe(config)}"
-    _refuse(file.path, where, missing, left_over, [])
+    where = f"the {format} layout of {describe_config(config)}"
+    _refuse_unmatched(file.path, where, missing, left_over, [])
     if dtype is None:
         dtype = _common_dtype(file, wanted)
 
@@ -175,7 +175,7 @@ def from_state_dict(
                     f"{sizes}, as {name} it would be {shape(tensor.shape)} instead of {shape(expected[name])}"
                 )
             state[name] = tensor.contiguous()
-    _refuse(file.path, where, [], [], mismatched)
+    _refuse_unmatched(file.path, where, [], [], mismatched)
     if not_finite:
         more = f" and {len(not_finite) - MAX_LISTED} more" if len(not_finite) > MAX_LISTED else ""
         warnings.warn(
@@ -215,7 +215,7 @@ def is_finite(tensor: torch.Tensor) -> bool:
     return bool(torch.isfinite(tensor.sum())) or bool(torch.isfinite(tensor).all())
 
 
-def describe(config: HFViTConfig) -> str:
+def describe_config(config: HFViTConfig) -> str:
     """One line: depth, width, patch, grid, classes."""
     stem = "" if config.resnet_depths is None else f"ResNet {tuple(config.resnet_depths)} + "
     rows, columns = config.grid_size

@@ -114,14 +114,14 @@ def _changed(config: HFViTConfig, **fields) -> HFViTConfig:
 
 def _save_google(config: HFViTConfig, state: State, path: Path, processing: ImageProcessing) -> None:
     _refuse(config, "google-npz", google.CANNOT_VISION_TRANSFORMER)
-    _warn_of_numerics(config, "vision_transformer", google.numerics(config))
+    _warn_of_numerics(config, "vision_transformer", google.google_numerics(config))
     config, state = _with_class_row(config, state)
     _write_npz(path, to_state_dict(state, google.key_mappings(config, google.VISION_TRANSFORMER)))
 
 
 def _save_big_vision(config: HFViTConfig, state: State, path: Path, processing: ImageProcessing) -> None:
     _refuse(config, "big-vision-npz", google.CANNOT_BIG_VISION)
-    _warn_of_numerics(config, "big_vision", google.numerics(config))
+    _warn_of_numerics(config, "big_vision", google.google_numerics(config))
     config, state = _without_class_row(config, state)
     _write_npz(path, to_state_dict(state, google.key_mappings(config, google.BIG_VISION)))
 
@@ -130,7 +130,7 @@ def _save_timm(config: HFViTConfig, state: State, path: Path, processing: ImageP
     _refuse(config, "timm", timm_folder.CANNOT)
     tensors = _contiguous(to_state_dict(state, timm.key_mappings(config, timm_folder.style_of(config))))
     header = timm_folder.header(config, _stored_fields(config), processing)
-    numerics = timm_folder.numerics(config)
+    numerics = timm_folder.timm_numerics(config)
     if path.suffix == ".safetensors":
         _warn_of_numerics(config, "timm", numerics)
         with atomic_path(path) as temporary:

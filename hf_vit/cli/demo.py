@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Serve until interrupted. Raises HFViTError: no gradio, no model, no free port."""
     try:
-        from ..hub.space_app import Classifier
+        from ..hub.space_app import SpaceClassifier
     except ImportError as error:
         raise HFViTError(f"{NEEDS_GRADIO} ({error})") from error
     device = pick_device(arguments.device)
@@ -46,7 +46,7 @@ def run(arguments: argparse.Namespace) -> int:
     for name, shown in zip(given, short if len(set(short)) == len(short) else given):
         loaded = load_classifier(name)
         model = loaded.model.to(device)  # type: ignore[arg-type]  # transformers' wrapper hides that `to` takes one
-        classifiers.append(Classifier(shown, model, ViTImageProcessorPil(**loaded.processor)))
+        classifiers.append(SpaceClassifier(shown, model, ViTImageProcessorPil(**loaded.processor)))
     if arguments.json:
         print(json.dumps({"models": [classifier.name for classifier in classifiers]}), flush=True)
     with tempfile.TemporaryDirectory(prefix="hf-vit-demo-") as uploads:

@@ -19,7 +19,7 @@ from ..image_io import printable
 from ..modeling.configuration_hf_vit import HFViTConfig
 from ..transformers_classifiers import classifier_features, num_channels
 from .inputs import add_table_arguments, find_images, open_model, positive
-from .predict import batches, counted
+from .predict import counted, prepared_batches
 from .scores_file import NEEDS_PYARROW
 
 
@@ -93,7 +93,7 @@ def embed(
     rows: list[np.ndarray] = []
     unreadable: list[dict[str, str]] = []
     with tqdm(total=len(paths), unit=" images", disable=None) as bar:
-        for batch, pixels in batches(paths, processor, num_channels(encoder.config), batch_size, unreadable):
+        for batch, pixels in prepared_batches(paths, processor, num_channels(encoder.config), batch_size, unreadable):
             with torch.inference_mode():
                 rows.append(features_of(encoder, pixels.to(device, model.dtype), kind).float().cpu().numpy())
             names += [printable(path) for path in batch]

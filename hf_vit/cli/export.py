@@ -15,7 +15,7 @@ from typing import Any
 from ..checkpoints import Loaded
 from ..checkpoints.save import replaced_folder
 from ..errors import HFViTError
-from ..export import FORMATS, INT8_FILE, compare, export, need, quantize
+from ..export import FORMATS, INT8_FILE, compare_int8, export_model, need, quantize
 from .inputs import find_images, image_size, load_classifier, read_images
 
 
@@ -63,28 +63,28 @@ def run(arguments: argparse.Namespace) -> int:
     size = image_size(arguments)
     loaded = load_classifier(arguments.model, **({} if size is None else {"image_size": size}))
     with replaced_folder(arguments.out) as folder:
-        account = export(loaded, folder, arguments.format, arguments.dynamic_size)
+        account = export_model(loaded, folder, arguments.format, arguments.dynamic_size)
         if arguments.int8:
             quantize(folder / FORMATS["onnx"], folder / INT8_FILE, arguments.int8)
-            account["int8"] = {**measure(loaded, folder, arguments.images), "kind": arguments.int8}
+            account["int8"] = {**measure_int8(loaded, folder, arguments.images), "kind": arguments.int8}
         account["files"] = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
         (folder / "export.json").write_text(json.dumps(account, indent=2) + "\n", encoding="utf-8")
     account = {"model": arguments.model, "output": str(arguments.out), **account}
-    print(json.dumps(account, indent=2) if arguments.json else table(account))
+    print(json.dumps(account, indent=2) if arguments.json else account_table(account))
     return 0
 
 
-def measure(loaded: Loaded, folder: Path, patterns: Sequence[str]) -> dict[str, Any]:
+def measure_int8(loaded: Loaded, folder: Path, patterns: Sequence[str]) -> dict[str, Any]:
     """What int8 changes on the images that were given; those that could not be read are listed."""
     unreadable: list[dict[str, str]] = []
     paths = find_images(patterns) if patterns else []
-    account = compare(loaded, folder, read_images(paths, loaded.model.config.num_channels, unreadable))
+    account = compare_int8(loaded, folder, read_images(paths, loaded.model.config.num_channels, unreadable))
     if paths and not account["n"]:
         raise HFViTError("none of --images could be read: int8 cannot be measured on them")
     return account | ({"unreadable": unreadable} if unreadable else {})
 
 
-def table(account: dict[str, Any]) -> str:
+def account_table(account: dict[str, Any]) -> str:
     """The account for people."""
     sizes = {name: size / 1e6 for name, size in account["files"].items() if name.startswith("model")}
     lines = [f"written     {account['output']}: " + ", ".join(f"{name} ({mb:.1f} MB)" for name, mb in sizes.items())]

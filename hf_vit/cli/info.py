@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ..modeling.configuration_hf_vit import PRESETS, HFViTConfig
 from ..modeling.modeling_hf_vit import HFViTForImageClassification
-from .inputs import image_size, load, print_table
+from .inputs import image_size, load_model, print_table
 
 
 EXAMPLES = """\
@@ -33,7 +33,7 @@ def run(arguments: argparse.Namespace) -> int:
     if (size := image_size(arguments)) is not None:
         config.image_size = size
         config.check_architecture()
-    facts = describe(config)
+    facts = describe_network(config)
     if arguments.json:
         print(json.dumps({"model": arguments.model, **facts}, indent=2))
         return 0
@@ -54,11 +54,11 @@ def run(arguments: argparse.Namespace) -> int:
 def config_of(model: str) -> HFViTConfig:
     """The configuration of a preset (with ImageNet's 1000 labels), a checkpoint file, a folder or a Hub repository."""
     if Path(model).exists() or "/" in model or Path(model).suffix:
-        return load(model).model.config
+        return load_model(model).model.config
     return HFViTConfig.from_preset(model, num_labels=1000)
 
 
-def describe(config: HFViTConfig) -> dict[str, Any]:
+def describe_network(config: HFViTConfig) -> dict[str, Any]:
     """Parts of the network in the order in which an image passes them.
 
     Multiply-adds are counted by running the network without data (PyTorch's FlopCounterMode on the meta device):

@@ -34,7 +34,7 @@ READERS, READ_AHEAD = 4, 32  # threads; images in memory beyond those in use
 OPTIMIZE_FROM = 128  # images: choosing the fastest kernels takes the time of a batch, and gains a tenth
 
 
-def load(model: str, **changes: Any) -> Loaded:
+def load_model(model: str, **changes: Any) -> Loaded:
     """A model of any dialect; what there is to know about it goes to stderr."""
     with warnings_as_notes():
         return read_checkpoint(model, **changes)
@@ -42,7 +42,7 @@ def load(model: str, **changes: Any) -> Loaded:
 
 def load_classifier(model: str, **changes: Any) -> Loaded:
     """As `load`; raises HFViTError if the model has no classes."""
-    loaded = load(model, **changes)
+    loaded = load_model(model, **changes)
     if not loaded.model.config.num_labels:
         raise HFViTError(f"{model} has no classifier: fine-tune it on images with labels first")
     return loaded

@@ -41,7 +41,7 @@ from ..interpretability.attention import (
 )
 from ..interpretability.perturbation import BASELINES, compare_explanations, probabilities
 from ..interpretability.relevance import METHODS, explain
-from .inputs import find_images, image_size, load, pick_device, positive, read_images
+from .inputs import find_images, image_size, load_model, pick_device, positive, read_images
 
 
 if TYPE_CHECKING:
@@ -136,7 +136,7 @@ def run(arguments: argparse.Namespace) -> int:
         _color_features(subject, [image["models"][place] for image in shown], figures)
         _describe(subject, figures)
     together = _together(subjects, shown, arguments.out, figures)
-    _write(arguments.out, subjects, shown, unreadable, together)
+    _write_report(arguments.out, subjects, shown, unreadable, together)
     report = arguments.out / "report.html"
     found = {"report": str(report), "numbers": str(arguments.out / "numbers.json"), "unreadable": unreadable}
     print(json.dumps(found, indent=2) if arguments.json else report)
@@ -147,7 +147,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _subject(name: str, number: int, arguments: argparse.Namespace) -> Subject:
     size = image_size(arguments)
-    loaded = load(name, **({} if size is None else {"image_size": size}))
+    loaded = load_model(name, **({} if size is None else {"image_size": size}))
     model: Any = loaded.model.to(pick_device(arguments.device))  # type: ignore[arg-type]
     depth, classes = model.config.num_hidden_layers, model.config.num_labels
     try:
@@ -345,7 +345,7 @@ def _mean_areas(shown: list[dict], place: int) -> Iterator[tuple[str, dict[str, 
     yield from sorted(means.items(), key=lambda item: -item[1]["score"])
 
 
-def _write(
+def _write_report(
     out: Path, subjects: list[Subject], shown: list[dict], unreadable: list[dict], together: list[dict]
 ) -> None:
     for place, subject in enumerate(subjects):

@@ -97,7 +97,7 @@ def classify(model: PreTrainedModel, processor: Any, paths: Sequence[Any], argum
     def compute() -> Iterator[list[tuple[Any, list[dict[str, Any]], list[float]]]]:
         wanted = [path for path in paths if printable(path) not in results.skip]
         bar = tqdm(total=len(wanted), unit=" images", disable=None if arguments.out else True)
-        for batch, pixels in batches(
+        for batch, pixels in prepared_batches(
             wanted, processor, num_channels(model.config), arguments.batch_size, results.unreadable
         ):
             with torch.inference_mode():
@@ -190,7 +190,7 @@ def counted(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
-def batches(
+def prepared_batches(
     paths: Sequence[Any], processor: Any, channels: int, size: int, unreadable: list[dict[str, str]]
 ) -> Iterator[tuple[list[Any], torch.Tensor]]:
     """Paths and normalized images `(B, C, H, W)`, in order; while one batch is in use, the next two are prepared.

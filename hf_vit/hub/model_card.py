@@ -134,13 +134,13 @@ def render_card(facts: Facts, folder: str | Path | None = None, repo_id: str | N
         trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True, undefined=jinja2.StrictUndefined
     )
     body = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
-        title=plain(title_of(facts)),
+        title=markdown_text(title_of(facts)),
         model_id=repo_id or title_of(facts),
         classifies=classifies(facts),
         ours=is_ours(facts),
         gray=(model.get("architecture") or {}).get("num_channels") == 1,
         larger=2 * max(model["image_size"]),
-        summary=summary(facts),
+        summary=card_summary(facts),
         overview=overview(facts),
         intended=intended_use(facts),
         limits=limits(facts),
@@ -151,7 +151,10 @@ def render_card(facts: Facts, folder: str | Path | None = None, repo_id: str | N
         arguments=argument_rows(facts.get("training", {}).get("arguments") or {}),
         sweep=sweep_rows(facts.get("training", {}).get("sweep") or []),
         augmentation=argument_rows(facts.get("training", {}).get("augmentation") or {}),
-        figures=[(name, caption(name), plain((facts.get("captions") or {}).get(name, ""))) for name in figures],
+        figures=[
+            (name, figure_caption(name), markdown_text((facts.get("captions") or {}).get(name, "")))
+            for name in figures
+        ],
         compute=compute_rows(facts),
         environment=environment_rows(facts),
         has_base=bool(model.get("base_model")),
@@ -227,7 +230,7 @@ def kind(facts: Facts) -> str:
     return f"hybrid Vision Transformer on a ResNet of {sum(depths) * 3 + 1} convolutions"
 
 
-def summary(facts: Facts) -> str:
+def card_summary(facts: Facts) -> str:
     """What it is, in a sentence or two."""
     model, data, stage = facts["model"], facts.get("data") or {}, (facts.get("training") or {}).get("stage")
     article = "An" if kind(facts).strip("`")[0] in "AEIOU" else "A"
@@ -316,10 +319,10 @@ def result_rows(facts: Facts) -> list[tuple[str, ...]]:
         groups.setdefault((row["metric"], row["dataset"], row["split"]), []).append(row)
     return [
         (
-            METRIC_NAMES.get(metric, plain(metric)),
+            METRIC_NAMES.get(metric, markdown_text(metric)),
             reference(dataset),
             code(split),
-            spread(group),
+            spread_of_results(group),
             f"{group[0]['n']:,}",
             ", ".join(str(row["seed"]) for row in group),
         )
@@ -327,7 +330,7 @@ def result_rows(facts: Facts) -> list[tuple[str, ...]]:
     ]
 
 
-def spread(group: list[dict[str, Any]]) -> str:
+def spread_of_results(group: list[dict[str, Any]]) -> str:
     """The value of one seed with its 95 % interval or standard error, or the mean of several with their deviation."""
     values, metric = [row["value"] for row in group], group[0]["metric"]
     share = "accuracy" in metric or metric in ("mean_per_class", "macro_f1")
@@ -390,7 +393,8 @@ def sweep_rows(tried: list[dict[str, Any]]) -> Rows:
     return [
         (
             ", ".join(f"{name} = {value}" for name, value in argument_rows(row["values"])),
-            spread([{"metric": "accuracy", "value": row["dev_accuracy"], "n": row["n"]}]) + f", n = {row['n']:,}",
+            spread_of_results([{"metric": "accuracy", "value": row["dev_accuracy"], "n": row["n"]}])
+            + f", n = {row['n']:,}",
         )
         for row in tried
     ]
@@ -430,13 +434,13 @@ def environment_rows(facts: Facts) -> Rows:
 def rows(*pairs: tuple[str, Any]) -> Rows:
     """Table rows, those without a value left out."""
     return [
-        (name, value if isinstance(value, str) and "`" in value else plain(value))
+        (name, value if isinstance(value, str) and "`" in value else markdown_text(value))
         for name, value in pairs
         if value not in (None, "")
     ]
 
 
-def plain(value: Any) -> str:
+def markdown_text(value: Any) -> str:
     """Text that neither breaks a Markdown table nor turns into markup."""
     return re.sub(r"([|<>*_\[\]#`\\])", r"\\\1", " ".join(str(value).split()))
 
@@ -483,7 +487,7 @@ def images_of_split(split: str | None, images: int | None) -> str | None:
     return code(split) + (f", {images:,} images" if images is not None else "")
 
 
-def caption(figure: str) -> str:
+def figure_caption(figure: str) -> str:
     return Path(figure).stem.replace("_", " ").capitalize()
 
 

@@ -41,7 +41,7 @@ class Unreadable:
 
 
 @dataclass
-class Classifier:
+class SpaceClassifier:
     """A model of hf_vit in eval mode, its image processor, and what the page calls it."""
 
     name: str
@@ -54,7 +54,7 @@ class Classifier:
         self.labels = {number: f"{name} ({number})" if name in several else name for number, name in named.items()}
 
     @classmethod
-    def load(cls, name: str, path: str | Path) -> "Classifier":
+    def load(cls, name: str, path: str | Path) -> "SpaceClassifier":
         """From a folder or a Hub repository, with the code that lies beside the weights."""
         model = AutoModelForImageClassification.from_pretrained(path, trust_remote_code=True).eval()
         return cls(name, model, AutoImageProcessor.from_pretrained(path, backend="pil"))
@@ -123,7 +123,7 @@ def blend(image: Image.Image, heat: np.ndarray) -> Image.Image:
     return Image.fromarray(((1 - share) * gray + share * color).round().clip(0, 255).astype(np.uint8))
 
 
-def build_page(classifiers: Sequence[Classifier]) -> gr.Blocks:
+def build_page(classifiers: Sequence[SpaceClassifier]) -> gr.Blocks:
     """The page: an image in, one column for each model out."""
     with gr.Blocks(title="What is in the image?", analytics_enabled=False) as page:
         gr.Markdown("# What is in the image?\nDrop an image: labels, and where the model looks.")
@@ -152,7 +152,7 @@ def build_page(classifiers: Sequence[Classifier]) -> gr.Blocks:
     return page
 
 
-def _column(classifier: Classifier, upload: gr.Image) -> tuple[list[Any], list[Any]]:
+def _column(classifier: SpaceClassifier, upload: gr.Image) -> tuple[list[Any], list[Any]]:
     """What shows one model: (labels, overlay), and what one can choose there: (block, head)."""
     with gr.Column(min_width=300):
         gr.Markdown(f"### {classifier.name}")
@@ -191,7 +191,7 @@ def _or_why_not(read: Callable[[Any], Any]) -> Callable[[Any], Any]:
     return preprocess
 
 
-def serve(classifiers: Sequence[Classifier], **options: Any) -> None:
+def serve(classifiers: Sequence[SpaceClassifier], **options: Any) -> None:
     """Show the page until it is stopped; `options` are those of gradio's `launch`."""
     theme = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"])  # nothing from elsewhere
     build_page(classifiers).launch(theme=theme, **options)
@@ -199,4 +199,4 @@ def serve(classifiers: Sequence[Classifier], **options: Any) -> None:
 
 if __name__ == "__main__":
     folders = sorted(path.parent for path in Path(__file__).parent.glob("*/config.json"))
-    serve([Classifier.load(folder.name, folder) for folder in folders])
+    serve([SpaceClassifier.load(folder.name, folder) for folder in folders])

@@ -54,10 +54,10 @@ def library(source: Path, functions: Functions) -> ctypes.CDLL | None:
         folder = cache_folder()
         if folder is None:  # built for this process alone
             with tempfile.TemporaryDirectory(prefix="hf_vit-") as own:
-                return _build(command, source, Path(own), name, functions)
+                return _compile_and_rename(command, source, Path(own), name, functions)
         with FileLock(folder / f"{name}.lock", timeout=LOCK_SECONDS, mode=0o600):
             kept = _load_kept(folder / f"{name}.so", functions)
-            return kept or _build(command, source, folder, name, functions)
+            return kept or _compile_and_rename(command, source, folder, name, functions)
     except (OSError, ValueError, NotImplementedError, Timeout) as error:  # filelock: a file system without locks
         reason = str(error).strip().splitlines() or [type(error).__name__]
         logger.warning(f"{source.name} was not compiled, PyTorch's own operations serve instead: {reason[0]}")
@@ -109,7 +109,9 @@ def _digest(path: Path) -> str:
 # -- building
 
 
-def _build(command: list[str], source: Path, folder: Path, name: str, functions: Functions) -> ctypes.CDLL:
+def _compile_and_rename(
+    command: list[str], source: Path, folder: Path, name: str, functions: Functions
+) -> ctypes.CDLL:
     """Compile in a folder of its own, then rename. Raises OSError or ValueError with the compiler's first line."""
     for stale in folder.glob(f"{name}.build-*"):  # of a process that was killed: only the holder of the lock builds
         shutil.rmtree(stale, ignore_errors=True)

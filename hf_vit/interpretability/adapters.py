@@ -20,8 +20,8 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from .attention import plain
-from .perturbation import cells
+from .attention import uncompiled
+from .perturbation import patch_numbers
 
 
 class Logits(nn.Module):
@@ -29,7 +29,7 @@ class Logits(nn.Module):
 
     def __init__(self, model: nn.Module):
         super().__init__()
-        self.model = plain(model)
+        self.model = uncompiled(model)
 
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
         return self.model(pixel_values).logits
@@ -40,7 +40,7 @@ def grad_cam_layers(model: nn.Module) -> list[nn.Module]:
 
     After the last block only the class token has a gradient.
     """
-    return [plain(model).base_model.layers[-1].layernorm_before]
+    return [uncompiled(model).base_model.layers[-1].layernorm_before]
 
 
 def token_grid(
@@ -50,7 +50,7 @@ def token_grid(
 
     `image_size` in pixels, one number or (height, width), where images are not of the model's own size.
     """
-    config = plain(model).config
+    config = uncompiled(model).config
     grid = config.grid_for(config.image_size if image_size is None else image_size)
 
     def transform(tokens: torch.Tensor) -> torch.Tensor:
@@ -61,11 +61,11 @@ def token_grid(
 
 def patch_maps(model: nn.Module) -> nn.Module:
     """The patch projection, whose output is `(B, D, rows, columns)`: a layer for captum's layer methods."""
-    return plain(model).base_model.embeddings.patch_embeddings.projection
+    return uncompiled(model).base_model.embeddings.patch_embeddings.projection
 
 
 def patch_mask(model: nn.Module, pixel_values: torch.Tensor) -> torch.Tensor:
     """captum's `feature_mask` of whole patches, `(1, 1, H, W)`: the number of the patch of every pixel."""
     size = (pixel_values.shape[-2], pixel_values.shape[-1])
-    inside = plain(model)
-    return cells(inside, size, inside.config.grid_for(size)).to(pixel_values.device)[None, None]
+    inside = uncompiled(model)
+    return patch_numbers(inside, size, inside.config.grid_for(size)).to(pixel_values.device)[None, None]

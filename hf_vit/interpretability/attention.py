@@ -32,7 +32,7 @@ HeadFusion = Literal["mean", "max", "min"]
 # -- the model, made ready to be watched ----------------------------------------------------------------------------
 
 
-def plain(model: nn.Module) -> Any:
+def uncompiled(model: nn.Module) -> Any:
     """The model inside `torch.compile`'s wrapper.
 
     Raises:
@@ -64,7 +64,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 @contextmanager
 def watched(model: nn.Module) -> Iterator[Any]:
     """The model inside `torch.compile`'s wrapper, in eval mode and uncompiled, as it was afterwards."""
-    inside = plain(model)
+    inside = uncompiled(model)
     with evaluating(inside), torch.compiler.set_stance("force_eager"):
         yield inside
 
@@ -75,7 +75,7 @@ def layer_numbers(model: nn.Module, layers: Sequence[int] | None) -> dict[int, i
     Raises:
         HFViTError: an index that does not exist, or none at all.
     """
-    depth = len(plain(model).base_model.layers)
+    depth = len(uncompiled(model).base_model.layers)
     asked = range(depth) if layers is None else layers
     for index in asked:
         if not -depth <= index < depth:
@@ -93,7 +93,7 @@ def head_numbers(model: nn.Module, heads: Sequence[int] | None) -> list[int]:
     Raises:
         HFViTError: an index that does not exist, or none at all.
     """
-    count = plain(model).config.num_attention_heads
+    count = uncompiled(model).config.num_attention_heads
     asked = range(count) if heads is None else heads
     for index in asked:
         if not -count <= index < count:
@@ -148,7 +148,7 @@ def _batch(pixel_values: torch.Tensor) -> torch.Tensor:
 
 def grid_of(model: nn.Module, pixel_values: torch.Tensor) -> tuple[int, int]:
     """(rows, columns) of the patch tokens of these images."""
-    return plain(model).config.grid_for(tuple(pixel_values.shape[-2:]))
+    return uncompiled(model).config.grid_for(tuple(pixel_values.shape[-2:]))
 
 
 def on_grid(model: nn.Module, tokens: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
@@ -157,7 +157,7 @@ def on_grid(model: nn.Module, tokens: torch.Tensor, grid: tuple[int, int]) -> to
     Raises:
         HFViTError: patches that are no longer there.
     """
-    patches = tokens[..., plain(model).config.num_prefix_tokens :]
+    patches = tokens[..., uncompiled(model).config.num_prefix_tokens :]
     if patches.shape[-1] != grid[0] * grid[1]:
         raise HFViTError(
             f"{patches.shape[-1]} of {grid[0]} x {grid[1]} patch tokens are left, the others were merged: call "
@@ -201,10 +201,10 @@ def class_attention(
     """What the class token attends to among the patches, `(B, heads, rows, columns)` for each layer as given.
 
     Without class token: the mean over all patches' attention (`"gap"`, `"map"`), or the first patch's (`"first"`).
-    The shares of class and register tokens are left out, so a map sums to at most one.
+    The fractions of class and register tokens are left out, so a map sums to at most one.
     """
     numbers, chosen = layer_numbers(model, layers), head_numbers(model, heads)
-    config, grid = plain(model).config, grid_of(model, pixel_values)
+    config, grid = uncompiled(model).config, grid_of(model, pixel_values)
     one_row = config.use_class_token or config.pooling == "first"
     maps: dict[int, torch.Tensor] = {}
 
@@ -237,7 +237,7 @@ def readout(model: nn.Module, tokens: torch.Tensor) -> torch.Tensor:
         `(B, heads or 1, N)`, rows of sum one: one token for `"token"` and `"first"`, all patches alike for `"gap"`,
         the probe's attention for `"map"`; halves where a classifier reads two vectors side by side.
     """
-    inside = plain(model)
+    inside = uncompiled(model)
     head, (batch, count, _), config = inside.base_model.map_head, tokens.shape, inside.config
     prefix, reads = config.num_prefix_tokens, getattr(config, "head_input", "pooled")
     if head is not None and reads == "pooled":
@@ -318,7 +318,7 @@ def attention_distance(model: nn.Module, pixel_values: torch.Tensor) -> torch.Te
     Returns:
         `(layers, heads)`.
     """
-    inside, (rows, columns) = plain(model), grid_of(model, pixel_values)
+    inside, (rows, columns) = uncompiled(model), grid_of(model, pixel_values)
     down, across = inside.config.total_stride
     prefix = inside.config.num_prefix_tokens
     places = torch.cartesian_prod(torch.arange(rows) * float(down), torch.arange(columns) * float(across))
@@ -341,7 +341,7 @@ def attention_distance(model: nn.Module, pixel_values: torch.Tensor) -> torch.Te
 
 @dataclass
 class Filters:
-    """Principal components `(n, C, height, width)` in [0, 1] each, and the share of variance that each explains."""
+    """Principal components `(n, C, height, width)` in [0, 1] each, and the fraction of variance that each explains."""
 
     components: torch.Tensor
     explained: torch.Tensor
@@ -354,7 +354,7 @@ def embedding_filters(model: nn.Module, count: int = 28) -> Filters:
     The D filters of a ViT's patch projection; for a hybrid the filters of the ResNet's first convolution, standardized
     as it uses them. Components are scaled to [0, 1], their signs fixed; there are at most as many as filters.
     """
-    patches = plain(model).base_model.embeddings.patch_embeddings
+    patches = uncompiled(model).base_model.embeddings.patch_embeddings
     root = None if patches.backbone is None else patches.backbone.conv_root
     weight = patches.projection.weight if root is None else StdConv2d.standardized_weight(root)
     flat = weight.float().cpu().flatten(1)  # (D, C h w)
@@ -365,7 +365,7 @@ def embedding_filters(model: nn.Module, count: int = 28) -> Filters:
 
 
 def principal_components(samples: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Directions of largest variance of `(samples, features)`: `(count, features)` and their shares of it.
+    """Directions of largest variance of `(samples, features)`: `(count, features)` and their fractions of it.
 
     The sign of each is chosen so that its largest entry is positive.
     """
@@ -383,7 +383,7 @@ def position_similarity(model: nn.Module) -> torch.Tensor:
     Returns:
         `(rows, columns, rows, columns)`. Raises HFViTError for a model without positions.
     """
-    inside = plain(model)
+    inside = uncompiled(model)
     rows, columns = inside.config.grid_size
     table = inside.base_model.embeddings.patch_positions((rows, columns))
     if table is None:

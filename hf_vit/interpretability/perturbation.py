@@ -17,7 +17,7 @@ from torch import nn
 
 from ..errors import HFViTError
 from .attention import evaluating
-from .relevance import METHODS, Target, class_numbers, explain
+from .relevance import METHODS, Target, explain, target_classes
 
 
 BASELINES = ("blur", "mean", "gray")
@@ -28,7 +28,7 @@ class Curves:
     """Probability of the class as patches go and come.
 
     Attributes:
-        fractions: share of the patches changed, `(S + 1,)` from 0 to 1.
+        fractions: of the patches changed, `(S + 1,)` from 0 to 1.
         deletion, insertion: `(B, S + 1)`.
     """
 
@@ -52,7 +52,7 @@ class Curves:
         return self.insertion_area - self.deletion_area
 
 
-def cells(model: nn.Module, image_size: tuple[int, int], grid: tuple[int, int]) -> torch.Tensor:
+def patch_numbers(model: nn.Module, image_size: tuple[int, int], grid: tuple[int, int]) -> torch.Tensor:
     """The number of the patch that every pixel belongs to, `(H, W)`, row by row from 0.
 
     Pixels that a ViT cuts off at the right and the bottom belong to the last patch beside them. A model that is not
@@ -128,10 +128,10 @@ def perturbation_curves(
         raise HFViTError("importance must be finite and steps at least 1")
     with evaluating(model):
         absent, count = _nothing(pixel_values, baseline), grid[0] * grid[1]
-        chosen = class_numbers(_logits(model, pixel_values), target)[:, None]
+        chosen = target_classes(_logits(model, pixel_values), target)[:, None]
         order = importance.flatten(1).argsort(dim=1, descending=True, stable=True)
         rank = order.argsort(dim=1).to(pixel_values.device)  # (B, patches)
-        where = cells(model, tuple(pixel_values.shape[-2:]), grid).to(pixel_values.device)  # type: ignore[arg-type]
+        where = patch_numbers(model, tuple(pixel_values.shape[-2:]), grid).to(pixel_values.device)  # type: ignore[arg-type]
         rank = rank[:, where][:, None]  # (B, 1, H, W)
         fractions = torch.linspace(0, 1, steps + 1)
         deletion: list[torch.Tensor] = []
@@ -166,7 +166,7 @@ def compare_explanations(
         methods: names, or maps `(B, rows, columns)` by name, of whatever origin.
     """
     with torch.no_grad(), evaluating(model):
-        chosen = class_numbers(_logits(model, pixel_values), target)  # the same class for all
+        chosen = target_classes(_logits(model, pixel_values), target)  # the same class for all
     maps = methods if isinstance(methods, Mapping) else {}
     found, grid = {}, None
     for method in methods:

@@ -27,7 +27,7 @@ COLORS = ("#3d6fb4", "#d9822b", "#3f8f5f", "#b0413e", "#7a5195")
 
 
 @dataclass(frozen=True)
-class View:
+class PlotView:
     """What a model sees of an image: a window of it, resized.
 
     Attributes:
@@ -40,7 +40,7 @@ class View:
     window: tuple[float, float, float, float]
 
 
-def view_of(settings: Mapping[str, Any], image_size: tuple[int, int]) -> View:
+def view_of(settings: Mapping[str, Any], image_size: tuple[int, int]) -> PlotView:
     """The window that an image processor of these settings cuts out of an image of (height, width).
 
     `size` is {"height", "width"} (the whole image, squashed) or {"shortest_edge"}; then `crop_size` from the middle.
@@ -56,14 +56,14 @@ def view_of(settings: Mapping[str, Any], image_size: tuple[int, int]) -> View:
     else:
         resized = int(size["height"]), int(size["width"])
     if not settings.get("do_center_crop"):
-        return View(image_size, resized, (0.0, 0.0, float(height), float(width)))
+        return PlotView(image_size, resized, (0.0, 0.0, float(height), float(width)))
     crop = int(settings["crop_size"]["height"]), int(settings["crop_size"]["width"])
     down, across = height / resized[0], width / resized[1]
     top, left = (resized[0] - crop[0]) // 2 * down, (resized[1] - crop[1]) // 2 * across
-    return View(image_size, crop, (top, left, crop[0] * down, crop[1] * across))
+    return PlotView(image_size, crop, (top, left, crop[0] * down, crop[1] * across))
 
 
-def on_image(heat: np.ndarray, stride: tuple[int, int], view: View, smooth: bool = True) -> np.ndarray:
+def on_image(heat: np.ndarray, stride: tuple[int, int], view: PlotView, smooth: bool = True) -> np.ndarray:
     """A map over patches `(rows, columns)` in the pixels of the original image, `(height, width)`.
 
     Interpolated linearly between the patches' centers, constant beyond the outermost; NaN where the model does not
@@ -92,7 +92,7 @@ def _linear(places: np.ndarray, cells: int) -> np.ndarray:
     return np.maximum(0, 1 - np.abs(places[:, None] - np.arange(cells)))
 
 
-def colors_on_image(colors: np.ndarray, stride: tuple[int, int], view: View) -> np.ndarray:
+def colors_on_image(colors: np.ndarray, stride: tuple[int, int], view: PlotView) -> np.ndarray:
     """Colors of patches `(rows, columns, 3)` in [0, 1] -> `(height, width, 3)` uint8, white outside the window."""
     found = [on_image(colors[..., channel], stride, view, smooth=False) for channel in range(3)]
     return (np.nan_to_num(np.stack(found, axis=-1), nan=1.0) * 255).round().astype(np.uint8)
@@ -311,7 +311,7 @@ def draw_curves(fractions: np.ndarray, curves: Mapping[str, tuple[np.ndarray, np
             area = np.trapezoid(pair[which], fractions)
             axes.plot(fractions, pair[which], label=f"{method.replace('_', ' ')}  {area:.3f}", **style)
         better = "smaller" if which == 0 else "larger"
-        axes.set(xlabel="share of patches " + ("taken out" if which == 0 else "put in"), ylim=(0, 1.02))
+        axes.set(xlabel="fraction of patches " + ("taken out" if which == 0 else "put in"), ylim=(0, 1.02))
         axes.set_title(f"{name}: area, {better} is better", size=9, color=INK)
         axes.legend(frameon=False, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.2))
         axes.spines[["top", "right"]].set_visible(False)

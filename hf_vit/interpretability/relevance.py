@@ -22,10 +22,10 @@ from .attention import (
     class_attention,
     grid_of,
     on_grid,
-    plain,
     probe_attention,
     readout,
     rollout_map,
+    uncompiled,
     watched,
     with_residual,
 )
@@ -50,7 +50,7 @@ def explain(
         HFViTError: unknown method, no such class, or a model without classifier where one is needed.
     """
     if method == "attention":
-        if plain(model).config.pooling == "map":
+        if uncompiled(model).config.pooling == "map":
             return probe_attention(model, pixel_values).mean(dim=1)
         return class_attention(model, pixel_values)[-1].mean(dim=1)
     if method == "rollout":
@@ -127,7 +127,7 @@ def _backwards(model: nn.Module, pixel_values: torch.Tensor, target: Target) -> 
         probe = inside.base_model.map_head if inside.config.head_input == "pooled" else None
         with torch.enable_grad(), _kept_weights(probe, kept):
             logits, x = _in_float32(head, tokens, skip=("model.vit.layers", "model.vit.embeddings"))
-            chosen = logits.gather(1, class_numbers(logits, target)[:, None]).sum()
+            chosen = logits.gather(1, target_classes(logits, target)[:, None]).sum()
         gradient, *of_probe = torch.autograd.grad(chosen, [tokens, *kept])
         if kept:
             patches = _weighted(kept[0], of_probe[0])  # (B, 1, tokens that are pooled)
@@ -207,7 +207,7 @@ def _eager(model: Any) -> Iterator[None]:
 
 
 def _classifier(model: nn.Module) -> Any:
-    inside = plain(model)
+    inside = uncompiled(model)
     head = inside._modules.get("classifier")
     if head is None or isinstance(head, nn.Identity):
         raise HFViTError(
@@ -217,7 +217,7 @@ def _classifier(model: nn.Module) -> Any:
     return inside
 
 
-def class_numbers(logits: torch.Tensor, target: Target) -> torch.Tensor:
+def target_classes(logits: torch.Tensor, target: Target) -> torch.Tensor:
     """Class numbers `(B,)`."""
     batch, classes = logits.shape
     if target is None:

@@ -662,7 +662,7 @@ class HFViTConfig(BackboneConfigMixin, PreTrainedConfig):
                 "hf_vit.load_checkpoint reads more families of ViTs"
             )
         try:
-            config_dict = _checked(config_dict)
+            config_dict = _checked_config(config_dict)
             if "num_hidden_layers" in kwargs:  # a backbone's map of the last block is then that of another one
                 if config_dict.get("out_features") == [f"stage{config_dict.get('num_hidden_layers')}"]:
                     config_dict = {k: v for k, v in config_dict.items() if k not in ("out_features", "out_indices")}
@@ -686,7 +686,7 @@ def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())[:300]
 
 
-def _checked(config_dict: dict[str, Any]) -> dict[str, Any]:
+def _checked_config(config_dict: dict[str, Any]) -> dict[str, Any]:
     """The contents of a config.json, whose fields of transformers are of the kinds that it expects.
 
     Raises:

@@ -147,7 +147,11 @@ def test_command_is_accepted(line, workplace):
         module = words[words.index("-m") + 1].removeprefix("hf_vit.")
         package, script = module.split(".")
         assert (ROOT / package / f"{script}.py").is_file()
-        parsers = {"score": score.parse, "study": study.build_parser().parse_args, "synthetic": export.parse}
+        parsers = {
+            "score": score.parse_score,
+            "study": study.build_parser().parse_args,
+            "synthetic": export.parse_export,
+        }
         parsers.get(script, partial(parse, stage=script))(words[words.index("-m") + 2 :])
 
 

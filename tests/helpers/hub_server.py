@@ -31,7 +31,7 @@ LFS_SUFFIXES = (".safetensors", ".png", ".npz", ".parquet", ".tar")
 
 @dataclass
 class Faults:
-    """Which requests fail, and how: a share `rate` of those whose path begins so, drawn with `seed`."""
+    """Which requests fail, and how: a fraction `rate` of those whose path begins so, drawn with `seed`."""
 
     rate: float
     seed: int

@@ -12,9 +12,9 @@ from PIL import Image
 from transformers import ViTImageProcessor
 
 from hf_vit import HFViTConfig, HFViTForImageClassification
-from hf_vit.cli.inputs import find_images, load, read_images
+from hf_vit.cli.inputs import find_images, load_model, read_images
 from hf_vit.cli.main import main
-from hf_vit.export import _positions, compare
+from hf_vit.export import _positions, compare_int8
 
 
 SMALL = {
@@ -128,8 +128,10 @@ def test_int8_is_measured_against_the_names_of_folders(tmp_path, monkeypatch):
         return lambda pixels: 9.0 * np.eye(3)[[answers[path.name][next(rest[path.name])]]]
 
     monkeypatch.setattr("hf_vit.export.runner", stand_in)
-    found = compare(
-        load(str(saved(tmp_path / "model"))), tmp_path, read_images(find_images([str(tmp_path / "images")]), 3, [])
+    found = compare_int8(
+        load_model(str(saved(tmp_path / "model"))),
+        tmp_path,
+        read_images(find_images([str(tmp_path / "images")]), 3, []),
     )
     assert (found["n"], found["same_label"], found["labelled"]) == (4, 0.75, 3)
     assert (found["accuracy_float32"], found["accuracy_int8"]) == pytest.approx((2 / 3, 1 / 3))

@@ -54,7 +54,7 @@ def clock(monkeypatch, tmp_path):
 
 def start_anew() -> None:
     """As in a new process."""
-    kernel_table.forget()
+    kernel_table.forget_table()
     kernel_table._warn_once.cache_clear()
     private_cache._first_private_folder.cache_clear()
 

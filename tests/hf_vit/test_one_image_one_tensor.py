@@ -178,12 +178,12 @@ def test_everything_sees_the_same_pixels(images, tmp_path, kind, monkeypatch, ca
 
 def test_the_demo_sees_them_too(images, tmp_path):
     gradio = pytest.importorskip("gradio")
-    from hf_vit.hub.space_app import Classifier, build_page
+    from hf_vit.hub.space_app import SpaceClassifier, build_page
 
     folder, _, _ = model_folder(tmp_path / "model", "crop")
     model = HFViTForImageClassification.from_pretrained(folder).eval()
     saved = AutoImageProcessor.from_pretrained(folder, backend="pil")
-    classifier = Classifier("model", model, saved)
+    classifier = SpaceClassifier("model", model, saved)
     page = build_page([classifier])
     upload = next(block for block in page.blocks.values() if isinstance(block, gradio.Image) and block.sources)
     for file in sorted((images / "a").iterdir()):

@@ -79,7 +79,7 @@ def test_a_process_without_hf_vit_repeats_the_models_logits(folder):
     pixels = ViTImageProcessor.from_pretrained(folder)([Image.fromarray(i) for i in images], return_tensors="pt")
     with torch.no_grad():
         expected = HFViTForImageClassification.from_pretrained(folder).eval()(**pixels).logits.numpy()
-    assert quickstart.compare(logits, expected)["agrees"]
+    assert quickstart.compare_predictions(logits, expected)["agrees"]
 
 
 def test_a_folder_without_its_code_does_not_pass_for_loadable(folder, tmp_path):
@@ -91,12 +91,12 @@ def test_a_folder_without_its_code_does_not_pass_for_loadable(folder, tmp_path):
 
 def test_comparison_can_fail():
     logits = np.eye(4, dtype=np.float32)
-    assert quickstart.compare(logits, logits + 1e-6)["agrees"]
-    assert not quickstart.compare(logits, logits + 1e-2)["agrees"]
-    swapped = quickstart.compare(logits, logits[::-1])
+    assert quickstart.compare_predictions(logits, logits + 1e-6)["agrees"]
+    assert not quickstart.compare_predictions(logits, logits + 1e-2)["agrees"]
+    swapped = quickstart.compare_predictions(logits, logits[::-1])
     assert not swapped["agrees"] and swapped["equal"] == 0
     with pytest.raises(HFViTError, match="the trainer wrote"):
-        quickstart.compare(logits, logits[:3])
+        quickstart.compare_predictions(logits, logits[:3])
 
 
 def test_a_failed_stage_ends_the_run(tmp_path, capsys):
@@ -134,7 +134,7 @@ def report(seeds):
 
 
 def test_report_says_what_was_measured(tmp_path):
-    text = quickstart.render(report([0]), tmp_path)
+    text = quickstart.report_text(report([0]), tmp_path)
     for said in ("99.00% on 360", "1,437 labels, 400 steps", "100 labels, 200 steps", "89.0%", "79.0%", "69.0%",
                  "seed 0", "1 min 38 s", "950", "4 min 11 s", "360 of 360 predictions equal", "A CPU",
                  "trust_remote_code=True", "training.finetune"):  # fmt: skip
@@ -142,14 +142,14 @@ def test_report_says_what_was_measured(tmp_path):
 
 
 def test_report_of_several_seeds_gives_mean_and_deviation(tmp_path):
-    text = quickstart.render(report([0, 1, 2]), tmp_path)
+    text = quickstart.report_text(report([0, 1, 2]), tmp_path)
     assert "98.0% ± 1.0" in text and "seeds 0, 1, 2" in text
 
 
 def test_report_does_not_hide_a_disagreement(tmp_path):
     wrong = report([0])
     wrong["check"] |= {"equal": 12, "agrees": False}
-    assert "12 of 360 predictions NOT EQUAL" in quickstart.render(wrong, tmp_path)
+    assert "12 of 360 predictions NOT EQUAL" in quickstart.report_text(wrong, tmp_path)
 
 
 def test_bad_options_are_one_line(tmp_path, capsys):

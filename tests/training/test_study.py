@@ -14,7 +14,7 @@ import pytest
 from training import study
 from training.data.dataset import open_dataset
 from training.studies import STUDIES, ablations, data_scale, generated, noisy_student, pretraining, resolution
-from training.studies.design import Cell, Difference, Score, Scores
+from training.studies.design import Difference, Score, Scores, StudyRun
 from training.studies.report import is_curve, read_scores, report, scores_of
 from training.studies.stages import subset, surest, words, write_images
 
@@ -40,30 +40,30 @@ def test_every_study_runs(name, tmp_path):
 
 
 def test_rules_are_written_before_anything_runs_and_a_killed_study_goes_on(tmp_path, monkeypatch):
-    ran, run_cell = [], study.run_cell
+    ran, execute_run = [], study.execute_run
 
-    def until_third(cell, folder):
+    def until_third(run, folder):
         if len(ran) == 2:
             raise KeyboardInterrupt
-        ran.append(cell.name)
-        return run_cell(cell, folder)
+        ran.append(run.name)
+        return execute_run(run, folder)
 
-    monkeypatch.setattr(study, "run_cell", until_third)
+    monkeypatch.setattr(study, "execute_run", until_third)
     with pytest.raises(KeyboardInterrupt):
         smoke("resolution", tmp_path / "out", "--seeds", "0")
     told = (tmp_path / "out" / "plan.md").read_text()
     assert resolution.STUDY.rules[0].accept in told and "Fewer than 3 seeds: no claim is judged." in told
     assert not (tmp_path / "out" / "report.md").exists()
-    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out" / "cells").rglob("facts.json")}
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out" / "runs").rglob("facts.json")}
     assert len(before) == 2
-    monkeypatch.setattr(study, "run_cell", run_cell)
+    monkeypatch.setattr(study, "execute_run", execute_run)
     killed = smoke("resolution", tmp_path / "out", "--seeds", "0")
     assert all(path.stat().st_mtime_ns == then for path, then in before.items())
     whole = smoke("resolution", tmp_path / "whole", "--seeds", "0")
     assert [s["value"] for s in killed["scores"]] == [s["value"] for s in whole["scores"]]
 
 
-def stop(cell, folder):
+def stop(run, folder):
     raise KeyboardInterrupt
 
 
@@ -104,7 +104,7 @@ def test_what_cannot_be_meant_is_refused(tmp_path, capsys):
     ):
         assert message in refusal(capsys, "resolution", *out, *flags), flags
     assert "no study comes of these" in refusal(capsys, "ablations", *out, "--settings", "model={patch_size: 8}")
-    assert "share above 0" in refusal(capsys, "pretraining", *out, "--settings", "fractions=[2.0]")
+    assert "fraction above 0" in refusal(capsys, "pretraining", *out, "--settings", "fractions=[2.0]")
     text = refusal(capsys, "resolution", *out, "--data", f"cifar10={tmp_path / 'nowhere'}")
     assert "nowhere" in text and "--data cifar10=PATH" in text
     assert not (tmp_path / "new").exists()
@@ -114,7 +114,7 @@ def test_what_cannot_be_meant_is_refused(tmp_path, capsys):
 
 
 def test_a_folder_of_another_study_or_of_other_settings_is_refused(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(study, "run_cell", stop)
+    monkeypatch.setattr(study, "execute_run", stop)
     folder = tmp_path / "out"
     with pytest.raises(KeyboardInterrupt):
         smoke("resolution", folder)
@@ -124,22 +124,22 @@ def test_a_folder_of_another_study_or_of_other_settings_is_refused(tmp_path, cap
 
 
 def test_a_study_whose_definition_has_changed_is_refused(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(study, "run_cell", stop)
+    monkeypatch.setattr(study, "execute_run", stop)
     folder, one = tmp_path / "out", STUDIES["resolution"]
     with pytest.raises(KeyboardInterrupt):
         smoke("resolution", folder)
 
-    def changed(cell):
-        return dataclasses.replace(cell, options=cell.options | {"image_size": 48})
+    def changed(run):
+        return dataclasses.replace(run, options=run.options | {"image_size": 48})
 
-    def cells(settings):
-        return [changed(cell) if cell.name == "after-24-1" else cell for cell in one.cells(settings)]
+    def runs(settings):
+        return [changed(run) if run.name == "after-24-1" else run for run in one.runs(settings)]
 
     rule = dataclasses.replace(one.rules[0], accept="any gain")
     for other, differs in (
-        (dataclasses.replace(one, cells=cells), "after-24-1: image_size: 24 there, 48 here; 1 in all"),
+        (dataclasses.replace(one, runs=runs), "after-24-1: image_size: 24 there, 48 here; 1 in all"),
         (dataclasses.replace(one, rules=(rule,)), f"rule '{rule.claim}': "),
-        (dataclasses.replace(one, cells=lambda settings: one.cells(settings)[:-1]), "after-24-1: "),
+        (dataclasses.replace(one, runs=lambda settings: one.runs(settings)[:-1]), "after-24-1: "),
     ):
         monkeypatch.setitem(study.STUDIES, "resolution", other)
         text = refusal(capsys, "resolution", "--out", folder, "--scale", "smoke")
@@ -169,17 +169,17 @@ def test_the_list_of_measured_studies_is_whole():
 
 
 def test_the_cost_of_a_score_has_that_of_all_it_starts_from_once(tmp_path):
-    cells = [
-        Cell("first", "pretrain", {}),
-        Cell("labels", "pseudo_labels", {"model": "cell:first"}),
-        Cell("second", "finetune", {"dataset": "cell:labels", "model": "cell:first"}, "tuned"),
+    runs = [
+        StudyRun("first", "pretrain", {}),
+        StudyRun("labels", "pseudo_labels", {"model": "run:first"}),
+        StudyRun("second", "finetune", {"dataset": "run:labels", "model": "run:first"}, "tuned"),
     ]
-    for cell, cost in zip(cells, (4.0, None, 0.5)):
+    for run, cost in zip(runs, (4.0, None, 0.5)):
         facts = {"results": [{"metric": "loss", "value": 9}, {"metric": "accuracy", "value": 0.25, "n": 7}]}
         facts |= {} if cost is None else {"training": {}, "compute": {"train_exaflops": cost}}
-        (tmp_path / cell.name).mkdir()
-        (tmp_path / cell.name / "facts.json").write_text(json.dumps(facts))
-    (score,) = read_scores(cells, tmp_path)
+        (tmp_path / run.name).mkdir()
+        (tmp_path / run.name / "facts.json").write_text(json.dumps(facts))
+    (score,) = read_scores(runs, tmp_path)
     assert (score.series, score.value, score.n) == ("tuned", 0.25, 7)
     assert score.exaflops == 4.5
 
@@ -196,7 +196,7 @@ def test_curves_are_drawn_where_a_series_has_several_places():
 def test_what_a_study_is_at_every_scale_can_be_meant(name, scale):
     asked = study.build_parser().parse_args([name, "--out", "out", "--scale", scale, "--train", "bf16=false"])
     settings = study.settings_of(STUDIES[name], asked)
-    assert len(study.cells_of(STUDIES[name], settings)) > 2
+    assert len(study.runs_of(STUDIES[name], settings)) > 2
     values = [value for key, value in settings.items() if key not in ("scale", "data")]
     assert all(study.alike(value, value) for value in values)
 
@@ -218,9 +218,9 @@ def test_scores_are_of_the_test_split_also_beside_a_validation_split(tmp_path, c
 def test_settings_reach_the_runs(tmp_path):
     more = ("--settings", "finetune_steps=3", "--train", "learning_rate=0.5", "--seeds", "7")
     smoke("resolution", tmp_path / "out", *more)
-    facts = json.loads((tmp_path / "out" / "cells" / "before-7" / "facts.json").read_text())
+    facts = json.loads((tmp_path / "out" / "runs" / "before-7" / "facts.json").read_text())
     assert facts["training"]["arguments"]["learning_rate"] == 0.5 and facts["training"]["seed"] == 7
-    facts = json.loads((tmp_path / "out" / "cells" / "after-24-7" / "facts.json").read_text())
+    facts = json.loads((tmp_path / "out" / "runs" / "after-24-7" / "facts.json").read_text())
     assert facts["training"]["steps"] == 3 and facts["model"]["image_size"] == [24, 24]
 
 
@@ -231,6 +231,13 @@ def scores(values):
         for place, row in values.items()
         for seed, value in enumerate(row)
     )
+
+
+def test_settings_by_their_old_names(capsys):
+    words = ["data_scale", "--out", "out", "--settings", "probe_pictures=7", "shares=[0.5]"]
+    settings = study.settings_of(STUDIES["data_scale"], study.build_parser().parse_args(words))
+    assert settings["probe_images"] == 7 and settings["fractions"] == [0.5] and "shares" not in settings
+    assert "--settings shares is now called fractions" in capsys.readouterr().err
 
 
 def test_differences_are_paired_by_seed():
@@ -260,13 +267,15 @@ def test_rules_tell_what_shows_from_what_does_not():
     assert not judged("resolution", "higher resolution", further, sizes)  # clear, but below half a point
     further[("further training", 48)] = [0.306, 0.317, 0.326]
     assert judged("resolution", "higher resolution", further, sizes)
-    shares, gaps = {"shares": [0.1, 1.0]}, {}
+    fractions, gaps = {"fractions": [0.1, 1.0]}, {}
     for panel in (data_scale.FEW, data_scale.TUNED):
         gaps |= {(data_scale.RESNET, 0.1, panel): high, (data_scale.VIT, 0.1, panel): low}
         gaps |= {(data_scale.RESNET, 1.0, panel): high, (data_scale.VIT, 1.0, panel): [0.39, 0.40, 0.41]}
-    assert judged("data_scale", "gains more", gaps, shares) and not judged("data_scale", "overtakes", gaps, shares)
+    assert judged("data_scale", "gains more", gaps, fractions) and not judged(
+        "data_scale", "overtakes", gaps, fractions
+    )
     gaps |= {(data_scale.VIT, 1.0, data_scale.FEW): [0.5, 0.52, 0.51]}
-    assert judged("data_scale", "overtakes", gaps, shares)
+    assert judged("data_scale", "overtakes", gaps, fractions)
     rates = {("class token", ablations.HIGH): high, ("mean of the tokens", ablations.LOW): high}
     rates |= {("mean of the tokens", ablations.HIGH): low}
     placed = {(*place, ablations.POOLING): row for place, row in rates.items()}
@@ -328,7 +337,7 @@ def test_rules_of_noisy_student():
     assert not shows("last student", much, much, much, teacher="given")  # its own score is not among them
 
 
-def test_rules_of_generated_pictures():
+def test_rules_of_generated_images():
     settings = {"budgets": [5, 9], "targets": ["x", "y"], "families": {"letters": "", "atoms": ""}, "longer": True}
 
     def shows(claim, y, budget=9):
@@ -342,9 +351,9 @@ def test_rules_of_generated_pictures():
     for claim in ("from scratch at equal", "mimetic", "k-Dyck"):
         assert shows(claim, (0.5, 0.6, 0.5)) and not shows(claim, (0.5, -0.6, 0.5))
         assert not shows(claim, (3, 3.1, 3), budget=5)  # the largest budget counts
-    assert shows("as many updates", (2, 2.1, 2)) and not shows("as many updates", (0.5, 0.6, 0.5))
+    assert shows("as many steps", (2, 2.1, 2)) and not shows("as many steps", (0.5, 0.6, 0.5))
     settings["longer"] = False
-    assert shows("as many updates", (2, 2.1, 2)) is None
+    assert shows("as many steps", (2, 2.1, 2)) is None
 
 
 def test_rules_of_compute():
@@ -372,7 +381,7 @@ def test_rules_of_compute():
     )
 
 
-def test_halves_of_the_classes_keep_pictures_and_share_none(tmp_path):
+def test_halves_of_the_classes_keep_images_and_share_none(tmp_path):
     whole = open_dataset("digits", split="test")
     parts = []
     for first in (0, 1):
@@ -386,10 +395,10 @@ def test_halves_of_the_classes_keep_pictures_and_share_none(tmp_path):
 
 
 def test_pseudo_labels_are_sure_and_balanced():
-    shares = np.array([[0.9, 0.1], [0.8, 0.2], [0.6, 0.4], [0.3, 0.7], [0.55, 0.45]])
-    rows, labels = surest(shares, keep=4, confidence=0.6)
+    probabilities = np.array([[0.9, 0.1], [0.8, 0.2], [0.6, 0.4], [0.3, 0.7], [0.55, 0.45]])
+    rows, labels = surest(probabilities, keep=4, confidence=0.6)
     assert rows.tolist() == [0, 1, 3, 3] and labels.tolist() == [0, 0, 1, 1]  # class 1 repeats its only one
-    rows, _ = surest(shares, keep=4, confidence=0.85)
+    rows, _ = surest(probabilities, keep=4, confidence=0.85)
     assert rows.tolist() == [0, 0]
 
 

@@ -108,11 +108,11 @@ class DataArguments:
     image_column: str | None = option(None, "column with the images; default: found by type and name")
     label_column: str | None = option(None, "column with the labels; default: found by type and name")
     streaming: bool = option(False, "read in order through a shuffle window, without a local copy", "", "datasets")
-    train_fraction: float = option(1.0, "share of the training images; 0.01 lies inside 0.1", "0 to 1", "Figure 4")
+    train_fraction: float = option(1.0, "fraction of the training images; 0.01 lies inside 0.1", "0 to 1", "Figure 4")
     samples_per_class: int | None = option(None, "training images of each class, for few labels", "images")
     dev_fraction: float | None = option(
         None,
-        "share of train carved out for evaluation, stratified; 0.1 where no evaluation split exists",
+        "fraction of train carved out for evaluation, stratified; 0.1 where no evaluation split exists",
         "0 to 1",
         "B.1.1: 10 % Pets, Flowers; 2 % CIFAR; 1 % ImageNet",
     )
@@ -141,7 +141,7 @@ class DataArguments:
         ("inception", "resize_small_random", "squash", "none"),
     )
     crop_area: list[float] = option(
-        [0.05, 1.0], "inception crop: range of the area", "share", "sample_distorted_bounding_box", nargs=2
+        [0.05, 1.0], "inception crop: range of the area", "fraction", "sample_distorted_bounding_box", nargs=2
     )
     crop_ratio: list[float] = option(
         [0.75, 4 / 3], "inception crop: range of width / height", "ratio", "sample_distorted_bounding_box", nargs=2
@@ -151,7 +151,7 @@ class DataArguments:
         448 / 384, "resize_small_random: resized side over window side", "ratio", "big_vision transfer.py"
     )
     degrees: float = option(0.0, "random rotation, to either side", "degrees")
-    translate: float = option(0.0, "random shift, to either side", "share of the side")
+    translate: float = option(0.0, "random shift, to either side", "fraction of the side")
     scale: list[float] = option([1.0, 1.0], "random magnification, smallest and largest", "factor", nargs=2)
     shear: float = option(0.0, "random horizontal shear, to either side", "degrees")
     auto_augment: str | None = option(
@@ -161,7 +161,7 @@ class DataArguments:
         "arXiv:1909.13719; AugReg; DeiT; DeiT-III",
     )
     color_jitter: float = option(
-        0.0, "brightness, contrast, saturation by factors 1 -+ this, after auto_augment", "share", "DeiT-III: 0.3"
+        0.0, "brightness, contrast, saturation by factors 1 -+ this, after auto_augment", "fraction", "DeiT-III: 0.3"
     )
     random_erasing: float = option(
         0.0, "how often a rectangle of a training image becomes noise", "0 to 1", "arXiv:1708.04896; DeiT: 0.25"
@@ -176,7 +176,7 @@ class DataArguments:
     crop_pct: float | None = option(
         None,
         "evaluation: resize the short side to size / crop_pct, crop the center; default: as the base model, or squash",
-        "share",
+        "fraction",
         "timm; squash: vit_jax/input_pipeline.py",
     )
 
@@ -190,11 +190,11 @@ class DataArguments:
         if self.eval_file is not None and self.eval_split is not None:
             raise HFViTError("give --eval_split or --eval_file, not both")
         if not 0 < self.train_fraction <= 1:
-            raise HFViTError(f"--train_fraction {self.train_fraction}: give a share above 0, up to 1")
+            raise HFViTError(f"--train_fraction {self.train_fraction}: give a fraction above 0, up to 1")
         if self.dev_fraction is not None and not 0 < self.dev_fraction < 1:
-            raise HFViTError(f"--dev_fraction {self.dev_fraction}: give a share between 0 and 1")
+            raise HFViTError(f"--dev_fraction {self.dev_fraction}: give a fraction between 0 and 1")
         if self.crop_pct is not None and not 0.01 <= self.crop_pct <= 1:
-            raise HFViTError(f"--crop_pct {self.crop_pct}: give a share of at least 0.01, up to 1")
+            raise HFViTError(f"--crop_pct {self.crop_pct}: give a fraction of at least 0.01, up to 1")
         if self.samples_per_class is not None and self.samples_per_class < 1:
             raise HFViTError(f"--samples_per_class {self.samples_per_class}: give 1 or more")
 
@@ -265,9 +265,9 @@ class TrainArguments:
     )
     layer_decay: float = option(
         1.0,
-        "each layer's rate is this share of the next one's above it; the head has learning_rate, a hybrid's ResNet "
+        "each layer's rate is this fraction of the next one's above it; the head has learning_rate, a hybrid's ResNet "
         "stages are layers; 1: off",
-        "share",
+        "fraction",
         "BEiT, MAE: 0.65 (B), 0.75 (L)",
     )
     unfreeze_every: float | str = option(
@@ -284,7 +284,7 @@ class TrainArguments:
         ("cosine", "linear", "rsqrt", "step", "constant"),
     )
     lr_steps: list[float] = option(
-        [0.3, 0.6, 0.9], "step: where the rate is divided by 10", "share of the run", "BiT-HyperRule", nargs="+"
+        [0.3, 0.6, 0.9], "step: where the rate is divided by 10", "fraction of the run", "BiT-HyperRule", nargs="+"
     )
     rsqrt_timescale: float = option(
         10_000, "rsqrt: rate falls as 1 / sqrt(1 + steps since warm-up / this)", "steps", "big_vision utils.py"
@@ -292,13 +292,13 @@ class TrainArguments:
     lr_end: float = option(0.0, "rate that the schedule ends at", "", "vit_jax/utils.py linear_end: 1e-5")
     warmup_steps: float | str = option(
         0.05,
-        "linear warm-up from 0; below 1: share of all steps",
+        "linear warm-up from 0; below 1: fraction of all steps",
         "steps, or '5 epochs', '10%'",
         "Table 3: 10,000; vit_jax: 500",
     )
     cooldown_steps: float | str = option(
         0,
-        "linear fall to 0 at the end, on top of the schedule; below 1: share of all steps",
+        "linear fall to 0 at the end, on top of the schedule; below 1: fraction of all steps",
         "steps, or '5 epochs', '10%'",
         "arXiv:2106.04560: 50,000",
     )
@@ -319,7 +319,7 @@ class TrainArguments:
     )
     logit_adjustment: float = option(
         0.0,
-        "tau: in the loss of training, each logit gets tau x log of its class's share of the images; 0: off",
+        "tau: in the loss of training, each logit gets tau x log of its class's fraction of the images; 0: off",
         "",
         "Menon et al. 2020, arXiv:2007.07314: 1",
     )
@@ -335,7 +335,7 @@ class TrainArguments:
     cutmix_alpha: float = option(0.0, "Beta parameter of cutmix; 0: off", "", "arXiv:1905.04899")
     mixup_off_steps: float | str = option(
         0,
-        "the last so many steps are trained without mixup and cutmix; below 1: share of all steps",
+        "the last so many steps are trained without mixup and cutmix; below 1: fraction of all steps",
         "steps, or '10 epochs', '5%'",
         "timm mixup_off_epoch",
     )
@@ -487,7 +487,7 @@ class TrainArguments:
             )
         if not all(0 < share < 1 for share in self.lr_steps):
             raise HFViTError(
-                f"--lr_steps {' '.join(map(str, self.lr_steps))}: give shares of the run, between 0 and 1"
+                f"--lr_steps {' '.join(map(str, self.lr_steps))}: give fractions of the run, between 0 and 1"
             )
         if self.max_steps < 1 and self.max_steps != -1:
             raise HFViTError(f"--max_steps {self.max_steps}: give steps above 0, or -1 to count --num_train_epochs")
@@ -511,7 +511,7 @@ class TrainArguments:
         if self.global_batch_size is not None and self.global_batch_size < 1:
             raise HFViTError(f"--global_batch_size {self.global_batch_size}: give 1 or more")
         if not 0 < self.layer_decay <= 1:
-            raise HFViTError(f"--layer_decay {self.layer_decay}: give a share above 0, up to 1 (off)")
+            raise HFViTError(f"--layer_decay {self.layer_decay}: give a fraction above 0, up to 1 (off)")
         if self.rsqrt_timescale <= 0:
             raise HFViTError(f"--rsqrt_timescale {self.rsqrt_timescale}: give steps above 0")
         if self.optim == "schedule_free_adamw":

@@ -1,4 +1,4 @@
-"""Lengths of training, as people write them: `500` steps, `0.1` (a share of all), `"5 epochs"`, `"10%"`.
+"""Lengths of training, as people write them: `500` steps, `0.1` (a fraction of all), `"5 epochs"`, `"10%"`.
 
 For arguments.py, optimization.py, schedules.py and the Trainer.
 """
@@ -9,7 +9,7 @@ import re
 from hf_vit.errors import HFViTError
 
 
-# Arguments that are a length of training: steps, a share of them, epochs or percent.
+# Arguments that are a length of training: steps, a fraction of them, epochs or percent.
 RAMPS = ("warmup_steps", "cooldown_steps")
 LENGTHS = (*RAMPS, "mixup_off_steps", "unfreeze_every")
 MAX_LENGTH = 10**8
@@ -17,7 +17,7 @@ LENGTH = re.compile(r"(\d+\.?\d*|\.\d+)\s*(|steps?|steps?|epochs?|%|percent)")
 
 
 def steps_of(name: str, value: float | str, max_steps: int, epoch: float) -> int:
-    """A length of training in steps: `500`, `0.1` (a share of all), `"5 epochs"`, `"10%"`.
+    """A length of training in steps: `500`, `0.1` (a fraction of all), `"5 epochs"`, `"10%"`.
 
     Args:
         name: the argument's, for the message. max_steps: of the run. epoch: steps of one epoch.
@@ -27,7 +27,7 @@ def steps_of(name: str, value: float | str, max_steps: int, epoch: float) -> int
     """
     found = LENGTH.fullmatch(str(value).strip())
     if found is None:
-        raise HFViTError(f"--{name} {value!r}: give steps, a share below 1, or a length such as '5 epochs', '10%'")
+        raise HFViTError(f"--{name} {value!r}: give steps, a fraction below 1, or a length such as '5 epochs', '10%'")
     number, unit = float(found[1]), found[2]
     if number > MAX_LENGTH:
         raise HFViTError(f"--{name} {str(value)[:40]}: give at most {MAX_LENGTH:,}")
@@ -43,5 +43,5 @@ def check_ramps(warmup: int, cooldown: int, max_steps: int) -> None:
     if max_steps > 0 and warmup + cooldown > max_steps:
         both = f"warm-up of {warmup} steps" + (f" and cooldown of {cooldown}" if cooldown else "")
         raise HFViTError(
-            f"{both}: longer than the training of {max_steps}: lower --warmup_steps (below 1: a share of the run)"
+            f"{both}: longer than the training of {max_steps}: lower --warmup_steps (below 1: a fraction of the run)"
         )

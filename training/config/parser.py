@@ -201,7 +201,7 @@ def coerce(name: str, value: Any) -> Any:
     try:
         result = _as_type(hint, value)
     except (TypeError, ValueError, OverflowError):
-        raise HFViTError(f"--{name} {_short(value)}: give {in_words(hint)}") from None
+        raise HFViTError(f"--{name} {_short(value)}: give {type_in_words(hint)}") from None
     check_value(FIELDS[name], result)
     return result
 
@@ -211,12 +211,12 @@ def _short(value: Any) -> str:
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
-def in_words(hint: Any) -> str:
+def type_in_words(hint: Any) -> str:
     """What a value of that type is called."""
     if isinstance(hint, types.UnionType):
-        return " or ".join(in_words(kind) for kind in typing.get_args(hint) if kind is not type(None))
+        return " or ".join(type_in_words(kind) for kind in typing.get_args(hint) if kind is not type(None))
     if typing.get_origin(hint) is list:
-        return in_words(typing.get_args(hint)[0]).removeprefix("a ") + "s"
+        return type_in_words(typing.get_args(hint)[0]).removeprefix("a ") + "s"
     return {int: "a whole number", float: "a number", bool: "true or false", str: "a word"}[hint]
 
 
@@ -293,14 +293,14 @@ def as_number(value: Any) -> Any:
 def _read_recipe(name: str, variant: str | None) -> tuple[str | None, str | None, dict[str, Any]]:
     """The recipe's name, its variant, and their values; the keys of every variant are checked, chosen or not."""
     recipe = read_recipe(name, variant)
-    values = _checked(recipe.common, str(recipe.path))
-    variants = {key: _checked(v, f"variant {key} of {recipe.path}") for key, v in recipe.variants.items()}
+    values = _checked_recipe(recipe.common, str(recipe.path))
+    variants = {key: _checked_recipe(v, f"variant {key} of {recipe.path}") for key, v in recipe.variants.items()}
     if recipe.variants and recipe.variant is not None:
         values = _override(values, variants[recipe.variant])
     return recipe.name, recipe.variant, values
 
 
-def _checked(written: dict[str, Any], where: str) -> dict[str, Any]:
+def _checked_recipe(written: dict[str, Any], where: str) -> dict[str, Any]:
     """The values of a recipe or a variant, each of its argument's type."""
     values = {RENAMED.get(key, key): value for key, value in written.items()}  # of version 0.1.0
     for key in values:

@@ -220,7 +220,7 @@ def open_dataset(
             (`https://...`), which are downloaded into the cache, once.
         split_column: column of a table that says which split a row belongs to; by default one called `split`,
             `subset` or `partition`, where it holds the usual words.
-        fraction: share of the split to keep; stratified and nested, so that 1 % lies inside 10 %.
+        fraction: of the split to keep; stratified and nested, so that 1 % lies inside 10 %.
         label_names: classes that the labels must count in (those of the training data, for evaluation).
         on_unreadable: "skip" lists unreadable images in the batch, "stop" raises UnreadableImage.
         cache_dir: where tables are unpacked; the default is `datasets`' own cache.
@@ -435,7 +435,7 @@ def concatenate(parts: Sequence[ImageDataset], split: str) -> ImageDataset:
 
 
 def take_fraction(dataset: ImageDataset, fraction: float, seed: int = 0) -> ImageDataset:
-    """A stratified share of the images; a smaller share lies inside a larger one."""
+    """A stratified fraction of the images; a smaller fraction lies inside a larger one."""
     check_reading(dataset.on_unreadable, fraction)
     if fraction == 1.0:
         return dataset

@@ -23,7 +23,7 @@ from PIL import Image
 from hf_vit.atomic_file import atomic_path
 from hf_vit.download import is_address
 from hf_vit.errors import HFViTError, listed
-from hf_vit.image_files import DATA_NAMES, Folder, LeftOut, Walk, join, walk
+from hf_vit.image_files import DATA_NAMES, LeftOut, ScannedFolder, Walk, join, walk
 from hf_vit.image_io import open_encoded, printable
 
 from .downloads import Downloads
@@ -155,7 +155,7 @@ def split_of(path: bytes) -> str | None:
     return SPLIT_NAMES[words[-1].lower()] if words else None
 
 
-def metadata_of(folder: Folder) -> bytes | None:
+def metadata_of(folder: ScannedFolder) -> bytes | None:
     """The `metadata.csv`, `.jsonl` or `.parquet` of `datasets`' imagefolder, where a folder has one."""
     return next((name for name in METADATA_NAMES if name in folder.data), None)
 
@@ -422,7 +422,9 @@ def read_index(path: Path, base: bytes) -> Walk | None:
             images, counts, ends = kept["images"].tobytes(), kept["counts"].tolist(), np.cumsum(kept["lengths"])
         starts = [0, *ends.tolist()]
         folders = [
-            Folder(folder, images[starts[i] : starts[i + 1]], counts[i], list(map(os.fsencode, data)), modified[i])
+            ScannedFolder(
+                folder, images[starts[i] : starts[i + 1]], counts[i], list(map(os.fsencode, data)), modified[i]
+            )
             for i, (folder, data) in enumerate(zip(paths, about["data"], strict=True))
         ]
         return Walk(base, folders, LeftOut(Counter(about["counts"]), about["examples"]))

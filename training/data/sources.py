@@ -109,7 +109,7 @@ def digest(*parts: object) -> str:
 
 
 def nested_subset(labels: np.ndarray, seed: int, count: int) -> np.ndarray:
-    """Choose rows at random, as many of each class as its share; a smaller subset lies inside a larger one.
+    """Choose rows at random, as many of each class as its fraction; a smaller subset lies inside a larger one.
 
     The r-th image of a shuffled class of n_c stands at (r + 1/2) / n_c of the way, and the first `count` are taken.
 

@@ -62,7 +62,7 @@ def statistics(dataset: ImageDataset, sample: int = SAMPLE) -> dict[str, Any]:
     return facts
 
 
-def class_counts(dataset: ImageDataset) -> str:
+def class_count_lines(dataset: ImageDataset) -> str:
     """Classes with their numbers of images, for people: all of few; of many the first, the largest, the smallest."""
     counts, names = np.bincount(dataset.labels, minlength=len(dataset.label_names)), dataset.label_names
     if len(names) <= MAX_NAMED:

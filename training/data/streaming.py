@@ -56,7 +56,7 @@ class ImageStream(torch.utils.data.Dataset):
     """Labelled images in chunks; `order` says which come when, and its keys carry their bytes.
 
     Attributes:
-        chunks: what is read. fraction: share of the records to keep; a smaller share lies inside a larger one.
+        chunks: what is read. fraction: of the records to keep; a smaller fraction lies inside a larger one.
         name, split, label_names, fingerprint: as of `ImageDataset`.
     """
 
@@ -76,7 +76,7 @@ class ImageStream(torch.utils.data.Dataset):
 
     @property
     def fingerprint(self) -> str:
-        """Changes when the files, labels or the kept share do."""
+        """Changes when the files, labels or the kept fraction do."""
         return self.chunks.fingerprint if self.fraction == 1.0 else digest(self.chunks.fingerprint, self.fraction)
 
     @cached_property
@@ -92,7 +92,7 @@ class ImageStream(torch.utils.data.Dataset):
         return np.concatenate([[0], np.cumsum(self.chunks.sizes)[:-1]]).astype(np.int64)
 
     def kept(self, chunk: int) -> np.ndarray:
-        """Records of a chunk that belong to the kept share."""
+        """Records of a chunk that belong to the kept fraction."""
         return np.flatnonzero(generator(SUBSET, 0, 2, chunk).random(int(self.chunks.sizes[chunk])) < self.fraction)
 
     def __len__(self) -> int:
@@ -228,7 +228,7 @@ def open_stream(
         name: tar shards ("path/train-{000..127}.tar", also a URL or a folder), parquet files (a file, folder or URL
             pattern), the id of a Hub data set that is stored as parquet or tar, or "synthetic:NAME".
         split: the name of a split. Slices need a copy: `open_dataset`.
-        fraction: share of the records to keep; nested, but drawn record by record, so not stratified.
+        fraction: of the records to keep; nested, but drawn record by record, so not stratified.
         window: records that are read ahead and shuffled.
         Others as of `open_dataset`. Shards are indexed when they are first opened: one pass over them, kept on disk.
 

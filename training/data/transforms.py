@@ -215,15 +215,15 @@ class TrainTransform(ImageTransform):
     Args:
         crop: "inception" (a window of random area and aspect ratio), "resize_small_random" (resized until it covers
             `resize_small * image_size`, then a random window), "squash" (all of it), "none" (already that size).
-        crop_area: smallest and largest share of the image's area, for "inception".
+        crop_area: smallest and largest fraction of the image's area, for "inception".
         crop_ratio: smallest and largest width / height of the window, for "inception".
         resize_small: how much larger than the window the resized image is; 448 / 384 in big_vision's transfers.
         flip: mirror left and right every other time. Wrong for letters and digits.
         degrees, shear: largest rotation and horizontal shear, in degrees, to either side.
-        translate: largest shift, as a share of the side.
+        translate: largest shift, as a fraction of the side.
         scale: smallest and largest magnification of the content.
         auto_augment: `randaug(2,10)` as big_vision, `rand-m9-mstd0.5-inc1` as timm, `3a`; see distortions.py.
-        color_jitter: brightness, contrast, saturation by up to this share; 0 is off.
+        color_jitter: brightness, contrast, saturation by up to this fraction; 0 is off.
         random_erasing: how often a rectangle becomes noise.
     """
 

@@ -68,7 +68,7 @@ def write_checkpoint(folder: Path, state: dict[str, Any], write_model: Callable[
         write_json(temporary / CHECKSUMS_NAME, {name: checksum(temporary / name) for name in names})
 
 
-def read_checkpoint(folder: Path) -> dict[str, Any]:
+def read_training_checkpoint(folder: Path) -> dict[str, Any]:
     """Read a checkpoint into what `TrainingState.load_state_dict` takes.
 
     Raises:
@@ -128,7 +128,7 @@ def checkpoints(output_dir: Path) -> list[Path]:
     return [path for _, path in sorted(numbered) if (path / RESUME_NAME).is_file()]
 
 
-def rotate(output_dir: Path, limit: int | None, keep: str | None) -> None:
+def remove_old_checkpoints(output_dir: Path, limit: int | None, keep: str | None) -> None:
     """Remove the oldest checkpoints beyond `limit`; the one at `keep` (the best) stays and does not count."""
     best = None if keep is None else Path(keep).name
     others = [path for path in checkpoints(output_dir) if path.name != best]
@@ -198,7 +198,7 @@ def advice(output_dir: Path) -> str:
 # -- files ---------------------------------------------------------------------------------------------------------
 
 
-def publish(source: Path, target: Path) -> None:
+def move_checkpoint(source: Path, target: Path) -> None:
     """Move every file of `source` into `target`, the ones that make it loadable last."""
     target.mkdir(parents=True, exist_ok=True)
     for path in sorted(source.iterdir(), key=lambda p: p.name == "config.json"):
@@ -228,9 +228,9 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
 def differences(then: dict[str, Any], now: dict[str, Any]) -> str:
     """`name: 3 there, 4 here` for every entry that differs; empty if none does."""
     keys = sorted(k for k in {*then, *now} if then.get(k) != now.get(k))
-    return "; ".join(f"{k}: {_short(then.get(k))} there, {_short(now.get(k))} here" for k in keys)
+    return "; ".join(f"{k}: {_short_value(then.get(k))} there, {_short_value(now.get(k))} here" for k in keys)
 
 
-def _short(value: Any) -> str:
+def _short_value(value: Any) -> str:
     text = json.dumps(value)
     return text if len(text) <= 60 else text[:57] + "..."

@@ -207,11 +207,11 @@ def _check_close(name: str, results: list[torch.Tensor], reference: list[torch.T
             raise RuntimeError(f"{name} differs from PyTorch's own function by {difference:.3g}")
 
 
-def forget() -> None:
+def forget_measurements() -> None:
     """Drop what this process remembers of measurements; the table on the disk stays."""
     for function in (_linear_for, _attention_for, _convolution_for, _gelu_for, _layer_norm_for, bfloat16_slowdown):
         function.cache_clear()
-    kernel_table.forget()
+    kernel_table.forget_table()
 
 
 # -- linear layers ----------------------------------------------------------------------------------------------------

@@ -97,7 +97,7 @@ def class_counts(dataset, num_labels: int, option: str) -> torch.Tensor:
 
 
 def log_priors(dataset, num_labels: int) -> torch.Tensor:
-    """(K,) logarithm of each class's share of the training images; of a class without any as of one with one image."""
+    """(K,) logarithm of each class's fraction of the training images; a class without any counts as one image."""
     counts = class_counts(dataset, num_labels, "--logit_adjustment").clamp(min=1)
     return (counts / counts.sum()).log()
 

@@ -39,7 +39,7 @@ def decays(name: str, parameter: torch.Tensor) -> bool:
     return parameter.ndim >= 2 and name.rsplit(".", 1)[-1] not in NOT_KERNELS
 
 
-def layer_numbers(names: Iterable[str]) -> dict[str, int]:
+def layer_of_parameters(names: Iterable[str]) -> dict[str, int]:
     """The layer that each parameter belongs to, from 0 at the image.
 
     Plain ViT: 0 the embeddings (projection, positions, tokens), then the blocks, then all that reads them (last
@@ -65,7 +65,7 @@ def layer_numbers(names: Iterable[str]) -> dict[str, int]:
 
 
 def check_layers_known(model: nn.Module, option: str) -> None:
-    """Raise HFViTError for a network whose parameters have no numbers that `layer_numbers` knows.
+    """Raise HFViTError for a network whose parameters have no numbers that `layer_of_parameters` knows.
 
     Args:
         option: that needs them. model: prepared or not; a module around a model is looked into.
@@ -88,7 +88,7 @@ def parameter_groups(model: nn.Module, weight_decay: float, layer_decay: float =
     """
     if layer_decay < 1:
         check_layers_known(model, "--layer_decay")
-    layers = layer_numbers(name for name, _ in model.named_parameters())
+    layers = layer_of_parameters(name for name, _ in model.named_parameters())
     top = max(layers.values())
     groups: dict[tuple[int, bool], dict] = {}
     for name, parameter in model.named_parameters():
@@ -285,7 +285,7 @@ class GradualUnfreezing:
 
     def __init__(self, model: nn.Module, every: int):
         check_layers_known(model, "--unfreeze_every")
-        numbers = layer_numbers(name for name, _ in model.named_parameters())
+        numbers = layer_of_parameters(name for name, _ in model.named_parameters())
         top = max(numbers.values())
         self.last = top * every  # the step at which the lowest layer begins
         self.waiting = [(p, (top - numbers[name]) * every) for name, p in model.named_parameters()]

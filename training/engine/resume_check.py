@@ -98,7 +98,7 @@ class RunIdentity:
         evaluation = saved.get("evaluation", self.evaluation)
         both = evaluation is not None and self.evaluation is not None
         if both and _without_names(evaluation, self.evaluation) != _without_names(self.evaluation, evaluation):
-            changes["evaluation images"] = [_described(evaluation), _described(self.evaluation)]
+            changes["evaluation images"] = [_identity_text(evaluation), _identity_text(self.evaluation)]
         return changes
 
 
@@ -138,7 +138,7 @@ def _without_names(identity: dict[str, Any], other: dict[str, Any]) -> dict[str,
     return {name: value for name, value in identity.items() if name not in ("name", "split")}
 
 
-def _described(identity: dict[str, Any]) -> str:
+def _identity_text(identity: dict[str, Any]) -> str:
     name = f"{identity['split']} of {identity['name']}, " if "name" in identity else ""
     return f"{name}{identity['images']} images"
 

@@ -15,7 +15,7 @@ from hf_vit.hub.model_card import write_card
 
 from ..reporting import progress
 from ..reporting.facts import is_hf_vit, write_facts
-from .checkpoint_io import advice, publish
+from .checkpoint_io import advice, move_checkpoint
 
 
 FINISHED_NAME = ".finished"  # where a model is written before its files are moved to their place
@@ -44,7 +44,7 @@ def place_model(folder: Path, model: PreTrainedModel, weights: dict[str, torch.T
     """Write the model among a run's other files; config.json, which makes the folder loadable, comes last."""
     with atomic_folder(folder / FINISHED_NAME, advice(folder)) as temporary:
         write_model(temporary, model, weights, image_processor)
-    publish(folder / FINISHED_NAME, folder)
+    move_checkpoint(folder / FINISHED_NAME, folder)
 
 
 def write_facts_and_card(

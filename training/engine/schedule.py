@@ -123,7 +123,7 @@ def stages_of(args: TrainArguments, config, max_steps: int, epoch: float, device
     found = []
     for start, stop in zip(starts, [*starts[1:], max_steps]):
         if start in sizes:
-            size = _size(sizes[start], config)
+            size = _image_size(sizes[start], config)
         if start in batches:
             batch, passes = _parts_of(batches[start], args.per_device_train_batch_size, devices)
         found.append(Stage(start, stop, size, batch, passes, batch * passes * devices))
@@ -144,7 +144,7 @@ def _words(schedule: dict[str, Any]) -> str:
     return " ".join(f"{begin}={value}" for begin, value in schedule.items())
 
 
-def _size(value: Any, config) -> tuple[int, int]:
+def _image_size(value: Any, config) -> tuple[int, int]:
     sides = [value, value] if isinstance(value, int) else value
     if not (isinstance(sides, list) and len(sides) == 2 and all(isinstance(side, int) for side in sides)):
         raise HFViTError(f"--image_size_schedule {value!r}: give pixels, or [height, width]")

@@ -101,7 +101,7 @@ class Trainer:
         self.model, self.args, self.image_processor = model, args, image_processor
         self.train_dataset, self.eval_dataset = keyed(train_dataset), keyed(eval_dataset)
         self.compute_metrics, self.about = compute_metrics, about or {}
-        attention_examples.check(args.card_examples, model, self.eval_dataset, image_processor)
+        attention_examples.check_attention_examples(args.card_examples, model, self.eval_dataset, image_processor)
         self.accelerator = create_accelerator(args)
         self.rank, self.world_size = self.accelerator.process_index, self.accelerator.num_processes
         if args.activation_checkpointing:
@@ -541,7 +541,9 @@ class Trainer:
                         path, self.model, weights, self.image_processor, to_resume=True
                     ),
                 )
-                checkpoint_io.rotate(self.output_dir, self.args.save_total_limit, self.state.best_model_checkpoint)
+                checkpoint_io.remove_old_checkpoints(
+                    self.output_dir, self.args.save_total_limit, self.state.best_model_checkpoint
+                )
         if self.args.push_to_hub and self.args.hub_strategy != "end":
             self._push_midway(folder if self.args.hub_strategy == "checkpoint" else None)
         return folder
@@ -599,7 +601,9 @@ class Trainer:
             self.display.log(note)
         with all_ranks(), full_disk_is_an_error(self.output_dir, checkpoint_io.advice(self.output_dir)):
             if self.accelerator.is_main_process:
-                checkpoint_io.rotate(self.output_dir, self.args.save_total_limit, self.state.best_model_checkpoint)
+                checkpoint_io.remove_old_checkpoints(
+                    self.output_dir, self.args.save_total_limit, self.state.best_model_checkpoint
+                )
                 progress.write_history(self.output_dir, self.state.log_history)
         self.state.max_steps = self.max_steps
         self.state.num_train_epochs = math.ceil(self.schedule.images_after(0) / len(self.train_dataset))
@@ -619,7 +623,7 @@ class Trainer:
         while saved is None:
             error: HFViTError | None = None
             try:
-                saved = checkpoint_io.read_checkpoint(folder)
+                saved = checkpoint_io.read_training_checkpoint(folder)
             except checkpoint_io.DamagedCheckpointError as damage:
                 error = damage
             with all_ranks():
@@ -670,7 +674,7 @@ class Trainer:
     def _end(self) -> TrainOutput:
         best = self.state.best_model_checkpoint
         if self.args.load_best_model_at_end and best is not None and not self.interrupted:
-            self.training_state.load_weights(checkpoint_io.read_checkpoint(Path(best)))
+            self.training_state.load_weights(checkpoint_io.read_training_checkpoint(Path(best)))
             self._best_is_loaded, self.training_state.last_evaluation = True, None
             self.display.log(f"best evaluated weights: those of step {self.state.best_global_step}")
         self.control = self._event("on_train_end")

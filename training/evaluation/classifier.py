@@ -91,7 +91,7 @@ def open_classifier(
         raise HFViTError("give --squash or --crop_pct, not both")
     if crop_pct is not None and not MIN_CROP_PCT <= crop_pct <= 1.0:
         raise HFViTError(f"crop_pct must lie in [{MIN_CROP_PCT}, 1], got {crop_pct}")
-    model, processor = load(name, image_size)
+    model, processor = load_with_processor(name, image_size)
     channels = getattr(model.config, "num_channels", 3)
     try:
         processing = ImageProcessing.from_transformers(processor.to_dict())
@@ -119,24 +119,24 @@ def output_size(processor: Any, channels: int) -> tuple[int, int]:
     return tuple(processor(gray, return_tensors="np")["pixel_values"].shape[-2:])
 
 
-def load(name: str, image_size: int | tuple[int, int] | None) -> tuple[PreTrainedModel, Any]:
+def load_with_processor(name: str, image_size: int | tuple[int, int] | None) -> tuple[PreTrainedModel, Any]:
     """Model and image processor: through transformers' Auto classes if config.json lets them, else as a checkpoint."""
     size = {} if image_size is None else {"image_size": image_size}
     path = Path(name)
     if not path.exists():
         check_hub_access(name)
     if path.is_file() or (path.is_dir() and not (path / "config.json").is_file()):
-        return load_checkpoint(name, size)
+        return load_from_checkpoint(name, size)
     if path.is_dir() and "model_type" not in read_settings(path / "config.json"):  # timm's, also with timm installed
         try:
-            return load_checkpoint(name, size)
+            return load_from_checkpoint(name, size)
         except HFViTError:
             pass  # a network that is not ours: transformers' wrapper of timm may know it
     try:
         model = AutoModelForImageClassification.from_pretrained(name, dtype=torch.float32, trust_remote_code=False)
     except (OSError, ValueError, KeyError, ImportError, StrictDataclassError) as error:
         try:  # layouts that transformers does not know, such as timm's
-            return load_checkpoint(name, size)
+            return load_from_checkpoint(name, size)
         except HFViTError as other:
             code = "trust_remote_code" in str(error)  # transformers' line tells to allow it, which nothing here does
             reason = "it needs code of its own repository, which is never run here" if code else first_line(error)
@@ -198,7 +198,7 @@ def bare(class_name: str) -> str:
     return class_name.removesuffix("Pil").removesuffix("Fast")
 
 
-def load_checkpoint(name: str, size: dict[str, Any]) -> tuple[PreTrainedModel, Any]:
+def load_from_checkpoint(name: str, size: dict[str, Any]) -> tuple[PreTrainedModel, Any]:
     """Model and image processor of a checkpoint in any format that hf_vit reads."""
     loaded = read_checkpoint(name, **size)
     return loaded.model.float(), ViTImageProcessorPil(**loaded.processor)

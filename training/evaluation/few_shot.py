@@ -42,7 +42,7 @@ class RidgeProbe:
         Raises:
             HFViTError: shapes that do not fit, features that are not finite, fewer than two classes.
         """
-        features, labels = checked(features, labels)
+        features, labels = checked_features(features, labels)
         if self.l2 <= 0:
             raise HFViTError(f"l2 must be positive, got {self.l2}")
         self.classes_, index = np.unique(labels, return_inverse=True)
@@ -90,7 +90,7 @@ class NeighborProbe:
         """
         from sklearn.neighbors import NearestNeighbors
 
-        features, labels = checked(features, labels)
+        features, labels = checked_features(features, labels)
         if not 1 <= self.k <= len(labels):
             raise HFViTError(f"k = {self.k} neighbors of {len(labels)} training images: choose 1 to {len(labels)}")
         self.classes_, self._class = np.unique(labels, return_inverse=True)
@@ -121,7 +121,7 @@ def score(probe: "RidgeProbe | NeighborProbe", features: np.ndarray, labels: np.
     """Accuracy of a fitted probe on features (N, D) with labels (N,)."""
     from ..metrics.accuracy.accuracy import accuracy  # with it comes `evaluate`, which takes seconds to import
 
-    features, labels = checked(features, labels)
+    features, labels = checked_features(features, labels)
     return accuracy(probe.predict(features), labels)
 
 
@@ -131,7 +131,7 @@ def unit(features: np.ndarray) -> np.ndarray:
     return features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)
 
 
-def checked(features: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def checked_features(features: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Features as float64 (N, D) and labels (N,), or HFViTError."""
     features, labels = np.asarray(features, dtype=np.float64), np.asarray(labels)
     if features.ndim != 2 or labels.shape != features.shape[:1] or not len(labels):
@@ -166,8 +166,8 @@ def few_shot(
     Raises:
         HFViTError: no class has that many images, or what `RidgeProbe` refuses.
     """
-    train_features, train_labels = checked(train_features, train_labels)
-    test_features, test_labels = checked(test_features, test_labels)
+    train_features, train_labels = checked_features(train_features, train_labels)
+    test_features, test_labels = checked_features(test_features, test_labels)
     scarcest = int(np.unique(train_labels, return_counts=True)[1].min())
     possible = [count for count in shots if 1 <= count <= scarcest]
     if not possible:

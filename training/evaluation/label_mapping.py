@@ -109,10 +109,10 @@ def subset_columns(name: str, outputs: int) -> np.ndarray:
 
 def unnamed(names: Sequence[str]) -> bool:
     """Whether names only number the classes: 0, 1, ... or LABEL_0, LABEL_1, ..., in any order."""
-    return class_numbers(names) is not None
+    return numbers_of_names(names) is not None
 
 
-def class_numbers(names: Sequence[str]) -> list[int] | None:
+def numbers_of_names(names: Sequence[str]) -> list[int] | None:
     """The numbers that names such as 7, 007 or LABEL_7 write; None unless all are different numbers."""
     matches = [re.fullmatch(r"(?:LABEL_)?(\d+)", name, re.ASCII) for name in names]
     numbers = [int(match[1]) for match in matches if match]
@@ -122,7 +122,7 @@ def class_numbers(names: Sequence[str]) -> list[int] | None:
 def by_number(data_names: Sequence[str], head_names: Sequence[str], subset: np.ndarray | None = None) -> np.ndarray:
     """Class i is output i, or the i-th of the subset; i is what a name such as 7 writes, else its place."""
     outputs = np.arange(len(head_names)) if subset is None else subset
-    numbers = class_numbers(data_names) or list(range(len(data_names)))
+    numbers = numbers_of_names(data_names) or list(range(len(data_names)))
     if max(numbers, default=-1) >= len(outputs):
         raise HFViTError(
             f"label {max(numbers)} of the data is outside the model's {len(outputs)} outputs "
@@ -142,7 +142,7 @@ def by_name(data_names: Sequence[str], head_names: Sequence[str]) -> tuple[np.nd
         return np.array([places[name] for name in data_names], dtype=np.int64), "by name"
     if list(data_names) == list(head_names):  # with a name twice
         return np.arange(len(data_names)), "by name"
-    numbers, head_numbers = class_numbers(data_names), class_numbers(head_names)
+    numbers, head_numbers = numbers_of_names(data_names), numbers_of_names(head_names)
     if numbers is not None or head_numbers is not None:
         return by_written_number(data_names, head_names), "by number"
     wnids = imagenet()["wnids"]
@@ -162,7 +162,7 @@ def by_written_number(data_names: Sequence[str], head_names: Sequence[str]) -> n
     Raises:
         HFViTError: another number of classes, or numbers on one side that are no places of the other.
     """
-    numbers, head_numbers = class_numbers(data_names), class_numbers(head_names)
+    numbers, head_numbers = numbers_of_names(data_names), numbers_of_names(head_names)
     if len(data_names) != len(head_names):
         by_number(data_names, head_names)  # too many is an error of its own
         raise HFViTError(

@@ -105,7 +105,7 @@ def count_images(count: int) -> str:
     return f"{count:,} image{'' if count == 1 else 's'}"
 
 
-def summary(facts: dict[str, Any]) -> str:
+def score_summary(facts: dict[str, Any]) -> str:
     """The table on the screen."""
     model, scoring, speed = facts["model"], facts["scoring"], facts.get("speed", {})
     height, width = model["image_size"]
@@ -129,7 +129,7 @@ def summary(facts: dict[str, Any]) -> str:
              f"{speed['latency_runs']} runs"),
             ("memory peak", f"{speed['memory_peak_bytes'] / 2**30:.2f} GiB"),
         ]  # fmt: skip
-    return progress.table(rows)
+    return progress.two_columns(rows)
 
 
 def weakest(metrics: Metrics, names: list[str]) -> str:
@@ -143,7 +143,7 @@ def weakest(metrics: Metrics, names: list[str]) -> str:
     for number in order:
         taken = taken_for(confused, names, number)
         rows.append((names[number], f"{recall[number]:.2%} (n = {support[number]:,}){taken and ', ' + taken}"))
-    return "weakest classes\n" + progress.table(rows)
+    return "weakest classes\n" + progress.two_columns(rows)
 
 
 def taken_for(confused: dict[int, tuple[int, int]], names: list[str], number: int) -> str:
@@ -182,7 +182,9 @@ def joined(own: dict[str, Any], facts: dict[str, Any]) -> dict[str, Any]:
     return {**own, **added, "results": results, "figures": figures}
 
 
-def write(folder: Path, facts: dict[str, Any], predictions: Predictions | None, match: LabelMatch | None) -> None:
+def write_report_files(
+    folder: Path, facts: dict[str, Any], predictions: Predictions | None, match: LabelMatch | None
+) -> None:
     """Write every file of one scoring; in the model's own folder, its facts and its card gain the scores."""
     folder.mkdir(parents=True, exist_ok=True)
     if predictions is not None and match is not None:

@@ -29,7 +29,7 @@ def score_model(args: argparse.Namespace, context: EvalContext) -> dict[str, Any
     """One classifier on one data set, from options to facts."""
     if args.output_dir is not None:
         report.check_output(Path(args.output_dir), args.model)
-    dataset = open_split(args, args.split or find_split(args))
+    dataset = open_scored_split(args, args.split or find_split(args))
     classifier = open_model(args, context)
     probing = args.few_shot is not None or args.knn is not None
     predictions, match = None, None
@@ -49,22 +49,22 @@ def score_model(args: argparse.Namespace, context: EvalContext) -> dict[str, Any
         if predictions.logits is not None:
             facts["scoring"]["temperature"] = METHOD
     if context.accelerator.is_main_process:
-        finish(args, facts, predictions, match)
+        write_score_outputs(args, facts, predictions, match)
     context.accelerator.wait_for_everyone()
     return facts
 
 
-def finish(
+def write_score_outputs(
     args: argparse.Namespace, facts: dict[str, Any], predictions: Predictions | None, match: LabelMatch | None
 ) -> None:
     """The table on the screen, and the files."""
-    print(report.summary(facts))
+    print(report.score_summary(facts))
     if predictions is not None and match is not None:
         print(report.weakest(predictions.metrics, match.names))
         for name in predictions.unreadable[:5]:
             print(f"unreadable: {name}")
     if args.output_dir is not None:
-        report.write(Path(args.output_dir), facts, predictions, match)
+        report.write_report_files(Path(args.output_dir), facts, predictions, match)
         print(f"written to {args.output_dir}")
 
 
@@ -78,7 +78,7 @@ def find_split(args: argparse.Namespace) -> str:
     return found
 
 
-def open_split(args: argparse.Namespace, split: str, label_names: list[str] | None = None) -> ImageDataset:
+def open_scored_split(args: argparse.Namespace, split: str, label_names: list[str] | None = None) -> ImageDataset:
     return open_dataset(
         args.dataset,
         config_name=args.dataset_config_name,
@@ -143,7 +143,7 @@ def probe_rows(
     args: argparse.Namespace, classifier: Classifier, dataset: ImageDataset, context: EvalContext
 ) -> list[dict[str, Any]]:
     """Few-shot and nearest-neighbor accuracy; features are computed once and kept."""
-    train = open_split(args, args.train_split, dataset.label_names)
+    train = open_scored_split(args, args.train_split, dataset.label_names)
     known = compute_features(classifier, train, context, args.cache_dir)
     asked = compute_features(classifier, dataset, context, args.cache_dir)
     rows = []

@@ -30,7 +30,7 @@ from .evaluate_classifier import EvalContext, preprocessing, score_dataset
 from .features import compute_features, model_fingerprint
 from .few_shot import RidgeProbe
 from .label_mapping import match_labels
-from .score_model import open_model, open_split, output_names, real_labels
+from .score_model import open_model, open_scored_split, output_names, real_labels
 from .throughput import measure_speed
 
 
@@ -102,7 +102,7 @@ def run_suite(args: argparse.Namespace, context: EvalContext) -> dict[str, Any]:
                 write_json(file, found)
         facts["tasks"][name] = {key: value for key, value in found.items() if key != "fingerprint"}
         if main:
-            print(f"  {name}: {in_words(found)}", flush=True)
+            print(f"  {name}: {task_in_words(found)}", flush=True)
         context.accelerator.wait_for_everyone()
     if not args.no_speed:
         facts["speed"] = measure_speed(classifier, context)
@@ -152,11 +152,11 @@ def read_copy(args: argparse.Namespace, task: dict[str, Any]) -> tuple[ImageData
     Raises:
         HFViTError: what cannot be opened, or has other labels.
     """
-    test = open_split(args, args.split)
+    test = open_scored_split(args, args.split)
     check_classes(test, task)
     opened = {args.split: test}
     if task["method"] == "transfer":
-        opened[args.train_split] = open_split(args, args.train_split, test.label_names)
+        opened[args.train_split] = open_scored_split(args, args.train_split, test.label_names)
     return test, {split: {"images": len(data), "fingerprint": data.fingerprint} for split, data in opened.items()}
 
 
@@ -200,7 +200,7 @@ def run_task(
         if task["method"] == "head":
             found = {"method": "head", **score_head(task, args, classifier, test, context)}
         elif args.transfer == "probe":
-            found = {"method": "ridge probe", **probe(args, classifier, test, context)}
+            found = {"method": "ridge probe", **linear_probe(args, classifier, test, context)}
         else:
             args.fingerprint = digest(args.fingerprint, data)  # another copy, another run
             found = {"method": "fine-tuning", **fine_tune(name, task, args, context)}
@@ -230,11 +230,11 @@ def score_head(
     return {"accuracy": value, "n": count, "labels": match.how}
 
 
-def probe(
+def linear_probe(
     args: argparse.Namespace, classifier: Classifier, test: ImageDataset, context: EvalContext
 ) -> dict[str, Any]:
     """Ridge regression on the frozen features of all training images."""
-    train = open_split(args, args.train_split, test.label_names)
+    train = open_scored_split(args, args.train_split, test.label_names)
     known = compute_features(classifier, train, context, args.cache_dir)
     asked = compute_features(classifier, test, context, args.cache_dir)
     guesses = RidgeProbe(args.l2).fit(known.features, known.labels).predict(asked.features)
@@ -331,7 +331,7 @@ def published(content: dict[str, Any], facts: dict[str, Any], tasks: dict[str, A
     return rows
 
 
-def in_words(found: dict[str, Any]) -> str:
+def task_in_words(found: dict[str, Any]) -> str:
     """A task's outcome on one line."""
     if found["status"] != "done":
         return f"{found['status']} ({found['reason']})"

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 from hf_vit import HFViTForImageClassification
 from hf_vit.atomic_file import atomic_path
 from hf_vit.errors import HFViTError
-from hf_vit.interpretability.attention import plain
+from hf_vit.interpretability.attention import uncompiled
 from hf_vit.interpretability.plots import draw_examples, on_image, overlay, save, view_of
 from hf_vit.interpretability.relevance import explain
 
@@ -30,11 +30,11 @@ EXAMPLES_NAME = "attention_examples.png"
 SIDE = 320  # pixels of an image's longer side, enough for a card: originals stay where they are
 
 
-def check(count: int, model: PreTrainedModel, dataset: Any, processor: Any) -> None:
+def check_attention_examples(count: int, model: PreTrainedModel, dataset: Any, processor: Any) -> None:
     """Raise HFViTError, before training, where examples were asked for that could not be drawn."""
     if not count:
         return
-    plain(model)
+    uncompiled(model)
     if not isinstance(dataset, ImageDataset) or processor is None:
         raise HFViTError(
             "--card_examples shows original images: it needs an image_processor and an eval_dataset that "
@@ -58,12 +58,12 @@ def add(
     if count and not any(isinstance(parameter, DTensor) for parameter in model.parameters()):
         shown = _readable(dataset, count)
         if shown:
-            caption = draw(folder / EXAMPLES_NAME, shown, model, dataset, normalize, processor)
+            caption = draw_attention_examples(folder / EXAMPLES_NAME, shown, model, dataset, normalize, processor)
             facts["captions"] = {EXAMPLES_NAME: caption}
             facts["figures"] = [*facts.get("figures", []), EXAMPLES_NAME]
 
 
-def draw(
+def draw_attention_examples(
     path: Path,
     shown: list[int],
     model: PreTrainedModel,

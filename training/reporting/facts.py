@@ -99,7 +99,7 @@ def public_name(name: str) -> str:
     return Path(name).resolve().name if Path(name).exists() else name
 
 
-def result_rows(metrics: dict[str, float], dataset: str, split: str, count: int, seed: int) -> list[dict[str, Any]]:
+def metric_rows(metrics: dict[str, float], dataset: str, split: str, count: int, seed: int) -> list[dict[str, Any]]:
     """One row for each score, as cards want them; accuracies with their 95 % interval."""
     from ..metrics.accuracy.accuracy import wilson_interval  # with it comes `evaluate`, which takes seconds to import
 
@@ -178,7 +178,7 @@ def run_facts(run: RunRecord) -> dict[str, Any]:
             else ("evaluation", "evaluation")
         )
         facts["data"] |= {"eval_split": split, "eval_images": len(held_out)}
-        facts["results"] = result_rows(metrics, name, split, count, run.args.seed)
+        facts["results"] = metric_rows(metrics, name, split, count, run.args.seed)
         for row in facts["results"] if masked else []:  # not the accuracy of a classifier
             row["metric"] = f"masked_patch_{row['metric']}"
             row.pop("interval", None)  # an image's patches are not independent answers

@@ -37,7 +37,9 @@ def contact_sheet(
         x, y = index % columns * cell[0], index // columns * cell[1]
         image = as_image(pixel_values[index], mean, std).resize((width * zoom, height * zoom), Image.NEAREST)
         sheet.paste(image, (x + 2, y + 2))
-        draw_caption(draw, (x + 3, y + height * zoom + 2), caption(labels[index], names, cell[0] // 6), cell[0] - 4)
+        draw_caption(
+            draw, (x + 3, y + height * zoom + 2), preview_caption(labels[index], names, cell[0] // 6), cell[0] - 4
+        )
     return sheet
 
 
@@ -75,8 +77,8 @@ def as_image(pixel_values: torch.Tensor, mean: list[float], std: list[float]) ->
     return Image.fromarray(np.ascontiguousarray(np.broadcast_to(pixels, (3, *pixels.shape[1:])).transpose(1, 2, 0)))
 
 
-def caption(label: torch.Tensor, names: list[str], letters: int) -> str:
-    """A class's name, or the shares of a mixture, the largest first, cut to fit."""
+def preview_caption(label: torch.Tensor, names: list[str], letters: int) -> str:
+    """A class's name, or the fractions of a mixture, the largest first, cut to fit."""
     if label.ndim == 0:
         return names[int(label)][:letters]
     shares = sorted(((float(share), index) for index, share in enumerate(label) if share > 0), reverse=True)[:2]

@@ -177,7 +177,11 @@ class SignOfLife:
         while not self._wake.wait(max(0.1, self._spoken + pause - time.monotonic())):
             if time.monotonic() - self._spoken >= pause:
                 # not tqdm.write: a data worker that is forked while this thread holds its lock would wait for ever
-                print(f"{self.activity()} ({clock(time.monotonic() - self._began)})", file=sys.stderr, flush=True)
+                print(
+                    f"{self.activity()} ({hours_minutes_seconds(time.monotonic() - self._began)})",
+                    file=sys.stderr,
+                    flush=True,
+                )
                 self._spoken, pause = time.monotonic(), NEXT_SIGN
 
 
@@ -240,7 +244,7 @@ class Display:
         if self._bar is not None and speed:
             self._bar.set_postfix_str(", ".join(parts))
         else:
-            eta = f"  ETA {clock(speed['eta_seconds'])}" if speed else ""
+            eta = f"  ETA {hours_minutes_seconds(speed['eta_seconds'])}" if speed else ""
             head = "evaluation" if any(name.startswith("eval_") for name in logs) else "step"
             self.log(f"{head} {step}/{self.max_steps}  " + "  ".join(parts) + eta)
         self._hint(speed)
@@ -268,7 +272,8 @@ def estimate(images_per_second: float, seconds: float, gigabytes: float, frozen:
         seconds: from now to the end, without evaluations. gigabytes: the process's memory so far.
         frozen: the head alone is trained already.
     """
-    text = f"about {images_per_second:,.1f} images/s: {clock(seconds)} to the end (h:mm:ss), {gigabytes:.1f} GiB"
+    remaining = hours_minutes_seconds(seconds)
+    text = f"about {images_per_second:,.1f} images/s: {remaining} to the end (h:mm:ss), {gigabytes:.1f} GiB"
     if seconds > LONG and not frozen:
         text += "; --freeze_backbone trains the head alone, for about a third of that"
     return text
@@ -280,7 +285,7 @@ def format_number(name: str, value: float) -> str:
     return f"{value:.2e}" if name == "learning_rate" else f"{value:.4g}"
 
 
-def clock(seconds: float) -> str:
+def hours_minutes_seconds(seconds: float) -> str:
     """h:mm:ss."""
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"
@@ -332,7 +337,7 @@ def draw_curve(history: list[dict[str, Any]], path: Path) -> bool:
     return drawn
 
 
-def table(rows: list[tuple[str, str]]) -> str:
+def two_columns(rows: list[tuple[str, str]]) -> str:
     """Two aligned columns."""
     width = max(len(name) for name, _ in rows)
     return "\n".join(f"  {name:<{width}}  {value}" for name, value in rows)

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from .design import CIFAR10, EVERY, Cell, Rule, Scores, Study, by_scale
+from .design import CIFAR10, EVERY, Rule, Scores, Study, StudyRun, by_scale
 
 
 POSITIONS, POOLING, HEAD, OPTIMIZER, MASKED = (
@@ -32,24 +32,24 @@ def variants(settings: dict[str, Any]) -> list[tuple[str, str, str, dict[str, An
     return found
 
 
-def cells(settings: dict[str, Any]) -> list[Cell]:
-    """Every variant from scratch, at equal updates; then masked patches on all pictures, labels on few."""
+def ablation_runs(settings: dict[str, Any]) -> list[StudyRun]:
+    """Every variant from scratch, at equal steps; then masked patches on all images, labels on few."""
     common = settings["train"] | {"image_size": settings["image_size"], "dataset": settings["data"]["cifar10"]}
     network, run, found = settings["model"], settings["run"], []
     for number, (panel, series, x, fields, changed) in enumerate(variants(settings)):
         for seed in settings["seeds"]:
             options = common | {"max_steps": settings["steps"], "set": network | fields | run, "seed": seed} | changed
-            found.append(Cell(f"variant-{number}-{seed}", "pretrain", options, series, x, seed, panel))
+            found.append(StudyRun(f"variant-{number}-{seed}", "pretrain", options, series, x, seed, panel))
     for seed in settings["seeds"]:
         options = common | {"max_steps": settings["masked_steps"], "set": network | run, "seed": seed}
-        found.append(Cell(f"masked-{seed}", "pretrain", options | {"loss": "masked_patches"}))
+        found.append(StudyRun(f"masked-{seed}", "pretrain", options | {"loss": "masked_patches"}))
         few = common | {"max_steps": settings["finetune_steps"], "train_fraction": settings["few"], "seed": seed}
         starts = {
             "from scratch": {"set": network | run},
-            "masked patches first": {"model": f"cell:masked-{seed}", "set": run},
+            "masked patches first": {"model": f"run:masked-{seed}", "set": run},
         }
         for number, (series, start) in enumerate(starts.items()):
-            found.append(Cell(f"few-{number}-{seed}", "finetune", few | start, series, "", seed, MASKED))
+            found.append(StudyRun(f"few-{number}-{seed}", "finetune", few | start, series, "", seed, MASKED))
     return found
 
 
@@ -110,7 +110,7 @@ STUDY = Study(
             "sgd_rate": 0.03, "steps": 2, "masked_steps": 2, "finetune_steps": 2, "few": 1.0, "seeds": [0],
         },
     }),
-    cells=cells,
+    runs=ablation_runs,
     rules=(
         Rule(
             "Without position embeddings ViT is clearly worse",
@@ -135,7 +135,7 @@ STUDY = Study(
         Rule("Adam trains better than SGD", "the gain is above two standard errors", adam_better),
         Rule(
             "Masked patch prediction helps where labels are few",
-            "the gain over training from scratch at equal updates with labels is above two standard errors",
+            "the gain over training from scratch at equal steps with labels is above two standard errors",
             masked_helps,
         ),
     ),

@@ -17,7 +17,7 @@ from hf_vit.errors import HFViTError
 from ..config.arguments import Arguments
 from ..data.splits import ModelInput, open_splits, transforms
 from ..engine.trainer import Trainer
-from ..train import finish, image_processor_for, pixels, train_or_leave_nothing
+from ..train import finish_training, image_processor_for, pixels, train_or_leave_nothing
 
 
 def run_baseline(arguments: Arguments, stage: str, fields: dict[str, Any]) -> dict[str, Any]:
@@ -53,7 +53,7 @@ def run_baseline(arguments: Arguments, stage: str, fields: dict[str, Any]) -> di
         },
     )
     train_or_leave_nothing(trainer)
-    return finish(trainer)
+    return finish_training(trainer)
 
 
 def build(folder: str | None, names: list[str], fields: dict[str, Any]) -> PreTrainedModel:
@@ -69,7 +69,7 @@ def build(folder: str | None, names: list[str], fields: dict[str, Any]) -> PreTr
     return model
 
 
-def train_flops(facts: dict[str, Any]) -> int:
+def baseline_train_flops(facts: dict[str, Any]) -> int:
     """Operations of such a network's training, from its facts: three forward passes for every image it saw.
 
     Counted by torch; the gradient of the images, which nobody computes, is in it.

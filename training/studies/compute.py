@@ -5,10 +5,10 @@ import math
 from typing import Any
 
 from .data_scale import HYBRID, RESNET, VIT
-from .design import CIFAR10, RIVALS, Cell, Rule, Scores, Study, by_scale
+from .design import CIFAR10, RIVALS, Rule, Scores, Study, StudyRun, by_scale
 
 
-def networks(settings: dict[str, Any], width: float) -> dict[str, dict[str, Any]]:
+def networks_of_width(settings: dict[str, Any], width: float) -> dict[str, dict[str, Any]]:
     """Options of each family at a width, a multiple of the scale's."""
     plain = dict(settings["model"])
     for name in ("hidden_size", "intermediate_size"):
@@ -20,19 +20,21 @@ def networks(settings: dict[str, Any], width: float) -> dict[str, dict[str, Any]
     mixed["resnet_width_factor"] = halves / 2
     return {
         VIT: {"set": plain | settings["run"]},
-        RESNET: {"peer": bit},
+        RESNET: {"baseline": bit},
         HYBRID: {"set": mixed | settings["run"]},
     }
 
 
-def cells(settings: dict[str, Any]) -> list[Cell]:
-    """Train every family at every width on all pictures, for the same updates."""
+def compute_runs(settings: dict[str, Any]) -> list[StudyRun]:
+    """Train every family at every width on all images, for the same steps."""
     common = settings["train"] | {"image_size": settings["image_size"], "dataset": settings["data"]["cifar10"]}
     common["max_steps"] = settings["steps"]
     return [
-        Cell(f"trained-{number}-{width:g}-{seed}", "pretrain", common | network | {"seed": seed}, series, width, seed)
+        StudyRun(
+            f"trained-{number}-{width:g}-{seed}", "pretrain", common | network | {"seed": seed}, series, width, seed
+        )
         for width in settings["widths"]
-        for number, (series, network) in enumerate(networks(settings, width).items())
+        for number, (series, network) in enumerate(networks_of_width(settings, width).items())
         for seed in settings["seeds"]
     ]
 
@@ -80,7 +82,7 @@ STUDY = Study(
         "gpu": {"widths": [0.25, 0.5, 1.0, 2.0], "steps": 10000},
         "smoke": {"widths": [0.5, 1.0], "steps": 2, "seeds": [0]},
     }),
-    cells=cells,
+    runs=compute_runs,
     rules=(
         Rule(
             "The hybrid is ahead of ViT at small compute, and its lead shrinks with size",
@@ -94,5 +96,5 @@ STUDY = Study(
         ),
     ),
     x_is_compute=True,
-    notes=("Trained from scratch on all pictures. The paper's claim is about pre-training on 300 million.",),
+    notes=("Trained from scratch on all images. The paper's claim is about pre-training on 300 million.",),
 )  # fmt: skip

@@ -1,6 +1,6 @@
-"""What a study is: cells to run, and rules, stated beforehand, that their scores are judged by.
+"""What a study is: its runs, and rules, stated beforehand, by which their scores are judged.
 
-For study.py and the studies beside this file. A cell is one run of an ordinary entry point (stages.py), in a folder of
+For study.py and the studies beside this file. A run is one run of an ordinary entry point (stages.py), in a folder of
 its own with a facts.json; a score is what was measured at one place of the table.
 """
 
@@ -15,12 +15,12 @@ CLEAR = 2.0  # standard errors that a mean difference has to be away from zero
 
 
 @dataclass(frozen=True)
-class Cell:
+class StudyRun:
     """One run.
 
     Attributes:
         name: of its folder. stage: a key of `stages.STAGES`.
-        options: the stage's arguments; a value `cell:NAME` is that cell's folder.
+        options: the stage's arguments; a value `run:NAME` is that run's folder.
         panel, series, x, seed: its place in tables and figures; no series: what others build on.
         metric: the entry of its results that is the score.
     """
@@ -37,7 +37,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Score:
-    """One measured number and what it cost: the exaFLOPs of its cell and of those it builds on."""
+    """One measured number and what it cost: the exaFLOPs of its run and of those it builds on."""
 
     panel: str
     series: str
@@ -130,7 +130,7 @@ class Study:
     Attributes:
         name: of the command and the file. question, source: for the report.
         x_label: of the figure. data: the data sets it reads, by the name that `--data NAME=PATH` replaces.
-        settings: by scale; `cells(settings)` with the data's names and `seeds` among them.
+        settings: by scale; `runs(settings)` with the data's names and `seeds` among them.
     """
 
     name: str
@@ -139,7 +139,7 @@ class Study:
     x_label: str
     data: dict[str, str]
     settings: dict[str, dict[str, Any]]
-    cells: Callable[[dict[str, Any]], list[Cell]]
+    runs: Callable[[dict[str, Any]], list[StudyRun]]
     rules: tuple[Rule, ...]
     log_x: bool = False
     x_is_compute: bool = False  # the figure's x is the exaFLOPs of each score
@@ -148,7 +148,7 @@ class Study:
 
 CIFAR10 = {"cifar10": "uoft-cs/cifar10"}
 
-# What every study has, by scale: small plain ViTs, their training, seeds, the side of the pictures.
+# What every study has, by scale: small plain ViTs, their training, seeds, the side of the images.
 EVERY: dict[str, dict[str, Any]] = {
     "cpu": {
         "seeds": [0, 1, 2], "image_size": 32,

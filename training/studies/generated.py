@@ -1,28 +1,28 @@
-"""Does pre-training on generated pictures help? Against training from scratch with the same, and with all, updates."""
+"""Does pre-training on generated images help? Against training from scratch with the same, and with all, steps."""
 
 from typing import Any
 
 from hf_vit.errors import HFViTError
 
-from .design import CIFAR10, EVERY, Cell, Rule, Scores, Study, by_scale
+from .design import CIFAR10, EVERY, Rule, Scores, Study, StudyRun, by_scale
 
 
 SCRATCH, LONGER, MIMETIC, DYCK = "from scratch", "from scratch, as long as both", "mimetic", "k-Dyck warm-up"
 
 
-def cells(settings: dict[str, Any]) -> list[Cell]:
+def generated_runs(settings: dict[str, Any]) -> list[StudyRun]:
     """Pre-train on each family at each budget; fine-tune on each target from these and from scratch."""
     network, run = settings["model"] | settings["run"], settings["run"]
     common = settings["train"] | {"image_size": settings["image_size"]}
     shape = {"set": settings["model"], "image_size": settings["image_size"]}
     found, budgets, tuned = [], settings["budgets"], settings["finetune_steps"]
     for seed in settings["seeds"]:
-        found.append(Cell(f"mimetic-{seed}", "start", shape | {"how": "mimetic", "seed": seed}))
-        found.append(Cell(f"dyck-{seed}", "start", shape | settings["dyck"] | {"how": "dyck", "seed": seed}))
+        found.append(StudyRun(f"mimetic-{seed}", "start", shape | {"how": "mimetic", "seed": seed}))
+        found.append(StudyRun(f"dyck-{seed}", "start", shape | settings["dyck"] | {"how": "dyck", "seed": seed}))
         for family, name in settings["families"].items():
             for budget in budgets:
                 options = common | {"dataset": name, "set": network, "max_steps": budget, "seed": seed, "flip": False}
-                found.append(Cell(f"{family}-{budget}-{seed}", "pretrain", options | {"crop": "squash"}))
+                found.append(StudyRun(f"{family}-{budget}-{seed}", "pretrain", options | {"crop": "squash"}))
     for panel in settings["targets"]:
         if panel not in TARGETS:
             raise HFViTError(f"targets: {panel!r} is none of {', '.join(TARGETS)}")
@@ -37,13 +37,13 @@ def cells(settings: dict[str, Any]) -> list[Cell]:
             for number, (series, budget, start) in enumerate(starts):
                 options = common | data | {"max_steps": tuned, "set": network, "seed": seed} | start
                 if "model" in start:
-                    options |= {"model": f"cell:{start['model']}-{seed}", "set": run}
+                    options |= {"model": f"run:{start['model']}-{seed}", "set": run}
                 name = f"{panel}-{number}-{seed}".replace(", ", "-").replace(" ", "-").replace("%", "")
-                found.append(Cell(name, "finetune", options, series, budget, seed, panel))
+                found.append(StudyRun(name, "finetune", options, series, budget, seed, panel))
     return found
 
 
-def gains(scores: Scores, settings: dict[str, Any], other: str, by_budget: bool) -> tuple[bool, str]:
+def gains_of_families(scores: Scores, settings: dict[str, Any], other: str, by_budget: bool) -> tuple[bool, str]:
     """Of the best family at the largest budget; its name is in the words."""
     budget, texts, shows = max(settings["budgets"]), [], True
     for panel in settings["targets"]:
@@ -55,25 +55,26 @@ def gains(scores: Scores, settings: dict[str, Any], other: str, by_budget: bool)
 
 
 def over_scratch(scores: Scores, settings: dict[str, Any]) -> tuple[bool, str]:
-    return gains(scores, settings, SCRATCH, by_budget=False)
+    return gains_of_families(scores, settings, SCRATCH, by_budget=False)
 
 
 def over_longer(scores: Scores, settings: dict[str, Any]) -> tuple[bool | None, str]:
     if not settings["longer"]:
         return None, "Not run (`longer` is false)"
-    return gains(scores, settings, LONGER, by_budget=True)
+    return gains_of_families(scores, settings, LONGER, by_budget=True)
 
 
 def over_mimetic(scores: Scores, settings: dict[str, Any]) -> tuple[bool, str]:
-    return gains(scores, settings, MIMETIC, by_budget=False)
+    return gains_of_families(scores, settings, MIMETIC, by_budget=False)
 
 
 def over_dyck(scores: Scores, settings: dict[str, Any]) -> tuple[bool, str]:
-    return gains(scores, settings, DYCK, by_budget=False)
+    return gains_of_families(scores, settings, DYCK, by_budget=False)
 
 
 CIFAR = {
-    f"CIFAR-10, {share:.0%}": {"data": "cifar10", "options": {"train_fraction": share}} for share in (0.01, 0.1, 1.0)
+    f"CIFAR-10, {fraction:.0%}": {"data": "cifar10", "options": {"train_fraction": fraction}}
+    for fraction in (0.01, 0.1, 1.0)
 }
 DIGITS = {"crop": "squash", "flip": False}
 TARGETS = {
@@ -84,15 +85,15 @@ TARGETS = {
 
 STUDY = Study(
     name="generated",
-    question="Does pre-training on generated pictures help, against training from scratch with a good recipe?",
-    source="arXiv:2208.13430 and kin report gains at 80 million pictures and more; arXiv:2511.13945 losses at 1 % of "
-    "the updates; mimetic initialization: arXiv:2305.09828; k-Dyck warm-up: arXiv:2511.13945",
-    x_label="updates of pre-training",
+    question="Does pre-training on generated images help, against training from scratch with a good recipe?",
+    source="arXiv:2208.13430 and kin report gains at 80 million images and more; arXiv:2511.13945 losses at 1 % of "
+    "the steps; mimetic initialization: arXiv:2305.09828; k-Dyck warm-up: arXiv:2511.13945",
+    x_label="steps of pre-training",
     data=CIFAR10 | {"flowers": "dpdl-benchmark/oxford_flowers102", "digits": "digits"},
     settings=by_scale({
         "cpu": {
             "model": EVERY["cpu"]["model"] | {"hidden_size": 96, "num_hidden_layers": 4, "intermediate_size": 192},
-            # in color, letters are not learned in so few updates (1.9 % right after 500, 19.5 % in gray)
+            # in color, letters are not learned in so few steps (1.9 % right after 500, 19.5 % in gray)
             "train": EVERY["cpu"]["train"] | {"learning_rate": 2e-3},
             "families": {"letters": "synthetic:glyphs@52,2000", "atoms": "synthetic:atoms-color@100,1000"},
             "dyck": {"steps": 100, "batch": 64}, "targets": list(TARGETS), "budgets": [1500], "finetune_steps": 200,
@@ -109,15 +110,15 @@ STUDY = Study(
             "targets": ["digits"],
         },
     }),
-    cells=cells,
+    runs=generated_runs,
     rules=(
         Rule(
-            "It beats training from scratch at equal updates of fine-tuning",
+            "It beats training from scratch at equal steps of fine-tuning",
             "on every target, the gain of the better family at the largest budget is above two standard errors",
             over_scratch,
         ),
         Rule(
-            "It beats training from scratch on the target for as many updates as both stages have",
+            "It beats training from scratch on the target for as many steps as both stages have",
             "on every target, the gain of the better family at the largest budget is above two standard errors",
             over_longer,
         ),
@@ -127,13 +128,13 @@ STUDY = Study(
             over_mimetic,
         ),
         Rule(
-            "It beats a k-Dyck warm-up, which needs no pictures",
+            "It beats a k-Dyck warm-up, which needs no images",
             "on every target, the gain of the better family at the largest budget is above two standard errors",
             over_dyck,
         ),
     ),
     notes=(
-        "Pre-training draws a new view of every picture but never mirrors it. The better family is chosen by the same "
-        "scores, which favors generated pictures.",
+        "Pre-training draws a new view of every image but never mirrors it. The better family is chosen by the same "
+        "scores, which favors generated images.",
     ),
 )  # fmt: skip

@@ -1,26 +1,27 @@
-"""Noisy Student: a teacher labels pictures, a larger student learns them under noise and is the next teacher."""
+"""Noisy Student: a teacher labels images, a larger student learns them under noise and is the next teacher."""
 
 from typing import Any
 
-from .design import CIFAR10, Cell, Rule, Scores, Study, by_scale
+from .design import CIFAR10, Rule, Scores, Study, StudyRun, by_scale
 
 
 TEACHER, STUDENT, CONTROL = "teacher", "student", "student's network and noise, labels only"
 
 
-def cells(settings: dict[str, Any]) -> list[Cell]:
+def noisy_student_runs(settings: dict[str, Any]) -> list[StudyRun]:
     """Teacher on the labelled part; then in turn pseudo-labels for the rest, and a student on both."""
     data = settings["data"]["cifar10"]
     common, noise = settings["train"] | {"image_size": settings["image_size"]}, settings["noise"]
     labelled, found = settings["labelled"], []
     larger = {"set": settings["model"] | settings["student"] | settings["run"]}
-    first = {"peer": settings["peer"]} if settings["peer"] else {"set": settings["model"] | settings["run"]}
+    plain, baseline = {"set": settings["model"] | settings["run"]}, settings["baseline"]
+    first = {"baseline": baseline} if baseline else plain
     for seed in settings["seeds"]:
         options = common | {"dataset": data, "train_fraction": labelled, "seed": seed}
         steps = {"max_steps": settings["steps"]}
         teacher, found_of = f"teacher-{seed}", settings["teacher"]
         if found_of is None:
-            found.append(Cell(teacher, "pretrain", options | steps | first, TEACHER, 0, seed))
+            found.append(StudyRun(teacher, "pretrain", options | steps | first, TEACHER, 0, seed))
         for turn in range(1, settings["turns"] + 1):
             labels = {
                 "dataset": data,
@@ -28,12 +29,12 @@ def cells(settings: dict[str, Any]) -> list[Cell]:
                 "keep": settings["keep"],
                 "confidence": settings["confidence"],
             }
-            labels["model"] = found_of if turn == 1 and found_of is not None else f"cell:{teacher}"
-            found.append(Cell(f"labels-{turn}-{seed}", "pseudo_labels", labels))
+            labels["model"] = found_of if turn == 1 and found_of is not None else f"run:{teacher}"
+            found.append(StudyRun(f"labels-{turn}-{seed}", "pseudo_labels", labels))
             teacher = f"student-{turn}-{seed}"
-            own = common | noise | larger | {"dataset": f"cell:labels-{turn}-{seed}", "seed": seed}
-            found.append(Cell(teacher, "pretrain", own | steps, STUDENT, turn, seed))
-        found.append(Cell(f"control-{seed}", "pretrain", options | noise | larger | steps, CONTROL, 0, seed))
+            own = common | noise | larger | {"dataset": f"run:labels-{turn}-{seed}", "seed": seed}
+            found.append(StudyRun(teacher, "pretrain", own | steps, STUDENT, turn, seed))
+        found.append(StudyRun(f"control-{seed}", "pretrain", options | noise | larger | steps, CONTROL, 0, seed))
     return found
 
 
@@ -60,26 +61,26 @@ STUDY = Study(
     data=CIFAR10,
     settings=by_scale({
         "cpu": {
-            "teacher": None, "peer": None, "student": {"hidden_size": 192, "intermediate_size": 384},
+            "teacher": None, "baseline": None, "student": {"hidden_size": 192, "intermediate_size": 384},
             "noise": NOISE, "labelled": 0.1, "keep": 20000, "confidence": 0.3, "steps": 800, "turns": 2,
         },
         "gpu": {
             "teacher": None,
-            "peer": {"model_type": "efficientnet", "width_coefficient": 1.0, "depth_coefficient": 1.0},
+            "baseline": {"model_type": "efficientnet", "width_coefficient": 1.0, "depth_coefficient": 1.0},
             "student": {"drop_path_rate": 0.2}, "noise": NOISE | {"random_erasing": 0.25}, "labelled": 0.1,
             "keep": 45000, "confidence": 0.3, "steps": 20000, "turns": 3,
         },
         "smoke": {
-            "teacher": None, "peer": None, "student": {"hidden_size": 24}, "noise": {}, "labelled": 0.2,
+            "teacher": None, "baseline": None, "student": {"hidden_size": 24}, "noise": {}, "labelled": 0.2,
             "keep": 20, "confidence": 0.0, "steps": 2, "turns": 2, "seeds": [0],
         },
     }),
-    cells=cells,
+    runs=noisy_student_runs,
     rules=(
         Rule("The last student beats the teacher", "the gain is above two standard errors", student_better),
         Rule(
             "It owes that to the teacher's labels, not to its size and noise",
-            "the gain over the same network and noise on the labelled part alone, at equal updates, is above two "
+            "the gain over the same network and noise on the labelled part alone, at equal steps, is above two "
             "standard errors",
             labels_matter,
         ),
@@ -87,6 +88,6 @@ STUDY = Study(
     notes=(
         "The labelled part keeps its labels; those of the rest are never read. Kept is the teacher's choice where its "
         "confidence is high enough, the surest first, as many of each class; scarce classes repeat theirs. `teacher` "
-        "takes any classifier with the labels of the data, `peer` trains a network of transformers (EfficientNet).",
+        "takes any classifier with the labels of the data, `baseline` trains another network (EfficientNet).",
     ),
 )  # fmt: skip

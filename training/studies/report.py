@@ -1,4 +1,4 @@
-"""From the cells' facts to scores, table, figure and verdict. For study.py."""
+"""From the runs' facts to scores, table, figure and verdict. For study.py."""
 
 import json
 import math
@@ -11,8 +11,8 @@ from matplotlib.figure import Figure
 
 from ..engine.checkpoint_io import read_json
 from ..reporting.facts import FACTS_NAME, public_name
-from .baselines import train_flops
-from .design import Cell, Score, Scores, Study
+from .baselines import baseline_train_flops
+from .design import Score, Scores, Study, StudyRun
 
 
 RESULTS_NAME, REPORT_NAME, FIGURE_NAME = "results.json", "report.md", "figure.png"
@@ -22,33 +22,33 @@ ANSWERS = {True: "shows at this scale", False: "does not show at this scale", No
 ENOUGH = 3  # seeds for a verdict
 
 
-def read_scores(cells: list[Cell], folder: Path) -> list[Score]:
-    """The scores of the finished cells; the cost of each is its own and, once each, that of those it starts from."""
-    facts = {cell.name: read_json(folder / cell.name / FACTS_NAME) for cell in cells}
+def read_scores(runs: list[StudyRun], folder: Path) -> list[Score]:
+    """The scores of the finished runs; the cost of each is its own and, once each, that of those it starts from."""
+    facts = {run.name: read_json(folder / run.name / FACTS_NAME) for run in runs}
     costs = {name: exaflops_of(one) for name, one in facts.items()}
     lineage: dict[str, set[str]] = {}
     found = []
-    for cell in cells:  # each comes after those it starts from
-        texts = [value for value in cell.options.values() if isinstance(value, str)]
-        before = [lineage[text.removeprefix("cell:")] for text in texts if text.startswith("cell:")]
-        lineage[cell.name] = {cell.name}.union(*before)
-        if cell.series is not None:
-            row = next(row for row in facts[cell.name]["results"] if row["metric"] == cell.metric)
-            cost = math.fsum(costs[name] for name in lineage[cell.name])
-            found.append(Score(cell.panel, cell.series, cell.x, cell.seed, row["value"], row["n"], cost))
+    for run in runs:  # each comes after those it starts from
+        texts = [value for value in run.options.values() if isinstance(value, str)]
+        before = [lineage[text.removeprefix("run:")] for text in texts if text.startswith("run:")]
+        lineage[run.name] = {run.name}.union(*before)
+        if run.series is not None:
+            row = next(row for row in facts[run.name]["results"] if row["metric"] == run.metric)
+            cost = math.fsum(costs[name] for name in lineage[run.name])
+            found.append(Score(run.panel, run.series, run.x, run.seed, row["value"], row["n"], cost))
     return found
 
 
 def exaflops_of(facts: dict[str, Any]) -> float:
-    """What a cell's training took; 0 for cells that train nothing."""
+    """What a run's training took; 0 for runs that train nothing."""
     if "training" not in facts:
         return 0.0
     if "train_exaflops" in facts["compute"]:
         return facts["compute"]["train_exaflops"]
-    return train_flops(facts) / 1e18
+    return baseline_train_flops(facts) / 1e18
 
 
-def plan(study: Study, settings: dict[str, Any], cells: int) -> str:
+def study_plan(study: Study, settings: dict[str, Any], runs: int) -> str:
     """What is asked, and when it counts as shown: written before anything runs."""
     seeds = settings["seeds"]
     lines = [
@@ -65,7 +65,7 @@ def plan(study: Study, settings: dict[str, Any], cells: int) -> str:
     ]
     lines += [f"{place}. {rule.claim}: {rule.accept}." for place, rule in enumerate(study.rules, 1)]
     lines += ["", *(f"{note}" for note in study.notes), ""] if study.notes else [""]
-    lines += [f"{cells} cells; n = {len(seeds)} seeds ({', '.join(map(str, seeds))}); scores are of the test "
+    lines += [f"{runs} runs; n = {len(seeds)} seeds ({', '.join(map(str, seeds))}); scores are of the test "
               "split, looked at once, after training.", ""]  # fmt: skip
     lines += [f"Fewer than {ENOUGH} seeds: no claim is judged.", ""] if len(seeds) < ENOUGH else []
     shown = {k: v for k, v in settings.items() if k not in ("scale", "data", "seeds")}
@@ -74,9 +74,9 @@ def plan(study: Study, settings: dict[str, Any], cells: int) -> str:
     return "\n".join(lines)
 
 
-def results(study: Study, settings: dict[str, Any], scores: list[Score], cells: list[Cell], folder: Path) -> dict:
+def results(study: Study, settings: dict[str, Any], scores: list[Score], runs: list[StudyRun], folder: Path) -> dict:
     """Everything measured, with its conditions and the verdicts."""
-    facts = [read_json(folder / cell.name / FACTS_NAME) for cell in cells]
+    facts = [read_json(folder / run.name / FACTS_NAME) for run in runs]
     trained = [one for one in facts if "environment" in one]
     judged = [(rule, *rule.judge(Scores(scores), settings)) for rule in study.rules]
     return {
@@ -90,7 +90,7 @@ def results(study: Study, settings: dict[str, Any], scores: list[Score], cells: 
         "scores": [
             {name: value for name, value in vars(score).items() if value not in ("", None)} for score in scores
         ],
-        "cells": len(cells),
+        "runs": len(runs),
         "environment": trained[-1]["environment"],
         "commits": sorted({str(one["environment"]["commit"]) for one in trained}),
     }
@@ -103,14 +103,14 @@ def answer(shows: bool | None, seeds: int) -> str:
     return ANSWERS[shows]
 
 
-def spread(values: list[float]) -> str:
+def spread_of_seeds(values: list[float]) -> str:
     """Mean and standard deviation over the seeds, in percent."""
     if len(values) == 1:
         return f"{values[0]:.2%}"
     return f"{100 * statistics.fmean(values):.2f} ± {100 * statistics.stdev(values):.2f} %"
 
 
-def table(study: Study, scores: Scores) -> list[str]:
+def score_table(study: Study, scores: Scores) -> list[str]:
     """A line for each place, with every seed."""
     lines = []
     for panel in scores.panels():
@@ -123,10 +123,8 @@ def table(study: Study, scores: Scores) -> list[str]:
                 if rows:
                     values, place = [row.value for row in rows], f"{x:g}" if isinstance(x, int | float) else x
                     cost = statistics.fmean(row.exaflops for row in rows)
-                    lines.append(
-                        f"| {series} | {place} | {spread(values)} | {', '.join(f'{100 * v:.2f}' for v in values)} | "
-                        f"{rows[0].n:,} | {cost:.3g} |"
-                    )
+                    mean, each = spread_of_seeds(values), ", ".join(f"{100 * v:.2f}" for v in values)
+                    lines.append(f"| {series} | {place} | {mean} | {each} | {rows[0].n:,} | {cost:.3g} |")
     return lines
 
 
@@ -138,14 +136,14 @@ def scores_of(found: dict[str, Any]) -> Scores:
 def write_report(study: Study, found: dict[str, Any], folder: Path) -> str:
     """Report and figure of these results into a folder; the report is returned."""
     text = report(study, found)
-    draw(study, scores_of(found), folder / FIGURE_NAME)
+    draw_figure(study, scores_of(found), folder / FIGURE_NAME)
     (folder / REPORT_NAME).write_text(text, encoding="utf-8")
     return text
 
 
 def report(study: Study, found: dict[str, Any]) -> str:
     """Plan, verdict, table and conditions."""
-    lines = [plan(study, found["settings"], found["cells"]), "## Verdict", ""]
+    lines = [study_plan(study, found["settings"], found["runs"]), "## Verdict", ""]
     for verdict in found["verdicts"]:
         shows = answer(verdict["shows"], len(found["settings"]["seeds"]))
         lines.append(f"- {verdict['claim']}: **{shows}**. {verdict['numbers']}.")
@@ -153,9 +151,9 @@ def report(study: Study, found: dict[str, Any]) -> str:
     machine = found["environment"]
     threads = f", {machine['threads']} thread{'s' * (machine['threads'] > 1)}" if "threads" in machine else ""
     lines += [
-        *table(study, scores_of(found)),
+        *score_table(study, scores_of(found)),
         "",
-        "exaFLOPs are of training on pictures, with that of the models started from.",
+        "exaFLOPs are of training on images, with that of the models started from.",
         "",
     ]
     lines += [
@@ -168,7 +166,7 @@ def report(study: Study, found: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def draw(study: Study, scores: Scores, path: Path) -> None:
+def draw_figure(study: Study, scores: Scores, path: Path) -> None:
     """One plot a panel: mean over seeds with every seed as a point."""
     panels = scores.panels()
     columns, rows = min(PANELS, len(panels)), math.ceil(len(panels) / PANELS)
@@ -179,7 +177,7 @@ def draw(study: Study, scores: Scores, path: Path) -> None:
     axes = figure.subplots(rows, columns, squeeze=False).flat
     for panel, axis in zip(panels, axes):
         if study.x_is_compute or is_curve(scores, panel):
-            lines |= draw_lines(axis, study, scores, panel, colors)
+            lines |= draw_series(axis, study, scores, panel, colors)
         else:
             draw_rows(axis, scores, panel, colors)
         axis.set_title(panel or study.name, fontsize=10)
@@ -198,7 +196,7 @@ def is_curve(scores: Scores, panel: str) -> bool:
     return all(isinstance(x, int | float) for x in places) and any(several)
 
 
-def draw_lines(axis, study: Study, scores: Scores, panel: str, colors: dict[str, str]) -> dict[str, Any]:
+def draw_series(axis, study: Study, scores: Scores, panel: str, colors: dict[str, str]) -> dict[str, Any]:
     """Accuracy over place or cost; the line of each series."""
     lines = {}
     for series in scores.series(panel):

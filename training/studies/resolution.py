@@ -1,27 +1,27 @@
-"""Does fine-tuning at a higher resolution help? Against the same further updates at the old one."""
+"""Does fine-tuning at a higher resolution help? Against the same further steps at the old one."""
 
 from typing import Any
 
-from .design import CIFAR10, Cell, Rule, Scores, Study, by_scale
+from .design import CIFAR10, Rule, Scores, Study, StudyRun, by_scale
 
 
 BEFORE = "before"
 MARGIN = 0.005
 
 
-def cells(settings: dict[str, Any]) -> list[Cell]:
-    """Train at one resolution; go on for the same updates at that one and at higher ones."""
+def resolution_runs(settings: dict[str, Any]) -> list[StudyRun]:
+    """Train at one resolution; go on for the same steps at that one and at higher ones."""
     common, low = settings["train"] | {"dataset": settings["data"]["cifar10"]}, settings["image_size"]
     found = []
     for seed in settings["seeds"]:
         options = common | {"set": settings["model"] | settings["run"], "image_size": low, "seed": seed}
         options["max_steps"] = settings["pretrain_steps"]
-        found.append(Cell(f"before-{seed}", "pretrain", options, BEFORE, low, seed))
+        found.append(StudyRun(f"before-{seed}", "pretrain", options, BEFORE, low, seed))
         for size in [low, *settings["higher"]]:
-            options = common | {"model": f"cell:before-{seed}", "set": settings["run"], "image_size": size}
+            options = common | {"model": f"run:before-{seed}", "set": settings["run"], "image_size": size}
             options |= {"max_steps": settings["finetune_steps"], "seed": seed}
             options["learning_rate"] = settings["finetune_rate"]
-            found.append(Cell(f"after-{size}-{seed}", "finetune", options, "further training", size, seed))
+            found.append(StudyRun(f"after-{size}-{seed}", "finetune", options, "further training", size, seed))
     return found
 
 
@@ -36,7 +36,7 @@ def higher_helps(scores: Scores, settings: dict[str, Any]) -> tuple[bool, str]:
 
 STUDY = Study(
     name="resolution",
-    question="Does fine-tuning at a higher resolution beat the same further updates at the old one?",
+    question="Does fine-tuning at a higher resolution beat the same further steps at the old one?",
     source="arXiv:2010.11929, section 3.2; expected: +1.5 to 3 points from 224 to 384 px on ImageNet",
     x_label="resolution of the further training (px)",
     data=CIFAR10,
@@ -45,16 +45,16 @@ STUDY = Study(
         "gpu": {"higher": [48, 64], "pretrain_steps": 20000, "finetune_steps": 2000, "finetune_rate": 3e-4},
         "smoke": {"higher": [24], "pretrain_steps": 2, "finetune_steps": 2, "finetune_rate": 1e-3},
     }),
-    cells=cells,
+    runs=resolution_runs,
     rules=(
         Rule(
-            "Fine-tuning at a higher resolution beats the same further updates at the old one",
+            "Fine-tuning at a higher resolution beats the same further steps at the old one",
             "at every higher resolution, the gain is 0.5 points or more and above two standard errors",
             higher_helps,
         ),
     ),
     notes=(
-        "All pictures of CIFAR-10 have 32 px: above that they are enlarged, so that a patch covers less of each. "
-        "A higher resolution costs more operations for the same updates.",
+        "All images of CIFAR-10 have 32 px: above that they are enlarged, so that a patch covers less of each. "
+        "A higher resolution costs more operations for the same steps.",
     ),
 )  # fmt: skip

@@ -1,4 +1,4 @@
-"""The kinds of cells: what runs in a cell's folder, each through the door that users have.
+"""The stages of a study: what is executed in a run's folder, each by the functions behind the commands.
 
 For study.py. Every stage leaves a facts.json, written last: a folder that has one is finished.
 """
@@ -29,7 +29,7 @@ from ..evaluation.label_mapping import match_labels
 from ..reporting.facts import FACTS_NAME, write_facts
 from ..train import run
 from .baselines import run_baseline
-from .design import Cell
+from .design import StudyRun
 from .initialization.dyck import warm_up
 from .initialization.mimetic import mimetic_
 
@@ -39,8 +39,8 @@ FIXED = {"eval_split": "test", "resume_from_checkpoint": "true", "save_total_lim
 TRAINED = ("pretrain", "finetune")
 
 
-def run_cell(cell: Cell, folder: Path) -> dict[str, Any]:
-    """The facts of a cell: of its finished folder, or of running it; one that was begun goes on.
+def execute_run(study_run: StudyRun, folder: Path) -> dict[str, Any]:
+    """The facts of a run: of its finished folder, or of running it; one that was begun goes on.
 
     Raises:
         HFViTError: the stage's errors; a signal that asked the run to stop.
@@ -50,11 +50,11 @@ def run_cell(cell: Cell, folder: Path) -> dict[str, Any]:
     state.wait_for_everyone()  # all have looked before the first one writes
     if finished:
         return read_json(folder / FACTS_NAME)
-    facts = STAGES[cell.stage](folder, dict(cell.options))
+    facts = STAGES[study_run.stage](folder, dict(study_run.options))
     if not facts:
         raise HFViTError("stopped by a signal: the same command goes on from here")
     if state.is_main_process:
-        for checkpoint in checkpoints(folder):  # a finished cell needs none
+        for checkpoint in checkpoints(folder):  # a finished run needs none
             shutil.rmtree(checkpoint)
     state.wait_for_everyone()
     return facts
@@ -72,41 +72,41 @@ def words(options: dict[str, Any]) -> list[str]:
 
 
 def train(stage: str) -> Callable[[Path, dict[str, Any]], dict[str, Any]]:
-    """`training.pretrain` or `training.finetune`; `peer: {model_type: ...}` trains such a network instead of ours."""
+    """`training.pretrain` or `training.finetune`; `baseline: {model_type: ...}` trains that instead of ours."""
 
     def stage_of(folder: Path, options: dict[str, Any]) -> dict[str, Any]:
-        arguments = arguments_of(stage, folder, options)
-        if options.get("peer") is not None:
-            return run_baseline(arguments, stage, options["peer"])
+        arguments = run_arguments(stage, folder, options)
+        if options.get("baseline") is not None:
+            return run_baseline(arguments, stage, options["baseline"])
         return run(arguments, stage, more_follow=True)
 
     return stage_of
 
 
-def arguments_of(stage: str, folder: Path, options: dict[str, Any]) -> Arguments:
-    """What a cell of that stage is trained with; scored on the test split, also where there is a validation split.
+def run_arguments(stage: str, folder: Path, options: dict[str, Any]) -> Arguments:
+    """What a run of that stage is trained with; scored on the test split, also where there is a validation split.
 
     Raises:
         HFViTError: an option that cannot be meant.
     """
-    chosen = {name: value for name, value in options.items() if name != "peer"}
+    chosen = {name: value for name, value in options.items() if name != "baseline"}
     return parse(words(chosen | FIXED | {"output_dir": folder}), stage)
 
 
-def probe(folder: Path, options: dict[str, Any]) -> dict[str, Any]:
+def probe_run(folder: Path, options: dict[str, Any]) -> dict[str, Any]:
     """Few-shot accuracy of a model's frozen features: ridge regression, the mean of three draws of images."""
     classifier = open_classifier(str(options["model"]))
     context = create_context(False, batch_size=128)
     train = open_dataset(options["dataset"], split="train")
     test = open_dataset(options["dataset"], split="test", label_names=train.label_names)
-    if len(train) > options["pictures"]:
-        train = train.per_class(max(1, options["pictures"] // len(train.label_names)), seed=0)
+    if len(train) > options["images"]:
+        train = train.per_class(max(1, options["images"] // len(train.label_names)), seed=0)
     known, asked = (compute_features(classifier, part, context, folder / "features") for part in (train, test))
     rows = few_shot(known.features, known.labels, asked.features, asked.labels, shots=[options["shots"]])
     value = float(np.mean([row["accuracy"] for row in rows]))
     shutil.rmtree(folder / "features", ignore_errors=True)
     result = {"metric": "few_shot_accuracy", "value": value, "n": len(asked.labels), "shots": options["shots"]}
-    return finish(folder, {"results": [result]})
+    return finish_run(folder, {"results": [result]})
 
 
 def start(folder: Path, options: dict[str, Any]) -> dict[str, Any]:
@@ -124,7 +124,7 @@ def start(folder: Path, options: dict[str, Any]) -> dict[str, Any]:
             facts |= {"first_loss": losses[0], "last_loss": losses[-1], "steps": len(losses)}
         folder.mkdir(parents=True, exist_ok=True)
         model.save_pretrained(folder)
-    return finish(folder, facts)
+    return finish_run(folder, facts)
 
 
 def subset(folder: Path, options: dict[str, Any]) -> dict[str, Any]:
@@ -140,7 +140,7 @@ def subset(folder: Path, options: dict[str, Any]) -> dict[str, Any]:
             places = {label: place for place, label in enumerate(kept)}
             write_images(folder, split, whole, rows, [places[int(whole.labels[row])] for row in rows],
                            [names[label] for label in kept])  # fmt: skip
-    return finish(folder, {"classes": "every second"})
+    return finish_run(folder, {"classes": "every second"})
 
 
 def pseudo_labels(folder: Path, options: dict[str, Any]) -> dict[str, Any]:
@@ -171,7 +171,7 @@ def pseudo_labels(folder: Path, options: dict[str, Any]) -> dict[str, Any]:
         write_images(folder, "test", test, np.arange(len(test)), test.labels.tolist(), names)
         right = float((whole.labels[others[rows]] == labels).mean()) if len(rows) else None
         facts = {"pseudo_labels": len(rows), "pseudo_labels_right": right}
-    return finish(folder, facts)
+    return finish_run(folder, facts)
 
 
 def surest(probabilities: np.ndarray, keep: int, confidence: float) -> tuple[np.ndarray, np.ndarray]:
@@ -205,8 +205,8 @@ def write_images(
     table.to_parquet(str(folder / "data" / f"{split}-00000-of-00001.parquet"))
 
 
-def finish(folder: Path, facts: dict[str, Any]) -> dict[str, Any]:
-    """Write facts.json: the cell is done."""
+def finish_run(folder: Path, facts: dict[str, Any]) -> dict[str, Any]:
+    """Write facts.json: the run is done."""
     if accelerate.PartialState().is_main_process:
         folder.mkdir(parents=True, exist_ok=True)
         write_facts(folder, facts)
@@ -217,7 +217,7 @@ def finish(folder: Path, facts: dict[str, Any]) -> dict[str, Any]:
 STAGES: dict[str, Callable[[Path, dict[str, Any]], dict[str, Any]]] = {
     "pretrain": train("pretrain"),
     "finetune": train("finetune"),
-    "probe": probe,
+    "probe": probe_run,
     "start": start,
     "subset": subset,
     "pseudo_labels": pseudo_labels,

@@ -17,7 +17,7 @@ from ..spec import CheckpointSpec, linear_head
 from ..tensor_file import TensorFile
 from .encoder import FLAT_TABLE, EncoderNames, encoder_mappings, linear_classifier, map_head_mappings
 from .transformers_folder import (
-    Folder,
+    TransformersFolder,
     beyond,
     check_depth,
     class_names,
@@ -143,7 +143,7 @@ def cannot(config: HFViTConfig) -> list[str]:
     return [what for what, is_so in wrong.items() if is_so] + beyond(config, expressed)
 
 
-def write(config: HFViTConfig, dtype: torch.dtype) -> Folder:
+def write(config: HFViTConfig, dtype: torch.dtype) -> TransformersFolder:
     """A folder that transformers' own class loads."""
     entries = stated_sizes(config) | {
         "patch_size": config.patch_size_hw[0],
@@ -157,4 +157,4 @@ def write(config: HFViTConfig, dtype: torch.dtype) -> Folder:
         "is_native": config.position_embedding_type == "sincos_aim",
     }
     described = config_json("aimv2_vision_model", "Aimv2VisionModel", config, dtype, **entries)
-    return Folder(described, key_mappings(config, ""))
+    return TransformersFolder(described, key_mappings(config, ""))

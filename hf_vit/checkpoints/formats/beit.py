@@ -16,7 +16,7 @@ from ..spec import CheckpointSpec, linear_head
 from ..tensor_file import TensorFile
 from .encoder import EncoderNames, encoder_mappings, linear_classifier
 from .transformers_folder import (
-    Folder,
+    TransformersFolder,
     beyond,
     check_depth,
     class_names,
@@ -160,7 +160,7 @@ def cannot(config: HFViTConfig) -> list[str]:
     return [what for what, is_so in wrong.items() if is_so] + beyond(config, expressed)
 
 
-def write(config: HFViTConfig, dtype: torch.dtype) -> Folder:
+def write(config: HFViTConfig, dtype: torch.dtype) -> TransformersFolder:
     """A folder that transformers' own class loads."""
     kind = "data2vec-vision" if getattr(config, "source_model_type", "") == "data2vec-vision" else "beit"
     stem, prefix = ("Beit", "beit.") if kind == "beit" else ("Data2VecVision", "data2vec_vision.")
@@ -180,4 +180,4 @@ def write(config: HFViTConfig, dtype: torch.dtype) -> Folder:
     }
     architecture = f"{stem}ForImageClassification" if config.num_labels else f"{stem}Model"
     described = config_json(kind, architecture, config, dtype, **entries)
-    return Folder(described, key_mappings(config, BEFORE_V5, prefix if config.num_labels else ""))
+    return TransformersFolder(described, key_mappings(config, BEFORE_V5, prefix if config.num_labels else ""))

@@ -28,7 +28,7 @@ from .encoder import (
     map_head_mappings,
 )
 from .transformers_folder import (
-    Folder,
+    TransformersFolder,
     beyond,
     check_depth,
     class_names,
@@ -139,7 +139,7 @@ def read(file: TensorFile, requested: dict[str, Any], sidecars: dict[str, dict])
         not_specified=not_specified(fields),
         unused=unused | head,
         notes=notes,
-        image_processing=_processing(is_clip, fields["image_size"]),
+        image_processing=_clip_processing(is_clip, fields["image_size"]),
         new_head={"head_input": "pooled"},
     )
 
@@ -153,7 +153,7 @@ def _naflex_fields(file: TensorFile, theirs: Any, size: tuple[int, ...]) -> dict
     return fields | {"image_size": side * patch}
 
 
-def _processing(is_clip: bool, image_size: Any) -> ImageProcessing:
+def _clip_processing(is_clip: bool, image_size: Any) -> ImageProcessing:
     if is_clip:
         return ImageProcessing(224, (224, 224), "bicubic", 1 / 255, CLIP_MEAN, CLIP_STD).at_size(image_size)
     return ImageProcessing((224, 224), None, "bicubic").at_size(image_size)
@@ -206,19 +206,19 @@ def _cannot(config: HFViTConfig) -> list[str]:
     return [what for what, is_so in wrong.items() if is_so]
 
 
-def write_clip(config: HFViTConfig, dtype: torch.dtype) -> Folder:
+def write_clip(config: HFViTConfig, dtype: torch.dtype) -> TransformersFolder:
     """A vision model of CLIP, or its classifier."""
     kind = "metaclip_2" if getattr(config, "source_model_type", "") == "metaclip_2" else "clip"
     stem = "MetaClip2" if kind == "metaclip_2" else "CLIP"
     vision = _vision_entries(config)
     if config.num_labels:
         described = config_json(kind, f"{stem}ForImageClassification", config, dtype, vision_config=vision)
-        return Folder(described, key_mappings(config, names(), "vision_model."))
+        return TransformersFolder(described, key_mappings(config, names(), "vision_model."))
     described = config_json(f"{kind}_vision_model", f"{stem}VisionModel", config, dtype, **vision)
-    return Folder(described, key_mappings(config, names(), ""))
+    return TransformersFolder(described, key_mappings(config, names(), ""))
 
 
-def write_siglip(config: HFViTConfig, dtype: torch.dtype) -> Folder:
+def write_siglip(config: HFViTConfig, dtype: torch.dtype) -> TransformersFolder:
     """A vision model of SigLIP, or its classifier; of SigLIP 2 NaFlex where positions are refitted as there."""
     flat = config.position_interpolation == "bilinear_antialias"
     kind, stem = ("siglip2", "Siglip2") if flat else ("siglip", "Siglip")
@@ -229,9 +229,9 @@ def write_siglip(config: HFViTConfig, dtype: torch.dtype) -> Folder:
     tensor_names = names(config.patch_size_hw[0] if flat else None, config.num_channels)
     if config.num_labels:
         described = config_json(kind, f"{stem}ForImageClassification", config, dtype, vision_config=vision)
-        return Folder(described, key_mappings(config, tensor_names, "vision_model."))
+        return TransformersFolder(described, key_mappings(config, tensor_names, "vision_model."))
     described = config_json(f"{kind}_vision_model", f"{stem}VisionModel", config, dtype, **vision)
-    return Folder(described, key_mappings(config, tensor_names, ""))
+    return TransformersFolder(described, key_mappings(config, tensor_names, ""))
 
 
 def _vision_entries(config: HFViTConfig) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from ..spec import CheckpointSpec, linear_head
 from ..tensor_file import TensorFile
 from .encoder import EncoderNames, encoder_mappings, linear_classifier
 from .transformers_folder import (
-    Folder,
+    TransformersFolder,
     beyond,
     check_depth,
     class_names,
@@ -56,7 +56,7 @@ SINCE_V5 = EncoderNames(
 PIXIO_MLP = {"fc1": "intermediate.dense", "fc2": "output.dense"}
 
 
-def names_of(model_type: str, old: bool) -> EncoderNames:
+def layout_names(model_type: str, old: bool) -> EncoderNames:
     """Names in the layout before transformers v5, or since."""
     names = BEFORE_V5 if old else SINCE_V5
     if model_type == "pixio" and old:
@@ -90,7 +90,7 @@ def read(file: TensorFile, requested: dict[str, Any], sidecars: dict[str, dict])
     first = f"{prefix}encoder.layer.0."
     old = f"{first}attention.attention.query.weight" in file
     check_depth(file, re.escape(f"{prefix}encoder.layer.") + r"(\d+)\.", theirs.num_hidden_layers)
-    names = names_of(model_type, old)
+    names = layout_names(model_type, old)
     gated = any(name.startswith((f"{first}mlp.weights_in", f"{first}mlp.gate_proj")) for name in file)
     down = f"{first}{(names.down if gated else names.fc2)}.weight"
     if down not in file:
@@ -180,7 +180,7 @@ def _ratio(config: HFViTConfig) -> float | int:
     return next((value for value in candidates if _width(config, value) == config.intermediate_size), ratio)
 
 
-def write(config: HFViTConfig, dtype: torch.dtype) -> Folder:
+def write(config: HFViTConfig, dtype: torch.dtype) -> TransformersFolder:
     """A folder that transformers' own class loads."""
     kind = model_type_for(config)
     stem = {"dinov2": "Dinov2", "dinov2_with_registers": "Dinov2WithRegisters", "pixio": "Pixio"}[kind]
@@ -208,4 +208,4 @@ def write(config: HFViTConfig, dtype: torch.dtype) -> Folder:
     if kind == "dinov2_with_registers":
         zeros = {f"{prefix}embeddings.mask_token": (1, config.hidden_size)}
     described = config_json(kind, architecture, config, dtype, **entries)
-    return Folder(described, key_mappings(config, names_of(kind, old=True), prefix), zeros)
+    return TransformersFolder(described, key_mappings(config, layout_names(kind, old=True), prefix), zeros)

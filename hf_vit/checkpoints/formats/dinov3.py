@@ -16,7 +16,7 @@ from ..spec import CheckpointSpec, linear_head
 from ..tensor_file import TensorFile
 from .encoder import EncoderNames, encoder_mappings, linear_classifier
 from .transformers_folder import (
-    Folder,
+    TransformersFolder,
     beyond,
     check_depth,
     class_names,
@@ -129,7 +129,7 @@ def cannot(config: HFViTConfig) -> list[str]:
     return [what for what, is_so in wrong.items() if is_so] + beyond(config, expressed)
 
 
-def write(config: HFViTConfig, dtype: torch.dtype) -> Folder:
+def write(config: HFViTConfig, dtype: torch.dtype) -> TransformersFolder:
     """A folder that transformers' own class loads."""
     gated = config.mlp_type == "swiglu"
     entries = stated_sizes(config) | {
@@ -152,4 +152,6 @@ def write(config: HFViTConfig, dtype: torch.dtype) -> Folder:
         "drop_path_rate": config.drop_path_rate,
     }
     described = config_json("dinov3_vit", "DINOv3ViTModel", config, dtype, **entries)
-    return Folder(described, encoder_mappings(config, NAMES), {"embeddings.mask_token": (1, 1, config.hidden_size)})
+    return TransformersFolder(
+        described, encoder_mappings(config, NAMES), {"embeddings.mask_token": (1, 1, config.hidden_size)}
+    )

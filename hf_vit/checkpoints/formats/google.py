@@ -60,7 +60,7 @@ HEADS = (("pre_logits", "vit.pooler.dense"), ("head", "classifier"))
 
 
 @dataclass(frozen=True)
-class Layout:
+class GoogleLayout:
     """The choices of naming that differ between files."""
 
     numbering: str = "pre-Linen"
@@ -71,8 +71,8 @@ class Layout:
     group_norm: Transform = CHANNELS
 
 
-VISION_TRANSFORMER = Layout()
-BIG_VISION = Layout(numbering="Linen", position=POSITION_NAMES[2])
+VISION_TRANSFORMER = GoogleLayout()
+BIG_VISION = GoogleLayout(numbering="Linen", position=POSITION_NAMES[2])
 
 
 def flax_transforms(heads: int) -> dict[str, Transform]:
@@ -102,7 +102,7 @@ def flax_transforms(heads: int) -> dict[str, Transform]:
     }
 
 
-def key_mappings(config: HFViTConfig, layout: Layout) -> list[KeyMapping]:
+def key_mappings(config: HFViTConfig, layout: GoogleLayout) -> list[KeyMapping]:
     """Every tensor of the model, their name and ours."""
     shapes = flax_transforms(config.num_attention_heads)
     mappings = _embedding_rules(config, layout)
@@ -136,7 +136,7 @@ def key_mappings(config: HFViTConfig, layout: Layout) -> list[KeyMapping]:
     return [KeyMapping(tuple(layout.prefix + n for n in r.theirs), r.ours, r.transform) for r in mappings]
 
 
-def _embedding_rules(config: HFViTConfig, layout: Layout) -> list[KeyMapping]:
+def _embedding_rules(config: HFViTConfig, layout: GoogleLayout) -> list[KeyMapping]:
     ours = "vit.embeddings."
     patches = ours + "patch_embeddings."
     mappings = [
@@ -187,7 +187,7 @@ def read(file: TensorFile, requested: dict[str, Any], sidecars: dict[str, dict])
     prefix = _find_prefix(file)
     shapes = {name.removeprefix(prefix): size for name, size in file.shapes.items() if name.startswith(prefix)}
     layout, depth = _find_layout(file, shapes, prefix)
-    fields = _architecture(file, shapes, layout, depth) | _tokens(shapes, layout)
+    fields = _google_architecture(file, shapes, layout, depth) | _tokens(shapes, layout)
     assumptions = []
     if layout.position in shapes:
         rows = shapes[layout.position][1] - int(fields["use_class_token"] and fields["class_token_has_position"])
@@ -234,7 +234,7 @@ def _find_prefix(file: TensorFile) -> str:
     )
 
 
-def _find_layout(file: TensorFile, shapes: dict, prefix: str) -> tuple[Layout, int]:
+def _find_layout(file: TensorFile, shapes: dict, prefix: str) -> tuple[GoogleLayout, int]:
     scanned = any(name.startswith("Transformer/encoderblock/") for name in shapes)
     block = "Transformer/encoderblock/" if scanned else "Transformer/encoderblock_0/"
     numbering = "pre-Linen" if f"{block}LayerNorm_2/scale" in shapes else "Linen"
@@ -258,10 +258,10 @@ def _find_layout(file: TensorFile, shapes: dict, prefix: str) -> tuple[Layout, i
     position = next((name for name in POSITION_NAMES if name in shapes), POSITION_NAMES[2])
     map_prefix = "" if "probe" in shapes else "MAPHead_0/"
     flat = len(shapes.get("gn_root/scale", (1, 1, 1, 1))) == 1
-    return Layout(numbering, position, scanned, prefix, map_prefix, SAME if flat else CHANNELS), depth
+    return GoogleLayout(numbering, position, scanned, prefix, map_prefix, SAME if flat else CHANNELS), depth
 
 
-def _architecture(file: TensorFile, shapes: dict, layout: Layout, depth: int) -> dict[str, Any]:
+def _google_architecture(file: TensorFile, shapes: dict, layout: GoogleLayout, depth: int) -> dict[str, Any]:
     names = NUMBERING[layout.numbering]
     block = "Transformer/encoderblock/" if layout.scanned else "Transformer/encoderblock_0/"
     _, heads, head_dim = shapes[f"{block}{names['sa']}/query/kernel"][-3:]
@@ -301,7 +301,7 @@ def _architecture(file: TensorFile, shapes: dict, layout: Layout, depth: int) ->
     return fields
 
 
-def _tokens(shapes: dict, layout: Layout) -> dict[str, Any]:
+def _tokens(shapes: dict, layout: GoogleLayout) -> dict[str, Any]:
     """Class token, position table and pooling: read off the names, never off a length."""
     has_class = "cls" in shapes
     if layout.map_prefix + "probe" in shapes:
@@ -347,7 +347,7 @@ def _pools(config: HFViTConfig) -> str:
     return f"{config.pooling} {bool(config.use_class_token)}"
 
 
-def numerics(config: HFViTConfig) -> dict[str, Any]:
+def google_numerics(config: HFViTConfig) -> dict[str, Any]:
     """What Google's code computes for this architecture, field by field."""
     plain = {"hidden_act": "gelu_pytorch_tanh", "layer_norm_eps": 1e-6}
     stem = {

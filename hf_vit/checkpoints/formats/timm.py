@@ -112,7 +112,7 @@ class Style:
     distilled: bool = False
 
 
-def names_of(config: HFViTConfig, style: Style) -> EncoderNames:
+def timm_names(config: HFViTConfig, style: Style) -> EncoderNames:
     """Names of a class of timm."""
     apart = style.registers_in_table
     return EncoderNames(
@@ -164,7 +164,7 @@ def folded_registers(class_rows: int, registers: int) -> Transform:
 
 def key_mappings(config: HFViTConfig, style: Style) -> list[KeyMapping]:
     """Every tensor of the model, their name and ours."""
-    mappings = encoder_mappings(config, names_of(config, style))
+    mappings = encoder_mappings(config, timm_names(config, style))
     ours = "vit.embeddings."
     if style.distilled:
         mappings.append(KeyMapping(("cls_token", "dist_token"), (ours + "cls_token",), TWO_TOKENS))
@@ -238,7 +238,7 @@ def read(file: TensorFile, requested: dict[str, Any], sidecars: dict[str, dict])
         )
     if re.match(POST_NORM, name):
         raise HFViTError(f"{file.path}: {name} has its norms after attention and MLP (post-norm), not a plain ViT's")
-    fields, style, assumptions = _architecture(file, requested, name, hub)
+    fields, style, assumptions = _timm_architecture(file, requested, name, hub)
     if "pos_embed" in file:
         size, class_rows, registers_in_table = _position_table(file, fields, requested, name, hub)
         style = replace(style, registers_in_table=registers_in_table)
@@ -324,7 +324,7 @@ def _read_own(file: TensorFile) -> CheckpointSpec:
     )
 
 
-def _architecture(
+def _timm_architecture(
     file: TensorFile, requested: dict[str, Any], name: str, hub: dict[str, Any]
 ) -> tuple[dict[str, Any], Style, list[str]]:
     """The fields but those of positions, the class's style, and what was assumed."""
@@ -391,7 +391,7 @@ def _architecture(
     heads, assumptions = _heads(file, requested, name, args, width)
     fields["num_attention_heads"] = heads
     implied, more = implied_by_name(file, fields, requested, name, args)
-    return fields | implied | _stem(file), style, assumptions + more
+    return fields | implied | _stem_fields(file), style, assumptions + more
 
 
 def _heads(
@@ -520,7 +520,7 @@ def _size_without_table(
     return {"image_size": size, "position_embedding_type": "none", "class_token_has_position": False}
 
 
-def _stem(file: TensorFile) -> dict[str, Any]:
+def _stem_fields(file: TensorFile) -> dict[str, Any]:
     root = next(
         (
             f"patch_embed.backbone.{s}conv.weight"

@@ -70,7 +70,7 @@ CANNOT: tuple[tuple[str, Callable[[HFViTConfig], bool]], ...] = (
 )
 
 
-def numerics(config: HFViTConfig) -> dict[str, Any]:
+def timm_numerics(config: HFViTConfig) -> dict[str, Any]:
     """What timm's entry point computes, field by field, and no argument of it changes."""
     own = {key: value for key, value in NUMERICS.items() if key != "position_interpolation"}
     if config.pre_layernorm or config.rope == "dinov3" or config.norm_type == "rms":
@@ -141,7 +141,7 @@ def _class_arguments(config: HFViTConfig, pool: str) -> dict[str, Any]:
         }
         if config.rope == "axial":
             args |= {
-                "ref_feat_shape": list(_pair(config.rope_reference_grid)),
+                "ref_feat_shape": list(_grid_pair(config.rope_reference_grid)),
                 "rope_temperature": float(config.rope_theta or 0),
                 "rope_grid_offset": float(config.rope_offset),
                 "rope_grid_indexing": "xy" if config.rope_axes == "xy" else "ij",
@@ -169,7 +169,7 @@ def _class_arguments(config: HFViTConfig, pool: str) -> dict[str, Any]:
     return args
 
 
-def _pair(grid: Any) -> tuple[int, int]:
+def _grid_pair(grid: Any) -> tuple[int, int]:
     return (grid, grid) if isinstance(grid, int) else (int(grid[0]), int(grid[1]))
 
 

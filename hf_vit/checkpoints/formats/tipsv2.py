@@ -15,7 +15,7 @@ from ..spec import CheckpointSpec, linear_head
 from ..tensor_file import TensorFile
 from .encoder import EncoderNames, encoder_mappings, linear_classifier
 from .transformers_folder import (
-    Folder,
+    TransformersFolder,
     beyond,
     check_depth,
     class_names,
@@ -121,7 +121,7 @@ def cannot(config: HFViTConfig) -> list[str]:
     return [what for what, is_so in wrong.items() if is_so] + beyond(config, {"mlp_type"})
 
 
-def write(config: HFViTConfig, dtype: torch.dtype) -> Folder:
+def write(config: HFViTConfig, dtype: torch.dtype) -> TransformersFolder:
     """A folder that transformers' own class loads."""
     gated = config.mlp_type == "swiglu"
     entries = stated_sizes(config) | {
@@ -137,4 +137,4 @@ def write(config: HFViTConfig, dtype: torch.dtype) -> Folder:
         "drop_path_rate": config.drop_path_rate,
     }
     described = config_json("tipsv2_vision_model", "Tipsv2VisionModel", config, dtype, **entries)
-    return Folder(described, key_mappings(config, ""), {"mask_token": (1, config.hidden_size)})
+    return TransformersFolder(described, key_mappings(config, ""), {"mask_token": (1, config.hidden_size)})

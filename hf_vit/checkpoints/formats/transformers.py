@@ -27,7 +27,7 @@ from ..spec import (
 from ..tensor_file import TensorFile
 from .encoder import EncoderNames, encoder_mappings, same_names
 from .transformers_folder import (
-    Folder,
+    TransformersFolder,
     check_depth,
     class_names,
     common_fields,
@@ -122,7 +122,7 @@ def two_heads(first: str, second: str) -> list[KeyMapping]:
 
 
 @dataclass(frozen=True)
-class Layout:
+class TransformersLayout:
     """How a file of the family names its tensors.
 
     Attributes:
@@ -139,7 +139,7 @@ class Layout:
     two_heads: bool = False
 
 
-def key_mappings(config: HFViTConfig, layout: Layout) -> list[KeyMapping]:
+def key_mappings(config: HFViTConfig, layout: TransformersLayout) -> list[KeyMapping]:
     """Every tensor of the model, their name and ours."""
     names = BEFORE_V5 if layout.old else SINCE_V5
     mappings = []
@@ -195,7 +195,7 @@ def read(file: TensorFile, requested: dict[str, Any], sidecars: dict[str, dict])
     prefix = prefix_before(file, PATCH)
     old = any(re.match(r"(.*\.)?encoder\.layer\.\d+\.", name) for name in file)
     inside = f"{prefix}encoder.layer.0.layernorm_before.weight"
-    layout = Layout(
+    layout = TransformersLayout(
         prefix=prefix,
         layer_prefix=""
         if old and inside not in file and "encoder.layer.0.layernorm_before.weight" in file
@@ -214,7 +214,7 @@ def read(file: TensorFile, requested: dict[str, Any], sidecars: dict[str, dict])
         raise HFViTError(f"{file.path}: config.json says model_type '{family}', not one of {', '.join(FAMILIES)}")
     blocks = layout.layer_prefix + (BEFORE_V5 if old else SINCE_V5).layer.partition("{")[0]
     check_depth(file, re.escape(blocks) + r"(\d+)\.", stored.get("num_hidden_layers", 12))
-    labels, unused = _classifier(file, layout, requested)
+    labels, unused = _classifier_names(file, layout, requested)
     names = class_names(file, stored, labels)
     fields = _fields(file, stored) | names
     found, notes = unused_names(file, UNUSED)
@@ -244,7 +244,7 @@ def read(file: TensorFile, requested: dict[str, Any], sidecars: dict[str, dict])
     )
 
 
-def _classifier(file: TensorFile, layout: Layout, requested: dict[str, Any]) -> tuple[int, set[str]]:
+def _classifier_names(file: TensorFile, layout: TransformersLayout, requested: dict[str, Any]) -> tuple[int, set[str]]:
     """(number of labels, names that are not used)."""
     if layout.two_heads:
         labels = file.shapes["cls_classifier.weight"][0]
@@ -284,7 +284,7 @@ def _fields(file: TensorFile, stored: dict[str, Any]) -> dict[str, Any]:
 
 
 def _config_from_shapes(
-    file: TensorFile, layout: Layout, requested: dict[str, Any]
+    file: TensorFile, layout: TransformersLayout, requested: dict[str, Any]
 ) -> tuple[dict[str, Any], list[str]]:
     """What a config.json would say, for a state dict that lies alone, and what was assumed."""
     prefix, old, distilled = layout.prefix, layout.old, layout.distilled
@@ -320,7 +320,7 @@ def _config_from_shapes(
     rows = file.shapes[positions][1] - 1 - int(distilled)
     known = {name: value for name, value in config.items() if name != "model_type"}
     config["image_size"] = image_size_of_table(file.path, rows, known, requested)
-    labels, _ = _classifier(file, layout, requested)
+    labels, _ = _classifier_names(file, layout, requested)
     config["id2label"] = {i: f"LABEL_{i}" for i in range(labels)}
     config["label2id"] = {f"LABEL_{i}": i for i in range(labels)}
     return config, assumptions + ["images squashed, mean = std = 0.5"]
@@ -370,7 +370,7 @@ def cannot(config: HFViTConfig) -> list[str]:
     return [what for what, is_so in wrong.items() if is_so]
 
 
-def write(config: HFViTConfig, dtype: torch.dtype) -> Folder:
+def write(config: HFViTConfig, dtype: torch.dtype) -> TransformersFolder:
     """A folder that transformers' own class loads; the class token has a row in the position table."""
     kind = model_type_for(config)
     entries = stated_sizes(config) | {
@@ -390,5 +390,5 @@ def write(config: HFViTConfig, dtype: torch.dtype) -> Folder:
     classifier = config.representation_size is None if kind == "vit" else head
     architecture = f"{stem}ForImageClassification{'WithTeacher' * two}" if classifier else f"{stem}Model"
     prefix = {"deit": "deit.", "ijepa": "ijepa."}.get(kind, "vit.") if classifier else ""
-    layout = Layout(prefix, prefix, distilled=kind == "deit", two_heads=two)
-    return Folder(config_json(kind, architecture, config, dtype, **entries), key_mappings(config, layout))
+    layout = TransformersLayout(prefix, prefix, distilled=kind == "deit", two_heads=two)
+    return TransformersFolder(config_json(kind, architecture, config, dtype, **entries), key_mappings(config, layout))

@@ -30,7 +30,7 @@ SHAPING = {
 
 
 @dataclass
-class Folder:
+class TransformersFolder:
     """What is to be written for a family's own class.
 
     Attributes:

@@ -178,11 +178,11 @@ def test_the_space_runs_where_hf_vit_cannot_be_imported(models, image_path, tmp_
 
 def test_labels_that_two_classes_share_stay_two(models):
     pytest.importorskip("gradio")
-    from hf_vit.hub.space_app import Classifier
+    from hf_vit.hub.space_app import SpaceClassifier
 
-    classifier = Classifier.load("letters", models[0])
+    classifier = SpaceClassifier.load("letters", models[0])
     classifier.model.config.id2label = {number: ("crane", "crane", "ship")[number % 3] for number in range(8)}
-    again = Classifier("letters", classifier.model, classifier.processor)
+    again = SpaceClassifier("letters", classifier.model, classifier.processor)
     scores = again.scores(Image.new("RGB", (32, 32), "red"))
     assert len(scores) == 8 and sum(scores.values()) == pytest.approx(1) and "crane (1)" in scores
     again.model.config.problem_type = "multi_label_classification"
@@ -194,9 +194,9 @@ def test_labels_that_two_classes_share_stay_two(models):
 def test_the_last_image_and_the_last_choice_count(models):
     """None is dropped that comes while an answer is awaited: an image, a block, a head."""
     pytest.importorskip("gradio")
-    from hf_vit.hub.space_app import Classifier, build_page
+    from hf_vit.hub.space_app import SpaceClassifier, build_page
 
-    page = build_page([Classifier.load("letters", models[0])])
+    page = build_page([SpaceClassifier.load("letters", models[0])])
     assert [event.trigger_mode for event in page.fns.values()] == ["always_last"] * 3
 
 
@@ -242,9 +242,9 @@ def wait_for_overlay(tab, place, expected):
 
 @pytest.mark.parametrize(("width", "height"), [(1280, 1000), (390, 844)], ids=["desk", "phone"])
 def test_images_in_the_browser(page, browser, models, image_path, tmp_path, width, height):
-    from hf_vit.hub.space_app import MEAN, Classifier
+    from hf_vit.hub.space_app import MEAN, SpaceClassifier
 
-    ours, given = [Classifier.load(folder.name, folder) for folder in models], Image.open(image_path)
+    ours, given = [SpaceClassifier.load(folder.name, folder) for folder in models], Image.open(image_path)
     tab = browser.new_page(viewport={"width": width, "height": height})
     tab.goto(page, wait_until="domcontentloaded")
     upload = tab.locator("input[type=file]").first

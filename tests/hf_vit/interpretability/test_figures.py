@@ -13,7 +13,7 @@ from transformers.models.vit import ViTImageProcessorPil
 
 from hf_vit import HFViTError
 from hf_vit.interpretability.plots import (
-    View,
+    PlotView,
     colors_on_image,
     draw_attention_distance,
     draw_attention_heads,
@@ -87,15 +87,15 @@ def test_the_window_is_the_one_that_the_processor_crops(size):
 
 def test_a_image_that_the_processor_does_not_resize_keeps_its_pixels():
     settings = {"size": {"height": 32, "width": 32}, "do_resize": False}
-    assert view_of(settings, (50, 80)) == View((50, 80), (50, 80), (0, 0, 50, 80))
+    assert view_of(settings, (50, 80)) == PlotView((50, 80), (50, 80), (0, 0, 50, 80))
     cropped = settings | {"do_center_crop": True, "crop_size": {"height": 32, "width": 40}}
-    assert view_of(cropped, (50, 80)) == View((50, 80), (32, 40), (9, 20, 32, 40))
+    assert view_of(cropped, (50, 80)) == PlotView((50, 80), (32, 40), (9, 20, 32, 40))
 
 
 def test_colors_are_those_of_the_patches():
     colors = np.zeros((2, 3, 3))
     colors[1, 2] = 1, 0.5, 0
-    view = View((50, 60), (16, 24), (0.0, 10.0, 50.0, 40.0))  # what the model sees: the middle 40 columns
+    view = PlotView((50, 60), (16, 24), (0.0, 10.0, 50.0, 40.0))  # what the model sees: the middle 40 columns
     found = colors_on_image(colors, (8, 8), view)
     assert found.shape == (50, 60, 3) and found.dtype == np.uint8
     assert (
@@ -117,7 +117,7 @@ def test_maps_have_the_proportions_of_the_image():
 
 
 def test_linear_ramps_stay_linear():
-    view = View((64, 64), (64, 64), (0.0, 0.0, 64.0, 64.0))
+    view = PlotView((64, 64), (64, 64), (0.0, 0.0, 64.0, 64.0))
     found = on_image(np.arange(8.0)[:, None].repeat(8, 1), (8, 8), view)
     np.testing.assert_allclose(found[4:60, 5], (np.arange(4, 60) + 0.5) / 8 - 0.5)
 

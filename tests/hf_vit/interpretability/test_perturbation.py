@@ -8,17 +8,20 @@ import torch
 
 from hf_vit import HFViTError
 from hf_vit.interpretability.attention import rollout_map
-from hf_vit.interpretability.perturbation import Curves, cells, compare_explanations, perturbation_curves
+from hf_vit.interpretability.perturbation import Curves, compare_explanations, patch_numbers, perturbation_curves
 from hf_vit.interpretability.relevance import explain
 from tests.helpers.inspected_models import HEIGHT, KINDS, WIDTH, build
 
 
 def test_cells_are_the_patches_that_the_model_reads():
-    where = cells(build(patch_size=(8, 12)), (41, 50), (5, 4))
+    where = patch_numbers(build(patch_size=(8, 12)), (41, 50), (5, 4))
     assert where.shape == (41, 50) and where[0, 11] == 0 and where[0, 12] == 1 and where[8, 0] == 4
     assert where[40, 49] == 19  # cut off: counted with the last patch
-    assert cells(build(), (32, 48), (2, 3))[15:17, 16].tolist() == [1, 4]  # a map of another grid than the patches'
-    assert cells(torch.nn.Linear(1, 1), (4, 6), (2, 3)).tolist()[3] == [3, 3, 4, 4, 5, 5]
+    assert patch_numbers(build(), (32, 48), (2, 3))[15:17, 16].tolist() == [
+        1,
+        4,
+    ]  # a map of another grid than the patches'
+    assert patch_numbers(torch.nn.Linear(1, 1), (4, 6), (2, 3)).tolist()[3] == [3, 3, 4, 4, 5, 5]
 
 
 class Corner(torch.nn.Module):

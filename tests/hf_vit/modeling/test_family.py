@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from hf_vit import HFViTBackbone, HFViTConfig, HFViTError, HFViTForImageClassification
-from hf_vit.export import Logits, check_any_size
+from hf_vit.export import ExportedClassifier, check_any_size
 from hf_vit.inference.token_merging import merge_tokens
 from hf_vit.interpretability import attention, relevance
 from hf_vit.modeling.position_embedding import relative_bias, resize_position_grid, rotary_angles, rotate
@@ -164,7 +164,9 @@ def test_exported_with_any_batch_and_where_it_can_be_any_size(name):
     batch, any_number = torch.export.Dim("batch", min=1, max=64), torch.export.Dim.DYNAMIC
     shapes = {0: batch} | ({2: any_number, 3: any_number} if any_size else {})
     example = (torch.zeros(2, 3, 48, 40) if any_size else torch.zeros(2, 3, 32, 32),)
-    program = torch.export.export(Logits(model, any_size), example, dynamic_shapes={"pixel_values": shapes})
+    program = torch.export.export(
+        ExportedClassifier(model, any_size), example, dynamic_shapes={"pixel_values": shapes}
+    )
     x = torch.randn(3, 3, *((24, 56) if any_size else (32, 32)))
     torch.testing.assert_close(program.module()(x), model(x).logits, atol=1e-5, rtol=1e-5)
 

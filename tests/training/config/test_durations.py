@@ -19,5 +19,5 @@ def test_lengths_are_updates_shares_epochs_or_percent(value, steps):
 
 @pytest.mark.parametrize("value", ["soon", "-3", "5 weeks", "1e3 epochs", ""])
 def test_what_is_no_length_is_named(value):
-    with pytest.raises(HFViTError, match=r"--warmup_steps .*: give steps, a share below 1, or a length such as"):
+    with pytest.raises(HFViTError, match=r"--warmup_steps .*: give steps, a fraction below 1, or a length such as"):
         steps_of("warmup_steps", value, 55, 4.5)

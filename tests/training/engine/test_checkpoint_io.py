@@ -63,9 +63,9 @@ def test_checkpoints_are_ordered_by_number_and_complete(tmp_path):
 def test_rotation_keeps_the_newest_and_the_best(tmp_path):
     for number in range(1, 6):
         make(tmp_path, number)
-    disk.rotate(tmp_path, 2, str(tmp_path / "checkpoint-2"))
+    disk.remove_old_checkpoints(tmp_path, 2, str(tmp_path / "checkpoint-2"))
     assert [path.name for path in disk.checkpoints(tmp_path)] == ["checkpoint-2", "checkpoint-4", "checkpoint-5"]
-    disk.rotate(tmp_path, None, None)
+    disk.remove_old_checkpoints(tmp_path, None, None)
     assert len(disk.checkpoints(tmp_path)) == 3
 
 
@@ -78,7 +78,7 @@ def test_a_checkpoint_goes_in_one_step(tmp_path, monkeypatch):
 
     monkeypatch.setattr(disk.shutil, "rmtree", killed)
     with pytest.raises(KeyboardInterrupt):
-        disk.rotate(tmp_path, 1, None)
+        disk.remove_old_checkpoints(tmp_path, 1, None)
     assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-2"]
     monkeypatch.undo()
     disk.remove_leftovers(tmp_path)

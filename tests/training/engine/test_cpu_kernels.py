@@ -24,9 +24,9 @@ def _small_sizes_count(monkeypatch, tmp_path):
     for name in ("MIN_OPERATIONS", "MIN_KEYS", "MIN_ELEMENTS"):
         monkeypatch.setattr(cpu_kernels, name, 1)
     monkeypatch.setattr(kernel_table, "cache_folder", lambda: tmp_path)
-    cpu_kernels.forget()
+    cpu_kernels.forget_measurements()
     yield
-    cpu_kernels.forget()
+    cpu_kernels.forget_measurements()
 
 
 class Table:
@@ -58,7 +58,7 @@ def favor(monkeypatch):
     def install(*favorites: str) -> Table:
         table = Table(*favorites)
         monkeypatch.setattr(kernel_table, "seconds", table)
-        cpu_kernels.forget()
+        cpu_kernels.forget_measurements()
         return table
 
     return install
@@ -236,8 +236,8 @@ def test_a_shape_is_measured_once_on_a_machine_whatever_the_clock_says(monkeypat
         return cpu_kernels.fastest(("test",), functions, torch.randn(5), min_speedup=0.9)
 
     first = choice()
-    monkeypatch.setattr(kernel_table, "measure", lambda *_, **__: pytest.fail("measured again"))
-    cpu_kernels.forget()
+    monkeypatch.setattr(kernel_table, "measure_times", lambda *_, **__: pytest.fail("measured again"))
+    cpu_kernels.forget_measurements()
     assert choice() == first
 
 
@@ -380,5 +380,5 @@ def test_the_note_on_emulated_bfloat16_is_for_such_processors_and_needs_no_cache
     monkeypatch.setattr(kernel_table, "cache_folder", lambda: None)
     assert "takes more time than float32" in (cpu_kernels.bfloat16_note(True) or "")
     monkeypatch.setattr(cpu_kernels, "native_bfloat16", lambda: True)
-    cpu_kernels.forget()
+    cpu_kernels.forget_measurements()
     assert cpu_kernels.bfloat16_note(True) is None

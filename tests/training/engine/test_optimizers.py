@@ -17,7 +17,7 @@ from training.engine.optimizers import (
     averaged_by,
     create_optimizer,
     decays,
-    layer_numbers,
+    layer_of_parameters,
     parameter_groups,
 )
 
@@ -119,7 +119,7 @@ def test_warmup_and_cooldown_must_fit_into_the_run():
 
 def test_layers_of_a_hybrid_count_the_stages_of_its_resnet():
     model = tiny(resnet_depths=[1, 1], patch_size=1, image_size=16, num_hidden_layers=2, representation_size=8)
-    numbers = layer_numbers(name for name, _ in model.named_parameters())
+    numbers = layer_of_parameters(name for name, _ in model.named_parameters())
     expected = {
         "vit.embeddings.patch_embeddings.backbone.conv_root.weight": 0,
         "vit.embeddings.patch_embeddings.backbone.stages.0.units.0.conv1.weight": 1,

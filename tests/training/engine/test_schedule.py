@@ -51,7 +51,7 @@ def test_sizes_and_batches_begin_at_updates_shares_percent_and_epochs():
     [
         ({"image_size_schedule": {"0": 2}}, "smaller than one patch of 4 x 4"),
         ({"image_size_schedule": {"0": "big"}}, "give pixels"),
-        ({"image_size_schedule": {"soon": 8}}, "give steps, a share"),
+        ({"image_size_schedule": {"soon": 8}}, "give steps, a fraction"),
         ({"image_size_schedule": {"100": 8}}, "begins after the last of 100 steps"),
         ({"image_size_schedule": {"10": 8, "10%": 12}}, "two of these begin at the same"),
         ({"batch_size_schedule": {"0": 0}}, "1 or more"),

@@ -8,7 +8,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from hf_vit import HFViTConfig, HFViTForImageClassification
-from hf_vit.cli.info import describe
+from hf_vit.cli.info import describe_network
 from tests.hf_vit.modeling.test_family import FAMILIES
 from training.reporting.flops import forward_flops, measured_peak, train_flops
 
@@ -48,7 +48,7 @@ def test_info_counts_every_part(name):
     """`hf-vit info`: its parts add up to the whole, and its multiply-adds to this account."""
     sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
     config = HFViTConfig(**sizes | {"image_size": 16, "patch_size": 4, "num_labels": 7} | CASES[name])
-    facts = describe(config)
+    facts = describe_network(config)
     assert sum(part["parameters"] for part in facts["parts"]) == facts["parameters"]
     assert sum(part["macs"] for part in facts["parts"]) == facts["macs"] == forward_flops(config) // 2
 

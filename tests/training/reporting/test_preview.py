@@ -12,7 +12,7 @@ from PIL import Image
 from hf_vit import plot_text
 from training import finetune, train
 from training.reporting import preview
-from training.reporting.preview import as_image, caption, contact_sheet
+from training.reporting.preview import as_image, contact_sheet, preview_caption
 
 
 LINE = (
@@ -44,9 +44,9 @@ def test_images_come_back_from_their_normalization():
 
 def test_captions_name_the_class_or_the_two_largest_shares():
     names = ["cat", "dog", "犬κ"]
-    assert caption(torch.tensor(1), names, 20) == "dog"
-    assert caption(torch.tensor([0.25, 0.75, 0.0]), names, 30) == "dog 75% + cat 25%"
-    assert caption(torch.tensor([0.0, 0.0, 1.0]), names, 20) == "犬κ"
+    assert preview_caption(torch.tensor(1), names, 20) == "dog"
+    assert preview_caption(torch.tensor([0.25, 0.75, 0.0]), names, 30) == "dog 75% + cat 25%"
+    assert preview_caption(torch.tensor([0.0, 0.0, 1.0]), names, 20) == "犬κ"
 
 
 def captioned(name):

@@ -78,7 +78,7 @@ def test_warm_up_moves_the_blocks_alone_and_repeats():
 
 
 def test_brackets_can_be_learned():
-    """After some updates the blocks name far more masked brackets than a guess among four."""
+    """After some steps the blocks name far more masked brackets than a guess among four."""
     model = small(hidden_size=32)
     losses = warm_up(model, seed=0, steps=150, batch=32, kinds=2)
     assert sum(losses[-10:]) < 0.5 * sum(losses[:10])

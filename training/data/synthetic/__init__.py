@@ -13,8 +13,17 @@ more instances, more classes or a longer prefix only add images.
     export.py       `python -m training.synthetic NAME --out DIR`: parquet or WebDataset shards
 """
 
-from .families import FAMILIES, SMALLEST_SIZE, draw, find_family
+from .families import FAMILIES, SMALLEST_SIZE, draw_image, find_family
 from .images import FORM, OutOfRange, SyntheticImages, parse_name
 
 
-__all__ = ["FAMILIES", "FORM", "SMALLEST_SIZE", "OutOfRange", "SyntheticImages", "draw", "find_family", "parse_name"]
+__all__ = [
+    "FAMILIES",
+    "FORM",
+    "SMALLEST_SIZE",
+    "OutOfRange",
+    "SyntheticImages",
+    "draw_image",
+    "find_family",
+    "parse_name",
+]

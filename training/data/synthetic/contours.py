@@ -140,7 +140,7 @@ def start_of(formula: Formula, header: np.ndarray, direction: np.ndarray, size: 
     return start.astype(np.float32)
 
 
-def draw(formula: Formula, seed: int, label: int, instance: int, size: int, attempt: int) -> np.ndarray:
+def draw_formula(formula: Formula, seed: int, label: int, instance: int, size: int, attempt: int) -> np.ndarray:
     """One image, polygons in random grays on black: uint8 (size, size)."""
     rng = generator(IMAGE, seed, formula.family, label, instance, attempt * ATTEMPT)
     words = rng.bit_generator.random_raw(formula.words(size)).astype("<u8", copy=False)
@@ -154,9 +154,9 @@ def draw(formula: Formula, seed: int, label: int, instance: int, size: int, atte
 
 def draw_atom(seed: int, label: int, instance: int, size: int, attempt: int) -> np.ndarray:
     """One VisualAtom image; center and noise are the image's own."""
-    return draw(atom_formula(seed, label), seed, label, instance, size, attempt)
+    return draw_formula(atom_formula(seed, label), seed, label, instance, size, attempt)
 
 
 def draw_contours(seed: int, label: int, instance: int, size: int, attempt: int) -> np.ndarray:
     """One RCDB image; center, radius, ovals and noise are the image's own."""
-    return draw(contour_formula(seed, label), seed, label, instance, size, attempt)
+    return draw_formula(contour_formula(seed, label), seed, label, instance, size, attempt)

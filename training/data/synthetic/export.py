@@ -86,14 +86,14 @@ def write_webdataset(shard: Shard, path: Path) -> None:
 FORMATS = {"parquet": write_parquet, "webdataset": write_webdataset}
 
 
-def write(shard: Shard, file_format: str) -> int:
+def write_dataset_files(shard: Shard, file_format: str) -> int:
     """Write one shard, under its name only when it is complete; returns the number of its images."""
     with atomic_path(shard.path) as temporary:
         FORMATS[file_format](shard, temporary)
     return shard.last - shard.first
 
 
-def plan(images: SyntheticImages, given: argparse.Namespace) -> list[Shard]:
+def planned_files(images: SyntheticImages, given: argparse.Namespace) -> list[Shard]:
     """All files of the set."""
     shards = []
     for split in given.splits:
@@ -127,7 +127,7 @@ def prepare(folder: Path, images: SyntheticImages, given: argparse.Namespace) ->
         atomic_write(manifest, text)
 
 
-def parse(argv: list[str] | None) -> argparse.Namespace:
+def parse_export(argv: list[str] | None) -> argparse.Namespace:
     parser = Parser(prog="python -m training.synthetic", description=(__doc__ or "").splitlines()[0])
     add = parser.add_argument
     add("name", help=FORM)
@@ -140,7 +140,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def export(given: argparse.Namespace) -> int:
+def export_images(given: argparse.Namespace) -> int:
     """Write what is not there yet; returns how many images that were."""
     images = SyntheticImages.from_name(given.name, given.seed)
     if given.shard_size < 1 or given.workers < 1:
@@ -148,7 +148,7 @@ def export(given: argparse.Namespace) -> int:
     prepare(given.out, images, given)
     if given.format == "webdataset":
         atomic_write(given.out / NAMES_FILE, json.dumps(images.label_names) + "\n")
-    shards = plan(images, given)
+    shards = planned_files(images, given)
     missing = [shard for shard in shards if not shard.path.exists()]
     total, todo = (sum(shard.last - shard.first for shard in some) for some in (shards, missing))
     with tqdm(total=total, initial=total - todo, unit="image", dynamic_ncols=True) as bar:
@@ -160,7 +160,7 @@ def export(given: argparse.Namespace) -> int:
 
 def written(shards: list[Shard], given: argparse.Namespace) -> Iterator[int]:
     """Images of each shard, as they are done."""
-    work = partial(write, file_format=given.format)
+    work = partial(write_dataset_files, file_format=given.format)
     if given.workers == 1:
         yield from map(work, shards)
         return
@@ -172,7 +172,7 @@ def written(shards: list[Shard], given: argparse.Namespace) -> Iterator[int]:
 def main(argv: list[str] | None = None) -> int:
     """The command; returns its exit status."""
     try:
-        export(parse(argv))
+        export_images(parse_export(argv))
     except (HFViTError, OSError) as error:
         return report_error(error)
     return 0

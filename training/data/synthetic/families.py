@@ -125,7 +125,7 @@ def find_family(name: str) -> Family:
     )
 
 
-def draw(family_name: str, label: int, instance: int, size: int, seed: int = 0, objects: int = 1) -> np.ndarray:
+def draw_image(family_name: str, label: int, instance: int, size: int, seed: int = 0, objects: int = 1) -> np.ndarray:
     """Draw one image: uint8 (size, size, 3).
 
     Args:
@@ -141,7 +141,7 @@ def draw(family_name: str, label: int, instance: int, size: int, seed: int = 0, 
         raise HFViTError(f"{family_name} has classes 0 to {family.classes - 1}, asked for {label}")
     if not 0 <= instance < INSTANCES:
         raise HFViTError(f"every class has instances 0 to {INSTANCES - 1}, asked for {instance}")
-    check_size(size)
+    check_synthetic_size(size)
     if objects < 1:
         raise HFViTError(f"an image shows at least 1 object, got {objects}")
     if objects == 1:
@@ -179,7 +179,7 @@ def keep_freed_memory() -> None:
     np.empty(KEPT_BYTES, dtype=np.uint8)
 
 
-def check_size(size: int) -> None:
+def check_synthetic_size(size: int) -> None:
     """Raise HFViTError if `size` is outside the supported range."""
     if not SMALLEST_SIZE <= size <= LARGEST_SIZE:
         raise HFViTError(f"synthetic images have {SMALLEST_SIZE} to {LARGEST_SIZE} px a side, asked for {size}")

@@ -43,7 +43,7 @@ def fractal_system(seed: int, label: int) -> System:
     while True:
         system = exact_system(sample_system(rng))
         words = rng.bit_generator.random_raw(moves(TRIAL_SIZE))
-        if (render(system, TRIAL_SIZE, words) > 0).mean() >= FEWEST_FILLED:
+        if (render_fractal(system, TRIAL_SIZE, words) > 0).mean() >= FEWEST_FILLED:
             return system
 
 
@@ -103,10 +103,12 @@ def draw_fractal(seed: int, label: int, instance: int, size: int, attempt: int) 
         matrices[number] *= min(1.0, 0.99 / largest)
     else:
         shifts[number, parameter - 4] *= 0.8 + 0.4 * factor
-    return render(exact_system((matrices, shifts)), size, words[HEADER:], turn, mirror < 0.5)
+    return render_fractal(exact_system((matrices, shifts)), size, words[HEADER:], turn, mirror < 0.5)
 
 
-def render(system: System, size: int, words: np.ndarray, turn: float = 0.0, mirror: bool = False) -> np.ndarray:
+def render_fractal(
+    system: System, size: int, words: np.ndarray, turn: float = 0.0, mirror: bool = False
+) -> np.ndarray:
     """Brightness by how often the chaos game visits each pixel: uint8 (size, size).
 
     Args:
@@ -115,11 +117,11 @@ def render(system: System, size: int, words: np.ndarray, turn: float = 0.0, mirr
     angle = 2 * np.pi * turn
     cosine, sine = (np.float32(np.rint(value * EXACT) / EXACT) for value in (np.cos(angle), np.sin(angle)))
     points = chaos_game(system, words)
-    rotate(points, cosine, sine, mirror)
+    rotate_points(points, cosine, sine, mirror)
     return brightness(np.bincount(to_pixels(points, size), minlength=size * size)).reshape(size, size)
 
 
-def rotate(points: np.ndarray, cosine: np.float32, sine: np.float32, mirror: bool) -> None:
+def rotate_points(points: np.ndarray, cosine: np.float32, sine: np.float32, mirror: bool) -> None:
     """Rotate points, float32 (steps, 2, CHAINS), in place, and mirror them at the vertical axis."""
     for first in range(0, len(points), STEPS_AT_ONCE):
         block = points[first : first + STEPS_AT_ONCE]

@@ -19,7 +19,7 @@ import numpy as np
 from hf_vit.errors import HFViTError
 
 from ...rng import LABEL, hashed
-from .families import INSTANCES, check_size, draw, find_family
+from .families import INSTANCES, check_synthetic_size, draw_image, find_family
 
 
 DEFAULT_SEED = 0
@@ -84,7 +84,7 @@ class SyntheticImages:
                 f"every class has instances 0 to {INSTANCES - 1}, "
                 f"asked for {self.instances} from {self.first_instance}"
             )
-        check_size(self.size)
+        check_synthetic_size(self.size)
         if not 1 <= self.objects <= 100:
             raise HFViTError(f"an image shows 1 to 100 objects, asked for {self.objects}")
         if not 0.0 <= self.zipf <= 10.0:
@@ -162,7 +162,7 @@ class SyntheticImages:
     def __getitem__(self, index: int) -> dict[str, Any]:
         """Draw image `index`: {"image": uint8 (size, size, 3), "label": int}."""
         label, instance = self.place(index)
-        image = draw(*self.address(label), instance, self.size, self.seed, self.objects)
+        image = draw_image(*self.address(label), instance, self.size, self.seed, self.objects)
         return {"image": image, "label": self.label(label, instance)}
 
     def label(self, label: int, instance: int) -> int:
@@ -246,7 +246,7 @@ def parse_name(name: str, seed: int = DEFAULT_SEED) -> tuple[SyntheticImages, bo
     words = match[2].split(",") if match and match[2] else []
     numbers = [word for word in words if re.fullmatch(r"\d+", word)]
     options = [word.partition("=") for word in words[len(numbers) :]]
-    given = {key: option(name, key, value) for key, sign, value in options if sign}
+    given = {key: option_of_name(name, key, value) for key, sign, value in options if sign}
     if match is None or len(numbers) not in (0, 2, 3) or len(given) < len(options):
         raise HFViTError(f"'{name}' is not understood; write {FORM}, for example synthetic:glyphs@52,600")
     family = current_spelling(match[1])
@@ -257,7 +257,7 @@ def parse_name(name: str, seed: int = DEFAULT_SEED) -> tuple[SyntheticImages, bo
     return SyntheticImages(family, classes, instances, size[0], seed, **given), len(numbers) == 3
 
 
-def option(name: str, key: str, value: str) -> int | float:
+def option_of_name(name: str, key: str, value: str) -> int | float:
     """The value of an option of a name."""
     if key not in OPTIONS:
         near = difflib.get_close_matches(key, OPTIONS, n=1)

@@ -57,7 +57,7 @@ def draw_polygons(polygons: Polygons, size: int) -> np.ndarray:
         vertices -= noise  # (2, polygons, V + 1)
         corners = vertices.astype(np.int16)
         corners -= OFFSET
-        draw_lines(corners, grays[part], size, canvas)
+        fill_polygons(corners, grays[part], size, canvas)
     return np.ascontiguousarray(canvas.reshape(size + 1, size + 1)[:size, :size])
 
 
@@ -73,7 +73,7 @@ def running_sums(noise: np.ndarray) -> np.ndarray:
     return sums
 
 
-def draw_lines(corners: np.ndarray, grays: np.ndarray, size: int, canvas: np.ndarray) -> None:
+def fill_polygons(corners: np.ndarray, grays: np.ndarray, size: int, canvas: np.ndarray) -> None:
     """Draw closed polygons into `canvas`, uint8 of (size + 1)^2.
 
     Args:

@@ -71,7 +71,7 @@ def three_colors(
     Args:
         background: of each channel float32, a number or (size, size). foreground: float32 (3,).
     """
-    ink, image = fraction(ink), np.empty((*ink.shape, 3), dtype=np.uint8)
+    ink, image = ink_fraction(ink), np.empty((*ink.shape, 3), dtype=np.uint8)
     grain = grain_of(noise, image.shape, rng)
     for channel in range(3):  # four times as fast as all channels at once, for numpy's inner loop would have length 3
         values = (foreground[channel] - background[channel]) * ink
@@ -82,7 +82,7 @@ def three_colors(
     return image
 
 
-def fraction(ink: np.ndarray) -> np.ndarray:
+def ink_fraction(ink: np.ndarray) -> np.ndarray:
     """Ink from 0 to 1."""
     return ink if ink.dtype == np.float32 else ink.astype(np.float32) / 255
 

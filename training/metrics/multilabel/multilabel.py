@@ -23,7 +23,7 @@ def mean_average_precision(scores: np.ndarray, references: np.ndarray) -> float:
     Raises:
         ValueError: shapes that differ, scores that are not finite, values that are neither 0 nor 1, no positive.
     """
-    scores, references = checked(scores, references)
+    scores, references = checked_scores(scores, references)
     occurs = references.any(0)
     if not occurs.any():
         raise ValueError("no image has any label: average precision is not defined")
@@ -32,12 +32,12 @@ def mean_average_precision(scores: np.ndarray, references: np.ndarray) -> float:
 
 def multilabel_f1(scores: np.ndarray, references: np.ndarray, threshold: float = 0.5) -> tuple[float, float]:
     """(macro, micro) F1 of scores >= threshold; a label that is neither predicted nor there counts 0 in the macro."""
-    scores, references = checked(scores, references)
+    scores, references = checked_scores(scores, references)
     predictions = scores >= threshold
     return tuple(float(f1_score(references, predictions, average=a, zero_division=0)) for a in ("macro", "micro"))
 
 
-def checked(scores: np.ndarray, references: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def checked_scores(scores: np.ndarray, references: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Scores (N, K) as they are, references as bool (N, K); ValueError for what cannot be scored."""
     scores, references = np.asarray(scores), np.asarray(references)
     if scores.ndim != 2 or scores.shape != references.shape or not scores.size:

@@ -1,8 +1,8 @@
-"""k-Dyck warm-up: the blocks learn to match brackets before they see a picture (arXiv:2511.13945).
+"""k-Dyck warm-up: the blocks learn to match brackets before they see an image (arXiv:2511.13945).
 
 For studies. A string of `k` kinds of brackets, all closed in order; some closing brackets are masked, and the blocks
 have to name them. Symbols and places have random embeddings that stay as they are, so that all learning is in the
-blocks; those then go into a model of pictures, whose embeddings and head are new.
+blocks; those then go into a model of images, whose embeddings and head are new.
 """
 
 import torch
@@ -13,7 +13,7 @@ from hf_vit.errors import HFViTError
 
 
 KINDS = 64  # k: 128 symbols
-MASKED = 0.5  # share of the closing brackets that are asked for
+MASKED = 0.5  # fraction of the closing brackets that are asked for
 OPENS = 0.5  # how often a bracket opens where both are possible
 LEARNING_RATE, WEIGHT_DECAY, WARMUP = 1e-3, 0.05, 0.1
 
@@ -45,10 +45,10 @@ def dyck_strings(count: int, length: int, kinds: int, rng: torch.Generator) -> t
 
 
 def warm_up(model: HFViTForImageClassification, seed: int, steps: int, batch: int, kinds: int = KINDS) -> list[float]:
-    """Train the blocks and the last LayerNorm of a model on brackets, in place; the loss of every update.
+    """Train the blocks and the last LayerNorm of a model on brackets, in place; the loss of every step.
 
     Args:
-        seed: of strings, masks and embeddings. steps: updates (AdamW, linear warm-up, cosine). batch: strings of each.
+        seed: of strings, masks and embeddings. steps: of AdamW (linear warm-up, cosine). batch: strings of each.
 
     Raises:
         HFViTError: a model of so few tokens that no pair of brackets fits.

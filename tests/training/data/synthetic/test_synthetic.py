@@ -13,7 +13,7 @@ from hf_vit.errors import HFViTError
 from training.data.dataset import open_dataset
 from training.data.sources import synthetic_reader
 from training.data.streaming import open_stream
-from training.data.synthetic import FAMILIES, SyntheticImages, draw, find_family, fractals, lines
+from training.data.synthetic import FAMILIES, SyntheticImages, draw_image, find_family, fractals, lines
 from training.data.synthetic.contours import draw_atom
 from training.data.synthetic.families import GLYPHS, draw_letter
 from training.data.synthetic.fractals import sample_singular_values, sample_system
@@ -80,7 +80,7 @@ def test_blank_attempts_are_drawn_again():
     blank = 0
     for label in range(200):
         first = draw_atom(0, label, 0, 32, 0)
-        image = draw("atoms", label, 0, 32)[:, :, 0]
+        image = draw_image("atoms", label, 0, 32)[:, :, 0]
         if first.mean() > 2.55 and first.max() > 127:
             np.testing.assert_array_equal(image, first)
         else:
@@ -99,7 +99,7 @@ def test_blank_attempts_are_drawn_again():
     st.integers(0, 2**46),
 )
 def test_any_address_has_an_image(family, seed, label, instance):
-    image = draw(family, label % find_family(family).classes, instance, 32, seed)
+    image = draw_image(family, label % find_family(family).classes, instance, 32, seed)
     assert image.shape == (32, 32, 3) and image.dtype == np.uint8 and image.std() > 4
 
 
@@ -191,7 +191,7 @@ def test_sets_that_do_not_exist(name, message):
 )
 def test_images_that_do_not_exist(address, message):
     with pytest.raises(HFViTError, match=message):
-        draw("glyphs", **({"label": 0, "instance": 0, "size": 16} | address))
+        draw_image("glyphs", **({"label": 0, "instance": 0, "size": 16} | address))
 
 
 def test_numbers_of_a_set_are_integers():
@@ -255,12 +255,12 @@ def test_bytes_of_large_images_and_options_never_change(name, expected):
 
 
 def test_blocks_change_no_byte(monkeypatch):
-    whole = {name: draw(name, 7, 3, 64) for name in ("atoms", "contours", "fractals")}
+    whole = {name: draw_image(name, 7, 3, 64) for name in ("atoms", "contours", "fractals")}
     monkeypatch.setattr(lines, "LINES_AT_ONCE", 700)
     monkeypatch.setattr(lines, "POINTS_AT_ONCE", 100)
     monkeypatch.setattr(fractals, "STEPS_AT_ONCE", 1)
     for name, image in whole.items():
-        np.testing.assert_array_equal(draw(name, 7, 3, 64), image)
+        np.testing.assert_array_equal(draw_image(name, 7, 3, 64), image)
 
 
 def test_sine_of_arrays():
@@ -303,7 +303,7 @@ def test_mixtures_take_turns_and_are_nested():
     ]  # fmt: skip
     for label in (0, 1, 2):
         family, number = small.address(label)
-        alone = draw(family, number, 1, 16)
+        alone = draw_image(family, number, 1, 16)
         np.testing.assert_array_equal(small[10 + label]["image"], alone)
         np.testing.assert_array_equal(large[200 + label]["image"], alone)
 

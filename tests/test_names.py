@@ -1,0 +1,32 @@
+"""A name is looked up once: no two modules define functions or classes of one name, but where it is an interface.
+
+python -m pytest tests/test_names.py
+"""
+
+import ast
+from collections import defaultdict
+
+from tests.test_imports import MODULES
+
+
+# What several modules define because something takes any of them.
+INTERFACES = {
+    "hf_vit.checkpoints.formats": {"matches", "read", "write", "key_mappings", "cannot", "model_type_for"},
+    "hf_vit.cli": {"add_arguments", "run"},
+    "training": {"main", "build_parser", "run"},  # commands, and what a command starts
+}
+
+
+def is_interface(module: str, name: str) -> bool:
+    return any(module.startswith(package) and name in names for package, names in INTERFACES.items())
+
+
+def test_a_name_is_defined_in_one_module():
+    homes = defaultdict(set)
+    for module, path in MODULES.items():
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.FunctionDef | ast.ClassDef) and not is_interface(module, node.name):
+                homes[node.name].add(module)
+    # a name of an interface outside of it counts as another module's
+    twice = {name: sorted(modules) for name, modules in homes.items() if len(modules) > 1}
+    assert not twice
