@@ -64,7 +64,7 @@ def open_model(model: str, arguments: argparse.Namespace, images: int, classes: 
         for note in loaded.notes:
             print(f"note: {note}", file=sys.stderr)
     else:
-        loaded = (load_classifier if classes else load)(model, **({} if size is None else {"image_size": size}))
+        loaded = (load_classifier if classes else load_model)(model, **({} if size is None else {"image_size": size}))
     check_channels(num_channels(loaded.model.config))
     processor = ViTImageProcessorPil(**loaded.processor)
     network = loaded.model.to(device)

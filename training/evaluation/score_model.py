@@ -30,7 +30,7 @@ def score_model(args: argparse.Namespace, context: EvalContext) -> dict[str, Any
     if args.output_dir is not None:
         report.check_output(Path(args.output_dir), args.model)
     dataset = open_scored_split(args, args.split or find_split(args))
-    classifier = open_model(args, context)
+    classifier = open_scored_model(args, context)
     probing = args.few_shot is not None or args.knn is not None
     predictions, match = None, None
     if not probing:
@@ -91,7 +91,7 @@ def open_scored_split(args: argparse.Namespace, split: str, label_names: list[st
     )
 
 
-def open_model(args: argparse.Namespace, context: EvalContext) -> Classifier:
+def open_scored_model(args: argparse.Namespace, context: EvalContext) -> Classifier:
     """The model; what there is to know about its weights is printed."""
     size = args.image_size
     log = print if context.accelerator.is_main_process else _silent

@@ -30,7 +30,7 @@ from .evaluate_classifier import EvalContext, preprocessing, score_dataset
 from .features import compute_features, model_fingerprint
 from .few_shot import RidgeProbe
 from .label_mapping import match_labels
-from .score_model import open_model, open_scored_split, output_names, real_labels
+from .score_model import open_scored_model, open_scored_split, output_names, real_labels
 from .throughput import measure_speed
 
 
@@ -78,7 +78,7 @@ def run_suite(args: argparse.Namespace, context: EvalContext) -> dict[str, Any]:
     tasks, main = tasks_of(args.suite, content), context.accelerator.is_main_process
     local = local_copies(args.data, tasks)
     folder = Path(args.output_dir)
-    classifier = open_model(args, context)
+    classifier = open_scored_model(args, context)
     facts = {
         "suite": args.suite,
         "model": {"name": public_name(args.model), "parameters": classifier.parameters},
