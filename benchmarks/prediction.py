@@ -19,8 +19,8 @@ from transformers import ViTImageProcessor
 from benchmarks.cpu_inference import CPU
 from benchmarks.measure import Point, filled
 from hf_vit import HFViTConfig, HFViTForImageClassification
-from hf_vit.cli.main import main
 from hf_vit.cli.inputs import OPTIMIZE_FROM
+from hf_vit.cli.main import main
 from hf_vit.cli.predict import prepared_batches
 
 
