@@ -30,7 +30,7 @@ SIDECARS = ("config.json", *PROCESSOR_FILES, "open_clip_config.json")
 TRIES, FIRST_WAIT = 3, 1.0  # seconds, doubled each time
 
 
-def download(repo_id: str, revision: str | None) -> Path:
+def download_checkpoint(repo_id: str, revision: str | None) -> Path:
     """Folder of a Hub repository's configuration and weights, safetensors before pickles.
 
     Raises:

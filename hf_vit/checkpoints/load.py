@@ -12,7 +12,7 @@ from ..errors import HFViTError
 from ..image_processing import ImageProcessing, read_settings
 from ..modeling.configuration_hf_vit import HFViTConfig
 from ..modeling.modeling_hf_vit import HFViTForImageClassification
-from .download import PROCESSOR_FILES, SIDECARS, download, hub_file
+from .download import PROCESSOR_FILES, SIDECARS, download_checkpoint, hub_file
 from .formats import (
     aimv2,
     beit,
@@ -168,7 +168,7 @@ def _open(
     except (OSError, ValueError) as error:  # a name too long, or with a zero byte
         raise HFViTError(f"{str(path)[:200]!r} is no path ({error})") from error
     if not exists:
-        local = download(str(path), revision)
+        local = download_checkpoint(str(path), revision)
     weights = find_weights(local) if local.is_dir() else local
     file = open_tensors(weights, state_dict_key)
     if not (local.is_dir() or weights.name.startswith(("model.safetensors", "pytorch_model.bin", "open_clip_"))):
