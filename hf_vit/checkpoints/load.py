@@ -22,6 +22,7 @@ from .formats import (
     dinov3,
     google,
     open_clip,
+    pe_original,
     timm,
     tipsv2,
     torchvision,
@@ -37,7 +38,7 @@ from .wrappers import unwrap
 
 FORMATS_READ: tuple[CheckpointFormat, ...] = (
     *(dinov2, dinov3, beit, clip, aimv2, tipsv2, transformers),
-    *(open_clip, dino_original, timm, torchvision, google),
+    *(pe_original, open_clip, dino_original, timm, torchvision, google),
 )
 # Changed on the loaded model, by its own methods; everything else must agree with the file.
 CHANGED_AFTERWARDS = ("image_size", "patch_size", "num_channels", "num_labels", "id2label", "label2id")

@@ -195,7 +195,7 @@ class HFViTConfig(BackboneConfigMixin, PreTrainedConfig):
             `"sincos_aim"` fixed, as AIMv2's native variant computes it.
         position_interpolation: how a table moves to another grid: `"bilinear_align_corners"` (Google),
             `"bicubic"` (transformers), `"bicubic_antialias"` (timm), `"bilinear_antialias"` (SigLIP 2 NaFlex, TIPSv2),
-            `"bicubic_offset"` (DINOv2's own code: by the scale factor (n + 0.1) / side).
+            `"bilinear"` (PE's own code), `"bicubic_offset"` (DINOv2's own: by the scale factor (n + 0.1) / side).
         rope: rotary positions of the patch tokens in every block: None; `"dinov3"` coordinates from -1 to 1 on each
             axis; `"axial"` cells counted as in a reference grid (EVA-02, PE).
         rope_theta: base of the frequencies; None: 100 for `"dinov3"`, 10,000 for `"axial"`.
@@ -203,8 +203,8 @@ class HFViTConfig(BackboneConfigMixin, PreTrainedConfig):
             first for `"dinov3"`, the second for `"axial"`.
         rope_axes: `"yx"` angles of rows before those of columns, or `"xy"` (PE).
         rope_offset: added to the number of a cell (axial; PE with a class token: 1).
-        rope_reference_grid: the grid (rows, columns) whose cells have distance 1 (axial); None: that of `image_size`
-            when the configuration is made.
+        rope_reference_grid: the grid (rows, columns) whose cells have distance 1 (axial); `"image"`: that of
+            each image; None: that of `image_size` when the configuration is made.
         rope_bfloat16_periods: round the periods to bfloat16, as DINOv3's own checkpoints hold them.
         rope_rescale, rope_jitter, rope_shift: DINOv3's augmentation of coordinates while training: both axes times a
             log-uniform factor in [1 / rescale, rescale], each axis in [1 / jitter, jitter], plus a uniform shift in
@@ -282,14 +282,14 @@ class HFViTConfig(BackboneConfigMixin, PreTrainedConfig):
     representation_size: int | None = None
     position_embedding_type: Literal["learned", "sincos2d", "none", "learned1d", "sincos_aim"] = "learned"
     position_interpolation: Literal[
-        "bilinear_align_corners", "bicubic", "bicubic_antialias", "bilinear_antialias", "bicubic_offset"
+        "bilinear_align_corners", "bicubic", "bicubic_antialias", "bilinear", "bilinear_antialias", "bicubic_offset"
     ] = "bilinear_align_corners"
     rope: Literal["dinov3", "axial"] | None = None
     rope_theta: float | int | None = None
     rope_layout: Literal["half", "interleaved"] | None = None
     rope_axes: Literal["yx", "xy"] = "yx"
     rope_offset: float | int = 0
-    rope_reference_grid: int | list[int] | tuple[int, int] | None = None
+    rope_reference_grid: int | list[int] | tuple[int, int] | Literal["image"] | None = None
     rope_bfloat16_periods: bool = False
     rope_rescale: float | int | None = None
     rope_jitter: float | int | None = None
@@ -527,9 +527,9 @@ class HFViTConfig(BackboneConfigMixin, PreTrainedConfig):
         if self.rope == "axial":
             grid = self.rope_reference_grid
             assert grid is not None
-            pair = [grid, grid] if isinstance(grid, int) else list(grid)
+            pair = self.grid_size if grid == "image" else [grid, grid] if isinstance(grid, int) else list(grid)
             if len(pair) != 2 or not all(_is_int(side) and side >= 1 for side in pair):
-                raise ValueError(f"rope_reference_grid is (rows, columns), got {grid}")
+                raise ValueError(f'rope_reference_grid is (rows, columns) or "image", got {grid}')
         elif self.rope == "dinov3" and (self.rope_offset or self.rope_reference_grid is not None):
             raise ValueError('rope_offset and rope_reference_grid belong to rope="axial"')
         for name, least in (("rope_rescale", 1), ("rope_jitter", 1), ("rope_shift", 0)):

@@ -22,6 +22,7 @@ INTERPOLATIONS: dict[str, dict] = {
     "bilinear_align_corners": {"mode": "bilinear", "align_corners": True},
     "bicubic": {"mode": "bicubic", "align_corners": False},
     "bicubic_antialias": {"mode": "bicubic", "align_corners": False, "antialias": True},
+    "bilinear": {"mode": "bilinear", "align_corners": False},
     "bilinear_antialias": {"mode": "bilinear", "align_corners": False, "antialias": True},
 }
 
@@ -153,7 +154,7 @@ def _dinov3_coordinates(config, grid: tuple[int, int], device: torch.device | No
 
 def _axial_coordinates(config, grid: tuple[int, int], device: torch.device | None) -> torch.Tensor:
     """Places of the patches, counted in cells of the reference grid, `(N, 2)`."""
-    reference = config.rope_reference_grid
+    reference = grid if config.rope_reference_grid == "image" else config.rope_reference_grid
     reference = (reference, reference) if isinstance(reference, int) else reference
     places = [(cell + config.rope_offset) / n * cells for cell, n, cells in zip(_cells(grid, device), grid, reference)]
     return torch.stack(places, dim=1)

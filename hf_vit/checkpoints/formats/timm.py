@@ -257,8 +257,6 @@ def read(file: TensorFile, requested: dict[str, Any], sidecars: dict[str, dict])
     processing = _image_processing(unused, fields)
     if not name:
         assumptions.append(f"images: {processing.describe()}")
-    if re.match(NAVER, name):
-        assumptions.append("rotary positions at other sizes scaled to the native grid; timm counts cells on")
     notes = [f"not used: {', '.join(sorted(unused | head)[:10])}"] if unused | head else []
     return CheckpointSpec(
         format=f"timm {name or 'vision transformer'}",
@@ -443,22 +441,25 @@ def implied_by_name(
     implied: dict[str, Any] = {"hidden_act": acts[act]}
     if re.match(EPS_1E5, name) or fields["norm_type"] == "rms":
         implied["layer_norm_eps"] = 1e-5
-    reference = args.get("ref_feat_shape")
+
+    def reference(default: Any) -> Any:  # None, where stated: timm counts cells on
+        return args.get("ref_feat_shape", default) or "image"
+
     if re.match(DINOV3, name):
         implied |= {"rope": "dinov3", "rope_theta": 100.0, "rope_rescale": args.get("rope_rescale_coords")}
     elif re.match(EVA02, name):
-        implied |= {"rope": "axial", "rope_theta": 10_000.0, "rope_reference_grid": reference or [16, 16]}
+        implied |= {"rope": "axial", "rope_theta": 10_000.0, "rope_reference_grid": reference([16, 16])}
     elif re.match(PE, name):
         side = 14 if name.endswith("_224") else 24 if name.endswith(("_336", "_384")) else 32
         implied |= {
             "rope": "axial",
             "rope_theta": 10_000.0,
             "rope_axes": "xy",
-            "rope_reference_grid": reference or [side] * 2,
+            "rope_reference_grid": reference([side] * 2),
         }
         implied["rope_offset"] = args.get("rope_grid_offset", 1.0 if fields["use_class_token"] else 0.0)
     elif re.match(NAVER, name):
-        implied |= {"rope": "axial", "rope_theta": 100.0, "rope_axes": "xy"}
+        implied |= {"rope": "axial", "rope_theta": 100.0, "rope_axes": "xy", "rope_reference_grid": "image"}
     elif args.get("use_rot_pos_emb"):
         raise HFViTError(f"{file.path}: rotary positions of '{name}' are not known; give rope= and rope_theta=")
     return implied, []

@@ -140,8 +140,9 @@ def _class_arguments(config: HFViTConfig, pool: str) -> dict[str, Any]:
             "use_fc_norm": config.final_norm == "pooled" and pool == "avg",
         }
         if config.rope == "axial":
+            reference = config.rope_reference_grid
             args |= {
-                "ref_feat_shape": list(_grid_pair(config.rope_reference_grid)),
+                "ref_feat_shape": list(_grid_pair(reference)) if reference != "image" else None,
                 "rope_temperature": float(config.rope_theta or 0),
                 "rope_grid_offset": float(config.rope_offset),
                 "rope_grid_indexing": "xy" if config.rope_axes == "xy" else "ij",
