@@ -201,6 +201,13 @@ def _recognize(file: TensorFile, sidecars: dict[str, dict]) -> CheckpointFormat:
         if format.matches(file):
             return format
     unsupported.refuse_by_names(file)
+    if isinstance(model_type, str) and model_type != "hf_vit":
+        known = sorted({name for format in FORMATS_READ for name in format.MODEL_TYPES} - {"hf_vit"})
+        if model_type not in known:
+            raise HFViTError(
+                f"{file.path}: model_type {model_type!r} is no plain ViT that hf_vit reads; it reads "
+                f"{', '.join(known)}"
+            )
     first = ", ".join(list(file)[:5])
     raise HFViTError(
         f"{file.path}: not a ViT of a known format (Google npz, transformers, timm, torchvision, open_clip); its "

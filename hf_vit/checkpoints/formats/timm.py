@@ -275,8 +275,15 @@ def read(file: TensorFile, requested: dict[str, Any], sidecars: dict[str, dict])
         assumptions=assumptions,
         notes=notes,
         image_processing=processing,
-        new_head=MAE_HEAD if any(key.startswith("decoder_") for key in unused) else {},
+        new_head=_new_head(name, unused),
     )
+
+
+def _new_head(name: str, unused: set[str]) -> dict[str, Any]:
+    """What the family's authors let a new classifier read."""
+    if any(key.startswith("decoder_") for key in unused):
+        return MAE_HEAD
+    return {"head_input": "token_and_mean"} if re.search(r"dinov[23]", name) else {}
 
 
 def _described(sidecars: dict[str, dict]) -> dict[str, Any]:

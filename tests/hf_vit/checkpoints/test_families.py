@@ -240,6 +240,7 @@ def test_processors_come_along():
 
 def test_a_new_head_follows_the_family(tmp_path):
     for name, head_input, width in (
+        ("timm_dinov3_qkvb", "token_and_mean", 64),
         ("dinov3", "token_and_mean", 64),
         ("clip_two_towers", "pooled", 32),
         ("clip_classifier", "pooled", 32),
@@ -313,6 +314,13 @@ def test_others_are_refused_by_their_own_name(tmp_path, capsys, model_type, what
         load_checkpoint(tmp_path / "in")
     assert main(["convert", str(tmp_path / "in"), str(tmp_path / "out")]) == 2
     assert not (tmp_path / "out").exists() and len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_an_unknown_model_type_is_named_with_those_that_are_read(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "new_vit"}))
+    save_file({"embeddings.weight": torch.ones(2, 2)}, tmp_path / "model.safetensors")
+    with pytest.raises(HFViTError, match=r"model_type .new_vit. is no plain ViT that hf_vit reads; it reads .*dinov2"):
+        load_checkpoint(tmp_path)
 
 
 @pytest.mark.parametrize(
