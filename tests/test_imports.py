@@ -37,7 +37,7 @@ ORDER = (
     ("training.train",),
     ("training.finetune", "training.pretrain"),
     ("training.evaluation",),
-    ("training.studies", "training.score", "training.quickstart", "training.synthetic"),
+    ("training.studies", "training.score", "training.quickstart", "training.synthetic", "training.shards"),
     ("training.study",),
 )
 LEVEL = {name: level for level, names in enumerate(ORDER) for name in names}

@@ -107,7 +107,12 @@ class DataArguments:
     )
     image_column: str | None = option(None, "column with the images; default: found by type and name")
     label_column: str | None = option(None, "column with the labels; default: found by type and name")
-    streaming: bool = option(False, "read in order through a shuffle window, without a local copy", "", "datasets")
+    streaming: bool = option(False, "read in order through a shuffle buffer, without a local copy", "", "datasets")
+    shuffle_buffer_size: int = option(4096, "streaming: images that are read ahead and shuffled", "images", "datasets")
+    shuffle_run_length: int = option(
+        8, "streaming: neighbors in a shard that are read at once; longer runs mix less and need fewer reads", "images"
+    )
+    read_threads: int = option(16, "streaming: reads of shards or row groups that one process makes at once")
     train_fraction: float = option(1.0, "fraction of the training images; 0.01 lies inside 0.1", "0 to 1", "Figure 4")
     samples_per_class: int | None = option(None, "training images of each class, for few labels", "images")
     dev_fraction: float | None = option(

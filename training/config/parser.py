@@ -62,7 +62,8 @@ HELP_GROUPS: dict[str, list[str]] = {
     "model": ["preset", "set", "keep_representation", "freeze_backbone"],
     "data": [
         "dataset_config_name", "train_split", "image_column", "label_column", "split_column",
-        "image_root", "train_file", "eval_file", "streaming", "train_fraction",
+        "image_root", "train_file", "eval_file", "streaming", "shuffle_buffer_size",
+        "shuffle_run_length", "read_threads", "train_fraction",
         "samples_per_class", "dev_fraction", "deduplicate_against", "deduplicate_split", "on_decode_error",
         "cache_dir", "dataloader_num_workers", "dataloader_prefetch_factor", "preview",
     ],

@@ -1,13 +1,13 @@
 """What a stream is read from, a chunk at a time: tar shards, parquet files, or numbers of generated images.
 
 For streaming.py. The sizes of all chunks are known before any image is read; a record stays encoded, as bytes, until
-a worker opens it.
+a worker opens it. Shards and generated sets are cut into runs of few neighbors, so that a window of a stream holds
+records from many places: shards are often sorted by class.
 """
 
 import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from itertools import pairwise
 from typing import Any, Protocol
 
 import numpy as np
@@ -18,13 +18,13 @@ from hf_vit.image_io import one_line, open_encoded
 
 from .columns import class_label_rows, find_image_column, find_label_column, label_rows
 from .sources import Columns, SyntheticSource, digest, relabel, synthetic_reader
-from .webdataset import TarIndex
+from .webdataset import LabelledShards
 
 
-RUN = 256  # records of a tar shard, or images of a generated set, that are read at once
+RUN_LENGTH = 8  # neighboring records of a tar shard, or images of a generated set, that are read at once
 READERS = 16  # connections for the footers of parquet files
 
-Encoded = tuple[bytes | None, int, str]  # the image's bytes, its label, its name
+Encoded = tuple[bytes | str, int, str]  # the image's bytes, or why there are none; its label, its name
 
 
 class Chunks(Protocol):
@@ -50,44 +50,27 @@ class Chunks(Protocol):
 class TarChunks(Chunks):
     """Runs of neighboring records in tar shards, each read as one range of bytes."""
 
-    index: TarIndex
+    shards: LabelledShards
     first: np.ndarray  # record with which each run begins
     sizes: np.ndarray
     label_names: list[str]
     fingerprint: str
 
     @classmethod
-    def of(cls, index: TarIndex, fingerprint: str) -> "TarChunks":
-        """Cut the shards of an index into runs of at most `RUN` records."""
-        first: list[int] = []
-        sizes: list[int] = []
-        bounds = np.flatnonzero(np.diff(index.shard, prepend=-1, append=-1))
-        for begin, end in pairwise(bounds):
-            starts = np.arange(begin, end, RUN)
-            first += starts.tolist()
-            sizes += np.diff(starts, append=end).tolist()
-        arrays = np.array(first, dtype=np.int64), np.array(sizes, dtype=np.int64)
-        return cls(index, *arrays, index.label_names, fingerprint)
+    def of(cls, shards: LabelledShards, run_length: int) -> "TarChunks":
+        """Cut the shards of an index into runs of at most `run_length` records."""
+        begins = shards.index.first
+        runs = -(-np.diff(begins) // run_length)  # of each shard
+        within = np.arange(runs.sum()) - np.repeat(np.cumsum(runs) - runs, runs)
+        first = np.repeat(begins[:-1], runs) + within * run_length
+        sizes = np.minimum(run_length, np.repeat(begins[1:], runs) - first)
+        return cls(shards, first, sizes, shards.label_names, shards.fingerprint)
 
     def read(self, chunk: int) -> list[Encoded]:
-        import fsspec
-
-        index, rows = self.index, range(self.first[chunk], self.first[chunk] + self.sizes[chunk])
-        begin, end = int(index.offset[rows[0]]), int(index.offset[rows[-1]] + index.size[rows[-1]])
-        url = index.urls[index.shard[rows[0]]]
-        data = cat_range(*fsspec.core.url_to_fs(url), begin, end)
-        return [
-            (data[place : place + size], int(index.labels[row]), index.name(row))
-            for row, place, size in zip(rows, index.offset[rows] - begin, index.size[rows])
-        ]
-
-
-def cat_range(files: Any, path: str, begin: int, end: int) -> bytes:
-    """A range of bytes of a file."""
-    try:
-        return files.cat_file(path, begin, end)
-    except Exception as error:  # every file system of fsspec has its own
-        raise HFViTError(f"cannot read '{path}' any more ({one_line(error)}); the run can be resumed") from error
+        first, count = int(self.first[chunk]), int(self.sizes[chunk])
+        shards = self.shards
+        labels = shards.labels[first : first + count].tolist()
+        return list(zip(shards.read(first, count), labels, shards.index.names(first, count)))
 
 
 @dataclass(frozen=True)
@@ -152,7 +135,7 @@ class ParquetChunks(Chunks):
         labels = self.numbered(table.column(self.label_column).to_pylist())
         name = os.path.basename(url)
         return [
-            (image["bytes"] if isinstance(image, dict) else image, int(label), f"{name}[{group}, {row}]")
+            (bytes_of(image), int(label), f"{name}[{group}, {row}]")
             for row, (image, label) in enumerate(zip(images, labels))
         ]
 
@@ -164,6 +147,12 @@ class ParquetChunks(Chunks):
                 return labels
             return relabel(labels, self.own_names, self.label_names, f"'{self.name}'")
         return label_rows(self.name, self.label_column, values, self.label_names)[0]
+
+
+def bytes_of(image: Any) -> bytes | str:
+    """The bytes in a row of an image column, or why there are none."""
+    data = image.get("bytes") if isinstance(image, dict) else image
+    return "the row holds no image" if data is None else data
 
 
 def read_footer(url: str) -> Any:
@@ -184,21 +173,23 @@ class SyntheticChunks(Chunks):
 
     source: SyntheticSource
     numbers: np.ndarray  # of each class among `label_names`
+    first: np.ndarray  # image with which each run begins
     sizes: np.ndarray
     label_names: list[str]
     fingerprint: str
 
     @classmethod
-    def of(cls, name: str, split: str, label_names: list[str] | None) -> "SyntheticChunks":
-        """Cut a split of a set into runs of at most `RUN` images."""
+    def of(cls, name: str, split: str, label_names: list[str] | None, run_length: int) -> "SyntheticChunks":
+        """Cut a split of a set into runs of at most `run_length` images."""
         source = synthetic_reader(name).load(split)
         own, wanted = source.label_names, label_names or source.label_names
         numbers = relabel(np.arange(len(own)), own, wanted, f"'{name}'")
-        sizes = np.diff(np.arange(0, len(source.labels), RUN), append=len(source.labels))
-        return cls(source, numbers, sizes, wanted, source.fingerprint)
+        first = np.arange(0, len(source.labels), run_length)
+        sizes = np.diff(first, append=len(source.labels))
+        return cls(source, numbers, first, sizes, wanted, source.fingerprint)
 
     def read(self, chunk: int) -> list[Encoded]:
-        rows = range(chunk * RUN, chunk * RUN + int(self.sizes[chunk]))
+        rows = range(int(self.first[chunk]), int(self.first[chunk] + self.sizes[chunk]))
         labels = self.numbers[self.source.labels[rows.start : rows.stop]]
         return [(row.to_bytes(8, "little"), int(label), self.source.name(row)) for row, label in zip(rows, labels)]
 

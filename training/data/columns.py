@@ -121,11 +121,14 @@ def string_rows(name: str, column: str, values: list, names: list[str] | None) -
     return relabel(labels, own, names, f"column '{column}' of '{name}'"), list(names)
 
 
-def integer_rows(name: str, column: str, values: list, names: list[str] | None) -> tuple[np.ndarray, list[str]]:
+def integer_rows(
+    name: str, column: str, values: list, names: list[str] | None, count: int | None = None
+) -> tuple[np.ndarray, list[str]]:
     """Labels of whole numbers: each number that occurs is a class, called by it.
 
     Args:
         names: classes that they count in: the one of that number where all are numbers, else by position.
+        count: of the rows that have these values, where each value is given once.
     """
     strange = {type(value).__name__ for value in values} - {"int", "NoneType"}
     if strange:
@@ -136,7 +139,7 @@ def integer_rows(name: str, column: str, values: list, names: list[str] | None) 
     refuse_unlabelled(name, column, labels)
     used = np.unique(labels)
     if names is None:
-        refuse_ids(name, column, len(used), len(labels), names)
+        refuse_ids(name, column, len(used), count or len(labels), names)
         return np.searchsorted(used, labels), [str(number) for number in used]
     if all(text.isascii() and text.isdecimal() for text in names):
         own = [str(number) for number in used]

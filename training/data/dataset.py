@@ -30,6 +30,7 @@ from ..rng import SPLIT, TRANSFORM, generator
 from .folders import METADATA_NAMES, Layout, Tree, cached_walk, folder_reader, metadata_of, read_layout
 from .in_memory import object_reader
 from .path_tables import metadata_reader, table_reader
+from .shard_files import expand_shards, is_shard_pattern
 from .sources import (
     SPLIT_NAMES,
     Columns,
@@ -48,7 +49,7 @@ from .sources import (
 )
 from .tables import hub_reader, parquet_reader, saved_reader
 from .transforms import ImageTransform
-from .webdataset import expand_shards, is_shard_pattern, shards_reader
+from .webdataset import shards_reader
 
 
 Transform = Callable[[Image.Image, np.random.Generator], np.ndarray]
@@ -358,6 +359,10 @@ def open_part(reader: Reader, part: str, names: list[str] | None, on_unreadable:
     if base not in reader.splits:
         raise HFViTError(f"'{reader.name}' has no split '{match['name']}'; available: {listed(reader.splits)}")
     source = reader.load(base)
+    if reader.damaged and on_unreadable == "stop":
+        raise HFViTError(
+            f"'{reader.name}' has {reader.damaged[0]}: mend them, or leave them out (--on_decode_error skip)"
+        )
     if not len(source.labels):
         raise HFViTError(f"split '{base}' of '{reader.name}' is empty")
     missing = getattr(source, "missing", ())

@@ -57,6 +57,7 @@ class Reader:
     splits: list[str]
     load: Callable[[str], Source]
     notes: list[str] = field(default_factory=list)  # what was assumed and left out, for people
+    damaged: list[str] = field(default_factory=list)  # what was left out because it cannot be read
     by_names: bool = False  # whether `load` needs the classes that labels count in, which `Columns` give
 
 

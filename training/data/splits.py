@@ -13,7 +13,7 @@ from hf_vit.errors import HFViTError
 from hf_vit.image_processing import GOOGLE, ImageProcessing, input_size
 from hf_vit.transformers_classifiers import num_channels
 
-from ..config.arguments import DataArguments
+from ..config.arguments import FIELDS, DataArguments
 from .dataset import ImageDataset, carve_dev_split, open_dataset, open_reader, open_split, take_fraction
 from .deduplication import Duplicate, deduplicate
 from .sources import SPLIT_NAMES, Columns, own_cache
@@ -27,6 +27,7 @@ TRANSFORM_FIELDS = (
     "crop", "crop_area", "crop_ratio", "flip", "resize_small", "degrees", "translate", "scale", "shear",
     "auto_augment", "color_jitter", "random_erasing",
 )  # fmt: skip
+STREAM_OPTIONS = ("shuffle_buffer_size", "shuffle_run_length", "read_threads")
 LISTED = 5  # duplicates that are named on the screen
 
 
@@ -52,7 +53,10 @@ def open_splits(data: DataArguments, seed: int, say=print) -> Splits:
     if data.dataset is None:
         raise HFViTError("which images? Give --dataset (a folder, a Hub id, digits, or synthetic:NAME)")
     if data.streaming:
-        return open_streaming(data)
+        return open_streaming(data, say)
+    for name in STREAM_OPTIONS:
+        if getattr(data, name) != FIELDS[name].default:
+            raise HFViTError(f"--{name} is of streams: add --streaming true, or leave it out")
     columns = Columns(data.image_column, data.label_column, image_root=data.image_root, split=data.split_column)
     reader = open_reader(data.dataset, data.dataset_config_name, columns, data.cache_dir)
     train = open_split(reader, data.train_split, None, data.on_decode_error)
@@ -125,7 +129,7 @@ def held_out(data: DataArguments) -> ImageDataset:
     return open_dataset(name, split=split, cache_dir=data.cache_dir, labelled=False)
 
 
-def open_streaming(data: DataArguments) -> Splits:
+def open_streaming(data: DataArguments, say=print) -> Splits:
     """Train from a stream; the evaluation split is read from a local copy, so that each image counts once."""
     common: dict[str, Any] = {
         "config_name": data.dataset_config_name,
@@ -146,8 +150,18 @@ def open_streaming(data: DataArguments) -> Splits:
         split = first_untouched(splits, data.train_split)
     if split is None:
         raise HFViTError(f"'{data.dataset}' has no evaluation split to stream beside: name one with --eval_split")
-    train = open_stream(data.dataset, split=data.train_split, fraction=data.train_fraction, **common)
-    return Splits(train, open_dataset(data.dataset, split=split, label_names=train.label_names, **common), [])
+    train = open_stream(
+        data.dataset,
+        split=data.train_split,
+        fraction=data.train_fraction,
+        buffer_size=data.shuffle_buffer_size,
+        run_length=data.shuffle_run_length,
+        read_threads=data.read_threads,
+        log=say,
+        **common,
+    )
+    evaluation = open_dataset(data.dataset, split=split, label_names=train.label_names, log=say, **common)
+    return Splits(train, evaluation, [])
 
 
 def duplicates_found(duplicates: list[Duplicate], other: ImageDataset) -> str:

@@ -1,13 +1,13 @@
 """Images read in order, without a local copy, and without losing the place.
 
-A stream is a list of chunks (row groups of parquet files, runs of records in tar shards) whose sizes are known before
-any image is read. An epoch is a random order of the chunks; a window of some thousand records is read ahead and
-shuffled. Which record stands where is a pure function of (seed, process, number of processes, position), so the
-position alone restores a run, and nothing that came before is read again.
+A stream is a list of chunks (row groups of parquet files, short runs of records in tar shards) whose sizes are known
+before any image is read. An epoch is a random order of the chunks; a window of some thousand records is read ahead, by
+several threads, and shuffled. Which record stands where is a pure function of (seed, process, number of processes,
+position), so the position alone restores a run, and nothing that came before is read again.
 
-The process reads encoded bytes (in a thread, one window ahead) and its workers decode them: the batch sampler's keys
-carry the bytes. So the number of workers changes nothing. Each process reads its own chunks of every epoch: together
-they read every record exactly once.
+The process reads encoded bytes (one window ahead) and its workers decode them: the batch sampler's keys carry the
+bytes. So the number of workers changes nothing. Each process reads its own chunks of every epoch: together they read
+every record exactly once.
 
     stream = open_stream("shards/train-{000..127}.tar", split="train").with_transform(TrainTransform(224), seed=0)
     order = stream.order(batch_size=64, seed=0, position=0, stop=64_000)
@@ -15,12 +15,12 @@ they read every record exactly once.
 """
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -28,23 +28,24 @@ import torch
 from hf_vit.errors import HFViTError, listed
 from hf_vit.image_io import UnreadableImage
 
-from ..rng import STREAM, SUBSET, generator
-from .chunks import RUN, Chunks, ParquetChunks, SyntheticChunks, TarChunks
+from ..rng import STREAM, SUBSET, generator, hashed
+from .chunks import RUN_LENGTH, Chunks, ParquetChunks, SyntheticChunks, TarChunks
 from .dataset import Transform, View, check_reading
+from .shard_files import expand_shards, is_shard_pattern
 from .sources import SPLIT_NAMES, Columns, by_split, digest, only_for_tables, only_on_the_hub, synthetic_reader
 from .tables import hub_files
 from .transforms import ImageTransform
-from .webdataset import expand_shards, is_shard_pattern, load_index, shards_by_split
+from .webdataset import LabelledShards, open_shards, shards_by_split
 
 
-WINDOW = 2048  # records that are read ahead and shuffled; two windows are in memory
+BUFFER_SIZE = 4096  # records that are read ahead and shuffled; two such windows are in memory
+READ_THREADS = 16
 
 
-@dataclass(frozen=True)
-class Record:
+class Record(NamedTuple):
     """One encoded image on its way to a worker: a key of `ImageStream`."""
 
-    data: bytes | None
+    data: bytes | str  # a sentence: why there are no bytes
     label: int
     name: str
     epoch: int
@@ -58,6 +59,7 @@ class ImageStream(torch.utils.data.Dataset):
     Attributes:
         chunks: what is read. fraction: of the records to keep; a smaller fraction lies inside a larger one.
         name, split, label_names, fingerprint: as of `ImageDataset`.
+        buffer_size: records of a window. read_threads: chunks of a window that are read at once.
     """
 
     chunks: Chunks
@@ -67,7 +69,8 @@ class ImageStream(torch.utils.data.Dataset):
     on_unreadable: str = "skip"
     transform: Transform | None = None
     seed: int = 0
-    window: int = WINDOW
+    buffer_size: int = BUFFER_SIZE
+    read_threads: int = READ_THREADS
 
     @property
     def label_names(self) -> list[str]:
@@ -77,23 +80,31 @@ class ImageStream(torch.utils.data.Dataset):
     @property
     def fingerprint(self) -> str:
         """Changes when the files, labels or the kept fraction do."""
-        return self.chunks.fingerprint if self.fraction == 1.0 else digest(self.chunks.fingerprint, self.fraction)
+        if self.fraction == 1.0:
+            return self.chunks.fingerprint
+        return digest(self.chunks.fingerprint, self.fraction, "by record")
 
     @cached_property
     def sizes(self) -> np.ndarray:
         """Kept records per chunk, int64."""
         if self.fraction == 1.0:
             return self.chunks.sizes
-        return np.array([len(self.kept(chunk)) for chunk in range(len(self.chunks.sizes))], dtype=np.int64)
+        kept = np.concatenate([[0], np.cumsum(self._is_kept(0, int(self.chunks.sizes.sum())))])
+        return kept[self.starts + self.chunks.sizes] - kept[self.starts]
 
     @cached_property
     def starts(self) -> np.ndarray:
         """Number of each chunk's first record in the whole set, int64."""
-        return np.concatenate([[0], np.cumsum(self.chunks.sizes)[:-1]]).astype(np.int64)
+        return (np.cumsum(self.chunks.sizes) - self.chunks.sizes).astype(np.int64)
 
     def kept(self, chunk: int) -> np.ndarray:
         """Records of a chunk that belong to the kept fraction."""
-        return np.flatnonzero(generator(SUBSET, 0, 2, chunk).random(int(self.chunks.sizes[chunk])) < self.fraction)
+        return np.flatnonzero(self._is_kept(int(self.starts[chunk]), int(self.chunks.sizes[chunk])))
+
+    def _is_kept(self, first: int, count: int) -> np.ndarray:
+        """Which of some neighboring records belong to the kept fraction: drawn for each record, however they are cut."""
+        words = hashed(SUBSET, 0, np.arange(first, first + count), 2)
+        return (words >> np.uint64(11)) * 2.0**-53 < self.fraction
 
     def __len__(self) -> int:
         return int(self.sizes.sum())
@@ -109,8 +120,8 @@ class ImageStream(torch.utils.data.Dataset):
         """Decode a record to an item, as `ImageDataset` does; the randomness is that of (seed, epoch, index)."""
 
         def opened():
-            if record.data is None:
-                raise UnreadableImage(f"{record.name}: the row holds no image")
+            if isinstance(record.data, str):
+                raise UnreadableImage(f"{record.name}: {record.data}")
             return self.chunks.open(record.data, record.name)
 
         view = View(self.transform, self.seed, self.on_unreadable)
@@ -141,8 +152,8 @@ class StreamSampler:
         filled = int((stream.sizes > 0).sum())
         if filled < world_size:
             raise HFViTError(
-                f"'{stream.name}' has {filled} chunks (row groups, or runs of {RUN} records) for {world_size} "
-                "processes; write it in smaller ones, or train without --streaming"
+                f"'{stream.name}' has {filled} chunks (row groups, or runs of --shuffle_run_length records) for "
+                f"{world_size} processes; write it in smaller ones, or train without --streaming"
             )
         if position % world_size:
             raise HFViTError(
@@ -165,47 +176,52 @@ class StreamSampler:
         filled = np.flatnonzero(self.stream.sizes)
         return filled[generator(STREAM, self.seed, epoch).permutation(len(filled))][self.rank :: self.world_size]
 
-    def windows(self, place: int) -> Iterator[tuple[int, int, list[int], int]]:
+    def windows(self, place: int) -> Iterator[tuple[int, int, np.ndarray, int]]:
         """(epoch, number of the window, its chunks, records to leave out in front) from a place on, endless."""
         epoch = 0
         while place >= (size := int(self.stream.sizes[self.lane(epoch)].sum())):
             place -= size
             epoch += 1
         while True:
-            for number, chunks in enumerate(self.grouped(self.lane(epoch))):
-                size = int(self.stream.sizes[chunks].sum())
+            lane = self.lane(epoch)
+            for number, (begin, stop, size) in enumerate(self.cut(self.stream.sizes[lane])):
                 if place < size:
-                    yield epoch, number, chunks, place
+                    yield epoch, number, lane[begin:stop], place
                 place = max(0, place - size)
             epoch += 1
 
-    def grouped(self, lane: np.ndarray) -> Iterator[list[int]]:
-        """Neighboring chunks, as many as fill a window."""
-        group: list[int] = []
-        held = 0
-        for chunk in lane:
-            group.append(int(chunk))
-            held += int(self.stream.sizes[chunk])
-            if held >= self.stream.window:
-                yield group
-                group, held = [], 0
-        if group:
-            yield group
+    def cut(self, sizes: np.ndarray) -> Iterator[tuple[int, int, int]]:
+        """(begin, stop, records) of windows: neighboring chunks, as many as fill the buffer."""
+        ends = np.cumsum(sizes)
+        begin = before = 0
+        while begin < len(ends):
+            stop = min(int(np.searchsorted(ends, before + self.stream.buffer_size)) + 1, len(ends))
+            yield begin, stop, int(ends[stop - 1]) - before
+            begin, before = stop, int(ends[stop - 1])
 
-    def load(self, epoch: int, number: int, chunks: list[int], skip: int) -> list[Record]:
+    def load(
+        self, readers: ThreadPoolExecutor, epoch: int, number: int, chunks: np.ndarray, skip: int
+    ) -> list[Record]:
         """The records of a window in their shuffled order, without the first `skip`."""
-        records = [record for chunk in chunks for record in self.stream.read(chunk, epoch)]
+        threads = self.stream.read_threads
+
+        def read(thread: int) -> list[list[Record]]:
+            return [self.stream.read(int(chunk), epoch) for chunk in chunks[thread::threads]]
+
+        parts = list(readers.map(read, range(min(threads, len(chunks)))))
+        # Back in the chunks' order, whichever thread was first: the window is the same for any number of threads.
+        records = [record for place in range(len(chunks)) for record in parts[place % threads][place // threads]]
         order = generator(STREAM, self.seed, epoch, 1 + number, self.rank).permutation(len(records))
-        return [records[place] for place in order[skip:]]
+        return [records[place] for place in order[skip:].tolist()]
 
     def records(self, place: int) -> Iterator[Record]:
-        """This process's records from a place in its row on, endless; the next window is read in a thread."""
+        """This process's records from a place in its row on, endless; the next window is read meanwhile."""
         windows = self.windows(place)
-        with ThreadPoolExecutor(max_workers=1) as reader:
-            pending = reader.submit(self.load, *next(windows))
+        with ThreadPoolExecutor(self.stream.read_threads) as readers, ThreadPoolExecutor(max_workers=1) as ahead:
+            pending = ahead.submit(self.load, readers, *next(windows))
             while True:
                 ready = pending.result()
-                pending = reader.submit(self.load, *next(windows))
+                pending = ahead.submit(self.load, readers, *next(windows))
                 yield from ready
 
 
@@ -220,7 +236,10 @@ def open_stream(
     label_names: Sequence[str] | None = None,
     on_unreadable: str = "skip",
     cache_dir: str | os.PathLike | None = None,
-    window: int = WINDOW,
+    buffer_size: int = BUFFER_SIZE,
+    run_length: int = RUN_LENGTH,
+    read_threads: int = READ_THREADS,
+    log: Callable[[str], None] | None = None,
 ) -> ImageStream:
     """Open one split as a stream.
 
@@ -228,16 +247,24 @@ def open_stream(
         name: tar shards ("path/train-{000..127}.tar", also a URL or a folder), parquet files (a file, folder or URL
             pattern), the id of a Hub data set that is stored as parquet or tar, or "synthetic:NAME".
         split: the name of a split. Slices need a copy: `open_dataset`.
-        fraction: of the records to keep; nested, but drawn record by record, so not stratified.
-        window: records that are read ahead and shuffled.
-        Others as of `open_dataset`. Shards are indexed when they are first opened: one pass over them, kept on disk.
+        fraction: share of the records to keep; nested, but drawn record by record, so not stratified.
+        buffer_size: records that are read ahead and shuffled.
+        run_length: neighboring records of a shard that are read at once. Longer runs mean fewer requests; where
+            shards are sorted by class, a window holds as many classes as runs.
+        read_threads: runs or row groups that are read at once.
+        log: called with what was assumed and left out, a line each.
+        Others as of `open_dataset`. Shards are indexed when they are first opened, from their headers; the index is
+        kept (`shard_index.py`).
 
     Raises:
         HFViTError: with cause and way out, for anything the user can fix.
     """
     check_reading(on_unreadable, fraction)
-    if window < 1:
-        raise HFViTError(f"a window holds at least 1 record, got {window}")
+    for option, value in (
+        ("shuffle_buffer_size", buffer_size), ("shuffle_run_length", run_length), ("read_threads", read_threads)
+    ):  # fmt: skip
+        if value < 1:
+            raise HFViTError(f"--{option} is at least 1, got {value}")
     names = None if label_names is None else list(label_names)
     columns = Columns(image_column, label_column, names)
     splits = stream_files(name, config_name, cache_dir)
@@ -248,19 +275,39 @@ def open_stream(
     urls = splits[chosen]
     if name.startswith("synthetic:"):
         only_for_tables(name, columns)
-        chunks: Chunks = SyntheticChunks.of(name, chosen, names)
+        chunks: Chunks = SyntheticChunks.of(name, chosen, names, run_length)
     elif is_shard_pattern(urls[0]):
-        chunks = TarChunks.of(*load_index(name, urls, columns, cache_dir))
+        chunks = TarChunks.of(stream_shards(name, urls, columns, on_unreadable, cache_dir, log), run_length)
     else:
         chunks = ParquetChunks.of(name, urls, columns)
     if len(chunks.label_names) < 2 and names is None:
         raise HFViTError(f"'{name}' has only one class, {listed(chunks.label_names)}; a classifier needs two or more")
-    stream = ImageStream(chunks, name, split, fraction, on_unreadable, window=window)
+    stream = ImageStream(
+        chunks, name, split, fraction, on_unreadable, buffer_size=buffer_size, read_threads=read_threads
+    )
     if not len(stream):
         if len(replace(stream, fraction=1.0)):
             raise HFViTError(f"the fraction {fraction:g} selects no images of '{name}' (split '{split}'); increase it")
         raise HFViTError(f"split '{split}' of '{name}' is empty")
     return stream
+
+
+def stream_shards(
+    name: str,
+    urls: list[str],
+    columns: Columns,
+    on_unreadable: str,
+    cache_dir: str | os.PathLike | None,
+    log: Callable[[str], None] | None,
+) -> LabelledShards:
+    """`open_shards`; damaged records are left out, which is said, or stop the run."""
+    log = log or (lambda _: None)
+    shards = open_shards(name, urls, columns, cache_dir, log)
+    if left_out := shards.index.left_out():
+        if on_unreadable == "stop":
+            raise HFViTError(f"'{name}' has {left_out}: mend them, or leave them out (--on_decode_error skip)")
+        log(f"left out in '{name}': {left_out}")
+    return shards
 
 
 def stream_files(name: str, config_name: str | None, cache_dir: str | os.PathLike | None) -> dict[str, list[str]]:

@@ -26,8 +26,10 @@ WITHOUT_EFFECT = {
     *OF_THE_LAUNCH, "dataloader_num_workers", "dataloader_prefetch_factor", "disable_tqdm", "output_dir", "dataset",
     "cache_dir", "dataset_config_name", "train_split", "image_column", "label_column", "split_column",
     "image_root", "train_file", "eval_file", "model", "preset", "set",
-    "image_size", "keep_representation", "run_name",
+    "image_size", "keep_representation", "run_name", "read_threads",
 }  # fmt: skip
+# How streams were shuffled before there were options for it.
+EARLIER_SHUFFLE = {"shuffle_buffer_size": 2048, "shuffle_run_length": 256}
 # The optimizer's state belongs to these.
 FIXED = ("optim", "layer_decay", "freeze_backbone")
 
@@ -85,6 +87,8 @@ class RunIdentity:
                     "another --output_dir"
                 )
         before = {RENAMED.get(name, name): value for name, value in saved["arguments"].items()}
+        if before.get("streaming"):
+            before = EARLIER_SHUFFLE | before
         # A checkpoint of version 0.1.0 does not know every argument, and one from Python not those of the command.
         shared = [name for name in self.arguments if name in before and before[name] != self.arguments[name]]
         fixed = [name for name in FIXED if name in shared]

@@ -2,7 +2,7 @@
 
 import io
 import itertools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import datasets
 import fsspec
@@ -15,11 +15,11 @@ from PIL import Image
 
 from hf_vit.errors import HFViTError
 from tests.helpers.streams import CLASSES, encoded, tar_bytes
-from training.data import chunks
+from training.data.chunks import RUN_LENGTH
 from training.data.dataset import collate, open_dataset
+from training.data.shard_files import expand_braces, expand_shards
 from training.data.streaming import ImageStream, open_stream
 from training.data.transforms import EvalTransform, TrainTransform
-from training.data.webdataset import expand_braces, expand_shards
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Numbers:
 
 
 def stream_of(sizes, window=7, fraction=1.0):
-    return ImageStream(Numbers(np.array(sizes, dtype=np.int64)), "numbers", "train", fraction, window=window)
+    return ImageStream(Numbers(np.array(sizes, dtype=np.int64)), "numbers", "train", fraction, buffer_size=window)
 
 
 sizes = st.lists(st.integers(0, 9), min_size=1, max_size=12).filter(lambda sizes: sum(size > 0 for size in sizes) >= 4)
@@ -83,6 +83,52 @@ def test_fractions_of_a_stream_are_nested(sizes, shares):
 
     assert records(small) <= records(large) <= set(range(sum(sizes)))
     assert len(records(large)) == len(large)
+
+
+@dataclass(frozen=True)
+class SortedShards:
+    """Shards of `records` images each, sorted by class: record n is of class n // per_class."""
+
+    sizes: np.ndarray
+    run_length: int
+    per_class: int
+    label_names: tuple = ("a", "b")
+    fingerprint: str = "sorted"
+
+    @classmethod
+    def of(cls, shards, records, run_length, per_class):
+        runs = np.minimum(run_length, records - np.arange(0, records, run_length))
+        return cls(np.tile(runs, shards), run_length, per_class)
+
+    def read(self, chunk):
+        first = int(self.sizes[:chunk].sum())
+        return [(b"", (first + row) // self.per_class, f"{chunk}/{row}") for row in range(self.sizes[chunk])]
+
+
+def test_neighbors_are_of_many_shards_and_classes():
+    """100 shards of 1,000 images, sorted by class, 100 images of each of 1,000: what is drawn one after another."""
+    chunks = SortedShards.of(100, 1000, RUN_LENGTH, 100)
+    stream = ImageStream(chunks, "sorted", "train")
+    records = itertools.islice(stream.order(1, seed=0, position=0, stop=1).records(20_000), 10_240)
+    labels, places = np.array([(record.label, record.index) for record in records]).T
+    drawn = np.random.default_rng(0).permutation(100_000)[:10_240]  # as a map-style data set has them
+    for name, ours, one_by_one, least in (
+        ("classes", labels, drawn // 100, 0.6),
+        ("shards", places // 1000, drawn // 1000, 0.97),
+    ):
+        found, best = (
+            np.mean([len(np.unique(values[i : i + 1024])) for i in range(0, 10_240, 1024)])
+            for values in (ours, one_by_one)
+        )
+        assert found >= least * best, name
+
+
+def test_any_number_of_readers_reads_the_same():
+    orders = []
+    for threads in (1, 3, 16):
+        stream = replace(stream_of([3, 1, 4, 1, 5, 9, 2, 6], window=12), read_threads=threads)
+        orders.append(list(itertools.islice(stream.order(1, seed=1, position=0, stop=1).records(5), 60)))
+    assert orders[0] == orders[1] == orders[2]
 
 
 def test_epochs_and_seeds_have_their_own_order():
@@ -132,15 +178,15 @@ def shards(tmp_path):
     return tmp_path
 
 
-def test_shards_as_a_data_set_and_as_a_stream(shards, monkeypatch):
-    monkeypatch.setattr(chunks, "RUN", 2)
+def test_shards_as_a_data_set_and_as_a_stream(shards):
     for name in (str(shards), f"{shards}/train-{{000..002}}.tar", f"{shards}/train-*.tar"):
         dataset = open_dataset(name, split="train", cache_dir=shards / "cache")
         assert dataset.labels.tolist() == [number % 3 for number in range(15)]
         for index in (0, 7, 14):
             image, _, _ = dataset.read(index)
             np.testing.assert_array_equal(np.asarray(image), np.asarray(Image.open(io.BytesIO(encoded(index)))))
-        stream = open_stream(name, split="train", cache_dir=shards / "cache")
+        stream = open_stream(name, split="train", cache_dir=shards / "cache", run_length=2)
+        assert len(stream.sizes) == 8
         assert len(stream) == 15 and stream.label_names == dataset.label_names == ["0", "1", "2"]
         records = [record for batch in stream.order(5, seed=0, position=0, stop=15) for record in batch]
         assert sorted(record.index for record in records) == list(range(15))
@@ -149,7 +195,7 @@ def test_shards_as_a_data_set_and_as_a_stream(shards, monkeypatch):
 
 
 def test_workers_change_nothing_in_a_stream(shards):
-    stream = open_stream(str(shards), split="train", cache_dir=shards / "cache", window=4)
+    stream = open_stream(str(shards), split="train", cache_dir=shards / "cache", buffer_size=4)
     stream = stream.with_transform(TrainTransform(8), seed=3)
     runs = []
     for workers in (0, 1, 2):
@@ -284,7 +330,7 @@ def write_parquet(path, count, features, label=lambda number: number % 2):
 def test_parquet_stream(tmp_path):
     write_parquet(tmp_path / "data" / "train-0.parquet", 10, datasets.Features(CLASSES))
     write_parquet(tmp_path / "data" / "test-0.parquet", 4, datasets.Features(CLASSES))
-    stream = open_stream(str(tmp_path), split="train", window=5)
+    stream = open_stream(str(tmp_path), split="train", buffer_size=5)
     assert stream.label_names == ["b", "a"] and len(stream) == 10 and len(stream.sizes) == 4
     records = [record for batch in stream.order(5, seed=0, position=0, stop=10) for record in batch]
     assert {(record.data, record.label) for record in records} == {(encoded(n), n % 2) for n in range(10)}

@@ -1,0 +1,9 @@
+"""The index of tar shards, written beside them: `python -m training.shards index NAME` (`data/shard_command.py`)."""
+
+import sys
+
+from .data.shard_command import main
+
+
+if __name__ == "__main__":
+    sys.exit(main())
