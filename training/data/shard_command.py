@@ -4,7 +4,7 @@
     python -m training.shards index "SHARDS/train-{000..127}.tar"
     python -m training.shards index "s3://bucket/train-{0000..1023}.tar"
 
-SHARDS is a folder of .tar files. Their headers are read, many shards at a time, and `shard_index.arrow` is written
+SHARDS is a folder of .tar files. Their headers are read, many shards at a time, and `shards.index` is written
 beside them: where each image lies, its label, and which records are damaged. Run it again after shards were added or
 replaced: the others are not read again. Where the shards' folder cannot be written, the index goes to the cache.
 """

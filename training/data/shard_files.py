@@ -26,6 +26,7 @@ from .sources import digest
 
 CONNECTIONS = 32  # at once to remote shards, while they are looked at
 CHANGED = "the shard has changed since its index was read"
+TAGS = ("ETag", "etag", "blob_id")  # of a web server or an object store, and of the Hub
 COPIES = 8  # shards that are copied at once
 PATIENCE = 30  # seconds for a server's first answer
 
@@ -122,7 +123,7 @@ def _look_at_one(url: str) -> Shard:
         raise HFViTError(f"cannot reach the shard '{url}' ({one_line(error)})") from error
     if info.get("size") is None:
         raise HFViTError(f"the server of '{url}' does not tell its size; copy the shards to this machine")
-    tag = info.get("ETag") or info.get("etag")
+    tag = next((info[key] for key in TAGS if info.get(key)), None)
     version = f"etag:{tag}" if tag else f"mtime:{info['mtime']}" if info.get("mtime") else ""
     return Shard(url, int(info["size"]), version)
 

@@ -45,7 +45,7 @@ from .sources import digest
 from .tar_headers import DamagedTar, Fetch, TarHeaders, UnusualTar
 
 
-SIDECAR = "shard_index.arrow"  # beside the shards
+SIDECAR = "shards.index"  # beside the shards
 VERSION = 3  # of the file: another one where labels are read in another way
 IMAGE_KINDS = frozenset(suffix[1:] for suffix in SUFFIXES)
 LABEL_FIELDS = ("label", "cls", "class", "class_id", "class_name")  # of a .json member
@@ -215,7 +215,7 @@ def open_index(urls: Sequence[str], cache: Path, log: Callable[[str], None]) -> 
         HFViTError: shards that cannot be reached or are no tar files; no image in any of them.
     """
     shards = look_at(urls)
-    path = cache / f"shards-{VERSION}-{digest(*urls)}.arrow"
+    path = cache / f"shards-{VERSION}-{digest(*urls)}.index"
     kept = load_index(path, lambda _: None)
     index = None if kept is None else kept.part(shards)
     if index is None:

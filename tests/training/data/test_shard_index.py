@@ -93,7 +93,7 @@ def test_the_columns_are_mapped_not_copied(folder, tmp_path):
 def test_a_damaged_index_is_built_again_and_says_so(folder, tmp_path, scanned, damage):
     cache = tmp_path / "cache"
     first = opened(folder, cache)
-    (kept,) = cache.glob("*.arrow")
+    (kept,) = cache.glob("*.index")
     data = bytearray(kept.read_bytes())
     if damage == "half":
         data = data[: len(data) // 2]
@@ -127,7 +127,7 @@ def test_an_index_beside_the_shards_is_used_wherever_they_are_copied(folder, tmp
     urls = expand_shards("memory://beside/train-{0..3}.tar")
     assert labels_of(open_index(urls, tmp_path / "cache", log.append)) == EXPECTED
     assert not scanned and not log
-    assert len(list((tmp_path / "cache").glob("*.arrow"))) == 1  # fetched once
+    assert len(list((tmp_path / "cache").glob("*.index"))) == 1  # fetched once
 
 
 def test_an_index_beside_the_shards_that_does_not_fit(folder, tmp_path, scanned, capsys):
@@ -162,7 +162,7 @@ def test_an_index_that_cannot_be_kept(folder, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("training.data.shard_command.write_index", refused)
     assert main(["index", str(folder), "--cache_dir", str(tmp_path / "cache")]) == 0
     assert "the index is in the cache" in capsys.readouterr().out and not (folder / SIDECAR).exists()
-    assert len(list((tmp_path / "cache").glob("*.arrow"))) == 1
+    assert len(list((tmp_path / "cache").glob("*.index"))) == 1
     monkeypatch.setattr(shard_index, "write_index", refused)
     log = []
     assert labels_of(opened(folder, tmp_path / "closed", log)) == EXPECTED
