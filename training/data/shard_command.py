@@ -19,14 +19,14 @@ from hf_vit.image_io import one_line
 
 from .folders import index_folder
 from .shard_files import expand_shards, file_system, folder_of, is_remote, is_shard_pattern, look_at
-from .shard_index import SIDECAR, ShardIndex, build_index, indices_beside, open_index, write_index
+from .shard_index import SIDECAR, ShardIndex, build_index, indices_beside, open_index, write_shard_index
 from .webdataset import shards_by_split
 
 
 def main(argv: list[str] | None = None) -> int:
     """The command; returns its exit status."""
     try:
-        given = parse(argv)
+        given = parse_command(argv)
         urls = shards_named(given.name)
         for folder in sorted({folder_of(url) for url in urls}):
             print(index_folder_of_shards([url for url in urls if folder_of(url) == folder], given.cache_dir))
@@ -35,7 +35,7 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def parse(argv: list[str] | None) -> argparse.Namespace:
+def parse_command(argv: list[str] | None) -> argparse.Namespace:
     parser = Parser(
         prog="python -m training.shards",
         description=__doc__,
@@ -96,11 +96,11 @@ def write_beside(index: ShardIndex, path: str) -> None:
         OSError: nothing can be written there.
     """
     if not is_remote(path):
-        write_index(index, Path(path))
+        write_shard_index(index, Path(path))
         return
     files, inner = file_system(path)
     with tempfile.TemporaryDirectory(prefix=TEMPORARY) as folder:
-        write_index(index, Path(folder) / SIDECAR)
+        write_shard_index(index, Path(folder) / SIDECAR)
         try:
             files.put_file(str(Path(folder) / SIDECAR), inner)
         except Exception as error:  # every file system of fsspec has its own; web servers cannot be written

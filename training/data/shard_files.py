@@ -36,7 +36,7 @@ class ShardChanged(Exception):
 
 
 @dataclass(frozen=True)
-class Shard:
+class TarShard:
     """One tar file: bytes, and what changes when it is replaced ("mtime:..." or "etag:...", or "")."""
 
     url: str
@@ -56,7 +56,7 @@ def folder_of(url: str) -> str:
     return url.split("?")[0].rpartition("/")[0]
 
 
-def base_name(url: str) -> str:
+def shard_name(url: str) -> str:
     return os.path.basename(url.split("?")[0])
 
 
@@ -100,7 +100,7 @@ def expand_braces(pattern: str) -> list[str]:
     ]
 
 
-def look_at(urls: Sequence[str]) -> list[Shard]:
+def look_at(urls: Sequence[str]) -> list[TarShard]:
     """Size and version of every shard.
 
     Raises:
@@ -112,11 +112,11 @@ def look_at(urls: Sequence[str]) -> list[Shard]:
         return list(pool.map(_look_at_one, urls))
 
 
-def _look_at_one(url: str) -> Shard:
+def _look_at_one(url: str) -> TarShard:
     try:
         if not is_remote(url):
             facts = os.stat(url)
-            return Shard(url, facts.st_size, f"mtime:{facts.st_mtime_ns}")
+            return TarShard(url, facts.st_size, f"mtime:{facts.st_mtime_ns}")
         files, path = file_system(url)
         info = files.info(path)
     except Exception as error:  # every file system of fsspec has its own
@@ -125,7 +125,7 @@ def _look_at_one(url: str) -> Shard:
         raise HFViTError(f"the server of '{url}' does not tell its size; copy the shards to this machine")
     tag = next((info[key] for key in TAGS if info.get(key)), None)
     version = f"etag:{tag}" if tag else f"mtime:{info['mtime']}" if info.get("mtime") else ""
-    return Shard(url, int(info["size"]), version)
+    return TarShard(url, int(info["size"]), version)
 
 
 def file_system(url: str) -> tuple[Any, str]:
@@ -135,7 +135,7 @@ def file_system(url: str) -> tuple[Any, str]:
     return fsspec.core.url_to_fs(url)
 
 
-def read_range(shard: Shard, begin: int, end: int) -> bytes:
+def read_range(shard: TarShard, begin: int, end: int) -> bytes:
     """The bytes from `begin` to `end` of a shard; fewer where it ends before.
 
     Raises:
@@ -208,7 +208,7 @@ def _answers_ranges(url: str) -> bool:
         return True
 
 
-def _copy(shard: Shard, copy: Path) -> None:
+def _copy(shard: TarShard, copy: Path) -> None:
     files, path = file_system(shard.url)
     copy.parent.mkdir(parents=True, exist_ok=True)
     with atomic_path(copy) as temporary:

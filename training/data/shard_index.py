@@ -32,14 +32,14 @@ from hf_vit.image_io import SUFFIXES, one_line
 
 from .shard_files import (
     CONNECTIONS,
-    Shard,
     ShardChanged,
-    base_name,
+    TarShard,
     file_system,
     folder_of,
     is_remote,
     look_at,
     read_range,
+    shard_name,
 )
 from .sources import digest
 from .tar_headers import DamagedTar, Fetch, TarHeaders, UnusualTar
@@ -65,7 +65,7 @@ Label = int | str | tuple[int, str]  # a number, a name, or both
 class ShardFacts:
     """One shard of an index.
 
-    `size`, `version`: as of `Shard`. `records`: how many it holds. `damaged`: how many are left out, of which
+    `size`, `version`: as of `TarShard`. `records`: how many it holds. `damaged`: how many are left out, of which
     `examples` are sentences.
     """
 
@@ -99,7 +99,7 @@ class ShardIndex:
         written: time of a file beside the shards, ns; None for one in the cache.
     """
 
-    shards: list[Shard]
+    shards: list[TarShard]
     facts: list[ShardFacts]
     first: np.ndarray
     offset: np.ndarray
@@ -131,13 +131,13 @@ class ShardIndex:
         values = [self.values[value] for value in used]
         return ShardRecords(self.facts[number], self.offset[rows], self.length[rows], code, values)
 
-    def holds(self, place: dict[str, int], shard: Shard) -> int | None:
+    def holds(self, place: dict[str, int], shard: TarShard) -> int | None:
         """The number of a shard in this index; None where it is not in it or has changed since.
 
         Beside the shards, also where both were copied: then versions are of another kind (a web server's tag, a time),
         or the shard is older than the index.
         """
-        number = place.get(base_name(shard.url))
+        number = place.get(shard_name(shard.url))
         if number is None or self.facts[number].size != shard.size:
             return None
         version = self.facts[number].version
@@ -149,12 +149,12 @@ class ShardIndex:
         older = kinds == ("mtime", "mtime") and not is_remote(shard.url) and int(shard.version[6:]) <= self.written
         return number if kinds[0] != kinds[1] or older else None
 
-    def numbers_of(self, shards: Sequence[Shard]) -> list[int | None]:
+    def numbers_of(self, shards: Sequence[TarShard]) -> list[int | None]:
         """`holds` of each shard."""
         place = {facts.name: number for number, facts in enumerate(self.facts)}
         return [self.holds(place, shard) for shard in shards]
 
-    def part(self, shards: Sequence[Shard]) -> "ShardIndex | None":
+    def part(self, shards: Sequence[TarShard]) -> "ShardIndex | None":
         """The index of these shards without a copy of its columns: where they are here, one after another."""
         numbers = self.numbers_of(shards)
         begin = numbers[0]
@@ -187,14 +187,14 @@ class ShardIndex:
         return " and ".join(parts)
 
 
-def join(shards: Sequence[Shard], parts: Sequence[ShardRecords]) -> ShardIndex:
+def join_shards(shards: Sequence[TarShard], parts: Sequence[ShardRecords]) -> ShardIndex:
     """The index of shards from their records."""
     values = sorted({value for part in parts for value in part.values}, key=_kind_first)
     place = {value: code for code, value in enumerate(values)}
     codes = [np.array([place[value] for value in part.values], dtype=np.int64)[part.code] for part in parts]
     columns = [[part.offset for part in parts], [part.length for part in parts], codes]
     joined = [np.concatenate(column).astype(np.int64) if column else np.empty(0, np.int64) for column in columns]
-    facts = [replace(part.facts, name=base_name(s.url), version=s.version) for s, part in zip(shards, parts)]
+    facts = [replace(part.facts, name=shard_name(s.url), version=s.version) for s, part in zip(shards, parts)]
     first = np.cumsum([0, *(part.records for part in facts)]).astype(np.int64)
     return ShardIndex(list(shards), facts, first, *joined, values)
 
@@ -216,12 +216,12 @@ def open_index(urls: Sequence[str], cache: Path, log: Callable[[str], None]) -> 
     """
     shards = look_at(urls)
     path = cache / f"shards-{VERSION}-{digest(*urls)}.index"
-    kept = load_index(path, lambda _: None)
+    kept = read_kept_index(path, lambda _: None)
     index = None if kept is None else kept.part(shards)
     if index is None:
         with contextlib.ExitStack() as stack:
             locked = enter_lock(stack, path)
-            kept = load_index(path, log)
+            kept = read_kept_index(path, log)
             index = None if kept is None else kept.part(shards)  # another process may have built it meanwhile
             if index is None:
                 index = index_beside_or_built(shards, kept, path if locked else None, log)
@@ -232,7 +232,7 @@ def open_index(urls: Sequence[str], cache: Path, log: Callable[[str], None]) -> 
 
 
 def index_beside_or_built(
-    shards: Sequence[Shard], cached: ShardIndex | None, path: Path | None, log: Callable[[str], None]
+    shards: Sequence[TarShard], cached: ShardIndex | None, path: Path | None, log: Callable[[str], None]
 ) -> ShardIndex:
     """The index that lies beside the shards where it holds them all, else one that is built and kept at `path`."""
     beside = indices_beside(shards, log)
@@ -243,26 +243,26 @@ def index_beside_or_built(
     index = build_index(shards, [*beside, *([cached] if cached is not None else [])], log)
     if path is not None:
         try:
-            write_index(index, path)
-            kept = load_index(path, log)  # mapped: its memory is shared by all processes
+            write_shard_index(index, path)
+            kept = read_kept_index(path, log)  # mapped: its memory is shared by all processes
             index = (None if kept is None else kept.part(shards)) or index
         except OSError as error:
             log(f"the index of the shards cannot be kept ({one_line(error)}): the next run builds it again")
     return index
 
 
-def indices_beside(shards: Sequence[Shard], log: Callable[[str], None]) -> list[ShardIndex]:
+def indices_beside(shards: Sequence[TarShard], log: Callable[[str], None]) -> list[ShardIndex]:
     """The indices that lie in the shards' folders, and what is wrong with them."""
     found = []
     for folder in sorted({folder_of(shard.url) for shard in shards}):
         path = f"{folder or '.'}/{SIDECAR}"
-        kept = load_remote_index(path, log) if is_remote(path) else load_index(Path(path), log)
+        kept = load_remote_index(path, log) if is_remote(path) else read_kept_index(Path(path), log)
         if kept is None:
             continue
         kept = replace(kept, written=0 if is_remote(path) else os.stat(path).st_mtime_ns)
         inside = [shard for shard in shards if folder_of(shard.url) == folder]
         known = {facts.name for facts in kept.facts}
-        missing = [shard for shard in inside if base_name(shard.url) not in known]
+        missing = [shard for shard in inside if shard_name(shard.url) not in known]
         changed = len(inside) - len(missing) - sum(number is not None for number in kept.numbers_of(inside))
         if len(missing) == len(inside):
             log(f"the index '{path}' is of other shards: it is not used")
@@ -288,16 +288,16 @@ def enter_lock(stack: contextlib.ExitStack, path: Path) -> bool:
 
 
 def load_remote_index(path: str, log: Callable[[str], None]) -> ShardIndex | None:
-    """`load_index` of a file that lies elsewhere."""
+    """`read_kept_index` of a file that lies elsewhere."""
     files, inner = file_system(path)
     try:
         data = files.cat_file(inner)
     except Exception:  # every file system of fsspec has its own; most shards have no index beside them
         return None
-    return load_index(Path(base_name(path)), log, data)
+    return read_kept_index(Path(shard_name(path)), log, data)
 
 
-def load_index(path: Path, log: Callable[[str], None], data: bytes | None = None) -> ShardIndex | None:
+def read_kept_index(path: Path, log: Callable[[str], None], data: bytes | None = None) -> ShardIndex | None:
     """Read an index; None where there is none, or it is damaged, which is said.
 
     Args:
@@ -312,12 +312,12 @@ def load_index(path: Path, log: Callable[[str], None], data: bytes | None = None
         if about["version"] != VERSION:
             return None
         columns = [column.chunk(0).to_numpy() for column in table.columns]
-        if checksum(columns) != about["checksum"]:
+        if crc_of(columns) != about["checksum"]:
             raise ValueError("its checksum is wrong")
         facts = [ShardFacts(**shard) for shard in about["shards"]]
         first = np.cumsum([0, *(shard.records for shard in facts)]).astype(np.int64)
         values = [tuple(value) if isinstance(value, list) else value for value in about["values"]]
-        shards = [Shard(shard.name, shard.size, shard.version) for shard in facts]
+        shards = [TarShard(shard.name, shard.size, shard.version) for shard in facts]
         return ShardIndex(shards, facts, first, *columns, values)
     except FileNotFoundError:
         return None
@@ -326,8 +326,8 @@ def load_index(path: Path, log: Callable[[str], None], data: bytes | None = None
         return None
 
 
-def write_index(index: ShardIndex, path: Path) -> None:
-    """Write an index for `load_index`: an Arrow file with a column each of offsets, lengths and labels.
+def write_shard_index(index: ShardIndex, path: Path) -> None:
+    """Write an index for `read_kept_index`: an Arrow file with a column each of offsets, lengths and labels.
 
     Raises:
         OSError: the folder cannot be written.
@@ -337,7 +337,7 @@ def write_index(index: ShardIndex, path: Path) -> None:
     columns = [index.offset, index.length, index.code]
     about = {
         "version": VERSION,
-        "checksum": checksum(columns),
+        "checksum": crc_of(columns),
         "values": index.values,
         "shards": [asdict(facts) for facts in index.facts],
     }
@@ -347,7 +347,7 @@ def write_index(index: ShardIndex, path: Path) -> None:
         writer.write_batch(pa.record_batch([pa.array(column) for column in columns], schema=schema))
 
 
-def checksum(columns: Sequence[np.ndarray]) -> int:
+def crc_of(columns: Sequence[np.ndarray]) -> int:
     value = 0
     for column in columns:
         value = zlib.crc32(np.ascontiguousarray(column), value)
@@ -357,7 +357,7 @@ def checksum(columns: Sequence[np.ndarray]) -> int:
 # Built
 
 
-def build_index(shards: Sequence[Shard], kept: Sequence[ShardIndex], log: Callable[[str], None]) -> ShardIndex:
+def build_index(shards: Sequence[TarShard], kept: Sequence[ShardIndex], log: Callable[[str], None]) -> ShardIndex:
     """Read the headers of all shards that no kept index holds, many at a time."""
     parts: dict[int, ShardRecords] = {}
     for index in kept:
@@ -366,10 +366,10 @@ def build_index(shards: Sequence[Shard], kept: Sequence[ShardIndex], log: Callab
                 parts[place] = index.records(number)
     missing = [place for place in range(len(shards)) if place not in parts]
     parts |= zip(missing, scan_shards([shards[place] for place in missing], log))
-    return join(shards, [parts[place] for place in range(len(shards))])
+    return join_shards(shards, [parts[place] for place in range(len(shards))])
 
 
-def scan_shards(shards: Sequence[Shard], log: Callable[[str], None]) -> list[ShardRecords]:
+def scan_shards(shards: Sequence[TarShard], log: Callable[[str], None]) -> list[ShardRecords]:
     """`scan_shard` of each: by a process for each core, or by many connections where the shards lie elsewhere."""
     size = sum(shard.size for shard in shards)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -388,7 +388,7 @@ def scan_shards(shards: Sequence[Shard], log: Callable[[str], None]) -> list[Sha
         return list(tqdm(scans, "index", len(shards), unit="shard", disable=None, leave=False, dynamic_ncols=True))
 
 
-def scan_shard(shard: Shard) -> ShardRecords:
+def scan_shard(shard: TarShard) -> ShardRecords:
     """The records of one shard.
 
     Raises:
@@ -410,7 +410,7 @@ def scan_shard(shard: Shard) -> ShardRecords:
 
 
 @contextlib.contextmanager
-def shard_bytes(shard: Shard) -> Iterator[Fetch]:
+def shard_bytes(shard: TarShard) -> Iterator[Fetch]:
     """A function from (begin, end) to a shard's bytes."""
     if is_remote(shard.url):
         yield lambda begin, end: read_range(shard, begin, end)
@@ -432,7 +432,7 @@ def unusual_members(url: str) -> Iterator[Member]:
                 yield member.name, member.offset_data, member.size
 
 
-def scan_members(shard: Shard, members: Iterator[Member], read: Callable[[int, int], bytes]) -> ShardRecords:
+def scan_members(shard: TarShard, members: Iterator[Member], read: Callable[[int, int], bytes]) -> ShardRecords:
     """The records that a shard's members make; their labels are read as they come."""
     offsets: list[int] = []
     lengths: list[int] = []

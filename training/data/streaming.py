@@ -102,7 +102,7 @@ class ImageStream(torch.utils.data.Dataset):
         return np.flatnonzero(self._is_kept(int(self.starts[chunk]), int(self.chunks.sizes[chunk])))
 
     def _is_kept(self, first: int, count: int) -> np.ndarray:
-        """Which of some neighboring records belong to the kept fraction: drawn for each record, however they are cut."""
+        """Which of some neighboring records belong to the kept fraction, drawn for each however they are cut."""
         words = hashed(SUBSET, 0, np.arange(first, first + count), 2)
         return (words >> np.uint64(11)) * 2.0**-53 < self.fraction
 

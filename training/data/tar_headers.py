@@ -72,7 +72,7 @@ class TarHeaders:
                 raise DamagedTar("it is compressed with gzip: unpack it")
             check_sum(header, position)
             kind, content = header[156], position + BLOCK
-            length = size if size is not None else number(header[124:136], position)
+            length = size if size is not None else header_number(header[124:136], position)
             position = content if kind in NO_CONTENT else content + -(-length // BLOCK) * BLOCK
             if content + length > self.size and kind not in NO_CONTENT:
                 raise DamagedTar(f"it breaks off at byte {self.size:,}, inside a member of {length:,} bytes")
@@ -113,20 +113,20 @@ def content_length(header: bytes) -> int:
     """
     if len(header) < BLOCK:
         raise DamagedTar("no header")
-    return number(header[124:136])
+    return header_number(header[124:136])
 
 
 def check_sum(header: bytes, position: int) -> None:
     """Raise DamagedTar unless 512 bytes are a header: they hold their own sum, counted with spaces in its place."""
     field = header[148:156]
-    total = number(field, position) - len(field) * ord(" ") + sum(field)
+    total = header_number(field, position) - len(field) * ord(" ") + sum(field)
     if zlib.adler32(header) & 0xFFFF == (1 + total) % ADLER:  # as sum(header) == total, twenty times as fast
         return
     if sum(header) - 256 * sum(byte > 127 for byte in header) != total:  # some old programs counted signed bytes
         raise DamagedTar(f"no header at byte {position:,}")
 
 
-def number(field: bytes, position: int = 0) -> int:
+def header_number(field: bytes, position: int = 0) -> int:
     """A number of a header: octal digits, or binary where the first bit says so (GNU, for 8 GiB and more)."""
     if field[0] & 0x80:
         return int.from_bytes(field[1:], "big")

@@ -158,16 +158,16 @@ def test_an_index_that_cannot_be_kept(folder, tmp_path, monkeypatch, capsys):
     def refused(index, path):
         raise PermissionError(13, "Permission denied", str(path))
 
-    original = shard_index.write_index
-    monkeypatch.setattr("training.data.shard_command.write_index", refused)
+    original = shard_index.write_shard_index
+    monkeypatch.setattr("training.data.shard_command.write_shard_index", refused)
     assert main(["index", str(folder), "--cache_dir", str(tmp_path / "cache")]) == 0
     assert "the index is in the cache" in capsys.readouterr().out and not (folder / SIDECAR).exists()
     assert len(list((tmp_path / "cache").glob("*.index"))) == 1
-    monkeypatch.setattr(shard_index, "write_index", refused)
+    monkeypatch.setattr(shard_index, "write_shard_index", refused)
     log = []
     assert labels_of(opened(folder, tmp_path / "closed", log)) == EXPECTED
     assert len(log) == 1 and "cannot be kept" in log[0]
-    monkeypatch.setattr(shard_index, "write_index", original)
+    monkeypatch.setattr(shard_index, "write_shard_index", original)
     closed = tmp_path / "file"
     closed.write_text("no folder")
     assert labels_of(opened(folder, closed, log)) == EXPECTED
