@@ -34,6 +34,7 @@ ORDER = (
     ("training.reporting",),
     ("training.engine",),
     ("training.sweep",),
+    ("training.folds",),
     ("training.train",),
     ("training.finetune", "training.pretrain"),
     ("training.evaluation",),

@@ -20,6 +20,7 @@ STREAM = 5  # (seed, epoch, window): the order of shards and of the records insi
 IMAGE = 6  # (seed, family, class, instance): one generated image
 CLASS = 7  # (seed, family, class): the parameters that define a generated class
 LABEL = 8  # (seed, class, instance): a generated image's wrong label, where some are wanted
+FOLDS = 9  # (seed, class): which images of a class are in which fold
 
 # The constants of splitmix64 (Steele, Lea and Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014).
 GOLDEN, FIRST_MIX, SECOND_MIX = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB

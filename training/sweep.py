@@ -15,13 +15,15 @@ from accelerate import PartialState
 
 from hf_vit.errors import HFViTError
 
-from .config.arguments import GROUPS, RESOLVED_NAME, Arguments
+from .config.arguments import GROUPS, OF_THE_LAUNCH, RESOLVED_NAME, Arguments
+from .config.parser import parse
 from .engine.accelerator import on_cpu
 from .engine.checkpoint_io import read_json, write_json
 from .reporting.facts import FACTS_NAME
 
 
 FOLDER, TABLE = "sweep", "sweep.json"
+OF_THE_PLACE = (*OF_THE_LAUNCH, "output_dir")  # a finished run stays finished where its folder is moved
 
 
 def grid(sweep: dict[str, list]) -> list[dict[str, Any]]:
@@ -65,13 +67,8 @@ def sweep(
     Raises:
         HFViTError: a folder that holds something else.
     """
-    if arguments.train.output_dir is None:
-        raise HFViTError("--output_dir is missing: give the folder for the results")
-    folder = Path(arguments.train.output_dir)
-    if not arguments.train.resume_from_checkpoint and folder.is_dir() and any(folder.iterdir()):
-        raise HFViTError(
-            f"{folder} is not empty: give another --output_dir, or --resume_from_checkpoint true to go on with it"
-        )
+    check_output_folder(arguments)
+    folder = Path(str(arguments.train.output_dir))
     main = PartialState(cpu=on_cpu(arguments.train)).is_main_process
     trials = [(values, trial_of(arguments, values)) for values in grid(arguments.train.sweep)]  # all can be meant
     rows = []
@@ -93,16 +90,32 @@ def sweep(
     return facts
 
 
+def check_output_folder(arguments: Arguments) -> None:
+    """Raise HFViTError without a folder for several runs, and for one that is not empty unless the runs go on."""
+    if arguments.train.output_dir is None:
+        raise HFViTError("--output_dir is missing: give the folder for the results")
+    folder = Path(arguments.train.output_dir)
+    if not arguments.train.resume_from_checkpoint and folder.is_dir() and any(folder.iterdir()):
+        raise HFViTError(
+            f"{folder} is not empty: give another --output_dir, or --resume_from_checkpoint true to go on with it"
+        )
+
+
 def best(rows: list[dict[str, Any]]) -> dict[str, Any]:
     """The values of the trial that scored best; of equals the first."""
     return max(rows, key=lambda row: row["dev_accuracy"])["values"]
 
 
 def finished(trial: Arguments) -> dict[str, Any] | None:
-    """The facts of a trial that ended before."""
+    """The facts of a run that ended before, with equal arguments however they were written (0 or 0.0)."""
     folder = Path(str(trial.train.output_dir))
     if not (folder / FACTS_NAME).is_file():
         return None
-    if (folder / RESOLVED_NAME).read_text(encoding="utf-8") != trial.to_yaml():
-        raise HFViTError(f"{folder} was trained with other arguments: restore them, or give another --output_dir")
+    saved = parse(["--config", str(folder / RESOLVED_NAME)], "finetune").as_dict()
+    changed = [name for name, value in trial.as_dict().items() if name not in OF_THE_PLACE and value != saved[name]]
+    if changed:
+        said = "; ".join(f"--{name} was {saved[name]}, is {trial.as_dict()[name]}" for name in changed)
+        raise HFViTError(
+            f"{folder} was trained with other arguments ({said}): restore them, or give another --output_dir"
+        )
     return read_json(folder / FACTS_NAME)

@@ -53,6 +53,7 @@ from .engine.distributed import all_ranks, handle_peer_exit
 from .engine.masked_patch_prediction import MASKED_PATCHES, masked_model
 from .engine.run_lock import LOCK_NAME
 from .engine.trainer import Trainer
+from .folds import AVERAGE, cross_validate
 from .reporting import progress
 from .reporting.facts import public_name
 from .reporting.preview import contact_sheet, undrawable
@@ -75,6 +76,8 @@ def command(stage: str, argv: list[str] | None = None) -> dict[str, Any]:
             with full_disk_is_an_error(folder, advice(folder)):
                 if arguments.train.sweep and not arguments.train.preview:
                     return sweep(arguments, stage, run)
+                if is_cross_validation(arguments):
+                    return cross_validate(arguments, stage, run)
                 return run(arguments, stage)
     except KeyboardInterrupt:
         last = checkpoints(Path(arguments.train.output_dir)) if arguments and arguments.train.output_dir else []
@@ -83,6 +86,11 @@ def command(stage: str, argv: list[str] | None = None) -> dict[str, Any]:
         raise SystemExit(INTERRUPTED) from None
     except (HFViTError, OSError) as error:
         raise SystemExit(report_launch_error(error)) from None
+
+
+def is_cross_validation(arguments: Arguments) -> bool:
+    """Whether the arguments mean a run for each fold."""
+    return arguments.data.folds is not None and arguments.data.fold is None and not arguments.train.preview
 
 
 @dataclasses.dataclass
@@ -134,7 +142,9 @@ def train_from_python(stage: str, options: dict[str, Any]) -> TrainingResult:
 
     Args:
         options: by the names of the command line. `dataset` may also be a DataFrame, a list of (path or image, label),
-            a `datasets.Dataset` or DatasetDict. Without `output_dir`, a new folder in `runs/`.
+            a `datasets.Dataset` or DatasetDict. Without `output_dir`, a new folder in `runs/`. With `folds`, the
+            metrics are means over the folds (and `NAME_std` their deviations), and the model is that of
+            `combine_folds="average"`, else the last fold's; `facts` is the summary.
 
     Raises:
         HFViTError: bad input.
@@ -150,13 +160,16 @@ def train_from_python(stage: str, options: dict[str, Any]) -> TrainingResult:
     options["output_dir"] = str(options.get("output_dir") or unused_folder(stage))
     arguments = arguments_of(options, stage)
     trainers: list[Trainer] = []
+    held = data if options.get("dataset") == IN_MEMORY else None
 
     def one_run(arguments: Arguments, stage: str, **more: Any) -> dict[str, Any]:
-        trainer, facts = run_trainer(arguments, stage, data=data if options["dataset"] == IN_MEMORY else None, **more)
+        trainer, facts = run_trainer(arguments, stage, data=held, **more)
         trainers.append(trainer)
         return facts
 
     with handle_peer_exit():
+        if is_cross_validation(arguments):
+            return result_of_folds(arguments, cross_validate(arguments, stage, one_run, held))
         facts = sweep(arguments, stage, one_run) if arguments.train.sweep else one_run(arguments, stage)
     trainer = trainers[-1]
     model = trainer.model
@@ -164,6 +177,20 @@ def train_from_python(stage: str, options: dict[str, Any]) -> TrainingResult:
         model = type(model).from_pretrained(trainer.output_dir).to(trainer.accelerator.device)
     metrics = {row["metric"]: row["value"] for row in facts.get("results", [])}
     return TrainingResult(metrics, model.eval(), trainer.image_processor, trainer.output_dir, facts)
+
+
+def result_of_folds(arguments: Arguments, summary: dict[str, Any]) -> TrainingResult:
+    """What a cross-validation from Python returns: means of the metrics; the averaged model, or the last fold's."""
+    folder = Path(str(arguments.train.output_dir))
+    if not summary:
+        last = next(iter(sorted(folder.glob("fold-*"), key=lambda path: int(path.name[5:]), reverse=True)), folder)
+        raise HFViTError(f"stopped by a signal in {last}: go on with resume_from_checkpoint=True")
+    own = folder if arguments.train.combine_folds == AVERAGE else folder / f"fold-{summary['folds']}"
+    model = transformers.AutoModelForImageClassification.from_pretrained(own).eval()
+    processor = transformers.AutoImageProcessor.from_pretrained(own)
+    metrics = {name: found["mean"] for name, found in summary["metrics"].items()}
+    metrics |= {f"{name}_std": found["std"] for name, found in summary["metrics"].items()}
+    return TrainingResult(metrics, model, processor, folder, summary)
 
 
 def unused_folder(stage: str) -> Path:

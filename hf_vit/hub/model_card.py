@@ -146,6 +146,7 @@ def render_card(facts: Facts, folder: str | Path | None = None, repo_id: str | N
         limits=limits(facts),
         results=result_rows(facts),
         results_note=results_note(facts),
+        cross_validation=cross_validation(facts),
         data=data_rows(facts),
         training=training_rows(facts),
         arguments=argument_rows(facts.get("training", {}).get("arguments") or {}),
@@ -287,6 +288,23 @@ def results_note(facts: Facts) -> str:
             "over classes); ±: the standard deviation over seeds."
         )
     return text if seed is None else f"{text} The weights here are those of seed {seed}."
+
+
+def cross_validation(facts: Facts) -> str:
+    """What the runs of a cross-validation, whose average this model is, scored on the images that they held out."""
+    found = facts.get("cross_validation")
+    if not found:
+        return ""
+    scores = []
+    for name, value in found["metrics"].items():
+        share = "accuracy" in name or name in ("mean_per_class", "macro_f1")
+        mean, std = (f"{value[key]:.2%}" if share else f"{value[key]:.4f}" for key in ("mean", "std"))
+        scores.append(f"{METRIC_NAMES.get(name, markdown_text(name))} {mean} ± {std}")
+    return (
+        f"The weights are the average of {found['folds']} models. Each was trained without another part of the "
+        f"training images and scored on it ({found['n']:,} images in all; mean ± standard deviation): "
+        f"{', '.join(scores)}."
+    )
 
 
 # -- tables ------------------------------------------------------------------------------------------------------

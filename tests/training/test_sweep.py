@@ -39,9 +39,13 @@ def test_the_best_rate_on_the_dev_split_trains_on_everything(tmp_path, capsys, m
     monkeypatch.setattr(train, "run", lambda arguments, *rest, **more: seen.append(arguments.train.output_dir) or {})
     assert finetune.main([*LINE.split(), "--output_dir", str(out), "--resume_from_checkpoint"]) == {}
     assert seen == [str(out)]  # the trials are not run again
+    resolved = out / "sweep/learning_rate=0.02/config_resolved.yaml"
+    resolved.write_text(resolved.read_text().replace("weight_decay: 0.0", "weight_decay: 0"))
+    finetune.main([*LINE.split(), "--output_dir", str(out), "--resume_from_checkpoint"])
+    assert seen == [str(out)] * 2  # equal numbers, however they are written
     with pytest.raises(SystemExit):
         finetune.main([*LINE.split(), "--output_dir", str(out), "--resume_from_checkpoint", "--max_steps", "9"])
-    assert "trained with other arguments" in capsys.readouterr().err
+    assert "trained with other arguments (--max_steps was 8, is 9)" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

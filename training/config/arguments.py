@@ -127,6 +127,13 @@ class DataArguments:
     image_root: str | None = option(None, "folder that image paths in a table count from; default: the table's")
     train_file: str | None = option(None, "table of the training images, in place of dataset")
     eval_file: str | None = option(None, "table of the evaluation images, in place of eval_split")
+    folds: int | None = option(
+        None,
+        "cross-validation: so many runs, each trained without one stratified part of train and evaluated on it",
+        "runs",
+        "Stone 1974",
+    )
+    fold: int | None = option(None, "of --folds, only the run that holds out this part; default: all", "1 to folds")
     deduplicate_against: str | None = option(
         None,
         "data set whose images are removed from train, by perceptual hash; `eval`: the evaluation split",
@@ -243,6 +250,13 @@ class TrainArguments:
         "",
         "Table 4: learning rates; B.1.1: dev splits",
         nargs="+",
+    )
+    combine_folds: str = option(
+        "none",
+        "after --folds: one model of the average of their weights, or the ensemble's logits of the evaluation images",
+        "",
+        "arXiv:2203.05482",
+        ("none", "average", "ensemble"),
     )
     optim: str = option(
         "adamw_torch_fused",
@@ -597,11 +611,44 @@ class Arguments:
                 f"--resume_from_checkpoint {train.resume_from_checkpoint}: a sweep is many runs, which go on by "
                 "--resume_from_checkpoint true"
             )
+        self._check_folds()
         if train.sweep and data.dev_fraction is None:
             raise HFViTError("a sweep chooses on a dev split: give --dev_fraction, such as 0.1 (carved from train)")
         if data.dev_fraction is not None and data.eval_split is not None and not train.sweep:
             raise HFViTError(
                 "--dev_fraction carves evaluation images from train, --eval_split names them: leave out one of them"
+            )
+
+    def _check_folds(self) -> None:
+        data, train = self.data, self.train
+        if data.folds is None:
+            if data.fold is not None:
+                raise HFViTError(f"--fold {data.fold} is one of --folds K: give both, or leave it out")
+            if train.combine_folds != "none":
+                raise HFViTError(
+                    f"--combine_folds {train.combine_folds} combines --folds K: give both, or leave it out"
+                )
+            return
+        if data.folds < 2:
+            raise HFViTError(f"--folds {data.folds}: give 2 or more")
+        if data.fold is not None and not 1 <= data.fold <= data.folds:
+            raise HFViTError(f"--fold {data.fold}: give 1 to {data.folds}")
+        if data.fold is not None and train.combine_folds != "none":
+            raise HFViTError("--combine_folds combines all folds: leave out --fold")
+        if train.sweep or data.dev_fraction is not None:
+            other = "--sweep" if train.sweep else "--dev_fraction"
+            raise HFViTError(f"--folds and {other} both carve evaluation images from train: leave out one of them")
+        if train.combine_folds == "none" and (data.eval_split is not None or data.eval_file is not None):
+            other = "--eval_split" if data.eval_split is not None else "--eval_file"
+            raise HFViTError(f"--folds evaluates on the part that each run holds out: leave out {other}")
+        if train.loss == "masked_patches":
+            raise HFViTError("--loss masked_patches has no classes to cross-validate: leave out --folds")
+        if train.push_to_hub:
+            raise HFViTError("--folds makes several models: leave out --push_to_hub, and push one with hf-vit push")
+        if data.fold is None and isinstance(train.resume_from_checkpoint, str):
+            raise HFViTError(
+                f"--resume_from_checkpoint {train.resume_from_checkpoint}: --folds is many runs, which go on by "
+                "--resume_from_checkpoint true"
             )
 
     @property

@@ -27,7 +27,18 @@ EXAMPLES = {
     "image_size_schedule": "0=128 50%=160 80%=224",
     "batch_size_schedule": "50%=2048",
 }
-NOT_SWEPT = ("sweep", "output_dir", "dataset", "train_split", "eval_split", "dev_fraction", "seed")
+NOT_SWEPT = (
+    "sweep",
+    "folds",
+    "fold",
+    "combine_folds",
+    "output_dir",
+    "dataset",
+    "train_split",
+    "eval_split",
+    "dev_fraction",
+    "seed",
+)
 TYPES: dict[str, Any] = {
     name: hint for group in GROUPS.values() for name, hint in typing.get_type_hints(group).items()
 }
@@ -64,7 +75,8 @@ HELP_GROUPS: dict[str, list[str]] = {
         "dataset_config_name", "train_split", "image_column", "label_column", "split_column",
         "image_root", "train_file", "eval_file", "streaming", "shuffle_buffer_size",
         "shuffle_run_length", "read_threads", "train_fraction",
-        "samples_per_class", "dev_fraction", "deduplicate_against", "deduplicate_split", "on_decode_error",
+        "samples_per_class", "dev_fraction", "folds", "fold", "combine_folds",
+        "deduplicate_against", "deduplicate_split", "on_decode_error",
         "cache_dir", "dataloader_num_workers", "dataloader_prefetch_factor", "preview",
     ],
     "crop and augmentation": [

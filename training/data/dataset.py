@@ -26,7 +26,7 @@ from hf_vit.image_files import join
 from hf_vit.image_io import UnreadableImage, decode
 from hf_vit.image_tables import SUFFIXES_OF_TABLES
 
-from ..rng import SPLIT, TRANSFORM, generator
+from ..rng import FOLDS, SPLIT, TRANSFORM, generator
 from .folders import METADATA_NAMES, Layout, Tree, cached_walk, folder_reader, metadata_of, read_layout
 from .in_memory import object_reader
 from .path_tables import metadata_reader, table_reader
@@ -44,6 +44,7 @@ from .sources import (
     only_for_tables,
     only_on_the_hub,
     relabel,
+    rows_by_label,
     shuffled_classes,
     synthetic_reader,
 )
@@ -455,6 +456,8 @@ def take_fraction(dataset: ImageDataset, fraction: float, seed: int = 0) -> Imag
 def carve_dev_split(dataset: ImageDataset, fraction: float = 0.1, seed: int = 0) -> tuple[ImageDataset, ImageDataset]:
     """Split off a stratified dev set, the same for the same data and seed.
 
+    The only image of a class stays in train.
+
     Returns:
         (train, dev), disjoint; together they are `dataset`.
 
@@ -468,6 +471,61 @@ def carve_dev_split(dataset: ImageDataset, fraction: float = 0.1, seed: int = 0)
         raise HFViTError(f"'{dataset.name}' has {len(dataset)} images, too few to carve a dev split out of them")
     kept = np.zeros(len(dataset), dtype=bool)
     kept[nested_subset(dataset.labels, ~seed, count)] = True  # another choice than train_fraction's
+    if holds_classes(dataset):
+        kept &= np.bincount(dataset.labels)[dataset.labels] > 1
+    if not kept.any():
+        raise HFViTError(f"'{dataset.name}' has one image in each class, too few to carve a dev split out of them")
     train, dev = dataset.select(np.flatnonzero(~kept)), dataset.select(np.flatnonzero(kept))
     share = f"{100 * fraction:g}% carved with seed {seed}"
     return replace(train, split=f"{dataset.split} without {share}"), replace(dev, split=f"{dataset.split}, {share}")
+
+
+def holds_classes(dataset: ImageDataset) -> bool:
+    """Whether the labels are one class an image, and no other targets."""
+    return dataset.labels.ndim == 1 and np.issubdtype(dataset.labels.dtype, np.integer)
+
+
+def take_fold(dataset: ImageDataset, folds: int, fold: int, seed: int = 0) -> tuple[ImageDataset, ImageDataset]:
+    """Hold out one of `folds` stratified parts, the same for the same data and seed; the parts are disjoint.
+
+    The only image of a class is in no part: it is always trained on.
+
+    Args:
+        fold: 1 to `folds`.
+
+    Returns:
+        (train, held out); together they are `dataset`.
+
+    Raises:
+        HFViTError: a class with fewer images than folds.
+    """
+    numbers = fold_numbers(dataset, folds, seed)
+    train, held_out = (dataset.select(np.flatnonzero(part)) for part in (numbers != fold, numbers == fold))
+    if not len(held_out):
+        raise HFViTError(f"'{dataset.name}' has {len(dataset)} images, too few for --folds {folds}")
+    which = f"fold {fold} of {folds}"
+    return replace(train, split=f"{dataset.split} without {which}"), replace(
+        held_out, split=f"{dataset.split}, {which}"
+    )
+
+
+def fold_numbers(dataset: ImageDataset, folds: int, seed: int = 0) -> np.ndarray:
+    """The fold (1 to `folds`) that each image is held out in, int64 (n,); 0 for the only image of a class.
+
+    Not scikit-learn's StratifiedKFold, which holds out single images with a warning. Targets that are no classes are
+    dealt out without regard to them.
+    """
+    labels = dataset.labels if holds_classes(dataset) else np.zeros(len(dataset), dtype=np.int64)
+    numbers, dealt = np.zeros(len(dataset), dtype=np.int64), 0
+    for label, rows in rows_by_label(labels):
+        if len(rows) == 1:
+            continue
+        if len(rows) < folds:
+            raise HFViTError(
+                f"--folds {folds} is above the {len(rows)} images of class '{dataset.label_names[label]}' of "
+                f"'{dataset.name}': give --folds {len(rows)} or less, or leave the class out"
+            )
+        shuffled = generator(FOLDS, seed, label).permutation(rows)
+        numbers[shuffled] = (dealt + np.arange(len(rows))) % folds + 1  # going on where the class before ended
+        dealt += len(rows)
+    return numbers

@@ -9,14 +9,23 @@ from typing import Any
 
 import numpy as np
 
-from hf_vit.errors import HFViTError
+from hf_vit.errors import HFViTError, listed
 from hf_vit.image_processing import GOOGLE, ImageProcessing, input_size
 from hf_vit.transformers_classifiers import num_channels
 
 from ..config.arguments import FIELDS, DataArguments
-from .dataset import ImageDataset, carve_dev_split, open_dataset, open_reader, open_split, take_fraction
+from .dataset import (
+    ImageDataset,
+    carve_dev_split,
+    holds_classes,
+    open_dataset,
+    open_reader,
+    open_split,
+    take_fold,
+    take_fraction,
+)
 from .deduplication import Duplicate, deduplicate
-from .sources import SPLIT_NAMES, Columns, own_cache
+from .sources import SPLIT_NAMES, Columns, Reader, own_cache
 from .streaming import ImageStream, open_stream, stream_files
 from .transforms import EvalTransform, TrainTransform, evaluation_steps
 
@@ -57,27 +66,22 @@ def open_splits(data: DataArguments, seed: int, say=print) -> Splits:
     for name in STREAM_OPTIONS:
         if getattr(data, name) != FIELDS[name].default:
             raise HFViTError(f"--{name} is of streams: add --streaming true, or leave it out")
-    columns = Columns(data.image_column, data.label_column, image_root=data.image_root, split=data.split_column)
-    reader = open_reader(data.dataset, data.dataset_config_name, columns, data.cache_dir)
-    train = open_split(reader, data.train_split, None, data.on_decode_error)
-    split = data.eval_split
-    if split is None and data.dev_fraction is None and data.eval_file is None:
-        split = first_untouched(reader.splits, data.train_split)
+    reader, train = open_train(data)
     notes = list(reader.notes)
-    if data.eval_file is not None:
-        evaluation = eval_table(data, columns, train.label_names, notes)
-    elif split is not None:
-        if reader.by_names:
-            known = columns.counting_in(train.label_names)
-            reader = open_reader(data.dataset, data.dataset_config_name, known, data.cache_dir)
-        evaluation = open_split(reader, split, train.label_names, data.on_decode_error)
-        notes += reader.notes
+    evaluation = None if data.folds is not None else open_evaluation(data, reader, train.label_names, notes)
+    if evaluation is not None:
         if shared := in_both(train, evaluation):
             say(f"{shared:,} of {len(evaluation):,} evaluation images are trained on: their score is no test's")
+    elif data.folds is not None:
+        train, evaluation = take_fold(train, data.folds, data.fold or 1)
+        say(f"fold {data.fold or 1} of {data.folds}: {len(evaluation):,} training images (stratified) are held out")
     else:
         share = data.dev_fraction or DEV_FRACTION
         train, evaluation = carve_dev_split(train, share)
         say(f"no evaluation split: {len(evaluation):,} training images ({share:.0%}, stratified) are kept for it")
+    if train.source is evaluation.source:
+        for note in unmeasured(train, evaluation):
+            say(note)
     for note in dict.fromkeys(notes):  # a table that is opened for both splits has its own twice
         say(note)
     duplicates: list[Duplicate] = []
@@ -94,18 +98,72 @@ def open_splits(data: DataArguments, seed: int, say=print) -> Splits:
     return Splits(train, evaluation, duplicates)
 
 
+def open_train(data: DataArguments) -> tuple[Reader, ImageDataset]:
+    """The data set, and its training split."""
+    reader = open_reader(data.dataset, data.dataset_config_name, requested_columns(data), data.cache_dir)
+    return reader, open_split(reader, data.train_split, None, data.on_decode_error)
+
+
+def requested_columns(data: DataArguments) -> Columns:
+    return Columns(data.image_column, data.label_column, image_root=data.image_root, split=data.split_column)
+
+
+def open_evaluation(
+    data: DataArguments, reader: Reader, label_names: list[str], notes: list[str]
+) -> ImageDataset | None:
+    """The evaluation images that the data have or the user names; None where they are to be carved from train.
+
+    Args:
+        notes: takes what was assumed and left out.
+    """
+    columns = requested_columns(data).counting_in(label_names)
+    if data.eval_file is not None:
+        return eval_table(data, columns, notes)
+    split = data.eval_split
+    if split is None and data.dev_fraction is None:
+        split = first_untouched(reader.splits, data.train_split)
+    if split is None:
+        return None
+    if reader.by_names:
+        reader = open_reader(data.dataset, data.dataset_config_name, columns, data.cache_dir)
+    evaluation = open_split(reader, split, label_names, data.on_decode_error)
+    notes += reader.notes
+    return evaluation
+
+
+def open_test_split(data: DataArguments) -> ImageDataset | None:
+    """The evaluation images that no fold of a cross-validation trains on, where there are such."""
+    reader, train = open_train(data)
+    return open_evaluation(data, reader, train.label_names, [])
+
+
+def unmeasured(train: ImageDataset, evaluation: ImageDataset) -> list[str]:
+    """What to say of classes that the images held out from train do not have, those of a single image first."""
+    if not holds_classes(train):
+        return []
+    notes = []
+    count = len(train.label_names)
+    kept, held = (np.bincount(part.labels, minlength=count) for part in (train, evaluation))
+    single = [train.label_names[label] for label in np.flatnonzero(kept + held == 1)]
+    if single:
+        notes.append(f"classes of a single image, which stays in training: {listed(single)}")
+    absent = [train.label_names[label] for label in np.flatnonzero((held == 0) & (kept > 1))]
+    if absent:
+        notes.append(f"classes without an image among those held out, which are not measured: {listed(absent)}")
+    return notes
+
+
 def in_both(train: ImageDataset, evaluation: ImageDataset) -> int:
     """Images of slices of one split that overlap; sums of splits are not looked into."""
     same = train.source.fingerprint == evaluation.source.fingerprint
     return len(np.intersect1d(train.rows, evaluation.rows)) if same else 0
 
 
-def eval_table(data: DataArguments, columns: Columns, label_names: list[str], notes: list[str]) -> ImageDataset:
+def eval_table(data: DataArguments, columns: Columns, notes: list[str]) -> ImageDataset:
     """The evaluation images of `--eval_file`: its only split, or the first of the usual names."""
-    known = dataclasses.replace(columns.counting_in(label_names), split=None)
-    reader = open_reader(data.eval_file, None, known, data.cache_dir)
+    reader = open_reader(data.eval_file, None, dataclasses.replace(columns, split=None), data.cache_dir)
     split = next((name for name in EVAL_SPLITS if name in reader.splits), reader.splits[0])
-    evaluation = open_split(reader, split, label_names, data.on_decode_error)
+    evaluation = open_split(reader, split, columns.label_names, data.on_decode_error)
     notes += reader.notes
     return evaluation
 
@@ -138,7 +196,14 @@ def open_streaming(data: DataArguments, say=print) -> Splits:
         "on_unreadable": data.on_decode_error,
         "cache_dir": data.cache_dir,
     }
-    for name in ("samples_per_class", "deduplicate_against", "deduplicate_split", "dev_fraction", "eval_file"):
+    for name in (
+        "folds",
+        "samples_per_class",
+        "deduplicate_against",
+        "deduplicate_split",
+        "dev_fraction",
+        "eval_file",
+    ):
         if getattr(data, name) is not None:
             raise HFViTError(f"--{name} has to look at all images first: leave out --streaming")
     for name in ("image_root", "split_column"):
