@@ -6,8 +6,8 @@
 Every trial trains a small hybrid ViT on scikit-learn's digits with dropout, mixup, an average of the weights and
 gradient accumulation. It is killed once, with all its processes and workers, at a moment drawn from the whole
 duration of the run (start, updates, evaluation, checkpoint, final writing), then resumed with other workers.
-Map-style reading with 0, 2 and 4 workers, streaming with 0, 2 and 4 workers, and two processes take turns. Equal
-means: the same bytes of model.safetensors and history.jsonl.
+Map-style reading and streaming with 0, 2 and 4 workers, two processes, and checkpoints written beside the steps take
+turns. Equal means: the same bytes of model.safetensors and history.jsonl.
 """
 
 import contextlib
@@ -54,6 +54,7 @@ class Kind:
     processes: int
     workers: tuple[int, int]
     streaming: bool
+    async_save: bool = False
 
     @property
     def reference(self) -> str:
@@ -68,6 +69,8 @@ KINDS = [
     Kind("two processes, map-style", 2, (0, 0), False),
     Kind("streaming, 4 then 2 workers", 1, (4, 2), True),
     Kind("two processes, streaming", 2, (0, 2), True),
+    Kind("map-style, async checkpoints", 1, (0, 2), False, async_save=True),
+    Kind("two processes, async checkpoints", 2, (0, 0), False, async_save=True),
 ]
 
 
@@ -142,6 +145,7 @@ def train(kind: Kind, folder: Path, parquet: Path, workers: int, kill_after: flo
         str(workers),
         "--resume_from_checkpoint",
     ]
+    words += ["--async_save"] if kind.async_save else []
     words += ["--dataset", str(parquet), "--streaming"] if kind.streaming else ["--dataset", "digits", "--no_flip"]
     context, port = multiprocessing.get_context("fork"), 20_000 + os.getpid() % 20_000
     began = time.monotonic()

@@ -407,6 +407,9 @@ class TrainArguments:
     )
     save_steps: int = option(500, "checkpoint every so many steps, and after the last", "steps", "transformers")
     save_total_limit: int | None = option(2, "checkpoints kept, besides the best", "checkpoints", "transformers")
+    async_save: bool = option(
+        False, "write checkpoints while training goes on; takes the memory of a copy of weights and optimizer state"
+    )
     load_best_model_at_end: bool = option(False, "end with the best evaluated weights", "", "transformers")
     metric_for_best_model: str | None = option(
         None, "what `best` means; default: accuracy, or loss with masked_patches", "", "transformers"

@@ -100,9 +100,9 @@ HELP_GROUPS: dict[str, list[str]] = {
     ],
     "evaluation, logging and checkpoints": [
         "eval_strategy", "eval_steps", "eval_delay", "do_predict", "logging_steps", "logging_strategy",
-        "logging_first_step", "save_strategy", "save_steps", "save_total_limit", "load_best_model_at_end",
-        "metric_for_best_model", "patience", "greater_is_better", "card_examples", "report_to",
-        "run_name", "disable_tqdm",
+        "logging_first_step", "save_strategy", "save_steps", "save_total_limit", "async_save",
+        "load_best_model_at_end", "metric_for_best_model", "patience", "greater_is_better", "card_examples",
+        "report_to", "run_name", "disable_tqdm",
     ],
     "Hub": ["push_to_hub", "hub_model_id", "hub_strategy", "hub_private_repo"],
 }  # fmt: skip

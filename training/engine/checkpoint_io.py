@@ -216,9 +216,9 @@ def read_json(path: Path) -> Any:
 
 
 def write_tensors(path: Path, tensors: dict[str, torch.Tensor]) -> None:
-    """Write tensors as safetensors, each with its own memory."""
+    """Write tensors as safetensors, in no more memory than they have."""
     with atomic_path(path, advice(path.parent)) as temporary:
-        save_file({name: value.clone() for name, value in tensors.items()}, str(temporary))
+        save_file(tensors, str(temporary))
 
 
 def read_tensors(path: Path) -> dict[str, torch.Tensor]:

@@ -18,6 +18,7 @@ from ..data.samplers import EvalSampler
 from ..metrics.metric_state import MetricState
 from .dataloaders import all_batches
 from .distributed import raise_on_all_ranks
+from .full_tensors import reshard
 
 
 @dataclass
@@ -82,6 +83,7 @@ def evaluate(
             kept.append((logits.float(), labels, own.to(accelerator.device)))
         if on_batch is not None:
             on_batch()
+    reshard(loss_module)
     raise_on_all_ranks(failures[0] if failures else None)
     found = state.reduce(accelerator)
     if not found.images:

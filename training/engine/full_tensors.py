@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from hf_vit.errors import HFViTError
@@ -21,14 +22,25 @@ def gathered(value: torch.Tensor) -> torch.Tensor:
     return value.full_tensor() if isinstance(value, DTensor) else value
 
 
-def full(tensor: torch.Tensor, keep: bool = True) -> torch.Tensor:
-    """The full tensor on the CPU (not a copy, if it is there); collects a sharded one's pieces from all processes.
+def full(tensor: torch.Tensor, keep: bool = True, copies: bool = False) -> torch.Tensor:
+    """The full tensor on the CPU; collects a sharded one's pieces from all processes.
 
     Args:
         keep: False on processes that only take part in the collecting.
+        copies: also where the tensor is on the CPU already, which training goes on changing.
     """
     whole = gathered(tensor.detach())
-    return whole.cpu().contiguous() if keep else whole.new_empty(0)
+    return whole.to("cpu", copy=copies).contiguous() if keep else whole.new_empty(0)
+
+
+def reshard(module: nn.Module) -> None:
+    """Give up what a forward pass without a backward pass has left gathered: FSDP2 keeps the outermost weights.
+
+    Until then the module's parameters are whole copies, which the optimizer and the average do not know.
+    """
+    for part in module.modules():
+        if isinstance(part, FSDPModule):
+            part.reshard()
 
 
 def shard_like(value: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
@@ -39,9 +51,9 @@ def shard_like(value: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
     return value
 
 
-def model_weights(model: nn.Module, keep: bool = True) -> dict[str, torch.Tensor]:
-    """Full weights by name, on the CPU. Every process has to call it."""
-    return {name: full(value, keep) for name, value in model.state_dict().items()}
+def model_weights(model: nn.Module, keep: bool = True, copies: bool = False) -> dict[str, torch.Tensor]:
+    """Full weights by name, on the CPU; arguments as of `full`. Every process has to call it."""
+    return {name: full(value, keep, copies) for name, value in model.state_dict().items()}
 
 
 @torch.no_grad()
@@ -59,15 +71,20 @@ def set_model_weights(model: nn.Module, weights: dict[str, torch.Tensor]) -> Non
         value.copy_(shard_like(weights[name], value))
 
 
-def optimizer_state(optimizer: torch.optim.Optimizer, names: dict, keep: bool = True) -> tuple[dict, dict]:
-    """The optimizer's tensors by `parameter name/slot`, and the rest as JSON. Every process has to call it."""
+def optimizer_state(
+    optimizer: torch.optim.Optimizer, names: dict, keep: bool = True, copies: bool = False
+) -> tuple[dict, dict]:
+    """The optimizer's tensors by `parameter name/slot`, and the rest as JSON; arguments as of `full`.
+
+    Every process has to call it.
+    """
     tensors, numbers = {}, {}
     for group in optimizer.param_groups:
         for parameter in group["params"]:
             for slot, value in optimizer.state.get(parameter, {}).items():
                 key = f"{names[parameter]}/{slot}"
                 if isinstance(value, torch.Tensor):
-                    tensors[key] = full(value, keep)
+                    tensors[key] = full(value, keep, copies)
                 elif value is not None:
                     numbers[key] = value
     groups = [{k: v for k, v in g.items() if k != "params"} for g in optimizer.param_groups]

@@ -59,6 +59,7 @@ from .nan_check import FiniteCheck, nothing_readable
 from .optimizers import GradualUnfreezing, averaged_by, create_optimizer
 from .preemption import StopRequest
 from .resume_check import RunIdentity, changes_in_words, raise_if_checkpoints_differ
+from .run_checkpoints import RunCheckpoints
 from .run_lock import RunLock
 from .schedule import TrainingSchedule, with_accumulation_steps
 from .trackers import flat
@@ -130,6 +131,7 @@ class Trainer:
         self.mixup_ends = self.max_steps - self.schedule.steps_of("mixup_off_steps")
         self.display = progress.Display(self.accelerator.is_main_process, not args.disable_tqdm)
         self.stop_request, self.interrupted = StopRequest(self.accelerator), False
+        self.checkpoints = RunCheckpoints(args.save_total_limit, args.async_save, self.display.log)
         self.lock: RunLock | None = None
         self.seconds = 0.0
         self.peak: float | None = None
@@ -246,7 +248,7 @@ class Trainer:
         with all_ranks():
             self._check_data()
         # Outermost: torch reports a killed data worker from a signal handler, wherever the loop is at that moment.
-        with memory_advice(self.args), self.output_folder_lock(), self.display:
+        with memory_advice(self.args), self.output_folder_lock(), self.display, self.checkpoints.writing():
             self._begin(resume)
             with self.stop_request.listening():
                 self._loop()
@@ -282,6 +284,8 @@ class Trainer:
                 self.control = self._event("on_step_end")
                 if epoch_ended:
                     self.control = self._event("on_epoch_end")
+                if self.checkpoints.failed:  # a full disk, say, which the next checkpoint or the end raises
+                    self.stop_request.request()
                 if self.stop_request.requested(self.state.global_step):
                     self.interrupted = self.control.should_training_stop = True
                 self._log_evaluate_save()
@@ -527,24 +531,22 @@ class Trainer:
         return False
 
     def save_checkpoint(self) -> Path:
-        """Write `checkpoint-N`, whole or not at all; then older ones beyond `save_total_limit` go."""
+        """Write `checkpoint-N`, whole or not at all; then older ones beyond `save_total_limit` go.
+
+        With `async_save` it appears while the next steps are taken.
+        """
         folder = self.output_dir / f"checkpoint-{self.state.global_step}"
         self.training_state.callbacks = self._stateful_callbacks()
-        state = self.training_state.state_dict()
-        state["counters"] |= self.identity.as_dict() | {"global_batch_size": self.global_batch_size}
-        with all_ranks():
-            if self.accelerator.is_main_process:
-                checkpoint_io.write_checkpoint(
-                    folder,
-                    state,
-                    lambda path, weights: save_outputs.write_model(
-                        path, self.model, weights, self.image_processor, to_resume=True
-                    ),
-                )
-                checkpoint_io.remove_old_checkpoints(
-                    self.output_dir, self.args.save_total_limit, self.state.best_model_checkpoint
-                )
+        self.checkpoints.write(
+            folder,
+            self.training_state,
+            self.identity.as_dict() | {"global_batch_size": self.global_batch_size},
+            lambda path, weights: save_outputs.write_model(
+                path, self.model, weights, self.image_processor, to_resume=True
+            ),
+        )
         if self.args.push_to_hub and self.args.hub_strategy != "end":
+            self.checkpoints.finish()
             self._push_midway(folder if self.args.hub_strategy == "checkpoint" else None)
         return folder
 
@@ -619,27 +621,10 @@ class Trainer:
         Raises:
             HFViTError: the checkpoint is damaged, or belongs to another run; the message says what differs.
         """
-        saved = None
-        while saved is None:
-            error: HFViTError | None = None
-            try:
-                saved = checkpoint_io.read_training_checkpoint(folder)
-            except checkpoint_io.DamagedCheckpointError as damage:
-                error = damage
-            with all_ranks():
-                if error is not None and not set_damaged_aside:
-                    raise error
-            if saved is None:
-                self.accelerator.wait_for_everyone()
-                if self.accelerator.is_main_process:
-                    moved = checkpoint_io.set_aside(folder)
-                    self.display.log(f"{str(error).partition(': --resume')[0]}: set aside as {moved.name}")
-                self.accelerator.wait_for_everyone()
-                newest = checkpoint_io.find_checkpoint(self.output_dir, True)
-                if newest is None:
-                    self.display.log("no checkpoint is whole: training begins anew")
-                    return
-                folder = newest
+        found = self.checkpoints.read(folder, set_damaged_aside)
+        if found is None:
+            return
+        folder, saved = found
         changes = self.identity.check(saved["counters"], folder)
         step = saved["trainer_state"]["global_step"]
         if step > self.max_steps:
@@ -672,6 +657,7 @@ class Trainer:
             self.unfreezing.check(self.max_steps)
 
     def _end(self) -> TrainOutput:
+        self.checkpoints.finish()
         best = self.state.best_model_checkpoint
         if self.args.load_best_model_at_end and best is not None and not self.interrupted:
             self.training_state.load_weights(checkpoint_io.read_training_checkpoint(Path(best)))

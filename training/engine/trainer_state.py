@@ -57,20 +57,23 @@ class TrainingState:
     began: float = dataclasses.field(default_factory=time.time)
     argument_changes: list[dict[str, Any]] = dataclasses.field(default_factory=list)
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self, copies: bool = False) -> dict[str, Any]:
         """Tensors of model, optimizer and average by name, and the rest as JSON.
 
         Every process has to call it; only the main one's tensors are complete.
+
+        Args:
+            copies: False where no step is taken before the tensors are written: those on the CPU are the run's own.
         """
         main = PartialState().is_main_process
-        tensors, optimizer = optimizer_state(self.optimizer, self._names(), keep=main)
+        tensors, optimizer = optimizer_state(self.optimizer, self._names(), main, copies)
         ema = self.ema
         # transformers' TrainerState turns callbacks into what they export when it is made.
         exported = TrainerState(stateful_callbacks=self.callbacks).stateful_callbacks
         return {
-            "model": model_weights(self.model, keep=main),
+            "model": model_weights(self.model, main, copies),
             "optimizer": tensors,
-            "ema": None if ema is None else {n: full(v, main) for n, v in zip(ema.names, ema.average)},
+            "ema": None if ema is None else {n: full(v, main, copies) for n, v in zip(ema.names, ema.average)},
             "trainer_state": dataclasses.asdict(dataclasses.replace(self.trainer_state, stateful_callbacks=exported)),
             "counters": {
                 "position": self.position,

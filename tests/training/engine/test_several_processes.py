@@ -96,8 +96,8 @@ def forget_the_end(folder):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["ddp", "fsdp2"])
-def test_two_processes_resume_with_the_same_bytes(tmp_path, kind):
+@pytest.mark.parametrize(("kind", "async_save"), [("ddp", False), ("fsdp2", False), ("fsdp2", True)])
+def test_two_processes_resume_with_the_same_bytes(tmp_path, kind, async_save):
     values = {
         **STEPS,
         "optim": "adamw_torch_fused",
@@ -106,9 +106,9 @@ def test_two_processes_resume_with_the_same_bytes(tmp_path, kind):
         "per_device_train_batch_size": 4,
     }
     whole = launch(tmp_path / "whole", 2, kind, **values)
-    launch(tmp_path / "resumed", 2, kind, **values)
+    launch(tmp_path / "resumed", 2, kind, async_save=async_save, **values)
     forget_the_end(tmp_path / "resumed")
-    resumed = launch(tmp_path / "resumed", 2, kind, resume=True, **values)
+    resumed = launch(tmp_path / "resumed", 2, kind, resume=True, async_save=async_save, **values)
     assert resumed[0] == whole[0]
     for name in ("model.safetensors", "history.jsonl"):
         assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "resumed" / name).read_bytes()
