@@ -56,7 +56,6 @@ from .engine.trainer import Trainer
 from .folds import AVERAGE, cross_validate
 from .reporting import progress
 from .reporting.facts import public_name
-from .reporting.preview import contact_sheet, undrawable
 from .sweep import sweep
 
 
@@ -302,6 +301,8 @@ def held_out_images(train: ImageDataset | ImageStream, evaluation: ImageDataset)
 
 def preview(trainer: Trainer, names: list[str], log) -> dict[str, Any]:
     """Write the first batch as a PNG, and train nothing."""
+    from .reporting.preview import contact_sheet, undrawable  # not above: with it comes matplotlib
+
     requested, normalize = trainer.args.preview, trainer.normalize
     folder = trainer.output_dir
     path = Path(requested) if isinstance(requested, str) else folder.with_name(f"{folder.name}_preview.png")

@@ -1,8 +1,9 @@
 """Every shell command of README and docs runs, in their order, with small models and images and a local Hub.
 
-Training is cut to two small steps, generated data sets to 120 images, the page of `hf-vit demo` is built and not
-served, and an address gives an image of the folder; everything else is as written. `python -m NAME` and
-`accelerate launch -m NAME` run NAME's `main` in this process.
+Training is cut to two small steps, presets to a small network, generated data sets to 120 images, the curves of
+`hf-vit inspect` to one step, the page of `hf-vit demo` is built and not served, and an address gives an image of the
+folder; everything else is as written. `python -m NAME` and `accelerate launch -m NAME` run NAME's `main` in this
+process.
 
 python -m pytest tests/docs/test_readme_commands.py
 """
@@ -31,6 +32,7 @@ from hf_vit.cli import inputs
 from hf_vit.cli.main import main as hf_vit
 
 SHORT = "--max_steps 2 --warmup_steps 1 --per_device_train_batch_size 4 --global_batch_size 4"
+SMALL = "--set hidden_size=32 num_hidden_layers=6 num_attention_heads=2 intermediate_size=32"
 SHORT += " --per_device_eval_batch_size 64 --dataloader_num_workers 0 --eval_steps 2 --save_steps 1 --logging_steps 1"
 inputs.download = lambda address: open("cat.jpg", "rb").read()
 
@@ -40,7 +42,7 @@ def run(line):
     line = re.sub(r"(synthetic:\S+@)\d+,\d+(,224)?", r"\g<1>12,10", line)
     words = shlex.split(line)
     if words[0] == "hf-vit":
-        return hf_vit(words[1:])
+        return hf_vit(words[1:] + ["--steps", "1"] * (words[1] == "inspect"))
     words = ["python", *words[2:]] if words[:2] == ["accelerate", "launch"] else words
     assert words[:2] == ["python", "-m"], line
     if words[2] in ("training.finetune", "training.pretrain"):
@@ -48,7 +50,7 @@ def run(line):
             shutil.rmtree("out/checkpoint-2")  # something is left to do
         else:
             shutil.rmtree(words[words.index("--output_dir") + 1], ignore_errors=True)
-            words += SHORT.split()
+            words += SHORT.split() + (SMALL.split() if "--preset" in words else [])
     return importlib.import_module(words[2]).main(words[3:])
 
 try:
@@ -96,9 +98,9 @@ def place(tmp_path, monkeypatch):
     """A folder with what the commands name."""
     saved(tmp_path / "quickstart" / "digits", image_size=16, patch_size=4, num_labels=10)
     names = dict(enumerate(CLASSES))
-    saved(tmp_path / "stand-in", image_size=64, patch_size=16, id2label=names)
+    saved(tmp_path / "stand-in", image_size=64, patch_size=32, id2label=names)
     save_checkpoint(
-        saved(None, image_size=64, patch_size=16, num_hidden_layers=6), tmp_path / "ViT-B_16.npz", format="google-npz"
+        saved(None, image_size=64, patch_size=32, num_hidden_layers=6), tmp_path / "ViT-B_16.npz", format="google-npz"
     )
     for number, name in enumerate(CLASSES, start=1):
         draw(tmp_path / "imagenet" / "validation" / name / f"ILSVRC2012_val_{number:08d}.png", number)

@@ -13,7 +13,6 @@ from transformers import PreTrainedModel
 from hf_vit.atomic_file import atomic_folder, atomic_write
 from hf_vit.hub.model_card import write_card
 
-from ..reporting import progress
 from ..reporting.facts import is_hf_vit, write_facts
 from .checkpoint_io import advice, move_checkpoint
 
@@ -61,11 +60,13 @@ def write_facts_and_card(
         facts: figures are added to it. model: holds the weights that were evaluated.
         add_examples: draws attention maps, if any were asked for, and names them in the facts.
     """
+    from ..reporting import run_figures  # not above: with it comes matplotlib
+
     folder.mkdir(parents=True, exist_ok=True)
-    if progress.draw_curve(history, folder / progress.CURVE_NAME):
-        facts["figures"] = [progress.CURVE_NAME]
-    positions = folder / progress.POSITIONS_NAME
-    if is_hf_vit(model) and progress.draw_positions(model, positions):
+    if run_figures.draw_curve(history, folder / run_figures.CURVE_NAME):
+        facts["figures"] = [run_figures.CURVE_NAME]
+    positions = folder / run_figures.POSITIONS_NAME
+    if is_hf_vit(model) and run_figures.draw_positions(model, positions):
         facts.setdefault("figures", []).append(positions.name)
     add_examples(facts)
     write_facts(folder, facts)

@@ -19,7 +19,6 @@ from hf_vit import HFViTForImageClassification
 from hf_vit.atomic_file import atomic_path
 from hf_vit.errors import HFViTError
 from hf_vit.interpretability.attention import uncompiled
-from hf_vit.interpretability.plots import draw_examples, on_image, overlay, save, view_of
 from hf_vit.interpretability.relevance import explain
 
 from ..data.dataset import ImageDataset, collate
@@ -72,6 +71,9 @@ def draw_attention_examples(
     processor: Any,
 ) -> str:
     """Draw images with rollout, and relevance for the predicted class; returns the figure's caption."""
+    # not above: with it comes matplotlib, a second that no --help and no training should wait for
+    from hf_vit.interpretability.plots import draw_examples, on_image, overlay, save, view_of
+
     pixels = normalize(collate([dataset[index] for index in shown])["pixel_values"].to(model.device))
     names = [dataset.label_names[dataset.labels[index]] for index in shown]
     methods = ["rollout"]

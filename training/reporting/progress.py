@@ -1,4 +1,4 @@
-"""What a run shows while it goes, and what it leaves to look at: meter, timer, progress line, history, curve.
+"""What a run shows while it goes, and what it leaves to look at: meter, timer, progress line, history.
 
 For the Trainer. The meter lives on the device and is read only when something is logged. history.jsonl holds what is a
 function of arguments and data (a resumed run writes the same bytes); what the clock measured goes to speed.jsonl.
@@ -16,21 +16,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-from torch.distributed.tensor import DTensor
 from tqdm.auto import tqdm
 
-from hf_vit import HFViTForImageClassification
-from hf_vit.atomic_file import atomic_path, atomic_write
-from hf_vit.interpretability.attention import position_similarity
-from hf_vit.interpretability.plots import draw_position_similarity
+from hf_vit.atomic_file import atomic_write
 
 from ..metrics.metric_state import FRACTIONS, top1_hits
 
 
-HISTORY_NAME, SPEED_NAME, CURVE_NAME = "history.jsonl", "speed.jsonl", "training_curve.png"
-POSITIONS_NAME = "position_embedding_similarity.png"
+HISTORY_NAME, SPEED_NAME = "history.jsonl", "speed.jsonl"
 WAITING_HINT = 0.2
 LONG = 2 * 3600  # seconds after which a run on a CPU is told of the cheaper one
 FIRST_SIGN, NEXT_SIGN = 8.0, 28.0  # seconds without a line after which one says that the run goes on
@@ -299,42 +292,6 @@ def write_history(folder: Path, lines: list[dict[str, Any]]) -> None:
 def append_line(path: Path, line: dict[str, Any]) -> None:
     with path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(line, sort_keys=True) + "\n")
-
-
-def draw_positions(model: HFViTForImageClassification, path: Path) -> bool:
-    """Draw how alike the position embeddings are (paper, Figure 7).
-
-    False for a model without a table of them, and for one whose table is spread over processes.
-    """
-    table = model.base_model.embeddings.position_embeddings
-    if table is None or isinstance(table, DTensor):
-        return False
-    figure = draw_position_similarity(position_similarity(model).cpu().numpy())
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, facecolor="white", metadata={"Software": None})
-    return True
-
-
-def draw_curve(history: list[dict[str, Any]], path: Path) -> bool:
-    """Draw loss and accuracy over the steps, training and evaluation; False if there is nothing to draw."""
-    figure = Figure(figsize=(9, 3.4), dpi=120, layout="constrained")
-    FigureCanvasAgg(figure)
-    drawn = False
-    for axis, name in zip(figure.subplots(1, 2), ("loss", "accuracy")):
-        for key, label, style in ((name, "training", "-"), (f"eval_{name}", "evaluation", "o-")):
-            points = [(line["step"], line[key]) for line in history if key in line]
-            if points:
-                axis.plot(*zip(*points), style, label=label, markersize=3, linewidth=1.4)
-                drawn = True
-        axis.set_xlabel("step")
-        axis.set_ylabel(name)
-        axis.grid(alpha=0.3)
-        if axis.lines:
-            axis.legend(frameon=False)
-    if drawn:
-        with atomic_path(path) as temporary:
-            figure.savefig(temporary, metadata={"Software": None})
-    return drawn
 
 
 def two_columns(rows: list[tuple[str, str]]) -> str:

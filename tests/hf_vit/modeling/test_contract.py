@@ -77,6 +77,7 @@ def test_export_with_dynamic_batch(fields):
     torch.testing.assert_close(program.module()(x).logits, model(x).logits, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.slow  # compiles
 def test_flex_attention_equals_eager():
     model = build()
     x = torch.randn(2, 3, 32, 32)

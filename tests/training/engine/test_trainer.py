@@ -23,7 +23,6 @@ from training.data.samplers import TrainSampler
 from training.data.transforms import EvalTransform
 from training.engine import preemption
 from training.engine.trainer import Trainer
-from training.reporting import progress
 
 
 def test_the_first_updates_are_those_of_a_plain_pytorch_loop(tmp_path):
@@ -336,7 +335,10 @@ def test_the_average_of_the_weights_is_what_is_evaluated_saved_and_drawn(tmp_pat
     plain = Trainer(saved, arguments(tmp_path / "x"), eval_dataset=Images(10)).evaluate()
     assert plain == pytest.approx(scores, abs=1e-6)
     drawn = []
-    monkeypatch.setattr(progress, "draw_positions", lambda model, path: drawn.append(model.classifier.weight.clone()))
+    monkeypatch.setattr(
+        "training.reporting.run_figures.draw_positions",
+        lambda model, path: drawn.append(model.classifier.weight.clone()),
+    )
     trainer.create_model_card()
     assert torch.equal(drawn[0], saved.classifier.weight)
 

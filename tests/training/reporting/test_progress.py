@@ -1,4 +1,4 @@
-"""Meter, timer, display, history and curve.
+"""Meter, timer, display and history.
 
 pytest tests/training/reporting/test_progress.py
 """
@@ -10,7 +10,6 @@ import time
 import pytest
 import torch
 
-from hf_vit import HFViTConfig, HFViTForImageClassification
 from training.reporting import progress
 
 
@@ -92,27 +91,6 @@ def test_history_is_replaced_and_appended(tmp_path):
     progress.append_line(tmp_path / progress.HISTORY_NAME, {"step": 2, "loss": 0.30000000000000004})
     lines = [json.loads(line) for line in (tmp_path / progress.HISTORY_NAME).read_text().splitlines()]
     assert lines == [{"step": 1, "loss": 0.1}, {"step": 2, "loss": 0.30000000000000004}]
-
-
-def test_the_curve_is_drawn_where_there_is_something_to_draw(tmp_path):
-    assert not progress.draw_curve([], tmp_path / "curve.png")
-    history = [{"step": 1, "loss": 2.0, "accuracy": 0.1}, {"step": 1, "eval_loss": 2.1, "eval_accuracy": 0.2}]
-    assert progress.draw_curve(history, tmp_path / "curve.png")
-    assert (tmp_path / "curve.png").read_bytes().startswith(b"\x89PNG")
-
-
-def test_positions_are_drawn_where_there_are_any(tmp_path):
-    small = {"image_size": 16, "patch_size": 4, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
-    learned, fixed = (
-        HFViTForImageClassification(HFViTConfig(**small, num_labels=2, position_embedding_type=kind))
-        for kind in ("learned", "none")
-    )
-    assert progress.draw_positions(learned, tmp_path / "a.png") and not progress.draw_positions(
-        fixed, tmp_path / "b.png"
-    )
-    progress.draw_positions(learned, tmp_path / "c.png")
-    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "c.png").read_bytes()
-    assert not (tmp_path / "b.png").exists()
 
 
 def test_an_estimate_names_the_cheaper_way_where_a_run_is_long():

@@ -1,0 +1,55 @@
+"""The figures of a run: loss and accuracy over the steps, and how alike the position embeddings are.
+
+Imported where they are drawn, at the end of a run: matplotlib takes a second that no `--help` should wait for.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from torch.distributed.tensor import DTensor
+
+from hf_vit import HFViTForImageClassification
+from hf_vit.atomic_file import atomic_path
+from hf_vit.interpretability.attention import position_similarity
+from hf_vit.interpretability.plots import draw_position_similarity
+
+
+CURVE_NAME, POSITIONS_NAME = "training_curve.png", "position_embedding_similarity.png"
+
+
+def draw_positions(model: HFViTForImageClassification, path: Path) -> bool:
+    """Draw how alike the position embeddings are (paper, Figure 7).
+
+    False for a model without a table of them, and for one whose table is spread over processes.
+    """
+    table = model.base_model.embeddings.position_embeddings
+    if table is None or isinstance(table, DTensor):
+        return False
+    figure = draw_position_similarity(position_similarity(model).cpu().numpy())
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, facecolor="white", metadata={"Software": None})
+    return True
+
+
+def draw_curve(history: list[dict[str, Any]], path: Path) -> bool:
+    """Draw loss and accuracy over the steps, training and evaluation; False if there is nothing to draw."""
+    figure = Figure(figsize=(9, 3.4), dpi=120, layout="constrained")
+    FigureCanvasAgg(figure)
+    drawn = False
+    for axis, name in zip(figure.subplots(1, 2), ("loss", "accuracy")):
+        for key, label, style in ((name, "training", "-"), (f"eval_{name}", "evaluation", "o-")):
+            points = [(line["step"], line[key]) for line in history if key in line]
+            if points:
+                axis.plot(*zip(*points), style, label=label, markersize=3, linewidth=1.4)
+                drawn = True
+        axis.set_xlabel("step")
+        axis.set_ylabel(name)
+        axis.grid(alpha=0.3)
+        if axis.lines:
+            axis.legend(frameon=False)
+    if drawn:
+        with atomic_path(path) as temporary:
+            figure.savefig(temporary, metadata={"Software": None})
+    return drawn
