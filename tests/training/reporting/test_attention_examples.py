@@ -13,6 +13,7 @@ from transformers.models.vit import ViTImageProcessorPil
 
 from hf_vit import HFViTConfig, HFViTForImageClassification
 from hf_vit.errors import HFViTError
+from hf_vit.interpretability import plots
 from training.config.arguments import TrainArguments
 from training.data.dataset import open_dataset
 from training.data.transforms import EvalTransform
@@ -76,8 +77,8 @@ def test_examples_are_the_first_of_each_class(images, tmp_path, monkeypatch):
         seen.update(columns=columns, titles=titles, names=names)
         return figure(columns, titles, names)
 
-    figure = attention_examples.draw_examples
-    monkeypatch.setattr(attention_examples, "draw_examples", keep)
+    figure = plots.draw_examples
+    monkeypatch.setattr(plots, "draw_examples", keep)
     trainer = trainer_of(images, tmp_path / "out", card_examples=50)
     trainer.output_dir.mkdir()
     facts = {}
