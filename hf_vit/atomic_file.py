@@ -144,6 +144,12 @@ def full_disk_message(target: Path, advice: str = FREE_SPACE, written: int = 0) 
     return f"no space left for {target} ({sizes}{shutil.disk_usage(folder).free / 1e6:.1f} MB free): {advice}"
 
 
+def check_folder(path: str | Path) -> None:
+    """Raise HFViTError where something that is no folder has the name that an output folder shall have."""
+    if os.path.lexists(path) and not os.path.isdir(path):
+        raise HFViTError(f"{path} is {_kind(Path(path))}, not a folder: give another path")
+
+
 def regular_file(path: str | Path) -> Path:
     """`path`, or what it links to, where a regular file is or can be.
 

@@ -43,6 +43,8 @@ DANGLING = "links to nothing"
 SPECIAL = "not regular files"
 AGAIN = "links to folders that are read already"
 CLOSED = "folders that cannot be read"
+RUN = "outputs of a training run"
+RUN_FILE = b"config_resolved.yaml"  # training writes it into its output folder first of all
 
 
 @dataclass
@@ -182,6 +184,9 @@ def scan(base: bytes, path: bytes, left_out: LeftOut) -> tuple[ScannedFolder, li
     links: list[bytes] = []
     heic = "HEIF" in readable_formats()
     here = os.path.join(base, path) if path else base
+    if path and os.path.lexists(os.path.join(here, RUN_FILE)):  # its figures are no images of a class
+        left_out.add(RUN, path)
+        return Folder(path, b"", 0, [], os.stat(here).st_mtime_ns), [], []
     try:
         modified = os.stat(here).st_mtime_ns
         entries = os.scandir(here)

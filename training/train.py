@@ -25,7 +25,7 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers.models.vit import ViTImageProcessorPil
 
 from hf_vit import HFViTConfig, HFViTForImageClassification
-from hf_vit.atomic_file import atomic_path, atomic_write, full_disk_is_an_error
+from hf_vit.atomic_file import atomic_path, atomic_write, check_folder, full_disk_is_an_error
 from hf_vit.checkpoints import Loaded, UnusableHeadError, ZeroHeadWarning, read_checkpoint
 from hf_vit.errors import HFViTError, listed, report_error, warnings_as_notes
 from hf_vit.hub.access import check_hub_access
@@ -217,6 +217,7 @@ def run_trainer(
     """
     if arguments.train.output_dir is None:
         raise HFViTError("--output_dir is missing: give the folder for the results")
+    check_folder(arguments.train.output_dir)
     main = accelerate.PartialState(cpu=on_cpu(arguments.train)).is_main_process
     transformers.logging.set_verbosity(logging.WARNING if main else logging.ERROR)
     transformers.logging.disable_progress_bar()

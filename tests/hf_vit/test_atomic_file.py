@@ -6,7 +6,7 @@ import stat
 
 import pytest
 
-from hf_vit.atomic_file import atomic_folder, atomic_path, atomic_write
+from hf_vit.atomic_file import atomic_folder, atomic_path, atomic_write, check_folder
 from hf_vit.errors import HFViTError
 
 
@@ -88,3 +88,13 @@ def test_only_regular_files_and_folders_are_destinations(tmp_path):
     (tmp_path / "link").symlink_to(tmp_path / "file")
     atomic_write(tmp_path / "link", "new")
     assert (tmp_path / "link").is_symlink() and (tmp_path / "file").read_text() == "new"
+
+
+def test_an_output_folder_has_no_other_things_name(tmp_path):
+    check_folder(tmp_path)
+    check_folder(tmp_path / "new")
+    (tmp_path / "file").write_text("")
+    (tmp_path / "gone").symlink_to(tmp_path / "nowhere")
+    for name, kind in (("file", "a file"), ("gone", "a dangling link")):
+        with pytest.raises(HFViTError, match=f"{name} is {kind}, not a folder: give another path"):
+            check_folder(tmp_path / name)

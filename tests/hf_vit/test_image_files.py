@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from hf_vit.cli.inputs import find_images, read_images
-from hf_vit.image_files import AGAIN, CLOSED, DANGLING, HEIC, HIDDEN, NOT_IMAGES, SPECIAL, walk
+from hf_vit.image_files import AGAIN, CLOSED, DANGLING, HEIC, HIDDEN, NOT_IMAGES, RUN, SPECIAL, walk
 
 
 @pytest.fixture
@@ -88,3 +88,15 @@ def test_predict_says_what_it_leaves_out(folder, capsys):
     (folder / "a/notes.txt").write_text("x")
     assert len(find_images([str(folder)])) == len(IMAGES)
     assert "left out" in (said := capsys.readouterr().err) and "1 not images (a/notes.txt)" in said
+
+
+def test_outputs_of_a_training_run_are_no_images(folder):
+    run = folder / "out"
+    (run / "checkpoint-2").mkdir(parents=True)
+    (run / "config_resolved.yaml").write_text("max_steps: 2\n")
+    for place in (run, run / "checkpoint-2"):
+        Image.new("RGB", (8, 8)).save(place / "training_curve.png")
+    before = walk(folder).images()
+    assert walk(folder).left_out.counts[RUN] == 1 and not any(b"out/" in name for name in before)
+    (run / "config_resolved.yaml").unlink()
+    assert any(b"out/" in name for name in walk(folder).images())

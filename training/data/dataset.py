@@ -9,6 +9,7 @@ The sources are in sources.py, folders.py, tables.py, path_tables.py, in_memory.
 hf_vit/image_io.py.
 """
 
+import itertools
 import os
 import re
 from collections.abc import Callable, Sequence
@@ -248,6 +249,10 @@ def open_split(
 ) -> ImageDataset:
     """A split, slice or sum of a data set that is open already; arguments as of `open_dataset`."""
     parts = [open_part(reader, part.strip(), names, on_unreadable, split) for part in split.split("+")]
+    for one, other in itertools.combinations(parts, 2):
+        same = one.source.fingerprint == other.source.fingerprint
+        if same and (twice := len(np.intersect1d(one.rows, other.rows))):
+            raise HFViTError(f"split '{split}' of '{reader.name}' takes {twice:,} images twice; name each part once")
     dataset = parts[0] if len(parts) == 1 else concatenate(parts, split)
     if labelled and names is None and len(dataset.label_names) < 2:
         raise HFViTError(

@@ -119,6 +119,8 @@ def source_of(
             f"row {bad[0] + 1}): {str(values[bad[0]])[:60]!r}"
         )
     values = [value if is_address(value) else os.path.expanduser(value) for value in values]
+    values = from_windows(root, values)
+    notes += repeated_rows(name, values, labels)
     missing = missing_files(name, values, root, notes)
     downloads = download_all(values, cache_dir, notes)
     if len(missing) + len(downloads.failed) >= len(values):
@@ -149,6 +151,28 @@ def missing_files(name: str, values: Sequence[str], root: Path, notes: list[str]
         said = listed([printable(path) for path in missing])
         notes.append(f"{len(missing):,} of {len(paths):,} images that '{name}' lists are missing: {said}")
     return missing
+
+
+def from_windows(root: Path, paths: list[str]) -> list[str]:
+    """The paths with `/` in place of `\\`, where the first file that has one is there under that name alone."""
+    first = next((path for path in paths if "\\" in path), None)
+    if first is None or os.path.exists(os.path.join(root, first)):
+        return paths
+    if not os.path.exists(os.path.join(root, first.replace("\\", "/"))):
+        return paths
+    return [path.replace("\\", "/") for path in paths]
+
+
+def repeated_rows(name: str, paths: list[str], labels: np.ndarray) -> list[str]:
+    """A note where rows list an image again, and where they disagree about its class."""
+    label_of: dict[str, int] = {}
+    known = [label_of.setdefault(path, label) for path, label in zip(paths, labels.tolist())]
+    repeats = len(paths) - len(label_of)
+    if not repeats:
+        return []
+    said = f"{repeats:,} rows of '{name}' list an image again: it may be trained and evaluated on"
+    others = [printable(path) for path, first, label in zip(paths, known, labels.tolist()) if first != label]
+    return [said + (f"; another class than before: {listed(others)}" if others else "")]
 
 
 def numbers_of(cells: list[Any]) -> list[Any]:

@@ -67,6 +67,8 @@ def open_splits(data: DataArguments, seed: int, say=print) -> Splits:
         if getattr(data, name) != FIELDS[name].default:
             raise HFViTError(f"--{name} is of streams: add --streaming true, or leave it out")
     reader, train = open_train(data)
+    if similar := similar_names(train.label_names):
+        say(f"note: these classes differ by capitals or blanks alone: {'; '.join(similar)}")
     notes = list(reader.notes)
     evaluation = None if data.folds is not None else open_evaluation(data, reader, train.label_names, notes)
     if evaluation is not None:
@@ -151,6 +153,14 @@ def unmeasured(train: ImageDataset, evaluation: ImageDataset) -> list[str]:
     if absent:
         notes.append(f"classes without an image among those held out, which are not measured: {listed(absent)}")
     return notes
+
+
+def similar_names(label_names: list[str]) -> list[str]:
+    """Names of classes that are one word to people, as they stand: `'cat', 'Cat '`; the first of them."""
+    by_word: dict[str, list[str]] = {}
+    for name in label_names:
+        by_word.setdefault(" ".join(name.split()).casefold(), []).append(repr(name))
+    return [", ".join(names) for names in by_word.values() if len(names) > 1][:LISTED]
 
 
 def in_both(train: ImageDataset, evaluation: ImageDataset) -> int:

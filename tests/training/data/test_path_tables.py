@@ -310,3 +310,24 @@ def test_what_is_missing_in_each_of_two_splits_is_said(images):
 def test_a_thousand_columns(images):
     table = rows(**{f"c{n}": [n] * 12 for n in range(1000)})
     check(open_dataset(str(write(images / "t.csv", table)), image_column="file", label_column="kind"))
+
+
+def test_paths_written_on_windows(images):
+    table = rows(file=[name.replace("/", "\\") for name in rows()["file"]])
+    check(open_dataset(str(write(images / "t.csv", table)), label_column="kind"))
+
+
+def test_rows_that_list_an_image_again_are_counted_and_contradictions_named(images):
+    table = {key: values + values[:2] for key, values in rows().items()}
+    table["kind"][13] = "lily"  # the image of row 1, a tulip there
+    said = []
+    open_splits(DataArguments(dataset=str(write(images / "t.csv", table)), label_column="kind"), 0, said.append)
+    (note,) = [line for line in said if "again" in line]
+    assert note.startswith("2 rows of ") and note.endswith("another class than before: batch1/1.png")
+
+
+def test_classes_that_differ_by_blanks_are_noted(images):
+    table = rows(kind=[("rose", "rose ", "Lily")[n % 3] for n in range(12)])
+    said = []
+    open_splits(DataArguments(dataset=str(write(images / "t.csv", table)), label_column="kind"), 0, said.append)
+    assert "note: these classes differ by capitals or blanks alone: 'rose', 'rose '" in said

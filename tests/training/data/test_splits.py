@@ -165,3 +165,12 @@ def test_transforms_carry_the_arguments():
     assert train.image_size_hw == evaluation.image_size_hw == (8, 16)
     assert (train.crop, train.flip, train.degrees, train.resample) == ("squash", False, 5.0, "bicubic")
     assert (evaluation.steps.resize_to, evaluation.steps.crop_to) == ((9, 18), (8, 16))
+
+
+def test_a_sum_takes_no_image_twice(tmp_path):
+    for split in ("train+train", "train[:60%]+train[40%:]"):
+        with pytest.raises(HFViTError, match=r"takes [0-9,]+ images twice; name each part once"):
+            open_splits(DataArguments(dataset="digits", train_split=split), 0, str)
+    assert (
+        len(open_splits(DataArguments(dataset="digits", train_split="train[:40%]+train[40%:]"), 0, str).train) == 1437
+    )
