@@ -186,7 +186,7 @@ def scan(base: bytes, path: bytes, left_out: LeftOut) -> tuple[ScannedFolder, li
     here = os.path.join(base, path) if path else base
     if path and os.path.lexists(os.path.join(here, RUN_FILE)):  # its figures are no images of a class
         left_out.add(RUN, path)
-        return Folder(path, b"", 0, [], os.stat(here).st_mtime_ns), [], []
+        return ScannedFolder(path, b"", 0, [], os.stat(here).st_mtime_ns), [], []
     try:
         modified = os.stat(here).st_mtime_ns
         entries = os.scandir(here)

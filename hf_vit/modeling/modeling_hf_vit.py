@@ -125,7 +125,8 @@ class HFViTEmbeddings(nn.Module):
     def patch_positions(self, grid: tuple[int, int]) -> torch.Tensor | None:
         """E_pos of the patches of an image with this grid, `(1, rows * columns, D)`; None without positions.
 
-        A table refitted for inference is kept until the weights change.
+        A table refitted for inference is kept until the weights change, or until `train()` and `eval()`: fused
+        optimizers change a table without another version.
         """
         if self.config.position_embedding_type == "none":
             return None
@@ -146,6 +147,10 @@ class HFViTEmbeddings(nn.Module):
             self._refitted = {old: kept for old, kept in self._refitted.items() if old[1:] == key[1:]}
             self._refitted[key] = self._refit(rows, grid)
         return self._refitted[key]
+
+    def train(self, mode: bool = True):
+        self._refitted = {}
+        return super().train(mode)
 
     def _refit(self, rows: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
         if self.config.position_embedding_type == "learned1d":

@@ -50,23 +50,26 @@ class StdConv2d(nn.Conv2d):
         return standardize(self.weight, self.eps, self.variant)[0]
 
     def kernel(self) -> torch.Tensor:
-        """The standardized weight, computed once for each value of the weight and kept.
+        """The standardized weight; without gradients computed once for each value of the weight and kept.
 
-        A change is seen by the weight's version (optimizers, `load_state_dict`, averages), its address, or its place
-        being taken (FSDP); `weight.data` must not be written to. Compiled and traced code computes it.
+        A change is seen by the weight's version (`load_state_dict`, averages), its address, its place being taken
+        (FSDP), or by `train()` and forward passes with gradients in between: fused optimizers change a weight without
+        another version. `weight.data` must not be written to. Compiled and traced code computes it.
         """
         weight = self.weight
         traced = torch.compiler.is_compiling() or torch.jit.is_tracing() or torch._C._are_functorch_transforms_active()
         if traced or type(weight) is not nn.Parameter or weight.is_inference():
             return self.standardized_weight()
+        if torch.is_grad_enabled() and weight.requires_grad:
+            self._forget()
+            with torch.no_grad():
+                standardized, *factors = standardize(weight, self.eps, self.variant)
+            return StandardizationGradient.apply(weight, standardized, *factors)
         value = (weight._version, weight.data_ptr(), weight.dtype, weight.device)
         if self._kept is None or self._kept[0] != value:
             with torch.inference_mode(False), torch.no_grad():
-                self._kept = value, standardize(weight, self.eps, self.variant)
-        standardized, *factors = self._kept[1]
-        if torch.is_grad_enabled() and weight.requires_grad:
-            return StandardizationGradient.apply(weight, standardized, *factors)
-        return standardized
+                self._kept = value, standardize(weight, self.eps, self.variant)[0]
+        return self._kept[1]
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         left, right, top, bottom = amounts = self.padding_of(x)
@@ -81,8 +84,15 @@ class StdConv2d(nn.Conv2d):
 
     def __setattr__(self, name: str, value) -> None:
         if name == "weight":  # also when FSDP puts the gathered weight in its place, at an unchanged version
-            self.__dict__.pop("_kept", None)
+            self._forget()
         super().__setattr__(name, value)
+
+    def train(self, mode: bool = True) -> "StdConv2d":
+        self._forget()
+        return super().train(mode)
+
+    def _forget(self) -> None:
+        self.__dict__.pop("_kept", None)
 
     def __getstate__(self) -> dict:
         return {name: value for name, value in self.__dict__.items() if name != "_kept"}

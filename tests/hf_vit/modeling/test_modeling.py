@@ -123,6 +123,19 @@ def test_kept_table_follows_the_weights():
     assert same_outputs(after, build_like(model)(x).logits)
 
 
+def test_kept_table_follows_a_fused_optimizer():
+    """It changes a table without another version."""
+    model = build()
+    x = torch.randn(1, 3, 48, 48)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1, fused=True)
+    with torch.no_grad():
+        model.eval()(x)
+    model.train()(x).logits.square().sum().backward()
+    optimizer.step()
+    with torch.no_grad():
+        assert same_outputs(model.eval()(x).logits, build_like(model)(x).logits)
+
+
 def build_like(model):
     fresh = HFViTForImageClassification(model.config).eval()
     fresh.load_state_dict(model.state_dict())

@@ -61,10 +61,10 @@ def computed(monkeypatch) -> list:
 
 
 @pytest.mark.parametrize("variant", ["std_plus_eps", "sqrt_var_plus_eps"])
-def test_gradient_of_the_kept_kernel_is_that_of_the_formula(variant):
+def test_gradient_of_the_kernel_is_that_of_the_formula(variant):
     conv = StdConv2d(3, 8, 3, 1, eps=1e-2, variant=variant).double()
     x = torch.randn(2, 3, 6, 6, dtype=torch.float64)
-    for _ in range(2):  # the second time from what was kept
+    for _ in range(2):
         ours = torch.autograd.grad(conv(x).square().sum(), conv.weight)[0]
         kernel = standardize(conv.weight, conv.eps, variant)[0]
         formula = torch.autograd.grad(F.conv2d(x, kernel, padding=1).square().sum(), conv.weight)[0]
@@ -74,31 +74,48 @@ def test_gradient_of_the_kept_kernel_is_that_of_the_formula(variant):
 def test_standardized_once_for_each_value_of_the_weight(computed):
     conv = StdConv2d(3, 8, 3, 1, eps=1e-5, variant="std_plus_eps")
     x = torch.randn(2, 3, 6, 6)
-    optimizer = torch.optim.SGD(conv.parameters(), lr=0.1)
 
+    @torch.no_grad()
     def computes(expected: int, run) -> None:
         computed.clear()
         run()
         assert len(computed) == expected
-        before = conv._kept[1][0]
-        assert torch.equal(before, standardize(conv.weight, conv.eps, conv.variant)[0])
+        assert torch.equal(conv._kept[1], standardize(conv.weight, conv.eps, conv.variant)[0])
 
     with torch.inference_mode():
         computes(1, lambda: conv(x))
         computes(0, lambda: conv(x))
-    for _ in range(2):  # two updates of two micro-batches, each computed again in its backward pass
-        checkpointed = [torch.utils.checkpoint.checkpoint(conv, x, use_reentrant=False).sum() for _ in range(2)]
-        computes(0, lambda: [one.backward() for one in checkpointed])  # noqa: B023
-        optimizer.step()
-        computes(1, lambda: (conv(x), conv(x)))
     computes(1, lambda: (conv.load_state_dict({"weight": torch.randn(8, 3, 3, 3)}), conv(x)))
-    with torch.no_grad():
-        conv.weight.copy_(torch.randn(8, 3, 3, 3))  # how averages are put in place
-    computes(1, lambda: conv(x))
+    computes(1, lambda: (conv.weight.copy_(torch.randn(8, 3, 3, 3)), conv(x)))  # how averages are put in place
     computes(1, lambda: conv.double()(x.double()))
     gathered = torch.nn.Parameter(conv.weight.detach())
     conv.weight = gathered  # FSDP: same version, same address, perhaps other contents
     computes(1, lambda: conv(x.double()))
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_every_step_of_an_optimizer_is_seen(fused):
+    """A fused optimizer changes a weight without another version."""
+    conv = StdConv2d(3, 8, 3, 1, eps=1e-5, variant="std_plus_eps")
+    x = torch.randn(2, 3, 6, 6)
+    optimizer = torch.optim.AdamW(conv.parameters(), lr=0.1, fused=fused)
+
+    def right() -> bool:
+        return torch.equal(conv.kernel(), standardize(conv.weight, conv.eps, conv.variant)[0])
+
+    for _ in range(2):
+        for _ in range(2):  # micro-batches
+            conv(x).square().sum().backward()
+        optimizer.step()
+        assert right()  # in training
+        with torch.no_grad():
+            assert right() and right()  # in evaluation, also where nobody called eval()
+    with torch.no_grad():
+        conv(x)  # kept
+    optimizer.step()  # no forward pass of its own since
+    with torch.no_grad():
+        conv.eval()
+        assert right()
 
 
 def test_copies_and_pickles_leave_the_kept_kernel_behind():

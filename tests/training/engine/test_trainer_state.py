@@ -73,6 +73,17 @@ def test_interrupted_again_and_again_with_other_workers(tmp_path, uninterrupted)
     assert run(tmp_path / "out", resume=str(tmp_path / "out/checkpoint-6"), dataloader_num_workers=1) == uninterrupted
 
 
+def test_a_hybrid_resumed_gives_the_same_bytes(tmp_path):
+    """Its convolutions keep standardized kernels, and the optimizer is a fused one."""
+
+    def hybrid():
+        return tiny(seed=1, resnet_depths=(), patch_size=1)
+
+    whole = run(tmp_path / "whole", model=hybrid())
+    assert run(tmp_path / "cut", stop_at=5, model=hybrid()) is None
+    assert run(tmp_path / "cut", resume=True, model=hybrid()) == whole
+
+
 def test_sgd_and_a_finished_run_resumed(tmp_path):
     first = run(tmp_path / "a", optim="sgd", ema_decay=0.0)
     run(tmp_path / "b", 7, optim="sgd", ema_decay=0.0)
