@@ -9,6 +9,7 @@ import contextlib
 import copy
 import importlib
 import io
+import json
 import logging
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -31,6 +32,7 @@ from .modeling.configuration_hf_vit import HFViTConfig
 from .modeling.modeling_hf_vit import HFViTForImageClassification
 from .modeling.position_embedding import INTERPOLATIONS
 from .modeling.resnet_stem import StdConv2d
+from .problem_type import MULTI_LABEL, REGRESSION, SINGLE_LABEL, output_scores, problem_type_of, thresholds_of
 
 
 FORMATS = {"onnx": "model.onnx", "torch-export": "model.pt2"}
@@ -162,7 +164,7 @@ def export_model(loaded: Loaded, folder: Path, format: str, dynamic_size: bool) 
             if format == "torch-export":
                 torch.export.save(program, path)
             else:
-                _write_onnx(program, path, dynamic_size)
+                _write_onnx(program, path, dynamic_size, description(model.config))
         except Exception as error:  # the exporters raise whatever their passes raise
             reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
             raise HFViTError(
@@ -175,11 +177,29 @@ def export_model(loaded: Loaded, folder: Path, format: str, dynamic_size: bool) 
         shapes += [(2, height + down, width), (1, height, width + 2 * across)]
     run = runner(path)
     checked = [difference(model, run, shape) for shape in shapes]
-    account = {"format": format, "dynamic_size": dynamic_size, "tolerance": TOLERANCE, "checked": checked}
+    account = {
+        "format": format,
+        "problem_type": problem_type_of(model.config),
+        "dynamic_size": dynamic_size,
+        "tolerance": TOLERANCE,
+        "checked": checked,
+    }
     return account | ({"size_multiple_of": [down, across]} if dynamic_size and multiples else {})
 
 
-def _write_onnx(program: Any, path: Path, dynamic_size: bool) -> None:
+def description(config: HFViTConfig) -> dict[str, str]:
+    """What the outputs mean, for who has the file alone: names as a JSON list, the problem type, thresholds."""
+    names = config.id2label or {}
+    found = {
+        "labels": json.dumps([names[number] for number in range(len(names))], ensure_ascii=False),
+        "problem_type": problem_type_of(config),
+    }
+    if problem_type_of(config) == MULTI_LABEL:
+        found["label_thresholds"] = json.dumps(thresholds_of(config))
+    return found
+
+
+def _write_onnx(program: Any, path: Path, dynamic_size: bool, metadata: dict[str, str]) -> None:
     names = {0: "batch", **({2: "height", 3: "width"} if dynamic_size else {})}
     written = torch.onnx.export(
         program,
@@ -190,6 +210,7 @@ def _write_onnx(program: Any, path: Path, dynamic_size: bool) -> None:
         verbose=False,
     )
     assert written is not None
+    written.model.metadata_props.update(metadata)
     written.save(path)
 
 
@@ -319,35 +340,43 @@ def int8_weights(model: Any) -> Any:
 def compare_int8(loaded: Loaded, folder: Path, images: Iterable[tuple[Path, Image.Image]]) -> dict[str, Any]:
     """What int8 changes on given images: labels that stay, and accuracy where folders name the labels.
 
+    Several labels stay where the image has the same ones. Of numbers, the largest change in the unit of each.
+
     Args:
         folder: holds the ONNX model and its int8 version.
         images: path and decoded image of each.
 
     Returns:
         `n` images; where there are any `same_label` (fraction), `largest_probability_change`; where folders name
-        labels also `labelled` images, `accuracy_float32` and `accuracy_int8`.
+        labels also `labelled` images, `accuracy_float32` and `accuracy_int8`. Of a regression `n` and
+        `largest_change` by name.
     """
     original, small = runner(folder / FORMATS["onnx"]), runner(folder / INT8_FILE)
     processor = ViTImageProcessorPil(**loaded.processor)
-    numbers = {name: number for number, name in (loaded.model.config.id2label or {}).items()}
-    same, shift, hits = [], [], []
+    config = loaded.model.config
+    problem, thresholds = problem_type_of(config), torch.tensor(thresholds_of(config))
+    numbers = {name: number for number, name in (config.id2label or {}).items()} if problem == SINGLE_LABEL else {}
+    same, shift, hits, changes = [], [], [], []
     for path, image in images:
         pixels = processor_pixels(processor, image).numpy()
         before, after = original(pixels)[0], small(pixels)[0]
-        same.append(before.argmax() == after.argmax())
-        shift.append(np.abs(_softmax(before) - _softmax(after)).max())
+        scores, int8_scores = (output_scores(config, torch.from_numpy(logits)) for logits in (before, after))
+        if problem == MULTI_LABEL:
+            same.append(bool(((scores >= thresholds) == (int8_scores >= thresholds)).all()))
+        else:
+            same.append(before.argmax() == after.argmax())
+        shift.append(float((scores - int8_scores).abs().max()))
+        changes.append(np.abs(before - after))
         label = numbers.get(path.parent.name)
         if label is not None:
             hits.append((before.argmax() == label, after.argmax() == label))
     if not same:
         return {"n": 0}
+    if problem == REGRESSION:
+        largest = np.max(changes, axis=0).tolist()
+        return {"n": len(same), "largest_change": {config.id2label[i]: value for i, value in enumerate(largest)}}
     account = {"n": len(same), "same_label": float(np.mean(same)), "largest_probability_change": float(max(shift))}
     if hits:
         float32, int8 = np.mean(hits, axis=0)
         account |= {"labelled": len(hits), "accuracy_float32": float(float32), "accuracy_int8": float(int8)}
     return account
-
-
-def _softmax(logits: np.ndarray) -> np.ndarray:
-    exponents = np.exp(logits - logits.max())
-    return exponents / exponents.sum()

@@ -19,6 +19,7 @@ ORDER = (
         "hf_vit.torchvision_match",
         "hf_vit.image_processing",
         "hf_vit.plot_text",
+        "hf_vit.problem_type",
     ),
     ("hf_vit.kernel_table", "hf_vit.image_io"),
     ("hf_vit.image_files", "hf_vit.image_tables", "hf_vit.modeling"),

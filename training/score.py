@@ -55,7 +55,10 @@ def build_parser() -> argparse.ArgumentParser:
     data.add_argument("--train_split", default="train", help="what the probes learn from (train)")
     data.add_argument("--dataset_config_name", help="configuration of a Hub dataset")
     data.add_argument("--image_column", help="column with the images; default: found")
-    data.add_argument("--label_column", help="column with the labels; default: found")
+    data.add_argument(
+        "--label_column", nargs="+", help="column with the labels; default: found; several: one a label, or a number"
+    )
+    data.add_argument("--label_separator", help="what separates the labels of a cell of text, such as '|'")
     data.add_argument("--cache_dir", help="where tables and features are kept; default: datasets' cache")
     for name in ("on_decode_error", *(old for old, new in RENAMED.items() if new == "on_decode_error")):
         data.add_argument(

@@ -31,6 +31,14 @@ from hf_vit.errors import HFViTError, listed, report_error, warnings_as_notes
 from hf_vit.hub.access import check_hub_access
 from hf_vit.image_io import check_channels, open_image
 from hf_vit.image_processing import ImageProcessing
+from hf_vit.problem_type import (
+    MULTI_LABEL,
+    REGRESSION,
+    SINGLE_LABEL,
+    output_scores,
+    problem_type_of,
+    thresholds_of,
+)
 from hf_vit.transformers_classifiers import (
     freeze_backbone,
     load_other_classifier,
@@ -43,10 +51,11 @@ from .config.parser import arguments_of, parse
 from .config.vit_only import check_vit_only
 from .data.dataset import ImageDataset
 from .data.deduplication import Duplicate
-from .data.sources import SyntheticSource
+from .data.sources import SPLIT_NAMES, SyntheticSource
 from .data.splits import ModelInput, image_processing_for, open_splits, transforms
-from .data.statistics import class_count_lines, sample_of_sizes
+from .data.statistics import labels_in_words, sample_of_sizes
 from .data.streaming import ImageStream
+from .data.targets import target_scale
 from .engine.accelerator import on_cpu
 from .engine.checkpoint_io import START_FILES, advice, checkpoints, is_unused, write_json
 from .engine.distributed import all_ranks, handle_peer_exit
@@ -54,6 +63,7 @@ from .engine.masked_patch_prediction import MASKED_PATCHES, masked_model
 from .engine.run_lock import LOCK_NAME
 from .engine.trainer import Trainer
 from .folds import AVERAGE, cross_validate
+from .metrics.metric_state import FRACTIONS
 from .reporting import progress
 from .reporting.facts import public_name
 from .sweep import sweep
@@ -61,6 +71,7 @@ from .sweep import sweep
 
 PREDICTIONS_NAME, DUPLICATES_NAME, HELD_OUT_NAME = "predictions.npz", "duplicates.json", "held_out.txt"
 MAX_LAYERS, MAX_WIDTH = 1_000, 1_000_000  # of a network that is built before its memory is known
+LABELS_IN_WORDS = {SINGLE_LABEL: "classes", MULTI_LABEL: "labels", REGRESSION: "numbers"}
 IN_MEMORY = "in memory"  # what arguments and facts call data that Python holds
 INTERRUPTED = 130  # exit status of a command that Ctrl-C ended
 
@@ -116,7 +127,9 @@ class TrainingResult:
             images: paths, or PIL images.
 
         Returns:
-            DataFrame with one row an image: `image`, `label`, `score`, and the probability of each class by name.
+            DataFrame with one row an image: `image`, `label`, `score`, and the probability of each class by name. Of
+            several labels `label` is a list, those at or above their threshold, and each score is by itself. Of a
+            regression `image` and each number by name, in the unit of the training targets.
 
         Raises:
             HFViTError: an image cannot be read.
@@ -124,15 +137,23 @@ class TrainingResult:
         import pandas  # with `datasets`; nothing else here needs it
 
         device, names = next(self.model.parameters()).device, self.model.config.id2label
-        channels, rows = num_channels(self.model.config), []
+        config, rows = self.model.config, []
+        problem, channels = problem_type_of(config), num_channels(config)
+        least_scores = thresholds_of(config)
         for first in range(0, len(images), batch_size):
             batch = images[first : first + batch_size]
             opened = [open_image(image, num_channels=channels) for image in batch]
             pixels = self.processor(images=opened, return_tensors="pt")["pixel_values"].to(device)
-            for image, scores in zip(batch, self.model(pixels).logits.float().softmax(-1).tolist()):
+            for image, scores in zip(batch, output_scores(config, self.model(pixels).logits.float()).tolist()):
                 by_class = {names[index]: score for index, score in enumerate(scores)}
-                label = max(by_class, key=by_class.__getitem__)
-                rows.append({"image": image, "label": label, "score": by_class[label], **by_class})
+                row = {"image": image}
+                if problem == MULTI_LABEL:
+                    there = [name for name, least in zip(by_class, least_scores) if by_class[name] >= least]
+                    row |= {"label": there, "score": max(scores)}
+                elif problem == SINGLE_LABEL:
+                    label = max(by_class, key=by_class.__getitem__)
+                    row |= {"label": label, "score": by_class[label]}
+                rows.append(row | by_class)
         return pandas.DataFrame(rows)
 
 
@@ -229,8 +250,13 @@ def run_trainer(
         splits = open_splits(named, arguments.train.seed, log)
         train, evaluation = splits.train, splits.evaluation
         sign.activity = lambda: f"loading {arguments.model.model or 'the model'}"
+        if arguments.train.loss != MASKED_PATCHES and isinstance(train, ImageDataset):
+            arguments.train.for_problem(train.problem_type)  # what cannot be is said before a model is loaded
         with warnings_as_notes(log, leave_out=(ZeroHeadWarning,)):  # training makes a head of zeros its own
-            model, processor, base = build_model(arguments, train.label_names, log)
+            problem = getattr(train, "problem_type", SINGLE_LABEL)
+            model, processor, base = build_model(arguments, train.label_names, log, problem)
+        if arguments.train.loss != MASKED_PATCHES:
+            set_problem(model, train, arguments.data.problem_type)
     processing = ImageProcessing.from_transformers(processor.to_dict())  # what is saved is what is trained with
     train_transform, eval_transform = transforms(arguments.data, ModelInput.of(model.config, processing), processing)
     about = {
@@ -357,7 +383,7 @@ def data_facts(train: ImageDataset | ImageStream) -> list[tuple[str, str]]:
     """Classes and sizes of the training images; of a stream, which has not been read, the classes."""
     if not isinstance(train, ImageDataset):
         return [("classes", listed(train.label_names))]
-    rows = [("classes", class_count_lines(train))]
+    rows = [(LABELS_IN_WORDS[train.problem_type], labels_in_words(train))]
     generated = isinstance(train.source, SyntheticSource)
     return rows if generated else [*rows, ("images", sample_of_sizes(train))]
 
@@ -367,6 +393,8 @@ def run_description(trainer: Trainer, train: ImageDataset | ImageStream, evaluat
     parameters = sum(p.numel() for p in trainer.model.parameters())
     trainable = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
     height, width = trainer.image_size
+    count, word = len(train.label_names), LABELS_IN_WORDS[trainer.problem_type]
+    labels = f"{count} {word if count > 1 else word.removesuffix('s')}"
     rows = [
         (
             "model",
@@ -374,7 +402,7 @@ def run_description(trainer: Trainer, train: ImageDataset | ImageStream, evaluat
             + (f" ({trainable:,} trained)" if trainable < parameters else "")
             + f", {height} x {width} px",
         ),
-        ("training", f"{len(train):,} images of {len(train.label_names)} classes ({train.name}, {train.split})"),
+        ("training", f"{len(train):,} images, {labels} ({train.name}, {train.split})"),
         ("evaluation", f"{len(evaluation):,} images ({evaluation.split})"),
         *data_facts(train),
         (
@@ -391,11 +419,11 @@ def run_description(trainer: Trainer, train: ImageDataset | ImageStream, evaluat
 # -- model ---------------------------------------------------------------------------------------------------------
 
 
-def build_model(arguments: Arguments, label_names: list[str], log=print):
-    """Load or initialize the model for these classes and this image size.
+def build_model(arguments: Arguments, label_names: list[str], log=print, problem_type: str = SINGLE_LABEL):
+    """Load or initialize the model for these classes, labels or numbers and this image size.
 
     Args:
-        log: called with what the user should know.
+        log: called with what the user should know. problem_type: a head of another one is replaced.
 
     Returns:
         (model, image processor, name of the base model or None).
@@ -417,7 +445,7 @@ def build_model(arguments: Arguments, label_names: list[str], log=print):
     check_config_fields(requested.set)
     try:
         if requested.model is not None:
-            model, base = load_pretrained(requested, labels)
+            model, base = load_pretrained(requested, labels, problem_type)
             model = masked_model(model) if masked else model
         else:
             config = scratch_config(requested, labels)
@@ -457,6 +485,33 @@ def build_other_classifier(arguments: Arguments, labels: dict[int, str], log):
     return model, image_processor_for(view, arguments.data, loaded.image_processing), public_name(requested.model)
 
 
+def set_problem(model: transformers.PreTrainedModel, train: ImageDataset | ImageStream, chosen: str | None) -> None:
+    """Tell the model what its labels are, and for numbers their mean and standard deviation.
+
+    A head that stays, since it is for the same numbers, keeps its own; thresholds are those of the new training.
+
+    Raises:
+        HFViTError: numbers, for a model that does not scale its outputs to their unit.
+    """
+    config: Any = model.config
+    problem = train.problem_type if isinstance(train, ImageDataset) else SINGLE_LABEL
+    before = problem_type_of(config)
+    # where nobody chose, one label stays unsaid, as in configurations before this field was used
+    config.problem_type = problem if problem != SINGLE_LABEL or (chosen and config.num_labels > 1) else None
+    if problem == MULTI_LABEL or getattr(config, "label_thresholds", None) is not None:
+        config.label_thresholds = None
+    if not isinstance(config, HFViTConfig):
+        if problem == REGRESSION:
+            raise HFViTError(
+                f"{type(model).__name__} has no place for the mean and standard deviation of a regression's numbers: "
+                "start from a ViT that hf_vit reads"
+            )
+    elif problem == REGRESSION and (before != REGRESSION or config.target_std is None):
+        config.target_mean, config.target_std = target_scale(train)
+    elif problem != REGRESSION:
+        config.target_mean = config.target_std = None
+
+
 def check_config_fields(fields: dict[str, Any]) -> None:
     """Raise HFViTError for a field that HFViTConfig does not have, and for a network that no machine holds."""
     known = HFViTConfig().to_dict()
@@ -494,7 +549,9 @@ def scratch_config(requested, labels: dict[int, str]) -> HFViTConfig:
     return config
 
 
-def load_pretrained(requested, labels: dict[int, str]) -> tuple[HFViTForImageClassification, ImageProcessing]:
+def load_pretrained(
+    requested, labels: dict[int, str], problem: str
+) -> tuple[HFViTForImageClassification, ImageProcessing]:
     """The pre-trained model at the wanted size, a new head unless its labels are the data's; and its processor."""
     fields = dict(requested.set)
     if requested.image_size is not None:
@@ -508,7 +565,8 @@ def load_pretrained(requested, labels: dict[int, str]) -> tuple[HFViTForImageCla
         return with_license(loaded), loaded.image_processing
     model = with_license(loaded)
     own = model.config.id2label if model.config.num_labels else {}
-    if [own.get(index) for index in range(len(own))] != list(labels.values()):
+    same_labels = [own.get(index) for index in range(len(own))] == list(labels.values())
+    if not same_labels or problem_type_of(model.config) != problem:
         for name, value in loaded.new_head.items():
             if name not in requested.set:
                 setattr(model.config, name, value)
@@ -555,10 +613,11 @@ def finish_training(trainer: Trainer, log=print) -> dict[str, Any]:
     with full_disk_is_an_error(trainer.output_dir, advice(trainer.output_dir)), trainer.display:
         if trainer.last_evaluation is None or trainer.last_evaluation[0] != trainer.state.global_step:
             trainer.evaluate()
+        tuned = tune_thresholds(trainer, log) if trainer.problem_type == MULTI_LABEL else {}
         trainer.save_model()
         if trainer.args.do_predict:
             save_predictions(trainer)
-        facts = trainer.create_model_card()
+        facts = trainer.create_model_card(**tuned)
     log(run_summary(facts, trainer.output_dir))
     if trainer.args.push_to_hub:
         try:
@@ -569,6 +628,22 @@ def finish_training(trainer: Trainer, log=print) -> dict[str, Any]:
                 f"the folder is complete; later: hf-vit push {trainer.output_dir} {trainer.name}"
             )
     return facts
+
+
+def tune_thresholds(trainer: Trainer, log) -> dict[str, Any]:
+    """Tune the labels' thresholds on the evaluation images, unless these are a test split, whose scores would gain.
+
+    Returns:
+        What facts say of it.
+    """
+    split = str(getattr(trainer.eval_dataset, "split", "")).split("[")[0].strip().lower()
+    if SPLIT_NAMES.get(split) == "test":
+        log("labels count from 0.5 on: thresholds are not tuned on a test split; give --dev_fraction 0.1 to tune them")
+        return {}
+    count = trainer.tune_thresholds()
+    found = trainer.model.config.label_thresholds
+    log(f"thresholds of the labels, with the highest F1 on {count:,} images: {min(found):.3f} to {max(found):.3f}")
+    return {"thresholds": {"split": getattr(trainer.eval_dataset, "split", "evaluation"), "n": count}}
 
 
 def save_predictions(trainer: Trainer) -> None:
@@ -584,7 +659,8 @@ def run_summary(facts: dict[str, Any], folder: Path) -> str:
     training, compute = facts["training"], facts["compute"]
     rows = []
     for row in facts["results"]:
-        value = f"{row['value']:.2%}" if "accuracy" in row["metric"] else f"{row['value']:.4f}"
+        share = "accuracy" in row["metric"] or row["metric"] in FRACTIONS
+        value = f"{row['value']:.2%}" if share else f"{row['value']:.4f}"
         rows.append(
             (row["metric"].replace("_", " "), f"{value} on {row['n']:,} images ({row['dataset']}, {row['split']})")
         )

@@ -64,7 +64,12 @@ def save_checkpoint(
     if processing.output_size is None:
         processing = processing.at_size(model.config.image_size_hw)
     path.parent.mkdir(parents=True, exist_ok=True)
-    writers[format](model.config, state, path, processing)
+    config, state = _in_target_unit(model.config, state)
+    if config.label_thresholds is not None and format != "timm":
+        warnings.warn(
+            f"the {format} format has no label_thresholds: who reads it counts labels from 0.5 on", stacklevel=2
+        )
+    writers[format](config, state, path, processing)
     return path
 
 
@@ -82,6 +87,17 @@ def _warn_of_numerics(config: HFViTConfig, reader: str, numerics: dict[str, Any]
     different = [line for line, name in zip(different, numerics) if getattr(config, name) != numerics[name]]
     if different:
         warnings.warn(f"{reader} computes with {', '.join(different)}: its outputs differ slightly", stacklevel=4)
+
+
+def _in_target_unit(config: HFViTConfig, state: State) -> tuple[HFViTConfig, State]:
+    """The same network whose head itself answers in the unit of a regression's targets, as no other format scales."""
+    if config.target_mean is None or config.target_std is None:
+        return config, state
+    weight, bias = state["classifier.weight"], state["classifier.bias"]
+    mean, std = (torch.tensor(values, dtype=torch.float64) for values in (config.target_mean, config.target_std))
+    scaled = {"classifier.weight": (weight.double() * std[:, None]).to(weight.dtype)}
+    scaled["classifier.bias"] = (bias.double() * std + mean).to(bias.dtype)
+    return _changed(config, target_mean=None, target_std=None), state | scaled
 
 
 # -- the class token's row of the position table ----------------------------------------------------------------------
@@ -206,7 +222,8 @@ def save_processor(folder: Path, settings: dict[str, Any]) -> None:
 
 def _stored_fields(config: HFViTConfig) -> dict[str, Any]:
     own = [name for name in HFViTConfig.__annotations__ if not name.startswith("_")]
-    return {name: getattr(config, name) for name in own} | {"id2label": config.id2label}
+    problem = {} if config.problem_type is None else {"problem_type": config.problem_type}
+    return {name: getattr(config, name) for name in own} | {"id2label": config.id2label} | problem
 
 
 def _contiguous(tensors: Iterator[tuple[str, torch.Tensor]]) -> State:

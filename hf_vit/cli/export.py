@@ -93,7 +93,10 @@ def account_table(account: dict[str, Any]) -> str:
         lines.append(f"checked     {shape}: largest difference {check['largest_difference']:.1e}")
     if int8 := account.get("int8"):
         said = "not measured (no --images)"
-        if int8["n"]:
+        if "largest_change" in int8:
+            changes = ", ".join(f"{name} by at most {value:.3g}" for name, value in int8["largest_change"].items())
+            said = f"{int8['n']} images: {changes}"
+        elif int8["n"]:
             said = f"same label on {int8['same_label']:.1%} of {int8['n']} images"
         if "labeled" in int8:
             said += f", accuracy {int8['accuracy_float32']:.2%} -> {int8['accuracy_int8']:.2%} on {int8['labeled']}"

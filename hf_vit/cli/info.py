@@ -10,9 +10,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ..modeling.configuration_hf_vit import PRESETS, HFViTConfig
 from ..modeling.modeling_hf_vit import HFViTForImageClassification
+from ..problem_type import MULTI_LABEL, REGRESSION, SINGLE_LABEL, problem_type_of
 from .inputs import image_size, load_model, print_table
 
 
+OUTPUTS = {SINGLE_LABEL: "labels", MULTI_LABEL: "labels, several of an image", REGRESSION: "numbers (regression)"}
 EXAMPLES = """\
   hf-vit info vit-base-patch16-224
   hf-vit info r50-vit-base-patch16-384
@@ -38,7 +40,8 @@ def run(arguments: argparse.Namespace) -> int:
         print(json.dumps({"model": arguments.model, **facts}, indent=2))
         return 0
     height, width = facts["image_size"]
-    print(f"{arguments.model}: {height} x {width} px, {facts['tokens']} tokens, {facts['num_labels']} labels\n")
+    print(f"{arguments.model}: {height} x {width} px, {facts['tokens']} tokens, {facts['num_labels']} "
+          f"{OUTPUTS[facts['problem_type']]}\n")  # fmt: skip
     table = [("part", "output", "parameters", "MACs")]
     table += [
         (part["name"], part["output"], f"{part['parameters']:,}", f"{part['macs']:,}") for part in facts["parts"]
@@ -120,6 +123,7 @@ def describe_network(config: HFViTConfig) -> dict[str, Any]:
         "image_size": list(config.image_size_hw),
         "tokens": tokens,
         "num_labels": config.num_labels,
+        "problem_type": problem_type_of(config),
         "parameters": parameters,
         "macs": counter.get_total_flops() // 2,
         "weight_bytes": {"float32": 4 * parameters, "bfloat16": 2 * parameters},

@@ -41,6 +41,7 @@ from ..interpretability.attention import (
 )
 from ..interpretability.perturbation import BASELINES, compare_explanations, probabilities
 from ..interpretability.relevance import METHODS, explain
+from ..problem_type import REGRESSION, problem_type_of
 from .inputs import find_images, image_size, load_model, pick_device, positive, read_images
 
 
@@ -157,6 +158,8 @@ def _subject(name: str, number: int, arguments: argparse.Namespace) -> Subject:
     except HFViTError as error:
         raise HFViTError(f"{name}: {error}") from error  # which of two models
     methods = [method for method in arguments.methods if classes or method in CLASS_FREE]
+    if problem_type_of(model.config) == REGRESSION and arguments.steps:
+        print(f"note: {name} answers with numbers, and deletion and insertion curves show scores", file=sys.stderr)
     if len(methods) < len(arguments.methods):
         print(f"note: {name} has no classifier: only {', '.join(methods) or 'its figures'}", file=sys.stderr)
     folder = arguments.out / f"model-{number}"
@@ -194,10 +197,11 @@ def _inspect(subject: Subject, image: Image.Image, name: str, arguments: argpars
     if model.config.num_labels:
         with torch.no_grad():
             scores = probabilities(model, model(pixels).logits.float())[0]
-        best = scores.topk(min(3, len(scores)))
-        target = int(best.indices[0]) if target is None else target
-        names = model.config.id2label
-        row["labels"] = [(names[place], value) for value, place in zip(best.values.tolist(), best.indices.tolist())]
+        names, numbers = model.config.id2label, problem_type_of(model.config) == REGRESSION
+        shown = list(names) if numbers else scores.topk(min(3, len(scores))).indices.tolist()
+        target = shown[0] if target is None else target
+        row["labels"] = [(names[place], float(scores[place])) for place in shown]
+        row["texts"] = [f"{name} {value:.6g}" if numbers else f"{name} {value:.1%}" for name, value in row["labels"]]
         row["explained"] = names[target]
     original = figures.enlarged(np.asarray(image.convert("RGB")), PAGE_WIDTH)
     view = figures.view_of(subject.processor.to_dict(), original.shape[:2])
@@ -209,7 +213,7 @@ def _inspect(subject: Subject, image: Image.Image, name: str, arguments: argpars
         Image.fromarray(seen).save(folder / f"{method}.png")
         row["maps"].append((method.replace("_", " "), _thumbnail(seen)))
     _draw_tokens(subject, pixels, folder, row, arguments, figures)
-    if arguments.steps and model.config.num_labels and maps:
+    if arguments.steps and model.config.num_labels and problem_type_of(model.config) != REGRESSION and maps:
         _draw_curves(subject, pixels, maps, target, row, arguments, figures)
     subject.distances.append(attention_distance(model, pixels))
     subject.features.append(token_states(model, pixels, normalized=True)[-1][0].cpu())

@@ -1,5 +1,8 @@
 """`hf-vit predict IMAGES --model MODEL`: labels and scores of images, on the screen, as JSON or as a file.
 
+A model of several labels (`config.problem_type`) gives those whose score reaches their threshold; one of numbers gives
+these, in the unit that it was trained on.
+
 Threads read, scale and normalize the next images while the model computes on these. Rows are printed and written as
 they come: a million images take no more memory than a thousand, and a killed run goes on with `--resume`.
 """
@@ -17,12 +20,13 @@ from typing import Any
 import torch
 from PIL import Image
 from tqdm import tqdm
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from ..download import is_address
 from ..errors import HFViTError
 from ..image_io import printable, processor_pixels
 from ..interpretability.perturbation import probabilities
+from ..problem_type import LABEL_JOINER, MULTI_LABEL, REGRESSION, SINGLE_LABEL, problem_type_of, thresholds_of
 from ..transformers_classifiers import num_channels
 from .inputs import add_table_arguments, find_images, fraction, open_model, positive, read_images
 from .scores_file import ScoresFile
@@ -36,7 +40,9 @@ EXAMPLES = """\
   hf-vit predict images/ --model path/to/model --out scores.csv --resume
   hf-vit predict table.csv --image-column file --model path/to/model --out scores.csv
   hf-vit predict images/ --model path/to/model --copy-to sorted --min-score 0.8"""
+SHOWN = 5  # labels of an image, of those that exclude each other
 BELOW = "_below_min_score"  # folder of --copy-to
+NO_LABEL = "_no_label"  # the same of a model of several labels
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -46,12 +52,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--model", required=True, help="folder, Hub id or checkpoint file")
     add_table_arguments(parser)
-    parser.add_argument("--top-k", type=positive, default=5, metavar="K", help="labels for each image (default 5)")
+    parser.add_argument(
+        "--top-k",
+        type=positive,
+        metavar="K",
+        help="labels for each image (default 5; of a model of several labels all that reach their threshold)",
+    )
     parser.add_argument("--out", metavar="FILE", help="write all scores: .csv, .jsonl or .parquet")
     parser.add_argument("--resume", action="store_true", help="go on with --out where an earlier run stopped")
-    parser.add_argument("--copy-to", metavar="FOLDER", help="copy each image into FOLDER/LABEL/")
     parser.add_argument(
-        "--min-score", type=fraction, metavar="S", help=f"best scores below S get no label; copies go to {BELOW}/"
+        "--copy-to", metavar="FOLDER", help="copy each image into FOLDER/LABEL/, of each of its labels"
+    )
+    parser.add_argument(
+        "--min-score",
+        type=fraction,
+        metavar="S",
+        help="labels below S are left out, whatever a model's own thresholds; copies without a label go to "
+        f"{BELOW}/ (of a model of several labels: {NO_LABEL}/)",
     )
     parser.add_argument("--batch-size", type=positive, default=16, metavar="N", help="images at a time (default 16)")
     parser.add_argument("--image-size", type=int, nargs="+", metavar="PX", help="one number, or height and width")
@@ -66,11 +83,12 @@ def run(arguments: argparse.Namespace) -> int:
         raise HFViTError("--json prints and --out writes: give one of them")
     paths = find_images(arguments.images, True, arguments.image_column, arguments.image_root)
     model, processor = open_model(arguments.model, arguments, len(paths), classes=True)
+    refuse_label_options(arguments, model.config)
     results = classify(model, processor, paths, arguments)
     if arguments.out is not None:
         unreadable = write_scores(arguments, model, paths, results)
     elif arguments.json:
-        unreadable = print_json(arguments, results)
+        unreadable = print_json(arguments, results, problem_type_of(model.config))
     else:
         unreadable = print_lines(model, paths, results)
     if unreadable:
@@ -78,6 +96,14 @@ def run(arguments: argparse.Namespace) -> int:
         for row in unreadable:
             print(f"  {row['image']}: {row['reason']}", file=sys.stderr)
     return 1 if unreadable else 0
+
+
+def refuse_label_options(arguments: argparse.Namespace, config: PreTrainedConfig) -> None:
+    """Raise HFViTError for options of labels and scores, where the model's outputs are numbers."""
+    for name in ("top_k", "min_score", "copy_to"):
+        if problem_type_of(config) == REGRESSION and getattr(arguments, name) is not None:
+            option = f"--{name.replace('_', '-')}"
+            raise HFViTError(f"{arguments.model} answers with numbers and has no labels: leave out {option}")
 
 
 class Results:
@@ -90,8 +116,18 @@ class Results:
 
 
 def classify(model: PreTrainedModel, processor: Any, paths: Sequence[Any], arguments: argparse.Namespace) -> Results:
-    """For each batch the rows (path, best labels with their scores, scores of all classes)."""
+    """For each batch the rows (path, labels with their scores, best first, and all scores).
+
+    The labels are the best `--top-k`; of several labels those that reach their threshold; of numbers all of them.
+    """
     names: dict[Any, str] = model.config.id2label or {}
+    problem, least = problem_type_of(model.config), torch.zeros(len(names))
+    if problem == MULTI_LABEL:
+        least = torch.tensor(thresholds_of(model.config))
+    if arguments.min_score is not None:
+        least = torch.full_like(least, arguments.min_score)
+    most = len(names) if problem != SINGLE_LABEL else SHOWN
+    most = min(arguments.top_k or most, len(names))
     device = next(model.parameters()).device
 
     def compute() -> Iterator[list[tuple[Any, list[dict[str, Any]], list[float]]]]:
@@ -102,14 +138,18 @@ def classify(model: PreTrainedModel, processor: Any, paths: Sequence[Any], argum
         ):
             with torch.inference_mode():
                 scores = probabilities(model, model(pixels.to(device, model.dtype)).logits.float())
-            best = scores.topk(min(arguments.top_k, scores.shape[-1]))
+            order = scores.argsort(dim=-1, descending=True, stable=True)[:, :most].tolist()
+            if problem == REGRESSION:
+                order = [list(names)] * len(batch)
             rows = []
-            for path, row, values, classes in zip(batch, scores.tolist(), best.values.tolist(), best.indices.tolist()):
-                labels = [{"label": names[number], "score": value} for number, value in zip(classes, values)]
-                if arguments.min_score is not None:
-                    labels = [hit for hit in labels if hit["score"] >= arguments.min_score]
+            for path, row, numbers in zip(batch, scores.tolist(), order):
+                labels = [{"label": names[number], "score": row[number]} for number in numbers]
+                if problem != REGRESSION:
+                    labels = [hit for hit, number in zip(labels, numbers) if hit["score"] >= float(least[number])]
                 if arguments.copy_to is not None:
-                    copy_image(path, Path(arguments.copy_to), labels[0]["label"] if labels else BELOW)
+                    there = labels if problem == MULTI_LABEL else labels[:1]
+                    for label in [hit["label"] for hit in there] or [NO_LABEL if problem == MULTI_LABEL else BELOW]:
+                        copy_image(path, Path(arguments.copy_to), label)
                 rows.append((path, labels, row))
             yield rows
             bar.update(len(batch))
@@ -125,29 +165,40 @@ def write_scores(
 ) -> list[dict[str, str]]:
     """All scores into the file of `--out`, as they come."""
     names: dict[Any, str] = model.config.id2label or {}
-    said = 0
-    with ScoresFile(arguments.out, [names[number] for number in range(len(names))], arguments.resume) as file:
+    problem, said = problem_type_of(model.config), 0
+    classes = [names[number] for number in range(len(names))]
+    with ScoresFile(arguments.out, classes, arguments.resume, labels=problem != REGRESSION) as file:
         results.skip = file.done
         for rows in results.batches:
             table = (
-                (printable(path), hits[0]["label"] if hits else "", max(scores), scores) for path, hits, scores in rows
+                (printable(path), labels_in_a_cell(hits, problem), max(scores), scores) for path, hits, scores in rows
             )
             errors = [(row["image"], row["reason"]) for row in results.unreadable[said:]]
             said += len(errors)
             file.add(table, errors)
         file.add((), [(row["image"], row["reason"]) for row in results.unreadable[said:]])
     kept = f", {len(file.done):,} of them by an earlier run" if file.done else ""
-    print(f"{arguments.out}: scores of {counted(len(paths) - len(results.unreadable), 'image')}{kept}")
+    what = "numbers" if problem == REGRESSION else "scores"
+    print(f"{arguments.out}: {what} of {counted(len(paths) - len(results.unreadable), 'image')}{kept}")
     return results.unreadable
 
 
-def print_json(arguments: argparse.Namespace, results: Results) -> list[dict[str, str]]:
+def labels_in_a_cell(hits: list[dict[str, Any]], problem: str) -> str:
+    """The best label, or all of several; "" for none."""
+    names = [hit["label"] for hit in hits]
+    return LABEL_JOINER.join(names) if problem == MULTI_LABEL else names[0] if names else ""
+
+
+def print_json(arguments: argparse.Namespace, results: Results, problem: str) -> list[dict[str, str]]:
     """One JSON object, written row by row."""
     print(f'{{\n  "model": {json.dumps(arguments.model, ensure_ascii=False)},\n  "predictions": [', end="")
     first = True
     for rows in results.batches:
         for path, labels, _ in rows:
-            row = json.dumps({"image": printable(path), "labels": labels}, ensure_ascii=False)
+            entry = {"image": printable(path), "labels": labels}
+            if problem == REGRESSION:
+                entry = {"image": printable(path), "values": {hit["label"]: hit["score"] for hit in labels}}
+            row = json.dumps(entry, ensure_ascii=False)
             print(f"{'' if first else ','}\n    {row}", end="")
             first = False
     print(f'\n  ],\n  "unreadable": {json.dumps(results.unreadable, ensure_ascii=False)}\n}}')
@@ -158,9 +209,12 @@ def print_lines(model: PreTrainedModel, paths: Sequence[Any], results: Results) 
     """A line for each image, in columns whose width is known before."""
     width = max(len(printable(path)) for path in paths)
     labels = max((len(name) for name in (model.config.id2label or {}).values()), default=0) + len(" 100.0%")
+    problem = problem_type_of(model.config)
+    nothing = "(no label)" if problem == MULTI_LABEL else "(below --min-score)"
+    score = "{:.6g}" if problem == REGRESSION else "{:.1%}"
     for rows in results.batches:
         for path, hits, _ in rows:
-            cells = [f"{hit['label']} {hit['score']:.1%}".ljust(labels) for hit in hits] or ["(below --min-score)"]
+            cells = [f"{hit['label']} {score.format(hit['score'])}".ljust(labels) for hit in hits] or [nothing]
             print("  ".join([printable(path).ljust(width), *cells]).rstrip())
     return results.unreadable
 

@@ -27,17 +27,18 @@ class ScoresFile:
     Args:
         path: `.csv`, `.jsonl` or `.parquet`.
         class_names: columns of the scores of each class; `score: ` stands before a name that another column has.
+        labels: False for numbers, which have no "label" and no "score".
         resume: keep what an earlier run of the same command wrote, and name these images in `done`.
 
     Raises:
         HFViTError: another suffix, a file that is there already, an earlier run with other columns.
     """
 
-    def __init__(self, path: str | Path, class_names: Sequence[str], resume: bool = False):
+    def __init__(self, path: str | Path, class_names: Sequence[str], resume: bool = False, labels: bool = True):
         self.path = regular_file(path)
         self.partial = self.path.with_name(self.path.name + ".partial")
         self.kind = check_suffix(self.path)
-        own = ("image", "label", "score", "error")
+        own = ("image", "label", "score", "error") if labels else ("image", "error")
         self.classes = [f"score: {name}" if name in own else name for name in class_names]
         self.columns = [*own, *self.classes]
         self.done: set[str] = set()
@@ -60,10 +61,11 @@ class ScoresFile:
         self, rows: Iterable[tuple[str, str, float, Sequence[float]]], errors: Iterable[tuple[str, str]] = ()
     ) -> None:
         """Append (image, label, score, score of each class) and (image, reason why it could not be read)."""
-        table = [
-            dict(zip(self.columns, (image, label, score, None, *scores), strict=True))
-            for image, label, score, scores in rows
-        ]
+        table = []
+        for image, label, score, scores in rows:
+            own = {"image": image, "label": label, "score": score, "error": None}
+            row = {name: own[name] for name in self.columns[: -len(self.classes)]}
+            table.append(row | dict(zip(self.classes, scores, strict=True)))
         table += [dict.fromkeys(self.columns) | {"image": image, "error": why} for image, why in errors]
         with full_disk_is_an_error(self.partial, "free some space and run the command again with --resume"):
             if self._file is None:

@@ -17,6 +17,7 @@ from huggingface_hub import EvalResult, EvalResultEntry, ModelCardData, eval_res
 
 from ..atomic_file import atomic_write
 from ..errors import HFViTError
+from ..problem_type import MULTI_LABEL, REGRESSION, SINGLE_LABEL
 
 
 Facts = dict[str, Any]
@@ -34,6 +35,13 @@ METRIC_NAMES = {
     "real_accuracy": "ImageNet-ReaL accuracy",
     "mean_per_class": "Balanced accuracy (mean of the classes' accuracies)",
     "macro_f1": "Macro F1",
+    "mean_average_precision": "Mean average precision over the labels",
+    "micro_f1": "Micro F1",
+    "macro_f1_at_thresholds": "Macro F1 at the labels' own thresholds",
+    "micro_f1_at_thresholds": "Micro F1 at the labels' own thresholds",
+    "mae": "Mean absolute error",
+    "rmse": "Root mean squared error",
+    "r2": "R2 (share of the variance that is explained)",
     "nll": "Negative log-likelihood",
     "nll_after_temperature": "Negative log-likelihood after temperature scaling",
     "ece": "Expected calibration error",
@@ -42,6 +50,21 @@ METRIC_NAMES = {
     "brier_after_temperature": "Brier score after temperature scaling",
     "temperature": "Temperature with the least negative log-likelihood",
 }
+LOSS_NAMES = {
+    MULTI_LABEL: "Binary cross-entropy, mean over the labels",
+    REGRESSION: "Loss, on numbers in standard deviations of training",
+}
+SHARES = (  # metrics in percent, besides accuracies
+    "mean_per_class", "macro_f1", "micro_f1", "mean_average_precision", "macro_f1_at_thresholds",
+    "micro_f1_at_thresholds",
+)  # fmt: skip
+OUTPUTS = {SINGLE_LABEL: "Classes", MULTI_LABEL: "Labels", REGRESSION: "Numbers"}
+ALWAYS_ANSWERS = {
+    SINGLE_LABEL: "Every image is given one of these labels, also one that shows something else.",
+    MULTI_LABEL: "Each label has a score of its own; what is none of these labels is not found.",
+    REGRESSION: "Every image is given a number, also one that shows something else.",
+}
+METRIC_IDS = ("accuracy", "mae", "mean_average_precision")  # named in the front matter
 SHOWN_LABELS = 40
 AFTER_TRAINING = "measured at the end of training"
 # Arguments that say where things lie on the machine of the run, and what the card says elsewhere in its own words.
@@ -138,6 +161,8 @@ def render_card(facts: Facts, folder: str | Path | None = None, repo_id: str | N
         model_id=repo_id or title_of(facts),
         classifies=classifies(facts),
         ours=is_ours(facts),
+        several=problem_of(facts) == MULTI_LABEL,
+        numbers=problem_of(facts) == REGRESSION,
         gray=(model.get("architecture") or {}).get("num_channels") == 1,
         larger=2 * max(model["image_size"]),
         summary=card_summary(facts),
@@ -182,13 +207,15 @@ def metadata(facts: Facts) -> ModelCardData:
         tags=tags,
         base_model=base if base and is_hub_id(base) else None,
         datasets=[dataset] if is_hub_id(dataset) else None,
-        metrics=sorted({"accuracy" for row in results if row["metric"] == "accuracy"}) or None,
+        metrics=sorted({row["metric"] for row in results if row["metric"] in METRIC_IDS}) or None,
         model_name=title_of(facts),
-        eval_results=[eval_result(row, data, classifies(facts)) for row in results] or None,
+        eval_results=[eval_result(row, data, classifies(facts), problem_of(facts)) for row in results] or None,
     )
 
 
-def eval_result(row: dict[str, Any], data: dict[str, Any], classifies: bool = True) -> EvalResult:
+def eval_result(
+    row: dict[str, Any], data: dict[str, Any], classifies: bool = True, problem_type: str = SINGLE_LABEL
+) -> EvalResult:
     """One entry of `model-index`."""
     return EvalResult(
         task_type="image-classification" if classifies else "image-feature-extraction",
@@ -197,7 +224,7 @@ def eval_result(row: dict[str, Any], data: dict[str, Any], classifies: bool = Tr
         dataset_config=data.get("config_name"),
         dataset_split=row["split"],
         metric_type=row["metric"],
-        metric_name=METRIC_NAMES.get(row["metric"], row["metric"]),
+        metric_name=metric_name(row["metric"], problem_type),
         metric_value=row["value"],
         metric_args={"n": row["n"], "seed": row["seed"]},
     )
@@ -209,6 +236,21 @@ def eval_result(row: dict[str, Any], data: dict[str, Any], classifies: bool = Tr
 def classifies(facts: Facts) -> bool:
     """Whether the model has classes; one that predicted masked patches has none."""
     return facts["model"]["num_labels"] > 0
+
+
+def problem_of(facts: Facts) -> str:
+    """What the outputs mean, in transformers' words."""
+    return facts["model"].get("problem_type") or SINGLE_LABEL
+
+
+def metric_name(metric: str, problem_type: str) -> str:
+    """What people call a metric; of one of several numbers with its name: `Mean absolute error of height`."""
+    if metric == "loss":
+        return LOSS_NAMES.get(problem_type, METRIC_NAMES["loss"])
+    kind, _, number = metric.partition("_")
+    if problem_type == REGRESSION and number and kind in METRIC_NAMES:
+        return f"{METRIC_NAMES[kind].split(' (')[0]} of {number}"
+    return METRIC_NAMES.get(metric, metric)
 
 
 def title_of(facts: Facts) -> str:
@@ -246,7 +288,12 @@ def card_summary(facts: Facts) -> str:
         text += f" on {reference(data['name'])}"
     if not classifies(facts):
         return f"{text} by predicting the colors of masked patches, without labels. It has no classes yet."
-    return f"{text}. It sorts an image into one of {model['num_labels']} classes."
+    outputs = model["num_labels"]
+    if problem_of(facts) == MULTI_LABEL:
+        return f"{text}. It says which of {outputs} labels an image has: several, one or none."
+    if problem_of(facts) == REGRESSION:
+        return f"{text}. It reads {'one number' if outputs == 1 else f'{outputs} numbers'} off an image."
+    return f"{text}. It sorts an image into one of {outputs} classes."
 
 
 def intended_use(facts: Facts) -> str:
@@ -257,15 +304,23 @@ def intended_use(facts: Facts) -> str:
         return f"sorting images into the {facts['model']['num_labels']} classes of its training data."
     shown = ", ".join(code(label).replace("\\|", "|") for label in labels[:SHOWN_LABELS])  # no table here
     more = f" and {len(labels) - SHOWN_LABELS} more (`id2label` in config.json)" if len(labels) > SHOWN_LABELS else ""
+    if problem_of(facts) == MULTI_LABEL:
+        return f"finding the labels of images like those it was trained on: {shown}{more}."
+    if problem_of(facts) == REGRESSION:
+        return f"estimating {shown}{more} of images like those it was trained on, in the unit of its training data."
     return f"sorting images like those it was trained on into {len(labels)} classes: {shown}{more}."
 
 
 def limits(facts: Facts) -> list[str]:
     """What the facts say that the model cannot be trusted with."""
     data, results = facts.get("data") or {}, facts.get("results") or []
-    said = (
-        ["Every image is given one of these labels, also one that shows something else."] if classifies(facts) else []
-    )
+    said = [ALWAYS_ANSWERS[problem_of(facts)]] if classifies(facts) else []
+    if tuned := facts.get("thresholds"):
+        said.append(
+            f"The labels' thresholds (`label_thresholds` in config.json) have the highest F1 on the {tuned['n']:,} "
+            f"images of {code(tuned['split'])}: the F1 at these thresholds was measured on the same images, and is "
+            "better there than elsewhere."
+        )
     if data.get("train_images"):
         said.append(f"It learned from {data['train_images']:,} images; what they do not show, it has not seen.")
     if results:
@@ -326,7 +381,7 @@ def overview(facts: Facts) -> Rows:
         ("Layers", architecture.get("num_hidden_layers")),
         ("Width", architecture.get("hidden_size")),
         ("Heads", architecture.get("num_attention_heads")),
-        ("Classes", model["num_labels"] or None),
+        (OUTPUTS[problem_of(facts)], model["num_labels"] or None),
     )
 
 
@@ -337,7 +392,7 @@ def result_rows(facts: Facts) -> list[tuple[str, ...]]:
         groups.setdefault((row["metric"], row["dataset"], row["split"]), []).append(row)
     return [
         (
-            METRIC_NAMES.get(metric, markdown_text(metric)),
+            markdown_text(metric_name(metric, problem_of(facts))),
             reference(dataset),
             code(split),
             spread_of_results(group),
@@ -351,7 +406,7 @@ def result_rows(facts: Facts) -> list[tuple[str, ...]]:
 def spread_of_results(group: list[dict[str, Any]]) -> str:
     """The value of one seed with its 95 % interval or standard error, or the mean of several with their deviation."""
     values, metric = [row["value"] for row in group], group[0]["metric"]
-    share = "accuracy" in metric or metric in ("mean_per_class", "macro_f1")
+    share = "accuracy" in metric or metric in SHARES
     mean = sum(values) / len(values)
     if len(values) > 1:
         deviation = math.sqrt(sum((value - mean) ** 2 for value in values) / (len(values) - 1))

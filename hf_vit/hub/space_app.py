@@ -73,9 +73,11 @@ class SpaceClassifier:
         return processor_pixels(self.processor, decoded).to(self.model.device, self.model.dtype)
 
     @torch.inference_mode()
-    def scores(self, image: Image.Image) -> dict[str, float]:
-        """{label: probability} of every class; each by itself where several may be right."""
+    def scores(self, image: Image.Image) -> dict[str, float] | str:
+        """{label: probability} of every class; each by itself where several may be right; numbers as a text."""
         logits = self.model(self.pixels(image)).logits[0].float()
+        if self.model.config.problem_type == "regression":
+            return ", ".join(f"{self.labels[number]}: {value:.6g}" for number, value in enumerate(logits.tolist()))
         several = self.model.config.problem_type == "multi_label_classification"
         found = logits.sigmoid() if several else logits.softmax(dim=0)
         return {self.labels[number]: score for number, score in enumerate(found.tolist())}

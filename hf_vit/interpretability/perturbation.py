@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ..errors import HFViTError
+from ..problem_type import output_scores
 from .attention import evaluating
 from .relevance import METHODS, Target, explain, target_classes
 
@@ -145,9 +146,11 @@ def perturbation_curves(
 
 
 def probabilities(model: nn.Module, logits: torch.Tensor) -> torch.Tensor:
-    """Of each class, `(B, K)`: they sum to one, or each stands alone where `config.problem_type` is multi-label."""
-    several = getattr(getattr(model, "config", None), "problem_type", None) == "multi_label_classification"
-    return logits.sigmoid() if several else logits.softmax(dim=1)
+    """Of each class, `(B, K)`: they sum to one, or each stands alone where `config.problem_type` is multi-label.
+
+    The outputs of a regression are no probabilities, and are given back as they are.
+    """
+    return output_scores(getattr(model, "config", None), logits)
 
 
 def compare_explanations(

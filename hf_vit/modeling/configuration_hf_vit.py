@@ -125,6 +125,8 @@ _FAMILY_FIELDS = (
     "map_query_proj",
     "map_mlp",
 )
+# What belongs to the labels of the present head, and goes with it.
+HEAD_FIELDS = ("label_thresholds", "target_mean", "target_std")
 # What each kind of rotary positions takes where the field is left out.
 _ROPE_DEFAULTS: dict[str, dict[str, Any]] = {
     "dinov3": {"rope_theta": 100.0, "rope_layout": "half"},
@@ -221,6 +223,10 @@ class HFViTConfig(BackboneConfigMixin, PreTrainedConfig):
             w / sqrt(var + eps) (timm and transformers' BiT).
         weight_standardization_eps: that eps.
         head_bias_init: initial bias of the classifier (-10 in the paper's pre-training with sigmoid loss).
+        label_thresholds: score from which each label counts as present, for `problem_type`
+            "multi_label_classification"; None: 0.5. The network does not read them; `hf-vit predict` does.
+        target_mean, target_std: mean and standard deviation of each number that a "regression" was trained on: the
+            head's outputs times std plus mean are the logits, in the unit of the training targets; None: as they are.
         initializer: `"jax"` Google's; `"truncated_normal"` std 0.02 for every weight and token; `"normal_tokens"`
             Google's but class and position tokens from N(0, 1), as many ViT tutorials teach.
 
@@ -303,6 +309,9 @@ class HFViTConfig(BackboneConfigMixin, PreTrainedConfig):
     weight_standardization: Literal["std_plus_eps", "sqrt_var_plus_eps"] = "std_plus_eps"
     weight_standardization_eps: float = 1e-5
     head_bias_init: float | int = 0.0
+    label_thresholds: list[float | int] | tuple[float | int, ...] | None = None
+    target_mean: list[float | int] | tuple[float | int, ...] | None = None
+    target_std: list[float | int] | tuple[float | int, ...] | None = None
     initializer: Literal["jax", "truncated_normal", "normal_tokens"] = "jax"
     _out_features: list[str] | None = None
     _out_indices: list[int] | None = None
@@ -509,6 +518,7 @@ class HFViTConfig(BackboneConfigMixin, PreTrainedConfig):
             )
         self._check_positions()
         self._check_head()
+        self._check_labels()
 
     def _check_positions(self) -> None:
         """Rotary positions and relative position biases."""
@@ -550,6 +560,19 @@ class HFViTConfig(BackboneConfigMixin, PreTrainedConfig):
                 "patch_dropout_rate leaves patches out, and rope and relative_position_bias need all of them: set it "
                 "to 0"
             )
+
+    def _check_labels(self) -> None:
+        """Thresholds of labels, mean and standard deviation of targets: one finite number for each output."""
+        for name in HEAD_FIELDS:
+            values = getattr(self, name)
+            if values is not None and (len(values) != self.num_labels or not all(map(math.isfinite, values))):
+                raise ValueError(f"{name} is one number for each of {self.num_labels} labels, got {str(values)[:60]}")
+        if any(not 0 <= threshold <= 1 for threshold in self.label_thresholds or ()):
+            raise ValueError(f"label_thresholds are scores from 0 to 1, got {str(self.label_thresholds)[:60]}")
+        if (self.target_mean is None) != (self.target_std is None):
+            raise ValueError("target_mean and target_std belong together: set both, or neither")
+        if any(deviation <= 0 for deviation in self.target_std or ()):
+            raise ValueError(f"target_std must be above 0, got {str(self.target_std)[:60]}")
 
     def _check_head(self) -> None:
         """Pooling, the last norm and what the classifier reads."""
@@ -667,6 +690,11 @@ class HFViTConfig(BackboneConfigMixin, PreTrainedConfig):
                 if config_dict.get("out_features") == [f"stage{config_dict.get('num_hidden_layers')}"]:
                     config_dict = {k: v for k, v in config_dict.items() if k not in ("out_features", "out_indices")}
                 config_dict["num_hidden_layers"] = kwargs["num_hidden_layers"]
+            names, count = kwargs.get("id2label"), kwargs.get("num_labels")
+            if names is not None or count is not None:  # another head, which these do not belong to
+                before = len(config_dict["id2label"]) if config_dict.get("id2label") else config_dict.get("num_labels")
+                if before != (len(names) if names is not None else count):
+                    config_dict = {k: v for k, v in config_dict.items() if k not in HEAD_FIELDS}
             result = super().from_dict(config_dict, **kwargs)
             config = result[0] if isinstance(result, tuple) else result
             config.check_architecture()  # fields given by name are set on a checked configuration

@@ -637,11 +637,16 @@ class HFViTForImageClassification(HFViTPreTrainedModel):
 
         Returns:
             `logits` `(B, K)`, `loss` where labels are given, and hidden states and attentions where asked for.
+            Logits of a regression are in the unit of its targets.
         """
         if self._reads_first_token_only(kwargs):
             kwargs["tokens"] = 1
         outputs = self.vit(pixel_values, **kwargs)
         logits = self.classifier(self.head_input(outputs))
+        if self.config.target_std is not None and self.config.target_mean is not None:
+            # float32: bfloat16 has three digits, and a mean may be large beside its standard deviation
+            logits = logits.float()
+            logits = logits * logits.new_tensor(self.config.target_std) + logits.new_tensor(self.config.target_mean)
         loss = None
         # not transformers' loss where no problem_type is set: it takes soft labels for a multi-label problem
         if labels is not None and self.config.problem_type is not None:
@@ -721,6 +726,8 @@ class HFViTForImageClassification(HFViTPreTrainedModel):
             self.classifier = with_role(head, "classifier")
         self.config.id2label = {int(index): name for index, name in names.items()}
         self.config.label2id = {name: index for index, name in self.config.id2label.items()}
+        # they belong to the labels of the head that goes
+        self.config.label_thresholds = self.config.target_mean = self.config.target_std = None
 
     def freeze_backbone(self) -> None:
         """Leave only the classifier trainable: a linear probe."""

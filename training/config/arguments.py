@@ -17,6 +17,7 @@ from typing import Any
 import yaml
 
 from hf_vit.errors import HFViTError
+from hf_vit.problem_type import MULTI_LABEL, PROBLEM_TYPES, REGRESSION, SINGLE_LABEL
 
 from .durations import LENGTHS, RAMPS, check_ramps, steps_of
 from .recipes import ORIGIN
@@ -24,13 +25,23 @@ from .recipes import ORIGIN
 
 RESOLVED_NAME = "config_resolved.yaml"
 ENDING = ("cosine", "linear")  # schedules that fall to lr_end
-METRICS = (
-    "accuracy",
-    "top5_accuracy",
-    "mean_per_class",
-    "macro_f1",
-    "loss",
-)  # of an evaluation without a function of the user's own
+# By problem type, the default first: losses, and metrics of an evaluation without a function of the user's own.
+LOSSES = {SINGLE_LABEL: ("softmax", "sigmoid"), MULTI_LABEL: ("sigmoid",), REGRESSION: ("mse", "huber")}
+METRICS = {
+    SINGLE_LABEL: ("accuracy", "top5_accuracy", "mean_per_class", "macro_f1", "loss"),
+    MULTI_LABEL: ("mean_average_precision", "macro_f1", "micro_f1", "loss"),
+    REGRESSION: ("r2", "mae", "rmse", "loss"),
+}
+SMALLER_IS_BETTER = ("loss", "mae", "rmse")
+# Options that count or mix classes, with the value that is without them, and the problem types that cannot have them.
+OF_CLASSES = {
+    "label_smoothing_factor": (0, (MULTI_LABEL, REGRESSION)),
+    "class_weights": ("none", (MULTI_LABEL, REGRESSION)),
+    "logit_adjustment": (0, (MULTI_LABEL, REGRESSION)),
+    "train_sampling_strategy": ("random", (MULTI_LABEL, REGRESSION)),
+    "mixup_alpha": (0, (REGRESSION,)),
+    "cutmix_alpha": (0, (REGRESSION,)),
+}
 # Options of version 0.1.0 under another name; the old spelling is understood for one release.
 RENAMED = {"mixing_off": "mixup_off_steps", "on_unreadable": "on_decode_error"}
 OF_THE_LAUNCH = ("resume_from_checkpoint", "preview")  # said anew at each launch, so not part of a resolved config
@@ -106,7 +117,19 @@ class DataArguments:
         None, "split to evaluate on; default: the first of validation, val, dev, test; else carved from train"
     )
     image_column: str | None = option(None, "column with the images; default: found by type and name")
-    label_column: str | None = option(None, "column with the labels; default: found by type and name")
+    label_column: str | list[str] | None = option(
+        None,
+        "column with the labels; default: found by type and name; several: one a label (0 or 1), or one a number",
+        nargs="+",
+    )
+    problem_type: str | None = option(
+        None,
+        "one class an image, several labels or none, or numbers; default: as the labels say, if there is no doubt",
+        "",
+        "transformers",
+        PROBLEM_TYPES,
+    )
+    label_separator: str | None = option(None, "what separates the labels of a cell of text, such as '|'")
     streaming: bool = option(False, "read in order through a shuffle buffer, without a local copy", "", "datasets")
     shuffle_buffer_size: int = option(4096, "streaming: images that are read ahead and shuffled", "images", "datasets")
     shuffle_run_length: int = option(
@@ -195,6 +218,16 @@ class DataArguments:
     def __post_init__(self):
         for field in dataclasses.fields(self):
             check_value(field, getattr(self, field.name))
+        if isinstance(self.label_column, list) and len(self.label_column) == 1:
+            self.label_column = self.label_column[0]
+        if self.label_separator is not None and self.problem_type not in (None, MULTI_LABEL):
+            raise HFViTError(f"--label_separator is for several labels, not for --problem_type {self.problem_type}")
+        if self.label_separator == "":
+            raise HFViTError("--label_separator is empty: give what stands between two labels, such as '|'")
+        if self.problem_type not in (None, SINGLE_LABEL) and self.samples_per_class is not None:
+            raise HFViTError(
+                f"--samples_per_class counts classes, not --problem_type {self.problem_type}: leave it out"
+            )
         if self.train_file is not None:
             if self.dataset not in (None, self.train_file):
                 raise HFViTError("give --dataset or --train_file, not both")
@@ -322,12 +355,14 @@ class TrainArguments:
         "arXiv:2106.04560: 50,000",
     )
     max_grad_norm: float = option(1.0, "clip the global norm of the gradient; 0: off", "", "Table 4")
-    loss: str = option(
-        "softmax",
-        "cross-entropy over classes, one sigmoid each, or without labels the colors of masked patches (pre-training)",
+    loss: str | None = option(
+        None,
+        "cross-entropy over classes (softmax; default of one label), one sigmoid each (default of several labels), "
+        "squared error of standardized numbers (mse; default of a regression) or huber, whose errors above one "
+        "standard deviation count linearly; without labels the colors of masked patches (pre-training)",
         "",
         "Table 3 pre-trains with sigmoid (vision_transformer issue 34); B.1.2: masked_patches",
-        ("softmax", "sigmoid", "masked_patches"),
+        ("softmax", "sigmoid", "mse", "huber", "masked_patches"),
     )
     class_weights: str = option(
         "none",
@@ -412,12 +447,16 @@ class TrainArguments:
     )
     load_best_model_at_end: bool = option(False, "end with the best evaluated weights", "", "transformers")
     metric_for_best_model: str | None = option(
-        None, "what `best` means; default: accuracy, or loss with masked_patches", "", "transformers"
+        None,
+        "what `best` means; default: accuracy, mean_average_precision of several labels, r2 of a regression, or loss "
+        "with masked_patches",
+        "",
+        "transformers",
     )
     patience: int | None = option(
         None, "stop after so many evaluations without a better metric_for_best_model", "evaluations", "Prechelt 1998"
     )
-    greater_is_better: bool | None = option(None, "default: unless the metric is a loss", "", "transformers")
+    greater_is_better: bool | None = option(None, "default: unless the metric is a loss or error", "", "transformers")
     resume_from_checkpoint: str | bool | None = option(
         None,
         "true: the newest complete checkpoint of output_dir, from the start if there is none; or its path",
@@ -452,11 +491,39 @@ class TrainArguments:
             self.eval_strategy = "steps" if self.eval_steps else "no"
         if self.eval_steps is None:
             self.eval_steps = self.logging_steps
-        if self.metric_for_best_model is None:
-            self.metric_for_best_model = "loss" if self.loss == "masked_patches" else "accuracy"
-        if self.greater_is_better is None:
-            self.greater_is_better = not self.metric_for_best_model.endswith("loss")
+        if self.metric_for_best_model is None and self.loss == "masked_patches":
+            self.metric_for_best_model = "loss"
+        if self.greater_is_better is None and self.metric_for_best_model is not None:
+            metric = self.metric_for_best_model.removeprefix("eval_")
+            self.greater_is_better = not metric.endswith(SMALLER_IS_BETTER)
         self.check()
+
+    def for_problem(self, problem_type: str) -> "TrainArguments":
+        """These arguments with what depends on the labels chosen: the loss, and the metric of the best model.
+
+        Raises:
+            HFViTError: options that have no meaning for such labels.
+        """
+        if self.loss == "masked_patches":
+            return self
+        losses, metrics = LOSSES[problem_type], METRICS[problem_type]
+        loss, metric = self.loss or losses[0], self.metric_for_best_model or metrics[0]
+        if loss not in losses:
+            raise HFViTError(
+                f"--loss {loss} is not for --problem_type {problem_type}: choose from {', '.join(losses)}"
+            )
+        elsewhere = {name for names in METRICS.values() for name in names} - set(metrics)
+        if metric.removeprefix("eval_") in elsewhere:
+            raise HFViTError(
+                f"--metric_for_best_model {metric} is not for --problem_type {problem_type}: choose from "
+                f"{', '.join(metrics)}"
+            )
+        for name, (off, without) in OF_CLASSES.items():
+            if problem_type in without and getattr(self, name) != off:
+                raise HFViTError(
+                    f"--{name} {getattr(self, name)} has no meaning for --problem_type {problem_type}: leave it out"
+                )
+        return dataclasses.replace(self, loss=loss, metric_for_best_model=metric)
 
     def check(self) -> None:
         """Raise HFViTError for words and numbers that cannot be meant."""
@@ -551,9 +618,9 @@ class TrainArguments:
             for name in ("mixup_alpha", "cutmix_alpha", "label_smoothing_factor", "sweep", "do_predict"):
                 if getattr(self, name):
                     raise HFViTError(f"--loss masked_patches has no labels for --{name}: leave out one of them")
-        if self.class_weights != "none" and self.loss != "softmax":
+        if self.class_weights != "none" and self.loss not in (None, "softmax"):
             raise HFViTError(f"--class_weights {self.class_weights} is for --loss softmax, not {self.loss}")
-        if self.logit_adjustment and self.loss != "softmax":
+        if self.logit_adjustment and self.loss not in (None, "softmax"):
             raise HFViTError(f"--logit_adjustment {self.logit_adjustment} is for --loss softmax, not {self.loss}")
         balancing = [
             f"--{name} {getattr(self, name)}"
@@ -606,9 +673,14 @@ class Arguments:
             raise HFViTError("--loss masked_patches trains the backbone: leave out --freeze_backbone")
         if model.keep_representation and model.model is None:
             raise HFViTError("--keep_representation is for the head of a pre-trained --model: leave it out")
-        metric = str(train.metric_for_best_model).removeprefix("eval_")
-        if metric not in METRICS:
-            raise HFViTError(f"--metric_for_best_model {metric}: choose from {', '.join(METRICS)}")
+        if data.problem_type is not None:
+            if train.loss == "masked_patches":
+                raise HFViTError("--loss masked_patches reads no labels: leave out --problem_type")
+            train.for_problem(data.problem_type)
+        metric = None if train.metric_for_best_model is None else train.metric_for_best_model.removeprefix("eval_")
+        known = {name: None for names in METRICS.values() for name in names}
+        if metric is not None and metric not in known:
+            raise HFViTError(f"--metric_for_best_model {metric}: choose from {', '.join(known)}")
         if train.sweep and isinstance(train.resume_from_checkpoint, str):
             raise HFViTError(
                 f"--resume_from_checkpoint {train.resume_from_checkpoint}: a sweep is many runs, which go on by "

@@ -8,6 +8,7 @@ import argparse
 import dataclasses
 import difflib
 import math
+import os
 import re
 import sys
 import types
@@ -72,7 +73,8 @@ HELP_GROUPS: dict[str, list[str]] = {
     ],
     "model": ["preset", "set", "keep_representation", "freeze_backbone"],
     "data": [
-        "dataset_config_name", "train_split", "image_column", "label_column", "split_column",
+        "dataset_config_name", "train_split", "image_column", "label_column", "problem_type", "label_separator",
+        "split_column",
         "image_root", "train_file", "eval_file", "streaming", "shuffle_buffer_size",
         "shuffle_run_length", "read_threads", "train_fraction",
         "samples_per_class", "dev_fraction", "folds", "fold", "combine_folds",
@@ -263,7 +265,7 @@ def _as_kind(kind: Any, value: Any) -> Any:
         return int(value) if isinstance(value, int) else int(float(value))
     if kind is float:
         return float(_only((int, float, str), value))
-    return str(_only((str, int, float), value))
+    return str(_only((str, int, float, os.PathLike), value))
 
 
 def _only(kinds, value: Any) -> Any:

@@ -61,9 +61,18 @@ def find_label_column(name: str, features: Any, wanted: str | None, image_column
         )
     if len(found) > 1:
         raise HFViTError(
-            f"'{name}' has several columns that could be the label, {listed(found)}; choose one with --label_column"
+            f"'{name}' has several columns that could be the label, {listed(found)}; choose with --label_column (one, "
+            "or one column a label)"
         )
     return found[0]
+
+
+def each_wanted(wanted: str | list[str] | None) -> list[str | None]:
+    """The columns of labels that were asked for, each once; [None] where they are to be found out."""
+    names = list(wanted) if isinstance(wanted, list | tuple) else [wanted]
+    if len(set(names)) < len(names):
+        raise HFViTError(f"--label_column {' '.join(map(str, names))}: give each column once")
+    return names
 
 
 def grouped(wanted: str | None, columns: Container[str]) -> tuple[str | None, float | None]:
@@ -156,7 +165,7 @@ def refuse_ids(name: str, column: str, distinct: int, count: int, names: list[st
     if names is None and count >= MANY_ROWS and distinct > ALMOST_UNIQUE * count:
         raise HFViTError(
             f"column '{column}' of '{name}' has {distinct:,} different values in {count:,} rows: an id, not classes; "
-            "choose another with --label_column"
+            "choose another with --label_column, or give --problem_type regression if these are numbers to predict"
         )
 
 

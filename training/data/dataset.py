@@ -44,6 +44,7 @@ from .sources import (
     nested_subset,
     only_for_tables,
     only_on_the_hub,
+    problem_type_of_labels,
     relabel,
     rows_by_label,
     shuffled_classes,
@@ -69,7 +70,9 @@ class View:
     seed: int
     on_unreadable: str
 
-    def item(self, open: Callable[[], Image.Image], label: int, name: str, epoch: int, index: int) -> dict[str, Any]:
+    def item(
+        self, open: Callable[[], Image.Image], label: int | torch.Tensor, name: str, epoch: int, index: int
+    ) -> dict[str, Any]:
         """The item at (epoch, index), or {"unreadable": name and reason, "index": index}."""
         try:
             pixels = self._pixels(open(), name, epoch, index)
@@ -95,7 +98,7 @@ class ImageDataset(torch.utils.data.Dataset):
 
     Attributes:
         source: where the images are. rows: int64 (n,), which of them, in order.
-        labels: int64 (n,), counting in `label_names`.
+        labels: int64 (n,), counting in `label_names`; bool (n, K) of several labels, float32 (n, K) of numbers.
         name, split: what was asked for. fingerprint: changes when the images, labels or their order do.
     """
 
@@ -113,11 +116,22 @@ class ImageDataset(torch.utils.data.Dataset):
     def __len__(self) -> int:
         return len(self.rows)
 
-    def read(self, index: int) -> tuple[Image.Image, int, str]:
+    @property
+    def problem_type(self) -> str:
+        """What the labels are, in transformers' words."""
+        return problem_type_of_labels(self.labels)
+
+    def label(self, index: int) -> int | torch.Tensor:
+        """The class of an image; float32 (K,) of several labels (0 or 1), or of numbers."""
+        if self.labels.ndim == 1:
+            return int(self.labels[index])
+        return torch.from_numpy(self.labels[index].astype(np.float32))
+
+    def read(self, index: int) -> tuple[Image.Image, int | torch.Tensor, str]:
         """Return (RGB image at full size, label, name); raises UnreadableImage."""
         row = self._row(index)
         name = self.source.name(row)
-        return decode(self.source.open(row), name), int(self.labels[index]), name
+        return decode(self.source.open(row), name), self.label(index), name
 
     def image_name(self, index: int) -> str:
         """What messages and lists call the image."""
@@ -143,8 +157,12 @@ class ImageDataset(torch.utils.data.Dataset):
         """`count` images of every class, nested: 5 are among 10.
 
         Raises:
-            HFViTError: a class has fewer.
+            HFViTError: a class has fewer; images that have no class.
         """
+        if self.labels.ndim == 2:
+            raise HFViTError(
+                f"--samples_per_class counts one class for each image, '{self.name}' is for {self.problem_type}"
+            )
         chosen = [rows[:count] for rows in shuffled_classes(self.labels, seed)]
         counts = np.bincount(self.labels, minlength=len(self.label_names))
         scarce = [self.label_names[label] for label in np.flatnonzero(counts < count)]
@@ -166,7 +184,7 @@ class ImageDataset(torch.utils.data.Dataset):
         epoch, index = (int(key[0]), int(key[1])) if isinstance(key, tuple) else (0, int(key))
         row = self._row(index)
         return View(self.transform, self.seed, self.on_unreadable).item(
-            lambda: self.source.open(row), int(self.labels[index]), self.source.name(row), epoch, index
+            lambda: self.source.open(row), self.label(index), self.source.name(row), epoch, index
         )
 
 
@@ -174,8 +192,8 @@ def collate(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Items as one batch; unreadable ones are left out and listed.
 
     Returns:
-        {"pixel_values": uint8 (B, C, H, W), "labels": int64 (B,), "index": int64 (B,), "unreadable": list[str]};
-        with nothing readable B is 0 and so are C, H and W.
+        {"pixel_values": uint8 (B, C, H, W), "labels": int64 (B,) or float32 (B, K), "index": int64 (B,),
+        "unreadable": list[str]}; with nothing readable B is 0, so are C, H and W, and labels are (0,).
     """
     good = [item for item in items if "unreadable" not in item]
     pixel_values = [item["pixel_values"] for item in good]
@@ -184,10 +202,17 @@ def collate(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
         raise HFViTError(f"images of different sizes in one batch, {listed(sorted(shapes))}; give a transform")
     return {
         "pixel_values": torch.stack(pixel_values) if good else torch.zeros((0, 0, 0, 0), dtype=torch.uint8),
-        "labels": torch.tensor([item["labels"] for item in good], dtype=torch.int64),
+        "labels": stack_labels([item["labels"] for item in good]),
         "index": torch.tensor([item["index"] for item in good], dtype=torch.int64),
         "unreadable": [item["unreadable"] for item in items if "unreadable" in item],
     }
+
+
+def stack_labels(labels: Sequence[Any]) -> torch.Tensor:
+    """Labels of several images: int64 (B,) of classes, float32 (B, K) of several labels or numbers for each."""
+    if labels and isinstance(labels[0], torch.Tensor) and labels[0].ndim:
+        return torch.stack(list(labels)).float()
+    return torch.tensor([int(label) for label in labels], dtype=torch.int64)
 
 
 def open_dataset(
@@ -196,7 +221,9 @@ def open_dataset(
     config_name: str | None = None,
     split: str = "train",
     image_column: str | None = None,
-    label_column: str | None = None,
+    label_column: str | list[str] | None = None,
+    problem_type: str | None = None,
+    label_separator: str | None = None,
     image_root: str | PathLike | None = None,
     split_column: str | None = None,
     fraction: float = 1.0,
@@ -218,7 +245,11 @@ def open_dataset(
         split: "train", "test", ..., a slice such as "train[:98%]" or "train[800:1000]", or a sum "train+validation".
             Rows of tables keep their order; sources sorted by class are sliced in a fixed random order instead.
         image_column, label_column: columns of a table; found by type and name where there is no doubt. COLUMN//NUMBER
-            makes one class of neighboring numbers: `cls//2.5` has 16 where `cls` has 40, as VTAB's dSprites.
+            makes one class of neighboring numbers: `cls//2.5` has 16 where `cls` has 40, as VTAB's dSprites. A list
+            of columns: one a label (0 or 1), or one a number.
+        problem_type: "single_label_classification", "multi_label_classification" or "regression", as transformers
+            has them; as the labels say, where they leave no doubt.
+        label_separator: between the labels of a cell of text.
         image_root: folder that paths in a table count from; by default the table's. Cells may also be addresses
             (`https://...`), which are downloaded into the cache, once.
         split_column: column of a table that says which split a row belongs to; by default one called `split`,
@@ -236,7 +267,7 @@ def open_dataset(
     check_reading(on_unreadable, fraction)
     names = None if label_names is None else list(label_names)
     root = None if image_root is None else str(image_root)
-    columns = Columns(image_column, label_column, names, labelled, root, split_column)
+    columns = Columns(image_column, label_column, names, labelled, root, split_column, problem_type, label_separator)
     reader = open_reader(name, config_name, columns, cache_dir)
     dataset = open_split(reader, split, names, on_unreadable, labelled)
     for note in reader.notes if log is not None else ():
@@ -254,7 +285,7 @@ def open_split(
         if same and (twice := len(np.intersect1d(one.rows, other.rows))):
             raise HFViTError(f"split '{split}' of '{reader.name}' takes {twice:,} images twice; name each part once")
     dataset = parts[0] if len(parts) == 1 else concatenate(parts, split)
-    if labelled and names is None and len(dataset.label_names) < 2:
+    if labelled and names is None and dataset.labels.ndim == 1 and len(dataset.label_names) < 2:
         raise HFViTError(
             f"'{reader.name}' has only one class, {listed(dataset.label_names)}; a classifier needs two or more"
         )
@@ -433,6 +464,8 @@ def concatenate(parts: Sequence[ImageDataset], split: str) -> ImageDataset:
     """Data sets with the same classes as one."""
     first = parts[0]
     for part in parts[1:]:
+        if part.problem_type != first.problem_type:
+            raise HFViTError(f"'{first.name}' and '{part.name}' cannot be joined: their labels are of other kinds")
         if part.label_names != first.label_names:
             raise HFViTError(f"'{first.name}' and '{part.name}' cannot be joined: their classes differ")
     sizes = [len(part.source.labels) for part in parts]

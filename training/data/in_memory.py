@@ -13,9 +13,8 @@ from hf_vit.errors import HFViTError
 from hf_vit.image_io import UnreadableImage, open_encoded, printable
 from hf_vit.image_tables import path_column
 
-from .columns import label_rows
 from .downloads import Downloads, download_all
-from .path_tables import by_column, label_column, source_of
+from .path_tables import by_column, labels_of_columns, source_of
 from .sources import Columns, Reader, Source, classes_in_turn, digest
 from .tables import dataset_reader
 
@@ -35,10 +34,8 @@ def object_reader(data: Any, columns: Columns, cache_dir: str | os.PathLike | No
     splits_of_rows = by_column(name, rows, columns.split, notes) or {"train": rows}
 
     def load(split: str) -> Source:
-        names = columns.label_names
-        if names is None and split != "train" and "train" in splits_of_rows and columns.labelled:
-            names = load("train").label_names
-        return rows_source(name, splits_of_rows[split], columns.counting_in(names), notes, cache_dir)
+        known = load("train") if columns.needs_train(split, splits_of_rows) else None
+        return rows_source(name, splits_of_rows[split], columns.like(known), notes, cache_dir)
 
     return Reader(name, list(splits_of_rows), load, notes, by_names=True)
 
@@ -79,8 +76,7 @@ def rows_source(
         return source_of(name, rows, root, columns, notes, cache_dir)
     labels, label_names = np.zeros(len(rows[image]), dtype=np.int64), ["unlabelled"]
     if columns.labelled:
-        column = label_column(name, rows, columns.label, image)
-        labels, label_names = label_rows(name, column, rows[column], columns.label_names)
+        labels, label_names = labels_of_columns(name, rows, columns, image)
     downloads = download_all(rows[image], cache_dir, notes)
     return BytesSource(rows[image], labels, label_names, name, root, downloads)
 

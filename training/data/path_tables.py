@@ -18,13 +18,15 @@ from hf_vit.image_files import Walk, join
 from hf_vit.image_io import printable
 from hf_vit.image_tables import MAX_CELL, path_column, read_rows
 
-from .columns import LABEL_COLUMNS, SPLIT_COLUMNS, label_rows, places_of_splits
+from .columns import LABEL_COLUMNS, SPLIT_COLUMNS, each_wanted, label_rows, places_of_splits
 from .downloads import download_all
 from .folders import LARGE, FileSource, Tree, file_source, metadata_of
 from .sources import Columns, Reader, classes_in_turn
+from .targets import read_targets
 
 
 NUMBER = re.compile(r"(0|[1-9]\d{0,14})(\.\d+)?", re.ASCII)
+FILE_KEY = "path of the image"  # column of what metadata files list, which no label is called
 
 
 def label_column(name: str, rows: dict[str, list[Any]], wanted: str | None, image: str) -> str:
@@ -37,8 +39,26 @@ def label_column(name: str, rows: dict[str, list[Any]], wanted: str | None, imag
     if len(found) != 1:
         others = listed([column for column in rows if column != image]) or "none"
         which = f"several columns that could be the label, {listed(found)}" if found else f"no label among {others}"
-        raise HFViTError(f"'{name}' has {which}; choose one with --label_column")
+        raise HFViTError(f"'{name}' has {which}; choose with --label_column (one, or one column a label)")
     return found[0]
+
+
+def label_columns(name: str, rows: dict[str, list[Any]], columns: Columns, image: str) -> list[str]:
+    """The columns of labels: those asked for, or the only one of a usual name."""
+    return [label_column(name, rows, wanted, image) for wanted in each_wanted(columns.label)]
+
+
+def labels_of_columns(
+    name: str, rows: dict[str, list[Any]], columns: Columns, image: str
+) -> tuple[np.ndarray, list[str]]:
+    """Labels of all rows, and the names that they count in."""
+    chosen = label_columns(name, rows, columns, image)
+    return read_targets(
+        name,
+        {column: rows[column] for column in chosen},
+        columns,
+        lambda: label_rows(name, chosen[0], numbers_of(rows[chosen[0]]), columns.label_names),
+    )
 
 
 def table_reader(
@@ -66,10 +86,8 @@ def table_reader(
 
     def load(split: str) -> FileSource:
         rows = splits[split]
-        names = columns.label_names
-        if names is None and split != "train" and "train" in splits and columns.labelled:
-            names = load("train").label_names
-        return source_of(name, rows, roots[split], columns.counting_in(names), notes, cache_dir)
+        known = load("train") if columns.needs_train(split, splits) else None
+        return source_of(name, rows, roots[split], columns.like(known), notes, cache_dir)
 
     return Reader(name, list(splits), load, notes, by_names=True)
 
@@ -109,8 +127,7 @@ def source_of(
     image = path_column(name, rows, columns.image)
     labels, names = np.zeros(len(rows[image]), dtype=np.int64), ["unlabelled"]
     if columns.labelled:
-        column = label_column(name, rows, columns.label, image)
-        labels, names = label_rows(name, column, numbers_of(rows[column]), columns.label_names)
+        labels, names = labels_of_columns(name, rows, columns, image)
     values = [value.strip() if isinstance(value, str) else value for value in rows[image]]
     bad = [row for row, value in enumerate(values) if not isinstance(value, str) or not 0 < len(value) <= MAX_CELL]
     if bad:
@@ -205,7 +222,7 @@ def metadata_reader(
             f"paths in the metadata files of '{name}' count from their own folder: leave out --image_root"
         )
     splits: dict[str, dict[str, list[Any]]] = {}
-    listed_files = 0
+    listed_files, labels = 0, list[str]()
     for folder in found.folders:
         file = metadata_of(folder)
         if file is None:
@@ -218,13 +235,18 @@ def metadata_reader(
                 f"'{printable(relative)}' has no column of labels among {listed(list(rows))}: classes are folders"
             )
             continue
-        column = label_column(printable(relative), rows, columns.label, image)
+        chosen = label_columns(printable(relative), rows, columns, image)
+        if labels and chosen != labels:
+            raise HFViTError(
+                f"'{printable(relative)}' has the labels {listed(chosen)}, another metadata file has {listed(labels)}"
+            )
+        labels = chosen
         for part, own in (by_column(printable(relative), rows, columns.split, notes) or {None: rows}).items():
-            for value, label in zip(own[image], own[column]):
+            for value, *cells in zip(own[image], *(own[column] for column in chosen)):
                 path = os.fsdecode(join(folder.path, os.fsencode(str(value))))
-                split = splits.setdefault(part or split_of_path(path), {"file": [], "label": []})
-                split["file"].append(path)
-                split["label"].append(label)
+                split = splits.setdefault(part or split_of_path(path), {key: [] for key in (FILE_KEY, *chosen)})
+                for key, cell in zip((FILE_KEY, *chosen), (path, *cells)):
+                    split[key].append(cell)
         listed_files += len(rows[image])
     if not splits:
         return None
@@ -234,13 +256,11 @@ def metadata_reader(
             f"left out: {total - listed_files:,} of {total:,} images of '{name}', which no metadata file lists"
         )
     notes.insert(0, "labels are read from metadata files, not from folders")
-    own = replace(columns, image="file", label="label" if columns.labelled else None)
+    own = replace(columns, image=FILE_KEY, label=labels)
 
     def load(split: str) -> FileSource:
-        names = columns.label_names
-        if names is None and split != "train" and "train" in splits and columns.labelled:
-            names = load("train").label_names
-        return source_of(name, splits[split], root, replace(own, label_names=names), notes, cache_dir)
+        known = load("train") if own.needs_train(split, splits) else None
+        return source_of(name, splits[split], root, own.like(known), notes, cache_dir)
 
     return Reader(name, list(splits), load, notes, by_names=True)
 

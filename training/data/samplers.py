@@ -8,6 +8,7 @@ Google's pipeline (`repeat` before batching) a batch may straddle two epochs; ea
 
 import random
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,7 +17,7 @@ from torch.utils.data import Dataset
 from hf_vit.errors import HFViTError
 
 from ..rng import generator
-from .dataset import ImageDataset
+from .dataset import ImageDataset, stack_labels
 from .streaming import ImageStream
 
 
@@ -143,10 +144,16 @@ class KeyedDataset(Dataset):
         item = self.dataset[key[1]]
         return {
             "pixel_values": torch.as_tensor(item["pixel_values"]),
-            "labels": int(item["labels"]),
+            "labels": as_label(item["labels"]),
             "index": key[1],
             "name": f"item {key[1]}",
         }
+
+
+def as_label(label: Any) -> int | torch.Tensor:
+    """A class number, or the float32 vector of an image's several labels or numbers."""
+    values = torch.as_tensor(label)
+    return int(values) if values.ndim == 0 and not values.is_floating_point() else values.float().reshape(-1)
 
 
 def keyed(dataset: Dataset | None) -> Dataset | None:
@@ -173,7 +180,7 @@ def stack(items: list[dict]) -> dict:
     """Collate for `KeyedDataset`."""
     return {
         "pixel_values": torch.stack([item["pixel_values"] for item in items]),
-        "labels": torch.tensor([item["labels"] for item in items]),
+        "labels": stack_labels([item["labels"] for item in items]),
         "index": torch.tensor([item["index"] for item in items]),
         "unreadable": [],
     }

@@ -7,7 +7,7 @@ opened one at a time. Folders, tables and shards have files of their own.
 import hashlib
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
@@ -16,6 +16,7 @@ import numpy as np
 from PIL import Image
 
 from hf_vit.errors import HFViTError, listed
+from hf_vit.problem_type import MULTI_LABEL, REGRESSION, SINGLE_LABEL
 
 from ..rng import SUBSET, generator
 from .synthetic import SMALLEST_SIZE, SyntheticImages, parse_name
@@ -28,13 +29,15 @@ SPLIT_NAMES = {
 }  # fmt: skip
 SPLIT_IN_FILE_NAME = re.compile(rf"(?:^|[-_./\\ ])({'|'.join(SPLIT_NAMES)})(?=[-_./\\ 0-9]|$)", re.IGNORECASE)
 DIGITS_TEST_IMAGES = 360
+REGRESSION_STRATA = 10
 
 
 class Source(Protocol):
     """One split of a data set.
 
-    `labels` is int64 (n,); `label_names` names them; `sorted_by_class` says that neighboring rows share their class,
-    so that slices must not be taken in row order; `fingerprint` changes when names, labels or contents do.
+    `labels` is int64 (n,), or bool (n, K) where an image has several, or float32 (n, K) of numbers; `label_names` are
+    the classes, the labels, or what the numbers are called; `sorted_by_class` says that neighboring rows share their
+    class, so that slices must not be taken in row order; `fingerprint` changes when names, labels or contents do.
     """
 
     labels: np.ndarray
@@ -66,15 +69,29 @@ class Columns:
     """What the user said about the columns of a table; None: find out."""
 
     image: str | None = None
-    label: str | None = None
+    label: str | list[str] | None = None  # a list: one column a label, or a number
     label_names: list[str] | None = None
     labelled: bool = True  # False: labels are not looked at
     image_root: str | None = None  # folder that paths in tables count from; None: the table's
     split: str | None = None  # column that says which split a row belongs to
+    problem_type: str | None = None  # in transformers' words; None: as the labels say, where they leave no doubt
+    separator: str | None = None  # between the labels of a cell of text
 
-    def counting_in(self, label_names: list[str] | None) -> "Columns":
-        """The same for labels that count in these names."""
-        return replace(self, label_names=label_names)
+    def __post_init__(self):
+        if isinstance(self.label, list | tuple) and len(self.label) == 1:
+            object.__setattr__(self, "label", self.label[0])
+
+    def counting_in(self, label_names: list[str] | None, problem_type: str | None = None) -> "Columns":
+        """The same for labels that count in these names, of this problem type."""
+        return replace(self, label_names=label_names, problem_type=problem_type or self.problem_type)
+
+    def needs_train(self, split: str, splits: Container[str]) -> bool:
+        """Whether labels of a split count in the names of the training split, which nobody gave."""
+        return self.label_names is None and split != "train" and "train" in splits and self.labelled
+
+    def like(self, train: "Source | None") -> "Columns":
+        """The same for the labels of training."""
+        return self if train is None else self.counting_in(train.label_names, problem_type_of_labels(train.labels))
 
 
 def only_on_the_hub(name: str, config_name: str | None) -> None:
@@ -87,15 +104,25 @@ def only_on_the_hub(name: str, config_name: str | None) -> None:
 
 def only_for_tables(name: str, columns: Columns) -> None:
     """Raise HFViTError where columns are asked of images that are in no table."""
+    label = columns.label if columns.label is None or isinstance(columns.label, str) else listed(columns.label)
     for option, column in (
         ("--image_column", columns.image),
-        ("--label_column", columns.label),
+        ("--label_column", label),
         ("--split_column", columns.split),
     ):
         if column is not None:
             raise HFViTError(f"'{name}' is no table and has no column '{column}': leave out {option}")
     if columns.image_root is not None:
         raise HFViTError(f"'{name}' is no table of paths: leave out --image_root")
+    only_one_class(name, columns, "is no table: its images have one class each")
+
+
+def only_one_class(name: str, columns: Columns, why: str) -> None:
+    """Raise HFViTError where several labels or numbers are asked of what holds one class for each image."""
+    if columns.problem_type not in (None, SINGLE_LABEL):
+        raise HFViTError(f"'{name}' {why}; --problem_type {columns.problem_type} needs a table with such labels")
+    if columns.separator is not None:
+        raise HFViTError(f"'{name}' {why}: leave out --label_separator")
 
 
 def digest(*parts: object) -> str:
@@ -109,17 +136,34 @@ def digest(*parts: object) -> str:
     return state.hexdigest()[:32]
 
 
+def problem_type_of_labels(labels: np.ndarray) -> str:
+    """What a source's labels are, in transformers' words."""
+    return SINGLE_LABEL if labels.ndim == 1 else MULTI_LABEL if labels.dtype == bool else REGRESSION
+
+
+def strata(labels: np.ndarray) -> np.ndarray:
+    """What a subset is balanced by, int64 (n,): the class; the rarest of several labels; the tenth of a number."""
+    if labels.ndim == 1:
+        return labels
+    if labels.dtype == bool:
+        rarity = np.argsort(labels.sum(axis=0), kind="stable")  # the rarest label first
+        return np.where(labels.any(axis=1), labels[:, rarity].argmax(axis=1), labels.shape[1])
+    rank = np.argsort(np.argsort(labels[:, 0], kind="stable"), kind="stable")
+    return rank * REGRESSION_STRATA // max(len(labels), 1)
+
+
 def nested_subset(labels: np.ndarray, seed: int, count: int) -> np.ndarray:
     """Choose rows at random, as many of each class as its fraction; a smaller subset lies inside a larger one.
 
     The r-th image of a shuffled class of n_c stands at (r + 1/2) / n_c of the way, and the first `count` are taken.
 
     Args:
-        labels: int (n,), 0 or more. seed: another seed, another choice. count: 0 to n.
+        labels: of a source. seed: another seed, another choice. count: 0 to n.
 
     Returns:
         int64 (count,), ascending.
     """
+    labels = strata(labels)
     place = np.empty(len(labels))
     for rows in shuffled_classes(labels, seed):
         place[rows] = (np.arange(len(rows)) + 0.5) / len(rows)
@@ -157,6 +201,8 @@ def relabel(labels: np.ndarray, names: Sequence[str], wanted: Sequence[str], wha
         HFViTError: a class that occurs is not among the wanted ones.
     """
     place = {name: number for number, name in enumerate(wanted)}
+    if labels.ndim == 2:
+        raise HFViTError(f"{what} has labels for {listed(names)}, those of training are for {listed(wanted)}")
     unknown = [names[label] for label in np.unique(labels) if names[label] not in place]
     if unknown:
         raise HFViTError(
@@ -177,6 +223,7 @@ def by_split(files: Sequence[str]) -> dict[str, list[str]]:
 
 def classes_in_turn(labels: np.ndarray) -> bool:
     """Whether rows come class by class, so that the first of them are of a few classes only."""
+    labels = strata(labels)
     turns = np.count_nonzero(np.diff(labels)) + 1
     return turns < len(labels) and turns == len(np.unique(labels))
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from hf_vit.errors import HFViTError, listed
 from hf_vit.image_processing import GOOGLE, ImageProcessing, input_size
+from hf_vit.problem_type import SINGLE_LABEL
 from hf_vit.transformers_classifiers import num_channels
 
 from ..config.arguments import FIELDS, DataArguments
@@ -69,8 +70,10 @@ def open_splits(data: DataArguments, seed: int, say=print) -> Splits:
     reader, train = open_train(data)
     if similar := similar_names(train.label_names):
         say(f"note: these classes differ by capitals or blanks alone: {'; '.join(similar)}")
+    if data.problem_type is None and train.problem_type != SINGLE_LABEL:
+        say(f"the labels are read as {train.problem_type}; give --problem_type to have them read in another way")
     notes = list(reader.notes)
-    evaluation = None if data.folds is not None else open_evaluation(data, reader, train.label_names, notes)
+    evaluation = None if data.folds is not None else open_evaluation(data, reader, train, notes)
     if evaluation is not None:
         if shared := in_both(train, evaluation):
             say(f"{shared:,} of {len(evaluation):,} evaluation images are trained on: their score is no test's")
@@ -107,18 +110,23 @@ def open_train(data: DataArguments) -> tuple[Reader, ImageDataset]:
 
 
 def requested_columns(data: DataArguments) -> Columns:
-    return Columns(data.image_column, data.label_column, image_root=data.image_root, split=data.split_column)
+    return Columns(
+        data.image_column,
+        data.label_column,
+        image_root=data.image_root,
+        split=data.split_column,
+        problem_type=data.problem_type,
+        separator=data.label_separator,
+    )
 
 
-def open_evaluation(
-    data: DataArguments, reader: Reader, label_names: list[str], notes: list[str]
-) -> ImageDataset | None:
+def open_evaluation(data: DataArguments, reader: Reader, train: ImageDataset, notes: list[str]) -> ImageDataset | None:
     """The evaluation images that the data have or the user names; None where they are to be carved from train.
 
     Args:
-        notes: takes what was assumed and left out.
+        train: whose labels they count in. notes: takes what was assumed and left out.
     """
-    columns = requested_columns(data).counting_in(label_names)
+    columns = requested_columns(data).counting_in(train.label_names, train.problem_type)
     if data.eval_file is not None:
         return eval_table(data, columns, notes)
     split = data.eval_split
@@ -128,7 +136,7 @@ def open_evaluation(
         return None
     if reader.by_names:
         reader = open_reader(data.dataset, data.dataset_config_name, columns, data.cache_dir)
-    evaluation = open_split(reader, split, label_names, data.on_decode_error)
+    evaluation = open_split(reader, split, train.label_names, data.on_decode_error)
     notes += reader.notes
     return evaluation
 
@@ -136,7 +144,7 @@ def open_evaluation(
 def open_test_split(data: DataArguments) -> ImageDataset | None:
     """The evaluation images that no fold of a cross-validation trains on, where there are such."""
     reader, train = open_train(data)
-    return open_evaluation(data, reader, train.label_names, [])
+    return open_evaluation(data, reader, train, [])
 
 
 def unmeasured(train: ImageDataset, evaluation: ImageDataset) -> list[str]:
@@ -219,6 +227,8 @@ def open_streaming(data: DataArguments, say=print) -> Splits:
     for name in ("image_root", "split_column"):
         if getattr(data, name) is not None:
             raise HFViTError(f"--{name} is for tables that are read whole: leave out --streaming")
+    if isinstance(data.label_column, list) or data.problem_type not in (None, SINGLE_LABEL) or data.label_separator:
+        raise HFViTError("a stream has one class for each image: leave out --streaming for several labels or numbers")
     split = data.eval_split
     if split is None:
         splits = stream_files(data.dataset, data.dataset_config_name, data.cache_dir)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from hf_vit.errors import HFViTError, Parser, report_error
+from hf_vit.problem_type import MULTI_LABEL, PROBLEM_TYPES, REGRESSION
 
 from .dataset import ImageDataset, UnreadableImage, open_dataset
 
@@ -24,12 +25,11 @@ def statistics(dataset: ImageDataset, sample: int = SAMPLE) -> dict[str, Any]:
         sample: at most how many images are opened; 0 for all.
 
     Returns:
-        name, split, fingerprint, images, classes, the largest and smallest class with their counts, and of the sample:
+        name, split, fingerprint, images, classes, the largest and smallest class with their counts (of a regression
+        the mean, standard deviation, smallest and largest of each number), and of the sample:
         smallest, median and largest width and height in pixels, mean and standard deviation of each channel (over
         pixels, each image counting equally, 0 to 1), and the unreadable ones by name.
     """
-    counts = np.bincount(dataset.labels, minlength=len(dataset.label_names))
-    most, least = int(counts.argmax()), int(counts.argmin())
     opened = len(dataset) if sample == 0 else min(sample, len(dataset))
     sizes, means, squares, unreadable = [], [], [], []
     for index in np.unique(np.linspace(0, len(dataset) - 1, num=opened, dtype=np.int64)):
@@ -47,9 +47,7 @@ def statistics(dataset: ImageDataset, sample: int = SAMPLE) -> dict[str, Any]:
         "split": dataset.split,
         "fingerprint": dataset.fingerprint,
         "images": len(dataset),
-        "classes": len(dataset.label_names),
-        "largest_class": {"name": dataset.label_names[most], "images": int(counts[most])},
-        "smallest_class": {"name": dataset.label_names[least], "images": int(counts[least])},
+        **label_facts(dataset),
         "opened": opened,
         "unreadable": unreadable,
     }
@@ -62,9 +60,50 @@ def statistics(dataset: ImageDataset, sample: int = SAMPLE) -> dict[str, Any]:
     return facts
 
 
+def images_of_labels(dataset: ImageDataset) -> np.ndarray:
+    """Images (K,) of each class, or of each of several labels."""
+    if dataset.problem_type == MULTI_LABEL:
+        return dataset.labels.sum(axis=0)
+    return np.bincount(dataset.labels, minlength=len(dataset.label_names))
+
+
+def label_facts(dataset: ImageDataset) -> dict[str, Any]:
+    """What the labels are, ready for JSON."""
+    names, values = dataset.label_names, dataset.labels
+    if dataset.problem_type == REGRESSION:
+        rows = zip(values.mean(0), values.std(0), values.min(0), values.max(0))
+        parts = ("mean", "std", "smallest", "largest")
+        return {"targets": {name: dict(zip(parts, map(float, row))) for name, row in zip(names, rows)}}
+    counts = images_of_labels(dataset)
+    most, least = int(counts.argmax()), int(counts.argmin())
+    return {
+        "classes": len(names),
+        "largest_class": {"name": names[most], "images": int(counts[most])},
+        "smallest_class": {"name": names[least], "images": int(counts[least])},
+        **({"without_label": int((~values.any(1)).sum())} if dataset.problem_type == MULTI_LABEL else {}),
+    }
+
+
+def labels_in_words(dataset: ImageDataset) -> str:
+    """Classes or labels with their numbers of images, or the range of each number."""
+    if dataset.problem_type == REGRESSION:
+        rows = list(label_facts(dataset)["targets"].items())[:MAX_NAMED]
+        more = f", ... ({len(dataset.label_names)} in all)" if len(dataset.label_names) > MAX_NAMED else ""
+        return (
+            ", ".join(
+                f"{name} {row['smallest']:.4g} to {row['largest']:.4g} (mean {row['mean']:.4g}, std {row['std']:.4g})"
+                for name, row in rows
+            )
+            + more
+        )
+    if dataset.problem_type == MULTI_LABEL:
+        return f"{class_count_lines(dataset)}; {(~dataset.labels.any(1)).sum():,} images have none"
+    return class_count_lines(dataset)
+
+
 def class_count_lines(dataset: ImageDataset) -> str:
     """Classes with their numbers of images, for people: all of few; of many the first, the largest, the smallest."""
-    counts, names = np.bincount(dataset.labels, minlength=len(dataset.label_names)), dataset.label_names
+    counts, names = images_of_labels(dataset), dataset.label_names
     if len(names) <= MAX_NAMED:
         return ", ".join(f"{name} ({count:,})" for name, count in zip(names, counts))
     first = ", ".join(f"{names[label]} ({counts[label]:,})" for label in range(3))
@@ -99,13 +138,16 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--dataset_config_name", help="configuration of a Hub dataset")
     parser.add_argument("--split", default="train", help="split, such as train or train[:98%%] (default: train)")
     parser.add_argument("--image_column", help="column with the images")
-    parser.add_argument("--label_column", help="column with the labels")
+    parser.add_argument("--label_column", nargs="+", help="column with the labels; several: one a label or number")
+    parser.add_argument("--problem_type", choices=PROBLEM_TYPES, help="what the labels are; default: as they say")
+    parser.add_argument("--label_separator", help="between the labels of a cell of text")
     parser.add_argument("--sample", type=int, default=SAMPLE, help=f"images to open, 0 for all (default: {SAMPLE})")
     try:
         given = parser.parse_args(argv)
         dataset = open_dataset(
             given.dataset, config_name=given.dataset_config_name, split=given.split,
-            image_column=given.image_column, label_column=given.label_column,
+            image_column=given.image_column, label_column=given.label_column, problem_type=given.problem_type,
+            label_separator=given.label_separator,
         )  # fmt: skip
         facts = statistics(dataset, given.sample)
     except (HFViTError, OSError) as error:

@@ -22,6 +22,7 @@ from hf_vit.image_io import UnreadableImage, one_line, open_encoded
 
 from .columns import (
     class_label_rows,
+    each_wanted,
     find_image_column,
     find_label_column,
     grouped,
@@ -31,7 +32,8 @@ from .columns import (
 )
 from .downloads import Downloads, download_all
 from .path_tables import missing_files
-from .sources import Columns, Reader, by_split, classes_in_turn, digest, own_cache
+from .sources import Columns, Reader, by_split, classes_in_turn, digest, only_one_class, own_cache
+from .targets import read_targets
 
 
 MAX_PATH = 4096  # characters
@@ -311,19 +313,26 @@ def read_labels(
     image_column: str,
     load_train: Callable[[], TableSource | None],
 ) -> tuple[np.ndarray, list[str]]:
-    """Labels of all rows, int64, and the names that they count in."""
+    """Labels of all rows, and the names that they count in."""
     import datasets
 
-    wanted, group = grouped(columns.label, table.features)
-    label_column = find_label_column(name, table.features, wanted, image_column)
-    names, feature = columns.label_names, table.features[label_column]
-    values = table.data.column(label_column).to_pylist()
+    each = each_wanted(columns.label)
+    wanted, group = grouped(each[0] if len(each) == 1 else None, table.features)
+    chosen = [find_label_column(name, table.features, w, image_column) for w in ([wanted] if len(each) == 1 else each)]
+    feature = table.features[chosen[0]]
+    values = {column: table.data.column(column).to_pylist() for column in chosen}
     if group is not None:
-        labels = class_label_rows(name, label_column, values)
-        return integer_rows(name, label_column, (labels // group).astype(int).tolist(), names)
-    if isinstance(feature, datasets.ClassLabel):
-        return class_label_rows(name, label_column, values), list(feature.names)
-    if names is None and split != "train":
-        train = load_train()
-        names = None if train is None else train.label_names
-    return label_rows(name, label_column, values, names)
+        only_one_class(name, columns, f"has one class for each image in '{columns.label}'")
+        labels = class_label_rows(name, chosen[0], values[chosen[0]])
+        return integer_rows(name, chosen[0], (labels // group).astype(int).tolist(), columns.label_names)
+    if len(chosen) == 1 and isinstance(feature, datasets.ClassLabel):
+        only_one_class(name, columns, f"has one class for each image in its column '{chosen[0]}'")
+        return class_label_rows(name, chosen[0], values[chosen[0]]), list(feature.names)
+    if columns.label_names is None and split != "train":
+        columns = columns.like(load_train())
+    if isinstance(inner := getattr(feature, "feature", None), datasets.ClassLabel):  # lists of class numbers
+        named = [None if row is None else [inner.int2str(number) for number in row] for row in values[chosen[0]]]
+        values = {chosen[0]: named}
+        columns = columns if columns.label_names is not None else columns.counting_in(list(inner.names))
+    names = columns.label_names
+    return read_targets(name, values, columns, lambda: label_rows(name, chosen[0], values[chosen[0]], names))

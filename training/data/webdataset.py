@@ -21,7 +21,16 @@ from .columns import grouped, integer_rows, refuse_unlabelled
 from .folders import index_folder
 from .shard_files import CHANGED, ShardChanged, is_remote, read_range, with_local_copies
 from .shard_index import Label, ShardIndex, open_index
-from .sources import SPLIT_IN_FILE_NAME, SPLIT_NAMES, Columns, Reader, classes_in_turn, digest, relabel
+from .sources import (
+    SPLIT_IN_FILE_NAME,
+    SPLIT_NAMES,
+    Columns,
+    Reader,
+    classes_in_turn,
+    digest,
+    only_one_class,
+    relabel,
+)
 from .tar_headers import BLOCK, DamagedTar, content_length
 
 
@@ -144,8 +153,9 @@ def labels_of(index: ShardIndex, name: str, columns: Columns) -> tuple[np.ndarra
     Raises:
         HFViTError: labels below 0, above the names, or with gaps; a column, which shards do not have.
     """
-    wanted, group = grouped(columns.label, ())
-    if columns.image is not None or wanted not in (None, "cls"):
+    only_one_class(name, columns, "is tar shards, which have one class for each image")
+    wanted, group = grouped(columns.label if isinstance(columns.label, str) else None, ())
+    if columns.image is not None or wanted not in (None, "cls") or isinstance(columns.label, list):
         raise HFViTError(
             f"'{name}' is tar shards, which have no columns: the image is the first of a record, the label its .cls "
             "or the label in its .json; leave out --image_column and --label_column"

@@ -15,7 +15,7 @@ from transformers.trainer_utils import EvalPrediction
 from hf_vit.errors import HFViTError
 
 from ..data.samplers import EvalSampler
-from ..metrics.metric_state import MetricState
+from ..metrics.metric_state import LossState, MetricState
 from .dataloaders import all_batches
 from .distributed import raise_on_all_ranks
 from .full_tensors import reshard
@@ -53,6 +53,7 @@ def evaluate(
     prepare,
     keep_outputs: bool = False,
     on_batch=None,
+    score_outputs: Callable[[np.ndarray, np.ndarray], dict[str, float]] | None = None,
 ) -> Evaluated:
     """Run `loss_module` over a loader of `order` and add up.
 
@@ -61,12 +62,16 @@ def evaluate(
         prepare: brings a batch to the device: `prepare(batch) -> (pixel_values, labels)`.
         keep_outputs: also gather all logits and labels, for metrics that need them.
         on_batch: called after every batch.
+        score_outputs: the scores of all logits (n, K) and labels (n, K) where these are not classes; keeps outputs.
 
     Raises:
         HFViTError: nothing can be read, or with "stop" one image cannot; in all processes.
     """
     loss_module.eval()
-    state = MetricState(accelerator.device, calibration=False)
+    keep_outputs |= score_outputs is not None
+    state = (
+        MetricState(accelerator.device, calibration=False) if score_outputs is None else LossState(accelerator.device)
+    )
     kept: list[tuple[torch.Tensor, ...]] = []
     unreadable: list[str] = []
     asked: tuple[int, ...] = (0,)  # of one image: classes, or questions and their answers
@@ -91,7 +96,10 @@ def evaluate(
     scores = {"loss": found.sums["loss"] / found.images} | {name: value for name, (value, _) in found.scores().items()}
     result = Evaluated(scores, found.images, unreadable)
     if keep_outputs:
-        result.logits, result.labels = gather_outputs(kept, accelerator, *asked)
+        classes = score_outputs is None
+        result.logits, result.labels = gather_outputs(kept, accelerator, *asked, classes=classes)
+    if score_outputs is not None and result.logits is not None and result.labels is not None:
+        result.scores |= score_outputs(result.logits, result.labels)
     return result
 
 
@@ -100,18 +108,22 @@ def own_indices(index: torch.Tensor, filler: int | None) -> torch.Tensor:
     return index[:-1] if filler is not None and len(index) and int(index[-1]) == filler else index
 
 
-def gather_outputs(kept: list[tuple], accelerator: Accelerator, *asked: int) -> tuple[np.ndarray, np.ndarray]:
+def gather_outputs(
+    kept: list[tuple], accelerator: Accelerator, *asked: int, classes: bool = True
+) -> tuple[np.ndarray, np.ndarray]:
     """All processes' outputs, in the order of the data.
 
     Args:
         asked: shape of one image's logits, for a process without images.
+        classes: whether labels are class numbers; otherwise one float for each logit.
     """
     if kept:
         logits, labels, index = (torch.cat(part) for part in zip(*kept))
     else:
         logits = torch.zeros(0, *asked, device=accelerator.device)
-        labels = torch.zeros(0, *asked[:-1], dtype=torch.int64, device=accelerator.device)
-        index = labels.new_zeros(0)
+        shape, dtype = (asked[:-1], torch.int64) if classes else (asked, torch.float32)
+        labels = torch.zeros(0, *shape, dtype=dtype, device=accelerator.device)
+        index = torch.zeros(0, dtype=torch.int64, device=accelerator.device)
     padded = [accelerator.pad_across_processes(part, dim=0, pad_index=-1) for part in (logits, labels, index)]
     logits, labels, index = (accelerator.gather_for_metrics(part).cpu().numpy() for part in padded)
     order = np.argsort(index, kind="stable")

@@ -12,6 +12,7 @@ from torch import nn
 
 from hf_vit import HFViTForMaskedPatchPrediction
 from hf_vit.errors import HFViTError
+from hf_vit.problem_type import SINGLE_LABEL, problem_type_of
 
 from ..config.arguments import TrainArguments
 from ..data.normalize import Normalize
@@ -44,7 +45,25 @@ def cross_entropy(
     return F.binary_cross_entropy_with_logits(logits, targets, reduction="none").sum(-1)
 
 
-class ClassificationLoss(nn.Module):
+class LossModule(nn.Module):
+    """A network whose loss is computed beside it."""
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model = model
+        self._no_split_modules = getattr(model, "_no_split_modules", None)  # what FSDP wraps one by one
+
+    def train(self, mode: bool = True) -> "LossModule":
+        """As everywhere, but a frozen part stays in evaluation: a probe reads what the network computes for users."""
+        super().train(mode)
+        for part in self.model.children():
+            parameters = list(part.parameters())
+            if parameters and not any(p.requires_grad for p in parameters):
+                part.eval()
+        return self
+
+
+class ClassificationLoss(LossModule):
     """Network and loss; in evaluation mode the plain cross-entropy, without smoothing, weights or adjustment.
 
     Args:
@@ -59,20 +78,10 @@ class ClassificationLoss(nn.Module):
         class_weights: torch.Tensor | None = None,
         logit_adjustment: torch.Tensor | None = None,
     ):
-        super().__init__()
+        super().__init__(model)
         self.register_buffer("class_weights", class_weights, persistent=False)
         self.register_buffer("logit_adjustment", logit_adjustment, persistent=False)
-        self.model, self.kind, self.smoothing = model, kind, smoothing
-        self._no_split_modules = getattr(model, "_no_split_modules", None)  # what FSDP wraps one by one
-
-    def train(self, mode: bool = True) -> "ClassificationLoss":
-        """As everywhere, but a frozen part stays in evaluation: a probe reads what the network computes for users."""
-        super().train(mode)
-        for part in self.model.children():
-            parameters = list(part.parameters())
-            if parameters and not any(p.requires_grad for p in parameters):
-                part.eval()
-        return self
+        self.kind, self.smoothing = kind, smoothing
 
     def forward(
         self, pixel_values: torch.Tensor, labels: torch.Tensor
@@ -85,6 +94,43 @@ class ClassificationLoss(nn.Module):
         if self.training and self.logit_adjustment is not None:
             adjusted = logits.float() + self.logit_adjustment
         return cross_entropy(adjusted, labels, self.kind, smoothing, weights), logits, labels
+
+
+class TargetLoss(LossModule):
+    """Network and loss of several labels (binary cross-entropy), or of numbers (squared error, or Huber's).
+
+    The mean over labels or numbers, as transformers' own losses. Numbers count in standard deviations of the training
+    targets (`config.target_std`), so that those of a large unit do not outweigh the others.
+    """
+
+    def __init__(self, model: nn.Module, kind: str):
+        super().__init__(model)
+        self.kind = kind
+        scale = getattr(model.config, "target_std", None)
+        self.register_buffer("scale", None if scale is None else torch.tensor(scale).float(), persistent=False)
+
+    def forward(
+        self, pixel_values: torch.Tensor, labels: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """(B, C, H, W) and labels (B, K) to loss of each image (B,), logits (B, K), and the labels.
+
+        Raises:
+            HFViTError: labels of another shape.
+        """
+        logits = self.model(pixel_values).logits.float()
+        if labels.ndim == 1 and logits.shape[1] == 1:
+            labels = labels[:, None]
+        if labels.shape != logits.shape:
+            raise HFViTError(
+                f"labels of shape {tuple(labels.shape)} for outputs of shape {tuple(logits.shape)}: "
+                f"{self.model.config.problem_type} needs one number for each output"
+            )
+        labels = labels.float()
+        if self.kind == "sigmoid":
+            return F.binary_cross_entropy_with_logits(logits, labels, reduction="none").mean(-1), logits, labels
+        error = logits - labels if self.scale is None else (logits - labels) / self.scale
+        loss = F.huber_loss if self.kind == "huber" else F.mse_loss
+        return loss(error, torch.zeros_like(error), reduction="none").mean(-1), logits, labels
 
 
 def class_counts(dataset, num_labels: int, option: str) -> torch.Tensor:
@@ -127,6 +173,9 @@ def create_loss_module(model: nn.Module, args: TrainArguments, normalize: Normal
     Raises:
         HFViTError: a network or pixels that this loss cannot be had from.
     """
+    if args.loss != MASKED_PATCHES and problem_type_of(model.config) != SINGLE_LABEL:
+        assert args.loss is not None
+        return TargetLoss(model, args.loss)
     if args.loss != MASKED_PATCHES:
         weights = adjustment = None
         if train_dataset is not None:  # without, the module only evaluates
@@ -135,7 +184,7 @@ def create_loss_module(model: nn.Module, args: TrainArguments, normalize: Normal
             adjustment = (
                 args.logit_adjustment * log_priors(train_dataset, num_labels) if args.logit_adjustment else None
             )
-        return ClassificationLoss(model, args.loss, args.label_smoothing_factor, weights, adjustment)
+        return ClassificationLoss(model, args.loss or "softmax", args.label_smoothing_factor, weights, adjustment)
     if not isinstance(model, HFViTForMaskedPatchPrediction):
         raise HFViTError(f"--loss {MASKED_PATCHES} trains HFViTForMaskedPatchPrediction, not {type(model).__name__}")
     check_normalization(normalize.mean, normalize.std)

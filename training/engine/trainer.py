@@ -18,6 +18,7 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from huggingface_hub import get_token
 from torch.utils.data import Dataset
@@ -37,12 +38,15 @@ from hf_vit.atomic_file import full_disk_is_an_error
 from hf_vit.errors import HFViTError
 from hf_vit.hub.upload import push_folder
 from hf_vit.image_processing import ImageProcessing, input_size
+from hf_vit.problem_type import SINGLE_LABEL, problem_type_of
 from hf_vit.transformers_classifiers import num_channels
 
 from ..config.arguments import TrainArguments
+from ..data.dataset import ImageDataset
 from ..data.mixup import MixupCutmix
 from ..data.normalize import Normalize
 from ..data.samplers import EvalSampler, keyed, seed_draw
+from ..metrics.target_scores import sigmoid, target_scores
 from ..reporting import attention_examples, facts, progress
 from ..reporting.flops import measured_peak
 from . import checkpoint_io, save_outputs
@@ -55,6 +59,7 @@ from .evaluation_loop import Evaluated, evaluate
 from .full_tensors import gathered, model_weights
 from .losses import create_loss_module
 from .lr_schedules import create_scheduler
+from .masked_patch_prediction import MASKED_PATCHES
 from .nan_check import FiniteCheck, nothing_readable
 from .optimizers import GradualUnfreezing, averaged_by, create_optimizer
 from .preemption import StopRequest
@@ -98,10 +103,13 @@ class Trainer:
         optimizers: tuple[torch.optim.Optimizer | None, Any] = (None, None),
         about: dict[str, Any] | None = None,
     ):
-        args = with_accumulation_steps(args)
+        masked = args.loss == MASKED_PATCHES
+        self.problem_type = SINGLE_LABEL if masked else problem_type_of(model.config)
+        args = with_accumulation_steps(args.for_problem(self.problem_type))
         self.model, self.args, self.image_processor = model, args, image_processor
         self.train_dataset, self.eval_dataset = keyed(train_dataset), keyed(eval_dataset)
         self.compute_metrics, self.about = compute_metrics, about or {}
+        self.check_labels(self.train_dataset, self.eval_dataset)
         attention_examples.check_attention_examples(args.card_examples, model, self.eval_dataset, image_processor)
         self.accelerator = create_accelerator(args)
         self.rank, self.world_size = self.accelerator.process_index, self.accelerator.num_processes
@@ -134,6 +142,7 @@ class Trainer:
         self.checkpoints = RunCheckpoints(args.save_total_limit, args.async_save, self.display.log)
         self.lock: RunLock | None = None
         self.seconds = 0.0
+        self.last_outputs: tuple[np.ndarray, np.ndarray] | None = None  # of the last evaluation, where they are kept
         self.peak: float | None = None
         self._flops_of: dict[tuple[int, int] | None, int] = {}  # training on one image of a stage's size
         self._flops_logged = 0.0
@@ -152,7 +161,7 @@ class Trainer:
             model=model,
             optimizer=self.optimizer.optimizer,
             scheduler=self.lr_scheduler,
-            meter=progress.Meter(device),
+            meter=progress.Meter(device, classes=self.problem_type == SINGLE_LABEL),
             timer=progress.Timer(device),
             trainer_state=TrainerState(
                 is_local_process_zero=self.accelerator.is_local_main_process,
@@ -371,8 +380,9 @@ class Trainer:
         pixel_values = batch["pixel_values"].to(device, non_blocking=True)
         labels = batch["labels"].to(device, non_blocking=True)
         if not len(labels):  # all processes take part in every pass: a blank image, which nobody counts
-            pixel_values = pixel_values.new_zeros((1, num_channels(self.model.config), *self.image_size))
-            labels = labels.new_zeros(1)
+            config, classes = self.model.config, self.problem_type == SINGLE_LABEL
+            pixel_values = pixel_values.new_zeros((1, num_channels(config), *self.image_size))
+            labels = labels.new_zeros(1) if classes else pixel_values.new_zeros(1, config.num_labels).float()
         pixel_values = self.normalize(pixel_values)
         if step is not None and self.mixup is not None and step < self.mixup_ends:
             pixel_values, labels = self.mixup(pixel_values, labels, step)
@@ -431,6 +441,8 @@ class Trainer:
         loss, hits, count = self.accelerator.reduce(self.training_state.meter.sums, "sum").tolist()
         self.training_state.meter.reset()
         logs = {"loss": loss / max(count, 1), "accuracy": hits / max(count, 1), "learning_rate": self._rate}
+        if self.problem_type != SINGLE_LABEL:
+            del logs["accuracy"]
         if self._grad_norm is not None:
             logs["grad_norm"] = float(self._grad_norm)
         self.log(logs, self._speed())
@@ -469,6 +481,8 @@ class Trainer:
 
         Returns:
             `eval_loss`, `eval_accuracy`, `eval_top5_accuracy` (above five classes), and what `compute_metrics` adds.
+            Of several labels `eval_mean_average_precision`, `eval_macro_f1`, `eval_micro_f1`; of numbers `eval_r2`,
+            `eval_mae`, `eval_rmse`.
         """
         dataset = self.eval_dataset if eval_dataset is None else keyed(eval_dataset)
         if dataset is None:
@@ -477,6 +491,7 @@ class Trainer:
         metrics = found.metrics(metric_key_prefix, self.compute_metrics)
         if eval_dataset is None:
             self.training_state.last_evaluation = (self.state.global_step, metrics, found.count)
+            self.last_outputs = None if found.logits is None else (found.logits, found.labels)
         if not self._best_is_loaded:  # those weights belong to an earlier step, which has its line
             self.log(metrics)
         self.control = self._event("on_evaluate", metrics=metrics)
@@ -506,10 +521,33 @@ class Trainer:
         try:
             with self.averaged(), memory_advice(self.args, evaluating=True):
                 return evaluate(
-                    self.loss_module, loader, order, self.accelerator, self._to_device, keep_outputs, on_batch
-                )
+                    self.loss_module, loader, order, self.accelerator, self._to_device, keep_outputs, on_batch,
+                    None if self.problem_type == SINGLE_LABEL else self._score_outputs,
+                )  # fmt: skip
         finally:
             self.display.evaluating(None)
+
+    def _score_outputs(self, logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+        config = self.model.config
+        names = [config.id2label[number] for number in range(config.num_labels)]
+        return target_scores(self.problem_type, logits, labels, names, getattr(config, "label_thresholds", None))
+
+    def tune_thresholds(self) -> int:
+        """Set `config.label_thresholds` to those with the highest F1 on the evaluation images; returns their number.
+
+        The scores at these thresholds join those of the last evaluation.
+        """
+        from ..metrics.multilabel.multilabel import best_thresholds  # with `evaluate`, which takes seconds to import
+
+        if self.last_outputs is None:
+            self.evaluate()
+        assert self.last_outputs is not None and self.last_evaluation is not None
+        logits, labels = self.last_outputs
+        self.model.config.label_thresholds = best_thresholds(sigmoid(logits), labels).tolist()
+        step, metrics, count = self.last_evaluation
+        scores = {f"eval_{name}": value for name, value in self._score_outputs(logits, labels).items()}
+        self.training_state.last_evaluation = (step, metrics | scores, count)
+        return count
 
     def averaged(self) -> AbstractContextManager[None]:
         """Within it, the model holds the average of its weights, if one is kept."""
@@ -648,6 +686,17 @@ class Trainer:
             self.state.best_metric = self.state.best_model_checkpoint = self.state.best_global_step = None
             self.training_state.last_evaluation = None
         self.display.log(f"resuming from {folder}, after step {step} of {self.max_steps}")
+
+    def check_labels(self, *datasets: Dataset | None) -> None:
+        """Raise HFViTError where labels are of another kind than the model's `config.problem_type`."""
+        for dataset in datasets:
+            if not isinstance(dataset, ImageDataset) or self.args.loss == MASKED_PATCHES:
+                continue
+            if dataset.problem_type != self.problem_type:
+                raise HFViTError(
+                    f"the labels of '{dataset.name}' ({dataset.split}) are for {dataset.problem_type}, the model is "
+                    f"for {self.problem_type}: set its config.problem_type, or choose other labels"
+                )
 
     def _check_data(self) -> None:
         if self.train_dataset is None:

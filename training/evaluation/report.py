@@ -23,6 +23,7 @@ from hf_vit.atomic_file import atomic_path, atomic_write
 from hf_vit.errors import HFViTError, listed
 from hf_vit.hub.model_card import eval_result, is_hub_id, write_card
 from hf_vit.plot_text import plain_text
+from hf_vit.problem_type import SINGLE_LABEL, problem_type_of
 
 from ..data.dataset import ImageDataset
 from ..metrics.accuracy.accuracy import wilson_interval
@@ -61,6 +62,7 @@ def facts_of(
             "parameters": classifier.parameters,
             "image_size": list(classifier.transform.image_size_hw),
             "num_labels": config.num_labels,
+            **({} if problem_type_of(config) == SINGLE_LABEL else {"problem_type": config.problem_type}),
         },
         "task": "image-classification",
         "data": {
@@ -198,7 +200,11 @@ def write_report_files(
     if own is not None:
         write_card(folder)
     index = eval_results_to_model_index(
-        facts["model"]["name"], [eval_result(row, facts["data"]) for row in facts["results"]]
+        facts["model"]["name"],
+        [
+            eval_result(row, facts["data"], problem_type=facts["model"].get("problem_type", SINGLE_LABEL))
+            for row in facts["results"]
+        ],
     )
     text = yaml.safe_dump({"model-index": index}, sort_keys=False, allow_unicode=True)
     atomic_write(folder / MODEL_INDEX_NAME, text)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from hf_vit.errors import HFViTError, listed, warnings_as_notes
+from hf_vit.problem_type import MULTI_LABEL, SINGLE_LABEL, problem_type_of
 
 from ..data.dataset import ImageDataset, open_dataset, open_reader
 from ..data.sources import Columns
@@ -22,6 +23,13 @@ from .evaluate_classifier import EvalContext, Predictions, preprocessing, score_
 from .features import compute_features
 from .few_shot import NeighborProbe, few_shot
 from .label_mapping import LabelMatch, check_real, match_labels, read_real_labels, real_rows
+from .score_targets import (
+    PER_LABEL_NAME,
+    TargetPredictions,
+    refuse_options_of_classes,
+    score_targets,
+    write_per_label,
+)
 from .throughput import measure_speed
 
 
@@ -29,11 +37,19 @@ def score_model(args: argparse.Namespace, context: EvalContext) -> dict[str, Any
     """One classifier on one data set, from options to facts."""
     if args.output_dir is not None:
         report.check_output(Path(args.output_dir), args.model)
-    dataset = open_scored_split(args, args.split or find_split(args))
+    split = args.split or find_split(args)
     classifier = open_scored_model(args, context)
+    problem = problem_type_of(classifier.model.config)
+    if problem != SINGLE_LABEL:
+        refuse_options_of_classes(args, problem)
+    names = None if problem == SINGLE_LABEL else classifier.label_names
+    dataset = open_scored_split(args, split, names, problem)
     probing = args.few_shot is not None or args.knn is not None
-    predictions, match = None, None
-    if not probing:
+    predictions, match, targets = None, None, None
+    if problem != SINGLE_LABEL:
+        targets = score_targets(classifier, dataset, context, args.tta)
+        rows = targets.rows()
+    elif not probing:
         match = match_labels(dataset.label_names, output_names(classifier), args.label_map, args.label_subset)
         real = None if args.real_labels is None else real_labels(args.real_labels, dataset, match)
         predictions = score_dataset(classifier, dataset, match, context, args.tta, real)
@@ -48,14 +64,20 @@ def score_model(args: argparse.Namespace, context: EvalContext) -> dict[str, Any
         facts["data"] |= {"unreadable_images": len(predictions.unreadable)}
         if predictions.logits is not None:
             facts["scoring"]["temperature"] = METHOD
+    if targets is not None:
+        facts["data"] |= {"unreadable_images": len(targets.unreadable)}
     if context.accelerator.is_main_process:
-        write_score_outputs(args, facts, predictions, match)
+        write_score_outputs(args, facts, predictions, match, targets)
     context.accelerator.wait_for_everyone()
     return facts
 
 
 def write_score_outputs(
-    args: argparse.Namespace, facts: dict[str, Any], predictions: Predictions | None, match: LabelMatch | None
+    args: argparse.Namespace,
+    facts: dict[str, Any],
+    predictions: Predictions | None,
+    match: LabelMatch | None,
+    targets: TargetPredictions | None = None,
 ) -> None:
     """The table on the screen, and the files."""
     print(report.score_summary(facts))
@@ -63,8 +85,12 @@ def write_score_outputs(
         print(report.weakest(predictions.metrics, match.names))
         for name in predictions.unreadable[:5]:
             print(f"unreadable: {name}")
+    for name in targets.unreadable[:5] if targets is not None else ():
+        print(f"unreadable: {name}")
     if args.output_dir is not None:
         report.write_report_files(Path(args.output_dir), facts, predictions, match)
+        if targets is not None and targets.problem_type == MULTI_LABEL:
+            write_per_label(Path(args.output_dir) / PER_LABEL_NAME, targets)
         print(f"written to {args.output_dir}")
 
 
@@ -78,13 +104,17 @@ def find_split(args: argparse.Namespace) -> str:
     return found
 
 
-def open_scored_split(args: argparse.Namespace, split: str, label_names: list[str] | None = None) -> ImageDataset:
+def open_scored_split(
+    args: argparse.Namespace, split: str, label_names: list[str] | None = None, problem_type: str = SINGLE_LABEL
+) -> ImageDataset:
     return open_dataset(
         args.dataset,
         config_name=args.dataset_config_name,
         split=split,
         image_column=args.image_column,
         label_column=args.label_column,
+        problem_type=problem_type,
+        label_separator=args.label_separator,
         label_names=label_names,
         on_unreadable=args.on_decode_error,
         cache_dir=args.cache_dir,

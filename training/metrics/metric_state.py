@@ -25,6 +25,7 @@ COUNTS = ("images", "answers", "hits", "top5_hits", "not_finite", "real_images",
 SUMS = ("loss", "nll", "brier")
 FRACTIONS = {  # scores that are shown in percent
     "accuracy", "top5_accuracy", "mean_per_class", "macro_f1", "real_accuracy", "ece", "ece_after_temperature",
+    "mean_average_precision", "micro_f1", "macro_f1_at_thresholds", "micro_f1_at_thresholds",
 }  # fmt: skip
 
 
@@ -138,6 +139,38 @@ class MetricState:
         counts = np.bincount(index, weights=counts.cpu().numpy(), minlength=len(codes)).astype(np.int64)
         codes, counts = codes[counts > 0], counts[counts > 0]
         return codes // max(num_classes, 1), codes % max(num_classes, 1), counts
+
+
+class LossState:
+    """Sum of the losses alone, with the interface of `MetricState`: for labels that are no classes.
+
+    Their scores need all outputs, which are kept beside it; target_scores.py has them.
+    """
+
+    def __init__(self, device: torch.device):
+        self.wide = torch.float32 if device.type == "mps" else torch.float64
+        self.total = torch.zeros(2, dtype=self.wide, device=device)  # images, loss
+
+    @torch.no_grad()
+    def update(self, logits: torch.Tensor, labels: torch.Tensor, losses: torch.Tensor) -> None:
+        """Count a batch: its losses (B,)."""
+        self.total += torch.stack([torch.full_like(self.total[0], len(losses)), losses.sum().to(self.wide)])
+
+    def reduce(self, accelerator: Accelerator) -> "Losses":
+        """The sums of all processes together; every process has to call it."""
+        images, loss = accelerator.reduce(self.total, "sum").tolist()
+        return Losses(round(images), {"loss": loss})
+
+
+@dataclass(frozen=True)
+class Losses:
+    """What `LossState` counted: images, and the sum of their losses."""
+
+    images: int
+    sums: dict[str, float]
+
+    def scores(self) -> dict[str, tuple[float, int]]:
+        return {}
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ import hf_vit
 from hf_vit import HFViTConfig
 from hf_vit.atomic_file import atomic_write
 from hf_vit.capabilities import processor_name
+from hf_vit.modeling.configuration_hf_vit import HEAD_FIELDS
 
 from ..config.arguments import TrainArguments
 from ..data.dataset import ImageDataset
@@ -35,7 +36,7 @@ BASE_FIELDS = set(transformers.PreTrainedConfig().to_dict()) | {"auto_map"}
 
 def architecture_of(config: transformers.PreTrainedConfig) -> dict[str, Any]:
     """The fields that define the network: those that its class adds to transformers' own."""
-    fields = {name: value for name, value in config.to_dict().items() if name not in BASE_FIELDS}
+    fields = {name: value for name, value in config.to_dict().items() if name not in (*BASE_FIELDS, *HEAD_FIELDS)}
     return {name: list(value) if isinstance(value, tuple) else value for name, value in sorted(fields.items())}
 
 
@@ -52,6 +53,7 @@ def model_facts(
         "base_model": base_model,
         "image_size": list(image_size),
         "num_labels": config.num_labels,
+        **({} if config.problem_type is None else {"problem_type": config.problem_type}),
     }
 
 

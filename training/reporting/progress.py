@@ -30,10 +30,14 @@ FIRST_SIGN, NEXT_SIGN = 8.0, 28.0  # seconds without a line after which one says
 
 
 class Meter:
-    """Sums since the last log, on the device: loss, hits, images."""
+    """Sums since the last log, on the device: loss, hits, images.
 
-    def __init__(self, device: torch.device):
-        self.device = device
+    Args:
+        classes: whether labels are classes; several labels or numbers have no hits.
+    """
+
+    def __init__(self, device: torch.device, classes: bool = True):
+        self.device, self.classes = device, classes
         self.wide = torch.float32 if device.type == "mps" else torch.float64
         self.sums = torch.zeros(3, dtype=self.wide, device=device)
 
@@ -45,8 +49,11 @@ class Meter:
             losses: (B,). logits, labels: (B, K) and (B,), or soft labels (B, K), whose largest probability is the
                 truth; or (B, n, K) and (B, n) for n questions to each image, whose hits are a fraction.
         """
-        truth = labels.argmax(-1) if labels.is_floating_point() else labels
         total = losses.sum(dtype=self.wide)
+        if not self.classes:
+            self.sums += torch.stack([total, torch.zeros_like(total), torch.full_like(total, len(losses))])
+            return total
+        truth = labels.argmax(-1) if labels.is_floating_point() else labels
         hits = top1_hits(logits, truth).to(self.wide)  # (B, [n])
         hits = hits if hits.ndim == 1 else hits.mean(dim=1)
         self.sums += torch.stack([total, hits.sum(), torch.full_like(total, len(losses))])

@@ -34,18 +34,23 @@ def draw_positions(model: HFViTForImageClassification, path: Path) -> bool:
 
 
 def draw_curve(history: list[dict[str, Any]], path: Path) -> bool:
-    """Draw loss and accuracy over the steps, training and evaluation; False if there is nothing to draw."""
+    """Draw loss and accuracy over the steps, training and evaluation; False if there is nothing to draw.
+
+    In place of accuracy, mean average precision of several labels, R2 of a regression.
+    """
+    metrics = ("mean_average_precision", "r2")
+    metric = next((name for name in metrics if any(f"eval_{name}" in line for line in history)), "accuracy")
     figure = Figure(figsize=(9, 3.4), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
     drawn = False
-    for axis, name in zip(figure.subplots(1, 2), ("loss", "accuracy")):
+    for axis, name in zip(figure.subplots(1, 2), ("loss", metric)):
         for key, label, style in ((name, "training", "-"), (f"eval_{name}", "evaluation", "o-")):
             points = [(line["step"], line[key]) for line in history if key in line]
             if points:
                 axis.plot(*zip(*points), style, label=label, markersize=3, linewidth=1.4)
                 drawn = True
         axis.set_xlabel("step")
-        axis.set_ylabel(name)
+        axis.set_ylabel(name.replace("_", " "))
         axis.grid(alpha=0.3)
         if axis.lines:
             axis.legend(frameon=False)

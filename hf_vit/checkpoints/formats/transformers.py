@@ -13,7 +13,7 @@ import torch
 
 from ...errors import HFViTError
 from ...image_processing import GOOGLE
-from ...modeling.configuration_hf_vit import HFViTConfig
+from ...modeling.configuration_hf_vit import HEAD_FIELDS, HFViTConfig
 from ..mapping import KeyMapping, Transform, rename, weight_and_bias
 from ..spec import (
     MAE_HEAD,
@@ -217,6 +217,8 @@ def read(file: TensorFile, requested: dict[str, Any], sidecars: dict[str, dict])
     labels, unused = _classifier_names(file, layout, requested)
     names = class_names(file, stored, labels)
     fields = _fields(file, stored) | names
+    if labels:
+        fields |= {name: stored.get(name) for name in HEAD_FIELDS}
     found, notes = unused_names(file, UNUSED)
     unused |= found
     pooler = {f"{prefix}pooler.dense.weight", f"{prefix}pooler.dense.bias"}
@@ -264,7 +266,8 @@ def _fields(file: TensorFile, stored: dict[str, Any]) -> dict[str, Any]:
         padding = str(backbone.get("global_padding", "same")).lower(), backbone.get("embedding_dynamic_padding", True)
         if padding != ("same", True):
             raise HFViTError(f"{file.path}: a BiT backbone without SAME padding has no counterpart in hf_vit")
-    described = {key: value for key, value in stored.items() if key not in ("num_labels", "id2label", "label2id")}
+    of_the_head = ("num_labels", "id2label", "label2id", *HEAD_FIELDS)  # the classifier tells how many there are
+    described = {key: value for key, value in stored.items() if key not in of_the_head}
     if family in ("vit_mae", "vit_msn", "ijepa"):
         theirs: Any = with_defaults(file, stored, family)
         patch = next(size for name, size in file.shapes.items() if name.endswith(PATCH))

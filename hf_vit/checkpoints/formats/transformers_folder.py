@@ -204,6 +204,7 @@ def config_json(
     names = label_names(config)
     theirs.id2label = dict(enumerate(names))
     theirs.label2id = {name: number for number, name in enumerate(names)}
+    theirs.problem_type = config.problem_type
     theirs.architectures = [architecture]
     theirs.dtype = str(dtype).removeprefix("torch.")
     return theirs.to_dict()

@@ -5,9 +5,16 @@ pytest tests/hf_vit/modeling/test_heads.py
 
 import pytest
 import torch
-from transformers import AutoBackbone, AutoModelForMaskedImageModeling
+from transformers import AutoBackbone, AutoModelForImageClassification, AutoModelForMaskedImageModeling
 
-from hf_vit import HFViTBackbone, HFViTConfig, HFViTForImageClassification, HFViTForMaskedPatchPrediction
+from hf_vit import (
+    HFViTBackbone,
+    HFViTConfig,
+    HFViTForImageClassification,
+    HFViTForMaskedPatchPrediction,
+    load_checkpoint,
+    save_checkpoint,
+)
 
 
 TINY = {
@@ -82,3 +89,63 @@ def test_masked_patch_prediction_learns_saves_and_feeds_a_classifier(tmp_path):
 def test_patch_dropout_is_refused():
     with pytest.raises(ValueError, match="patch_dropout_rate=0"):
         HFViTForMaskedPatchPrediction(HFViTConfig(**TINY, patch_dropout_rate=0.5))
+
+
+@pytest.fixture(scope="module")
+def regressor():
+    names, scale = {0: "year", 1: "height", 2: "x"}, {"target_mean": [2000.0, 1.5, -3], "target_std": [10, 0.25, 1]}
+    config = HFViTConfig(**TINY, id2label=names, problem_type="regression", **scale)
+    model = HFViTForImageClassification(config).eval()
+    torch.nn.init.normal_(model.classifier.weight)
+    return model
+
+
+def test_a_regression_answers_in_the_unit_of_its_targets(regressor, tmp_path):
+    pixels = torch.randn(3, 3, 32, 32)
+    with torch.no_grad():
+        found = regressor(pixels, labels=torch.zeros(3, 3))
+        z = regressor.classifier(regressor.vit(pixels).pooler_output)
+        torch.testing.assert_close(found.logits, z * torch.tensor([10, 0.25, 1]) + torch.tensor([2000, 1.5, -3]))
+        torch.testing.assert_close(found.loss, found.logits.square().mean())
+        regressor.save_pretrained(tmp_path)
+        again = AutoModelForImageClassification.from_pretrained(tmp_path)
+        assert torch.equal(again(pixels).logits, found.logits)
+        half = AutoModelForImageClassification.from_pretrained(tmp_path, dtype=torch.bfloat16)
+        assert (half(pixels.bfloat16()).logits[:, 0] - found.logits[:, 0]).abs().max() < 2  # 2000 in bfloat16: +- 4
+
+
+@pytest.mark.parametrize("format", ["timm", "transformers", "google-npz"])
+def test_formats_that_do_not_scale_get_a_head_in_the_unit(regressor, format, tmp_path):
+    path, pixels = tmp_path / ("model.npz" if "npz" in format else "folder"), torch.randn(2, 3, 32, 32)
+    save_checkpoint(regressor, path, format)
+    fields = {"num_attention_heads": 4} if "npz" in format else {}
+    again = load_checkpoint(path, **fields)
+    assert again.config.target_std is None
+    assert again.config.problem_type == ("regression" if "npz" not in format else None)
+    torch.testing.assert_close(again(pixels).logits, regressor(pixels).logits, rtol=1e-5, atol=1e-4)
+
+
+def test_a_new_head_has_neither_the_scale_nor_the_thresholds_of_the_old_one(regressor, tmp_path):
+    regressor.save_pretrained(tmp_path)
+    for model in (
+        HFViTForImageClassification.from_pretrained(tmp_path, num_labels=4),
+        load_checkpoint(tmp_path, id2label={number: str(number) for number in range(4)}),
+    ):
+        assert model.config.target_mean is model.config.target_std is None and model.config.num_labels == 4
+    assert HFViTForImageClassification.from_pretrained(tmp_path, num_labels=3).config.target_std == [10, 0.25, 1]
+    assert load_checkpoint(tmp_path).config.target_std == [10, 0.25, 1]
+
+
+@pytest.mark.parametrize(
+    "fields, message",
+    [
+        ({"label_thresholds": [0.5]}, "label_thresholds is one number for each of 2 labels"),
+        ({"label_thresholds": [0.5, 1.5]}, "scores from 0 to 1"),
+        ({"target_mean": [0, 0]}, "set both, or neither"),
+        ({"target_mean": [0, 0], "target_std": [1, 0]}, "target_std must be above 0"),
+        ({"target_mean": [0, float("inf")], "target_std": [1, 1]}, "target_mean is one number for each"),
+    ],
+)
+def test_thresholds_and_scales_that_fit_no_head_are_refused(fields, message):
+    with pytest.raises(ValueError, match=message):
+        HFViTConfig(**TINY, num_labels=2, **fields)

@@ -8,6 +8,7 @@ import re
 import pytest
 
 from hf_vit.errors import HFViTError
+from hf_vit.problem_type import SINGLE_LABEL
 from training.config.arguments import FIELDS, TrainArguments
 from training.config.parser import HELP_GROUPS, TYPES, parse
 
@@ -34,7 +35,10 @@ def test_a_flag_takes_the_place_of_what_a_resolved_config_says_of_the_same(tmp_p
         return parse(["--config", str(resolved), *words.split()], "finetune")
 
     assert given("").train.eval_strategy == "no" and given("--eval_steps 3").train.eval_strategy == "steps"
-    assert given("").train.greater_is_better and not given("--metric_for_best_model loss").train.greater_is_better
+    assert (
+        given("").train.for_problem(SINGLE_LABEL).greater_is_better
+        and not given("--metric_for_best_model loss").train.greater_is_better
+    )
     assert given("--metric_for_best_model loss --greater_is_better true").train.greater_is_better
     assert given("").train.max_steps == 7 and given("--num_train_epochs 2").train.max_steps == -1
     assert given("--num_train_epochs 2 --max_steps 5").train.max_steps == 5

@@ -198,9 +198,12 @@ def test_what_datasets_refuses_is_one_line(tmp_path, monkeypatch):
 
 def test_two_columns_that_could_be_the_label(tmp_path):
     path = write_parquet(tmp_path / "t.parquet", {"img": encoded(2), "fine_label": [0, 1], "coarse_label": [1, 0]})
-    with pytest.raises(HFViTError, match=r"fine_label, coarse_label; choose one with --label_column"):
+    with pytest.raises(HFViTError, match=r"fine_label, coarse_label; choose with --label_column"):
         open_table(path, tmp_path)
     assert open_table(path, tmp_path, label_column="coarse_label").labels.tolist() == [1, 0]
+
+
+ONE_CLASS = {"problem_type": "single_label_classification"}
 
 
 @pytest.mark.parametrize(
@@ -208,8 +211,8 @@ def test_two_columns_that_could_be_the_label(tmp_path):
     [
         ({"img": encoded(2), "label": [0, -1]}, {}, r"1 of 2 rows .* no label \(-1"),
         ({"img": encoded(2), "label": [0, None]}, {}, r"1 of 2 rows .* no label"),
-        ({"img": encoded(2), "label": [0.5, 1.0]}, {}, r"holds fractions, which are no classes"),
-        ({"img": encoded(2), "label": [["a"], ["b"]]}, {}, r"holds list, but each image needs one label"),
+        ({"img": encoded(2), "label": [0.5, 1.0]}, ONE_CLASS, r"holds fractions, which are no classes"),
+        ({"img": encoded(2), "label": [["a"], ["b"]]}, ONE_CLASS, r"holds list, but each image needs one label"),
         ({"img": [encoded(1), encoded(1)], "label": ["a", "b"]}, {}, r"column 'img' .* holds lists: one image"),
         ({"img": encoded(2), "label": ["a", None]}, {}, r"1 rows .* no label"),
         ({"img": encoded(2), "label": ["a", "a"]}, {}, r"only one class, a"),

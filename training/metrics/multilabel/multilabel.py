@@ -37,6 +37,29 @@ def multilabel_f1(scores: np.ndarray, references: np.ndarray, threshold: float =
     return tuple(float(f1_score(references, predictions, average=a, zero_division=0)) for a in ("macro", "micro"))
 
 
+def best_thresholds(scores: np.ndarray, references: np.ndarray, default: float = 0.5) -> np.ndarray:
+    """The threshold (K,) of each label with the highest F1, half-way between two scores; of equals nearest `default`.
+
+    A label that no image has, or every image, keeps `default`: nothing tells where it begins.
+    """
+    scores, references = checked_scores(scores, references)
+    thresholds = np.full(scores.shape[1], default, dtype=np.float64)
+    for label in range(scores.shape[1]):
+        positives = int(references[:, label].sum())
+        if not 0 < positives < len(references):
+            continue
+        order = np.argsort(-scores[:, label], kind="stable")
+        values = scores[order, label].astype(np.float64)
+        hits = np.cumsum(references[order, label])
+        f1 = 2 * hits / (np.arange(1, len(values) + 1) + positives)
+        ends = np.append(values[:-1] > values[1:], True)  # equal scores fall on the same side
+        below = np.append(values[1:], min(values[-1], default))
+        middle = (values + below) / 2
+        candidates = np.flatnonzero(ends & (f1 == f1[ends].max()))
+        thresholds[label] = middle[candidates[np.abs(middle[candidates] - default).argmin()]]
+    return thresholds
+
+
 def checked_scores(scores: np.ndarray, references: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Scores (N, K) as they are, references as bool (N, K); ValueError for what cannot be scored."""
     scores, references = np.asarray(scores), np.asarray(references)

@@ -1,0 +1,120 @@
+"""A classifier of several labels, or a regression, over a data set: every image once, on any number of processes.
+
+For score_model.py. Classes are evaluate_classifier.py's; the scores are training/metrics/target_scores.py's.
+"""
+
+import argparse
+import csv
+import io
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate.utils import gather_object
+
+from hf_vit.atomic_file import atomic_write
+from hf_vit.errors import HFViTError
+from hf_vit.problem_type import MULTI_LABEL, problem_type_of, thresholds_of
+
+from ..data.dataset import ImageDataset
+from ..engine.evaluation_loop import gather_outputs
+from ..metrics.target_scores import sigmoid, target_scores
+from .classifier import Classifier
+from .evaluate_classifier import EvalContext, batches
+
+
+PER_LABEL_NAME = "per_label.csv"
+OF_CLASSES = ("few_shot", "knn", "label_map", "label_subset", "real_labels")  # options
+
+
+@dataclass
+class TargetPredictions:
+    """What scoring found, on every process.
+
+    Attributes:
+        logits, labels: float32 (N, K), in the data's order. names: of the outputs.
+        thresholds: (K,) of several labels, from which each counts; None: the model has none of its own.
+    """
+
+    problem_type: str
+    logits: np.ndarray
+    labels: np.ndarray
+    names: list[str]
+    thresholds: list[float] | None
+    unreadable: list[str]
+
+    def rows(self) -> list[dict[str, Any]]:
+        """{"metric", "value", "n"} of every score."""
+        found = target_scores(self.problem_type, self.logits, self.labels, self.names, self.thresholds)
+        return [{"metric": name, "value": value, "n": len(self.labels)} for name, value in found.items()]
+
+
+def refuse_options_of_classes(args: argparse.Namespace, problem_type: str) -> None:
+    """Raise HFViTError for options that need one class for each image."""
+    for name in OF_CLASSES:
+        if getattr(args, name) is not None:
+            raise HFViTError(f"--{name} is for one class an image, and this is {problem_type}: leave it out")
+
+
+@torch.no_grad()
+def score_targets(
+    classifier: Classifier, dataset: ImageDataset, context: EvalContext, tta: str = "none"
+) -> TargetPredictions:
+    """Score every image once; of several views scores, or numbers, are averaged.
+
+    Args:
+        dataset: its labels count in the model's outputs.
+
+    Raises:
+        HFViTError: labels of another problem type or for other outputs; no image that can be read.
+    """
+    config, accelerator = classifier.model.config, context.accelerator
+    problem, names = problem_type_of(config), classifier.label_names
+    if dataset.problem_type != problem or list(dataset.label_names) != names:
+        raise HFViTError(
+            f"the labels of '{dataset.name}' are {dataset.problem_type} for {', '.join(dataset.label_names[:5])}; "
+            f"{classifier.name} is {problem} for {', '.join(names[:5])}: choose others with --label_column"
+        )
+    classifier.model.to(accelerator.device)
+    kept, unreadable = [], []
+    for pixels, labels, own, unread in batches(classifier, dataset, context, tta):
+        unreadable += unread
+        if len(own):
+            with context.precision():
+                logits = classifier.logits(pixels.flatten(0, 1)).unflatten(0, pixels.shape[:2])  # (B, V, K)
+            if problem == MULTI_LABEL and pixels.shape[1] > 1:
+                logits = logits.sigmoid().mean(1).logit(eps=1e-7)
+            kept.append(
+                (logits if logits.ndim == 2 else logits.mean(1), labels.to(logits.device), own.to(logits.device))
+            )
+    logits, labels = gather_outputs(kept, accelerator, len(names), classes=False)
+    unreadable = unreadable if accelerator.num_processes == 1 else gather_object(unreadable)
+    if not len(labels):
+        raise HFViTError(f"no image of '{dataset.name}' ({dataset.split}) can be read: {', '.join(unreadable[:3])}")
+    thresholds = getattr(config, "label_thresholds", None)
+    return TargetPredictions(
+        problem, logits, labels, names, None if thresholds is None else thresholds_of(config), sorted(set(unreadable))
+    )
+
+
+def write_per_label(path: Path, predictions: TargetPredictions) -> None:
+    """CSV, a line for each label: images, average precision, threshold, and precision, recall and F1 there.
+
+    Empty where there is nothing to divide by.
+    """
+    from sklearn.metrics import average_precision_score
+
+    scores, truth = sigmoid(predictions.logits), predictions.labels.astype(bool)
+    thresholds = predictions.thresholds or [0.5] * len(predictions.names)
+    text = io.StringIO(newline="")
+    lines = csv.writer(text)
+    lines.writerow(["label", "n", "average_precision", "threshold", "precision", "recall", "f1"])
+    for place, (name, threshold) in enumerate(zip(predictions.names, thresholds)):
+        there, said = truth[:, place], scores[:, place] >= threshold
+        hits, parts = int((there & said).sum()), (said.sum(), there.sum(), (said.sum() + there.sum()) / 2)
+        found = [f"{hits / part:.6f}" if part else "" for part in parts]
+        precision = f"{average_precision_score(there, scores[:, place]):.6f}" if there.any() else ""
+        lines.writerow([name, int(there.sum()), precision, f"{threshold:.6f}", *found])
+    atomic_write(path, text.getvalue().encode("utf-8", errors="backslashreplace"))

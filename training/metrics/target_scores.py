@@ -1,0 +1,78 @@
+"""Scores of outputs that are not classes: several labels of an image, or numbers. For the Trainer and training.score.
+
+The metric functions are imported where they are called: `evaluate`, which their files need, takes seconds to import.
+"""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from hf_vit.errors import HFViTError
+from hf_vit.problem_type import MULTI_LABEL
+
+
+def target_scores(
+    problem_type: str,
+    logits: np.ndarray,
+    labels: np.ndarray,
+    names: Sequence[str],
+    thresholds: Sequence[float] | None = None,
+) -> dict[str, float]:
+    """Every score of logits (n, K) and labels (n, K): 0 or 1 of several labels, or numbers in the logits' unit.
+
+    Args:
+        names: of the outputs. thresholds: (K,) of a multi-label model's scores, for F1 at these beside that at 0.5.
+
+    Raises:
+        HFViTError: outputs that are not finite; labels of which no image has any.
+    """
+    finite = np.isfinite(logits).all(axis=1)
+    if not finite.all():
+        raise HFViTError(f"the outputs are not finite for {int((~finite).sum()):,} of {len(finite):,} images")
+    if problem_type == MULTI_LABEL:
+        return multilabel_scores(sigmoid(logits), labels, thresholds)
+    return regression_scores(logits, labels, names)
+
+
+def sigmoid(logits: np.ndarray) -> np.ndarray:
+    """Float64 scores; of logits below 0 by the other form, whose exponent does not overflow."""
+    exponents = np.exp(-np.abs(logits.astype(np.float64)))
+    return np.where(logits >= 0, 1.0, exponents) / (1.0 + exponents)
+
+
+def multilabel_scores(
+    scores: np.ndarray, labels: np.ndarray, thresholds: Sequence[float] | None = None
+) -> dict[str, float]:
+    """mAP, macro and micro F1 at 0.5, and at the thresholds where there are some."""
+    from .multilabel.multilabel import mean_average_precision, multilabel_f1
+
+    try:
+        found = {"mean_average_precision": mean_average_precision(scores, labels)}
+    except ValueError as error:
+        raise HFViTError(f"the evaluation images cannot be scored: {error}") from error
+    found |= dict(zip(("macro_f1", "micro_f1"), multilabel_f1(scores, labels)))
+    if thresholds is not None:
+        shifted = scores - np.asarray(thresholds)
+        at = multilabel_f1(shifted, labels, threshold=0.0)
+        found |= dict(zip(("macro_f1_at_thresholds", "micro_f1_at_thresholds"), at))
+    return found
+
+
+def regression_scores(values: np.ndarray, labels: np.ndarray, names: Sequence[str]) -> dict[str, float]:
+    """MAE, RMSE and R2: of one number, or their means over several with those of each, as `mae_NAME`.
+
+    R2 is left out where all labels are equal: it is not defined.
+    """
+    from .regression.regression import regression
+
+    rows = [regression(values[:, place], labels[:, place]) for place in range(labels.shape[1])]
+    found = {}
+    for metric in ("mae", "rmse", "r2"):
+        defined = [row[metric] for row in rows if math.isfinite(row[metric])]
+        if defined:
+            found[metric] = float(np.mean(defined))
+    if len(rows) > 1:
+        for name, row in zip(names, rows):
+            found |= {f"{metric}_{name}": row[metric] for metric in ("mae", "r2") if math.isfinite(row[metric])}
+    return found
