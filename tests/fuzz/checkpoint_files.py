@@ -3,13 +3,12 @@
     python -m tests.fuzz.checkpoint_files [--count 2000] [--seed 0]
 
 A file may load with exactly the original's weights, load with a warning, or be refused by one `HFViTError` line. It
-must never load other weights in silence, end in another exception, or take longer than `SECONDS`.
+must never load other weights in silence, end in another exception, or take longer than `SECONDS` of processor time.
 """
 
 import argparse
 import io
 import json
-import signal
 import struct
 import tempfile
 import warnings
@@ -24,14 +23,11 @@ from safetensors.torch import load_file, save_file
 
 from hf_vit import HFViTConfig, HFViTError, HFViTForImageClassification
 from hf_vit.checkpoints import load_checkpoint, save_checkpoint
+from tests.fuzz.time_limit import Hang, start_clock, stop_clock
 
 
 SECONDS = 20  # far above what a file of some kilobytes takes
 Rng = np.random.Generator
-
-
-class Hang(Exception):
-    pass
 
 
 def originals(folder: Path) -> HFViTForImageClassification:
@@ -204,11 +200,7 @@ MUTATIONS: dict[str, tuple[Callable[[Rng, bytes], bytes], ...]] = {
 def outcome(path: Path, original: dict[str, torch.Tensor]) -> str:
     """`right`, `warned`, `refused`, or what must not be: `silently wrong`, `hang`, the name of another exception."""
 
-    def stop(*_):
-        raise Hang
-
-    signal.signal(signal.SIGALRM, stop)
-    signal.alarm(SECONDS)
+    start_clock(SECONDS)
     try:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
@@ -221,7 +213,7 @@ def outcome(path: Path, original: dict[str, torch.Tensor]) -> str:
     except Exception as error:
         return type(error).__name__
     finally:
-        signal.alarm(0)
+        stop_clock()
     if loaded.keys() == original.keys() and all(torch.equal(loaded[n].float(), original[n]) for n in original):
         return "right"
     if any("checksum" in str(w.message) or "NaN" in str(w.message) for w in caught):

@@ -3,12 +3,12 @@
     python -m tests.fuzz.config_files [--every 1]
 
 Every field takes every value of VALUES. A folder may load with the same answers, or be refused by one ValueError or
-OSError line. It must never answer otherwise, end in another exception, or take longer than `SECONDS`.
+OSError line. It must never answer otherwise, end in another exception, or take longer than `SECONDS` of processor
+time.
 """
 
 import argparse
 import json
-import signal
 import tempfile
 from collections import Counter
 from pathlib import Path
@@ -17,6 +17,7 @@ import torch
 import transformers
 
 from hf_vit import HFViTConfig, HFViTForImageClassification
+from tests.fuzz.time_limit import Hang, start_clock, stop_clock
 
 
 SECONDS = 20
@@ -40,14 +41,6 @@ MORE_FIELDS = (
 NOT_IN_THE_WEIGHTS = {("num_attention_heads", 1), ("num_attention_heads", 2), ("layer_norm_eps", 0.5)}
 
 
-class Hang(Exception):
-    pass
-
-
-def _ring(*_) -> None:
-    raise Hang
-
-
 def original(folder: Path) -> tuple[HFViTForImageClassification, torch.Tensor]:
     """A small model saved in a folder, and an image."""
     torch.manual_seed(0)
@@ -63,8 +56,7 @@ def original(folder: Path) -> tuple[HFViTForImageClassification, torch.Tensor]:
 
 
 def outcome(folder: Path, pixels: torch.Tensor, logits: torch.Tensor) -> str:
-    previous = signal.signal(signal.SIGALRM, _ring)
-    signal.alarm(SECONDS)
+    start_clock(SECONDS)
     try:
         found = HFViTForImageClassification.from_pretrained(folder).eval()(pixels).logits
         same = isinstance(found, torch.Tensor) and found.shape == logits.shape
@@ -76,8 +68,7 @@ def outcome(folder: Path, pixels: torch.Tensor, logits: torch.Tensor) -> str:
     except Exception as error:
         return f"traceback {type(error).__name__}"
     finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, previous)
+        stop_clock()
 
 
 @torch.no_grad()

@@ -12,7 +12,6 @@ import contextlib
 import io
 import json
 import random
-import signal
 import tarfile
 from collections import Counter
 from pathlib import Path
@@ -21,6 +20,7 @@ import numpy as np
 from PIL import Image
 
 from hf_vit.errors import HFViTError
+from tests.fuzz.time_limit import Hang, start_clock, stop_clock
 from training.config.arguments import DataArguments
 from training.data.dataset import ImageDataset
 from training.data.splits import open_splits
@@ -37,14 +37,6 @@ ODD_CLASSES = (
 )
 SPLITS = (("train", "val"), ("training", "test"), ("training_set", "test_set"), ("Train", "Validation"), ("train", ""),
           ("", ""), ("train_images", "val_images"), ("train", "evaluation"))  # fmt: skip
-
-
-class Hang(BaseException):
-    pass
-
-
-def _ring(*_) -> None:
-    raise Hang
 
 
 def encoded(label: int, format: str = "PNG") -> bytes:
@@ -185,8 +177,7 @@ def outcome(kind: str, number: int, root: Path) -> str:
     tables = list(root.glob("table.*"))
     if tables and "kind" in tables[0].read_bytes().decode("latin-1"):
         options = {"label_column": "kind"}
-    previous = signal.signal(signal.SIGALRM, _ring)
-    signal.alarm(SECONDS)
+    start_clock(SECONDS)
     try:
         found = open_splits(DataArguments(dataset=str(root), cache_dir=str(root / ".cache"), **options), 0, str)
         for data in (found.train, found.evaluation):
@@ -200,8 +191,7 @@ def outcome(kind: str, number: int, root: Path) -> str:
     except Exception as error:
         return f"traceback {type(error).__name__}: {error}"[:300]
     finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, previous)
+        stop_clock()
 
 
 def run(count: int, root: Path) -> tuple[Counter, list[str]]:

@@ -4,13 +4,12 @@
 
 Bytes of small files of every format are changed, cut, doubled and exchanged. A file may decode, to the same pixels by
 every reader (training's window aside), or be refused as UnreadableImage in one line that begins with its name. It must
-never end in another exception, decode otherwise by another reader, or take longer than `SECONDS`.
+never end in another exception, decode otherwise by another reader, or take longer than `SECONDS` of processor time.
 """
 
 import argparse
 import io
 import random
-import signal
 from collections import Counter
 
 import numpy as np
@@ -18,6 +17,7 @@ from PIL import Image
 
 from hf_vit.cli.inputs import read_image
 from hf_vit.image_io import UnreadableImage, open_encoded, open_image
+from tests.fuzz.time_limit import Hang, start_clock, stop_clock
 from training.data.transforms import EvalTransform, TrainTransform
 from training.rng import generator
 
@@ -33,14 +33,6 @@ SEEDS = [
     ("PPM", "RGB", {}), ("JPEG2000", "RGB", {}), ("TGA", "RGBA", {}), ("QOI", "RGB", {}), ("ICO", "RGB", {}),
     ("DDS", "RGB", {}), ("SGI", "RGB", {}), ("AVIF", "RGB", {}),
 ]  # fmt: skip
-
-
-class Hang(BaseException):
-    pass
-
-
-def _ring(*_) -> None:
-    raise Hang
 
 
 def originals() -> list[bytes]:
@@ -89,8 +81,7 @@ def outcome(data: bytes, tmp_path) -> str:
     """What becomes of a file by every reader."""
     path = tmp_path / "cat.png"
     path.write_bytes(data)
-    previous = signal.signal(signal.SIGALRM, _ring)
-    signal.alarm(SECONDS)
+    start_clock(SECONDS)
     try:
         try:
             image = open_image(data, name="cat")
@@ -117,8 +108,7 @@ def outcome(data: bytes, tmp_path) -> str:
     except Exception as error:
         return f"traceback {type(error).__name__}: {error}"[:200]
     finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, previous)
+        stop_clock()
 
 
 def run(count: int, tmp_path) -> tuple[Counter, list[str]]:
