@@ -24,6 +24,7 @@ from PIL import Image
 from torch import nn
 from transformers.models.vit import ViTImageProcessorPil
 
+from .atomic_file import is_full_disk
 from .checkpoints import Loaded
 from .checkpoints.save import save_processor
 from .errors import HFViTError
@@ -162,10 +163,14 @@ def export_model(loaded: Loaded, folder: Path, format: str, dynamic_size: bool) 
                 dynamic_shapes={"pixel_values": {0: batch, **sizes}},
             )
             if format == "torch-export":
-                torch.export.save(program, path)
+                content = io.BytesIO()  # writing to a full disk itself, torch ends the process
+                torch.export.save(program, content)
+                path.write_bytes(content.getbuffer())
             else:
                 _write_onnx(program, path, dynamic_size, description(model.config))
         except Exception as error:  # the exporters raise whatever their passes raise
+            if is_full_disk(error):
+                raise
             reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
             raise HFViTError(
                 f"this model cannot be exported to {format}{' with any image size' * dynamic_size} ({reason.strip()})"

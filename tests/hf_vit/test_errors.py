@@ -3,6 +3,7 @@
 pytest tests/hf_vit/test_errors.py
 """
 
+import errno
 import importlib
 import warnings
 from pathlib import Path
@@ -45,6 +46,12 @@ def test_an_unknown_option_is_one_line_with_the_way_out(command, capsys):
 def test_help_is_printed_with_the_usage(command, capsys):
     status, out, err = run(capsys, command, "--help")
     assert status == 0 and out.startswith("usage: ") and "options:" in out and not err
+
+
+def test_an_error_of_the_system_is_the_file_and_the_reason(capsys):
+    assert report_error(PermissionError(errno.EACCES, "Permission denied", "/etc/shadow")) == 2
+    assert report_error(OSError("no file")) == 2
+    assert capsys.readouterr().err == "error: /etc/shadow: permission denied\nerror: no file\n"
 
 
 def test_an_error_of_several_lines_is_printed_as_one(capsys):

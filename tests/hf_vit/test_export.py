@@ -4,6 +4,7 @@ python -m pytest tests/hf_vit/test_export.py
 """
 
 import json
+import resource
 
 import numpy as np
 import pytest
@@ -150,6 +151,22 @@ def test_positions_of_any_grid_are_the_models(fields):
     torch.nn.init.normal_(embeddings.position_embeddings)
     for grid in ((4, 4), (6, 3)):
         torch.testing.assert_close(_positions(embeddings, grid), embeddings.patch_positions(grid))
+
+
+@pytest.mark.parametrize("format", ["onnx", "torch-export"])
+def test_a_full_disk_is_one_line_and_leaves_nothing(format, tmp_path, capsys):
+    """A limit on the size of files stands for the disk; writing by itself, torch would end the process."""
+    model = saved(tmp_path / "model")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    capsys.readouterr()
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
+    try:
+        assert main(["export", str(model), str(tmp_path / "out"), "--format", format]) == 2
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    error = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert len(error) == 1 and "no space left for" in error[0]
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
 def test_what_cannot_be_is_one_line_and_leaves_nothing(tmp_path, capsys):
