@@ -18,6 +18,9 @@ from typing import Any, NoReturn
 LISTED = 8  # how many names an error message lists
 
 
+LFS_POINTER = b"version https://git-lfs.github.com/spec/"  # what a clone without Git LFS holds in a file's place
+
+
 class HFViTError(ValueError):
     """Bad input. Command lines print it as `error: ...` and exit with status 2; libraries let it through."""
 

@@ -18,7 +18,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from .errors import HFViTError
+from .errors import LFS_POINTER, HFViTError
 from .image_processing import ImageProcessing
 
 
@@ -224,6 +224,8 @@ def not_an_image(data: bytes) -> str:
         return "the file is empty"
     if format_of(data[:HEAD_BYTES]) == "HEIC":
         return "HEIC, which Pillow cannot read; convert it to JPEG or PNG"
+    if data.startswith(LFS_POINTER):
+        return "a Git LFS pointer, not the image itself: run `git lfs pull` where it was cloned"
     return "not an image that Pillow can read"
 
 

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from safetensors import safe_open
 
-from ..errors import HFViTError
+from ..errors import LFS_POINTER, HFViTError
 from ..image_processing import read_settings
 
 
@@ -139,6 +139,8 @@ def open_tensors(path: Path, state_dict_key: str | None = None) -> TensorFile:
             return _open_shards(path)
         with path.open("rb") as file:
             head = file.read(9)
+        if head == LFS_POINTER[:9]:
+            raise HFViTError(f"{path}: a Git LFS pointer, not the weights themselves: run `git lfs pull` in its clone")
         if head[:2] == b"PK":
             if path.suffix == ".npz" or _is_npz(path):
                 return _open_npz(path)

@@ -236,8 +236,14 @@ def fraction(text: str) -> float:
     return number
 
 
+def on_one_line(text: str) -> str:
+    """Text without what moves the cursor or breaks the line, which names of files may hold."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
 def print_table(table: Sequence[Sequence[str]]) -> None:
-    """Columns padded to their longest entry; numbers to the right."""
+    """Columns padded to their longest entry; numbers to the right. Line breaks and the like are shown as escapes."""
+    table = [[on_one_line(cell) for cell in row] for row in table]
     columns = max(map(len, table), default=0)
     widths = [max(len(row[at]) for row in table if at < len(row)) for at in range(columns)]
     right = [all(row[at].replace(",", "").isdecimal() for row in table[1:] if at < len(row)) for at in range(columns)]

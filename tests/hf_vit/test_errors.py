@@ -94,3 +94,9 @@ def test_warnings_become_notes_each_once(capsys):
             warnings.warn("heads were\n  guessed", stacklevel=1)
         warnings.warn("of no matter", FutureWarning, stacklevel=1)
     assert capsys.readouterr().err == "note: heads were guessed\n"
+
+
+@pytest.mark.parametrize("number", ["99999", "-1", "http"])
+def test_a_port_that_cannot_be_is_one_line(number, capsys):
+    status, _, err = run(capsys, "hf_vit.cli.main", "demo", "model", f"--port={number}")
+    assert status == 2 and f"'{number}' is not a whole number from 0 to 65535" in err

@@ -134,7 +134,7 @@ def load_with_processor(name: str, image_size: int | tuple[int, int] | None) -> 
             pass  # a network that is not ours: transformers' wrapper of timm may know it
     try:
         model = AutoModelForImageClassification.from_pretrained(name, dtype=torch.float32, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, ImportError, StrictDataclassError) as error:
+    except (OSError, ValueError, KeyError, ImportError, StrictDataclassError, TypeError, RecursionError) as error:
         try:  # layouts that transformers does not know, such as timm's
             return load_from_checkpoint(name, size)
         except HFViTError as other:

@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers.models.vit import ViTImageProcessorPil
 
-from hf_vit import HFViTError
+from hf_vit import HFViTError, open_image
 from hf_vit.checkpoints import load_checkpoint, save_checkpoint
 from tests.helpers.checkpoints import ours, same
 
@@ -193,6 +193,17 @@ def test_a_damaged_description_in_the_cache_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr("hf_vit.checkpoints.download.snapshot_download", lambda *args, **kwargs: str(tmp_path))
     with pytest.raises(HFViTError, match=r"config\.json: not readable.*delete that file"):
         load_checkpoint("someone/some-vit")
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "x.npz", "x.pth"])
+def test_a_pointer_of_git_lfs_is_named(tmp_path, name):
+    pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:0123\nsize 343261600\n"
+    (tmp_path / name).write_text(pointer)
+    with pytest.raises(HFViTError, match=r"a Git LFS pointer, .* `git lfs pull`"):
+        load_checkpoint(tmp_path / name)
+    (tmp_path / "cat.jpg").write_text(pointer)
+    with pytest.raises(HFViTError, match=r"cat\.jpg: a Git LFS pointer"):
+        open_image(tmp_path / "cat.jpg")
 
 
 def test_missing_and_left_over_are_listed_up_to_twenty(tmp_path, good):

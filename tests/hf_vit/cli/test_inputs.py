@@ -90,3 +90,11 @@ def test_devices_sizes_and_numbers():
 def test_tables_are_padded_with_numbers_to_the_right(capsys):
     inputs.print_table([["name", "count"], ["a", "1,000"], ["bcdef", "7"], ["alone"]])
     assert capsys.readouterr().out.splitlines() == ["name   count", "a      1,000", "bcdef      7", "alone"]
+
+
+def test_names_of_files_cannot_break_a_table(capsys):
+    inputs.print_table([["a\nb.png", "cat"], ["\x1b[31mred.png", "dog"], ["é ü.png", "cow"]])
+    lines = [line.split("  ") for line in capsys.readouterr().out.splitlines()]
+    assert [[line[0], line[-1].strip()] for line in lines] == [
+        ["a\\nb.png", "cat"], ["\\x1b[31mred.png", "dog"], ["é ü.png", "cow"]
+    ]  # fmt: skip

@@ -15,6 +15,7 @@ from transformers import (
 )
 
 from hf_vit.errors import HFViTError
+from tests.helpers.tiny_classifiers import DIGITS, save_tiny
 from training.data.dataset import open_dataset
 from training.data.transforms import ProcessorTransform
 from training.evaluation import features
@@ -118,3 +119,12 @@ def test_a_processor_that_cannot_be_used_is_not_replaced_by_another(models, tmp_
 def test_weights_without_a_processor_get_googles_numbers(models):
     assert not list(Path(models["ours"]).glob("*processor*"))
     assert open_classifier(models["ours"]).normalize.mean == [0.5, 0.5, 0.5]
+
+
+@pytest.mark.parametrize("value", [None, 3, [1], "x"])
+def test_a_config_on_which_transformers_fails_is_read_as_a_checkpoint(tmp_path, value):
+    """AutoConfig itself ends in a TypeError for an auto_map that is no mapping."""
+    save_tiny(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"auto_map": value}))
+    assert open_classifier(str(tmp_path)).label_names == list(DIGITS.values())
