@@ -132,8 +132,8 @@ class DataArguments:
     label_separator: str | None = option(None, "what separates the labels of a cell of text, such as '|'")
     streaming: bool = option(False, "read in order through a shuffle buffer, without a local copy", "", "datasets")
     shuffle_buffer_size: int = option(4096, "streaming: images that are read ahead and shuffled", "images", "datasets")
-    shuffle_run_length: int = option(
-        8, "streaming: neighbors in a shard that are read at once; longer runs mix less and need fewer reads", "images"
+    shuffle_run_length: int | None = option(
+        None, "streaming: neighbors in a shard that are read at once; default: 8, 1 if sorted by class", "images"
     )
     read_threads: int = option(16, "streaming: reads of shards or row groups that one process makes at once")
     train_fraction: float = option(1.0, "fraction of the training images; 0.01 lies inside 0.1", "0 to 1", "Figure 4")

@@ -2,7 +2,7 @@
 
 For streaming.py. The sizes of all chunks are known before any image is read; a record stays encoded, as bytes, until
 a worker opens it. Shards and generated sets are cut into runs of few neighbors, so that a window of a stream holds
-records from many places: shards are often sorted by class.
+records from many places; where shards are sorted by class, into single records.
 """
 
 import os
@@ -22,6 +22,7 @@ from .webdataset import LabelledShards
 
 
 RUN_LENGTH = 8  # neighboring records of a tar shard, or images of a generated set, that are read at once
+SORTED = 0.1  # how much more often than by chance neighbors may share their class, before they are read one by one
 READERS = 16  # connections for the footers of parquet files
 
 Encoded = tuple[bytes | str, int, str]  # the image's bytes, or why there are none; its label, its name
@@ -51,6 +52,7 @@ class TarChunks(Chunks):
     """Runs of neighboring records in tar shards, each read as one range of bytes."""
 
     shards: LabelledShards
+    shard: np.ndarray  # of each run
     first: np.ndarray  # record with which each run begins
     sizes: np.ndarray
     label_names: list[str]
@@ -64,13 +66,13 @@ class TarChunks(Chunks):
         within = np.arange(runs.sum()) - np.repeat(np.cumsum(runs) - runs, runs)
         first = np.repeat(begins[:-1], runs) + within * run_length
         sizes = np.minimum(run_length, np.repeat(begins[1:], runs) - first)
-        return cls(shards, first, sizes, shards.label_names, shards.fingerprint)
+        shard = np.repeat(np.arange(len(runs)), runs)
+        return cls(shards, shard, first, sizes, shards.label_names, shards.fingerprint)
 
     def read(self, chunk: int) -> list[Encoded]:
-        first, count = int(self.first[chunk]), int(self.sizes[chunk])
-        shards = self.shards
-        labels = shards.labels[first : first + count].tolist()
-        return list(zip(shards.read(first, count), labels, shards.index.names(first, count)))
+        shard, first, count = int(self.shard[chunk]), int(self.first[chunk]), int(self.sizes[chunk])
+        images, names = self.shards.read(shard, first, count), self.shards.index.names(shard, first, count)
+        return list(zip(images, self.shards.labels[first : first + count].tolist(), names))
 
 
 @dataclass(frozen=True)
@@ -147,6 +149,20 @@ class ParquetChunks(Chunks):
                 return labels
             return relabel(labels, self.own_names, self.label_names, f"'{self.name}'")
         return label_rows(self.name, self.label_column, values, self.label_names)[0]
+
+
+def default_run_length(labels: np.ndarray) -> int:
+    """How many neighbors may be read at once without a loss of mixing: one where shards are sorted by class.
+
+    A window that holds few records of each class, next to each other in training, is learned and forgotten; measured
+    by `benchmarks/scale.py --parts losses`.
+
+    Args:
+        labels: int (n,), in the order of the records.
+    """
+    chance = float(np.square(np.bincount(labels) / len(labels)).sum())
+    same = float(np.mean(labels[1:] == labels[:-1])) if len(labels) > 1 else 0.0
+    return 1 if same - chance > SORTED * (1 - chance) else RUN_LENGTH
 
 
 def bytes_of(image: Any) -> bytes | str:

@@ -119,10 +119,10 @@ class ShardIndex:
         """What messages call a record."""
         return f"{os.path.basename(self.shards[self.shard_of(row)].url)}@{self.offset[row]}"
 
-    def names(self, first: int, count: int) -> list[str]:
+    def names(self, shard: int, first: int, count: int) -> list[str]:
         """What messages call neighboring records of one shard."""
-        shard = os.path.basename(self.shards[self.shard_of(first)].url)
-        return [f"{shard}@{offset}" for offset in self.offset[first : first + count].tolist()]
+        name = os.path.basename(self.shards[shard].url)
+        return [f"{name}@{offset}" for offset in self.offset[first : first + count].tolist()]
 
     def records(self, number: int) -> ShardRecords:
         """Those of one shard."""

@@ -1,7 +1,7 @@
 """Images read in order, without a local copy, and without losing the place.
 
-A stream is a list of chunks (row groups of parquet files, short runs of records in tar shards) whose sizes are known
-before any image is read. An epoch is a random order of the chunks; a window of some thousand records is read ahead, by
+A stream is a list of chunks (row groups of parquet files, records or short runs of them in tar shards) whose sizes are
+known before any image is read. An epoch is a random order of the chunks; a window of some thousand records is read ahead, by
 several threads, and shuffled. Which record stands where is a pure function of (seed, process, number of processes,
 position), so the position alone restores a run, and nothing that came before is read again.
 
@@ -29,7 +29,7 @@ from hf_vit.errors import HFViTError, listed
 from hf_vit.image_io import UnreadableImage
 
 from ..rng import STREAM, SUBSET, generator, hashed
-from .chunks import RUN_LENGTH, Chunks, ParquetChunks, SyntheticChunks, TarChunks
+from .chunks import RUN_LENGTH, Chunks, ParquetChunks, SyntheticChunks, TarChunks, default_run_length
 from .dataset import Transform, View, check_reading
 from .shard_files import expand_shards, is_shard_pattern
 from .sources import SPLIT_NAMES, Columns, by_split, digest, only_for_tables, only_on_the_hub, synthetic_reader
@@ -237,7 +237,7 @@ def open_stream(
     on_unreadable: str = "skip",
     cache_dir: str | os.PathLike | None = None,
     buffer_size: int = BUFFER_SIZE,
-    run_length: int = RUN_LENGTH,
+    run_length: int | None = None,
     read_threads: int = READ_THREADS,
     log: Callable[[str], None] | None = None,
 ) -> ImageStream:
@@ -249,8 +249,8 @@ def open_stream(
         split: the name of a split. Slices need a copy: `open_dataset`.
         fraction: share of the records to keep; nested, but drawn record by record, so not stratified.
         buffer_size: records that are read ahead and shuffled.
-        run_length: neighboring records of a shard that are read at once. Longer runs mean fewer requests; where
-            shards are sorted by class, a window holds as many classes as runs.
+        run_length: neighboring records of a shard that are read at once; None: 8, but 1 where shards are sorted by
+            class. Longer runs mean fewer reads.
         read_threads: runs or row groups that are read at once.
         log: called with what was assumed and left out, a line each.
         Others as of `open_dataset`. Shards are indexed when they are first opened, from their headers; the index is
@@ -263,7 +263,7 @@ def open_stream(
     for option, value in (
         ("shuffle_buffer_size", buffer_size), ("shuffle_run_length", run_length), ("read_threads", read_threads)
     ):  # fmt: skip
-        if value < 1:
+        if value is not None and value < 1:
             raise HFViTError(f"--{option} is at least 1, got {value}")
     names = None if label_names is None else list(label_names)
     columns = Columns(image_column, label_column, names)
@@ -275,9 +275,15 @@ def open_stream(
     urls = splits[chosen]
     if name.startswith("synthetic:"):
         only_for_tables(name, columns)
-        chunks: Chunks = SyntheticChunks.of(name, chosen, names, run_length)
+        chunks: Chunks = SyntheticChunks.of(name, chosen, names, run_length or RUN_LENGTH)
     elif is_shard_pattern(urls[0]):
-        chunks = TarChunks.of(stream_shards(name, urls, columns, on_unreadable, cache_dir, log), run_length)
+        shards = stream_shards(name, urls, columns, on_unreadable, cache_dir, log)
+        if run_length is None and (run_length := default_run_length(shards.labels)) == 1 and log is not None:
+            log(
+                f"the shards of '{name}' are sorted by class: images are read one by one, to mix them "
+                "(--shuffle_run_length reads several neighbors at once)"
+            )
+        chunks = TarChunks.of(shards, run_length)
     else:
         chunks = ParquetChunks.of(name, urls, columns)
     if len(chunks.label_names) < 2 and names is None:

@@ -46,33 +46,30 @@ class LabelledShards:
     label_names: list[str]
     fingerprint: str
 
-    def read(self, first: int, count: int) -> list[bytes | str]:
+    def read(self, shard: int, first: int, count: int) -> list[bytes | str]:
         """The bytes of neighboring records of one shard, read as one range; a sentence for each that is not there.
 
         Raises:
             HFViTError: the shard cannot be reached.
         """
-        index, rows = self.index, slice(first, first + count)
-        offsets, ends = index.offset[rows], index.offset[rows] + index.length[rows]
-        begin = int(offsets[0]) - BLOCK  # the header too: it shows whether this is still the shard of the index
+        rows = slice(first, first + count)
+        offsets, lengths = self.index.offset[rows].tolist(), self.index.length[rows].tolist()
+        begin = offsets[0] - BLOCK  # the header too: it shows whether this is still the shard of the index
         try:
-            data = read_range(index.shards[index.shard_of(first)], begin, int(ends[-1]))
+            data = read_range(self.index.shards[shard], begin, offsets[-1] + lengths[-1])
         except ShardChanged as error:
             return [str(error)] * count
-        return [
-            image_at(data, offset, end) for offset, end in zip((offsets - begin).tolist(), (ends - begin).tolist())
-        ]
+        return [image_at(data, offset - begin, length) for offset, length in zip(offsets, lengths)]
 
 
-def image_at(data: bytes, offset: int, end: int) -> bytes | str:
-    """The image between two places of a shard's bytes, or why it is not there."""
+def image_at(data: bytes, offset: int, length: int) -> bytes | str:
+    """The image at a place of a shard's bytes, or why it is not there."""
+    image = data[offset : offset + length]
     try:
-        same = content_length(data[offset - BLOCK : offset]) == end - offset
+        same = len(image) == length == content_length(data[offset - BLOCK : offset])
     except DamagedTar:
         same = False
-    if not same or end > len(data):
-        return CHANGED
-    return data[offset:end]
+    return image if same else CHANGED
 
 
 @dataclass(frozen=True)
@@ -86,7 +83,7 @@ class TarSource:
     sorted_by_class: bool = False
 
     def open(self, row: int) -> Image.Image:
-        (data,) = self.shards.read(row, 1)
+        (data,) = self.shards.read(self.shards.index.shard_of(row), row, 1)
         if isinstance(data, str):
             raise UnreadableImage(f"{self.name(row)}: {data}")
         return open_encoded(data, self.name(row))

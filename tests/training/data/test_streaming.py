@@ -15,10 +15,10 @@ from PIL import Image
 
 from hf_vit.errors import HFViTError
 from tests.helpers.streams import CLASSES, encoded, tar_bytes
-from training.data.chunks import RUN_LENGTH
+from training.data.chunks import RUN_LENGTH, default_run_length
 from training.data.dataset import collate, open_dataset
 from training.data.shard_files import expand_braces, expand_shards
-from training.data.streaming import ImageStream, open_stream
+from training.data.streaming import BUFFER_SIZE, ImageStream, open_stream
 from training.data.transforms import EvalTransform, TrainTransform
 
 
@@ -85,42 +85,49 @@ def test_fractions_of_a_stream_are_nested(sizes, shares):
     assert len(records(large)) == len(large)
 
 
-@dataclass(frozen=True)
-class SortedShards:
-    """Shards of `records` images each, sorted by class: record n is of class n // per_class."""
-
-    sizes: np.ndarray
-    run_length: int
-    per_class: int
-    label_names: tuple = ("a", "b")
-    fingerprint: str = "sorted"
-
-    @classmethod
-    def of(cls, shards, records, run_length, per_class):
-        runs = np.minimum(run_length, records - np.arange(0, records, run_length))
-        return cls(np.tile(runs, shards), run_length, per_class)
-
-    def read(self, chunk):
-        first = int(self.sizes[:chunk].sum())
-        return [(b"", (first + row) // self.per_class, f"{chunk}/{row}") for row in range(self.sizes[chunk])]
+def neighbors(labels, run_length=None):
+    """Classes and shards of 100 records among 1,024 that a stream of such labels draws one after another, mean."""
+    run_length = run_length or default_run_length(labels)
+    first = np.arange(0, len(labels), run_length)
+    stream = stream_of(np.diff(first, append=len(labels)), window=BUFFER_SIZE)
+    order = np.concatenate([first[chunk] + np.arange(run_length) for chunk in lane_of(stream)])
+    return found_in(labels, order)
 
 
-def test_neighbors_are_of_many_shards_and_classes():
-    """100 shards of 1,000 images, sorted by class, 100 images of each of 1,000: what is drawn one after another."""
-    chunks = SortedShards.of(100, 1000, RUN_LENGTH, 100)
-    stream = ImageStream(chunks, "sorted", "train")
-    records = itertools.islice(stream.order(1, seed=0, position=0, stop=1).records(20_000), 10_240)
-    labels, places = np.array([(record.label, record.index) for record in records]).T
-    drawn = np.random.default_rng(0).permutation(100_000)[:10_240]  # as a map-style data set has them
-    for name, ours, one_by_one, least in (
-        ("classes", labels, drawn // 100, 0.6),
-        ("shards", places // 1000, drawn // 1000, 0.97),
-    ):
-        found, best = (
-            np.mean([len(np.unique(values[i : i + 1024])) for i in range(0, 10_240, 1024)])
-            for values in (ours, one_by_one)
-        )
-        assert found >= least * best, name
+def lane_of(stream):
+    return stream.order(1, seed=0, position=0, stop=1).lane(0)
+
+
+def found_in(labels, order):
+    parts = order[: 10 * 1024].reshape(10, 1024)
+    return [
+        np.mean([len(np.unique(values[part])) for part in parts]) for values in (labels, np.arange(len(labels)) // 100)
+    ]
+
+
+def test_neighbors_are_of_as_many_classes_and_shards_as_in_a_map_style_order():
+    """1,000 classes, 100 images of each, in shards that are sorted by class, and in shards that are not."""
+    in_turn = np.repeat(np.arange(1000), 100)
+    mixed = np.random.default_rng(0).permutation(in_turn)
+    drawn = np.random.default_rng(1).permutation(100_000)
+    assert default_run_length(in_turn) == 1 and default_run_length(mixed) == RUN_LENGTH
+    assert default_run_length(np.arange(100_000) % 1000) == RUN_LENGTH and default_run_length(np.zeros(1, int)) > 0
+    classes, shards = neighbors(in_turn)
+    best_classes, best_shards = found_in(in_turn, drawn)
+    assert classes > 0.97 * best_classes and shards > 0.97 * best_shards
+    assert neighbors(mixed)[0] > 0.97 * best_classes
+    assert neighbors(in_turn, 256)[0] < 0.1 * best_classes  # what a long run makes of sorted shards
+
+
+def test_sorted_shards_are_read_one_by_one_and_it_is_said(tmp_path):
+    for shard in range(2):
+        records = [(f"{n:03d}", {"cls": str(n // 10 + 2 * shard).encode(), "png": encoded(n)}) for n in range(20)]
+        (tmp_path / f"train-{shard}.tar").write_bytes(tar_bytes(records))
+    log = []
+    stream = open_stream(str(tmp_path), split="train", cache_dir=tmp_path / "cache", log=log.append)
+    assert len(stream.sizes) == 40 and len(log) == 1 and "sorted by class: images are read one by one" in log[0]
+    stream = open_stream(str(tmp_path), split="train", cache_dir=tmp_path / "cache", log=log.append, run_length=5)
+    assert len(stream.sizes) == 8 and len(log) == 1
 
 
 def test_any_number_of_readers_reads_the_same():
