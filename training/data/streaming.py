@@ -1,9 +1,9 @@
 """Images read in order, without a local copy, and without losing the place.
 
 A stream is a list of chunks (row groups of parquet files, records or short runs of them in tar shards) whose sizes are
-known before any image is read. An epoch is a random order of the chunks; a window of some thousand records is read ahead, by
-several threads, and shuffled. Which record stands where is a pure function of (seed, process, number of processes,
-position), so the position alone restores a run, and nothing that came before is read again.
+known before any image is read. An epoch is a random order of the chunks; a window of some thousand records is read
+ahead, by several threads, and shuffled. Which record stands where is a pure function of (seed, process, number of
+processes, position), so the position alone restores a run, and nothing that came before is read again.
 
 The process reads encoded bytes (one window ahead) and its workers decode them: the batch sampler's keys carry the
 bytes. So the number of workers changes nothing. Each process reads its own chunks of every epoch: together they read
