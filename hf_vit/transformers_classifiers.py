@@ -6,7 +6,8 @@ processor does (`hf_vit/image_processing.py`). Code that lies beside the weights
 """
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoModelForImageClassification, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES
-from transformers.utils import cached_file
+from transformers.utils import cached_file, logging
 
 from .checkpoints.license import License, read_license
 from .checkpoints.load import FORMATS_READ
@@ -157,23 +158,37 @@ def classifier_features(model: PreTrainedModel, pixel_values: torch.Tensor, **op
 def _load(name: str, labels: Mapping[int, str] | None) -> tuple[PreTrainedModel, list[str]]:
     """The model, and the names of tensors that it has no place for."""
     try:
-        model, info = AutoModelForImageClassification.from_pretrained(
-            name, dtype=torch.float32, trust_remote_code=False, output_loading_info=True
-        )
-        head = head_names(model.config)
-        if missing := sorted(set(info["missing_keys"]) - set(head)):
-            raise HFViTError(f"{name}: {len(missing)} tensors of {type(model).__name__} are missing ({missing[0]})")
-        own = model.config.id2label or {}
-        headless = bool(set(info["missing_keys"]) & set(head))
-        if headless and labels is None:
-            raise HFViTError(f"{name} has no classifier: fine-tune it on images with labels first")
-        if labels is not None and (headless or [own.get(i) for i in range(len(own))] != list(labels.values())):
-            model = _with_new_head(model, head, labels)
+        with _without_reports():
+            model, info = AutoModelForImageClassification.from_pretrained(
+                name, dtype=torch.float32, trust_remote_code=False, output_loading_info=True
+            )
+            head = head_names(model.config)
+            if missing := sorted(set(info["missing_keys"]) - set(head)):
+                raise HFViTError(
+                    f"{name}: {len(missing)} tensors of {type(model).__name__} are missing ({missing[0]})"
+                )
+            own = model.config.id2label or {}
+            headless = bool(set(info["missing_keys"]) & set(head))
+            if headless and labels is None:
+                raise HFViTError(f"{name} has no classifier: fine-tune it on images with labels first")
+            if labels is not None and (headless or [own.get(i) for i in range(len(own))] != list(labels.values())):
+                model = _with_new_head(model, head, labels)
     except LOADING_ERRORS as error:
         if isinstance(error, HFViTError):
             raise
         raise HFViTError(f"cannot load --model {name} with transformers: {_first_line(error)}") from error
     return model.eval(), sorted(info["unexpected_keys"])
+
+
+@contextmanager
+def _without_reports() -> Iterator[None]:
+    """Within it, transformers does not print a table of the weights that it found, missed and initialized."""
+    level = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
 
 
 def _with_new_head(model: PreTrainedModel, head: list[str], labels: Mapping[int, str]) -> PreTrainedModel:

@@ -9,6 +9,7 @@ import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from ..errors import HFViTError
 from .upload import check_folder, files_to_upload
 
 
@@ -22,10 +23,16 @@ def write_space(folder: str | Path, target: str | Path, title: str) -> Path:
     """Lay out a Space: the page as app.py, what it needs, and the model of `folder` beside it; returns `target`.
 
     Raises:
-        HFViTError: the folder is not a complete model.
+        HFViTError: the folder is not a complete model, or none of hf_vit's.
     """
     folder, target = Path(folder), Path(target)
     check_folder(folder)
+    model_type = json.loads((folder / "config.json").read_text(encoding="utf-8"))["model_type"]
+    if model_type != "hf_vit":
+        raise HFViTError(
+            f"{folder} is a model of type '{model_type}': the page shows the attention of hf_vit's ViTs; push the "
+            "model alone, without --space"
+        )
     for name in files_to_upload(folder):
         (target / title / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(folder / name, target / title / name)

@@ -25,6 +25,8 @@ from transformers import (
 
 from hf_vit.cli.main import main
 from hf_vit.errors import HFViTError
+from hf_vit.hub.space import write_space
+from hf_vit.hub.upload import check_folder
 from hf_vit.transformers_classifiers import head_names, load_other_classifier
 from training import TrainArguments, Trainer, finetune, open_dataset, score
 from training.data.transforms import EvalTransform
@@ -93,6 +95,9 @@ def test_it_is_trained_and_saved_with_its_own_class(name, models, trained, tmp_p
     assert config["model_type"] == name and "auto_map" not in config and not list((trained / name).glob("*.py"))
     assert facts["model"]["class"] == config["architectures"][0] and facts["model"]["base_model"] == name
     assert facts["model"]["image_size"] == [32, 32] and facts["model"]["num_labels"] == 10
+    compute, seen = facts["compute"], 4 * 16
+    assert compute["train_exaflops"] == pytest.approx(3 * compute["forward_flops_per_image"] * seen / 1e18)
+    assert compute["forward_flops_per_image"] > 10_000
     model, info = AutoModelForImageClassification.from_pretrained(trained / name, output_loading_info=True)
     assert not any(info.values())
     processor = AutoImageProcessor.from_pretrained(trained / name, backend="pil")
@@ -240,6 +245,14 @@ def test_commands_for_vits_refuse_it_by_its_name(command, models, tmp_path, caps
     assert main([str(places.get(word, word)) for word in command.split()]) == 2
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert "this is Swin (hierarchical), not a plain ViT" in error and not (tmp_path / "out").exists()
+
+
+def test_it_is_pushed_without_the_page_of_the_demo(trained, tmp_path, capsys):
+    check_folder(trained / "swin")
+    with pytest.raises(HFViTError, match="is a model of type 'swin': the page shows the attention"):
+        write_space(trained / "swin", tmp_path / "space", "swin")
+    assert not (tmp_path / "space").exists()
+    assert main(["demo", str(trained / "swin")]) == 2 and "not a plain ViT" in capsys.readouterr().err
 
 
 def test_the_trainer_refuses_layers_that_it_does_not_know(models, tmp_path):

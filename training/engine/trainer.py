@@ -418,7 +418,7 @@ class Trainer:
 
     def _is_probe(self) -> bool:
         """Whether the head alone is trained."""
-        return facts.is_hf_vit(self.model) and not any(p.requires_grad for p in self.model.base_model.parameters())
+        return not any(p.requires_grad for p in self.model.base_model.parameters())
 
     # -- logging, evaluating, saving ---------------------------------------------------------------------------------
 
@@ -629,9 +629,8 @@ class Trainer:
                 checkpoint_io.remove_leftovers(self.output_dir)
         self._keeping_history = True
         sizes = {stage.image_size for stage in self.schedule.stages}
-        self._flops_of = {size: facts.image_flops(self.model, self.args, size) for size in sizes}
-        if facts.is_hf_vit(self.model):
-            self.peak = measured_peak(self.accelerator.device, self.precision)
+        self._flops_of = {size: facts.image_flops(self.model, self.args, size or self.image_size) for size in sizes}
+        self.peak = measured_peak(self.accelerator.device, self.precision)
         self.training_state.began = time.time()
         if folder is not None:
             self._resume(folder, set_damaged_aside=resume == checkpoint_io.NEWEST_INTACT)

@@ -8,11 +8,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from hf_vit import HFViTConfig
 
-from ..reporting.flops import forward_flops
+from ..reporting.flops import counted_forward_flops, forward_flops
 from ..reporting.progress import memory_peak
 from .classifier import Classifier
 from .evaluate_classifier import EvalContext
@@ -27,12 +26,7 @@ def macs(classifier: Classifier) -> int:
     config, (height, width) = classifier.model.config, classifier.transform.image_size_hw
     if isinstance(config, HFViTConfig):
         return forward_flops(config, (height, width)) // 2
-    with torch.device("meta"):  # without data; eager, because fused attention is not counted on every device
-        shadow = type(classifier.model)._from_config(config, attn_implementation="eager").eval()
-        twin = Classifier(classifier.name, shadow, classifier.transform, classifier.normalize)
-        with FlopCounterMode(display=False) as counter, torch.no_grad():
-            twin.logits(torch.zeros(1, classifier.transform.num_channels, height, width))
-    return counter.get_total_flops() // 2
+    return counted_forward_flops(type(classifier.model), config, (height, width)) // 2
 
 
 def timed(classifier: Classifier, context: EvalContext, batch_size: int, runs: int) -> np.ndarray:

@@ -26,7 +26,7 @@ from ..config.arguments import TrainArguments
 from ..data.dataset import ImageDataset
 from ..data.streaming import ImageStream
 from . import progress
-from .flops import color_flops, forward_flops, train_flops
+from .flops import color_flops, counted_forward_flops, forward_flops, train_flops
 
 
 FACTS_NAME = "facts.json"
@@ -210,10 +210,12 @@ def training_facts(run: RunRecord) -> dict[str, Any]:
     return facts
 
 
-def image_flops(model: torch.nn.Module, args: TrainArguments, image_size: tuple[int, int] | None) -> int:
-    """Operations of training on one image of that size; 0 for a network that the account does not know."""
-    if not is_hf_vit(model):
-        return 0
+def image_flops(model: Any, args: TrainArguments, image_size: tuple[int, int]) -> int:
+    """Operations of training on one image of that size."""
+    if not is_hf_vit(model):  # a probe computes no gradient but its head's, which is little
+        trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+        whole = trained > sum(p.numel() for p in model.parameters()) / 2
+        return counted_forward_flops(type(model), model.config, image_size) * (3 if whole else 1)
     frozen = not any(p.requires_grad for p in model.base_model.parameters())
     masked = args.loss == MASKED_PATCHES
     found = train_flops(model.config, image_size, frozen, args.torch_compile, all_tokens=masked)
@@ -227,9 +229,12 @@ def compute_facts(run: RunRecord) -> dict[str, Any]:
         "device_hours": run.seconds * processes / 3600,
         "memory_peak_bytes": progress.memory_peak(run.accelerator.device),
     }
-    if is_hf_vit(run.model):
-        facts["forward_flops_per_image"] = forward_flops(run.model.config)
-        facts["train_exaflops"] = run.trainer_state.total_flos / 1e18
+    model: Any = run.model
+    if is_hf_vit(model):
+        facts["forward_flops_per_image"] = forward_flops(model.config)
+    else:
+        facts["forward_flops_per_image"] = counted_forward_flops(type(model), model.config, run.image_size)
+    facts["train_exaflops"] = run.trainer_state.total_flos / 1e18
     if run.peak_flops is not None:
         rate = run.trainer_state.total_flos / max(run.timer.seconds, 1e-9)
         facts |= {"peak_flops": run.peak_flops, "mfu": rate / (run.peak_flops * processes)}
@@ -244,5 +249,5 @@ def write_facts(folder: Path, facts: dict[str, Any]) -> Path:
 
 
 def is_hf_vit(model: torch.nn.Module) -> bool:
-    """Whether the compute account knows this network."""
+    """Whether it is one of our networks, whose layers and operations we know."""
     return isinstance(model.config, HFViTConfig)

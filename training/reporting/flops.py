@@ -5,14 +5,18 @@ operations for each multiply-add, as in Table 6 of arXiv:2010.11929 (ViT-B/16, 7
 224 exaFLOPs). Norms, activations and softmax are not. Backward costs twice the forward pass, once where no gradient of
 the input is needed. Patch dropout shortens the row of tokens, drop path leaves out branches, the last block computes
 one token in training where the head reads one: all are counted as executed, drop path by its mean (compiled code
-computes all). Activation checkpointing repeats forward passes, which does not change the account.
+computes all). Activation checkpointing repeats forward passes, which does not change the account. Networks of
+transformers that are no ViT of ours are counted by torch: three forward passes for every image.
 """
 
 import time
 
 import torch
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from hf_vit import HFViTConfig
+from hf_vit.transformers_classifiers import num_channels
 
 
 # Dense bf16 tensor-core peaks, FLOP/s, from NVIDIA's data sheets; looked up in the device's name, in this order.
@@ -29,6 +33,17 @@ PEAKS = {
     "RTX 4090": 165e12,
     "RTX 3090": 71e12,
 }
+
+
+def counted_forward_flops(
+    model_class: type[PreTrainedModel], config: PreTrainedConfig, image_size: tuple[int, int]
+) -> int:
+    """Operations of one image's forward pass, counted by torch without data: of any classifier of transformers."""
+    with torch.device("meta"):  # eager, because fused attention is not counted on every device
+        model = model_class._from_config(config, attn_implementation="eager").eval()
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            model(torch.zeros(1, num_channels(config), *image_size))
+    return counter.get_total_flops()
 
 
 def stem_flops(config: HFViTConfig, image_size: tuple[int, int]) -> tuple[int, int]:

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 import transformers
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, AutoModelForImageClassification, PreTrainedModel
 
 from hf_vit.errors import HFViTError
@@ -17,6 +16,7 @@ from hf_vit.errors import HFViTError
 from ..config.arguments import Arguments
 from ..data.splits import ModelInput, open_splits, transforms
 from ..engine.trainer import Trainer
+from ..reporting.flops import counted_forward_flops
 from ..train import finish_training, image_processor_for, pixels, train_or_leave_nothing
 
 
@@ -76,8 +76,7 @@ def baseline_train_flops(facts: dict[str, Any]) -> int:
     """
     about, training = facts["model"], facts["training"]
     config = AutoConfig.for_model(about["model_type"], num_labels=about["num_labels"], **about["architecture"])
-    model = AutoModelForImageClassification.from_config(config).eval()
-    counter = FlopCounterMode(display=False)
-    with counter, torch.no_grad():
-        model(torch.zeros(1, 3, *about["image_size"]))
-    return 3 * counter.get_total_flops() * training["steps"] * training["global_batch_size"]
+    with torch.device("meta"):
+        model_class = type(AutoModelForImageClassification.from_config(config))
+    forward = counted_forward_flops(model_class, config, tuple(about["image_size"]))
+    return 3 * forward * training["steps"] * training["global_batch_size"]
