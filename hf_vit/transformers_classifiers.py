@@ -111,21 +111,21 @@ def load_other_classifier(
     return OtherClassifier(model, processing, size, license, notes)
 
 
-def head_names(config: PreTrainedConfig) -> list[str]:
+def head_names(model: PreTrainedModel) -> list[str]:
     """Parameters of the classifier: those whose shape depends on the number of classes."""
     shapes = []
     for labels in (2, 3):
-        config = copy.deepcopy(config)
+        config = copy.deepcopy(model.config)
         config.num_labels = labels
         with torch.device("meta"):
-            model = AutoModelForImageClassification.from_config(config, trust_remote_code=False)
-        shapes.append({name: parameter.shape for name, parameter in model.named_parameters()})
+            other = type(model)._from_config(config)
+        shapes.append({name: parameter.shape for name, parameter in other.named_parameters()})
     return [name for name, shape in shapes[0].items() if shape != shapes[1].get(name)]
 
 
 def freeze_backbone(model: PreTrainedModel) -> None:
     """Leave only the classifier trainable."""
-    head = set(head_names(model.config))
+    head = set(head_names(model))
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in head)
 
@@ -162,7 +162,7 @@ def _load(name: str, labels: Mapping[int, str] | None) -> tuple[PreTrainedModel,
             model, info = AutoModelForImageClassification.from_pretrained(
                 name, dtype=torch.float32, trust_remote_code=False, output_loading_info=True
             )
-            head = head_names(model.config)
+            head = head_names(model)
             if missing := sorted(set(info["missing_keys"]) - set(head)):
                 raise HFViTError(
                     f"{name}: {len(missing)} tensors of {type(model).__name__} are missing ({missing[0]})"

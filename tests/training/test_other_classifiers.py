@@ -116,7 +116,7 @@ def test_it_is_trained_and_saved_with_its_own_class(name, models, trained, tmp_p
     card = (trained / name / "README.md").read_text()
     assert "trust_remote_code" not in card and "Vision Transformer" not in card and f"- {name}\n" in card
     before = AutoModelForImageClassification.from_pretrained(models / name).state_dict()
-    head = head_names(model.config)
+    head = head_names(model)
     after = model.state_dict()
     assert all(len(after[key]) == 10 and len(before[key]) == 3 for key in head)
     assert any(not torch.equal(after[key], before[key]) for key in before if key not in head)
@@ -152,7 +152,7 @@ def test_the_head_stays_where_the_classes_are_the_same_and_is_new_where_only_the
     kept = load_other_classifier(str(trained / "resnet"), names).model.state_dict()
     assert all(torch.equal(kept[key], weights[key]) for key in weights)
     new = load_other_classifier(str(trained / "resnet"), {number: f"class {number}" for number in range(10)}).model
-    head = head_names(new.config)
+    head = head_names(new)
     changed = {key for key, value in new.state_dict().items() if not torch.equal(value, weights[key])}
     assert changed == set(head) and new.config.label2id["class 9"] == 9
 
@@ -164,7 +164,7 @@ def test_a_probe_trains_the_head_alone(models, tmp_path):
     before, after = (
         AutoModelForImageClassification.from_pretrained(folder) for folder in (models / "bit", tmp_path / "out")
     )
-    head = head_names(after.config)
+    head = head_names(after)
     assert facts["model"]["num_labels"] == 10
     assert all(torch.equal(v, after.state_dict()[k]) for k, v in before.state_dict().items() if k not in head)
 

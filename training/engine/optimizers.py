@@ -24,7 +24,8 @@ NOT_KERNELS = (
     *("position_embeddings", "cls_token", "register_tokens", "probe", "mask_token", "distillation_token"),
     *("relative_position_bias_table", "shared_relative_position_bias_table"),
 )
-HEADS = ("classifier", "colours")  # what Muon leaves to AdamW: last layers, as first ones, are not hidden
+# What Muon leaves to AdamW: last layers, as first ones, are not hidden. The other names are those of transformers.
+HEADS = ("classifier", "colours", "classifier_distill", "head", "dist_head", "fc")
 
 BLOCK = re.compile(r"(?:^|\.)layers\.(\d+)\.")
 STAGE = re.compile(r"\.backbone\.stages\.(\d+)\.")
