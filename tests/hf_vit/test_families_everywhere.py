@@ -164,9 +164,9 @@ def test_onnx_of_any_size_or_a_refusal_by_name(loaded, tmp_path):
 
 def test_the_demo_shows_scores_and_attention(loaded):
     pytest.importorskip("gradio")
-    from hf_vit.hub.space_app import MEAN, Classifier
+    from hf_vit.hub.space_app import MEAN, SpaceClassifier
 
-    classifier = Classifier("tiny", loaded.model, ViTImageProcessorPil(**loaded.processor))
+    classifier = SpaceClassifier("tiny", loaded.model, ViTImageProcessorPil(**loaded.processor))
     image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 50, 3), dtype=np.uint8))
     assert sum(classifier.scores(image).values()) == pytest.approx(1, abs=1e-4)
     for head in (MEAN, "1"):
