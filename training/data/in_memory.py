@@ -106,13 +106,18 @@ class BytesSource:
         if isinstance(value, Image.Image):
             return value
         if isinstance(value, np.ndarray):
-            return Image.fromarray(value)
+            try:
+                return Image.fromarray(value)
+            except (TypeError, ValueError) as error:
+                shown = f"an array {value.shape} of {value.dtype}"
+                raise UnreadableImage(f"{name}: {shown} is no image: give uint8 (height, width, 3)") from error
         if is_address(value):
             return open_encoded(self.downloads.file(value), name)
         if isinstance(value, str | os.PathLike):
             return open_encoded(self.root / value, name)
         if not isinstance(value, bytes):
-            raise UnreadableImage(f"{name}: the row holds no image")
+            kinds = "PIL images, uint8 arrays, encoded bytes or paths"
+            raise UnreadableImage(f"{name}: {type(value).__name__} is no image: give {kinds}")
         return open_encoded(value, name)
 
     def name(self, row: int) -> str:

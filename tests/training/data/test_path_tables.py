@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from hf_vit.errors import HFViTError
+from hf_vit.image_io import UnreadableImage
 from training.config.arguments import DataArguments
 from training.data.dataset import open_dataset
 from training.data.splits import open_splits
@@ -201,6 +202,9 @@ def test_what_python_holds(images):
         open_dataset([(image(n), "ab"[n % 2]) for n in numbers]).fingerprint for numbers in (range(4), range(2, 6))
     }
     assert len(fingerprints) == 2
+    for value, what in ((np.zeros((6, 8, 3), np.float32), r"\(6, 8, 3\) of float32"), (3.5, "float is no image")):
+        with pytest.raises(UnreadableImage, match=rf"^list\[0\]: .*{what}"):
+            open_dataset([(value, "a"), (value, "b")]).read(0)
     for wrong in ([], [image(1)], 5):
         with pytest.raises(HFViTError):
             open_dataset(wrong)
