@@ -2,6 +2,8 @@
 
 For training and the commands. Not `datasets.load_dataset("csv")`: it guesses types ("007" becomes 7), and says nothing
 of the line that is wrong.
+
+Tests: tests/hf_vit/cli/test_cli.py.
 """
 
 import csv

@@ -2,6 +2,8 @@
 
 Compiled kernels are executed and measured times decide which code runs, so neither is read where another user could
 have put it: `HF_HOME/hf_vit` has mode 0700, and owner and mode of every file are checked.
+
+Tests: tests/hf_vit/test_kernel_table.py.
 """
 
 import functools

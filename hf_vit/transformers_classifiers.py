@@ -3,6 +3,8 @@
 Whatever `AutoModelForImageClassification` has a class for, and `hf_vit.checkpoints` does not read as a ViT. The model
 keeps its own class and is saved in its own format: hf_vit adds nothing to it. Images are prepared as its own image
 processor does (`hf_vit/image_processing.py`). Code that lies beside the weights is never run.
+
+Tests: tests/training/test_other_classifiers.py.
 """
 
 import copy

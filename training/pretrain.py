@@ -5,6 +5,8 @@
     torchrun --nproc_per_node 8 -m training.pretrain ...
 
 Defaults follow the paper's Table 3. `--help` lists every option.
+
+Tests: tests/training/test_recipes.py.
 """
 
 import sys

@@ -1,4 +1,7 @@
-"""The index of tar shards, written beside them: `python -m training.shards index NAME` (`data/shard_command.py`)."""
+"""The index of tar shards, written beside them: `python -m training.shards index NAME` (`data/shard_command.py`).
+
+Tests: tests/training/data/test_shard_index.py.
+"""
 
 import sys
 

@@ -1,6 +1,8 @@
 """One run, from arguments to a finished folder: open the data, build the model, train, evaluate, report.
 
 For pretrain and finetune, which differ in their defaults and in what they may start from.
+
+Tests: tests/training/test_finetune.py.
 """
 
 import contextlib

@@ -1,4 +1,7 @@
-"""The license of a checkpoint's model card: it travels with the weights, whatever format they are written in."""
+"""The license of a checkpoint's model card: it travels with the weights, whatever format they are written in.
+
+Tests: tests/hf_vit/checkpoints/test_wrappers.py.
+"""
 
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,4 +1,7 @@
-"""A checkpoint of any format becomes a model: recognize, infer, load exactly, then change what was requested."""
+"""A checkpoint of any format becomes a model: recognize, infer, load exactly, then change what was requested.
+
+Tests: tests/hf_vit/checkpoints/test_checkpoints.py.
+"""
 
 import difflib
 import warnings

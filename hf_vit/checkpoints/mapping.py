@@ -1,6 +1,8 @@
 """The exchange of tensors between their names and ours: every name on both sides is used exactly once, or nothing is.
 
 A format lists `KeyMapping`s; this file applies them in either direction and knows no format.
+
+Tests: tests/hf_vit/checkpoints/test_checkpoints.py.
 """
 
 import warnings

@@ -1,4 +1,7 @@
-"""A model becomes a checkpoint of another format: weights exact, what it cannot hold refused by name."""
+"""A model becomes a checkpoint of another format: weights exact, what it cannot hold refused by name.
+
+Tests: tests/hf_vit/checkpoints/test_checkpoints.py.
+"""
 
 import json
 import warnings

@@ -1,4 +1,7 @@
-"""What a format found out about a file, the interface of a format, and what files often leave open: grid and heads."""
+"""What a format found out about a file, the interface of a format, and what files often leave open: grid and heads.
+
+Tests: tests/hf_vit/checkpoints/test_checkpoints.py.
+"""
 
 import math
 import re

@@ -2,6 +2,8 @@
 
 Nothing here executes what a file contains: npz members are read without pickle, `.pth` and `.bin` only through
 `torch.load(weights_only=True)`. Every damaged or foreign file is one `HFViTError` that names it.
+
+Tests: tests/hf_vit/checkpoints/test_checkpoints.py.
 """
 
 import argparse

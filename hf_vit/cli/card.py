@@ -1,4 +1,7 @@
-"""`hf-vit card FOLDER`: the model card of a folder from its facts.json. Called by `hf_vit/cli/main.py`."""
+"""`hf-vit card FOLDER`: the model card of a folder from its facts.json. Called by `hf_vit/cli/main.py`.
+
+Tests: tests/hf_vit/cli/test_cli.py.
+"""
 
 import argparse
 import json

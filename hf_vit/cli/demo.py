@@ -2,6 +2,8 @@
 
 Needs `pip install "hf-vit[demo]"`. What people drop on the page is kept in a temporary folder while it is served, and
 removed with it.
+
+Tests: tests/hf_vit/hub/test_space_app.py.
 """
 
 import argparse

@@ -1,4 +1,7 @@
-"""`hf-vit embed IMAGES --model M --out FILE`: feature vectors of images, for search, clustering or a probe."""
+"""`hf-vit embed IMAGES --model M --out FILE`: feature vectors of images, for search, clustering or a probe.
+
+Tests: tests/hf_vit/cli/test_cli.py.
+"""
 
 import argparse
 import hashlib

@@ -1,4 +1,7 @@
-"""`hf-vit info MODEL`: a model's parts with their output, parameters and multiply-adds."""
+"""`hf-vit info MODEL`: a model's parts with their output, parameters and multiply-adds.
+
+Tests: tests/hf_vit/cli/test_cli.py.
+"""
 
 import argparse
 import json

@@ -3,6 +3,8 @@
 A command is one module: its EXAMPLES, `add_arguments(parser)` and `run(arguments)`, which returns the exit status.
 Results go to stdout (a table, or JSON with `--json`), everything else to stderr. Bad input is one line there,
 `error: ...`, and exit status 2.
+
+Tests: tests/hf_vit/cli/test_cli.py.
 """
 
 import argparse

@@ -5,6 +5,8 @@ these, in the unit that it was trained on.
 
 Threads read, scale and normalize the next images while the model computes on these. Rows are printed and written as
 they come: a million images take no more memory than a thousand, and a killed run goes on with `--resume`.
+
+Tests: tests/hf_vit/cli/test_cli.py.
 """
 
 import argparse

@@ -1,6 +1,8 @@
 """`hf-vit push FOLDER REPO`: one folder to the Hub, as a model or, with `--space`, as the page of `hf-vit demo`.
 
 Called by `hf_vit/cli/main.py`, which adds `--json`.
+
+Tests: tests/hf_vit/cli/test_cli.py.
 """
 
 import argparse

@@ -2,6 +2,8 @@
 
 Rows go to `NAME.partial`, and the file takes its name once it is complete, so that a name means a whole file. A run
 that was killed goes on from the rows of `NAME.partial` (CSV and JSON lines; parquet is readable only once closed).
+
+Tests: tests/hf_vit/cli/test_cli.py.
 """
 
 import csv

@@ -1,4 +1,7 @@
-"""`hf-vit search QUERY --model M --in FILE`: the images whose features are nearest to those of a query image."""
+"""`hf-vit search QUERY --model M --in FILE`: the images whose features are nearest to those of a query image.
+
+Tests: tests/hf_vit/cli/test_cli.py.
+"""
 
 import argparse
 import json

@@ -1,4 +1,7 @@
-"""Whether the Hub has a model, asked once and quickly before anything large is loaded."""
+"""Whether the Hub has a model, asked once and quickly before anything large is loaded.
+
+Tests: tests/hf_vit/hub/test_upload.py.
+"""
 
 from huggingface_hub import HfApi, try_to_load_from_cache
 from huggingface_hub.errors import GatedRepoError, HFValidationError, OfflineModeIsEnabled, RepositoryNotFoundError

@@ -1,6 +1,8 @@
 """The folder of a Hub Space: the page that classifies an image and shows where the model looks, with its model.
 
 The page is hf_vit/hub/space_app.py, which runs alone; `hf-vit demo` (hf_vit/cli/demo.py) serves it on this machine.
+
+Tests: tests/hf_vit/hub/test_space_app.py.
 """
 
 import json

@@ -2,6 +2,8 @@
 
 The one place outside the model where the arithmetic of a block stands; `int8.py` puts other linear layers into it and
 `token_merging.py` a step between its two halves. Which implementation serves is looked up in `kernel_table.py`.
+
+Tests: tests/hf_vit/inference/test_optimize.py.
 """
 
 import functools

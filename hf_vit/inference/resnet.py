@@ -1,4 +1,7 @@
-"""A hybrid's ResNet: packed convolutions, and one kernel for a GroupNorm and the addition and ReLU after it."""
+"""A hybrid's ResNet: packed convolutions, and one kernel for a GroupNorm and the addition and ReLU after it.
+
+Tests: tests/hf_vit/inference/test_optimize.py.
+"""
 
 from collections.abc import Callable
 from typing import Any

@@ -3,6 +3,8 @@
 Parameters, children, buffers and hooks are the plain module's own, under the same names, so training, saving,
 loading, `torch.compile`, LoRA and hooks go to it. Fast copies of weights are made at the first call that can use
 them, and again when weights have changed.
+
+Tests: tests/hf_vit/inference/test_optimize.py.
 """
 
 import functools

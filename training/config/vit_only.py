@@ -1,4 +1,7 @@
-"""Options that only hf_vit's own ViTs have, refused by name for transformers' other classifiers (BiT, Swin, ...)."""
+"""Options that only hf_vit's own ViTs have, refused by name for transformers' other classifiers (BiT, Swin, ...).
+
+Tests: tests/training/test_other_classifiers.py.
+"""
 
 from hf_vit.errors import HFViTError
 

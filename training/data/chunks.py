@@ -3,6 +3,8 @@
 For streaming.py. The sizes of all chunks are known before any image is read; a record stays encoded, as bytes, until
 a worker opens it. Shards and generated sets are cut into runs of few neighbors, so that a window of a stream holds
 records from many places; where shards are sorted by class, into single records.
+
+Tests: tests/training/data/test_streaming.py.
 """
 
 import os

@@ -1,6 +1,8 @@
 """Columns of tables: which holds the images, the labels or the splits, and labels as numbers from 0.
 
 For tables.py, shards.py and streaming.py.
+
+Tests: tests/training/data/test_dataset.py.
 """
 
 import re

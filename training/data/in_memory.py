@@ -1,4 +1,7 @@
-"""Data that Python holds: a list of (image, label), a pandas or polars DataFrame, a Dataset or DatasetDict."""
+"""Data that Python holds: a list of (image, label), a pandas or polars DataFrame, a Dataset or DatasetDict.
+
+Tests: tests/training/test_python_api.py.
+"""
 
 import os
 from collections.abc import Mapping, Sequence

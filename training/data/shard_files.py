@@ -2,6 +2,8 @@
 
 Local files are read with `pread`; remote ones through fsspec, by range requests. A server that ignores range requests
 would send a whole shard for every few images: its shards are copied once.
+
+Tests: tests/training/data/test_shard_index.py.
 """
 
 import glob

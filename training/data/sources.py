@@ -2,6 +2,8 @@
 
 A `Reader` knows the splits of a data set without reading images; a `Source` is one split: its labels, and its images
 opened one at a time. Folders, tables and shards have files of their own.
+
+Tests: tests/training/data/test_dataset.py.
 """
 
 import hashlib

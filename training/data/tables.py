@@ -1,6 +1,8 @@
 """Tables of images and labels: parquet files, and data sets on the Hub through `datasets`.
 
 The images stay encoded until they are asked for.
+
+Tests: tests/training/data/test_dataset.py.
 """
 
 import base64

@@ -3,6 +3,8 @@
 shard_index.py knows where each image's bytes lie, so that shards on a local disk are as good as any other map-style
 data set (`TarSource`), and remote ones can be read a run at a time (streaming.py). Labels that are numbers are called
 by them, unless a local `label_names.json` beside the shards, a list, names the classes.
+
+Tests: tests/training/data/test_streaming.py.
 """
 
 import json

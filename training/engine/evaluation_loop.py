@@ -1,6 +1,8 @@
 """Exact evaluation: every image counted once, on any number of processes, with the plain loss.
 
 For the Trainer and score.py. What is counted, and how, is training/metrics/metric_state.py.
+
+Tests: tests/training/engine/test_trainer.py.
 """
 
 from collections.abc import Callable

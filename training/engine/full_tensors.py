@@ -1,6 +1,8 @@
 """State as full tensors by the name of their parameter, whatever sharding the run has (FSDP2's DTensor).
 
 For `trainer_state.py`: a checkpoint written by eight sharded processes is read by one, and the other way round.
+
+Tests: tests/training/engine/test_checkpoint_io.py.
 """
 
 from typing import Any

@@ -3,6 +3,8 @@
 For the Trainer. Sources: google-research/vision_transformer `vit_jax/utils.py` (cosine, linear, warm-up) and
 big_vision `utils.py` (rsqrt, cooldown). Not transformers' `get_scheduler`: it has no rsqrt with a timescale, no
 cooldown on top of another shape, and its warm-up differs from Google's by one step.
+
+Tests: tests/training/engine/test_optimizers.py.
 """
 
 import math

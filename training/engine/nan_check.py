@@ -1,6 +1,8 @@
 """A loss that is not a number stops the run, and is named: the step, its files, the last good checkpoint.
 
 For the Trainer. Nothing waits for the device: what it found is looked at when something is logged or kept.
+
+Tests: tests/training/engine/test_trainer.py.
 """
 
 from pathlib import Path

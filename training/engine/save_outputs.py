@@ -1,6 +1,8 @@
 """What a run leaves in its folder: weights that anybody can load, the facts, the figures and the card.
 
 For the Trainer; only the main process calls these. Every file appears whole.
+
+Tests: tests/training/engine/test_trainer.py.
 """
 
 from collections.abc import Callable

@@ -1,6 +1,8 @@
 """A classifier over a data set: every image once, on any number of processes, from one or several views.
 
 For score_model.py, features.py and suites.py. What is counted is training/metrics/metric_state.py.
+
+Tests: tests/training/test_score.py.
 """
 
 from collections.abc import Iterator

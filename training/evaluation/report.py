@@ -2,6 +2,8 @@
 
 For score_model.py. Metadata go through huggingface_hub's own classes: `model-index` (EvalResult) and
 `.eval_results/*.yaml` (EvalResultEntry), which the Hub shows for data sets that it holds.
+
+Tests: tests/training/test_score.py.
 """
 
 import argparse

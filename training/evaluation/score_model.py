@@ -1,6 +1,8 @@
 """One classifier on one data set: what is opened, what is measured, what is said; and the facts of it.
 
 For score.py, and for suites.py, which opens its models and data sets the same way.
+
+Tests: tests/training/test_score.py.
 """
 
 import argparse

@@ -1,6 +1,8 @@
 """What a classifier costs: multiply-adds, parameters, images per second, latency, memory.
 
 For score_model.py and suites.py. Synthetic images that are already on the device: the model alone, without decoding.
+
+Tests: tests/training/test_score.py.
 """
 
 import time

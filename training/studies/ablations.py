@@ -1,4 +1,7 @@
-"""What the parts of ViT are worth: positions, pooling and its rate, head, optimizer, masked patches."""
+"""What the parts of ViT are worth: positions, pooling and its rate, head, optimizer, masked patches.
+
+Tests: tests/training/test_study.py.
+"""
 
 from typing import Any
 

@@ -2,6 +2,8 @@
 
 For stages.py and report.py. Above all BiT (arXiv:1912.11370: pre-activation, GroupNorm, weight standardization), the
 ViT paper's "ResNet (BiT)"; EfficientNet as Noisy Student's teacher.
+
+Tests: tests/training/test_study.py.
 """
 
 from typing import Any

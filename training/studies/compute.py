@@ -1,4 +1,7 @@
-"""Accuracy against exact operations of training: ViT, ResNet and hybrid at several sizes."""
+"""Accuracy against exact operations of training: ViT, ResNet and hybrid at several sizes.
+
+Tests: tests/training/test_study.py.
+"""
 
 import itertools
 import math

@@ -1,4 +1,7 @@
-"""Who gains more from more pre-training images: ViT, ResNet or hybrid? Nested subsets, equal steps."""
+"""Who gains more from more pre-training images: ViT, ResNet or hybrid? Nested subsets, equal steps.
+
+Tests: tests/training/test_study.py.
+"""
 
 import itertools
 from typing import Any

@@ -2,6 +2,8 @@
 
 For study.py and the studies beside this file. A run is one run of an ordinary entry point (stages.py), in a folder of
 its own with a facts.json; a score is what was measured at one place of the table.
+
+Tests: tests/training/test_study.py.
 """
 
 import math

@@ -1,4 +1,7 @@
-"""Does pre-training on generated images help? Against training from scratch with the same, and with all, steps."""
+"""Does pre-training on generated images help? Against training from scratch with the same, and with all, steps.
+
+Tests: tests/training/test_study.py.
+"""
 
 from typing import Any
 

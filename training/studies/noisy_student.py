@@ -1,4 +1,7 @@
-"""Noisy Student: a teacher labels images, a larger student learns them under noise and is the next teacher."""
+"""Noisy Student: a teacher labels images, a larger student learns them under noise and is the next teacher.
+
+Tests: tests/training/test_study.py.
+"""
 
 from typing import Any
 

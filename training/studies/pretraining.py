@@ -1,4 +1,7 @@
-"""Does pre-training help, and where? The same fine-tuning from scratch and from a model of other classes."""
+"""Does pre-training help, and where? The same fine-tuning from scratch and from a model of other classes.
+
+Tests: tests/training/test_study.py.
+"""
 
 from typing import Any
 

@@ -1,4 +1,7 @@
-"""From the runs' facts to scores, table, figure and verdict. For study.py."""
+"""From the runs' facts to scores, table, figure and verdict. For study.py.
+
+Tests: tests/training/test_study.py.
+"""
 
 import json
 import math

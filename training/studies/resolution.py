@@ -1,4 +1,7 @@
-"""Does fine-tuning at a higher resolution help? Against the same further steps at the old one."""
+"""Does fine-tuning at a higher resolution help? Against the same further steps at the old one.
+
+Tests: tests/training/test_study.py.
+"""
 
 from typing import Any
 

@@ -1,6 +1,8 @@
 """The stages of a study: what is executed in a run's folder, each by the functions behind the commands.
 
 For study.py. Every stage leaves a facts.json, written last: a folder that has one is finished.
+
+Tests: tests/training/test_study.py.
 """
 
 import io

@@ -2,6 +2,8 @@
 
 Source: transformers 5.23 `models/aimv2`. Its own code works at the native size only (the native variant at any); here
 a learned table is refitted bicubically.
+
+Tests: tests/hf_vit/checkpoints/test_families.py.
 """
 
 import re

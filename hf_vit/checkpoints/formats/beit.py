@@ -1,6 +1,8 @@
 """transformers' `beit` and `data2vec-vision`, in and out: relative position biases, the norm after the mean.
 
 BEiT v2 has the same layout. Sources: transformers 5.23 `models/beit`, `models/data2vec`, `conversion_mapping.py`.
+
+Tests: tests/hf_vit/checkpoints/test_families.py.
 """
 
 import re

@@ -5,6 +5,8 @@ mean patch of the last block without any norm, SigLIP's the mean of the normed p
 vector.
 
 Sources: transformers 5.23 `models/clip`, `models/siglip`, `models/siglip2`; open_clip 89fb801 `transformer.py`.
+
+Tests: tests/hf_vit/checkpoints/test_families.py.
 """
 
 import math

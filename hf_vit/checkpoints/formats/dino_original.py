@@ -5,6 +5,8 @@ rounded to bfloat16. Both are kept, so outputs are those of the original code; t
 weights answer slightly differently.
 
 Sources: dinov2 b8931f7 `models/vision_transformer.py`; dinov3 6876159 `models/vision_transformer.py`.
+
+Tests: tests/hf_vit/checkpoints/test_families.py.
 """
 
 from typing import Any

@@ -2,6 +2,8 @@
 
 Same layout: RAD-DINO, Phikon-v2, Midnight, Hibou, Franca. A classifier reads class token and mean patch side by side.
 Sources: transformers 5.23 `models/dinov2`, `models/dinov2_with_registers`, `models/pixio`, `conversion_mapping.py`.
+
+Tests: tests/hf_vit/checkpoints/test_families.py.
 """
 
 import re

@@ -2,6 +2,8 @@
 
 Source: transformers 5.23 `models/dinov3_vit`. A new head reads class token and mean patch, as DINOv3's linear
 evaluation does.
+
+Tests: tests/hf_vit/checkpoints/test_families.py.
 """
 
 import re

@@ -1,6 +1,8 @@
 """The key mappings of an encoder, from the names that a library gives to its parts.
 
 Our parts follow from the configuration alone, so a format says only what each of them is called and how it is packed.
+
+Tests: tests/hf_vit/checkpoints/test_families.py.
 """
 
 from dataclasses import dataclass

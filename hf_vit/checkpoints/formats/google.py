@@ -2,6 +2,8 @@
 
 Sources: `vit_jax/checkpoint.py` at c6de1e5, `big_vision/models/vit.py` and `big_vision/utils.py` at 0127fb6.
 The published vision_transformer files number their modules as Flax did before Linen, per block and not per type.
+
+Tests: tests/hf_vit/checkpoints/test_checkpoints_google.py.
 """
 
 import re

@@ -2,6 +2,8 @@
 
 `visual.trunk.` is a model of timm (SigLIP, EVA-02, PE, BiomedCLIP): its prefix is taken off and `timm.py` reads it.
 Source: open_clip 89fb801 `transformer.py`, `model.py`.
+
+Tests: tests/hf_vit/checkpoints/test_families.py.
 """
 
 from typing import Any

@@ -6,6 +6,8 @@ activation, heads, rotary positions (`implied_by_name`). A lone file is asked fo
 Source: pytorch-image-models 1.0.31, `timm/models/vision_transformer.py`, `eva.py`, `beit.py`, `deit.py`,
 `vision_transformer_hybrid.py`. Numerics are timm's: erf GELU, LayerNorm 1e-6, GroupNorm 1e-5, weight standardization
 with its eps inside the root.
+
+Tests: tests/hf_vit/checkpoints/test_checkpoints_timm.py.
 """
 
 import json

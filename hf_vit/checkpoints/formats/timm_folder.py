@@ -2,6 +2,8 @@
 
 timm's code ties epsilon, activation and positions to the entry point, so one is chosen that has them; sizes are
 arguments. Source: pytorch-image-models 1.0.31.
+
+Tests: tests/hf_vit/checkpoints/test_families.py.
 """
 
 import json

@@ -1,6 +1,8 @@
 """transformers' TIPSv2 vision encoder, in and out: the names of its own code, with a second class token as register.
 
 Source: transformers 5.23 `models/tipsv2`, `conversion_mapping.py`.
+
+Tests: tests/hf_vit/checkpoints/test_families.py.
 """
 
 from typing import Any

@@ -1,6 +1,8 @@
 """torchvision's `vit_b_16`, `vit_b_32`, `vit_l_16`, `vit_l_32`, `vit_h_14`, read from a state dict.
 
 Source: pytorch/vision `torchvision/models/vision_transformer.py`. Numerics are its own: erf GELU, LayerNorm 1e-6.
+
+Tests: tests/hf_vit/checkpoints/test_checkpoints_torchvision.py.
 """
 
 from typing import Any

@@ -3,6 +3,8 @@ removed `vit-hybrid`, and `hf_vit`.
 
 Sources: transformers 5.23 `models/vit`, `models/deit`, `models/bit`, `conversion_mapping.py`; 4.5x for the layout
 before v5 and for `models/deprecated/vit_hybrid`. A state dict without config.json is read too, with the defaults.
+
+Tests: tests/hf_vit/checkpoints/test_checkpoints_transformers.py.
 """
 
 import re

@@ -1,6 +1,8 @@
 """What folders of transformers' families have in common: config.json with defaults, prefix, sizes, class names.
 
 A family's own file says what its parts are called and what its configuration means.
+
+Tests: tests/hf_vit/checkpoints/test_families.py.
 """
 
 import copy

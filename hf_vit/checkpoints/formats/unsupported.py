@@ -1,6 +1,8 @@
 """Models that are no plain ViT, refused by their own name: hierarchical, windowed, video, text, detection models.
 
 By `model_type` of config.json first, then by names of tensors. Features of one format alone are refused there.
+
+Tests: tests/hf_vit/checkpoints/test_families.py.
 """
 
 import re

@@ -15,7 +15,7 @@ from hf_vit.inference.layers import OptimizedLayer
 from hf_vit.inference.token_merging import MergedPool, MergeState, merge, merge_tokens
 from hf_vit.inference.wrapper import OptimizedModule
 from tests.helpers.compare import same_outputs
-from tests.hf_vit.inference.test_inference import KINDS, tiny
+from tests.hf_vit.inference.test_optimize import KINDS, tiny
 
 
 def state_of(model) -> MergeState:

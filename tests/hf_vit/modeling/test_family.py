@@ -13,7 +13,7 @@ from hf_vit.inference.token_merging import merge_tokens
 from hf_vit.interpretability import attention, relevance
 from hf_vit.modeling.position_embedding import relative_bias, resize_position_grid, rotary_angles, rotate
 from tests.helpers.compare import same_outputs
-from tests.hf_vit.modeling.test_modeling import TINY, build, random_images
+from tests.hf_vit.modeling.test_modeling_hf_vit import TINY, build, random_images
 
 
 FAMILIES = {

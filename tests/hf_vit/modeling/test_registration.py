@@ -13,7 +13,7 @@ from transformers.models.vit import ViTImageProcessorPil
 
 import hf_vit
 from tests.conftest import ROOT
-from tests.hf_vit.modeling.test_modeling import build
+from tests.hf_vit.modeling.test_modeling_hf_vit import build
 
 
 ORDERS = {

@@ -7,6 +7,8 @@ cumulative sum. Their "Perlin noise" is read at an independent random place per 
 standard deviation of 0.33; here it is uniform noise of that deviation, in 256 steps.
 
 Sines, cosines and logarithms, in whose last bit processors differ, are rounded to 2^-20 before anything rests on them.
+
+Tests: tests/training/data/synthetic/test_synthetic.py.
 """
 
 import math

@@ -11,6 +11,8 @@ each map is applied to its part of neighboring places: no random number per poin
 
 The parameters of an image are rounded to 2^-20, where processors agree on sines and cosines; the rest is additions,
 multiplications, divisions and roots, each rounded by IEEE 754, and integers: the same bytes on any machine.
+
+Tests: tests/training/data/synthetic/test_synthetic.py.
 """
 
 from functools import cache, lru_cache

@@ -6,6 +6,8 @@ images.
 
 A letter is kept as a signed distance field (Green, "Improved alpha-tested magnification", SIGGRAPH 2007 courses): one
 small table per letter and font gives any stroke weight, softness and resolution.
+
+Tests: tests/training/data/synthetic/test_synthetic.py.
 """
 
 import math

@@ -4,6 +4,8 @@
     images[0]                       # {"image": uint8 (24, 24, 3), "label": 0}
 
 For sources.py, streaming.py and export.py.
+
+Tests: tests/training/data/synthetic/test_synthetic.py.
 """
 
 import difflib

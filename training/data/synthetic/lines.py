@@ -7,6 +7,8 @@ drawn by a DDA: from vertex to vertex in as many steps as the longer axis has pi
 line.
 
 Not PIL's `ImageDraw.line`: which pixels it fills is up to the version of Pillow.
+
+Tests: tests/training/data/synthetic/test_synthetic.py.
 """
 
 from dataclasses import dataclass

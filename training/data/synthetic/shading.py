@@ -1,6 +1,8 @@
 """From ink to images: grays, colors, backgrounds. For families.py.
 
 Ink is float32 (size, size) from 0 (background) to 1, or uint8 from 0 to 255.
+
+Tests: tests/training/data/synthetic/test_synthetic.py.
 """
 
 from collections.abc import Callable

@@ -1,4 +1,7 @@
-"""Fraction of images whose predicted class is the right one, with its 95 % interval (Wilson 1927)."""
+"""Fraction of images whose predicted class is the right one, with its 95 % interval (Wilson 1927).
+
+Tests: tests/training/metrics/test_metrics.py.
+"""
 
 import math
 

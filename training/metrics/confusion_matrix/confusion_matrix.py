@@ -1,4 +1,7 @@
-"""How often each class was taken for each other one."""
+"""How often each class was taken for each other one.
+
+Tests: tests/training/metrics/test_metrics.py.
+"""
 
 import datasets
 import evaluate

@@ -1,4 +1,7 @@
-"""Balanced accuracy: mean of the classes' accuracies, what Pets, Flowers-102 and Caltech-101 are reported in."""
+"""Balanced accuracy: mean of the classes' accuracies, what Pets, Flowers-102 and Caltech-101 are reported in.
+
+Tests: tests/training/metrics/test_metrics.py.
+"""
 
 import datasets
 import evaluate

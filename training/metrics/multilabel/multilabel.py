@@ -2,6 +2,8 @@
 
 Average precision is scikit-learn's `average_precision_score`: the area under the step-wise precision-recall curve. A
 label without a positive image has none, and does not count in the mean.
+
+Tests: tests/training/metrics/test_metrics.py.
 """
 
 import datasets

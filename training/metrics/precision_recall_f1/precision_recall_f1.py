@@ -3,6 +3,8 @@
 As scikit-learn's `precision_recall_fscore_support(zero_division=0)` and `f1_score(average="macro")`. Not scikit-learn
 itself: its functions need every prediction in one place and take seconds for 21,841 classes, these take counts, which
 a running evaluation has.
+
+Tests: tests/training/metrics/test_metrics.py.
 """
 
 import datasets

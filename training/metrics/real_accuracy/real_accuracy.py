@@ -1,6 +1,8 @@
 """ImageNet-ReaL accuracy: a prediction is right if it is one of the image's labels (Beyer et al., arXiv:2006.07159).
 
 As big_vision `evaluators/classification.py`: images without any label are left out.
+
+Tests: tests/training/metrics/test_metrics.py.
 """
 
 import datasets

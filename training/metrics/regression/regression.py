@@ -1,4 +1,7 @@
-"""Regression: mean absolute error and R2, the fraction of the variance that is explained."""
+"""Regression: mean absolute error and R2, the fraction of the variance that is explained.
+
+Tests: tests/training/metrics/test_metrics.py.
+"""
 
 import datasets
 import evaluate

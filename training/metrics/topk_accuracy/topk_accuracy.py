@@ -1,4 +1,7 @@
-"""Fraction of images whose right class is among the k with the highest scores."""
+"""Fraction of images whose right class is among the k with the highest scores.
+
+Tests: tests/training/metrics/test_metrics.py.
+"""
 
 import datasets
 import evaluate

@@ -3,6 +3,8 @@
 For studies. A string of `k` kinds of brackets, all closed in order; some closing brackets are masked, and the blocks
 have to name them. Symbols and places have random embeddings that stay as they are, so that all learning is in the
 blocks; those then go into a model of images, whose embeddings and head are new.
+
+Tests: tests/training/studies/test_mimetic.py.
 """
 
 import torch

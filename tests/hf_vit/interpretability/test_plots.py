@@ -1,6 +1,6 @@
 """Maps land on the right pixels of the original image, and every figure is drawn, also without a display.
 
-python -m pytest tests/hf_vit/interpretability/test_figures.py
+python -m pytest tests/hf_vit/interpretability/test_plots.py
 """
 
 import subprocess

@@ -1,6 +1,6 @@
 """modeling_hf_vit.py: the equations against numpy, attention by every backend, losses, regularization and heads.
 
-pytest tests/hf_vit/modeling/test_modeling.py
+pytest tests/hf_vit/modeling/test_modeling_hf_vit.py
 """
 
 import math

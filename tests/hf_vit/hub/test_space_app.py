@@ -1,6 +1,6 @@
 """The demo page in a real browser, and the folder of its Space. The page needs gradio, the browser playwright.
 
-python -m pytest tests/hf_vit/hub/test_demo.py
+python -m pytest tests/hf_vit/hub/test_space_app.py
 """
 
 import io

@@ -1,6 +1,6 @@
 """Optimized models answer as plain ones do, by every implementation, and go to the plain one where they must.
 
-pytest tests/hf_vit/inference/test_inference.py
+pytest tests/hf_vit/inference/test_optimize.py
 """
 
 import copy

@@ -1,6 +1,6 @@
 """A folder pushed to a local Hub loads from there in a process that cannot import hf_vit; errors are one line.
 
-python -m pytest tests/hf_vit/hub/test_hub.py
+python -m pytest tests/hf_vit/hub/test_upload.py
 """
 
 import json

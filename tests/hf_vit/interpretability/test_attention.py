@@ -1,6 +1,6 @@
 """What a model attends to and is made of, against loops and recomputation.
 
-python -m pytest tests/hf_vit/interpretability/test_inspection.py
+python -m pytest tests/hf_vit/interpretability/test_attention.py
 """
 
 import os

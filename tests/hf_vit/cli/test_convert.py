@@ -1,6 +1,6 @@
 """`hf-vit convert`, through the command line's own door.
 
-python -m pytest tests/hf_vit/cli/test_checkpoints_convert.py
+python -m pytest tests/hf_vit/cli/test_convert.py
 """
 
 import errno

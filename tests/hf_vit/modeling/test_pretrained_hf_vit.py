@@ -1,6 +1,6 @@
 """pretrained_hf_vit.py: initialization, loading at any size, in the layouts of others, code that travels, maps.
 
-pytest tests/hf_vit/modeling/test_pretrained.py
+pytest tests/hf_vit/modeling/test_pretrained_hf_vit.py
 """
 
 import json
@@ -26,7 +26,7 @@ from transformers import (
 from hf_vit import HFViTConfig, HFViTForImageClassification, HFViTModel
 from hf_vit.modeling.pretrained_hf_vit import TRAVELLING_FILES
 from tests.helpers.compare import same_outputs
-from tests.hf_vit.modeling.test_modeling import TINY, VARIANTS, build, random_images
+from tests.hf_vit.modeling.test_modeling_hf_vit import TINY, VARIANTS, build, random_images
 
 
 pytestmark = pytest.mark.numerics

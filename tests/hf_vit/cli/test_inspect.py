@@ -1,6 +1,6 @@
 """`hf-vit inspect`: one page, its figures and numbers, and the bad input that people give.
 
-python -m pytest tests/hf_vit/cli/test_inspect_command.py
+python -m pytest tests/hf_vit/cli/test_inspect.py
 """
 
 import json

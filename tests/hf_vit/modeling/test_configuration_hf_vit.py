@@ -1,6 +1,6 @@
 """configuration_hf_vit.py: the published sizes to the last parameter, and fields that make no network refused.
 
-pytest tests/hf_vit/modeling/test_configuration.py
+pytest tests/hf_vit/modeling/test_configuration_hf_vit.py
 """
 
 import json
