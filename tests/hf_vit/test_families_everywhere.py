@@ -20,7 +20,7 @@ from transformers.models.vit import ViTImageProcessorPil
 
 from hf_vit import HFViTError, HFViTForImageClassification, HFViTForMaskedPatchPrediction
 from hf_vit.checkpoints import Loaded, read_checkpoint
-from hf_vit.export import check_any_size, export
+from hf_vit.export import check_any_size, export_model
 from hf_vit.inference.token_merging import merge_tokens
 from hf_vit.interpretability.attention import attention_maps, class_attention, rollout_map
 from hf_vit.interpretability.perturbation import compare_explanations
@@ -146,7 +146,7 @@ def test_lora(loaded, pixels):
 
 @pytest.mark.parametrize("format", ["onnx", "torch-export"])
 def test_export_agrees_at_its_own_size(loaded, format, tmp_path):
-    account = export(loaded, tmp_path, format, dynamic_size=False)
+    account = export_model(loaded, tmp_path, format, dynamic_size=False)
     assert all(check["largest_difference"] <= 1e-4 for check in account["checked"])
 
 
@@ -156,9 +156,9 @@ def test_onnx_of_any_size_or_a_refusal_by_name(loaded, tmp_path):
     except HFViTError as error:
         assert "cannot be exported for any image size" in str(error)
         with pytest.raises(HFViTError, match="cannot be exported for any image size"):
-            export(loaded, tmp_path, "onnx", dynamic_size=True)
+            export_model(loaded, tmp_path, "onnx", dynamic_size=True)
         return
-    account = export(loaded, tmp_path, "onnx", dynamic_size=True)
+    account = export_model(loaded, tmp_path, "onnx", dynamic_size=True)
     assert len(account["checked"]) == 4
 
 

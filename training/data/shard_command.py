@@ -7,9 +7,9 @@
 SHARDS is a folder of .tar files. Their headers are read, many shards at a time, and `shards.index` is written
 beside them: where each image lies, its label, and which records are damaged. Run it again after shards were added or
 replaced: the others are not read again. Where the shards' folder cannot be written, the index goes to the cache.
-
-Tests: tests/training/data/test_shard_index.py.
 """
+
+# Tests: tests/training/data/test_shard_index.py
 
 import argparse
 import tempfile

@@ -1,9 +1,9 @@
 """Put a metric on the Hub as a Space, from where `evaluate.load("owner/real_accuracy")` takes it.
 
 python -m training.metrics.publish real_accuracy owner
-
-Tests: tests/training/metrics/test_metrics.py.
 """
+
+# Tests: tests/training/metrics/test_metrics.py
 
 import ast
 from pathlib import Path

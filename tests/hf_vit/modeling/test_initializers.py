@@ -1,6 +1,8 @@
 """The distribution of every tensor under each initializer, for a model with every part that there is.
 
-pytest tests/hf_vit/modeling/test_initializers.py; Google's own ("jax"), tensor by tensor, is in test_pretrained_hf_vit.py.
+Google's own ("jax"), tensor by tensor, is in test_pretrained_hf_vit.py.
+
+pytest tests/hf_vit/modeling/test_initializers.py
 """
 
 import math
