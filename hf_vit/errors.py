@@ -107,7 +107,7 @@ def warnings_as_notes(
                 log(f"note: {' '.join(text.split())}")
 
 
-def one_line(error: Exception) -> str:
+def error_in_one_line(error: Exception) -> str:
     """What an error says, on one line; of the operating system's errors the file and the reason."""
     if isinstance(error, OSError) and isinstance(error.filename, str) and error.strerror:
         return f"{error.filename}: {error.strerror[0].lower()}{error.strerror[1:]}"
@@ -116,7 +116,7 @@ def one_line(error: Exception) -> str:
 
 def report_error(error: Exception) -> int:
     """Print an error as one line on stderr; returns the exit status of a command that ends with it."""
-    print(f"error: {one_line(error)}", file=sys.stderr)
+    print(f"error: {error_in_one_line(error)}", file=sys.stderr)
     return 2
 
 

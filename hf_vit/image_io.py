@@ -160,12 +160,6 @@ def format_of(head: bytes) -> str | None:
     return None
 
 
-def is_image_name(name: str) -> bool | None:
-    """Whether a file's name tells that it is an image; None where its first bytes have to."""
-    suffix = os.path.splitext(name)[1].lower()
-    return True if suffix in SUFFIXES else False if suffix in OTHER_SUFFIXES else None
-
-
 def format_of_file(path: "str | bytes | os.PathLike") -> str | None:
     """`format_of` a regular file; None also where it cannot be read."""
     try:

@@ -2,6 +2,8 @@
 
 Scores are those of transformers' image-classification pipeline: softmax, a sigmoid for each of several labels, or the
 numbers of a regression as they are.
+
+Tests: tests/training/test_problem_types.py.
 """
 
 from typing import Any

@@ -29,7 +29,7 @@ from transformers.models.vit import ViTImageProcessorPil
 from hf_vit import HFViTConfig, HFViTForImageClassification
 from hf_vit.atomic_file import atomic_path, atomic_write, check_folder, full_disk_is_an_error
 from hf_vit.checkpoints import Loaded, UnusableHeadError, ZeroHeadWarning, read_checkpoint
-from hf_vit.errors import HFViTError, listed, one_line, report_error, warnings_as_notes
+from hf_vit.errors import HFViTError, error_in_one_line, listed, report_error, warnings_as_notes
 from hf_vit.hub.access import check_hub_access
 from hf_vit.image_io import check_channels, open_image
 from hf_vit.image_processing import ImageProcessing
@@ -306,7 +306,7 @@ def report_launch_error(error: Exception) -> int:
     `torchrun` and `accelerate launch` print tracebacks of their own after a process has failed. torchrun ends with
     what stands in the file that it names to its processes; accelerate's single process has no such file.
     """
-    text = f"error: {one_line(error)}"
+    text = f"error: {error_in_one_line(error)}"
     summary = os.environ.get("TORCHELASTIC_ERROR_FILE")
     if summary:
         details = {"message": text, "extraInfo": {"timestamp": str(int(time.time())), "py_callstack": ""}}

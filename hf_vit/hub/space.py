@@ -12,7 +12,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from ..errors import HFViTError
-from .upload import check_folder, files_to_upload
+from .upload import check_model_folder, files_to_upload
 
 
 PAGE = Path(__file__).with_name("space_app.py")
@@ -28,7 +28,7 @@ def write_space(folder: str | Path, target: str | Path, title: str) -> Path:
         HFViTError: the folder is not a complete model, or none of hf_vit's.
     """
     folder, target = Path(folder), Path(target)
-    check_folder(folder)
+    check_model_folder(folder)
     model_type = json.loads((folder / "config.json").read_text(encoding="utf-8"))["model_type"]
     if model_type != "hf_vit":
         raise HFViTError(

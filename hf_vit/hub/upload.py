@@ -92,7 +92,7 @@ def push_folder(
             under that name.
     """
     folder = Path(folder)
-    check_folder(folder)
+    check_model_folder(folder)
     token = needed_token(token)
     files: dict[str, Path] = {name: folder / name for name in files_to_upload(folder)}
     if checkpoint is not None:
@@ -299,7 +299,7 @@ def is_passing(error: BaseException) -> bool:
     return isinstance(error, TRANSPORT_ERROR | LocalEntryNotFoundError | ConnectionError)
 
 
-def check_folder(folder: Path) -> None:
+def check_model_folder(folder: Path) -> None:
     """Raise HFViTError unless the folder holds a model that loads by itself."""
     if not folder.is_dir():
         raise HFViTError(f"no folder {folder}: give the one that training or save_pretrained wrote")

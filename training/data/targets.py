@@ -2,6 +2,8 @@
 
 For path_tables.py, tables.py and in_memory.py, whose columns of one class an image are columns.py's. Several labels
 are bool (n, K), numbers are float32 (n, K), one class is int64 (n,): so the array itself says what it is.
+
+Tests: tests/training/test_problem_types.py.
 """
 
 import math

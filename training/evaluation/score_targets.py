@@ -1,6 +1,8 @@
 """A classifier of several labels, or a regression, over a data set: every image once, on any number of processes.
 
 For score_model.py. Classes are evaluate_classifier.py's; the scores are training/metrics/target_scores.py's.
+
+Tests: tests/training/test_problem_types.py.
 """
 
 import argparse

@@ -1,6 +1,8 @@
 """Scores of outputs that are not classes: several labels of an image, or numbers. For the Trainer and training.score.
 
 The metric functions are imported where they are called: `evaluate`, which their files need, takes seconds to import.
+
+Tests: tests/training/test_problem_types.py.
 """
 
 import math

@@ -18,7 +18,7 @@ from transformers import ViTImageProcessor
 
 from hf_vit import HFViTBackbone, HFViTError, HFViTForImageClassification
 from hf_vit.hub import upload as upload_module
-from hf_vit.hub.upload import TRANSPORT_ERROR, Upload, check_folder, files_to_upload, push_folder, push_space
+from hf_vit.hub.upload import TRANSPORT_ERROR, Upload, check_model_folder, files_to_upload, push_folder, push_space
 from tests.helpers.compare import same_outputs
 from tests.helpers.hub_process import BLOCK_HF_VIT, LABELS, READER, STRANGER, WRITER, run
 from tests.helpers.hub_server import HubServer, Repository
@@ -230,16 +230,16 @@ def test_incomplete_folders_are_named_before_anything_is_sent(hub, folder, tmp_p
         shutil.copytree(folder, copy)
         (copy / name).unlink()
         with pytest.raises(HFViTError, match=f"lacks {name}"):
-            check_folder(copy)
+            check_model_folder(copy)
     pieces = {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}
     copy = shutil.copytree(folder, tmp_path / "in-pieces")
     (copy / "model.safetensors").rename(copy / pieces["a"])
     (copy / "model.safetensors.index.json").write_text(json.dumps({"weight_map": pieces}))
     with pytest.raises(HFViTError, match=f"lacks {pieces['b']}"):
-        check_folder(copy)
+        check_model_folder(copy)
     (copy / "model.safetensors.index.json").write_text("{}")
     with pytest.raises(HFViTError, match="names no weights"):
-        check_folder(copy)
+        check_model_folder(copy)
     assert len(hub.requests) == before
 
 
