@@ -51,8 +51,8 @@ from hf_vit.transformers_classifiers import (
 from .config.arguments import RESOLVED_NAME, Arguments, DataArguments
 from .config.parser import arguments_of, parse
 from .config.vit_only import check_vit_only
-from .data.dataset import ImageDataset
-from .data.deduplication import Duplicate
+from .data.dataset import ImageDataset, holds_classes
+from .data.deduplication import Duplicate, find_duplicates
 from .data.sources import SPLIT_NAMES, SyntheticSource
 from .data.splits import ModelInput, image_processing_for, open_splits, transforms
 from .data.statistics import labels_in_words, sample_of_sizes
@@ -65,7 +65,6 @@ from .engine.masked_patch_prediction import MASKED_PATCHES, masked_model
 from .engine.run_lock import LOCK_NAME
 from .engine.trainer import Trainer
 from .folds import AVERAGE, cross_validate
-from .metrics.metric_state import FRACTIONS
 from .reporting import progress
 from .reporting.facts import public_name
 from .sweep import sweep
@@ -74,6 +73,8 @@ from .sweep import sweep
 PREDICTIONS_NAME, DUPLICATES_NAME, HELD_OUT_NAME = "predictions.npz", "duplicates.json", "held_out.txt"
 MAX_LAYERS, MAX_WIDTH = 1_000, 1_000_000  # of a network that is built before its memory is known
 LABELS_IN_WORDS = {SINGLE_LABEL: "classes", MULTI_LABEL: "labels", REGRESSION: "numbers"}
+UNEQUAL = 10  # times as many images in the largest class as in the smallest
+COMPARED = 500  # images of each split that are looked through for duplicates before training
 IN_MEMORY = "in memory"  # what arguments and facts call data that Python holds
 INTERRUPTED = 130  # exit status of a command that Ctrl-C ended
 
@@ -288,7 +289,8 @@ def run_trainer(
     )
     if arguments.train.preview:
         return trainer, preview(trainer, train.label_names, log)
-    log(run_description(trainer, train, evaluation))
+    if main:  # which looks at images
+        log(run_description(trainer, train, evaluation))
     with trainer.output_folder_lock():
         train_or_leave_nothing(trainer)
         facts = finish_training(trainer, log)
@@ -381,13 +383,45 @@ def _silent(*words) -> None:
     """Only the first process speaks."""
 
 
-def data_facts(train: ImageDataset | ImageStream) -> list[tuple[str, str]]:
-    """Classes and sizes of the training images; of a stream, which has not been read, the classes."""
+def data_facts(train: ImageDataset | ImageStream, evaluation: ImageDataset) -> list[tuple[str, str]]:
+    """Classes, sizes and duplicates of the images; of a stream, which has not been read, the classes."""
     if not isinstance(train, ImageDataset):
         return [("classes", listed(train.label_names))]
-    rows = [(LABELS_IN_WORDS[train.problem_type], labels_in_words(train))]
+    rows = [(LABELS_IN_WORDS[train.problem_type], labels_in_words(train)), *class_balance(train)]
     generated = isinstance(train.source, SyntheticSource)
-    return rows if generated else [*rows, ("images", sample_of_sizes(train))]
+    return rows if generated else [*rows, ("images", sample_of_sizes(train)), *duplicate_facts(train, evaluation)]
+
+
+def class_balance(train: ImageDataset) -> list[tuple[str, str]]:
+    """The smallest and the largest class, where they differ; and what is there for classes that differ much."""
+    if not holds_classes(train):
+        return []
+    counts = np.bincount(train.labels, minlength=len(train.label_names))
+    least, most = int(counts.argmin()), int(counts.argmax())
+    if counts[least] == counts[most]:
+        return []
+    smallest, largest = (f"{train.label_names[label]} ({counts[label]:,})" for label in (least, most))
+    text = f"smallest {smallest}, largest {largest}"
+    if counts[most] >= UNEQUAL * counts[least]:
+        text += "; see mean_per_class and macro_f1 beside accuracy, and --class_weights balanced"
+    return [("class sizes", text)]
+
+
+def duplicate_facts(train: ImageDataset, evaluation: ImageDataset) -> list[tuple[str, str]]:
+    """Evaluation images that are also trained on, by perceptual hash; of large sets, among a sample."""
+    parts = [
+        data.select(np.unique(np.linspace(0, len(data) - 1, num=min(COMPARED, len(data)), dtype=np.int64)))
+        for data in (evaluation, train)
+    ]
+    parts = [dataclasses.replace(part, on_unreadable="skip") for part in parts]
+    found = find_duplicates(*parts, num_workers=0)
+    sampled = " (a sample)" if len(parts[0]) < len(evaluation) or len(parts[1]) < len(train) else ""
+    among = f"{len(parts[0]):,} evaluation and {len(parts[1]):,} training images{sampled}"
+    if not found:
+        return [("duplicates", f"none between {among}")]
+    names = listed([f"{match.name} = {match.other_name}" for match in found[:3]])
+    text = f"{len(found):,} between {among}: {names}{', ...' if len(found) > 3 else ''}"
+    return [("duplicates", f"{text}; --deduplicate_against eval trains without them")]
 
 
 def run_description(trainer: Trainer, train: ImageDataset | ImageStream, evaluation: ImageDataset) -> str:
@@ -406,7 +440,7 @@ def run_description(trainer: Trainer, train: ImageDataset | ImageStream, evaluat
         ),
         ("training", f"{len(train):,} images, {labels} ({train.name}, {train.split})"),
         ("evaluation", f"{len(evaluation):,} images ({evaluation.split})"),
-        *data_facts(train),
+        *data_facts(train, evaluation),
         (
             "steps",
             f"{trainer.max_steps:,} of {trainer.global_batch_size} images, {trainer.precision}, "
@@ -661,8 +695,10 @@ def run_summary(facts: dict[str, Any], folder: Path) -> str:
     training, compute = facts["training"], facts["compute"]
     rows = []
     for row in facts["results"]:
-        share = "accuracy" in row["metric"] or row["metric"] in FRACTIONS
-        value = f"{row['value']:.2%}" if share else f"{row['value']:.4f}"
+        value = progress.format_number(row["metric"], row["value"])
+        if "interval" in row:
+            low, high = (progress.format_number(row["metric"], end) for end in row["interval"])
+            value += f" (95 %: {low} to {high})"
         rows.append(
             (row["metric"].replace("_", " "), f"{value} on {row['n']:,} images ({row['dataset']}, {row['split']})")
         )

@@ -17,7 +17,7 @@ from transformers.trainer_utils import EvalPrediction
 from hf_vit.errors import HFViTError
 
 from ..data.samplers import EvalSampler
-from ..metrics.metric_state import LossState, MetricState
+from ..metrics.metric_state import LossState, Metrics, MetricState
 from .dataloaders import all_batches
 from .distributed import raise_on_all_ranks
 from .full_tensors import reshard
@@ -28,12 +28,13 @@ class Evaluated:
     """What an evaluation found; outputs are there only where they were asked for, in the data's order.
 
     Attributes:
-        scores: loss and those of `MetricState`. count: images.
+        scores: loss and those of `MetricState`. count: images. counts: of classes, where labels are such.
     """
 
     scores: dict[str, float]
     count: int
     unreadable: list[str]
+    counts: Metrics | None
     logits: np.ndarray | None = None
     labels: np.ndarray | None = None
 
@@ -96,7 +97,7 @@ def evaluate(
     if not found.images:
         raise HFViTError(f"no image to evaluate on can be read: {', '.join(unreadable[:3])}")
     scores = {"loss": found.sums["loss"] / found.images} | {name: value for name, (value, _) in found.scores().items()}
-    result = Evaluated(scores, found.images, unreadable)
+    result = Evaluated(scores, found.images, unreadable, found if isinstance(found, Metrics) else None)
     if keep_outputs:
         classes = score_outputs is None
         result.logits, result.labels = gather_outputs(kept, accelerator, *asked, classes=classes)

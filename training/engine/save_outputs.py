@@ -15,7 +15,9 @@ from transformers import PreTrainedModel
 from hf_vit.atomic_file import atomic_folder, atomic_write
 from hf_vit.hub.model_card import write_card
 
+from ..metrics.metric_state import Metrics
 from ..reporting.facts import is_hf_vit, write_facts
+from ..reporting.per_class import PER_CLASS_NAME, write_per_class
 from .checkpoint_io import advice, move_checkpoint
 
 
@@ -75,3 +77,9 @@ def write_facts_and_card(
     write_card(folder)
     if unreadable:
         atomic_write(folder / UNREADABLE_NAME, "\n".join(unreadable) + "\n")
+
+
+def write_classes(folder: Path, counts: Metrics, names: dict[int, str]) -> None:
+    """per_class.csv, where each image has one class."""
+    if counts.references is not None:
+        write_per_class(folder / PER_CLASS_NAME, counts, [names[number] for number in range(counts.num_classes)])

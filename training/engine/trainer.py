@@ -46,6 +46,7 @@ from ..data.dataset import ImageDataset
 from ..data.mixup import MixupCutmix
 from ..data.normalize import Normalize
 from ..data.samplers import EvalSampler, keyed, seed_draw
+from ..metrics.metric_state import Metrics
 from ..metrics.target_scores import sigmoid, target_scores
 from ..reporting import attention_examples, facts, progress
 from ..reporting.flops import measured_peak
@@ -147,6 +148,7 @@ class Trainer:
         self._flops_of: dict[tuple[int, int] | None, int] = {}  # training on one image of a stage's size
         self._flops_logged = 0.0
         self._keeping_history = self._best_is_loaded = False
+        self._counts: Metrics | None = None  # of the last evaluation, where this process made it
         self._grad_norm: torch.Tensor | None = None
         self._steps_of_process, self._first_lap = 0, (0.0, 0)
         self.control = TrainerControl()
@@ -492,6 +494,7 @@ class Trainer:
         if eval_dataset is None:
             self.training_state.last_evaluation = (self.state.global_step, metrics, found.count)
             self.last_outputs = None if found.logits is None else (found.logits, found.labels)
+            self._counts = found.counts
         if not self._best_is_loaded:  # those weights belong to an earlier step, which has its line
             self.log(metrics)
         self.control = self._event("on_evaluate", metrics=metrics)
@@ -740,6 +743,11 @@ class Trainer:
             entries: top-level facts to add or replace.
         """
         unreadable = sorted(self.training_state.all_unreadable())
+        last = self.last_evaluation
+        classes = self.problem_type == SINGLE_LABEL
+        if classes and self._counts is None and last is not None and last[0] == self.state.global_step:
+            # The run was resumed at its end: the evaluation is in the checkpoint, and its counts are not
+            self._counts = self._evaluate(self.eval_dataset, keep_outputs=False).counts
         measured = facts.run_facts(self._record(len(unreadable))) | entries
 
         def add_examples(found: dict[str, Any]) -> None:
@@ -754,6 +762,8 @@ class Trainer:
                     save_outputs.write_facts_and_card(
                         self.output_dir, measured, self.model, self.state.log_history, add_examples, unreadable
                     )
+                    if self._counts is not None and self.args.loss != facts.MASKED_PATCHES:
+                        save_outputs.write_classes(self.output_dir, self._counts, self.model.config.id2label)
         return measured
 
     def _record(self, unreadable: int) -> facts.RunRecord:
@@ -776,6 +786,7 @@ class Trainer:
             last_evaluation=self.last_evaluation,
             unreadable=unreadable,
             argument_changes=self.training_state.argument_changes,
+            intervals=None if self._counts is None else self._counts.intervals(),
         )
 
     def push_to_hub(self, checkpoint: Path | None = None, **kwargs) -> str | None:

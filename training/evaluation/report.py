@@ -7,8 +7,6 @@ Tests: tests/training/test_score.py.
 """
 
 import argparse
-import csv
-import io
 import json
 import sys
 from pathlib import Path
@@ -28,16 +26,16 @@ from hf_vit.plot_text import plain_text
 from hf_vit.problem_type import SINGLE_LABEL, problem_type_of
 
 from ..data.dataset import ImageDataset
-from ..metrics.accuracy.accuracy import wilson_interval
 from ..metrics.metric_state import FRACTIONS, Metrics
 from ..reporting import progress
 from ..reporting.facts import FACTS_NAME, architecture_of, environment_facts, public_name, write_facts
+from ..reporting.per_class import PER_CLASS_NAME, taken_for, write_per_class
 from .classifier import Classifier
 from .evaluate_classifier import EvalContext, Predictions
 from .label_mapping import LabelMatch
 
 
-PER_CLASS_NAME, CONFUSION_NAME, MODEL_INDEX_NAME = "per_class.csv", "confusion_matrix.png", "model_index.yaml"
+CONFUSION_NAME, MODEL_INDEX_NAME = "confusion_matrix.png", "model_index.yaml"
 EVAL_RESULTS_FOLDER = ".eval_results"
 MAX_WEAKEST = 5  # classes named on the screen
 MAX_NAMED_TICKS = 40  # classes up to which the figure names them
@@ -150,14 +148,6 @@ def weakest(metrics: Metrics, names: list[str]) -> str:
     return "weakest classes\n" + progress.two_columns(rows)
 
 
-def taken_for(confused: dict[int, tuple[int, int]], names: list[str], number: int) -> str:
-    """The class that one is most often taken for, with the count; `confused` as `Metrics.most_confused` gives it."""
-    if number not in confused:
-        return ""
-    other, count = confused[number]
-    return f"taken for {names[other]} {'once' if count == 1 else f'{count} times'}"
-
-
 def check_output(folder: Path, model: str) -> None:
     """Raise HFViTError if the folder holds the facts of a training run, unless it is that of the scored model."""
     if trained(folder) is not None and Path(model).resolve() != folder.resolve():
@@ -243,26 +233,6 @@ def describe_view(view: dict[str, Any]) -> str:
     crop = f" crop_pct {view['crop_pct']:g}" if view["crop_pct"] is not None else ""
     steps = [view.get("transform"), f"{view['resize']}{crop}", view.get("resample"), f"tta {view['tta']}"]
     return ", ".join(step for step in steps if step)
-
-
-def write_per_class(path: Path, metrics: Metrics, names: list[str]) -> None:
-    """CSV, a line for each class: images, hits, recall with its 95 % interval, precision, F1, what it is taken for.
-
-    The accuracy within a class is its recall. Empty where there is nothing to divide by.
-    """
-    precision, recall, f1 = metrics.precision_recall_f1()
-    support, hits, confused = metrics.support, metrics.hits, metrics.most_confused()
-    text = io.StringIO(newline="")
-    lines = csv.writer(text)
-    lines.writerow(["class", "n", "correct", "recall", "recall_low", "recall_high", "precision", "f1", "taken_for"])
-    for number, name in enumerate(names):
-        interval = wilson_interval(hits[number], support[number]) if support[number] else (np.nan, np.nan)
-        scores = (recall[number], *interval, precision[number], f1[number])
-        scores = ["" if np.isnan(score) else f"{score:.6f}" for score in scores]
-        taken = taken_for(confused, names, number)
-        lines.writerow([name, int(support[number]), int(hits[number]), *scores, taken])
-    # Names of folders need not be UTF-8
-    atomic_write(path, text.getvalue().encode("utf-8", errors="backslashreplace"))
 
 
 def plot_confusion_matrix(path: Path, confusion: np.ndarray, names: list[str]) -> None:

@@ -101,22 +101,30 @@ def public_name(name: str) -> str:
     return Path(name).resolve().name if Path(name).exists() else name
 
 
-def metric_rows(metrics: dict[str, float], dataset: str, split: str, count: int, seed: int) -> list[dict[str, Any]]:
-    """One row for each score, as cards want them; accuracies with their 95 % interval."""
+def metric_rows(
+    metrics: dict[str, float],
+    dataset: str,
+    split: str,
+    count: int,
+    seed: int,
+    intervals: dict[str, tuple[float, float]] | None = None,
+) -> list[dict[str, Any]]:
+    """One row for each score, as cards want them; with its 95 % interval, where it has one.
+
+    Args:
+        intervals: by the metric's name, beside those of accuracies.
+    """
     from ..metrics.accuracy.accuracy import wilson_interval  # with it comes `evaluate`, which takes seconds to import
 
-    return [
-        {
-            "dataset": dataset,
-            "split": split,
-            "metric": name.removeprefix("eval_"),
-            "value": value,
-            "n": count,
-            "seed": seed,
-            **({"interval": list(wilson_interval(value * count, count))} if name.endswith("accuracy") else {}),
-        }
-        for name, value in metrics.items()
-    ]
+    rows = []
+    for name, value in metrics.items():
+        metric = name.removeprefix("eval_")
+        row = {"dataset": dataset, "split": split, "metric": metric, "value": value, "n": count, "seed": seed}
+        interval = (intervals or {}).get(metric)
+        if interval is None and metric.endswith("accuracy"):
+            interval = wilson_interval(value * count, count)
+        rows.append(row if interval is None else row | {"interval": list(interval)})
+    return rows
 
 
 @dataclasses.dataclass
@@ -130,6 +138,7 @@ class RunRecord:
         position: images seen. seconds: of the whole run. peak_flops: FLOP/s that the device can reach, or None.
         last_evaluation: step, metrics, images; or None. unreadable: images left out, over all processes.
         argument_changes: for every resume with other arguments, the step and what changed.
+        intervals: 95 %, of the last evaluation's scores by name; None: of accuracies alone.
     """
 
     model: torch.nn.Module
@@ -150,6 +159,7 @@ class RunRecord:
     last_evaluation: tuple[int, dict[str, float], int] | None
     unreadable: int
     argument_changes: list[dict[str, Any]]
+    intervals: dict[str, tuple[float, float]] | None = None
 
 
 def run_facts(run: RunRecord) -> dict[str, Any]:
@@ -180,7 +190,7 @@ def run_facts(run: RunRecord) -> dict[str, Any]:
             else ("evaluation", "evaluation")
         )
         facts["data"] |= {"eval_split": split, "eval_images": len(held_out)}
-        facts["results"] = metric_rows(metrics, name, split, count, run.args.seed)
+        facts["results"] = metric_rows(metrics, name, split, count, run.args.seed, run.intervals)
         for row in facts["results"] if masked else []:  # not the accuracy of a classifier
             row["metric"] = f"masked_patch_{row['metric']}"
             row.pop("interval", None)  # an image's patches are not independent answers

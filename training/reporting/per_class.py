@@ -1,0 +1,44 @@
+"""per_class.csv: what each class scores, and what it is taken for; of a training run and of a scoring."""
+
+import csv
+import io
+from pathlib import Path
+
+import numpy as np
+
+from hf_vit.atomic_file import atomic_write
+
+from ..metrics.metric_state import Metrics
+
+
+PER_CLASS_NAME = "per_class.csv"
+
+
+def write_per_class(path: Path, metrics: Metrics, names: list[str]) -> None:
+    """CSV, a line for each class: images, hits, recall with its 95 % interval, precision, F1, what it is taken for.
+
+    The accuracy within a class is its recall. Empty where there is nothing to divide by.
+    """
+    from ..metrics.accuracy.accuracy import wilson_interval  # with it comes `evaluate`, which takes seconds to import
+
+    precision, recall, f1 = metrics.precision_recall_f1()
+    support, hits, confused = metrics.support, metrics.hits, metrics.most_confused()
+    text = io.StringIO(newline="")
+    lines = csv.writer(text)
+    lines.writerow(["class", "n", "correct", "recall", "recall_low", "recall_high", "precision", "f1", "taken_for"])
+    for number, name in enumerate(names):
+        interval = wilson_interval(hits[number], support[number]) if support[number] else (np.nan, np.nan)
+        scores = (recall[number], *interval, precision[number], f1[number])
+        scores = ["" if np.isnan(score) else f"{score:.6f}" for score in scores]
+        taken = taken_for(confused, names, number)
+        lines.writerow([name, int(support[number]), int(hits[number]), *scores, taken])
+    # Names of folders need not be UTF-8
+    atomic_write(path, text.getvalue().encode("utf-8", errors="backslashreplace"))
+
+
+def taken_for(confused: dict[int, tuple[int, int]], names: list[str], number: int) -> str:
+    """The class that one is most often taken for, with the count; `confused` as `Metrics.most_confused` gives it."""
+    if number not in confused:
+        return ""
+    other, count = confused[number]
+    return f"taken for {names[other]} {'once' if count == 1 else f'{count} times'}"
