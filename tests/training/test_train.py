@@ -63,7 +63,7 @@ def run(table, tmp_path_factory):
 
 def test_the_data_are_summed_up_before_training(run):
     lines = {line.strip().split("  ")[0]: line for line in run[2].splitlines()}
-    assert "240 images of 3 classes" in lines["training"] and "60 images (test)" in lines["evaluation"]
+    assert "240 images, 3 classes" in lines["training"] and "60 images (test)" in lines["evaluation"]
     assert "smallest 百合 (" in lines["class sizes"] and "largest rosé (" in lines["class sizes"]
     assert "see mean_per_class and macro_f1" not in lines["class sizes"]  # less than ten times
     assert "15x12 px (width x height)" in lines["images"] and "RGB" in lines["images"]
