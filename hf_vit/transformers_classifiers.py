@@ -81,7 +81,10 @@ def other_classifier_class(name: str) -> str | None:
 
 
 def load_other_classifier(
-    name: str, labels: Mapping[int, str] | None = None, image_size: int | tuple[int, int] | None = None
+    name: str,
+    labels: Mapping[int, str] | None = None,
+    image_size: int | tuple[int, int] | None = None,
+    problem_type: str = "single_label_classification",
 ) -> OtherClassifier:
     """Load a classifier of transformers with its own class.
 
@@ -90,6 +93,7 @@ def load_other_classifier(
         labels: names of the classes by number. Where they are not the model's own, it gets a new head, initialized by
             its class. None: the head stays.
         image_size: of the images, in pixels or (height, width). Default: the size that its processor gives.
+        problem_type: transformers' word for what the labels are; a head that was trained for another is replaced.
 
     Raises:
         HFViTError: it cannot be loaded, lacks weights, prepares images in a way that hf_vit does not know, or does
@@ -100,7 +104,7 @@ def load_other_classifier(
     if processing is None:
         processing = GOOGLE
         notes.append(f"{name} comes without an image processor: mean and std 0.5 are taken for every channel")
-    model, unexpected = _load(name, labels)
+    model, unexpected = _load(name, labels, problem_type)
     if unexpected:
         notes.append(f"{name}: {len(unexpected)} tensors are no part of {type(model).__name__} ({unexpected[0]}, ...)")
     size = input_size(model.config, processing) if image_size is None else _pair(image_size)
@@ -157,7 +161,7 @@ def classifier_features(model: PreTrainedModel, pixel_values: torch.Tensor, **op
 # -- loading ----------------------------------------------------------------------------------------------------------
 
 
-def _load(name: str, labels: Mapping[int, str] | None) -> tuple[PreTrainedModel, list[str]]:
+def _load(name: str, labels: Mapping[int, str] | None, problem_type: str) -> tuple[PreTrainedModel, list[str]]:
     """The model, and the names of tensors that it has no place for."""
     try:
         with _without_reports():
@@ -169,11 +173,13 @@ def _load(name: str, labels: Mapping[int, str] | None) -> tuple[PreTrainedModel,
                 raise HFViTError(
                     f"{name}: {len(missing)} tensors of {type(model).__name__} are missing ({missing[0]})"
                 )
-            own = model.config.id2label or {}
+            names = model.config.id2label or {}
+            own = [names.get(number) for number in range(len(names))]
+            same_problem = (model.config.problem_type or "single_label_classification") == problem_type
             headless = bool(set(info["missing_keys"]) & set(head))
             if headless and labels is None:
                 raise HFViTError(f"{name} has no classifier: fine-tune it on images with labels first")
-            if labels is not None and (headless or [own.get(i) for i in range(len(own))] != list(labels.values())):
+            if labels is not None and (headless or own != list(labels.values()) or not same_problem):
                 model = _with_new_head(model, head, labels)
     except LOADING_ERRORS as error:
         if isinstance(error, HFViTError):

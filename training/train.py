@@ -477,7 +477,7 @@ def build_model(arguments: Arguments, label_names: list[str], log=print, problem
         )
     if requested.model is not None and (other := other_classifier_class(requested.model)):
         check_vit_only(arguments, other)
-        return build_other_classifier(arguments, labels, log)
+        return build_other_classifier(arguments, labels, log, problem_type)
     check_config_fields(requested.set)
     try:
         if requested.model is not None:
@@ -504,11 +504,12 @@ def build_model(arguments: Arguments, label_names: list[str], log=print, problem
     return model, image_processor_for(model.config, data, base), name
 
 
-def build_other_classifier(arguments: Arguments, labels: dict[int, str], log):
+def build_other_classifier(arguments: Arguments, labels: dict[int, str], log, problem_type: str):
     """As `build_model`, for a classifier of transformers that is no plain ViT: it keeps its own class."""
     requested = arguments.model
     size = None if requested.image_size is None else pixels(requested.image_size)
-    loaded = load_other_classifier(requested.model, labels, tuple(size) if isinstance(size, list) else size)
+    size = tuple(size) if isinstance(size, list) else size
+    loaded = load_other_classifier(requested.model, labels, size, problem_type)
     model: Any = loaded.model
     for note in loaded.notes:
         log(f"note: {note}")

@@ -155,6 +155,8 @@ def test_the_head_stays_where_the_classes_are_the_same_and_is_new_where_only_the
     head = head_names(new)
     changed = {key for key, value in new.state_dict().items() if not torch.equal(value, weights[key])}
     assert changed == set(head) and new.config.label2id["class 9"] == 9
+    several = load_other_classifier(str(trained / "resnet"), names, problem_type="multi_label_classification").model
+    assert any(not torch.equal(several.state_dict()[key], weights[key]) for key in head)
 
 
 def test_a_probe_trains_the_head_alone(models, tmp_path):
