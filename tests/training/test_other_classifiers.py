@@ -26,7 +26,7 @@ from transformers import (
 from hf_vit.cli.main import main
 from hf_vit.errors import HFViTError
 from hf_vit.hub.space import write_space
-from hf_vit.hub.upload import check_folder
+from hf_vit.hub.upload import check_model_folder
 from hf_vit.transformers_classifiers import head_names, load_other_classifier
 from training import TrainArguments, Trainer, finetune, open_dataset, score
 from training.data.transforms import EvalTransform
@@ -250,7 +250,7 @@ def test_commands_for_vits_refuse_it_by_its_name(command, models, tmp_path, caps
 
 
 def test_it_is_pushed_without_the_page_of_the_demo(trained, tmp_path, capsys):
-    check_folder(trained / "swin")
+    check_model_folder(trained / "swin")
     with pytest.raises(HFViTError, match="is a model of type 'swin': the page shows the attention"):
         write_space(trained / "swin", tmp_path / "space", "swin")
     assert not (tmp_path / "space").exists()
