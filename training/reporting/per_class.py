@@ -1,4 +1,7 @@
-"""per_class.csv: what each class scores, and what it is taken for; of a training run and of a scoring."""
+"""per_class.csv: what each class scores, and what it is taken for; of a training run and of a scoring.
+
+Tests: tests/training/test_score.py.
+"""
 
 import csv
 import io
