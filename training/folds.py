@@ -23,7 +23,7 @@ from hf_vit.image_processing import ImageProcessing
 from hf_vit.transformers_classifiers import num_channels
 
 from .config.arguments import Arguments, TrainArguments
-from .data.dataset import ImageDataset
+from .data.dataset import ImageDataset, holds_classes
 from .data.splits import open_splits, open_test_split, open_train
 from .data.transforms import EvalTransform
 from .engine.accelerator import create_accelerator, on_cpu
@@ -63,10 +63,14 @@ def cross_validate(
     main = PartialState(cpu=on_cpu(arguments.train)).is_main_process
     combine = arguments.train.combine_folds
     named = arguments.data if data is None else dataclasses.replace(arguments.data, dataset=data)
-    if combine == ENSEMBLE and open_test_split(named) is None:  # before hours are spent
-        raise HFViTError(
-            "--combine_folds ensemble needs images that no fold trains on: give --eval_split or --eval_file"
-        )
+    if combine == ENSEMBLE:  # before hours are spent
+        evaluation = open_test_split(named)
+        if evaluation is None:
+            raise HFViTError(
+                "--combine_folds ensemble needs images that no fold trains on: give --eval_split or --eval_file"
+            )
+        if not holds_classes(evaluation):
+            raise HFViTError("--combine_folds ensemble is for one class an image: give --combine_folds average")
     runs = [fold_arguments(arguments, fold) for fold in range(1, count + 1)]
     measured: list[dict[str, Any]] = []
     for fold, one in enumerate(runs, start=1):
