@@ -142,6 +142,6 @@ def test_every_command_runs(place):
     assert "app.py" in pushed["spaces/owner/name-demo"].files("main")[1]
     written = "exported/model.int8.onnx exported-torch/model.pt2 vit-b16.npz seen/report.html scores/facts.json paper"
     written += " scores.csv table-scores.csv sorted features.npz sheet.png"
-    trained = "out out-folds out-448 out-resnet pretrained letters letters-32 masked"
+    trained = "out out-folds out-448 out-resnet pretrained letters letters-32 masked streamed"
     for name in [*written.split(), *(f"{folder}/model.safetensors" for folder in trained.split())]:
         assert (place / name).exists(), name
