@@ -26,6 +26,7 @@ from tests.conftest import ROOT
 from training import quickstart, score, study
 from training.config.arguments import FIELDS
 from training.config.parser import parse
+from training.data import shard_command
 from training.data.synthetic import export
 
 
@@ -151,6 +152,7 @@ def test_command_is_accepted(line, workplace):
             "score": score.parse_score,
             "study": study.build_parser().parse_args,
             "synthetic": export.parse_export,
+            "shards": shard_command.parse_command,
         }
         parsers.get(script, partial(parse, stage=script))(words[words.index("-m") + 2 :])
 
