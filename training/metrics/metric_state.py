@@ -29,9 +29,16 @@ FRACTIONS = {  # scores that are shown in percent
 }  # fmt: skip
 
 
+def predicted_classes(logits: torch.Tensor) -> torch.Tensor:
+    """Class of the largest of logits (..., K), of equal ones the first; int64 (...)."""
+    if logits.device.type == "cpu" and logits.dtype in (torch.float32, torch.float64):
+        return torch.from_numpy(np.asarray(logits.detach().numpy().argmax(-1)))  # torch's takes 20 times as long
+    return logits.argmax(-1)
+
+
 def top1_hits(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """Whether the largest of logits (..., K), of equal ones the first, is that of the label (...); bool (...)."""
-    return logits.argmax(-1) == labels
+    return predicted_classes(logits) == labels
 
 
 def topk_hits(logits: torch.Tensor, labels: torch.Tensor, k: int = TOP_K) -> torch.Tensor:
@@ -85,7 +92,7 @@ class MetricState:
         logits = logits if logits.dtype in (torch.float32, torch.float64) else logits.float()
         largest = logits.amax(-1)
         finite = torch.isfinite(largest) & torch.isfinite(logits.amin(-1))  # NaN is both
-        prediction = logits.argmax(-1)
+        prediction = predicted_classes(logits)
         hit = (prediction == labels) & finite
         top5 = topk_hits(logits, labels) & finite
         if self.calibration:

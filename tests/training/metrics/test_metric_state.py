@@ -16,6 +16,7 @@ from training.metrics.accuracy.accuracy import accuracy, wilson_interval
 from training.metrics.calibration.calibration import calibration
 from training.metrics.confusion_matrix.confusion_matrix import confusion_matrix
 from training.metrics.mean_per_class.mean_per_class import mean_per_class
+from training.metrics import metric_state
 from training.metrics.metric_state import MetricState
 from training.metrics.real_accuracy.real_accuracy import real_hits
 from training.metrics.topk_accuracy.topk_accuracy import topk_accuracy
@@ -140,3 +141,12 @@ def test_real_counts_are_big_visions(goldens):
     table = real_rows(lists, ["?"] * 24, range(24), 24)[keep]
     metrics = count(data["logits"][keep], data["original_label"][keep].astype(np.int64), real=table)
     assert metrics.scores()["real_accuracy"] == (expected["prec@1"], expected["nseen"])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_the_predicted_class_is_that_of_torch(dtype):
+    logits = torch.randint(0, 4, (50, 3, 7), generator=torch.Generator().manual_seed(0)).to(dtype)  # many are equal
+    logits[3, 1, 4] = logits[3, 1, 6] = torch.nan
+    logits[5, 0] = -torch.inf
+    assert torch.equal(metric_state.predicted_classes(logits.requires_grad_()), logits.argmax(-1))
+    assert metric_state.predicted_classes(logits[0, 0]).shape == ()
