@@ -12,11 +12,11 @@ from accelerate import Accelerator
 from sklearn import metrics as sklearn_metrics
 
 from training.evaluation.label_mapping import real_rows
+from training.metrics import metric_state
 from training.metrics.accuracy.accuracy import accuracy, wilson_interval
 from training.metrics.calibration.calibration import calibration
 from training.metrics.confusion_matrix.confusion_matrix import confusion_matrix
 from training.metrics.mean_per_class.mean_per_class import mean_per_class
-from training.metrics import metric_state
 from training.metrics.metric_state import MetricState
 from training.metrics.real_accuracy.real_accuracy import real_hits
 from training.metrics.topk_accuracy.topk_accuracy import topk_accuracy
