@@ -194,7 +194,7 @@ def export_model(loaded: Loaded, folder: Path, format: str, dynamic_size: bool) 
 
 def description(config: HFViTConfig) -> dict[str, str]:
     """What the outputs mean, for who has the file alone: names as a JSON list, the problem type, thresholds."""
-    names = config.id2label or {}
+    names: dict[Any, str] = config.id2label or {}
     found = {
         "labels": json.dumps([names[number] for number in range(len(names))], ensure_ascii=False),
         "problem_type": problem_type_of(config),
@@ -378,8 +378,9 @@ def compare_int8(loaded: Loaded, folder: Path, images: Iterable[tuple[Path, Imag
     if not same:
         return {"n": 0}
     if problem == REGRESSION:
+        names: dict[Any, str] = config.id2label or {}
         largest = np.max(changes, axis=0).tolist()
-        return {"n": len(same), "largest_change": {config.id2label[i]: value for i, value in enumerate(largest)}}
+        return {"n": len(same), "largest_change": {names[number]: value for number, value in enumerate(largest)}}
     account = {"n": len(same), "same_label": float(np.mean(same)), "largest_probability_change": float(max(shift))}
     if hits:
         float32, int8 = np.mean(hits, axis=0)

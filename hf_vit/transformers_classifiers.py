@@ -76,7 +76,9 @@ def other_classifier_class(name: str) -> str | None:
         model_type = None if path is None else read_settings(path).get("model_type")
     except HFViTError:  # not JSON, no such model, no network: whoever reads the checkpoint says which
         return None
-    names = None if model_type in OURS else MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES.get(model_type)
+    if model_type is None or model_type in OURS:
+        return None
+    names: Any = MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES.get(model_type)
     return names[0] if isinstance(names, tuple) else names
 
 

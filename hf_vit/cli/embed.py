@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 from tqdm import tqdm
+from transformers import PreTrainedModel
 
 from ..atomic_file import atomic_path
 from ..errors import HFViTError
@@ -104,7 +104,7 @@ def embed(
     return names, np.concatenate(rows) if rows else np.empty((0, 0), np.float32), unreadable
 
 
-def features_of(encoder: nn.Module, pixels: torch.Tensor, kind: str) -> torch.Tensor:
+def features_of(encoder: PreTrainedModel, pixels: torch.Tensor, kind: str) -> torch.Tensor:
     """`(B, C, H, W)` -> `(B, D)`."""
     if not isinstance(encoder.config, HFViTConfig):
         return classifier_features(encoder, pixels)

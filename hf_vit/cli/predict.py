@@ -197,7 +197,7 @@ def print_json(arguments: argparse.Namespace, results: Results, problem: str) ->
     first = True
     for rows in results.batches:
         for path, labels, _ in rows:
-            entry = {"image": printable(path), "labels": labels}
+            entry: dict[str, Any] = {"image": printable(path), "labels": labels}
             if problem == REGRESSION:
                 entry = {"image": printable(path), "values": {hit["label"]: hit["score"] for hit in labels}}
             row = json.dumps(entry, ensure_ascii=False)

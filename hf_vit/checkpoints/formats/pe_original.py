@@ -61,7 +61,8 @@ def read(file: TensorFile, requested: dict[str, Any], sidecars: dict[str, dict])
     shapes, first = file.shapes, f"{prefix}transformer.resblocks.0."
     width, channels, patch_h, patch_w = shapes[f"{prefix}conv1.weight"]
     pooled, has_class = f"{prefix}attn_pool.probe" in file, f"{prefix}class_embedding" in file
-    heads, assumptions = requested.get("num_attention_heads") or HEADS.get(width), []
+    heads = requested.get("num_attention_heads") or HEADS.get(width)
+    assumptions: list[str] = []
     if not heads:
         heads, assumptions = heads_for_width(file.path, width, requested)
     fields: dict[str, Any] = {
