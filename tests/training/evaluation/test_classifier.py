@@ -15,6 +15,7 @@ from transformers import (
 )
 
 from hf_vit.errors import HFViTError
+from hf_vit.problem_type import SINGLE_LABEL
 from tests.helpers.tiny_classifiers import DIGITS, save_tiny
 from training.data.dataset import open_dataset
 from training.data.transforms import ProcessorTransform
@@ -89,7 +90,8 @@ def test_code_of_a_model_is_refused_without_a_question(models, tmp_path, monkeyp
         open_classifier(str(folder))
     assert "\n" not in str(caught.value)
     with pytest.raises(HFViTError):
-        load_pretrained(SimpleNamespace(model=str(folder), set={}, image_size=None, keep_representation=False), {})
+        asked = SimpleNamespace(model=str(folder), set={}, image_size=None, keep_representation=False)
+        load_pretrained(asked, {}, SINGLE_LABEL)
     assert not (tmp_path / "ran").exists()
 
 
