@@ -16,6 +16,7 @@ from accelerate import PartialState
 from hf_vit.errors import HFViTError
 
 from .config.arguments import GROUPS, OF_THE_LAUNCH, RESOLVED_NAME, Arguments
+from .config.durations import seconds_of
 from .config.parser import parse
 from .engine.accelerator import on_cpu
 from .engine.checkpoint_io import read_json, write_json
@@ -70,6 +71,9 @@ def sweep(
     check_output_folder(arguments)
     folder = Path(str(arguments.train.output_dir))
     main = PartialState(cpu=on_cpu(arguments.train)).is_main_process
+    if (limit := arguments.train.time_limit) is not None:  # each run has an equal part of it
+        runs = len(grid(arguments.train.sweep)) + 1
+        arguments = with_values(arguments, {"time_limit": seconds_of("time_limit", limit) / runs})
     trials = [(values, trial_of(arguments, values)) for values in grid(arguments.train.sweep)]  # all can be meant
     rows = []
     for values, trial in trials:

@@ -239,6 +239,7 @@ def run_trainer(
         more_follow: other runs of this process come after. swept: results of earlier ones, for the facts.
         data: images and labels that Python holds, in place of the named data set.
     """
+    started = time.monotonic()
     if arguments.train.output_dir is None:
         raise HFViTError("--output_dir is missing: give the folder for the results")
     check_folder(arguments.train.output_dir)
@@ -286,6 +287,7 @@ def run_trainer(
         processor,
         about=about,
         callbacks=[KeepConfig(arguments, splits.duplicates, held_out_images(train, evaluation))],
+        started=started,
     )
     if arguments.train.preview:
         return trainer, preview(trainer, train.label_names, log)

@@ -10,7 +10,7 @@ import pytest
 from hf_vit.errors import HFViTError
 from training import finetune, train
 from training.config.parser import parse
-from training.sweep import grid, trial_of
+from training.sweep import grid, sweep, trial_of
 
 
 LINE = (
@@ -105,3 +105,15 @@ def test_a_sweep_that_cannot_be_meant_is_refused(words, message):
     with pytest.raises(HFViTError) as error:
         parse(words.split(), "finetune")
     assert message in str(error.value)
+
+
+def test_each_run_of_a_sweep_has_an_equal_part_of_the_time(tmp_path, monkeypatch):
+    limits = []
+
+    def run(arguments, stage, **more):
+        limits.append(arguments.train.time_limit)
+        return {"results": [{"metric": "accuracy", "value": 0.5, "n": 9}]}
+
+    arguments = parse([*LINE.split(), "--time_limit", "1m", "--output_dir", str(tmp_path / "out")], "finetune")
+    sweep(arguments, "finetune", run)
+    assert limits == [20.0, 20.0, 20.0]

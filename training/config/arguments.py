@@ -19,7 +19,7 @@ import yaml
 from hf_vit.errors import HFViTError
 from hf_vit.problem_type import MULTI_LABEL, PROBLEM_TYPES, REGRESSION, SINGLE_LABEL
 
-from .durations import LENGTHS, RAMPS, check_ramps, steps_of
+from .durations import LENGTHS, RAMPS, check_ramps, seconds_of, steps_of
 from .recipes import ORIGIN
 
 
@@ -253,6 +253,13 @@ class TrainArguments:
     num_train_epochs: float = option(10.0, "passes over the training images", "epochs", "Table 3: 7 to 300")
     step_limit: int | None = option(
         None, "at most so many steps, where num_train_epochs gives the length", "steps", "large data sets end sooner"
+    )
+    time_limit: str | float | None = option(
+        None,
+        "end within this time, from opening the data to the finished folder: as many of the steps asked for as fit, "
+        "with the whole schedule (warm-up, decay) done; a resumed run has what is left",
+        "such as 20m, 1h30m, 90s; or seconds",
+        "Ultralytics time, AutoGluon time_limit",
     )
     per_device_train_batch_size: int = option(64, "images of one forward pass on one device", "images")
     per_device_eval_batch_size: int = option(128, "the same for evaluation", "images")
@@ -587,6 +594,8 @@ class TrainArguments:
                 raise HFViTError(f"--step_limit {self.step_limit}: give 1 or more")
             if self.max_steps > 0:
                 raise HFViTError("--step_limit is for --num_train_epochs: leave out it or --max_steps")
+        if self.time_limit is not None:
+            seconds_of("time_limit", self.time_limit)
         if self.batch_size_schedule:
             if self.max_steps <= 0:
                 raise HFViTError("--batch_size_schedule needs --max_steps: epochs have no number of steps with it")

@@ -1,6 +1,6 @@
-"""Lengths of training, as people write them: `500` steps, `0.1` (a fraction of all), `"5 epochs"`, `"10%"`.
+"""Lengths of training, as people write them: `500` steps, `0.1` (a fraction of all), `"5 epochs"`, `"10%"`; and times.
 
-For arguments.py, optimization.py, schedules.py and the Trainer.
+For arguments.py, optimizers.py, lr_schedules.py, schedule.py and the Trainer.
 """
 
 import math
@@ -14,6 +14,10 @@ RAMPS = ("warmup_steps", "cooldown_steps")
 LENGTHS = (*RAMPS, "mixup_off_steps", "unfreeze_every")
 MAX_LENGTH = 10**8
 LENGTH = re.compile(r"(\d+\.?\d*|\.\d+)\s*(|steps?|steps?|epochs?|%|percent)")
+NUMBER = r"(\d+\.?\d*|\.\d+)"
+TIME = re.compile(
+    rf"(?:{NUMBER}\s*h(?:ours?)?)?\s*(?:{NUMBER}\s*m(?:in(?:utes?)?)?)?\s*(?:{NUMBER}\s*(?:s(?:ec(?:onds?)?)?)?)?"
+)
 
 
 def steps_of(name: str, value: float | str, max_steps: int, epoch: float) -> int:
@@ -45,3 +49,20 @@ def check_ramps(warmup: int, cooldown: int, max_steps: int) -> None:
         raise HFViTError(
             f"{both}: longer than the training of {max_steps}: lower --warmup_steps (below 1: a fraction of the run)"
         )
+
+
+def seconds_of(name: str, value: float | str) -> float:
+    """A time in seconds: `"20m"`, `"1h30m"`, `"90s"`, or a number of seconds.
+
+    Args:
+        name: the argument's, for the message.
+
+    Raises:
+        HFViTError: none of these, or no time at all.
+    """
+    found = TIME.fullmatch(str(value).strip())
+    parts = [float(part) for part in found.groups(default="0")] if found else []
+    seconds = sum(part * unit for part, unit in zip(parts, (3600, 60, 1)))
+    if not 0 < seconds <= MAX_LENGTH:
+        raise HFViTError(f"--{name} {str(value)[:40]!r}: give a time such as 20m, 1h30m or 90s")
+    return seconds

@@ -93,8 +93,9 @@ HELP_GROUPS: dict[str, list[str]] = {
         "ema_decay", "seed",
     ],
     "schedule": [
-        "step_limit", "lr_scheduler_type", "warmup_steps", "cooldown_steps", "lr_end", "lr_steps", "rsqrt_timescale",
-        "gradient_accumulation_steps", "global_batch_size", "batch_size_schedule", "image_size_schedule", "sweep",
+        "step_limit", "time_limit", "lr_scheduler_type", "warmup_steps", "cooldown_steps", "lr_end", "lr_steps",
+        "rsqrt_timescale", "gradient_accumulation_steps", "global_batch_size", "batch_size_schedule",
+        "image_size_schedule", "sweep",
     ],
     "precision and speed": [
         "bf16", "fp16", "fp8", "torch_compile", "torch_compile_backend", "torch_compile_mode", "cpu_kernels",

@@ -8,9 +8,10 @@ import atexit
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from accelerate import PartialState
-from accelerate.utils import gather_object
+from accelerate.utils import broadcast_object_list, gather_object
 
 from hf_vit.errors import HFViTError
 
@@ -39,6 +40,15 @@ def raise_on_all_ranks(error: Exception | None) -> None:
             error = HFViTError(messages[0])
     if error is not None:
         raise error
+
+
+def agreed(value: Any) -> Any:
+    """The main process's value, in all of them: clocks differ, and what follows must not."""
+    if PartialState().num_processes == 1:
+        return value
+    values = [value]
+    broadcast_object_list(values)
+    return values[0]
 
 
 @atexit.register

@@ -8,7 +8,7 @@ Tests: tests/training/engine/test_optimizers.py.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch.optim.lr_scheduler import LambdaLR
@@ -18,7 +18,7 @@ from ..config.durations import RAMPS, check_ramps, steps_of
 
 
 def rate_factor(
-    step: int,
+    step: float,
     *,
     max_steps: int,
     warmup: int,
@@ -55,12 +55,16 @@ def rate_factor(
 
 
 def create_scheduler(
-    optimizer: torch.optim.Optimizer, args: TrainArguments, max_steps: int, epoch: float = 0.0
+    optimizer: torch.optim.Optimizer,
+    args: TrainArguments,
+    max_steps: int,
+    epoch: float = 0.0,
+    scheduled: Callable[[int], float] = float,
 ) -> LambdaLR:
     """Build the schedule; one `step()` per step, whatever the number of processes.
 
     Args:
-        epoch: steps of one epoch.
+        epoch: steps of one epoch. scheduled: the step of the schedule that a step of the run stands for.
 
     Raises:
         HFViTError: warm-up and cooldown longer than the run.
@@ -71,7 +75,7 @@ def create_scheduler(
 
     def factor(step: int) -> float:
         return rate_factor(
-            step,
+            scheduled(step),
             max_steps=max_steps,
             warmup=warmup,
             kind=args.lr_scheduler_type,

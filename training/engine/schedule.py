@@ -51,9 +51,12 @@ class TrainingSchedule:
         config: of the model. images: of the training data, None without any. devices: processes of the run.
 
     Attributes:
-        max_steps: steps of the run; epochs are rounded up, and end at `step_limit`. epoch: steps of one, where no
-            schedule changes them.
-        stages: in order.
+        length: steps that the arguments ask for; epochs are rounded up, and end at `step_limit`. Warm-up, stages and
+            all other lengths count in these. max_steps: steps of the run, fewer than `length` where `fit` says so.
+        epoch: steps of one, where no schedule changes them.
+        stages: in order, in steps of the run. asked: the same in steps of the schedule.
+        fitted: for each call of `fit`, the step of the run, the step of the schedule that it stood for, and the
+            steps of the run from then on; empty for a run that goes as asked.
     """
 
     def __init__(self, args: TrainArguments, config, images: int | None, devices: int):
@@ -64,11 +67,48 @@ class TrainingSchedule:
             self.max_steps = max(1, math.ceil(args.num_train_epochs * images / step))
             if args.step_limit is not None:
                 self.max_steps = min(self.max_steps, args.step_limit)
-        self.stages = stages_of(args, config, self.max_steps, self.epoch, devices)
+        self.length = self.max_steps
+        self.fitted: list[tuple[int, float, int]] = []
+        self.asked = self.stages = stages_of(args, config, self.length, self.epoch, devices)
 
     def steps_of(self, name: str) -> int:
-        """The argument `name`, a length of training, in steps."""
-        return steps_of(name, getattr(self.args, name), self.max_steps, self.epoch)
+        """The argument `name`, a length of training, in steps of the schedule."""
+        return steps_of(name, getattr(self.args, name), self.length, self.epoch)
+
+    def fit(self, step: int, max_steps: int) -> None:
+        """From `step` on, go through the rest of the schedule in the steps up to `max_steps`, faster or slower.
+
+        Rate, stages and whatever else changes with the step go through all of their course in fewer steps.
+        """
+        self.load_fitted([*self.fitted, (step, self.scheduled(step), max_steps)])
+
+    def load_fitted(self, fitted: list[tuple[int, float, int]]) -> None:
+        """Take over what another process of this run has fitted; a schedule that is longer now goes on from there."""
+        self.fitted = [(int(step), float(scheduled), int(stop)) for step, scheduled, stop in fitted]
+        self.max_steps = self.fitted[-1][2] if self.fitted else self.length
+        starts = [self._first_step(stage.start) for stage in self.asked]
+        stages = [
+            dataclasses.replace(stage, start=start, stop=stop)
+            for stage, start, stop in zip(self.asked, starts, [*starts[1:], self.max_steps])
+        ]
+        self.stages = [stage for stage in stages if stage.start < stage.stop] or stages[-1:]
+
+    def scheduled(self, step: int) -> float:
+        """The step of the schedule, 0 to `length`, that `step` of the run stands for; itself if nothing was fitted."""
+        if not self.fitted or step < self.fitted[0][0]:
+            return step
+        begin, before, stop = next(part for part in reversed(self.fitted) if part[0] <= step)
+        return min(self.length, before + (self.length - before) * (step - begin) / max(1, stop - begin))
+
+    def _first_step(self, scheduled: float) -> int:
+        """The first step of the run that stands for this step of the schedule, or for a later one."""
+        parts = [(0, 0.0, self.length), *self.fitted]
+        for (begin, before, stop), following in zip(parts, [*(part[0] for part in parts[1:]), self.max_steps]):
+            share = (scheduled - before) / max(self.length - before, 1e-9)
+            step = begin + max(0, math.ceil(share * (stop - begin) - 1e-6))
+            if step <= following:
+                return step
+        return self.max_steps
 
     def stage_of(self, step: int) -> Stage:
         """The stage of `step` (from 0)."""
@@ -80,14 +120,14 @@ class TrainingSchedule:
 
     def check(self, dataset) -> None:
         """Raise HFViTError for data that are too few or have no size to choose, and for mixing that never happens."""
-        for stage in self.stages:
+        for stage in self.asked:
             at_image_size(dataset, stage.image_size)
-        if (self.args.mixup_alpha or self.args.cutmix_alpha) and self.steps_of("mixup_off_steps") >= self.max_steps:
+        if (self.args.mixup_alpha or self.args.cutmix_alpha) and self.steps_of("mixup_off_steps") >= self.length:
             raise HFViTError(
                 f"--mixup_off_steps {self.args.mixup_off_steps}: mixup and cutmix would be off in all "
-                f"{self.max_steps} steps: lower it, or leave them out"
+                f"{self.length} steps: lower it, or leave them out"
             )
-        largest, size = max(self.stages, key=lambda stage: stage.images), len(dataset)
+        largest, size = max(self.asked, key=lambda stage: stage.images), len(dataset)
         if largest.images > size:
             raise HFViTError(
                 f"a batch of {largest.images} images ({largest.batch_size} x {largest.accumulation_steps} "

@@ -14,12 +14,13 @@ import dataclasses
 import math
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from accelerate.utils import gather_object
 from huggingface_hub import get_token
 from torch.utils.data import Dataset
 from transformers import PreTrainedModel
@@ -42,10 +43,12 @@ from hf_vit.problem_type import SINGLE_LABEL, problem_type_of
 from hf_vit.transformers_classifiers import num_channels
 
 from ..config.arguments import TrainArguments
+from ..config.durations import seconds_of
 from ..data.dataset import ImageDataset
 from ..data.mixup import MixupCutmix
 from ..data.normalize import Normalize
 from ..data.samplers import EvalSampler, keyed, seed_draw
+from ..data.streaming import ImageStream
 from ..metrics.metric_state import Metrics
 from ..metrics.target_scores import sigmoid, target_scores
 from ..reporting import attention_examples, facts, progress
@@ -54,7 +57,7 @@ from . import checkpoint_io, save_outputs
 from .accelerator import create_accelerator, memory_advice
 from .cpu_kernels import bfloat16_note, kernels_for
 from .dataloaders import Batches, create_loader
-from .distributed import all_ranks, raise_on_all_ranks
+from .distributed import agreed, all_ranks, raise_on_all_ranks
 from .ema import WeightAverage
 from .evaluation_loop import Evaluated, evaluate
 from .full_tensors import gathered, model_weights
@@ -67,13 +70,18 @@ from .preemption import StopRequest
 from .resume_check import RunIdentity, changes_in_words, raise_if_checkpoints_differ
 from .run_checkpoints import RunCheckpoints
 from .run_lock import RunLock
-from .schedule import TrainingSchedule, with_accumulation_steps
+from .schedule import Stage, TrainingSchedule, at_image_size, with_accumulation_steps
+from .time_plan import TimePlan
 from .trackers import flat
 from .trainer_state import TrainingState
+from .trial import Passes, Trial, measure, read_some
 
 
 ESTIMATED_AFTER = 4  # steps
-WORTH_SAYING = 60  # seconds: a shorter run is over before its estimate is read
+SURPRISE = 1.5  # times faster or slower than estimated: worth a second line
+WORTH_SAYING = 20  # seconds: a shorter run is over before its estimate is read
+OPTIMIZER_COPIES = 2  # of the trained weights: AdamW's moments, the most that an optimizer here keeps
+COPIES_SAVED = 3  # of the weights, in a checkpoint: they and AdamW's moments
 
 
 class Trainer:
@@ -90,6 +98,7 @@ class Trainer:
         callbacks: transformers' TrainerCallback instances or classes.
         optimizers: (optimizer, scheduler) in place of those that `args` name.
         about: entries for the facts that the Trainer cannot know: stage, recipe, base_model, arguments, augmentation.
+        started: `time.monotonic()` at which the run began, which `args.time_limit` counts from; None: now.
     """
 
     def __init__(
@@ -103,7 +112,9 @@ class Trainer:
         callbacks: list[TrainerCallback] | None = None,
         optimizers: tuple[torch.optim.Optimizer | None, Any] = (None, None),
         about: dict[str, Any] | None = None,
+        started: float | None = None,
     ):
+        self.started = time.monotonic() if started is None else started
         masked = args.loss == MASKED_PATCHES
         self.problem_type = SINGLE_LABEL if masked else problem_type_of(model.config)
         args = with_accumulation_steps(args.for_problem(self.problem_type))
@@ -129,21 +140,25 @@ class Trainer:
         self.kernels = kernels_for(self.accelerator.device, args.cpu_kernels, args.torch_compile)
         data, config, device = self.train_dataset, model.config, self.accelerator.device
         self.schedule = TrainingSchedule(args, config, None if data is None else len(data), self.world_size)
-        self.max_steps = self.schedule.max_steps
+        if args.time_limit is not None and scheduler is not None:
+            raise HFViTError("--time_limit fits the schedule of the arguments: leave out the scheduler that was given")
         self.lr_scheduler = scheduler or create_scheduler(
-            self.optimizer.optimizer, args, self.max_steps, self.schedule.epoch
+            self.optimizer.optimizer, args, self.schedule.length, self.schedule.epoch, self.schedule.scheduled
         )
         every = self.schedule.steps_of("unfreeze_every")
         self.unfreezing = GradualUnfreezing(self.loss_module, every) if every else None
         mixes = args.mixup_alpha or args.cutmix_alpha
         self.mixup = MixupCutmix(args.mixup_alpha, args.cutmix_alpha, config.num_labels, args.seed) if mixes else None
-        self.mixup_ends = self.max_steps - self.schedule.steps_of("mixup_off_steps")
+        self.mixup_ends = self.schedule.length - self.schedule.steps_of("mixup_off_steps")
         self.display = progress.Display(self.accelerator.is_main_process, not args.disable_tqdm)
         self.stop_request, self.interrupted = StopRequest(self.accelerator), False
         self.checkpoints = RunCheckpoints(args.save_total_limit, args.async_save, self.display.log)
         self.lock: RunLock | None = None
         self.seconds = 0.0
         self.last_outputs: tuple[np.ndarray, np.ndarray] | None = None  # of the last evaluation, where they are kept
+        self.time_plan: TimePlan | None = None
+        self.trial: Trial | None = None
+        self._estimated_rate = 0.0
         self.peak: float | None = None
         self._flops_of: dict[tuple[int, int] | None, int] = {}  # training on one image of a stage's size
         self._flops_logged = 0.0
@@ -198,6 +213,11 @@ class Trainer:
     def precision(self) -> str:
         chosen = str(self.accelerator.mixed_precision)
         return "fp32" if chosen == "no" else chosen
+
+    @property
+    def max_steps(self) -> int:
+        """Steps of the run, as planned at present."""
+        return self.schedule.max_steps
 
     @property
     def global_batch_size(self) -> int:
@@ -292,6 +312,7 @@ class Trainer:
                 self.control = self._event("on_step_begin")
                 self._step(micro_batches)
                 epoch_ended = self._advance()
+                stages_changed = self._keep_time()
                 self.control = self._event("on_step_end")
                 if epoch_ended:
                     self.control = self._event("on_epoch_end")
@@ -307,6 +328,8 @@ class Trainer:
                     break
                 if epoch_ended:
                     self.control = self._event("on_epoch_begin")
+                if stages_changed:  # the loader has read ahead for the old ones
+                    break
                 self.timer.start()
 
     def first_batch(self) -> tuple[torch.Tensor, torch.Tensor]:
@@ -338,7 +361,7 @@ class Trainer:
                 self.finite.see(self.training_state.meter.add(losses.detach(), logits.detach(), labels), step)
                 if self.accelerator.sync_gradients:
                     if self.unfreezing is not None:
-                        self.unfreezing.drop_gradients(step)
+                        self.unfreezing.drop_gradients(self.schedule.scheduled(step))
                     self._clip(step)
                 self.optimizer.step()
                 self.optimizer.zero_grad()
@@ -386,7 +409,7 @@ class Trainer:
             pixel_values = pixel_values.new_zeros((1, num_channels(config), *self.image_size))
             labels = labels.new_zeros(1) if classes else pixel_values.new_zeros(1, config.num_labels).float()
         pixel_values = self.normalize(pixel_values)
-        if step is not None and self.mixup is not None and step < self.mixup_ends:
+        if step is not None and self.mixup is not None and self.schedule.scheduled(step) < self.mixup_ends:
             pixel_values, labels = self.mixup(pixel_values, labels, step)
         return pixel_values, labels
 
@@ -402,21 +425,77 @@ class Trainer:
         self._estimate(stage.images)
         return self.position // size > before // size
 
+    def _keep_time(self) -> bool:
+        """Look at the clock where there is a time limit; True if what is to be read next has changed."""
+        if self.time_plan is None:
+            return False
+        changed = self.time_plan.after_step(self.state.global_step)
+        self.state.max_steps = self.display.max_steps = self.max_steps
+        return changed
+
     def _estimate(self, images: int) -> None:
-        """After a few steps, log once what the run will take on this machine.
+        """After a few steps, log what the run will take where the trial before them was wrong, or there was none.
 
         The first step of a process is left out: it allocates memory and fills caches.
         """
         self._steps_of_process += 1
         if self._steps_of_process == 1:
             self._first_lap = (self.timer.seconds, self.timer.images)
-        elif self._steps_of_process == ESTIMATED_AFTER and self.accelerator.device.type == "cpu":
+        elif self._steps_of_process == ESTIMATED_AFTER:
             seconds, before = self._first_lap
             rate = (self.timer.images - before) / max(self.timer.seconds - seconds, 1e-9)
-            left = self.schedule.images_after(self.state.global_step) / rate
-            if left >= WORTH_SAYING:
-                memory = progress.memory_peak(self.accelerator.device) / 2**30
-                self.display.log(progress.estimate(rate, left, memory, frozen=self._is_probe()))
+            if not self._estimated_rate or not 1 / SURPRISE < rate / self._estimated_rate < SURPRISE:
+                self._say_estimate(rate, progress.memory_peak(self.accelerator.device))
+
+    def _say_estimate(self, images_per_second: float, memory: float) -> None:
+        """Log what is left of the run in time and memory, and the cheaper way where that is long."""
+        self._estimated_rate = images_per_second
+        seconds = self.schedule.images_after(self.state.global_step) / images_per_second
+        if seconds >= WORTH_SAYING:
+            probe = self._probe_seconds()
+            self.display.log(progress.estimate(images_per_second, seconds, memory / 2**30, probe))
+
+    def _probe_seconds(self) -> float | None:
+        """Seconds of the recipe `probe` in place of this run; None where it does not serve the same purpose."""
+        labelled = self.args.loss != MASKED_PATCHES and self.about.get("base_model") is not None
+        if self.trial is None or not labelled or not facts.is_hf_vit(self.model) or self._is_probe():
+            return None
+        images = len(self.train_dataset) + (0 if self.eval_dataset is None else len(self.eval_dataset))
+        return self.trial.evaluation_seconds(-(-images // self.world_size), self.args.dataloader_num_workers)
+
+    def _try_out(self) -> None:
+        """Measure a few passes, say what the run will take, and plan its time; where images are streamed, later."""
+        stage, workers = self.schedule.stage_of(self.state.global_step), self.args.dataloader_num_workers
+        found = self._passes(stage)
+        if found is not None:
+            with memory_advice(self.args):
+                self.trial = measure(*found, stage.batch_size, self.args.torch_compile)
+        if self.time_plan is not None:
+            trained = sum(p.numel() * p.element_size() for p in self._parameters)
+            images = 0 if self.eval_dataset is None else len(self.eval_dataset)
+            self.time_plan.begin(
+                self.state.global_step, self.trial, images, workers, self.world_size, COPIES_SAVED * trained
+            )
+            self.state.max_steps = self.max_steps
+        if self.trial is not None:
+            seconds = self.trial.step_seconds(stage.images // self.world_size, workers)
+            state = OPTIMIZER_COPIES * sum(p.numel() * p.element_size() for p in self._parameters if p.requires_grad)
+            self._say_estimate(stage.images / agreed(seconds), self.trial.peak_bytes + state)
+
+    def _passes(self, stage: Stage) -> tuple[Passes, tuple[float, float]] | None:
+        """Passes over some of the training images, and the seconds of reading one image to train and to evaluate on;
+        None where images come in a stream, or cannot be read."""
+        if isinstance(self.train_dataset, ImageStream):
+            return None
+        images = at_image_size(self.train_dataset, stage.image_size)
+        batch, read_train = read_some(images, self.args.seed, self.position, stage.batch_size)
+        _, read_eval = (None, 0.0) if self.eval_dataset is None else read_some(self.eval_dataset, self.args.seed, 0)
+        if not all(gather_object([batch is not None])):
+            return None
+        pixel_values, labels = self._to_device(
+            batch | {"unreadable": []}, self.state.global_step
+        )  # the run says which
+        return Passes(self.loss_module, self.accelerator, self.kernels, pixel_values, labels), (read_train, read_eval)
 
     def _is_probe(self) -> bool:
         """Whether the head alone is trained."""
@@ -426,7 +505,15 @@ class Trainer:
 
     def _log_evaluate_save(self) -> None:
         """What the callbacks asked for after a step. The loss is looked at before anything is kept."""
-        self.control.should_log |= self.state.global_step >= self.max_steps
+        plan, at_end = self.time_plan, self.state.global_step >= self.max_steps
+        self.control.should_log |= at_end
+        if plan is not None and self.eval_dataset is not None and not self.interrupted:
+            # where the limit ends the run, those are the weights that the whole schedule made
+            self.control.should_evaluate |= at_end and self.args.eval_strategy != "no"
+            if self.control.should_evaluate:
+                self.control.should_evaluate = plan.allows_evaluation(last=at_end)
+            if self.args.save_strategy == "steps":
+                self.control.should_save |= plan.save_is_due()
         save = self.control.should_save
         if self.control.should_log or self.control.should_evaluate or save or self.interrupted:
             self.finite.check(self.output_dir)  # waits for the device, whose time counts
@@ -434,10 +521,17 @@ class Trainer:
         if self.control.should_log:
             self._log_training()
         if self.control.should_evaluate:
-            save |= self._note_best(self.evaluate())
+            with self._timed("evaluation"):
+                metrics = self.evaluate()
+            save |= self._note_best(metrics)
         if save or self.interrupted:
-            self.save_checkpoint()
+            with self._timed("saving"):
+                self.save_checkpoint()
             self.control = self._event("on_save")
+
+    def _timed(self, name: str) -> AbstractContextManager[None]:
+        """Within it, time is no training's."""
+        return nullcontext() if self.time_plan is None else self.time_plan.measuring(name)
 
     def _log_training(self) -> None:
         loss, hits, count = self.accelerator.reduce(self.training_state.meter.sums, "sum").tolist()
@@ -578,10 +672,13 @@ class Trainer:
         """
         folder = self.output_dir / f"checkpoint-{self.state.global_step}"
         self.training_state.callbacks = self._stateful_callbacks()
+        counters = self.identity.as_dict() | {"global_batch_size": self.global_batch_size}
+        if self.time_plan is not None:
+            counters["time_plan"] = self.time_plan.state_dict()
         self.checkpoints.write(
             folder,
             self.training_state,
-            self.identity.as_dict() | {"global_batch_size": self.global_batch_size},
+            counters,
             lambda path, weights: save_outputs.write_model(
                 path, self.model, weights, self.image_processor, to_resume=True
             ),
@@ -635,6 +732,8 @@ class Trainer:
         self._flops_of = {size: facts.image_flops(self.model, self.args, size or self.image_size) for size in sizes}
         self.peak = measured_peak(self.accelerator.device, self.precision)
         self.training_state.began = time.time()
+        if self.args.time_limit is not None:
+            self.time_plan = self._plan_time()
         if folder is not None:
             self._resume(folder, set_damaged_aside=resume == checkpoint_io.NEWEST_INTACT)
         self._flops_logged = self.state.total_flos
@@ -652,8 +751,27 @@ class Trainer:
         self.state.train_batch_size = self.args.per_device_train_batch_size
         self.state.compute_steps(self.args, self.max_steps)
         self.accelerator.init_trackers(self.args.run_name or self.name, flat(dataclasses.asdict(self.args)))
+        self._try_out()
         self.display.begin(self.state.global_step, self.max_steps)
         self.control = self._event("on_train_begin")
+
+    def _plan_time(self) -> TimePlan:
+        """The plan of `args.time_limit`."""
+        args = self.args
+        weights = {size: float(flops or 1) for size, flops in self._flops_of.items()}
+        images = self.schedule.stages[0].images
+        a_step = {"no": 0.0, "steps": 1 / max(1, args.eval_steps), "epoch": images / len(self.train_dataset)}
+        synchronize = torch.accelerator.synchronize if self.accelerator.device.type != "cpu" else (lambda: None)
+        return TimePlan(
+            seconds_of("time_limit", args.time_limit),
+            self.schedule,
+            weights,
+            evaluations_after=(1 + args.load_best_model_at_end + args.do_predict) * (self.eval_dataset is not None),
+            evaluations_per_step=a_step[args.eval_strategy],
+            log=self.display.log,
+            started=self.started,
+            synchronize=synchronize,
+        )
 
     def _resume(self, folder: Path, set_damaged_aside: bool) -> None:
         """Become the run that wrote `folder`, or, where it is damaged and that was asked for, the one before it.
@@ -667,6 +785,7 @@ class Trainer:
         folder, saved = found
         changes = self.identity.check(saved["counters"], folder)
         step = saved["trainer_state"]["global_step"]
+        self._resume_plan(saved["counters"], step)
         if step > self.max_steps:
             raise HFViTError(
                 f"{folder} is what {step} steps made, this run has {self.max_steps}: raise --max_steps or "
@@ -699,6 +818,16 @@ class Trainer:
                     f"the labels of '{dataset.name}' ({dataset.split}) are for {dataset.problem_type}, the model is "
                     f"for {self.problem_type}: set its config.problem_type, or choose other labels"
                 )
+
+    def _resume_plan(self, counters: dict[str, Any], step: int) -> None:
+        """Go on with the time plan of a checkpoint; without a limit now, the rest of the schedule goes as asked."""
+        plan = counters.get("time_plan")
+        if plan is not None:
+            self.schedule.load_fitted(plan["fitted"])
+            if self.time_plan is not None:
+                self.time_plan.load_state_dict(plan)
+            elif plan["fitted"]:
+                self.schedule.fit(step, step + round(self.schedule.length - self.schedule.scheduled(step)))
 
     def _check_data(self) -> None:
         if self.train_dataset is None:
@@ -787,6 +916,7 @@ class Trainer:
             unreadable=unreadable,
             argument_changes=self.training_state.argument_changes,
             intervals=None if self._counts is None else self._counts.intervals(),
+            time_plan=None if self.time_plan is None else self.time_plan.facts(),
         )
 
     def push_to_hub(self, checkpoint: Path | None = None, **kwargs) -> str | None:

@@ -139,6 +139,7 @@ class RunRecord:
         last_evaluation: step, metrics, images; or None. unreadable: images left out, over all processes.
         argument_changes: for every resume with other arguments, the step and what changed.
         intervals: 95 %, of the last evaluation's scores by name; None: of accuracies alone.
+        time_plan: of a run with a time limit, in seconds and steps.
     """
 
     model: torch.nn.Module
@@ -160,6 +161,7 @@ class RunRecord:
     unreadable: int
     argument_changes: list[dict[str, Any]]
     intervals: dict[str, tuple[float, float]] | None = None
+    time_plan: dict[str, Any] | None = None
 
 
 def run_facts(run: RunRecord) -> dict[str, Any]:
@@ -213,6 +215,8 @@ def training_facts(run: RunRecord) -> dict[str, Any]:
     }
     if run.argument_changes:  # `arguments` are the last ones: the steps before these had others
         facts["argument_changes"] = run.argument_changes
+    if run.time_plan is not None:
+        facts["time_plan"] = run.time_plan
     if losses:
         facts["final_loss"] = losses[-1]
     if run.args.load_best_model_at_end:

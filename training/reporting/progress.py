@@ -25,7 +25,7 @@ from ..metrics.metric_state import FRACTIONS, top1_hits
 
 HISTORY_NAME, SPEED_NAME = "history.jsonl", "speed.jsonl"
 WAITING_HINT = 0.2
-LONG = 2 * 3600  # seconds after which a run on a CPU is told of the cheaper one
+LONG, CHEAPER = 20 * 60, 4  # a run of more seconds is told of one that takes a fourth of them, or less
 FIRST_SIGN, NEXT_SIGN = 8.0, 28.0  # seconds without a line after which one says that the run goes on
 
 
@@ -265,17 +265,19 @@ class Display:
         self.sign.stop()
 
 
-def estimate(images_per_second: float, seconds: float, gigabytes: float, frozen: bool) -> str:
+def estimate(images_per_second: float, seconds: float, gigabytes: float, probe: float | None) -> str:
     """What a run will take, and the cheaper way where that is long.
 
     Args:
-        seconds: from now to the end, without evaluations. gigabytes: the process's memory so far.
-        frozen: the head alone is trained already.
+        seconds: from now to the end, without evaluations. gigabytes: the process's memory at its peak.
+        probe: seconds of the recipe `probe` on the same images; None where it is no alternative.
     """
     remaining = hours_minutes_seconds(seconds)
     text = f"about {images_per_second:,.1f} images/s: {remaining} to the end (h:mm:ss), {gigabytes:.1f} GiB"
-    if seconds > LONG and not frozen:
-        text += "; --freeze_backbone trains the head alone, for about a third of that"
+    if seconds > LONG and probe is not None and probe < seconds / CHEAPER:
+        text += (
+            f"; --config probe, a linear head on frozen features, takes about {hours_minutes_seconds(max(probe, 1))}"
+        )
     return text
 
 

@@ -10,6 +10,7 @@ import time
 import pytest
 import torch
 
+from training.config.recipes import recipe_path
 from training.reporting import progress
 
 
@@ -94,10 +95,13 @@ def test_history_is_replaced_and_appended(tmp_path):
 
 
 def test_an_estimate_names_the_cheaper_way_where_a_run_is_long():
-    short = progress.estimate(12.34, 600, 1.26, frozen=False)
+    short = progress.estimate(12.34, 600, 1.26, probe=60)
     assert short == "about 12.3 images/s: 0:10:00 to the end (h:mm:ss), 1.3 GiB"
-    assert "--freeze_backbone trains the head alone" in progress.estimate(2, 38 * 3600, 1, frozen=False)
-    assert "--freeze_backbone" not in progress.estimate(2, 38 * 3600, 1, frozen=True)
+    long = progress.estimate(2, 38 * 3600, 1, probe=240)
+    assert long.endswith("; --config probe, a linear head on frozen features, takes about 0:04:00")
+    assert recipe_path("probe").is_file()
+    assert "probe" not in progress.estimate(2, 38 * 3600, 1, probe=None)
+    assert "probe" not in progress.estimate(2, 38 * 3600, 1, probe=20 * 3600)  # hardly cheaper
 
 
 def test_a_silent_run_gives_signs_of_life(capsys, monkeypatch):
