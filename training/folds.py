@@ -33,7 +33,7 @@ from .engine.trainer import Trainer
 from .metrics.metric_state import FRACTIONS, MetricState
 from .reporting import progress
 from .reporting.facts import metric_rows, write_facts
-from .sweep import check_output_folder, finished, with_values
+from .sweep import check_output_folder, finished, with_part_of_time, with_values
 
 
 SUMMARY_NAME, LOGITS_NAME = "folds.json", "ensemble.npz"
@@ -44,6 +44,7 @@ def fold_arguments(arguments: Arguments, fold: int) -> Arguments:
     """The run that holds out one part."""
     folder = Path(str(arguments.train.output_dir)) / f"fold-{fold}"
     fixed = {"combine_folds": "none", "eval_split": None, "eval_file": None, "resume_from_checkpoint": True}
+    arguments = with_part_of_time(arguments, arguments.data.folds)
     return with_values(arguments, fixed | {"fold": fold, "output_dir": str(folder)})
 
 

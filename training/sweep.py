@@ -43,6 +43,14 @@ def with_values(arguments: Arguments, values: dict[str, Any]) -> Arguments:
     return dataclasses.replace(arguments, **changed)
 
 
+def with_part_of_time(arguments: Arguments, runs: int) -> Arguments:
+    """The arguments of one of so many runs, which have equal parts of the time limit, where there is one."""
+    limit = arguments.train.time_limit
+    if limit is None:
+        return arguments
+    return with_values(arguments, {"time_limit": seconds_of("time_limit", limit) / runs})
+
+
 def trial_of(arguments: Arguments, values: dict[str, Any]) -> Arguments:
     """The run that tries these values on the dev split."""
     name = ",".join(f"{key}={value}" for key, value in values.items())
@@ -71,9 +79,7 @@ def sweep(
     check_output_folder(arguments)
     folder = Path(str(arguments.train.output_dir))
     main = PartialState(cpu=on_cpu(arguments.train)).is_main_process
-    if (limit := arguments.train.time_limit) is not None:  # each run has an equal part of it
-        runs = len(grid(arguments.train.sweep)) + 1
-        arguments = with_values(arguments, {"time_limit": seconds_of("time_limit", limit) / runs})
+    arguments = with_part_of_time(arguments, len(grid(arguments.train.sweep)) + 1)
     trials = [(values, trial_of(arguments, values)) for values in grid(arguments.train.sweep)]  # all can be meant
     rows = []
     for values, trial in trials:

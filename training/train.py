@@ -53,7 +53,8 @@ from .config.parser import arguments_of, parse
 from .config.vit_only import check_vit_only
 from .data.dataset import ImageDataset, holds_classes
 from .data.deduplication import Duplicate, find_duplicates
-from .data.sources import SPLIT_NAMES, SyntheticSource
+from .data.normalize import Normalize
+from .data.sources import SPLIT_NAMES, SyntheticSource, own_cache
 from .data.splits import ModelInput, image_processing_for, open_splits, transforms
 from .data.statistics import labels_in_words, sample_of_sizes
 from .data.streaming import ImageStream
@@ -61,8 +62,10 @@ from .data.targets import target_scale
 from .engine.accelerator import on_cpu
 from .engine.checkpoint_io import START_FILES, advice, checkpoints, is_unused, write_json
 from .engine.distributed import all_ranks, handle_peer_exit
+from .engine.head_probe import init_head
 from .engine.masked_patch_prediction import MASKED_PATCHES, masked_model
 from .engine.run_lock import LOCK_NAME
+from .engine.schedule import with_batch_of
 from .engine.trainer import Trainer
 from .folds import AVERAGE, cross_validate
 from .reporting import progress
@@ -263,6 +266,17 @@ def run_trainer(
             set_problem(model, train, arguments.data.problem_type)
     processing = ImageProcessing.from_transformers(processor.to_dict())  # what is saved is what is trained with
     train_transform, eval_transform = transforms(arguments.data, ModelInput.of(model.config, processing), processing)
+    fitting = with_batch_of(arguments.train, len(train), arguments.given)
+    if fitting is not arguments.train:
+        arguments = dataclasses.replace(arguments, train=fitting)
+        batch = f"steps of {fitting.per_device_train_batch_size} on each device"
+        log(f"note: the {len(train):,} training images are fewer than the default batch: {batch}")
+    folder = Path(str(arguments.train.output_dir))
+    resumes = arguments.train.resume_from_checkpoint and (
+        isinstance(arguments.train.resume_from_checkpoint, str) or checkpoints(folder)
+    )
+    if arguments.model.head_init == "probe" and not resumes and not arguments.train.preview:
+        fit_head(arguments, model, train.with_transform(eval_transform, arguments.train.seed), processor, sign, log)
     about = {
         "stage": stage,
         "recipe": arguments.origin,
@@ -302,6 +316,23 @@ def run_trainer(
     else:
         trainer.accelerator.end_training()
     return trainer, facts
+
+
+def fit_head(arguments: Arguments, model, train, processor, sign: progress.SignOfLife, log) -> None:
+    """Fit the new head to features of the frozen backbone, and say how good it is on images that it did not see."""
+
+    def on_batch(done: int, total: int) -> None:
+        sign.activity = lambda: f"computing features, batch {done} of {total}"
+
+    normalize = Normalize.of(processor, model.config.num_channels)
+    with sign:
+        found = init_head(
+            model, train, normalize, arguments.train, own_cache(arguments.data.cache_dir), on_batch=on_batch
+        )
+    on_held_out = f", {found['accuracy']:.2%} on {found['n']:,} training images held out for the choice" * (
+        found["n"] > 0
+    )
+    log(f"head: logistic regression on frozen features of {len(train):,} images (C = {found['C']:g}{on_held_out})")
 
 
 def report_launch_error(error: Exception) -> int:
@@ -653,6 +684,8 @@ def finish_training(trainer: Trainer, log=print) -> dict[str, Any]:
         if trainer.last_evaluation is None or trainer.last_evaluation[0] != trainer.state.global_step:
             trainer.evaluate()
         tuned = tune_thresholds(trainer, log) if trainer.problem_type == MULTI_LABEL else {}
+        if text := gain_of_training(trainer):
+            log(text)
         trainer.save_model()
         if trainer.args.do_predict:
             save_predictions(trainer)
@@ -685,6 +718,22 @@ def tune_thresholds(trainer: Trainer, log) -> dict[str, Any]:
     return {"thresholds": {"split": getattr(trainer.eval_dataset, "split", "evaluation"), "n": count}}
 
 
+def gain_of_training(trainer: Trainer) -> str | None:
+    """What the evaluation before the first step gave, and what the weights that are kept gave; None without one."""
+    name = f"eval_{trainer.args.metric_for_best_model.removeprefix('eval_')}"
+    scores = {line["step"]: line[name] for line in trainer.state.log_history if name in line}
+    if 0 not in scores or len(scores) < 2:
+        return None
+    last = max(scores)
+    step = trainer.state.best_global_step if trainer.args.load_best_model_at_end else last
+    higher = trainer.args.greater_is_better
+    best = (max if higher else min)((step for step in scores if step), key=scores.__getitem__)
+    words = [f"before training {progress.format_number(name, scores[0])}"]
+    words.append(f"best of training {progress.format_number(name, scores[best])} (step {best})")
+    kept = "those before training" if step == 0 else f"those of step {step}"
+    return f"{name.removeprefix('eval_')} on {trainer.eval_dataset.split}: {', '.join(words)}; kept: {kept}"
+
+
 def save_predictions(trainer: Trainer) -> None:
     """Write predictions.npz: `logits` (N, K) and `labels` (N,) of the evaluation images, in the data's order."""
     outputs = trainer.predict(trainer.eval_dataset, "eval")
@@ -705,16 +754,12 @@ def run_summary(facts: dict[str, Any], folder: Path) -> str:
         rows.append(
             (row["metric"].replace("_", " "), f"{value} on {row['n']:,} images ({row['dataset']}, {row['split']})")
         )
+    if "final_loss" in training:
+        steps = f"after {training['steps']:,} steps ({training['epochs']:.1f} epochs)"
+        rows.append(("training loss", f"{training['final_loss']:.4f} {steps}"))
+    speed = f", {training['images_per_second']:,.0f} images/s, waiting for data {training['data_wait']:.0%}"
     rows += [
-        (
-            "training loss",
-            f"{training['final_loss']:.4f} after {training['steps']:,} steps ({training['epochs']:.1f} epochs)",
-        ),
-        (
-            "time",
-            f"{progress.hours_minutes_seconds(training['seconds'])}, {training['images_per_second']:,.0f} images/s, "
-            f"waiting for data {training['data_wait']:.0%}",
-        ),
+        ("time", progress.hours_minutes_seconds(training["seconds"]) + speed * (training["steps"] > 0)),
         ("memory peak", f"{compute['memory_peak_bytes'] / 2**30:.2f} GiB"),
     ]
     if "train_exaflops" in compute:

@@ -42,7 +42,7 @@ SMALL = (
     "--use_cpu --disable_tqdm --dataloader_num_workers 0 --bf16 false --per_device_train_batch_size 4 "
     "--per_device_eval_batch_size 8 --global_batch_size 8 --max_steps 2 --warmup_steps 1 --mixup_off_steps 0 "
     "--save_strategy no --label_column null --train_split train --eval_split test --image_size 16 "
-    "--torch_compile_backend eager"
+    "--torch_compile_backend eager --load_best_model_at_end false"
 )
 
 

@@ -114,6 +114,7 @@ def test_each_run_of_a_sweep_has_an_equal_part_of_the_time(tmp_path, monkeypatch
         limits.append(arguments.train.time_limit)
         return {"results": [{"metric": "accuracy", "value": 0.5, "n": 9}]}
 
+    (tmp_path / "out").mkdir()
     arguments = parse([*LINE.split(), "--time_limit", "1m", "--output_dir", str(tmp_path / "out")], "finetune")
     sweep(arguments, "finetune", run)
     assert limits == [20.0, 20.0, 20.0]

@@ -101,6 +101,13 @@ class ModelArguments:
         False, "keep the tanh layer before the head when the head is replaced", "", "section 3.2 drops it"
     )
     freeze_backbone: bool = option(False, "train the head only", "", "linear probe")
+    head_init: str = option(
+        "zero",
+        "what a new head begins from; probe: logistic regression on features of the frozen backbone, computed once",
+        "",
+        "section 3.2: zero; arXiv:2202.10054: probing before fine-tuning",
+        ("zero", "probe"),
+    )
 
 
 @dataclasses.dataclass
@@ -435,6 +442,7 @@ class TrainArguments:
         ("steps", "epoch", "no"),
     )
     eval_steps: int | None = option(None, "evaluate every so many steps", "steps", "vit_jax eval_every: 100")
+    eval_on_start: bool = option(False, "evaluate before the first step too", "", "transformers")
     eval_delay: float = option(0, "no evaluation before", "steps or epochs", "transformers")
     do_predict: bool = option(
         False, "at the end, write logits and labels of every evaluation image to predictions.npz", "", "transformers"
@@ -585,7 +593,7 @@ class TrainArguments:
             raise HFViTError(
                 f"--lr_steps {' '.join(map(str, self.lr_steps))}: give fractions of the run, between 0 and 1"
             )
-        if self.max_steps < 1 and self.max_steps != -1:
+        if self.max_steps < 0 and self.max_steps != -1:
             raise HFViTError(f"--max_steps {self.max_steps}: give steps above 0, or -1 to count --num_train_epochs")
         if self.max_steps < 0 and self.num_train_epochs <= 0:
             raise HFViTError("nothing to train: give --max_steps or --num_train_epochs above 0")
@@ -660,13 +668,15 @@ class TrainArguments:
 
 @dataclasses.dataclass
 class Arguments:
-    """One run: the three groups, and the recipe and its variant that they came from."""
+    """One run: the three groups, the recipe and its variant that they came from, and what was given beside it."""
 
     model: ModelArguments
     data: DataArguments
     train: TrainArguments
     recipe: str | None = None
     variant: str | None = None
+    # Names of the options on the command line, or of the call from Python.
+    given: frozenset[str] = dataclasses.field(default=frozenset(), compare=False)
 
     def __post_init__(self):
         self.check()
@@ -674,6 +684,16 @@ class Arguments:
     def check(self) -> None:
         """Raise HFViTError for arguments that contradict each other across the groups."""
         model, data, train = self.model, self.data, self.train
+        if train.max_steps == 0 and model.head_init != "probe":
+            raise HFViTError("--max_steps 0: give steps above 0, or -1 to count epochs; 0 is for --head_init probe")
+        if model.head_init == "probe" and (model.preset is not None or model.set) and model.model is None:
+            raise HFViTError(
+                "--head_init probe reads the features of a pre-trained --model: give one, or leave it out"
+            )
+        if model.head_init == "probe" and train.loss != "softmax":
+            raise HFViTError(f"--head_init probe is for --loss softmax, not {train.loss}: leave out one of them")
+        if model.head_init == "probe" and data.streaming:
+            raise HFViTError("--head_init probe reads the training images twice: leave out --streaming")
         if model.freeze_backbone and train.layer_decay < 1:
             raise HFViTError("--layer_decay has no layers on a frozen backbone: leave out it or --freeze_backbone")
         if model.freeze_backbone and train.unfreeze_every not in (0, "0"):

@@ -71,7 +71,7 @@ HELP_GROUPS: dict[str, list[str]] = {
         "model", "dataset", "output_dir", "image_size", "num_train_epochs", "max_steps",
         "per_device_train_batch_size", "learning_rate", "eval_split", "resume_from_checkpoint",
     ],
-    "model": ["preset", "set", "keep_representation", "freeze_backbone"],
+    "model": ["preset", "set", "keep_representation", "freeze_backbone", "head_init"],
     "data": [
         "dataset_config_name", "train_split", "image_column", "label_column", "problem_type", "label_separator",
         "split_column",
@@ -102,8 +102,8 @@ HELP_GROUPS: dict[str, list[str]] = {
         "activation_checkpointing", "use_cpu", "per_device_eval_batch_size",
     ],
     "evaluation, logging and checkpoints": [
-        "eval_strategy", "eval_steps", "eval_delay", "do_predict", "logging_steps", "logging_strategy",
-        "logging_first_step", "save_strategy", "save_steps", "save_total_limit", "async_save",
+        "eval_strategy", "eval_steps", "eval_on_start", "eval_delay", "do_predict", "logging_steps",
+        "logging_strategy", "logging_first_step", "save_strategy", "save_steps", "save_total_limit", "async_save",
         "load_best_model_at_end", "metric_for_best_model", "patience", "greater_is_better", "card_examples",
         "report_to", "run_name", "disable_tqdm",
     ],
@@ -168,7 +168,7 @@ def arguments_of(given: dict[str, Any], stage: str) -> Arguments:
         key: group(**{f.name: values[f.name] for f in dataclasses.fields(group) if f.name in values})
         for key, group in GROUPS.items()
     }
-    return Arguments(**groups, recipe=recipe, variant=variant)
+    return Arguments(**groups, recipe=recipe, variant=variant, given=frozenset(given))
 
 
 def _override(values: dict[str, Any], others: dict[str, Any]) -> dict[str, Any]:

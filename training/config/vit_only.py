@@ -18,6 +18,7 @@ def check_vit_only(arguments: Arguments, class_name: str) -> None:
     asked = {
         "--set": (model.set, "changes fields of HFViTConfig"),
         "--keep_representation": (model.keep_representation, "keeps the tanh layer of a ViT's head"),
+        "--head_init probe": (model.head_init == "probe", "reads the features of a ViT"),
         "--layer_decay": (train.layer_decay < 1, "needs the layers of a ViT"),
         "--unfreeze_every": (train.unfreeze_every not in (0, "0"), "needs the layers of a ViT"),
         "--image_size_schedule": (train.image_size_schedule, "fits a ViT's positions to other sizes"),

@@ -8,6 +8,7 @@ rate does (arXiv:1711.00489).
 
 import dataclasses
 import math
+from collections.abc import Collection
 from typing import Any
 
 from accelerate import PartialState
@@ -21,6 +22,9 @@ from ..data.dataset import ImageDataset
 from ..data.streaming import ImageStream
 from ..data.transforms import ImageTransform
 from .accelerator import on_cpu
+
+
+BATCH_OPTIONS = ("per_device_train_batch_size", "gradient_accumulation_steps", "global_batch_size")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,7 +67,7 @@ class TrainingSchedule:
         self.args, self.devices, self.max_steps = args, devices, args.max_steps
         step = args.per_device_train_batch_size * args.gradient_accumulation_steps * devices
         self.epoch = (images or 0) / step
-        if args.max_steps <= 0 and images is not None:
+        if args.max_steps < 0 and images is not None:
             self.max_steps = max(1, math.ceil(args.num_train_epochs * images / step))
             if args.step_limit is not None:
                 self.max_steps = min(self.max_steps, args.step_limit)
@@ -127,6 +131,8 @@ class TrainingSchedule:
                 f"--mixup_off_steps {self.args.mixup_off_steps}: mixup and cutmix would be off in all "
                 f"{self.length} steps: lower it, or leave them out"
             )
+        if self.length == 0:  # the head was fitted before: no batch is needed
+            return
         largest, size = max(self.asked, key=lambda stage: stage.images), len(dataset)
         if largest.images > size:
             raise HFViTError(
@@ -228,6 +234,25 @@ def with_accumulation_steps(args: TrainArguments) -> TrainArguments:
             f"--gradient_accumulation_steps {given}: leave out one of them"
         )
     return dataclasses.replace(args, gradient_accumulation_steps=passes)
+
+
+def with_batch_of(args: TrainArguments, images: int, given: Collection[str]) -> TrainArguments:
+    """Where a data set has fewer images than a step takes by default, or by the recipe, steps of all of its images.
+
+    Args:
+        given: options that the user gave; a batch among them is kept, and refused by the schedule's check.
+    """
+    devices = PartialState(cpu=on_cpu(args)).num_processes
+    step = args.global_batch_size or args.per_device_train_batch_size * args.gradient_accumulation_steps * devices
+    fixed = args.batch_size_schedule or any(name in given for name in BATCH_OPTIONS)
+    if step <= images or images < devices or fixed or args.max_steps == 0:
+        return args
+    return dataclasses.replace(
+        args,
+        per_device_train_batch_size=images // devices,
+        gradient_accumulation_steps=1,
+        global_batch_size=None,
+    )
 
 
 def at_image_size(dataset, image_size: tuple[int, int] | None):

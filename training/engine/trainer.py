@@ -466,7 +466,7 @@ class Trainer:
     def _try_out(self) -> None:
         """Measure a few passes, say what the run will take, and plan its time; where images are streamed, later."""
         stage, workers = self.schedule.stage_of(self.state.global_step), self.args.dataloader_num_workers
-        found = self._passes(stage)
+        found = self._passes(stage) if self.max_steps else None
         if found is not None:
             with memory_advice(self.args):
                 self.trial = measure(*found, stage.batch_size, self.args.torch_compile)
@@ -754,6 +754,11 @@ class Trainer:
         self._try_out()
         self.display.begin(self.state.global_step, self.max_steps)
         self.control = self._event("on_train_begin")
+        if self.args.eval_on_start and self.eval_dataset is not None and self.state.global_step == 0:
+            with self._timed("evaluation"):
+                save = self._note_best(self.evaluate())
+            if save:
+                self.save_checkpoint()
 
     def _plan_time(self) -> TimePlan:
         """The plan of `args.time_limit`."""

@@ -3,7 +3,6 @@
 For score_model.py and suites.py; the probes are few_shot.py.
 """
 
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from hf_vit.errors import HFViTError
 from ..data.dataset import ImageDataset
 from ..data.sources import digest, own_cache
 from ..engine.evaluation_loop import gather_outputs
+from ..engine.head_probe import model_fingerprint
 from .classifier import Classifier
 from .evaluate_classifier import EvalContext, batches, preprocessing
 
@@ -27,15 +27,6 @@ class Features:
     features: np.ndarray
     labels: np.ndarray
     cached: bool
-
-
-def model_fingerprint(model: torch.nn.Module) -> str:
-    """32 hexadecimal digits that change with any weight, its name or the architecture."""
-    state = hashlib.sha256(str(sorted(model.config.to_diff_dict().items(), key=lambda pair: pair[0])).encode())
-    for name, tensor in sorted(model.state_dict().items()):
-        state.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        state.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy())
-    return state.hexdigest()[:32]
 
 
 @torch.no_grad()
