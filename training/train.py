@@ -259,6 +259,10 @@ def run_trainer(
         sign.activity = lambda: f"loading {arguments.model.model or 'the model'}"
         if arguments.train.loss != MASKED_PATCHES and isinstance(train, ImageDataset):
             arguments.train.for_problem(train.problem_type)  # what cannot be is said before a model is loaded
+            if arguments.model.head_init == "probe" and train.problem_type != SINGLE_LABEL:
+                raise HFViTError(
+                    f"--head_init probe fits classes, and these labels are for {train.problem_type}: leave it out"
+                )
         with warnings_as_notes(log, leave_out=(ZeroHeadWarning,)):  # training makes a head of zeros its own
             problem = getattr(train, "problem_type", SINGLE_LABEL)
             model, processor, base = build_model(arguments, train.label_names, log, problem)

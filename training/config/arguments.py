@@ -690,7 +690,7 @@ class Arguments:
             raise HFViTError(
                 "--head_init probe reads the features of a pre-trained --model: give one, or leave it out"
             )
-        if model.head_init == "probe" and train.loss != "softmax":
+        if model.head_init == "probe" and train.loss not in (None, "softmax"):
             raise HFViTError(f"--head_init probe is for --loss softmax, not {train.loss}: leave out one of them")
         if model.head_init == "probe" and data.streaming:
             raise HFViTError("--head_init probe reads the training images twice: leave out --streaming")

@@ -69,7 +69,7 @@ def init_head(
         raise HFViTError("--head_init probe needs a ViT of hf_vit with a linear classifier: leave it out")
     if not isinstance(dataset, ImageDataset):
         raise HFViTError("--head_init probe reads the training images twice: leave out --streaming")
-    features, labels = compute_features(model, dataset, normalize, args, cache_dir, on_batch)
+    features, labels = training_features(model, dataset, normalize, args, cache_dir, on_batch)
     weight, bias, found = agreed(fit(features, labels, model.config.num_labels, args.seed))
     with torch.no_grad():
         model.classifier.weight.copy_(torch.from_numpy(weight))
@@ -78,7 +78,7 @@ def init_head(
 
 
 @torch.no_grad()
-def compute_features(
+def training_features(
     model: HFViTForImageClassification,
     dataset: ImageDataset,
     normalize: Normalize,

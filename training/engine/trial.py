@@ -1,8 +1,10 @@
 """A few passes before a run: how fast this machine trains, evaluates and reads, and how much memory a pass takes.
 
-For the Trainer, which says before the first step what the run will take, fits it into `--time_limit`, and finds the
-batch of `--auto_batch_size`. Nothing of a trial stays: gradients are dropped, buffers (BatchNorm's) and generators are
-put back, so that a run is bit for bit the one without it.
+For the Trainer, which says before the first step what the run will take, and fits it into `--time_limit`. Nothing of a
+trial stays: gradients are dropped, buffers (BatchNorm's) and generators are put back, so that a run is bit for bit the
+one without it.
+
+Tests: tests/training/engine/test_time_plan.py.
 """
 
 import threading
