@@ -89,7 +89,9 @@ def sweep(
             raise HFViTError(f"{Path(str(trial.train.output_dir)).name}: {error}") from error
         if not facts:
             return {}
-        score = next(row for row in facts["results"] if row["metric"] == "accuracy")
+        score = next((row for row in facts["results"] if row["metric"] == "accuracy"), None)
+        if score is None:
+            raise HFViTError("--sweep chooses by accuracy, which several labels and numbers do not have: leave it out")
         rows.append({"values": values, "dev_accuracy": score["value"], "n": score["n"]})
         if main:
             print(f"sweep: {trial.train.output_dir}: {score['value']:.2%} on {score['n']:,} dev images")

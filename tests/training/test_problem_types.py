@@ -272,6 +272,10 @@ def test_a_resumed_run_is_the_uninterrupted_one(data, tmp_path):
         ({"label_column": "year", "samples_per_class": 2}, "--samples_per_class counts one class for each image"),
         ({"label_column": [*COLORS], "label_smoothing_factor": 0.1}, "--label_smoothing_factor 0.1 has no meaning"),
         ({"label_column": [*COLORS], "train_sampling_strategy": "balanced"}, "balanced has no meaning"),
+        ({"label_column": "year", "sweep": {"learning_rate": [0.1]}, "problem_type": REGRESSION, "dev_fraction": 0.1},
+         "--sweep .* has no meaning"),
+        ({"label_column": "year", "card_examples": 2}, "--card_examples 2 has no meaning"),
+        ({"label_column": "year", "preview": True}, "--preview True has no meaning"),
         ({"label_column": "red", "loss": "huber"}, "--loss huber is not for --problem_type single"),
         ({"label_column": "tags", "problem_type": MULTI_LABEL}, "nothing says what separates its labels"),
         ({"label_column": [*COLORS], "problem_type": SINGLE_LABEL}, "reads one column"),
@@ -284,3 +288,9 @@ def test_what_has_no_meaning_is_refused_by_name(data, tmp_path, options, message
     with pytest.raises(HFViTError, match=message) as error:
         finetune(dataset=str(data.table), output_dir=tmp_path / "out", **SMALL | options)
     assert "\n" not in str(error.value) and not (tmp_path / "out").exists()
+
+
+def test_a_sweep_of_labels_without_accuracy_ends_in_one_line(data, tmp_path):
+    options = SMALL | {"max_steps": 1, "label_column": "year", "dev_fraction": 0.1}
+    with pytest.raises(HFViTError, match="--sweep chooses by accuracy"):
+        finetune(dataset=str(data.table), sweep={"learning_rate": [0.1]}, output_dir=tmp_path / "out", **options)

@@ -41,6 +41,9 @@ OF_CLASSES = {
     "train_sampling_strategy": ("random", (MULTI_LABEL, REGRESSION)),
     "mixup_alpha": (0, (REGRESSION,)),
     "cutmix_alpha": (0, (REGRESSION,)),
+    "sweep": ({}, (MULTI_LABEL, REGRESSION)),
+    "card_examples": (0, (MULTI_LABEL, REGRESSION)),
+    "preview": (None, (REGRESSION,)),
 }
 # Options of version 0.1.0 under another name; the old spelling is understood for one release.
 RENAMED = {"mixing_off": "mixup_off_steps", "on_unreadable": "on_decode_error"}

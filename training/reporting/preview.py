@@ -82,6 +82,8 @@ def preview_caption(label: torch.Tensor, names: list[str], letters: int) -> str:
     if label.ndim == 0:
         return names[int(label)][:letters]
     shares = sorted(((float(share), index) for index, share in enumerate(label) if share > 0), reverse=True)[:2]
+    if not shares:  # of several labels none
+        return "(no label)"[:letters]
     each = max(3, letters // len(shares) - 4)
     words = [names[index][:each] + (f" {share:.0%}" if share < 1 else "") for share, index in shares]
     return " + ".join(words)[: letters + 2]
