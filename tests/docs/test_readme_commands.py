@@ -26,6 +26,7 @@ from tests.helpers.hub_server import HubServer
 
 TOKEN = "hf_reader_of_the_readme"
 CLASSES = [f"class {number}" for number in range(10)]
+FILES = list(enumerate((name, copy) for name in CLASSES for copy in range(3)))
 RUN = r"""
 import importlib, json, re, shlex, shutil, sys
 from hf_vit.cli import inputs
@@ -114,6 +115,10 @@ def place(tmp_path, monkeypatch):
     draw(tmp_path / "cat.jpg", 2)
     rows = [f"train/{name}/{copy}.jpg,{name}" for name in CLASSES for copy in range(3)]
     (tmp_path / "labels.csv").write_text("\n".join(["file,class", *rows]) + "\n")
+    tagged = [f"images/train/{name}/{copy}.jpg,{'|'.join(CLASSES[: number % 3])}" for number, (name, copy) in FILES]
+    (tmp_path / "tags.csv").write_text("\n".join(["file,tags", *tagged]) + "\n")
+    measured = [f"images/train/{name}/{copy}.jpg,{number},{number / 7}" for number, (name, copy) in FILES]
+    (tmp_path / "measured.csv").write_text("\n".join(["file,height,weight", *measured]) + "\n")
     (tmp_path / "my").mkdir()
     (tmp_path / "my" / "images").symlink_to(tmp_path / "images")
     small = Dinov2Config(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, image_size=28, patch_size=14)
@@ -142,6 +147,6 @@ def test_every_command_runs(place):
     assert "app.py" in pushed["spaces/owner/name-demo"].files("main")[1]
     written = "exported/model.int8.onnx exported-torch/model.pt2 vit-b16.npz seen/report.html scores/facts.json paper"
     written += " scores.csv table-scores.csv sorted features.npz sheet.png"
-    trained = "out out-folds out-448 out-resnet pretrained letters letters-32 masked streamed"
+    trained = "out out-probe out-small out-tags out-measured out-folds out-448 out-resnet pretrained letters letters-32 masked streamed"
     for name in [*written.split(), *(f"{folder}/model.safetensors" for folder in trained.split())]:
         assert (place / name).exists(), name
