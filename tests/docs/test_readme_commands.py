@@ -147,6 +147,7 @@ def test_every_command_runs(place):
     assert "app.py" in pushed["spaces/owner/name-demo"].files("main")[1]
     written = "exported/model.int8.onnx exported-torch/model.pt2 vit-b16.npz seen/report.html scores/facts.json paper"
     written += " scores.csv table-scores.csv sorted features.npz sheet.png"
-    trained = "out out-probe out-small out-tags out-measured out-folds out-448 out-resnet pretrained letters letters-32 masked streamed"
+    trained = "out out-probe out-small out-tags out-measured out-folds out-448 out-resnet"
+    trained += " pretrained letters letters-32 masked streamed"
     for name in [*written.split(), *(f"{folder}/model.safetensors" for folder in trained.split())]:
         assert (place / name).exists(), name
