@@ -239,6 +239,8 @@ def type_in_words(hint: Any) -> str:
 def _as_type(hint: Any, value: Any) -> Any:
     """Convert, or raise ValueError; None is allowed where the hint says so."""
     options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    if isinstance(value, list) and len(value) == 1 and str(value[0]).lower() in ("none", "null"):
+        value = value[0]  # an option of several words, with the one that stands for nothing
     if value is None or (isinstance(value, str) and value.lower() in ("none", "null") and type(None) in options):
         if type(None) not in options:
             raise ValueError(value)

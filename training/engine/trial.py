@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from pathlib import Path
 
 import psutil
 import torch
@@ -29,10 +28,6 @@ from .distributed import agreed
 IMAGES = 8  # read for a trial, and repeated to fill a batch
 LONG_PASS = 2.5  # seconds: longer passes are tried with fewer images, and once
 SAMPLED_EVERY = 0.002  # seconds between two looks at the memory of a process
-CGROUPS = (  # limit and usage of a container's memory: version 2, version 1
-    ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
-    ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
-)
 
 
 @dataclass(frozen=True)
@@ -200,19 +195,3 @@ def peak_memory(device: torch.device) -> Iterator[Callable[[], int]]:
     finally:
         done.set()
         thread.join()
-
-
-def available_memory() -> int:
-    """Bytes that this process may still take: of the machine, and of the container where one limits it."""
-    free = psutil.virtual_memory().available
-    for limit, usage in CGROUPS:
-        if Path(limit).is_file() and (text := Path(limit).read_text().strip()).isdigit():
-            used = int(Path(usage).read_text()) - _reclaimable(Path(usage).with_name("memory.stat"))
-            free = min(free, max(0, int(text) - used))
-    return free
-
-
-def _reclaimable(stat: Path) -> int:
-    """Bytes of files that the kernel keeps in a container's memory, and drops when it is needed."""
-    rows = dict(line.split()[:2] for line in stat.read_text().splitlines()) if stat.is_file() else {}
-    return int(rows.get("inactive_file", rows.get("total_inactive_file", 0)))
