@@ -290,6 +290,12 @@ def test_what_has_no_meaning_is_refused_by_name(data, tmp_path, options, message
     assert "\n" not in str(error.value) and not (tmp_path / "out").exists()
 
 
+def test_whole_numbers_with_a_few_fractions_leave_doubt(tmp_path):
+    rows = [{"image": Image.new("RGB", (8, 8)), "label": number} for number in (0, 1, 2.5, 0, 1, 2)]
+    with pytest.raises(HFViTError, match="1 fractions, such as"):
+        open_dataset(pandas.DataFrame(rows))
+
+
 def test_a_sweep_of_labels_without_accuracy_ends_in_one_line(data, tmp_path):
     options = SMALL | {"max_steps": 1, "label_column": "year", "dev_fraction": 0.1}
     with pytest.raises(HFViTError, match="--sweep chooses by accuracy"):

@@ -70,7 +70,13 @@ def guess(name: str, cells: Cells, separator: str | None) -> str:
         )
     parsed = [as_float(value) for value in filled]
     if filled and None not in parsed:
-        fractions = any(not math.isfinite(number) or number != int(number) for number in parsed if number is not None)
+        fractions = [number for number in parsed if number is not None and not float(number).is_integer()]
+        if fractions and all(map(math.isfinite, fractions)) and len(fractions) < HALF * len(filled):
+            raise HFViTError(
+                f"column '{column}' of '{name}' holds {len(fractions):,} fractions, such as {fractions[0]:g}, among "
+                f"{len(filled):,} numbers: give --problem_type {REGRESSION} if these are measurements, correct them "
+                "if they are classes"
+            )
         return REGRESSION if fractions else SINGLE_LABEL
     for mark in DOUBTFUL_SEPARATORS:
         split = [value for value in filled if isinstance(value, str) and mark in value]

@@ -154,7 +154,7 @@ def served(command, port, **options):
 @pytest.fixture
 def image_path(tmp_path):
     """Path of an image of 300 x 200 pixels."""
-    path = tmp_path / "image.png"
+    path = tmp_path / "given.png"  # the overlays that Gradio serves are called image.png
     Image.radial_gradient("L").convert("RGB").resize((300, 200)).save(path)
     return path
 
@@ -230,7 +230,7 @@ def wait_for_overlay(tab, place, expected):
     difference = None
     for _ in range(240):
         sources = [image.get_attribute("src") for image in tab.locator("img").all()]
-        sources = [source for source in sources if source and source.endswith(".png") and "image.png" not in source]
+        sources = [source for source in sources if source and source.endswith(".png") and "given.png" not in source]
         if len(sources) > place:
             shown = Image.open(io.BytesIO(tab.request.get(sources[place]).body())).convert("RGB")
             difference = np.abs(np.asarray(shown, int) - np.asarray(expected, int)).max()
