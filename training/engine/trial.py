@@ -137,10 +137,11 @@ def measure(passes: Passes, read: tuple[float, float], batch_size: int, compiled
         read: seconds of reading one training image, and one evaluation image. compiled: a graph is compiled for each
             batch size, so no other one may be tried.
     """
-    images, growth = batch_size, 0.0
+    images, few, growth = batch_size, 1, 0.0
     if not compiled:
-        first, low = passes.train(1, measured_kernels=False)
-        first = agreed(passes.train(1, measured_kernels=False)[0])  # the first one also allocates
+        few = min(2, batch_size)  # BatchNorm trains on no fewer
+        _, low = passes.train(few, measured_kernels=False)
+        first = agreed(passes.train(few, measured_kernels=False)[0]) / few  # the first one also allocates
         if passes.device.type == "cpu" and first * batch_size > 2 * LONG_PASS:
             images = min(batch_size, IMAGES, max(2, int(LONG_PASS / first)))
     whole = images == batch_size
@@ -150,7 +151,7 @@ def measure(passes: Passes, read: tuple[float, float], batch_size: int, compiled
         seconds, high = min(seconds, again), max(high, later)
     evaluation = min(passes.evaluate(images) for _ in range(2))
     if not compiled:
-        growth = max(0.0, (high - low) / max(1, images - 1))
+        growth = max(0.0, (high - low) / max(1, images - few))
     peak = round(high + growth * (batch_size - images))
     return Trial(batch_size, seconds / images, evaluation / images, *read, peak)
 
