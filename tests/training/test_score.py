@@ -9,15 +9,18 @@ import os
 import socket
 import subprocess
 import sys
+import tracemalloc
 
 import numpy as np
 import pytest
 import torch
 import yaml
 from accelerate import Accelerator
+from matplotlib.axes import Axes
 from PIL import Image
 from pyarrow import Table
 from pyarrow.parquet import write_table
+from scipy.sparse import csr_array
 from transformers.models.vit import ViTImageProcessorPil
 
 from hf_vit import HFViTForImageClassification, save_checkpoint
@@ -29,7 +32,7 @@ from training import score
 from training.data.dataset import open_dataset
 from training.evaluation.classifier import open_classifier
 from training.evaluation.evaluate_classifier import batches, create_context
-from training.evaluation.report import taken_for, weakest, write_eval_results
+from training.evaluation.report import plot_confusion_matrix, taken_for, weakest, write_eval_results
 from training.metrics.metric_state import MetricState
 
 
@@ -103,6 +106,31 @@ def test_what_a_class_is_taken_for_is_another_class():
     confused = state.reduce(Accelerator(cpu=True)).most_confused()
     taken = [taken_for(confused, ["a", "b", "c"], number) for number in range(3)]
     assert taken == ["taken for b once", "taken for c 2 times", ""]
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """The arrays that figures show."""
+    shown = []
+    monkeypatch.setattr(
+        Axes, "imshow", lambda self, array, real=Axes.imshow, **k: shown.append(array) or real(self, array, **k)
+    )
+    return shown
+
+
+def test_the_confusion_of_21841_classes_is_drawn_several_classes_to_a_row(tmp_path, drawn):
+    rows, columns, counts = np.array([0, 21, 22, 21840]), np.array([0, 22, 22, 0]), np.array([3, 1, 2, 5])
+    confusion = csr_array((counts, (rows, columns)), shape=(21841, 21841))
+    names = [f"n{number:05d}" for number in range(21841)]
+    tracemalloc.start()
+    plot_confusion_matrix(tmp_path / "many.png", confusion, names)
+    assert tracemalloc.get_traced_memory()[1] < 250e6  # K x K are 477 MB even of bytes
+    tracemalloc.stop()
+    assert drawn[0].shape == (993, 993)  # 22 classes each
+    np.testing.assert_array_equal(drawn[0][0, :2], [0.75, 0.25])
+    assert drawn[0][1, 1] == drawn[0][992, 0] == 1 and drawn[0].sum() == 3
+    plot_confusion_matrix(tmp_path / "few.png", confusion[:3, :3], names[:3])
+    np.testing.assert_array_equal(drawn[1], [[1, 0, 0], [0, 0, 0], [0, 0, 0]])
 
 
 def test_accuracy_is_that_of_a_plain_loop(models):

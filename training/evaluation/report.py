@@ -18,6 +18,7 @@ from huggingface_hub import EvalResultEntry, eval_result_entries_to_yaml
 from huggingface_hub.repocard_data import eval_results_to_model_index
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from scipy.sparse import csr_array
 
 from hf_vit.atomic_file import atomic_path, atomic_write
 from hf_vit.errors import HFViTError, listed
@@ -39,7 +40,7 @@ CONFUSION_NAME, MODEL_INDEX_NAME = "confusion_matrix.png", "model_index.yaml"
 EVAL_RESULTS_FOLDER = ".eval_results"
 MAX_WEAKEST = 5  # classes named on the screen
 MAX_NAMED_TICKS = 40  # classes up to which the figure names them
-MAX_PLOTTED_CLASSES = 1024  # a matrix of more would have several classes to a pixel, and its size is their square
+MAX_PLOTTED_ROWS = 1024  # of the figure, which has about as many pixels; of more classes several share a row
 METRIC_LABELS = {"mean_per_class": "balanced accuracy (mean per class)", "macro_f1": "macro F1"}
 
 
@@ -184,9 +185,8 @@ def write_report_files(
     if predictions is not None and match is not None:
         metrics = predictions.metrics
         write_per_class(folder / PER_CLASS_NAME, metrics, match.names)
-        if metrics.num_classes <= MAX_PLOTTED_CLASSES:
-            plot_confusion_matrix(folder / CONFUSION_NAME, metrics.confusion(), match.names)
-            facts["figures"] = [CONFUSION_NAME]
+        plot_confusion_matrix(folder / CONFUSION_NAME, metrics.confusion(), match.names)
+        facts["figures"] = [CONFUSION_NAME]
     own = trained(folder)
     write_facts(folder, facts if own is None else joined(own, facts))
     if own is not None:
@@ -235,20 +235,28 @@ def describe_view(view: dict[str, Any]) -> str:
     return ", ".join(step for step in steps if step)
 
 
-def plot_confusion_matrix(path: Path, confusion: np.ndarray, names: list[str]) -> None:
-    """The confusion matrix as a figure: a row for each right class, as fractions of its images."""
-    fractions = confusion / np.maximum(confusion.sum(1, keepdims=True), 1)
-    side = min(12.0, 3.0 + 0.28 * min(len(names), MAX_NAMED_TICKS))
-    figure = Figure(figsize=(side, side), layout="constrained")
+def plot_confusion_matrix(path: Path, confusion: csr_array, names: list[str]) -> None:
+    """The confusion matrix (K, K) as a figure: a row for each right class, as fractions of its images.
+
+    Of more than MAX_PLOTTED_ROWS classes several that follow each other share a row, and a column.
+    """
+    classes = confusion.shape[0]
+    each = -(-classes // MAX_PLOTTED_ROWS)
+    rows, pairs = -(-classes // each), confusion.tocoo()
+    fractions = np.zeros((rows, rows))
+    np.add.at(fractions, (pairs.row // each, pairs.col // each), pairs.data)
+    fractions /= np.maximum(fractions.sum(1, keepdims=True), 1)
+    inches = min(12.0, 3.0 + 0.28 * min(len(names), MAX_NAMED_TICKS))
+    figure = Figure(figsize=(inches, inches), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     mesh = axes.imshow(fractions, cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
-    axes.set_xlabel("predicted")
-    axes.set_ylabel("right class")
+    axes.set_xlabel("predicted" if each == 1 else f"predicted, {each} classes a column")
+    axes.set_ylabel("right class" if each == 1 else f"right class, {each} classes a row")
     if len(names) <= MAX_NAMED_TICKS:
         axes.set_xticks(range(len(names)), names, rotation=90)
         axes.set_yticks(range(len(names)), names)
-    figure.colorbar(mesh, label="fraction of the right class", shrink=0.8)
+    figure.colorbar(mesh, label="fraction of the row's images", shrink=0.8)
     with plain_text(figure) as missing, atomic_path(path) as temporary:
         figure.savefig(temporary, dpi=120)
     if missing:

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from accelerate import Accelerator
+from scipy.sparse import csr_array
 
 
 BINS = 15
@@ -230,11 +231,10 @@ class Metrics:
         defined = (predicted > 0, support > 0, predicted + support > 0)
         return tuple(np.where(there, part, np.nan) for there, part in zip(defined, parts))
 
-    def confusion(self) -> np.ndarray:
-        """int64 (K, K): row i, column j is how often class i was taken for class j."""
-        matrix = np.zeros((self.num_classes, self.num_classes), dtype=np.int64)
-        matrix[self.references, self.predictions] = self.pair_counts
-        return matrix
+    def confusion(self) -> csr_array:
+        """Sparse int64 (K, K) of the pairs that occur: row i, column j is how often class i was taken for class j."""
+        shape = (self.num_classes, self.num_classes)
+        return csr_array((self.pair_counts, (self.references, self.predictions)), shape=shape)
 
     def most_confused(self) -> dict[int, tuple[int, int]]:
         """For each class that was ever taken for another: the one it was most often taken for, and how often."""

@@ -4,6 +4,7 @@ pytest tests/training/metrics/test_metric_state.py
 """
 
 import json
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -49,7 +50,7 @@ def test_the_running_state_is_the_metric_functions(predictions):
     real[::3] = -1
     metrics = count(logits, labels, real=real)
     found = metrics.scores()
-    np.testing.assert_array_equal(metrics.confusion(), confusion_matrix(guess, labels, 12))
+    np.testing.assert_array_equal(metrics.confusion().toarray(), confusion_matrix(guess, labels, 12))
     assert found["accuracy"] == (accuracy(guess, labels), 200)
     assert found["top5_accuracy"][0] == topk_accuracy(logits, labels, 5)
     assert found["mean_per_class"][0] == pytest.approx(mean_per_class(guess, labels), abs=1e-12)
@@ -88,7 +89,7 @@ def test_classes_one_by_one(predictions):
     for found, part in zip(metrics.precision_recall_f1()[:2], expected):
         np.testing.assert_allclose(found, part, atol=1e-12)
     np.testing.assert_array_equal(metrics.support, np.bincount(labels, minlength=12))
-    confusion = metrics.confusion()
+    confusion = metrics.confusion().toarray()
     np.fill_diagonal(confusion, 0)
     most = metrics.most_confused()
     assert set(most) == set(np.flatnonzero(confusion.sum(1)))
@@ -130,6 +131,10 @@ def test_memory_does_not_grow_with_the_square_of_the_classes():
     logits, labels = rng.normal(size=(40, 21841)).astype(np.float32), rng.integers(21841, size=40)
     metrics = count(logits, labels)  # a dense matrix would take 3.8 GB
     assert len(metrics.pair_counts) <= 40 and len(metrics.support) == 21841
+    tracemalloc.start()
+    assert metrics.confusion().nnz == len(metrics.pair_counts)
+    assert tracemalloc.get_traced_memory()[1] < 2e6
+    tracemalloc.stop()
     assert metrics.intervals()["macro_f1"][0] == 0.0
 
 
