@@ -13,7 +13,8 @@ import sys
 import types
 from typing import Any
 
-from .train import TrainingResult, command, train_from_python
+from .python_api import TrainingResult, train_from_python
+from .train import command
 
 
 def main(argv: list[str] | None = None) -> dict[str, Any]:
@@ -25,7 +26,7 @@ class PretrainModule(types.ModuleType):
     """The command's module and the function of the same name are one: `from training import pretrain` gives both."""
 
     def __call__(self, **options: Any) -> TrainingResult:
-        """Run from Python, with the options of the command line; see `training.train.train_from_python`."""
+        """Run from Python, with the options of the command line; see `training.python_api.train_from_python`."""
         return train_from_python("pretrain", options)
 
 

@@ -18,10 +18,10 @@ from transformers.models.vit import ViTImageProcessorPil
 from hf_vit import HFViTConfig, HFViTForImageClassification, save_checkpoint
 from hf_vit.image_processing import ImageProcessing
 from training import finetune, pretrain
+from training.build_model import build_model, image_processor_for
 from training.config.arguments import DataArguments
 from training.config.parser import parse
 from training.data.dataset import open_dataset
-from training.train import build_model, image_processor_for
 
 
 TINY = (

@@ -12,6 +12,7 @@ import yaml
 from PIL import Image
 
 from hf_vit import HFViTConfig, HFViTForImageClassification
+from training.build_model import build_model, scratch_config
 from training.config.parser import parse
 from training.config.recipes import RECIPES, recipe_names, recipe_path
 from training.data.splits import open_splits, transforms
@@ -19,7 +20,6 @@ from training.engine.masked_patch_prediction import masked_model
 from training.engine.schedule import TrainingSchedule
 from training.engine.trainer import Trainer
 from training.reporting.flops import train_flops
-from training.train import build_model, scratch_config
 
 
 NAMES = recipe_names()

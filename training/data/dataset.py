@@ -518,6 +518,15 @@ def carve_dev_split(dataset: ImageDataset, fraction: float = 0.1, seed: int = 0)
     return replace(train, split=f"{dataset.split} without {share}"), replace(dev, split=f"{dataset.split}, {share}")
 
 
+def check_problem_type(dataset: Any, problem_type: str) -> None:
+    """Raise HFViTError where labels are of another kind than the `config.problem_type` of the model."""
+    if isinstance(dataset, ImageDataset) and dataset.problem_type != problem_type:
+        raise HFViTError(
+            f"the labels of '{dataset.name}' ({dataset.split}) are for {dataset.problem_type}, the model is "
+            f"for {problem_type}: set its config.problem_type, or choose other labels"
+        )
+
+
 def holds_classes(dataset: ImageDataset) -> bool:
     """Whether the labels are one class an image, and no other targets."""
     return dataset.labels.ndim == 1 and np.issubdtype(dataset.labels.dtype, np.integer)

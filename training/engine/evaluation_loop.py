@@ -5,20 +5,30 @@ For the Trainer and score.py. What is counted, and how, is training/metrics/metr
 Tests: tests/training/engine/test_trainer.py.
 """
 
+import itertools
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from accelerate import Accelerator
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
+from transformers.trainer_callback import CallbackHandler
 from transformers.trainer_utils import EvalPrediction
 
 from hf_vit.errors import HFViTError
+from hf_vit.problem_type import SINGLE_LABEL
 
+from ..config.arguments import TrainArguments
 from ..data.samplers import EvalSampler
 from ..metrics.metric_state import LossState, Metrics, MetricState
-from .dataloaders import all_batches
+from ..metrics.target_scores import target_scores
+from ..reporting.progress import Display
+from .accelerator import memory_advice
+from .dataloaders import all_batches, create_loader
+from .device_inputs import DeviceInputs
 from .distributed import raise_on_all_ranks
 from .full_tensors import reshard
 
@@ -45,6 +55,60 @@ class Evaluated:
             extra = more(EvalPrediction(predictions=self.logits, label_ids=self.labels))
             found |= {f"{prefix}_{name.removeprefix(f'{prefix}_')}": value for name, value in extra.items()}
         return found
+
+
+class Evaluator:
+    """The evaluations of a run: each over a loader of its own, with the average of the weights where one is kept.
+
+    Args:
+        loss_module: prepared network and loss. config: of the model. inputs: brings a batch to the device.
+        handler: of the callbacks, which are shown the loader in use. averaged: holds the weights to evaluate.
+        on_step: called after every batch.
+    """
+
+    def __init__(
+        self,
+        loss_module,
+        config: Any,
+        problem_type: str,
+        args: TrainArguments,
+        accelerator: Accelerator,
+        inputs: DeviceInputs,
+        display: Display,
+        handler: CallbackHandler,
+        averaged: Callable[[], AbstractContextManager[None]],
+        on_step: Callable[[], None],
+    ):
+        self.loss_module, self.config, self.problem_type, self.args = loss_module, config, problem_type, args
+        self.accelerator, self.inputs, self.display, self.handler = accelerator, inputs, display, handler
+        self.averaged, self.on_step = averaged, on_step
+
+    def run(self, dataset: Dataset, keep_outputs: bool = False) -> Evaluated:
+        """Evaluate on every image of a map-style dataset once."""
+        size, process = self.args.per_device_eval_batch_size, self.accelerator
+        order = EvalSampler(len(dataset), size, rank=process.process_index, world_size=process.num_processes)
+        loader = create_loader(dataset, order, self.args, process.device)
+        self.handler.eval_dataloader = loader
+        done = itertools.count(1)
+
+        def on_batch() -> None:
+            self.display.evaluating(next(done), len(order))
+            self.on_step()
+
+        try:
+            with self.averaged(), memory_advice(self.args, evaluating=True):
+                return evaluate(
+                    self.loss_module, loader, order, process, self.inputs, keep_outputs, on_batch,
+                    None if self.problem_type == SINGLE_LABEL else self.score_outputs,
+                )  # fmt: skip
+        finally:
+            self.display.evaluating(None)
+
+    def score_outputs(self, logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+        """Scores of logits (N, K) for several labels, or numbers, (N, K); at the thresholds of the configuration."""
+        names = [self.config.id2label[number] for number in range(self.config.num_labels)]
+        thresholds = getattr(self.config, "label_thresholds", None)
+        return target_scores(self.problem_type, logits, labels, names, thresholds)
 
 
 @torch.no_grad()

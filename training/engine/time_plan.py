@@ -12,8 +12,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
+
 from hf_vit.errors import HFViTError
 
+from ..config.arguments import TrainArguments
+from ..config.durations import seconds_of
 from ..reporting.progress import hours_minutes_seconds as in_words
 from .distributed import agreed
 from .schedule import Stage, TrainingSchedule
@@ -68,6 +72,37 @@ class TimePlan:
         self._estimated: float | None = None  # seconds of one unit of work, before any was measured
         self._mark, self._work, self._first_step, self._next_check = now(), 0.0, 0, 0
         self._last_save = now()
+
+    @classmethod
+    def of_run(
+        cls,
+        args: TrainArguments,
+        schedule: TrainingSchedule,
+        flops_of: dict[tuple[int, int] | None, int],
+        train_images: int,
+        *,
+        evaluates: bool,
+        device: torch.device,
+        log: Callable[[str], None],
+        started: float,
+    ) -> "TimePlan":
+        """The plan of `args.time_limit`.
+
+        Args:
+            flops_of: training on one image of each size. evaluates: whether there is a split to evaluate on.
+        """
+        images = schedule.stages[0].images
+        a_step = {"no": 0.0, "steps": 1 / max(1, args.eval_steps), "epoch": images / train_images}
+        return cls(
+            seconds_of("time_limit", args.time_limit),
+            schedule,
+            {size: float(flops or 1) for size, flops in flops_of.items()},
+            evaluations_after=(1 + args.load_best_model_at_end + args.do_predict) * evaluates,
+            evaluations_per_step=a_step[args.eval_strategy],
+            log=log,
+            started=started,
+            synchronize=torch.accelerator.synchronize if device.type != "cpu" else (lambda: None),
+        )
 
     # -- the clock ---------------------------------------------------------------------------------------------------
 

@@ -13,14 +13,13 @@ remembers two numbers, and a resumed run is the uninterrupted one, bit for bit, 
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from accelerate.utils import gather_object
 from huggingface_hub import get_token
 from torch.utils.data import Dataset
 from transformers import PreTrainedModel
@@ -43,43 +42,44 @@ from hf_vit.problem_type import SINGLE_LABEL, problem_type_of
 from hf_vit.transformers_classifiers import num_channels
 
 from ..config.arguments import TrainArguments
-from ..config.durations import seconds_of
-from ..data.dataset import ImageDataset
+from ..data.dataset import check_problem_type
 from ..data.mixup import MixupCutmix
 from ..data.normalize import Normalize
-from ..data.samplers import EvalSampler, keyed, seed_draw
+from ..data.samplers import keyed, seed_draw
 from ..data.streaming import ImageStream
 from ..metrics.metric_state import Metrics
-from ..metrics.target_scores import sigmoid, target_scores
+from ..metrics.target_scores import sigmoid
 from ..reporting import attention_examples, facts, progress
 from ..reporting.flops import measured_peak
 from . import checkpoint_io, save_outputs
 from .accelerator import create_accelerator, memory_advice
 from .cpu_kernels import bfloat16_note, kernels_for
-from .dataloaders import Batches, create_loader
+from .dataloaders import Batches
+from .device_inputs import DeviceInputs
 from .distributed import agreed, all_ranks, raise_on_all_ranks
 from .ema import WeightAverage
-from .evaluation_loop import Evaluated, evaluate
+from .evaluation_loop import Evaluator
 from .full_tensors import gathered, model_weights
 from .losses import create_loss_module
 from .lr_schedules import create_scheduler
 from .masked_patch_prediction import MASKED_PATCHES
 from .nan_check import FiniteCheck, nothing_readable
 from .optimizers import GradualUnfreezing, averaged_by, create_optimizer
+from .output_folder import checkpoint_to_resume, locked
 from .preemption import StopRequest
-from .resume_check import RunIdentity, changes_in_words, raise_if_checkpoints_differ
+from .resume import resume_run
+from .resume_check import RunIdentity
 from .run_checkpoints import RunCheckpoints
+from .run_estimate import RunEstimate
 from .run_lock import RunLock
-from .schedule import Stage, TrainingSchedule, at_image_size, with_accumulation_steps
+from .run_log import RunLog
+from .schedule import TrainingSchedule, at_image_size, with_accumulation_steps
 from .time_plan import TimePlan
 from .trackers import flat
 from .trainer_state import TrainingState
-from .trial import Passes, Trial, measure, read_some
+from .trial import Passes, Trial, measure, sample_images
 
 
-ESTIMATED_AFTER = 4  # steps
-SURPRISE = 1.5  # times faster or slower than estimated: worth a second line
-WORTH_SAYING = 20  # seconds: a shorter run is over before its estimate is read
 OPTIMIZER_COPIES = 2  # of the trained weights: AdamW's moments, the most that an optimizer here keeps
 COPIES_SAVED = 3  # of the weights, in a checkpoint: they and AdamW's moments
 
@@ -121,7 +121,9 @@ class Trainer:
         self.model, self.args, self.image_processor = model, args, image_processor
         self.train_dataset, self.eval_dataset = keyed(train_dataset), keyed(eval_dataset)
         self.compute_metrics, self.about = compute_metrics, about or {}
-        self.check_labels(self.train_dataset, self.eval_dataset)
+        if not masked:
+            for dataset in (self.train_dataset, self.eval_dataset):
+                check_problem_type(dataset, self.problem_type)
         attention_examples.check_attention_examples(args.card_examples, model, self.eval_dataset, image_processor)
         self.accelerator = create_accelerator(args)
         self.rank, self.world_size = self.accelerator.process_index, self.accelerator.num_processes
@@ -148,24 +150,28 @@ class Trainer:
         every = self.schedule.steps_of("unfreeze_every")
         self.unfreezing = GradualUnfreezing(self.loss_module, every) if every else None
         mixes = args.mixup_alpha or args.cutmix_alpha
-        self.mixup = MixupCutmix(args.mixup_alpha, args.cutmix_alpha, config.num_labels, args.seed) if mixes else None
-        self.mixup_ends = self.schedule.length - self.schedule.steps_of("mixup_off_steps")
+        self.inputs = DeviceInputs(
+            self.normalize,
+            MixupCutmix(args.mixup_alpha, args.cutmix_alpha, config.num_labels, args.seed) if mixes else None,
+            self.schedule,
+            (num_channels(config), *self.image_size),
+            None if self.problem_type == SINGLE_LABEL else config.num_labels,
+            device,
+            self._note_unreadable,
+        )
         self.display = progress.Display(self.accelerator.is_main_process, not args.disable_tqdm)
         self.stop_request, self.interrupted = StopRequest(self.accelerator), False
         self.checkpoints = RunCheckpoints(args.save_total_limit, args.async_save, self.display.log)
+        self.run_log = RunLog(self.accelerator, self.display)
         self.lock: RunLock | None = None
         self.seconds = 0.0
         self.last_outputs: tuple[np.ndarray, np.ndarray] | None = None  # of the last evaluation, where they are kept
         self.time_plan: TimePlan | None = None
         self.trial: Trial | None = None
-        self._estimated_rate = 0.0
-        self.peak: float | None = None
         self._flops_of: dict[tuple[int, int] | None, int] = {}  # training on one image of a stage's size
-        self._flops_logged = 0.0
-        self._keeping_history = self._best_is_loaded = False
+        self._best_is_loaded = False
         self._counts: Metrics | None = None  # of the last evaluation, where this process made it
         self._grad_norm: torch.Tensor | None = None
-        self._steps_of_process, self._first_lap = 0, (0.0, 0)
         self.control = TrainerControl()
         self.callback_handler = CallbackHandler(
             [DefaultFlowCallback, *self._early_stopping(), *(callbacks or [])],
@@ -191,10 +197,15 @@ class Trainer:
             rates_from_arguments=optimizer is None and scheduler is None,
         )
         self.control = self._event("on_init_end")
+        self.estimate = RunEstimate(self.schedule, self.timer, device, self.display.log, self._probe_seconds)
         self.batches = Batches(
             data, args, self.schedule, self.rank, self.world_size, device, self.callback_handler, self.timer
         )
         self.finite = FiniteCheck(self.accelerator, self.batches)
+        self.evaluator = Evaluator(
+            self.loss_module, config, self.problem_type, args, self.accelerator, self.inputs, self.display,
+            self.callback_handler, self.averaged, self._on_prediction_step,
+        )  # fmt: skip
 
     # -- what a run is -----------------------------------------------------------------------------------------------
 
@@ -285,24 +296,14 @@ class Trainer:
                 self._loop()
             return self._end()
 
-    @contextmanager
-    def output_folder_lock(self) -> Iterator[None]:
+    def output_folder_lock(self) -> AbstractContextManager[None]:
         """Within it, no other run may write into the output folder; may be entered again within itself.
 
         Raises:
             HFViTError: another run is at work there.
         """
-        main = self.accelerator.is_main_process
-        with all_ranks(), full_disk_is_an_error(self.output_dir, checkpoint_io.advice(self.output_dir)):
-            if main:
-                self.output_dir.mkdir(parents=True, exist_ok=True)
-                self.lock = self.lock or RunLock(self.output_dir)
-                self.lock.acquire()
-        try:
-            yield
-        finally:
-            if self.lock is not None:
-                self.lock.release()
+        self.lock = self.lock or RunLock(self.output_dir)
+        return locked(self.lock)
 
     def _loop(self) -> None:
         """Step after step, until the end of the run, a callback or a signal."""
@@ -337,7 +338,7 @@ class Trainer:
         self._check_data()
         batch = next(self.batches.steps(0, 0))[0]
         raise_on_all_ranks(self.batches.error)
-        return self._to_device(batch, 0)
+        return self.inputs(batch, 0)
 
     def _step(self, micro_batches: list[dict]) -> None:
         """One optimizer step, equal to one on a single large batch."""
@@ -352,7 +353,7 @@ class Trainer:
             # Dropout and drop path depend on (seed, step, micro-batch, rank) alone: nothing to save for a resume.
             seed_draw(self.args.seed, step * most + number, self.rank, self.accelerator.device)
             with self.accelerator.accumulate(self.loss_module):
-                pixel_values, labels = self._to_device(batch, step)
+                pixel_values, labels = self.inputs(batch, step)
                 with self.kernels:
                     outputs = self.loss_module(pixel_values, labels)
                     losses, logits, labels = (part[: len(batch["labels"])] for part in outputs)
@@ -395,23 +396,10 @@ class Trainer:
             raise HFViTError(nothing_readable(step, [name for batch in batches for name in batch["unreadable"]]))
         return count
 
-    def _to_device(self, batch: dict, step: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
-        """Normalized images and labels on the device; mixed if it is a batch of `step`, all of one weight."""
-        for name in batch["unreadable"]:
-            if name not in self.unreadable:
-                self.unreadable[name] = None
-                self.display.log(f"skipped: {name}")
-        device = self.accelerator.device
-        pixel_values = batch["pixel_values"].to(device, non_blocking=True)
-        labels = batch["labels"].to(device, non_blocking=True)
-        if not len(labels):  # all processes take part in every pass: a blank image, which nobody counts
-            config, classes = self.model.config, self.problem_type == SINGLE_LABEL
-            pixel_values = pixel_values.new_zeros((1, num_channels(config), *self.image_size))
-            labels = labels.new_zeros(1) if classes else pixel_values.new_zeros(1, config.num_labels).float()
-        pixel_values = self.normalize(pixel_values)
-        if step is not None and self.mixup is not None and self.schedule.scheduled(step) < self.mixup_ends:
-            pixel_values, labels = self.mixup(pixel_values, labels, step)
-        return pixel_values, labels
+    def _note_unreadable(self, name: str) -> None:
+        if name not in self.unreadable:
+            self.unreadable[name] = None
+            self.display.log(f"skipped: {name}")
 
     def _advance(self) -> bool:
         """Count a step; True if an epoch ended with it."""
@@ -422,7 +410,7 @@ class Trainer:
         self.state.total_flos += self._flops_of[stage.image_size] * stage.images
         self.timer.lap(stage.images)
         self.display.advance()
-        self._estimate(stage.images)
+        self.estimate.after_step(self.state.global_step)
         return self.position // size > before // size
 
     def _keep_time(self) -> bool:
@@ -433,43 +421,16 @@ class Trainer:
         self.state.max_steps = self.display.max_steps = self.max_steps
         return changed
 
-    def _estimate(self, images: int) -> None:
-        """After a few steps, log what the run will take where the trial before them was wrong, or there was none.
-
-        The first step of a process is left out: it allocates memory and fills caches.
-        """
-        self._steps_of_process += 1
-        if self._steps_of_process == 1:
-            self._first_lap = (self.timer.seconds, self.timer.images)
-        elif self._steps_of_process == ESTIMATED_AFTER:
-            seconds, before = self._first_lap
-            rate = (self.timer.images - before) / max(self.timer.seconds - seconds, 1e-9)
-            if not self._estimated_rate or not 1 / SURPRISE < rate / self._estimated_rate < SURPRISE:
-                self._say_estimate(rate, progress.memory_peak(self.accelerator.device))
-
-    def _say_estimate(self, images_per_second: float, memory: float) -> None:
-        """Log what is left of the run in time and memory, and the cheaper way where that is long."""
-        self._estimated_rate = images_per_second
-        seconds = self.schedule.images_after(self.state.global_step) / images_per_second
-        if seconds >= WORTH_SAYING:
-            probe = self._probe_seconds()
-            self.display.log(progress.estimate(images_per_second, seconds, memory / 2**30, probe))
-
-    def _probe_seconds(self) -> float | None:
-        """Seconds of the recipe `probe` in place of this run; None where it does not serve the same purpose."""
-        labelled = self.args.loss != MASKED_PATCHES and self.about.get("base_model") is not None
-        if self.trial is None or not labelled or not facts.is_hf_vit(self.model) or self._is_probe():
-            return None
-        images = len(self.train_dataset) + (0 if self.eval_dataset is None else len(self.eval_dataset))
-        return self.trial.evaluation_seconds(-(-images // self.world_size), self.args.dataloader_num_workers)
-
     def _try_out(self) -> None:
         """Measure a few passes, say what the run will take, and plan its time; where images are streamed, later."""
         stage, workers = self.schedule.stage_of(self.state.global_step), self.args.dataloader_num_workers
-        found = self._passes(stage) if self.max_steps else None
-        if found is not None:
-            with memory_advice(self.args):
-                self.trial = measure(*found, stage.batch_size, self.args.torch_compile)
+        if self.max_steps and not isinstance(self.train_dataset, ImageStream):
+            images = at_image_size(self.train_dataset, stage.image_size)
+            batch, reading = sample_images(images, self.eval_dataset, self.args.seed, self.position, stage.batch_size)
+            if batch is not None:
+                inputs = self.inputs(batch | {"unreadable": []}, self.state.global_step)  # the run says which
+                passes = Passes(self.loss_module, self.accelerator, self.kernels, *inputs)
+                self.trial = measure(passes, reading, stage.batch_size, self.args.torch_compile)
         if self.time_plan is not None:
             trained = sum(p.numel() * p.element_size() for p in self._parameters)
             images = 0 if self.eval_dataset is None else len(self.eval_dataset)
@@ -480,26 +441,17 @@ class Trainer:
         if self.trial is not None:
             seconds = self.trial.step_seconds(stage.images // self.world_size, workers)
             state = OPTIMIZER_COPIES * sum(p.numel() * p.element_size() for p in self._parameters if p.requires_grad)
-            self._say_estimate(stage.images / agreed(seconds), self.trial.peak_bytes + state)
+            rate = stage.images / agreed(seconds)
+            self.estimate.log_estimate(self.state.global_step, rate, self.trial.peak_bytes + state)
 
-    def _passes(self, stage: Stage) -> tuple[Passes, tuple[float, float]] | None:
-        """Passes over some of the training images, and the seconds of reading one image to train and to evaluate on;
-        None where images come in a stream, or cannot be read."""
-        if isinstance(self.train_dataset, ImageStream):
+    def _probe_seconds(self) -> float | None:
+        """Seconds of the recipe `probe` in place of this run; None where it does not serve the same purpose."""
+        labelled = self.args.loss != MASKED_PATCHES and self.about.get("base_model") is not None
+        head_alone = not any(p.requires_grad for p in self.model.base_model.parameters())
+        if self.trial is None or not labelled or not facts.is_hf_vit(self.model) or head_alone:
             return None
-        images = at_image_size(self.train_dataset, stage.image_size)
-        batch, read_train = read_some(images, self.args.seed, self.position, stage.batch_size)
-        _, read_eval = (None, 0.0) if self.eval_dataset is None else read_some(self.eval_dataset, self.args.seed, 0)
-        if not all(gather_object([batch is not None])):
-            return None
-        pixel_values, labels = self._to_device(
-            batch | {"unreadable": []}, self.state.global_step
-        )  # the run says which
-        return Passes(self.loss_module, self.accelerator, self.kernels, pixel_values, labels), (read_train, read_eval)
-
-    def _is_probe(self) -> bool:
-        """Whether the head alone is trained."""
-        return not any(p.requires_grad for p in self.model.base_model.parameters())
+        images = len(self.train_dataset) + (0 if self.eval_dataset is None else len(self.eval_dataset))
+        return self.trial.evaluation_seconds(-(-images // self.world_size), self.args.dataloader_num_workers)
 
     # -- logging, evaluating, saving ---------------------------------------------------------------------------------
 
@@ -523,7 +475,7 @@ class Trainer:
         if self.control.should_evaluate:
             with self._timed("evaluation"):
                 metrics = self.evaluate()
-            save |= self._note_best(metrics)
+            save |= self.training_state.note_best(metrics, self.args)
         if save or self.interrupted:
             with self._timed("saving"):
                 self.save_checkpoint()
@@ -541,18 +493,8 @@ class Trainer:
             del logs["accuracy"]
         if self._grad_norm is not None:
             logs["grad_norm"] = float(self._grad_norm)
-        self.log(logs, self._speed())
-
-    def _speed(self) -> dict[str, float]:
-        """What the clock says since the last log."""
-        speed = self.timer.interval()
         left = self.schedule.images_after(self.state.global_step)
-        speed["eta_seconds"] = left / max(speed["images_per_second"], 1e-9)
-        speed["memory_peak_bytes"] = progress.memory_peak(self.accelerator.device)
-        flops, self._flops_logged = self.state.total_flos - self._flops_logged, self.state.total_flos
-        if self.peak is not None:
-            speed["mfu"] = flops / (speed["interval_seconds"] * self.peak * self.world_size)
-        return speed
+        self.log(logs, self.run_log.speed(self.timer, left, self.state.total_flos))
 
     def log(self, logs: dict[str, float], speed: dict[str, float] | None = None) -> None:
         """Add a line to the history, the display, the trackers and the callbacks.
@@ -560,16 +502,7 @@ class Trainer:
         Args:
             logs: what is a function of arguments and data. speed: what the clock said.
         """
-        speed = speed or {}
-        line = {"step": self.state.global_step, "epoch": self.state.epoch or 0.0, **logs}
-        self.state.log_history.append(line)
-        self.display.show(self.state.global_step, logs, speed)
-        if self.accelerator.is_main_process and self._keeping_history:
-            with full_disk_is_an_error(self.output_dir, checkpoint_io.advice(self.output_dir)):
-                progress.append_line(self.output_dir / progress.HISTORY_NAME, line)
-                if speed:
-                    progress.append_line(self.output_dir / progress.SPEED_NAME, {"step": line["step"], **speed})
-        self.accelerator.log({**logs, **speed}, step=self.state.global_step)
+        self.run_log.add(self.state, logs, speed or {})
         self.control = self._event("on_log", logs=dict(logs))
 
     def evaluate(self, eval_dataset: Dataset | None = None, metric_key_prefix: str = "eval") -> dict[str, float]:
@@ -583,12 +516,12 @@ class Trainer:
         dataset = self.eval_dataset if eval_dataset is None else keyed(eval_dataset)
         if dataset is None:
             raise HFViTError("nothing to evaluate on: give an eval_dataset")
-        found = self._evaluate(dataset, keep_outputs=self.compute_metrics is not None)
-        metrics = found.metrics(metric_key_prefix, self.compute_metrics)
+        evaluated = self.evaluator.run(dataset, keep_outputs=self.compute_metrics is not None)
+        metrics = evaluated.metrics(metric_key_prefix, self.compute_metrics)
         if eval_dataset is None:
-            self.training_state.last_evaluation = (self.state.global_step, metrics, found.count)
-            self.last_outputs = None if found.logits is None else (found.logits, found.labels)
-            self._counts = found.counts
+            self.training_state.last_evaluation = (self.state.global_step, metrics, evaluated.count)
+            self.last_outputs = None if evaluated.logits is None else (evaluated.logits, evaluated.labels)
+            self._counts = evaluated.counts
         if not self._best_is_loaded:  # those weights belong to an earlier step, which has its line
             self.log(metrics)
         self.control = self._event("on_evaluate", metrics=metrics)
@@ -596,38 +529,10 @@ class Trainer:
 
     def predict(self, test_dataset: Dataset, metric_key_prefix: str = "test") -> PredictionOutput:
         """Logits (N, K), labels (N,) and scores, in the order of the data."""
-        found = self._evaluate(keyed(test_dataset), keep_outputs=True)
-        metrics = found.metrics(metric_key_prefix, self.compute_metrics)
+        evaluated = self.evaluator.run(keyed(test_dataset), keep_outputs=True)
+        metrics = evaluated.metrics(metric_key_prefix, self.compute_metrics)
         self.control = self._event("on_predict", metrics=metrics)
-        return PredictionOutput(found.logits, found.labels, metrics)
-
-    def _evaluate(self, dataset: Dataset, keep_outputs: bool) -> Evaluated:
-        size = self.args.per_device_eval_batch_size
-        order = EvalSampler(len(dataset), size, rank=self.rank, world_size=self.world_size)
-        loader = create_loader(dataset, order, self.args, self.accelerator.device)
-        self.callback_handler.eval_dataloader = loader
-
-        done = 0
-
-        def on_batch() -> None:
-            nonlocal done
-            done += 1
-            self.display.evaluating(done, len(order))
-            self.control = self._event("on_prediction_step")
-
-        try:
-            with self.averaged(), memory_advice(self.args, evaluating=True):
-                return evaluate(
-                    self.loss_module, loader, order, self.accelerator, self._to_device, keep_outputs, on_batch,
-                    None if self.problem_type == SINGLE_LABEL else self._score_outputs,
-                )  # fmt: skip
-        finally:
-            self.display.evaluating(None)
-
-    def _score_outputs(self, logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-        config = self.model.config
-        names = [config.id2label[number] for number in range(config.num_labels)]
-        return target_scores(self.problem_type, logits, labels, names, getattr(config, "label_thresholds", None))
+        return PredictionOutput(evaluated.logits, evaluated.labels, metrics)
 
     def tune_thresholds(self) -> int:
         """Set `config.label_thresholds` to those with the highest F1 on the evaluation images; returns their number.
@@ -642,28 +547,17 @@ class Trainer:
         logits, labels = self.last_outputs
         self.model.config.label_thresholds = best_thresholds(sigmoid(logits), labels).tolist()
         step, metrics, count = self.last_evaluation
-        scores = {f"eval_{name}": value for name, value in self._score_outputs(logits, labels).items()}
+        scores = {f"eval_{name}": value for name, value in self.evaluator.score_outputs(logits, labels).items()}
         self.training_state.last_evaluation = (step, metrics | scores, count)
         return count
+
+    def _on_prediction_step(self) -> None:
+        self.control = self._event("on_prediction_step")
 
     def averaged(self) -> AbstractContextManager[None]:
         """Within it, the model holds the average of its weights, if one is kept."""
         ema = self.training_state.ema
         return averaged_by(self.optimizer.optimizer) if ema is None else ema.applied()
-
-    def _note_best(self, metrics: dict[str, float]) -> bool:
-        """Remember the best score; True if its weights have to be kept."""
-        name = "eval_" + self.args.metric_for_best_model.removeprefix("eval_")
-        if name not in metrics:
-            raise HFViTError(f"--metric_for_best_model {name}: evaluation gives {', '.join(metrics)}")
-        value, best = metrics[name], self.state.best_metric
-        if best is not None and not (value > best if self.args.greater_is_better else value < best):
-            return False
-        self.state.best_metric, self.state.best_global_step = value, self.state.global_step
-        if self.args.load_best_model_at_end or self.args.save_strategy == "best":
-            self.state.best_model_checkpoint = str(self.output_dir / f"checkpoint-{self.state.global_step}")
-            return True
-        return False
 
     def save_checkpoint(self) -> Path:
         """Write `checkpoint-N`, whole or not at all; then older ones beyond `save_total_limit` go.
@@ -715,28 +609,27 @@ class Trainer:
     def _begin(self, resume: str | bool | None) -> None:
         """Check everything that can be checked, then make the output folder and go to where the run stands."""
         with all_ranks():
-            folder = checkpoint_io.find_checkpoint(self.output_dir, resume)
-            if not resume and not checkpoint_io.is_unused(self.output_dir):
-                raise HFViTError(
-                    f"{self.output_dir} is not empty: give another --output_dir, or --resume_from_checkpoint true to "
-                    "go on from its newest checkpoint"
-                )
             if self.args.push_to_hub and get_token() is None:
                 raise HFViTError("--push_to_hub needs a Hugging Face token: run `hf auth login`, or set HF_TOKEN")
-        raise_if_checkpoints_differ(folder, self.world_size)
-        with all_ranks(), full_disk_is_an_error(self.output_dir, checkpoint_io.advice(self.output_dir)):
-            if self.accelerator.is_main_process:
-                checkpoint_io.remove_leftovers(self.output_dir)
-        self._keeping_history = True
+        folder = checkpoint_to_resume(self.output_dir, resume)
         sizes = {stage.image_size for stage in self.schedule.stages}
         self._flops_of = {size: facts.image_flops(self.model, self.args, size or self.image_size) for size in sizes}
-        self.peak = measured_peak(self.accelerator.device, self.precision)
+        self.run_log.begin(self.output_dir, measured_peak(self.accelerator.device, self.precision))
         self.training_state.began = time.time()
         if self.args.time_limit is not None:
-            self.time_plan = self._plan_time()
+            self.time_plan = TimePlan.of_run(
+                self.args,
+                self.schedule,
+                self._flops_of,
+                len(self.train_dataset),
+                evaluates=self.eval_dataset is not None,
+                device=self.accelerator.device,
+                log=self.display.log,
+                started=self.started,
+            )
         if folder is not None:
             self._resume(folder, set_damaged_aside=resume == checkpoint_io.NEWEST_INTACT)
-        self._flops_logged = self.state.total_flos
+        self.run_log.flops_logged = self.state.total_flos
         low_on_cpu = self.precision == "bf16" and self.accelerator.device.type == "cpu"
         if low_on_cpu and self.accelerator.is_main_process and (note := bfloat16_note(self.args.cpu_kernels)):
             self.display.log(note)
@@ -756,27 +649,9 @@ class Trainer:
         self.control = self._event("on_train_begin")
         if self.args.eval_on_start and self.eval_dataset is not None and self.state.global_step == 0:
             with self._timed("evaluation"):
-                save = self._note_best(self.evaluate())
+                save = self.training_state.note_best(self.evaluate(), self.args)
             if save:
                 self.save_checkpoint()
-
-    def _plan_time(self) -> TimePlan:
-        """The plan of `args.time_limit`."""
-        args = self.args
-        weights = {size: float(flops or 1) for size, flops in self._flops_of.items()}
-        images = self.schedule.stages[0].images
-        a_step = {"no": 0.0, "steps": 1 / max(1, args.eval_steps), "epoch": images / len(self.train_dataset)}
-        synchronize = torch.accelerator.synchronize if self.accelerator.device.type != "cpu" else (lambda: None)
-        return TimePlan(
-            seconds_of("time_limit", args.time_limit),
-            self.schedule,
-            weights,
-            evaluations_after=(1 + args.load_best_model_at_end + args.do_predict) * (self.eval_dataset is not None),
-            evaluations_per_step=a_step[args.eval_strategy],
-            log=self.display.log,
-            started=self.started,
-            synchronize=synchronize,
-        )
 
     def _resume(self, folder: Path, set_damaged_aside: bool) -> None:
         """Become the run that wrote `folder`, or, where it is damaged and that was asked for, the one before it.
@@ -784,55 +659,15 @@ class Trainer:
         Raises:
             HFViTError: the checkpoint is damaged, or belongs to another run; the message says what differs.
         """
-        found = self.checkpoints.read(folder, set_damaged_aside)
-        if found is None:
-            return
-        folder, saved = found
-        changes = self.identity.check(saved["counters"], folder)
-        step = saved["trainer_state"]["global_step"]
-        self._resume_plan(saved["counters"], step)
-        if step > self.max_steps:
-            raise HFViTError(
-                f"{folder} is what {step} steps made, this run has {self.max_steps}: raise --max_steps or "
-                "--num_train_epochs, or begin anew in another --output_dir"
-            )
-        self.training_state.callbacks = self._stateful_callbacks()
-        try:
-            self.training_state.load_state_dict(saved)
-        except (KeyError, TypeError, RuntimeError) as error:
-            raise checkpoint_io.damaged(folder, error) from error
-        except HFViTError as error:
-            raise HFViTError(f"{folder} cannot be resumed: {error}, or begin anew in another --output_dir") from error
-        self.training_state.find_best_again(self.output_dir, folder)
-        self.control.should_training_stop = False
-        if changes:
-            self.training_state.argument_changes.append({"step": step, "changes": changes})
-            self.display.log(f"going on with other arguments than the checkpoint's: {changes_in_words(changes)}")
-        if "evaluation images" in changes:  # scores of other images cannot be compared
-            self.state.best_metric = self.state.best_model_checkpoint = self.state.best_global_step = None
-            self.training_state.last_evaluation = None
-        self.display.log(f"resuming from {folder}, after step {step} of {self.max_steps}")
-
-    def check_labels(self, *datasets: Dataset | None) -> None:
-        """Raise HFViTError where labels are of another kind than the model's `config.problem_type`."""
-        for dataset in datasets:
-            if not isinstance(dataset, ImageDataset) or self.args.loss == MASKED_PATCHES:
-                continue
-            if dataset.problem_type != self.problem_type:
-                raise HFViTError(
-                    f"the labels of '{dataset.name}' ({dataset.split}) are for {dataset.problem_type}, the model is "
-                    f"for {self.problem_type}: set its config.problem_type, or choose other labels"
-                )
-
-    def _resume_plan(self, counters: dict[str, Any], step: int) -> None:
-        """Go on with the time plan of a checkpoint; without a limit now, the rest of the schedule goes as asked."""
-        plan = counters.get("time_plan")
-        if plan is not None:
-            self.schedule.load_fitted(plan["fitted"])
-            if self.time_plan is not None:
-                self.time_plan.load_state_dict(plan)
-            elif plan["fitted"]:
-                self.schedule.fit(step, step + round(self.schedule.length - self.schedule.scheduled(step)))
+        checkpoint = self.checkpoints.read(folder, set_damaged_aside)
+        if checkpoint is not None:
+            folder, saved = checkpoint
+            self.training_state.callbacks = self._stateful_callbacks()
+            resume_run(
+                self.training_state, saved, folder, self.output_dir, self.identity, self.schedule, self.time_plan,
+                self.display.log,
+            )  # fmt: skip
+            self.control.should_training_stop = False
 
     def _check_data(self) -> None:
         if self.train_dataset is None:
@@ -881,7 +716,7 @@ class Trainer:
         classes = self.problem_type == SINGLE_LABEL
         if classes and self._counts is None and last is not None and last[0] == self.state.global_step:
             # The run was resumed at its end: the evaluation is in the checkpoint, and its counts are not
-            self._counts = self._evaluate(self.eval_dataset, keep_outputs=False).counts
+            self._counts = self.evaluator.run(self.eval_dataset).counts
         measured = facts.run_facts(self._record(len(unreadable))) | entries
 
         def add_examples(found: dict[str, Any]) -> None:
@@ -916,7 +751,7 @@ class Trainer:
             position=self.position,
             global_batch_size=self.global_batch_size,
             seconds=self.seconds,
-            peak_flops=self.peak,
+            peak_flops=self.run_log.peak_flops,
             last_evaluation=self.last_evaluation,
             unreadable=unreadable,
             argument_changes=self.training_state.argument_changes,

@@ -18,6 +18,7 @@ from transformers.trainer_callback import ExportableState, TrainerState
 
 from hf_vit.errors import HFViTError
 
+from ..config.arguments import TrainArguments
 from ..reporting.progress import Meter, Timer
 from .ema import WeightAverage
 from .full_tensors import full, model_weights, optimizer_state, set_model_weights, set_optimizer_state, shard_like
@@ -133,6 +134,21 @@ class TrainingState:
         """Names of unreadable images, over all processes; every process has to call it."""
         names = list(self.unreadable)
         return names if PartialState().num_processes == 1 else sorted(set(gather_object(names)))
+
+    def note_best(self, metrics: dict[str, float], args: TrainArguments) -> bool:
+        """Remember the best score; True if its weights have to be kept."""
+        name = "eval_" + args.metric_for_best_model.removeprefix("eval_")
+        if name not in metrics:
+            raise HFViTError(f"--metric_for_best_model {name}: evaluation gives {', '.join(metrics)}")
+        state = self.trainer_state
+        value, best = metrics[name], state.best_metric
+        if best is not None and not (value > best if args.greater_is_better else value < best):
+            return False
+        state.best_metric, state.best_global_step = value, state.global_step
+        if args.load_best_model_at_end or args.save_strategy == "best":
+            state.best_model_checkpoint = str(Path(str(args.output_dir)) / f"checkpoint-{state.global_step}")
+            return True
+        return False
 
     def find_best_again(self, output_dir: Path, resumed_from: Path) -> None:
         """Point to the best checkpoint where it is now: the folder may have moved, or the run goes on in another."""

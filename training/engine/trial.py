@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import psutil
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from torch import nn
 
 from hf_vit.errors import HFViTError
@@ -169,6 +170,18 @@ def read_some(dataset, seed: int, position: int, most: int = IMAGES) -> tuple[di
     except HFViTError:  # the run itself says what it cannot read, when it comes to it
         return None, 0.0
     return (batch if len(batch["labels"]) else None), (time.perf_counter() - began) / len(keys)
+
+
+def sample_images(
+    train_dataset, eval_dataset, seed: int, position: int, batch_size: int
+) -> tuple[dict | None, tuple[float, float]]:
+    """Images to train on, and the seconds of reading one to train and one to evaluate on, for `measure`.
+
+    None in place of the images where, on one of the processes, none of them can be read.
+    """
+    batch, read_train = read_some(train_dataset, seed, position, batch_size)
+    _, read_eval = (None, 0.0) if eval_dataset is None else read_some(eval_dataset, seed, 0)
+    return (batch if all(gather_object([batch is not None])) else None), (read_train, read_eval)
 
 
 # -- memory --------------------------------------------------------------------------------------------------------

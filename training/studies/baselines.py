@@ -15,11 +15,12 @@ from transformers import AutoConfig, AutoModelForImageClassification, PreTrained
 
 from hf_vit.errors import HFViTError
 
+from ..build_model import image_processor_for, pixels
 from ..config.arguments import Arguments
 from ..data.splits import ModelInput, open_splits, transforms
 from ..engine.trainer import Trainer
 from ..reporting.flops import counted_forward_flops
-from ..train import finish_training, image_processor_for, pixels, train_or_leave_nothing
+from ..train import finish_training, train_or_leave_nothing
 
 
 def run_baseline(arguments: Arguments, stage: str, fields: dict[str, Any]) -> dict[str, Any]:

@@ -17,13 +17,13 @@ from transformers import (
 from hf_vit.errors import HFViTError
 from hf_vit.problem_type import SINGLE_LABEL
 from tests.helpers.tiny_classifiers import DIGITS, save_tiny
+from training.build_model import load_pretrained
 from training.data.dataset import open_dataset
 from training.data.transforms import ProcessorTransform
 from training.evaluation import features
 from training.evaluation.classifier import open_classifier
 from training.evaluation.evaluate_classifier import batches, create_context, preprocessing
 from training.evaluation.report import describe_view
-from training.train import load_pretrained
 
 
 @pytest.mark.parametrize("name", ["vit", "efficientnet", "bit"])

@@ -1,0 +1,141 @@
+"""Training from Python: `finetune(...)` and `pretrain(...)` of `training`, and what they return."""
+
+import dataclasses
+import itertools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+from hf_vit.errors import HFViTError
+from hf_vit.image_io import open_image
+from hf_vit.problem_type import MULTI_LABEL, SINGLE_LABEL, output_scores, problem_type_of, thresholds_of
+from hf_vit.transformers_classifiers import num_channels
+
+from .config.arguments import Arguments
+from .config.parser import arguments_of
+from .engine.distributed import handle_peer_exit
+from .engine.trainer import Trainer
+from .folds import AVERAGE, cross_validate
+from .sweep import sweep
+from .train import is_cross_validation, run_trainer
+
+
+IN_MEMORY = "in memory"  # what arguments and facts call data that Python holds
+
+
+@dataclasses.dataclass
+class TrainingResult:
+    """What a run from Python returns.
+
+    Attributes:
+        metrics: of the evaluation at the end, by name; empty if Ctrl-C or SIGTERM ended the run early.
+        model: with the weights that were saved, in evaluation mode. processor: its image processor.
+        output_dir: weights, processor, card, facts and checkpoints. facts: the content of facts.json.
+    """
+
+    metrics: dict[str, float]
+    model: transformers.PreTrainedModel
+    processor: Any
+    output_dir: Path
+    facts: dict[str, Any]
+
+    @torch.no_grad()
+    def predict(self, images: Sequence[Any], batch_size: int = 32):
+        """Classify images.
+
+        Args:
+            images: paths, or PIL images.
+
+        Returns:
+            DataFrame with one row an image: `image`, `label`, `score`, and the probability of each class by name. Of
+            several labels `label` is a list, those at or above their threshold, and each score is by itself. Of a
+            regression `image` and each number by name, in the unit of the training targets.
+
+        Raises:
+            HFViTError: an image cannot be read.
+        """
+        import pandas  # with `datasets`; nothing else here needs it
+
+        device, names = next(self.model.parameters()).device, self.model.config.id2label
+        config, rows = self.model.config, []
+        problem, channels = problem_type_of(config), num_channels(config)
+        least_scores = thresholds_of(config)
+        for first in range(0, len(images), batch_size):
+            batch = images[first : first + batch_size]
+            opened = [open_image(image, num_channels=channels) for image in batch]
+            pixels = self.processor(images=opened, return_tensors="pt")["pixel_values"].to(device)
+            for image, scores in zip(batch, output_scores(config, self.model(pixels).logits.float()).tolist()):
+                by_class = {names[index]: score for index, score in enumerate(scores)}
+                row = {"image": image}
+                if problem == MULTI_LABEL:
+                    there = [name for name, least in zip(by_class, least_scores) if by_class[name] >= least]
+                    row |= {"label": there, "score": max(scores)}
+                elif problem == SINGLE_LABEL:
+                    label = max(by_class, key=by_class.__getitem__)
+                    row |= {"label": label, "score": by_class[label]}
+                rows.append(row | by_class)
+        return pandas.DataFrame(rows)
+
+
+def train_from_python(stage: str, options: dict[str, Any]) -> TrainingResult:
+    """The run that a command line with these options would be; `finetune(...)` and `pretrain(...)` of `training`.
+
+    Args:
+        options: by the names of the command line. `dataset` may also be a DataFrame, a list of (path or image, label),
+            a `datasets.Dataset` or DatasetDict. Without `output_dir`, a new folder in `runs/`. With `folds`, the
+            metrics are means over the folds (and `NAME_std` their deviations), and the model is that of
+            `combine_folds="average"`, else the last fold's; `facts` is the summary.
+
+    Raises:
+        HFViTError: bad input.
+    """
+    options = dict(options)
+    data = options.get("dataset")
+    if data is not None and not isinstance(data, str | Path):
+        options["dataset"] = IN_MEMORY
+    if isinstance(options.get("model"), Path):
+        options["model"] = str(options["model"])
+    if isinstance(options.get("dataset"), Path):
+        options["dataset"] = str(options["dataset"])
+    options["output_dir"] = str(options.get("output_dir") or unused_folder(stage))
+    arguments = arguments_of(options, stage)
+    trainers: list[Trainer] = []
+    held = data if options.get("dataset") == IN_MEMORY else None
+
+    def one_run(arguments: Arguments, stage: str, **more: Any) -> dict[str, Any]:
+        trainer, facts = run_trainer(arguments, stage, data=held, **more)
+        trainers.append(trainer)
+        return facts
+
+    with handle_peer_exit():
+        if is_cross_validation(arguments):
+            return result_of_folds(arguments, cross_validate(arguments, stage, one_run, held))
+        facts = sweep(arguments, stage, one_run) if arguments.train.sweep else one_run(arguments, stage)
+    trainer = trainers[-1]
+    model = trainer.model
+    if facts:  # what was saved, which is the average of the weights where one is kept
+        model = type(model).from_pretrained(trainer.output_dir).to(trainer.accelerator.device)
+    metrics = {row["metric"]: row["value"] for row in facts.get("results", [])}
+    return TrainingResult(metrics, model.eval(), trainer.image_processor, trainer.output_dir, facts)
+
+
+def result_of_folds(arguments: Arguments, summary: dict[str, Any]) -> TrainingResult:
+    """What a cross-validation from Python returns: means of the metrics; the averaged model, or the last fold's."""
+    folder = Path(str(arguments.train.output_dir))
+    if not summary:
+        last = next(iter(sorted(folder.glob("fold-*"), key=lambda path: int(path.name[5:]), reverse=True)), folder)
+        raise HFViTError(f"stopped by a signal in {last}: go on with resume_from_checkpoint=True")
+    own = folder if arguments.train.combine_folds == AVERAGE else folder / f"fold-{summary['folds']}"
+    model = transformers.AutoModelForImageClassification.from_pretrained(own).eval()
+    processor = transformers.AutoImageProcessor.from_pretrained(own)
+    metrics = {name: found["mean"] for name, found in summary["metrics"].items()}
+    metrics |= {f"{name}_std": found["std"] for name, found in summary["metrics"].items()}
+    return TrainingResult(metrics, model, processor, folder, summary)
+
+
+def unused_folder(stage: str) -> Path:
+    """The first of runs/finetune-1, runs/finetune-2, ... that is not there."""
+    return next(path for n in itertools.count(1) if not (path := Path("runs") / f"{stage}-{n}").exists())

@@ -1,0 +1,143 @@
+"""What a run says of itself: of its data before the first step, of its scores and costs at the end.
+
+Tests: tests/training/test_train.py, tests/training/test_finetune.py.
+"""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hf_vit.errors import listed
+from hf_vit.problem_type import MULTI_LABEL, REGRESSION, SINGLE_LABEL
+
+from .data.dataset import ImageDataset, holds_classes
+from .data.deduplication import find_duplicates
+from .data.sources import SyntheticSource
+from .data.statistics import labels_in_words, sample_of_sizes
+from .data.streaming import ImageStream
+from .engine.trainer import Trainer
+from .reporting import progress
+
+
+LABELS_IN_WORDS = {SINGLE_LABEL: "classes", MULTI_LABEL: "labels", REGRESSION: "numbers"}
+UNEQUAL = 10  # times as many images in the largest class as in the smallest
+COMPARED = 500  # images of each split that are looked through for duplicates before training
+
+
+def run_description(trainer: Trainer, train: ImageDataset | ImageStream, evaluation: ImageDataset) -> str:
+    """What is about to happen."""
+    parameters = sum(p.numel() for p in trainer.model.parameters())
+    trainable = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
+    height, width = trainer.image_size
+    count, word = len(train.label_names), LABELS_IN_WORDS[trainer.problem_type]
+    labels = f"{count} {word if count > 1 else word.removesuffix('s')}"
+    rows = [
+        (
+            "model",
+            f"{parameters:,} parameters"
+            + (f" ({trainable:,} trained)" if trainable < parameters else "")
+            + f", {height} x {width} px",
+        ),
+        ("training", f"{len(train):,} images, {labels} ({train.name}, {train.split})"),
+        ("evaluation", f"{len(evaluation):,} images ({evaluation.split})"),
+        *data_facts(train, evaluation),
+        (
+            "steps",
+            f"{trainer.max_steps:,} of {trainer.global_batch_size} images, {trainer.precision}, "
+            f"{trainer.world_size} x {trainer.accelerator.device}",
+        ),
+    ]
+    if len(trainer.schedule.stages) > 1:
+        rows.append(("stages", "; ".join(map(str, trainer.schedule.stages))))
+    return progress.two_columns(rows)
+
+
+def data_facts(train: ImageDataset | ImageStream, evaluation: ImageDataset) -> list[tuple[str, str]]:
+    """Classes, sizes and duplicates of the images; of a stream, which has not been read, the classes."""
+    if not isinstance(train, ImageDataset):
+        return [("classes", listed(train.label_names))]
+    rows = [(LABELS_IN_WORDS[train.problem_type], labels_in_words(train)), *class_balance(train)]
+    generated = isinstance(train.source, SyntheticSource)
+    return rows if generated else [*rows, ("images", sample_of_sizes(train)), *duplicate_facts(train, evaluation)]
+
+
+def class_balance(train: ImageDataset) -> list[tuple[str, str]]:
+    """The smallest and the largest class, where they differ; and what is there for classes that differ much."""
+    if not holds_classes(train):
+        return []
+    counts = np.bincount(train.labels, minlength=len(train.label_names))
+    least, most = int(counts.argmin()), int(counts.argmax())
+    if counts[least] == counts[most]:
+        return []
+    smallest, largest = (f"{train.label_names[label]} ({counts[label]:,})" for label in (least, most))
+    text = f"smallest {smallest}, largest {largest}"
+    if counts[most] >= UNEQUAL * counts[least]:
+        text += "; see mean_per_class and macro_f1 beside accuracy, and --class_weights balanced"
+    return [("class sizes", text)]
+
+
+def duplicate_facts(train: ImageDataset, evaluation: ImageDataset) -> list[tuple[str, str]]:
+    """Evaluation images that are also trained on, by perceptual hash; of large sets, among a sample."""
+    parts = [
+        data.select(np.unique(np.linspace(0, len(data) - 1, num=min(COMPARED, len(data)), dtype=np.int64)))
+        for data in (evaluation, train)
+    ]
+    parts = [dataclasses.replace(part, on_unreadable="skip") for part in parts]
+    found = find_duplicates(*parts, num_workers=0)
+    sampled = " (a sample)" if len(parts[0]) < len(evaluation) or len(parts[1]) < len(train) else ""
+    among = f"{len(parts[0]):,} evaluation and {len(parts[1]):,} training images{sampled}"
+    if not found:
+        return [("duplicates", f"none between {among}")]
+    names = listed([f"{match.name} = {match.other_name}" for match in found[:3]])
+    text = f"{len(found):,} between {among}: {names}{', ...' if len(found) > 3 else ''}"
+    return [("duplicates", f"{text}; --deduplicate_against eval trains without them")]
+
+
+def gain_of_training(trainer: Trainer) -> str | None:
+    """What the evaluation before the first step gave, and what the weights that are kept gave; None without one."""
+    name = f"eval_{trainer.args.metric_for_best_model.removeprefix('eval_')}"
+    scores = {line["step"]: line[name] for line in trainer.state.log_history if name in line}
+    if 0 not in scores or len(scores) < 2:
+        return None
+    last = max(scores)
+    step = trainer.state.best_global_step if trainer.args.load_best_model_at_end else last
+    higher = trainer.args.greater_is_better
+    best = (max if higher else min)((step for step in scores if step), key=scores.__getitem__)
+    words = [f"before training {progress.format_number(name, scores[0])}"]
+    words.append(f"best of training {progress.format_number(name, scores[best])} (step {best})")
+    kept = "those before training" if step == 0 else f"those of step {step}"
+    return f"{name.removeprefix('eval_')} on {trainer.eval_dataset.split}: {', '.join(words)}; kept: {kept}"
+
+
+def run_summary(facts: dict[str, Any], folder: Path) -> str:
+    """The run in a table."""
+    training, compute = facts["training"], facts["compute"]
+    rows = []
+    for row in facts["results"]:
+        value = progress.format_number(row["metric"], row["value"])
+        if "interval" in row:
+            low, high = (progress.format_number(row["metric"], end) for end in row["interval"])
+            value += f" (95 %: {low} to {high})"
+        rows.append(
+            (row["metric"].replace("_", " "), f"{value} on {row['n']:,} images ({row['dataset']}, {row['split']})")
+        )
+    if "final_loss" in training:
+        steps = f"after {training['steps']:,} steps ({training['epochs']:.1f} epochs)"
+        rows.append(("training loss", f"{training['final_loss']:.4f} {steps}"))
+    speed = f", {training['images_per_second']:,.0f} images/s, waiting for data {training['data_wait']:.0%}"
+    rows += [
+        ("time", progress.hours_minutes_seconds(training["seconds"]) + speed * (training["steps"] > 0)),
+        ("memory peak", f"{compute['memory_peak_bytes'] / 2**30:.2f} GiB"),
+    ]
+    if "train_exaflops" in compute:
+        rows.append(
+            (
+                "compute",
+                f"{compute['train_exaflops']:.3g} exaFLOPs"
+                + (f", {compute['mfu']:.0%} of the peak" if "mfu" in compute else ""),
+            )
+        )
+    rows.append(("folder", str(folder)))
+    return "\n" + progress.two_columns(rows)
