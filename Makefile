@@ -1,4 +1,4 @@
-# make quickstart | test | numerics | slow | lowest | transformers-suite | grad-cam | test-peers | style | quality
+# make quickstart | test | numerics | slow | lowest | transformers-suite | grad-cam | test-baselines | style | quality
 # make bench | bench-cifar10 | bench-check
 #
 # Every target first makes sure of an environment in .venv (a few minutes once, instant afterwards).
@@ -11,10 +11,10 @@ VENV ?= .venv
 ARGS ?=
 RUN := $(VENV)/bin/python
 READY := $(VENV)/.ready
-PEERS := $(VENV)-peers
+BASELINES := $(VENV)-baselines
 LOWEST := $(VENV)-lowest
 
-.PHONY: help environment quickstart test numerics slow lowest transformers-suite grad-cam test-peers style quality bench bench-cifar10 bench-check
+.PHONY: help environment quickstart test numerics slow lowest transformers-suite grad-cam test-baselines style quality bench bench-cifar10 bench-check
 .DEFAULT_GOAL := help
 
 help:
@@ -68,20 +68,20 @@ quality: $(READY)
 	@$(RUN) -m mypy hf_vit
 
 # other people's libraries, and the torchvision that they need, stay out of the other environment
-$(PEERS)/.ready: $(READY) benchmarks/peers.txt .ci/peers
-	@bash .ci/peers "$(VENV)" "$(PEERS)"
+$(BASELINES)/.ready: $(READY) benchmarks/baselines.txt .ci/baselines
+	@bash .ci/baselines "$(VENV)" "$(BASELINES)"
 	@touch $@
 
-bench: $(PEERS)/.ready
-	@$(PEERS)/bin/python -m benchmarks.run $(ARGS)
+bench: $(BASELINES)/.ready
+	@$(BASELINES)/bin/python -m benchmarks.run $(ARGS)
 
 # CIFAR-10 from scratch by our recipe, transformers' example and timm's train.py: make bench-cifar10 ARGS="--scale cpu ..."
-bench-cifar10: $(PEERS)/.ready
-	@$(PEERS)/bin/python -m benchmarks.cifar10_peers $(ARGS)
+bench-cifar10: $(BASELINES)/.ready
+	@$(BASELINES)/bin/python -m benchmarks.cifar10_baselines $(ARGS)
 
 # the tests that need those libraries
-test-peers: $(PEERS)/.ready
-	@$(PEERS)/bin/python -m pytest -q tests/benchmarks/test_cifar10_peers.py $(ARGS)
+test-baselines: $(BASELINES)/.ready
+	@$(BASELINES)/bin/python -m pytest -q tests/benchmarks/test_cifar10_baselines.py $(ARGS)
 
 # operations, bytes and Python calls against the recorded ones: no clock
 bench-check: $(READY)

@@ -23,8 +23,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.baselines import transformers_vit
 from benchmarks.cpu_training import fused, step
-from benchmarks.peers import transformers_vit
 from hf_vit import HFViTConfig, HFViTForImageClassification
 from hf_vit.errors import HFViTError, Parser, report_error
 

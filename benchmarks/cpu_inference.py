@@ -1,7 +1,7 @@
-"""Inference on CPUs: ours as loaded and ours optimized, beside every peer's plain model and the runtimes.
+"""Inference on CPUs: ours as loaded and ours optimized, beside every baseline's plain model and the runtimes.
 
 A suite of `benchmarks.run`. Precision is that of the weights; int8 takes its scales from the pixels. Google's
-networks have the tanh form of GELU and the peers' the erf form, so ours is loaded with each. `r=16` is ours
+networks have the tanh form of GELU and the baselines' the erf form, so ours is loaded with each. `r=16` is ours
 optimized and with as many pairs of tokens merged in each block (ToMe), which computes something else: what that costs
 in accuracy is in LOG.md. `--compiled` adds torch.compile, which takes minutes to begin.
 """
@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from benchmarks import peers
+from benchmarks import baselines
 from benchmarks.limit import products
 from benchmarks.measure import Point, filled, free
 from hf_vit import HFViTConfig, HFViTError, HFViTForImageClassification
@@ -48,14 +48,14 @@ def point(preset: str, dtype: torch.dtype, batch: int, compiled: bool) -> Point:
     plain, prepared, rounded = (filled(lambda: HFViTForImageClassification(config), CPU).eval() for _ in range(3))
     theirs = HFViTConfig.from_preset(preset, num_labels=1000, hidden_act="gelu")
     erf = filled(lambda: HFViTForImageClassification(theirs), CPU).eval().to(dtype)
-    others, absent = peers.networks(preset)
+    others, absent = baselines.networks(preset)
     models = {name: filled(build, CPU).eval().to(dtype) for name, build in others.items()}
     calls = {name: forward(model, pixels.to(dtype)) for name, model in models.items()}
     if compiled:
         calls |= {
             f"{name}, compiled": forward(torch.compile(model), pixels.to(dtype)) for name, model in models.items()
         }
-    found, missing = peers.runtimes(plain, pixels, dtype)
+    found, missing = baselines.runtimes(plain, pixels, dtype)
     plain.to(dtype)
     prepared.optimize_for_inference(dtype)
     networks = {"hf_vit": plain, "hf_vit, erf": erf, "hf_vit, optimized": prepared}

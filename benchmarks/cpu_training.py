@@ -1,6 +1,6 @@
-"""The training step on CPUs: forward, backward, AdamW; ours with the kernels that the Trainer uses, peers as they are.
+"""The training step on CPUs: forward, backward, AdamW; ours with the Trainer's kernels, baselines as they are.
 
-A suite of `benchmarks.run`. Peers' optimizers are those of their own training scripts: transformers' Trainer fuses
+A suite of `benchmarks.run`. Baselines' optimizers are those of their own training scripts: transformers' Trainer fuses
 AdamW, timm's factory gives PyTorch's default. Flax's ViT is a few lines of our own (`flax_vit.py`), compiled by XLA.
 """
 
@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from benchmarks import peers
+from benchmarks import baselines
 from benchmarks.limit import products
 from benchmarks.measure import Point, filled, free
 from hf_vit import HFViTConfig, HFViTForImageClassification
@@ -32,8 +32,8 @@ def points(options: argparse.Namespace) -> Iterator[Point]:
         config = HFViTConfig.from_preset(preset, num_labels=1000)
         pixels, labels = torch.randn(batch, 3, *config.image_size_hw), torch.randint(1000, (batch,))
         model = filled(lambda config=config: HFViTForImageClassification(config), CPU)
-        others, absent = peers.networks(preset)
-        others["transformers ViT, eager attention"] = lambda: peers.networks(preset, attention="eager")[0][
+        others, absent = baselines.networks(preset)
+        others["transformers ViT, eager attention"] = lambda: baselines.networks(preset, attention="eager")[0][
             "transformers ViT"
         ]()
         calls = {}
@@ -63,7 +63,7 @@ def small(options: argparse.Namespace) -> Iterator[Point]:
         autocast = precision == "bfloat16"
         pixels, labels = torch.randn(batch, 3, 16, 16), torch.randint(52, (batch,))
         model, plain = (filled(lambda: HFViTForImageClassification(config), CPU) for _ in range(2))
-        theirs = filled(lambda: peers.transformers_vit(config, "sdpa"), CPU)
+        theirs = filled(lambda: baselines.transformers_vit(config, "sdpa"), CPU)
         yield Point(
             f"training step {'bfloat16 autocast' if autocast else 'float32'}, 4 blocks of width 96, batch {batch}",
             batch, {"hf_vit": step(model, pixels, labels, autocast, fused(model), CPUKernels())},
@@ -88,7 +88,7 @@ def drop_path_point(preset: str, batch: int) -> Point:
     config = HFViTConfig.from_preset(preset, num_labels=1000, drop_path_rate=0.4)
     config.hidden_dropout_prob = 0.0  # 0.1 in the preset, as in the paper; timm's network has none
     model = filled(lambda: HFViTForImageClassification(config), CPU)
-    others, absent = peers.networks(preset, drop_path=0.4)
+    others, absent = baselines.networks(preset, drop_path=0.4)
     calls = {"timm": step(filled(others["timm"], CPU), pixels, labels, True)} if "timm" in others else {}
     return Point(
         f"forward and backward bfloat16 autocast, {preset}, drop path 0.4, batch {batch}",
@@ -116,7 +116,7 @@ def patch_dropout_point(preset: str, batch: int) -> Point:
         )
         for rate in (0.5, 0.0)
     )
-    others, absent = peers.networks(preset, patch_dropout=0.5)
+    others, absent = baselines.networks(preset, patch_dropout=0.5)
     calls = {"hf_vit, no patch dropout": step(whole, pixels, labels, True, fused(whole), CPUKernels())}
     if "timm" in others:
         theirs = filled(others["timm"], CPU)
@@ -158,7 +158,7 @@ def fused(model: nn.Module) -> torch.optim.Optimizer:
 
 
 def optimizer_of(name: str, model: nn.Module) -> torch.optim.Optimizer:
-    """AdamW as the peer's own training script makes it."""
+    """AdamW as the baseline's own training script makes it."""
     if name.startswith("timm"):
         from timm.optim import create_optimizer_v2
 
@@ -170,7 +170,7 @@ def flax_step(
     config: HFViTConfig, pixels: torch.Tensor, labels: torch.Tensor, autocast: bool
 ) -> tuple[dict[str, Callable[[], Any]], dict[str, str]]:
     """One update of the same network in Flax, in float32 or with bfloat16 activations."""
-    reasons: Iterable[str] = filter(None, map(peers.missing, ("jax", "flax", "optax")))
+    reasons: Iterable[str] = filter(None, map(baselines.missing, ("jax", "flax", "optax")))
     if reason := next(iter(reasons), None):
         return {}, {"JAX, Flax": reason}
     from benchmarks.flax_vit import update

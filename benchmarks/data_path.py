@@ -3,10 +3,10 @@
     python -m benchmarks.data_path
     python -m benchmarks.data_path --photographs FOLDER --rounds 12
 
-Decode, random window of 8 to 100 % of the area, resize to 224 px, flip, uint8 array. The peer does them as the image
-classification example of transformers does (torchvision's RandomResizedCrop and RandomHorizontalFlip on a PIL image:
-decode all, crop, resize, transpose). Both draw the same windows from the same random numbers. A process per core, as
-the workers of a data loader; medians of processor time, so images a second are those of one core.
+Decode, random window of 8 to 100 % of the area, resize to 224 px, flip, uint8 array. The baseline does them as the
+image classification example of transformers does (torchvision's RandomResizedCrop and RandomHorizontalFlip on a PIL
+image: decode all, crop, resize, transpose). Both draw the same windows from the same random numbers. A process per
+core, as the workers of a data loader; medians of processor time, so images a second are those of one core.
 
 Photographs are fitted to each kind of size and quality: shrunk, the middle cut out, encoded. Those in the results are
 all images of at least 2048 x 1536 px in lomiri-wallpapers-16.04, lomiri-wallpapers-20.04 and the nature of
@@ -16,7 +16,7 @@ Harder images are drawn here and need no download: the amplitudes of photographs
 (Tolhurst, Tadmor and Chao 1992, doi:10.1111/j.1475-1313.1992.tb00296.x), with edges of polygons, in focus everywhere.
 They have about twice as many bits per pixel as the photographs of the same kind.
 
-A JPEG's bits can only be read from the start, so `bound` is how much faster than the peer a path would be that did
+A JPEG's bits can only be read from the start, so `bound` is how much faster than the baseline a path would be that did
 nothing but read the bits of the rows down to the window's lower edge (timed as decoding these rows at 1/8).
 """
 

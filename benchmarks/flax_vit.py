@@ -1,4 +1,4 @@
-"""A ViT in Flax and one update of it under `jax.jit`, as vit_jax trains: the peer of the training step.
+"""A ViT in Flax and one update of it under `jax.jit`, as vit_jax trains: the baseline of the training step.
 
 The layers are those of google-research/vision_transformer `vit_jax/models_vit.py`; AdamW is optax's.
 """

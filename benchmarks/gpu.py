@@ -1,4 +1,4 @@
-"""Inference and training on a GPU: ours and each peer, eager and compiled, and the time at the GPU's peak.
+"""Inference and training on a GPU: ours and each baseline, eager and compiled, and the time at the GPU's peak.
 
 A suite of `benchmarks.run`; without a GPU it runs at tiny size on the CPU (`--tiny`), which checks the code and
 measures nothing. Precision is bfloat16: pure for inference, autocast with float32 weights for training.
@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from benchmarks import peers
+from benchmarks import baselines
 from benchmarks.cpu_inference import forward
 from benchmarks.cpu_training import fused, step
 from benchmarks.limit import products
@@ -48,8 +48,8 @@ def points(options: argparse.Namespace) -> Iterator[Point]:
 
 def point(preset: str, batch: int, training: bool, device: torch.device, tiny: bool) -> Point:
     config = HFViTConfig.from_preset(preset, num_labels=1000)
-    config.hidden_dropout_prob = 0.0  # 0.1 in the larger presets, as in the paper; the peers' networks have none
-    others, absent = ({}, {"peers": "--tiny"}) if tiny else peers.networks(preset)
+    config.hidden_dropout_prob = 0.0  # 0.1 in the larger presets, as in the paper; the baselines' networks have none
+    others, absent = ({}, {"baselines": "--tiny"}) if tiny else baselines.networks(preset)
     if tiny:
         config.num_hidden_layers = 1
     pixels = torch.randn(batch, 3, *config.image_size_hw, device=device)

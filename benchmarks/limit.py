@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from benchmarks import peers
+from benchmarks import baselines
 from benchmarks.measure import interleaved
 from hf_vit import capabilities
 from hf_vit.inference import build, kernels
@@ -145,9 +145,9 @@ def linear_candidates(x: torch.Tensor, weight: torch.Tensor) -> Candidates:
                 return lambda: kernels.packed_linear_by_mkl(x, packed, weight, None)
 
             found["MKL"] = by_mkl
-        if not peers.missing("onnxruntime") and not peers.missing("onnx"):
+        if not baselines.missing("onnxruntime") and not baselines.missing("onnx"):
             found["ONNX Runtime"] = lambda: _by_onnxruntime(x, weight)
-        if not peers.missing("openvino") and not peers.missing("onnx"):
+        if not baselines.missing("openvino") and not baselines.missing("onnx"):
             found["OpenVINO"] = lambda: _by_openvino(x, weight)
     return found
 
@@ -208,11 +208,11 @@ def _matmul_onnx(x: torch.Tensor, weight: torch.Tensor) -> bytes:
 
 
 def _by_onnxruntime(x: torch.Tensor, weight: torch.Tensor) -> Callable[[], Any]:
-    return peers.onnxruntime_call(_matmul_onnx(x, weight), x.numpy())
+    return baselines.onnxruntime_call(_matmul_onnx(x, weight), x.numpy())
 
 
 def _by_openvino(x: torch.Tensor, weight: torch.Tensor) -> Callable[[], Any]:
-    return peers.openvino_call(_matmul_onnx(x, weight), x.numpy(), torch.float32)
+    return baselines.openvino_call(_matmul_onnx(x, weight), x.numpy(), torch.float32)
 
 
 # -- the machine

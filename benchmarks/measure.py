@@ -1,6 +1,6 @@
 """How every speed claim is measured: candidates in turns in one process, medians and quartiles, the machine's limit.
 
-A point is one row of work (a model, a precision, a batch) and its candidates: ours, each peer's, and the machine's
+A point is one row of work (a model, a precision, a batch) and its candidates: ours, each baseline's, and the machine's
 limit as one more candidate, timed in the same rounds. For the suites of this folder.
 """
 
@@ -37,9 +37,9 @@ class Point:
 
     Attributes:
         title: what is done, in one line; it names the result. images: of one call.
-        ours, peers: candidates by name; a call does the work once.
+        ours, baselines: candidates by name; a call does the work once.
         limit: the work's matmuls and convolutions alone, each by the library that is the fastest at it (`limit.py`).
-        absent: peers that do not run here, with the reason. quoted: published figures, with their source.
+        absent: baselines that do not run here, with the reason. quoted: published figures, with their source.
         unit: of one image, or "s" for calls that are not about images.
         never_slower: fast candidates, and the plain one of ours that each must not lose to.
     """
@@ -47,7 +47,7 @@ class Point:
     title: str
     images: int
     ours: dict[str, Callable[[], Any]]
-    peers: dict[str, Callable[[], Any]]
+    baselines: dict[str, Callable[[], Any]]
     limit: Callable[[], Any] | None = None
     absent: dict[str, str] = field(default_factory=dict)
     quoted: list[str] = field(default_factory=list)
@@ -58,17 +58,17 @@ class Point:
 
 def measure(point: Point, seconds: float, device: torch.device, without: Sequence[str] = ()) -> dict[str, Any]:
     """Time all candidates of a point in turns for about so many seconds; what goes into the results file."""
-    for name in [name for name in point.peers if name in without]:
-        del point.peers[name]
+    for name in [name for name in point.baselines if name in without]:
+        del point.baselines[name]
         point.absent[name] = "--without"
-    candidates = point.ours | point.peers | ({LIMIT: point.limit} if point.limit else {})
+    candidates = point.ours | point.baselines | ({LIMIT: point.limit} if point.limit else {})
     times = interleaved(candidates, seconds, device)
     return {
         "title": point.title,
         "images": point.images,
         "unit": point.unit,
         "ours": list(point.ours),
-        "peers": list(point.peers),
+        "baselines": list(point.baselines),
         "seconds": times,
         "absent": point.absent,
         "quoted": point.quoted,

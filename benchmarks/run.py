@@ -1,6 +1,6 @@
-"""Every speed claim of this repository against its peers: one table, all candidates in turns in one process.
+"""Every speed claim of this repository against its baselines: one table, all candidates in turns in one process.
 
-    make bench                                                       # every CPU suite, in the peers' environment
+    make bench                                                       # every CPU suite, in the baselines' environment
     make bench ARGS="--suite cpu-inference --precision float32 --batch_size 8"
     python -m benchmarks.run --suite gpu
     python -m benchmarks.run --list
@@ -105,22 +105,22 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = Parser(prog="python -m benchmarks.run", description="Speed against peers.")
+    parser = Parser(prog="python -m benchmarks.run", description="Speed against baselines.")
     parser.add_argument("--suite", nargs="+", choices=SUITES, help="which (default: every one for CPUs)")
     parser.add_argument("--list", action="store_true", help="name the suites and stop")
     parser.add_argument("--precision", nargs="+", choices=cpu_inference.DTYPES, help="on CPUs (default: all)")
     parser.add_argument("--batch_size", type=int, nargs="+", help="images of a call (default: the suite's)")
     parser.add_argument("--preset", nargs="+", choices=gpu.SIZES, help="of the suite gpu (default: all)")
-    parser.add_argument("--without", nargs="+", default=[], metavar="PEER", help="leave out rows by name")
+    parser.add_argument("--without", nargs="+", default=[], metavar="BASELINE", help="leave out rows by name")
     parser.add_argument("--seconds", type=float, default=30, help="measuring time of a point, about (default: 30)")
     parser.add_argument("--threads", type=int, help="of torch (default: its own choice)")
-    parser.add_argument("--compiled", action="store_true", help="CPU inference: torch.compile of the peers as well")
+    parser.add_argument("--compiled", action="store_true", help="CPU inference: also torch.compile of the baselines")
     parser.add_argument("--tiny", action="store_true", help="suite gpu: one block, two images, any device")
     return parser
 
 
 def run(suite: str, arguments: argparse.Namespace) -> tuple[set[str], list[str]]:
-    """Measure, print and keep one suite; returns the names of its peers, and which fast paths lost to plain ones."""
+    """Measure, print and keep one suite; returns its baselines' names, and which fast paths lost to plain ones."""
     seen: set[str] = set()
     lost: list[str] = []
     accelerator = torch.accelerator.current_accelerator() if suite == "gpu" else None
@@ -134,7 +134,7 @@ def run(suite: str, arguments: argparse.Namespace) -> tuple[set[str], list[str]]
             "machine": limits,
             "environment": environment(device),
         }
-        seen |= {*result["peers"], *result["absent"]}
+        seen |= {*result["baselines"], *result["absent"]}
         lost += losses(result)
         print("\n".join(lines(result)) + "\n", flush=True)
         if not arguments.tiny:

@@ -21,7 +21,7 @@ CPU = torch.device("cpu")
 def result(**seconds):
     return {
         "never_slower": {},
-        "title": "work", "images": 2, "unit": "ms/image", "ours": ["hf_vit"], "peers": [*seconds][1:],
+        "title": "work", "images": 2, "unit": "ms/image", "ours": ["hf_vit"], "baselines": [*seconds][1:],
         "seconds": seconds, "absent": {"timm": "timm does not import"}, "quoted": ["published: 7"], "note": "",
         "environment": {"hardware": "Xeon", "instructions": "AMX"},
     }  # fmt: skip
@@ -49,14 +49,14 @@ def test_a_slow_candidate_comes_in_every_third_round(monkeypatch):
     assert measure.ratio({"seconds": taken}, "slow", "fast") == 9
 
 
-def test_the_table_has_ratios_absent_peers_and_published_figures():
+def test_the_table_has_ratios_absent_baselines_and_published_figures():
     text = "\n".join(measure.lines(result(hf_vit=[0.2, 0.2, 0.4], other=[0.3, 0.4, 0.6])))
     row = next(line for line in text.splitlines() if line.strip().startswith("other"))
     assert row.split()[1] == "200" and row.endswith("1.50x")
     assert "timm does not import" in text and "absent" in text and "published: 7" in text
 
 
-def test_peers_left_out_are_named():
+def test_baselines_left_out_are_named():
     point = Point("nothing", 1, {"hf_vit": lambda: None}, {"timm": lambda: None}, limit=lambda: None)
     found = measure.measure(point, 0.0, CPU, without=["timm"])
     assert found["absent"] == {"timm": "--without"} and set(found["seconds"]) == {"hf_vit", LIMIT}
@@ -178,7 +178,7 @@ def test_an_option_that_a_suite_does_not_heed_is_an_error(words, said, capsys):
     assert capsys.readouterr().err.startswith(f"error: {said}")
 
 
-def test_a_misspelt_peer_is_named_and_the_figures_are_kept(monkeypatch, capsys, tmp_path):
+def test_a_misspelt_baseline_is_named_and_the_figures_are_kept(monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(run, "RESULTS", tmp_path)
     monkeypatch.setattr(run, "machine", lambda device: {})
     monkeypatch.setitem(
@@ -187,7 +187,7 @@ def test_a_misspelt_peer_is_named_and_the_figures_are_kept(monkeypatch, capsys, 
     assert run.main(["--suite", "startup", "--without", "tim", "flax", "--seconds", "0"]) == 2
     assert capsys.readouterr().err.strip() == "error: --without tim: left out nothing; the rows are flax, timm"
     kept = json.loads((tmp_path / "startup.json").read_text())[0]
-    assert kept["absent"] == {"flax": "--without"} and kept["peers"] == ["timm"]
+    assert kept["absent"] == {"flax": "--without"} and kept["baselines"] == ["timm"]
 
 
 def test_figures_of_one_processor_stay_beside_those_of_another(tmp_path):

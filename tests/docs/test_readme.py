@@ -18,7 +18,7 @@ from PIL import Image
 from transformers import ViTForImageClassification, ViTImageProcessor
 
 import hf_vit
-from benchmarks import cifar10_peers
+from benchmarks import cifar10_baselines
 from benchmarks import run as benchmark
 from hf_vit import HFViTConfig, HFViTForImageClassification
 from hf_vit.cli.main import COMMANDS, build_parser
@@ -135,7 +135,7 @@ def test_command_is_accepted(line, workplace):
             name, _, value = word.partition("=")
             assert name in ("ARGS", "PYTHON", "VENV")
             if name == "ARGS":
-                module = {"quickstart": quickstart, "bench": benchmark, "bench-cifar10": cifar10_peers}[words[1]]
+                module = {"quickstart": quickstart, "bench": benchmark, "bench-cifar10": cifar10_baselines}[words[1]]
                 module.build_parser().parse_args(shlex.split(value))
     elif words[:2] == ["pip", "uninstall"]:
         assert words[2:] == ["torchvision"]

@@ -1,7 +1,7 @@
 """CIFAR-10 from scratch by three recipes, side by side: accuracy on all test images, and the time of training.
 
     make bench-cifar10 ARGS="--scale cpu --data uoft-cs/cifar10 --timm pytorch-image-models/train.py --seeds 0 1 2"
-    python -m benchmarks.cifar10_peers --scale cpu --data uoft-cs/cifar10 --only ours
+    python -m benchmarks.cifar10_baselines --scale cpu --data uoft-cs/cifar10 --only ours
 
 All train one network, a plain ViT with class token and learned positions, each library in its own classes, on the
 same 50,000 images, for the same number of epochs, and score all 10,000 test images once, at the end. The rest is
@@ -15,11 +15,11 @@ each recipe's own, as published (rate, batch, schedule, augmentation, regulariza
                   of 300 stays that share. train.py is not in timm's wheel: take it from a clone of timm
 
 --scale cpu is for one core (--threads), without worker processes, in processor time, which other programs on the
-machine disturb less than wall time; its recipe of ours was written for so few epochs, the peers have one set of
+machine disturb less than wall time; its recipe of ours was written for so few epochs, the baselines have one set of
 defaults. --scale gpu is the network and the epochs of cifar10_timed, with its number of workers for all, in wall time.
 Each candidate is a process of its own, seed after seed in turns. `training` is the time from the first forward pass
 to the last update, `in all` that of the process from its start to its score, with imports.
-Results: benchmarks/results/cifar10-peers-SCALE.json, written after every process. Tables: this file prints them.
+Results: benchmarks/results/cifar10-baselines-SCALE.json, written after every process. Tables: this file prints them.
 """
 
 import csv
@@ -47,7 +47,7 @@ from benchmarks import torchvision_operators  # noqa: F401 - before whatever imp
 
 
 # isort: split
-from benchmarks.peers import missing
+from benchmarks.baselines import missing
 from hf_vit.capabilities import processor_name
 from hf_vit.errors import HFViTError, Parser, report_error
 from training import pretrain
@@ -57,7 +57,7 @@ from training.reporting.facts import commit
 
 
 RESULTS = Path(__file__).parent / "results"
-SPLITS = {"train": "train", "validation": "test"}  # folder as the peers expect it -> split of the data
+SPLITS = {"train": "train", "validation": "test"}  # folder as the baselines expect it -> split of the data
 CIFAR10 = {"train": 50_000, "test": 10_000}  # images of each split
 WARM_UP = 5 / 300  # timm's default, of its default length
 
@@ -98,7 +98,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def build_parser() -> Parser:
-    parser = Parser(prog="python -m benchmarks.cifar10_peers", description="CIFAR-10 from scratch: three recipes.")
+    parser = Parser(prog="python -m benchmarks.cifar10_baselines", description="CIFAR-10 from scratch: three recipes.")
     parser.add_argument("--scale", choices=SCALES, required=True, help="tiny: 160 images, only to try it; no result")
     parser.add_argument("--data", required=True, help="CIFAR-10: Hub id, folder or parquet")
     parser.add_argument("--timm", type=Path, help="train.py in a clone of huggingface/pytorch-image-models")
@@ -182,7 +182,7 @@ def measured(name: str, settings: dict[str, Any], threads: int) -> dict[str, flo
     """Run a candidate in a process of its own: accuracy and seconds."""
     out = Path(settings["out"])
     out.mkdir()
-    words = [sys.executable, "-m", "benchmarks.cifar10_peers", "--candidate", name, json.dumps(settings)]
+    words = [sys.executable, "-m", "benchmarks.cifar10_baselines", "--candidate", name, json.dumps(settings)]
     began = clocks()
     with (out / "log").open("w") as log:
         limits = {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)} if is_cpu(settings) else {}
@@ -213,7 +213,7 @@ def keep(arguments: Namespace, counts: dict[str, int], rows: list[dict[str, Any]
     """Write what is known so far; an earlier result of this scale is replaced."""
     scale = SCALES[arguments.scale]
     on_cpu = arguments.scale != "gpu"
-    peers = {name: importlib.metadata.version(name) for name in arguments.only if name != "ours"}
+    baselines = {name: importlib.metadata.version(name) for name in arguments.only if name != "ours"}
     result = {
         "what": "CIFAR-10 from scratch by three recipes",
         "network": {"width": scale.width, "blocks": scale.blocks, "heads": scale.heads, "patch": scale.patch},
@@ -226,12 +226,12 @@ def keep(arguments: Namespace, counts: dict[str, int], rows: list[dict[str, Any]
             "hardware": processor_name() if on_cpu else torch.cuda.get_device_name(),
             "threads": arguments.threads if on_cpu else None,
             "torch": torch.__version__,
-            **peers,
+            **baselines,
             "commit": commit(),
         },
     }
     RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"cifar10-peers-{arguments.scale}.json"
+    path = RESULTS / f"cifar10-baselines-{arguments.scale}.json"
     path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 
 

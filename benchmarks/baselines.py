@@ -25,13 +25,13 @@ def missing(package: str) -> str | None:
     """Why a package cannot be used, or None."""
     try:
         importlib.import_module(package)
-    except Exception as error:  # whatever a peer's import raises, the others are measured
+    except Exception as error:  # whatever a baseline's import raises, the others are measured
         return f"{package} does not import: {str(error).splitlines()[0][:80]}"
     return None
 
 
 def networks(preset: str, **options: Any) -> tuple[dict[str, Callable[[], nn.Module]], dict[str, str]]:
-    """Constructors of each peer's network of a preset of ours, and the reasons for those that are absent.
+    """Constructors of each baseline's network of a preset of ours, and the reasons for those that are absent.
 
     Args:
         options: drop_path, patch_dropout, attention ("sdpa" or "eager", of transformers).
