@@ -4,11 +4,15 @@
 # Every target first makes sure of an environment in .venv (a few minutes once, instant afterwards).
 #   make test PYTHON=python3.12        another Python
 #   make test ARGS="-k position"       more arguments for the command behind the target
+#   make test PROCESSES=0              in one process, as a debugger needs it (2 unless told)
 #   make test VENV=path/to/venv        another place for the environment
 
 PYTHON ?= python3
 VENV ?= .venv
 ARGS ?=
+PROCESSES ?= 2
+# a file stays in one process: its tests share what they made
+PYTEST := -m pytest -q -n $(PROCESSES) --dist loadfile
 RUN := $(VENV)/bin/python
 READY := $(VENV)/.ready
 BASELINES := $(VENV)-baselines
@@ -18,7 +22,7 @@ LOWEST := $(VENV)-lowest
 .DEFAULT_GOAL := help
 
 help:
-	@sed -n '1,8s/^# \{0,1\}//p' Makefile
+	@sed -n '1,9s/^# \{0,1\}//p' Makefile
 
 environment: $(READY)
 
@@ -30,12 +34,12 @@ quickstart: $(READY)
 	@$(RUN) -m training.quickstart $(ARGS)
 
 test: $(READY)
-	@$(RUN) -m pytest -q -m "not slow and not gpu" $(ARGS)
+	@$(RUN) $(PYTEST) -m "not slow and not gpu" $(ARGS)
 
 # what compares numbers, as on a processor without AVX (docs/platforms.md)
 numerics: $(READY)
 	@ONEDNN_MAX_CPU_ISA=SSE41 ATEN_CPU_CAPABILITY=default \
-	    $(RUN) -m pytest -q -m "numerics and not slow and not gpu" tests/hf_vit tests/training/engine $(ARGS)
+	    $(RUN) $(PYTEST) -m "numerics and not slow and not gpu" tests/hf_vit tests/training/engine $(ARGS)
 
 slow: $(READY)
 	@$(RUN) -m pytest -q $(ARGS)
@@ -46,7 +50,7 @@ $(LOWEST)/.ready: pyproject.toml .ci/lowest .ci/constraints-lowest.txt
 	@touch $@
 
 lowest: $(LOWEST)/.ready
-	@$(LOWEST)/bin/python -m pytest -q -m "not slow and not gpu" $(ARGS)
+	@$(LOWEST)/bin/python $(PYTEST) -m "not slow and not gpu" $(ARGS)
 
 # transformers' own common model tests, which are in its source distribution only, against our classes
 transformers-suite: $(READY)

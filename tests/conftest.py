@@ -9,6 +9,8 @@ os.environ["HF_DATASETS_OFFLINE"] = "1"
 os.environ["HF_EVALUATE_OFFLINE"] = "1"
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# `make test` runs one process a core: what a test starts takes one thread too. A number that is set already is kept.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import random
 import socket

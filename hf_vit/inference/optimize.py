@@ -13,7 +13,7 @@ from ..kernel_table import speedup
 from .int8 import Int8Layer, calibrate, check_int8, check_int8_speed
 from .layers import OptimizedLayer, OptimizedPatches
 from .resnet import OptimizedStem
-from .wrapper import plain_module, wrap
+from .wrapper import SHARDED, is_sharded, plain_module, wrap
 
 
 logger = logging.get_logger(__name__)
@@ -29,6 +29,13 @@ def optimize_encoder(encoder: Any, int8_calibration: torch.Tensor | None = None)
     Raises:
         HFViTError: int8 that this model or processor does not have, or where it would not be faster.
     """
+    if is_sharded(encoder):
+        if int8_calibration is not None:
+            raise HFViTError(
+                "int8 needs whole weights, and these are sharded (FSDP): load the saved model and optimize that"
+            )
+        logger.warning_once(SHARDED)
+        return
     steps = None
     unsupported = not encoder.config.has_plain_blocks
     if unsupported and int8_calibration is not None:

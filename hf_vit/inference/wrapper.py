@@ -18,6 +18,7 @@ from transformers.utils import logging
 
 logger = logging.get_logger(__name__)
 
+SHARDED = "sharded weights (FSDP) are not optimized for inference: the plain layers serve"
 BOOKKEEPING = ("torch.distributed.fsdp", "transformers.utils.output_capturing")  # hooks that show nobody anything
 
 
@@ -47,7 +48,9 @@ class OptimizedModule(nn.Module):
         return getattr(self.plain, name)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if name in self.own:
+        if name == "__class__":  # `fully_shard` gives the module that it is called with another class
+            object.__setattr__(self, name, value)
+        elif name in self.own:
             self.__dict__[name] = value
         else:
             if name in self.__dict__:  # a shared dict is replaced as a whole
@@ -119,6 +122,9 @@ class OptimizedModule(nn.Module):
     def prepare(self) -> bool:
         """Remember layers and weights, and build from them; False where they are not what the fast code is for."""
         self.fingerprint = None
+        if is_sharded(self.plain):
+            logger.warning_once(SHARDED)
+            return False
         if not self.is_supported():
             logger.warning_once("replaced layers and unusual weights are not optimized for inference")
             return False
@@ -159,6 +165,11 @@ def plain_module(module: nn.Module) -> nn.Module:
 @functools.cache
 def _class_of(kind: Any, plain: Any) -> Any:
     return type(kind.__name__, (kind, plain), {"__module__": kind.__module__, "kind": kind})
+
+
+def is_sharded(module: nn.Module) -> bool:
+    """Whether FSDP gathers weights of this module for each call: copies of them would go stale without a trace."""
+    return any(getattr(member, "_is_fsdp_managed_module", False) for member in module.modules())
 
 
 def has_forward_hooks(module: nn.Module) -> bool:

@@ -13,6 +13,7 @@ import sys
 
 import pytest
 import torch
+from torch.distributed.fsdp import fully_shard
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
 from hf_vit import HFViTConfig, HFViTForImageClassification, HFViTModel, capabilities, kernel_table
@@ -728,3 +729,37 @@ def test_int8_is_measured_against_the_float_block():
         assert "times as fast in int8" in str(error)
     times = [times for key, times in kernel_table._measured.items() if key[0][0] == "int8"]
     assert times and all(value > 0 for entry in times for value in entry.values())
+
+
+@pytest.mark.parametrize("whole", [False, True], ids=["each block", "the model alone"])
+@pytest.mark.parametrize("optimized_first", [True, False])
+def test_sharded_models_are_left_plain(tmp_path, optimized_first, whole):
+    """FSDP fills the same memory with other weights and leaves no trace: copies of them would be stale."""
+    dist = torch.distributed
+    dist.init_process_group("gloo", store=dist.FileStore(str(tmp_path / "store"), 1), rank=0, world_size=1)
+    try:
+        model = tiny()
+        reference = copy.deepcopy(model)
+        if optimized_first:
+            model.optimize_for_inference()
+        for layer in () if whole else model.base_model.layers:
+            fully_shard(layer)
+        fully_shard(model)
+        if not optimized_first:
+            model.optimize_for_inference()
+            with pytest.raises(HFViTError, match=r"sharded \(FSDP\)"):
+                model.optimize_for_inference(int8_calibration=torch.randn(2, 3, 32, 32))
+        x = torch.randn(2, 3, 32, 32)
+        for _ in range(3):
+            with torch.no_grad():
+                torch.testing.assert_close(model(x).logits, reference(x).logits, rtol=1e-4, atol=1e-4)
+            for one in (model, reference):
+                loss = one.train()(x).logits.square().mean()
+                loss.backward()
+                with torch.no_grad():
+                    for weight in one.parameters():
+                        weight -= 1e-3 * weight.grad
+                        weight.grad = None
+                one.eval()
+    finally:
+        dist.destroy_process_group()
