@@ -7,7 +7,7 @@ All train one network, a plain ViT with class token and learned positions, each 
 same 50,000 images, for the same number of epochs, and score all 10,000 test images once, at the end. The rest is
 each recipe's own, as published (rate, batch, schedule, augmentation, regularization, initialization, precision):
 
-    ours          training/recipes/cifar10_cpu.yaml or cifar10_timed.yaml, by the scale (or --recipe)
+    ours          training/recipes/measured/cifar10_cpu.yaml or cifar10_timed.yaml, by the scale (or --recipe)
     transformers  its image classification example, as the command in its README: Trainer, AdamW 2e-5, batches of 8,
                   random crop of 8 to 100 % of the area, flip, float32; evaluation by resize and center crop
     timm          its own train.py with that script's defaults: SGD 0.1 per 256 images, cosine, batches of 128,
@@ -18,7 +18,7 @@ each recipe's own, as published (rate, batch, schedule, augmentation, regulariza
 machine disturb less than wall time; its recipe of ours was written for so few epochs, the baselines have one set of
 defaults. --scale gpu is the network and the epochs of cifar10_timed, with its number of workers for all, in wall time.
 Each candidate is a process of its own, seed after seed in turns. `training` is the time from the first forward pass
-to the last update, `in all` that of the process from its start to its score, with imports.
+to the last step, `in all` that of the process from its start to its score, with imports.
 Results: benchmarks/results/cifar10-baselines-SCALE.json, written after every process. Tables: this file prints them.
 """
 

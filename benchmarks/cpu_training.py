@@ -169,7 +169,7 @@ def optimizer_of(name: str, model: nn.Module) -> torch.optim.Optimizer:
 def flax_step(
     config: HFViTConfig, pixels: torch.Tensor, labels: torch.Tensor, autocast: bool
 ) -> tuple[dict[str, Callable[[], Any]], dict[str, str]]:
-    """One update of the same network in Flax, in float32 or with bfloat16 activations."""
+    """One step of the same network in Flax, in float32 or with bfloat16 activations."""
     reasons: Iterable[str] = filter(None, map(baselines.missing, ("jax", "flax", "optax")))
     if reason := next(iter(reasons), None):
         return {}, {"JAX, Flax": reason}

@@ -1,4 +1,4 @@
-"""A ViT in Flax and one update of it under `jax.jit`, as vit_jax trains: the baseline of the training step.
+"""A ViT in Flax and one step of it under `jax.jit`, as vit_jax trains: the baseline of the training step.
 
 The layers are those of google-research/vision_transformer `vit_jax/models_vit.py`; AdamW is optax's.
 """
@@ -46,7 +46,7 @@ class ViT(nn.Module):
 
 
 def update(config: HFViTConfig, pixels: np.ndarray, labels: np.ndarray, low: bool) -> Callable[[], Any]:
-    """A call that does one update of forward, backward and AdamW; images `(B, C, H, W)`."""
+    """A call that does one step: forward, backward and AdamW; images `(B, C, H, W)`."""
     model = ViT(config, jnp.bfloat16 if low else jnp.float32)
     images, targets = jnp.asarray(pixels.transpose(0, 2, 3, 1)), jnp.asarray(labels)
     optimizer = optax.adamw(1e-6)

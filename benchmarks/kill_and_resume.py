@@ -5,7 +5,7 @@
 
 Every trial trains a small hybrid ViT on scikit-learn's digits with dropout, mixup, an average of the weights and
 gradient accumulation. It is killed once, with all its processes and workers, at a moment drawn from the whole
-duration of the run (start, updates, evaluation, checkpoint, final writing), then resumed with other workers.
+duration of the run (start, steps, evaluation, checkpoint, final writing), then resumed with other workers.
 Map-style reading and streaming with 0, 2 and 4 workers, two processes, and checkpoints written beside the steps take
 turns. Equal means: the same bytes of model.safetensors and history.jsonl.
 """

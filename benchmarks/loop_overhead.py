@@ -1,12 +1,12 @@
-"""What the Trainer's loop costs: its updates against a bare PyTorch loop that does the same work, in turns.
+"""What the Trainer's loop costs: its steps against a bare PyTorch loop that does the same work, in turns.
 
     python -m benchmarks.loop_overhead
     python -m benchmarks.loop_overhead --preset vit-small-patch16-224 --batch_size 64 --rounds 20
 
 Both read the same images in the same order through the same DataLoader settings, normalize, run forward and
-backward, clip, step AdamW and the schedule, and add up loss and accuracy on the device, logging every 10 updates. The
+backward, clip, step AdamW and the schedule, and add up loss and accuracy on the device, logging every 10 steps. The
 bare loop has no Accelerate, callbacks, checks or display. A round is one run of each, in changing order; the first
-round is not counted. Compared are the medians over rounds of the median time of an update: on a GPU wall-clock time,
+round is not counted. Compared are the medians over rounds of the median time of a step: on a GPU wall-clock time,
 on the CPU the processor time of the process, which other programs on the machine disturb less.
 """
 
@@ -43,8 +43,8 @@ LOG_EVERY = 10
 def main(argv: list[str] | None = None) -> int:
     parser = Parser(prog="python -m benchmarks.loop_overhead", description="Trainer against bare loop.")
     parser.add_argument("--preset", default=None, help="size (default: the quickstart's ViT at 16 px)")
-    parser.add_argument("--batch_size", type=int, default=128, help="images of an update (default: 128)")
-    parser.add_argument("--updates", type=int, default=20, help="updates of a run (default: 20)")
+    parser.add_argument("--batch_size", type=int, default=128, help="images of a step (default: 128)")
+    parser.add_argument("--steps", type=int, default=20, help="steps of a run (default: 20)")
     parser.add_argument("--rounds", type=int, default=10, help="counted runs of each (default: 10)")
     try:
         arguments = parser.parse_args(argv)
@@ -60,7 +60,7 @@ def main(argv: list[str] | None = None) -> int:
     for number in range(arguments.rounds + 1):
         runs = {"bare loop": bare, "Trainer": ours}
         for name in list(runs)[:: 1 if number % 2 else -1]:
-            found = statistics.median(runs[name](config, data, arguments.batch_size, arguments.updates, device))
+            found = statistics.median(runs[name](config, data, arguments.batch_size, arguments.steps, device))
             if number:
                 seconds[name].append(found)
         print(f"\rround {number} of {arguments.rounds}", end="", file=sys.stderr, flush=True)
@@ -75,15 +75,15 @@ def model_config(preset: str | None) -> HFViTConfig:
     return HFViTConfig(**sizes, patch_size=4, image_size=16, num_labels=52)
 
 
-def training_arguments(folder: str, batch_size: int, updates: int) -> TrainArguments:
+def training_arguments(folder: str, batch_size: int, steps: int) -> TrainArguments:
     return TrainArguments(
-        output_dir=folder, max_steps=updates, per_device_train_batch_size=batch_size, logging_steps=LOG_EVERY,
+        output_dir=folder, max_steps=steps, per_device_train_batch_size=batch_size, logging_steps=LOG_EVERY,
         save_strategy="no", disable_tqdm=True, learning_rate=1e-3, weight_decay=0.05,
     )  # fmt: skip
 
 
 class Clock(transformers.TrainerCallback):
-    """Notes when each update ended."""
+    """Notes when each step ended."""
 
     def __init__(self, device: torch.device):
         self.now = time.process_time if device.type == "cpu" else time.perf_counter
@@ -93,26 +93,26 @@ class Clock(transformers.TrainerCallback):
         self.ends.append(self.now())
 
 
-def ours(config, data, batch_size: int, updates: int, device: torch.device) -> list[float]:
-    """Seconds of each update of the Trainer, but for the first."""
+def ours(config, data, batch_size: int, steps: int, device: torch.device) -> list[float]:
+    """Seconds of each step of the Trainer, but for the first."""
     torch.manual_seed(0)
     clock = Clock(device)
     with tempfile.TemporaryDirectory() as folder:
-        args = training_arguments(folder, batch_size, updates)
+        args = training_arguments(folder, batch_size, steps)
         trainer = Trainer(HFViTForImageClassification(config), args, data, callbacks=[clock])
         trainer.display.enabled = False
         trainer.train()
     return differences(clock.ends)
 
 
-def bare(config, data, batch_size: int, updates: int, device: torch.device) -> list[float]:
-    """Seconds of each update of the loop that one would write by hand, but for the first."""
+def bare(config, data, batch_size: int, steps: int, device: torch.device) -> list[float]:
+    """Seconds of each step of the loop that one would write by hand, but for the first."""
     torch.manual_seed(0)
-    args = training_arguments("", batch_size, updates)
+    args = training_arguments("", batch_size, steps)
     model = HFViTForImageClassification(config).to(device).train()
     optimizer = create_optimizer(model, args)
-    schedule = create_scheduler(optimizer, args, updates)
-    order = TrainSampler(len(data), batch_size, seed=42, position=0, stop=batch_size * updates, rank=0, world_size=1)
+    schedule = create_scheduler(optimizer, args, steps)
+    order = TrainSampler(len(data), batch_size, seed=42, position=0, stop=batch_size * steps, rank=0, world_size=1)
     loader = torch.utils.data.DataLoader(data, batch_sampler=order, collate_fn=collate)
     total, hits, clock = torch.zeros((), device=device), torch.zeros((), device=device), Clock(device)
     for number, batch in enumerate(loader, start=1):
@@ -145,7 +145,7 @@ def report(arguments, config: HFViTConfig, device: torch.device, seconds: dict[s
     bare_median, our_median = (statistics.median(values) for values in seconds.values())
     pairs = [own / other - 1 for other, own in zip(*seconds.values())]
     low, overhead, high = statistics.quantiles(pairs, n=4)
-    shape = f"{arguments.rounds} rounds of {arguments.updates} updates of {arguments.batch_size}"
+    shape = f"{arguments.rounds} rounds of {arguments.steps} steps of {arguments.batch_size}"
     print(f"\r{'':<24}{'median ms':>12}   {shape}")
     print(f"{'bare loop':<24}{1e3 * bare_median:>12.2f}\n{'Trainer':<24}{1e3 * our_median:>12.2f}")
     print(f"overhead {overhead:+.2%} (quartiles of the rounds {low:+.2%} to {high:+.2%})")
@@ -154,7 +154,7 @@ def report(arguments, config: HFViTConfig, device: torch.device, seconds: dict[s
         "model": arguments.preset or "quickstart",
         "image_size": list(config.image_size_hw),
         "batch_size": arguments.batch_size,
-        "updates": arguments.updates,
+        "steps": arguments.steps,
         "rounds": arguments.rounds,
         "clock": "processor" if device.type == "cpu" else "wall",
         "seconds": seconds,

@@ -1,4 +1,4 @@
-"""Bad input: the one error that a user can mend, the parser that raises it, and the line that command lines print.
+"""Bad input: the one error that a user can fix, the parser that raises it, and the line that command lines print.
 
 Its message names the cause and the way out, in one line. For all of hf_vit but what travels to the Hub, for
 training and benchmarks.

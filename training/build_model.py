@@ -118,7 +118,7 @@ def set_problem(model: transformers.PreTrainedModel, train: ImageDataset | Image
     config: Any = model.config
     problem = train.problem_type if isinstance(train, ImageDataset) else SINGLE_LABEL
     before = problem_type_of(config)
-    # where nobody chose, one label stays unsaid, as in configurations before this field was used
+    # where nobody chose, one label stays unspecified, as in configurations before this field was used
     config.problem_type = problem if problem != SINGLE_LABEL or (chosen and config.num_labels > 1) else None
     if problem == MULTI_LABEL or getattr(config, "label_thresholds", None) is not None:
         config.label_thresholds = None
@@ -174,7 +174,7 @@ def scratch_config(requested, labels: dict[int, str]) -> HFViTConfig:
 def load_pretrained(
     requested, labels: dict[int, str], problem: str
 ) -> tuple[HFViTForImageClassification, ImageProcessing]:
-    """The pre-trained model at the wanted size, a new head unless its labels are the data's; and its processor."""
+    """The pre-trained model at the requested size, a new head unless its labels are the data's; and its processor."""
     fields = dict(requested.set)
     if requested.image_size is not None:
         fields["image_size"] = pixels(requested.image_size)

@@ -19,7 +19,7 @@ SPLIT = 4  # (0): the fixed order in which slices such as train[:98%] are taken 
 STREAM = 5  # (seed, epoch, window): the order of shards and of the records inside a window
 IMAGE = 6  # (seed, family, class, instance): one generated image
 CLASS = 7  # (seed, family, class): the parameters that define a generated class
-LABEL = 8  # (seed, class, instance): a generated image's wrong label, where some are wanted
+LABEL = 8  # (seed, class, instance): a generated image's wrong label, where some are asked for
 FOLDS = 9  # (seed, class): which images of a class are in which fold
 
 # The constants of splitmix64 (Steele, Lea and Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014).

@@ -35,7 +35,7 @@ OPTIMIZE_FROM = 128  # images: choosing the fastest kernels takes the time of a 
 
 
 def load_model(model: str, **changes: Any) -> Loaded:
-    """A model of any dialect; what there is to know about it goes to stderr."""
+    """A model of any format; what there is to know about it goes to stderr."""
     with warnings_as_notes():
         return read_checkpoint(model, **changes)
 

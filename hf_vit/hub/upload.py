@@ -38,7 +38,7 @@ T = TypeVar("T")
 
 # The class of every network failure in the HTTP library that huggingface_hub is built on (httpx, later httpx2).
 TRANSPORT_ERROR: type[Exception] = HfHubHTTPError.__bases__[0]
-PASSING = (408, 429, 500, 502, 503, 504)  # statuses that another try may mend
+PASSING = (408, 429, 500, 502, 503, 504)  # statuses that another try may fix
 ATTEMPTS, FIRST_WAIT, LONGEST_WAIT = 5, 1.0, 30.0  # tries of one step; seconds between them, doubling
 MAX_RETRY_SECONDS = 120  # no further try of a step begins after that
 MAX_SILENCE_SECONDS = 300  # a step without an answer ends then; an upload has in addition the time its bytes need
@@ -170,7 +170,7 @@ class Upload:
                 return json.loads(Path(path).read_text(encoding="utf-8")).get("model_type")
             except (ValueError, AttributeError):
                 raise HFViTError(
-                    f"config.json of {self.repo_id} is not JSON: mend or delete it on the Hub, or delete {path}"
+                    f"config.json of {self.repo_id} is not JSON: fix or delete it on the Hub, or delete {path}"
                 ) from None
 
         there, ours = self.step(stored), json.loads((folder / "config.json").read_text(encoding="utf-8"))["model_type"]
@@ -287,7 +287,7 @@ def short_reason(error: BaseException, token: str) -> str:
 
 
 def is_passing(error: BaseException) -> bool:
-    """Whether another try may mend it: a busy or broken server, a network that was away."""
+    """Whether another try may fix it: a busy or broken server, a network that was away."""
     if isinstance(error, OfflineModeIsEnabled):
         return False
     if isinstance(error, json.JSONDecodeError):  # an answer that was cut; the next try finds what it was about

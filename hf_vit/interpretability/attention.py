@@ -1,4 +1,4 @@
-"""What a model attends to and what its parts look like, computed; `figures.py` draws it.
+"""What a model attends to and what its parts look like, computed; `plots.py` draws it.
 
 Everything here reads the forward pass through hooks on the blocks: the attention backend stays as it is, graphs made
 by `torch.compile` are set aside for the analysed call, and what a block shows is reduced before the next one runs, so

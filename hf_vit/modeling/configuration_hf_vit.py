@@ -51,7 +51,7 @@ AUTO_MAP = {
     "AutoModelForMaskedImageModeling": "modeling_hf_vit.HFViTForMaskedPatchPrediction",
 }
 
-# What a config.json of transformers leaves unsaid because it is that class's default or its fixed behavior.
+# What a config.json of transformers does not specify because it is that class's default or its fixed behavior.
 _UPSTREAM_NUMERICS: dict[str, dict[str, Any]] = {
     family: {
         "hidden_act": "gelu",
@@ -759,7 +759,7 @@ def _checked_config(config_dict: dict[str, Any]) -> dict[str, Any]:
 
 
 def _translate_upstream(config_dict: dict[str, Any], family: str) -> dict[str, Any]:
-    """The fields of a transformers config.json in our words, its unsaid numerics spelt out."""
+    """The fields of a transformers config.json in our words, numerics that it does not specify spelled out."""
     ours = {
         key: value for key, value in config_dict.items() if key not in (*_UPSTREAM_UNUSED, "model_type", "auto_map")
     }

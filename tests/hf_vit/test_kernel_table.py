@@ -1,6 +1,6 @@
 """kernel_table.py and private_cache.py: an implementation is measured once, the table is read only where it is safe.
 
-pytest tests/test_kernel_table.py
+pytest tests/hf_vit/test_kernel_table.py
 """
 
 import json

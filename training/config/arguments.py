@@ -68,7 +68,7 @@ MAX_VALUES = {
 
 
 def check_value(field: dataclasses.Field, value: Any) -> None:
-    """Raise HFViTError for a word that the field does not offer, and for numbers that cannot be meant."""
+    """Raise HFViTError for a word that the field does not offer, and for numbers that are out of range."""
     items = value if isinstance(value, list) else [value]
     for item in items:
         number = isinstance(item, int | float) and not isinstance(item, bool)
@@ -544,7 +544,7 @@ class TrainArguments:
         return dataclasses.replace(self, loss=loss, metric_for_best_model=metric)
 
     def check(self) -> None:
-        """Raise HFViTError for words and numbers that cannot be meant."""
+        """Validate all values; raise HFViTError."""
         for field in dataclasses.fields(self):
             check_value(field, getattr(self, field.name))
         at_least_one = (

@@ -1,6 +1,6 @@
 """Changes of color and shape that keep an image's class: RandAugment twice, three-augment, jitter, erasing.
 
-For augmentation.py, in the workers; all randomness comes from the generator given. Images are RGB of the final size.
+For transforms.py, in the workers; all randomness comes from the generator given. Images are RGB of the final size.
 
 Two RandAugments, because they differ (arXiv:1909.13719 leaves much open) and published recipes mean one of them:
     `randaug(2,10)` as google-research/big_vision `pp/archive/autoaugment.py` (AugReg, plain ViT-S/16): 16 operations,

@@ -39,7 +39,7 @@ def find_image_column(name: str, features: Any, wanted: str | None) -> str:
     if len(found) > 1:
         raise HFViTError(f"'{name}' has several columns of images, {listed(found)}; choose one with --image_column")
     if not isinstance(features[found[0]], datasets.Image | datasets.Value | dict):
-        raise HFViTError(f"column '{found[0]}' of '{name}' holds lists: one image for each row is wanted")
+        raise HFViTError(f"column '{found[0]}' of '{name}' holds lists: expected one image a row")
     return found[0]
 
 

@@ -293,7 +293,7 @@ def open_split(
 
 
 def check_reading(on_unreadable: str, fraction: float) -> None:
-    """Raise HFViTError for what cannot be meant."""
+    """Raise HFViTError for values that are out of range."""
     if on_unreadable not in ON_UNREADABLE:
         raise HFViTError(f"on_unreadable must be one of {', '.join(ON_UNREADABLE)}, got '{on_unreadable}'")
     if not 0.0 < fraction <= 1.0:
@@ -398,7 +398,7 @@ def open_part(reader: Reader, part: str, names: list[str] | None, on_unreadable:
     source = reader.load(base)
     if reader.damaged and on_unreadable == "stop":
         raise HFViTError(
-            f"'{reader.name}' has {reader.damaged[0]}: mend them, or leave them out (--on_decode_error skip)"
+            f"'{reader.name}' has {reader.damaged[0]}: fix them, or leave them out (--on_decode_error skip)"
         )
     if not len(source.labels):
         raise HFViTError(f"split '{base}' of '{reader.name}' is empty")

@@ -57,7 +57,7 @@ def columns_of(data: Any) -> dict[str, list[Any]]:
         wrong = next((row for row in data if not isinstance(row, tuple | list) or len(row) != 2), None)
         if wrong is None:
             return {"image": [row[0] for row in data], "label": [row[1] for row in data]}
-        raise HFViTError(f"a list of (image, label) pairs is wanted; it holds {str(wrong)[:60]!r}")
+        raise HFViTError(f"expected a list of (image, label) pairs; it holds {str(wrong)[:60]!r}")
     raise HFViTError(
         f"{type(data).__name__} is no data set: give a name, a list of (image, label), a DataFrame, or a "
         "datasets.Dataset"

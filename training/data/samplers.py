@@ -1,7 +1,7 @@
-"""Which images each process sees at each update: a pure function of (seed, position), so nothing has to be replayed.
+"""Which images each process sees at each step: a pure function of (seed, position), so nothing has to be replayed.
 
 For the Trainer. The training order is one endless row: epoch 0's permutation, then epoch 1's, and so on. `position` is
-how far along this row the run is, in images; it is all that a checkpoint has to remember. An update takes the next
+how far along this row the run is, in images; it is all that a checkpoint has to remember. A step takes the next
 `processes x passes x batch` images, so that neither processes nor gradient accumulation change which ones. As in
 Google's pipeline (`repeat` before batching) a batch may straddle two epochs; each epoch shows every image once.
 """
@@ -21,7 +21,7 @@ from .dataset import ImageDataset, stack_labels
 from .streaming import ImageStream
 
 
-# First words of addresses (see randomness.py): what the numbers are for.
+# First words of addresses (see rng.py): what the numbers are for.
 ORDER = 16  # (seed, epoch): the order of one epoch
 UPDATE = 17  # (seed, draw, rank): what dropout and user code draw in one forward pass
 ROUND = 18  # (seed, round): the order of the classes in one round of balanced sampling

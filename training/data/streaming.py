@@ -311,7 +311,7 @@ def stream_shards(
     shards = open_shards(name, urls, columns, cache_dir, log)
     if left_out := shards.index.left_out():
         if on_unreadable == "stop":
-            raise HFViTError(f"'{name}' has {left_out}: mend them, or leave them out (--on_decode_error skip)")
+            raise HFViTError(f"'{name}' has {left_out}: fix them, or leave them out (--on_decode_error skip)")
         log(f"left out in '{name}': {left_out}")
     return shards
 

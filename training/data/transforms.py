@@ -1,4 +1,4 @@
-"""What happens between file and model: crops, flips and small distortions in the workers, mixing on the device.
+"""What happens between file and model: crops, flips and small augmentations in the workers, mixing on the device.
 
 Every geometric step that picks a part of the image is one window in the file's own pixels, drawn before decoding. So
 a large JPEG is decoded no larger than its window needs, and the window is resampled once.
@@ -222,7 +222,7 @@ class TrainTransform(ImageTransform):
         degrees, shear: largest rotation and horizontal shear, in degrees, to either side.
         translate: largest shift, as a fraction of the side.
         scale: smallest and largest magnification of the content.
-        auto_augment: `randaug(2,10)` as big_vision, `rand-m9-mstd0.5-inc1` as timm, `3a`; see distortions.py.
+        auto_augment: `randaug(2,10)` as big_vision, `rand-m9-mstd0.5-inc1` as timm, `3a`; see auto_augment.py.
         color_jitter: brightness, contrast, saturation by up to this fraction; 0 is off.
         random_erasing: how often a rectangle becomes noise.
     """

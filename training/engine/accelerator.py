@@ -60,7 +60,7 @@ def check_compile_options(backend: str, mode: str | None) -> None:
 
 
 def on_cpu(args: TrainArguments) -> bool:
-    """Whether the run is one of CPUs. Accelerate has to be told: else it starts several CPU processes as strangers."""
+    """Whether the run is one of CPUs. Accelerate has to be told: else its processes do not meet."""
     return args.use_cpu or not torch.accelerator.is_available()
 
 

@@ -1,6 +1,6 @@
 """Batches on their way to the loop: which ones make a step, who reads them, how long the loop waits.
 
-For the Trainer. Which images they hold is sampling.py's, and a function of (seed, position) alone.
+For the Trainer. Which images they hold is samplers.py's, and a function of (seed, position) alone.
 
 Tests: tests/training/engine/test_distributed.py.
 """

@@ -52,7 +52,7 @@ class StopRequest:
                 signal.signal(number, handler)
 
     def request(self) -> None:
-        """Ask it of all processes, at their next agreement."""
+        """Ask it of all processes, where they compare next."""
         self._asked = True
 
     def requested(self, step: int) -> bool:

@@ -123,7 +123,7 @@ class TrainingSchedule:
         return sum(max(0, stage.stop - max(stage.start, step)) * stage.images for stage in self.stages)
 
     def check(self, dataset) -> None:
-        """Raise HFViTError for data that are too few or have no size to choose, and for mixing that never happens."""
+        """Raise HFViTError for data that are too few or have no size to choose, and for mixup that never happens."""
         for stage in self.asked:
             at_image_size(dataset, stage.image_size)
         if (self.args.mixup_alpha or self.args.cutmix_alpha) and self.steps_of("mixup_off_steps") >= self.length:
@@ -160,7 +160,7 @@ def stages_of(args: TrainArguments, config, max_steps: int, epoch: float, device
         config: of the model. max_steps: steps of the run. epoch: steps of one epoch.
 
     Raises:
-        HFViTError: sizes, batches or steps that cannot be meant.
+        HFViTError: sizes, batches or steps that are out of range.
     """
     sizes = _changes("image_size_schedule", args.image_size_schedule, max_steps, epoch) if max_steps > 0 else {}
     batches = _changes("batch_size_schedule", args.batch_size_schedule, max_steps, epoch) if max_steps > 0 else {}

@@ -98,7 +98,7 @@ def subset_columns(name: str, outputs: int) -> np.ndarray:
     elif Path(name).is_file():
         words = Path(name).read_text(encoding="utf-8-sig").split()
         if not all(word.isdecimal() for word in words):
-            raise HFViTError(f"--label_subset {name}: one class number per line is wanted")
+            raise HFViTError(f"--label_subset {name}: expected one class number a line")
         columns = [int(word) for word in words]
     else:
         raise HFViTError(f"--label_subset {name}: neither a file nor one of data, {', '.join(known)}")
@@ -244,7 +244,7 @@ def places_of_map(path: str, data_names: Sequence[str], head_names: Sequence[str
     except (ValueError, yaml.YAMLError) as error:
         raise HFViTError(f"--label_map {path} cannot be read: {' '.join(str(error).split())}") from None
     if not isinstance(table, dict):
-        raise HFViTError(f"--label_map {path}: `class of the data: class of the model` is wanted, one for each class")
+        raise HFViTError(f"--label_map {path}: expected `class of the data: class of the model`, one for each class")
     table = {str(key): value for key, value in table.items()}
     missing = [name for name in data_names if name not in table]
     if missing:
@@ -282,7 +282,7 @@ def read_real_labels(path: str) -> list[list[int]]:
         isinstance(row, list) and all(isinstance(label, int) and label >= 0 for label in row) for row in lists
     )
     if not good or not any(lists):
-        raise HFViTError(f"--real_labels {file}: a list with a list of class numbers for each image is wanted")
+        raise HFViTError(f"--real_labels {file}: expected a list with a list of class numbers for each image")
     return lists
 
 

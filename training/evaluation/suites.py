@@ -223,7 +223,7 @@ def score_head(
     real = None
     if task.get("real"):
         if args.real_labels is None:
-            raise HFViTError("ReaL labels are wanted: give --real_labels real.json")
+            raise HFViTError("this suite scores on ReaL labels: give --real_labels real.json")
         real = real_labels(args.real_labels, test, match)
     scores = score_dataset(classifier, test, match, context, args.tta, real).metrics.scores()
     value, count = scores["real_accuracy" if task.get("real") else "accuracy"]
@@ -332,7 +332,7 @@ def published(content: dict[str, Any], facts: dict[str, Any], tasks: dict[str, A
 
 
 def task_in_words(found: dict[str, Any]) -> str:
-    """A task's outcome on one line."""
+    """A task's result on one line."""
     if found["status"] != "done":
         return f"{found['status']} ({found['reason']})"
     return f"{found['accuracy']:.2%} (n = {found['n']:,}, {found['method']})"

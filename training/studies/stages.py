@@ -89,7 +89,7 @@ def run_arguments(stage: str, folder: Path, options: dict[str, Any]) -> Argument
     """What a run of that stage is trained with; scored on the test split, also where there is a validation split.
 
     Raises:
-        HFViTError: an option that cannot be meant.
+        HFViTError: an option that is out of range.
     """
     chosen = {name: value for name, value in options.items() if name != "baseline"}
     return parse(words(chosen | FIXED | {"output_dir": folder}), stage)

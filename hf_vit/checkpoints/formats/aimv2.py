@@ -14,10 +14,9 @@ import torch
 from ...errors import HFViTError
 from ...image_processing import CLIP_MEAN, CLIP_STD, ImageProcessing
 from ...modeling.configuration_hf_vit import HFViTConfig
-from ..mapping import KeyMapping
 from ..spec import CheckpointSpec, linear_head
 from ..tensor_file import TensorFile
-from .encoder import FLAT_TABLE, EncoderNames, encoder_mappings, linear_classifier, map_head_mappings
+from .encoder import FLAT_TABLE, EncoderNames, model_mappings
 from .transformers_folder import (
     TransformersFolder,
     beyond,
@@ -102,7 +101,7 @@ def read(file: TensorFile, requested: dict[str, Any], sidecars: dict[str, dict])
     return CheckpointSpec(
         format=f"transformers {model_type}",
         fields=fields,
-        key_mappings=lambda config: key_mappings(config, prefix),
+        key_mappings=lambda config: model_mappings(config, NAMES, prefix, MAP_HEAD),
         not_specified=not_specified(fields),
         unused=unused | head,
         notes=notes,
@@ -110,14 +109,6 @@ def read(file: TensorFile, requested: dict[str, Any], sidecars: dict[str, dict])
             fields["image_size"]
         ),
     )
-
-
-def key_mappings(config: HFViTConfig, prefix: str) -> list[KeyMapping]:
-    """Every tensor of the model, their name and ours."""
-    mappings = encoder_mappings(config, NAMES, prefix)
-    if config.pooling == "map":
-        mappings += map_head_mappings(config, MAP_HEAD, prefix)
-    return mappings + linear_classifier(config)
 
 
 # -- writing ----------------------------------------------------------------------------------------------------------
@@ -159,4 +150,4 @@ def write(config: HFViTConfig, dtype: torch.dtype) -> TransformersFolder:
         "is_native": config.position_embedding_type == "sincos_aim",
     }
     described = config_json("aimv2_vision_model", "Aimv2VisionModel", config, dtype, **entries)
-    return TransformersFolder(described, key_mappings(config, ""))
+    return TransformersFolder(described, model_mappings(config, NAMES, "", MAP_HEAD))

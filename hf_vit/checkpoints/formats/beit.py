@@ -13,10 +13,9 @@ import torch
 from ...errors import HFViTError
 from ...image_processing import ImageProcessing
 from ...modeling.configuration_hf_vit import HFViTConfig
-from ..mapping import KeyMapping
 from ..spec import CheckpointSpec, linear_head
 from ..tensor_file import TensorFile
-from .encoder import EncoderNames, encoder_mappings, linear_classifier
+from .encoder import EncoderNames, model_mappings
 from .transformers_folder import (
     TransformersFolder,
     beyond,
@@ -116,7 +115,7 @@ def read(file: TensorFile, requested: dict[str, Any], sidecars: dict[str, dict])
     return CheckpointSpec(
         format=f"transformers {model_type}, keys {'before' if old else 'since'} transformers v5",
         fields=fields,
-        key_mappings=lambda config: key_mappings(config, names, prefix),
+        key_mappings=lambda config: model_mappings(config, names, prefix),
         not_specified=not_specified(fields) - {"final_norm"},
         unused=unused | head,
         notes=notes,
@@ -133,11 +132,6 @@ def _final_norm(file: TensorFile, names: EncoderNames, prefix: str, mean: bool) 
     if prefix and "layernorm.weight" in file:
         return EncoderNames(**(vars(names) | {"pooled_norm": "/layernorm"})), "pooled"
     return names, "none"
-
-
-def key_mappings(config: HFViTConfig, names: EncoderNames, prefix: str) -> list[KeyMapping]:
-    """Every tensor of the model, their name and ours."""
-    return encoder_mappings(config, names, prefix) + linear_classifier(config)
 
 
 # -- writing ----------------------------------------------------------------------------------------------------------
@@ -182,4 +176,4 @@ def write(config: HFViTConfig, dtype: torch.dtype) -> TransformersFolder:
     }
     architecture = f"{stem}ForImageClassification" if config.num_labels else f"{stem}Model"
     described = config_json(kind, architecture, config, dtype, **entries)
-    return TransformersFolder(described, key_mappings(config, BEFORE_V5, prefix if config.num_labels else ""))
+    return TransformersFolder(described, model_mappings(config, BEFORE_V5, prefix if config.num_labels else ""))

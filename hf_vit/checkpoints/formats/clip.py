@@ -18,16 +18,14 @@ import torch
 from ...errors import HFViTError
 from ...image_processing import CLIP_MEAN, CLIP_STD, ImageProcessing
 from ...modeling.configuration_hf_vit import HFViTConfig
-from ..mapping import SAME, KeyMapping, Transform
+from ..mapping import SAME, Transform
 from ..spec import CheckpointSpec, linear_head
 from ..tensor_file import TensorFile
 from .encoder import (
     FLAT_TABLE,
     FLAT_TOKEN,
     EncoderNames,
-    encoder_mappings,
-    linear_classifier,
-    map_head_mappings,
+    model_mappings,
 )
 from .transformers_folder import (
     TransformersFolder,
@@ -137,7 +135,7 @@ def read(file: TensorFile, requested: dict[str, Any], sidecars: dict[str, dict])
     return CheckpointSpec(
         format=f"transformers {model_type}" + (", its vision tower" if unused else ""),
         fields=fields,
-        key_mappings=lambda config: key_mappings(config, tensor_names, prefix),
+        key_mappings=lambda config: model_mappings(config, tensor_names, prefix, MAP_HEAD),
         not_specified=not_specified(fields),
         unused=unused | head,
         notes=notes,
@@ -159,14 +157,6 @@ def _clip_processing(is_clip: bool, image_size: Any) -> ImageProcessing:
     if is_clip:
         return ImageProcessing(224, (224, 224), "bicubic", 1 / 255, CLIP_MEAN, CLIP_STD).at_size(image_size)
     return ImageProcessing((224, 224), None, "bicubic").at_size(image_size)
-
-
-def key_mappings(config: HFViTConfig, tensor_names: EncoderNames, prefix: str) -> list[KeyMapping]:
-    """Every tensor of the model, their name and ours."""
-    mappings = encoder_mappings(config, tensor_names, prefix)
-    if config.pooling == "map":
-        mappings += map_head_mappings(config, MAP_HEAD, prefix)
-    return mappings + linear_classifier(config)
 
 
 # -- writing ----------------------------------------------------------------------------------------------------------
@@ -215,9 +205,9 @@ def write_clip(config: HFViTConfig, dtype: torch.dtype) -> TransformersFolder:
     vision = _vision_entries(config)
     if config.num_labels:
         described = config_json(kind, f"{stem}ForImageClassification", config, dtype, vision_config=vision)
-        return TransformersFolder(described, key_mappings(config, names(), "vision_model."))
+        return TransformersFolder(described, model_mappings(config, names(), "vision_model.", MAP_HEAD))
     described = config_json(f"{kind}_vision_model", f"{stem}VisionModel", config, dtype, **vision)
-    return TransformersFolder(described, key_mappings(config, names(), ""))
+    return TransformersFolder(described, model_mappings(config, names(), "", MAP_HEAD))
 
 
 def write_siglip(config: HFViTConfig, dtype: torch.dtype) -> TransformersFolder:
@@ -231,9 +221,9 @@ def write_siglip(config: HFViTConfig, dtype: torch.dtype) -> TransformersFolder:
     tensor_names = names(config.patch_size_hw[0] if flat else None, config.num_channels)
     if config.num_labels:
         described = config_json(kind, f"{stem}ForImageClassification", config, dtype, vision_config=vision)
-        return TransformersFolder(described, key_mappings(config, tensor_names, "vision_model."))
+        return TransformersFolder(described, model_mappings(config, tensor_names, "vision_model.", MAP_HEAD))
     described = config_json(f"{kind}_vision_model", f"{stem}VisionModel", config, dtype, **vision)
-    return TransformersFolder(described, key_mappings(config, tensor_names, ""))
+    return TransformersFolder(described, model_mappings(config, tensor_names, "", MAP_HEAD))
 
 
 def _vision_entries(config: HFViTConfig) -> dict[str, Any]:

@@ -14,10 +14,9 @@ import torch
 from ...errors import HFViTError
 from ...image_processing import IMAGENET_CROP
 from ...modeling.configuration_hf_vit import HFViTConfig
-from ..mapping import KeyMapping
 from ..spec import CheckpointSpec, linear_head
 from ..tensor_file import TensorFile
-from .encoder import EncoderNames, encoder_mappings, linear_classifier
+from .encoder import EncoderNames, model_mappings
 from .transformers_folder import (
     TransformersFolder,
     beyond,
@@ -123,17 +122,12 @@ def read(file: TensorFile, requested: dict[str, Any], sidecars: dict[str, dict])
     return CheckpointSpec(
         format=f"transformers {model_type}, keys {'before' if old else 'since'} transformers v5",
         fields=fields,
-        key_mappings=lambda config: key_mappings(config, names, prefix),
+        key_mappings=lambda config: model_mappings(config, names, prefix),
         not_specified=not_specified(fields),
         unused=unused | head,
         notes=notes,
         image_processing=IMAGENET_CROP,
     )
-
-
-def key_mappings(config: HFViTConfig, names: EncoderNames, prefix: str) -> list[KeyMapping]:
-    """Every tensor of the model, their name and ours."""
-    return encoder_mappings(config, names, prefix) + linear_classifier(config)
 
 
 # -- writing ----------------------------------------------------------------------------------------------------------
@@ -210,4 +204,4 @@ def write(config: HFViTConfig, dtype: torch.dtype) -> TransformersFolder:
     if kind == "dinov2_with_registers":
         zeros = {f"{prefix}embeddings.mask_token": (1, config.hidden_size)}
     described = config_json(kind, architecture, config, dtype, **entries)
-    return TransformersFolder(described, key_mappings(config, layout_names(kind, old=True), prefix), zeros)
+    return TransformersFolder(described, model_mappings(config, layout_names(kind, old=True), prefix), zeros)

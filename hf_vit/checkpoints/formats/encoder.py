@@ -192,6 +192,17 @@ def linear_classifier(config: HFViTConfig, theirs: str = "classifier") -> list[K
     return weight_and_bias(theirs, "classifier") if config.num_labels else []
 
 
+def model_mappings(
+    config: HFViTConfig, names: EncoderNames, prefix: str = "", map_head: dict[str, str] | None = None
+) -> list[KeyMapping]:
+    """All tensors of a model: those of the encoder, of its attention pooling by the names of `map_head`, and a linear
+    classifier where there is one."""
+    mappings = encoder_mappings(config, names, prefix)
+    if config.pooling == "map" and map_head is not None:
+        mappings += map_head_mappings(config, map_head, prefix)
+    return mappings + linear_classifier(config)
+
+
 def map_head_mappings(config: HFViTConfig, names: dict[str, str], prefix: str) -> list[KeyMapping]:
     """Attention pooling in the layout of torch's MultiheadAttention (SigLIP), or with separate k and v (AIMv2).
 

@@ -12,10 +12,9 @@ import torch
 from ...errors import HFViTError
 from ...image_processing import ImageProcessing
 from ...modeling.configuration_hf_vit import HFViTConfig
-from ..mapping import KeyMapping
 from ..spec import CheckpointSpec, linear_head
 from ..tensor_file import TensorFile
-from .encoder import EncoderNames, encoder_mappings, linear_classifier
+from .encoder import EncoderNames, model_mappings
 from .transformers_folder import (
     TransformersFolder,
     beyond,
@@ -92,7 +91,7 @@ def read(file: TensorFile, requested: dict[str, Any], sidecars: dict[str, dict])
     return CheckpointSpec(
         format=f"transformers {model_type}",
         fields=fields,
-        key_mappings=lambda config: key_mappings(config, prefix),
+        key_mappings=lambda config: model_mappings(config, NAMES, prefix),
         not_specified=not_specified(fields),
         unused=unused | head,
         notes=notes,
@@ -100,11 +99,6 @@ def read(file: TensorFile, requested: dict[str, Any], sidecars: dict[str, dict])
             fields["image_size"]
         ),
     )
-
-
-def key_mappings(config: HFViTConfig, prefix: str) -> list[KeyMapping]:
-    """Every tensor of the model, their name and ours."""
-    return encoder_mappings(config, NAMES, prefix) + linear_classifier(config)
 
 
 # -- writing ----------------------------------------------------------------------------------------------------------
@@ -139,4 +133,4 @@ def write(config: HFViTConfig, dtype: torch.dtype) -> TransformersFolder:
         "drop_path_rate": config.drop_path_rate,
     }
     described = config_json("tipsv2_vision_model", "Tipsv2VisionModel", config, dtype, **entries)
-    return TransformersFolder(described, key_mappings(config, ""), {"mask_token": (1, config.hidden_size)})
+    return TransformersFolder(described, model_mappings(config, NAMES, ""), {"mask_token": (1, config.hidden_size)})

@@ -1,4 +1,4 @@
-"""The loop: exact sums, accumulation, callbacks, refusals; resuming is in test_resuming.py.
+"""The loop: exact sums, accumulation, callbacks, refusals; resuming is in test_trainer_state.py.
 
 pytest tests/training/engine/test_trainer.py
 """
@@ -366,7 +366,7 @@ def test_drop_path_trains_alike_whether_compiled_or_skipping_the_work(tmp_path, 
 
 
 def test_uploads_need_a_token_before_training_and_a_failing_one_does_not_stop_it(tmp_path, monkeypatch, capsys):
-    from training.engine import trainer as room
+    from training.engine import trainer as module
 
     uploads = []
 
@@ -375,12 +375,12 @@ def test_uploads_need_a_token_before_training_and_a_failing_one_does_not_stop_it
         raise HFViTError("no network")
 
     args = arguments(tmp_path / "out", push_to_hub=True, hub_model_id="me/it", hub_strategy="every_save")
-    monkeypatch.setattr(room, "get_token", lambda: None)
+    monkeypatch.setattr(module, "get_token", lambda: None)
     with pytest.raises(HFViTError, match="hf auth login"):
         Trainer(tiny(), args, Images(40)).train()
     assert not (tmp_path / "out").exists()
-    monkeypatch.setattr(room, "get_token", lambda: "hf_x")
-    monkeypatch.setattr(room, "push_folder", push)
+    monkeypatch.setattr(module, "get_token", lambda: "hf_x")
+    monkeypatch.setattr(module, "push_folder", push)
     Trainer(tiny(), args, Images(40)).train()
     assert uploads == [("me/it", False, True)] * 2
     assert "not uploaded: no network" in capsys.readouterr().err
