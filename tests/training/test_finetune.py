@@ -6,6 +6,7 @@ pytest tests/training/test_finetune.py
 import json
 import shutil
 
+import fsspec
 import numpy as np
 import pytest
 import torch
@@ -17,6 +18,7 @@ from transformers.models.vit import ViTImageProcessorPil
 
 from hf_vit import HFViTConfig, HFViTForImageClassification, save_checkpoint
 from hf_vit.image_processing import ImageProcessing
+from tests.helpers.streams import encoded, tar_bytes
 from training import finetune, pretrain
 from training.build_model import build_model, image_processor_for
 from training.config.arguments import DataArguments
@@ -215,6 +217,23 @@ def test_a_resumed_stream_ends_with_the_same_bytes(tmp_path):
     finetune.main([*line, str(tmp_path / "resumed"), "--resume_from_checkpoint"])
     for name in ("model.safetensors", "history.jsonl"):
         assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "resumed" / name).read_bytes()
+
+
+def test_a_resumed_stream_of_remote_shards_that_are_indexed_while_they_are_read(tmp_path):
+    files = fsspec.filesystem("memory")
+    files.pipe("/finetune/label_names.json", b'["odd", "even"]')
+    for shard in ("train-0", "train-1", "train-2", "test-0"):
+        records = [(str(n), {"cls": str(n % 2).encode(), "png": encoded(n)}) for n in range(16)]
+        files.pipe(f"/finetune/{shard}.tar", tar_bytes(records))
+    name = "memory://finetune/{train-0,train-1,train-2,test-0}.tar --shuffle_shards 1 --streaming --max_steps 7"
+    line = words(TINY, SHORT, "--dataset", name, "--cache_dir", tmp_path / "cache", "--output_dir")
+    finetune.main([*line, str(tmp_path / "whole")])
+    assert list((tmp_path / "cache").glob("copies-*/test-0.tar"))  # read again and again: copied
+    finetune.main([*line, str(tmp_path / "resumed"), "--dataloader_num_workers", "2"])
+    shutil.rmtree(tmp_path / "resumed/checkpoint-7")
+    finetune.main([*line, str(tmp_path / "resumed"), "--resume_from_checkpoint"])
+    for file in ("model.safetensors", "history.jsonl"):
+        assert (tmp_path / "whole" / file).read_bytes() == (tmp_path / "resumed" / file).read_bytes()
 
 
 @pytest.mark.parametrize(

@@ -145,6 +145,11 @@ class DataArguments:
     shuffle_run_length: int | None = option(
         None, "streaming: neighbors in a shard that are read at once; default: 8, 1 if sorted by class", "images"
     )
+    shuffle_shards: int | None = option(
+        None,
+        "streaming: tar shards that are indexed and mixed at a time, to begin before all are indexed; default: all",
+        "shards",
+    )
     read_threads: int = option(16, "streaming: reads of shards or row groups that one process makes at once")
     train_fraction: float = option(1.0, "fraction of the training images; 0.01 lies inside 0.1", "0 to 1", "Figure 4")
     samples_per_class: int | None = option(None, "training images of each class, for few labels", "images")

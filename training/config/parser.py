@@ -76,7 +76,7 @@ HELP_GROUPS: dict[str, list[str]] = {
         "dataset_config_name", "train_split", "image_column", "label_column", "problem_type", "label_separator",
         "split_column",
         "image_root", "train_file", "eval_file", "streaming", "shuffle_buffer_size",
-        "shuffle_run_length", "read_threads", "train_fraction",
+        "shuffle_run_length", "shuffle_shards", "read_threads", "train_fraction",
         "samples_per_class", "dev_fraction", "folds", "fold", "combine_folds",
         "deduplicate_against", "deduplicate_split", "on_decode_error",
         "cache_dir", "dataloader_num_workers", "dataloader_prefetch_factor", "preview",

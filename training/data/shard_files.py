@@ -175,26 +175,34 @@ def with_local_copies(urls: list[str], folder: Path, log: Callable[[str], None])
     """
     if not urls[0].startswith(("http://", "https://")) or _answers_ranges(urls[0]):
         return urls
+    host = "/".join(urls[0].split("/")[:3])
+    return copy_shards(urls, folder, f"{host} ignores range requests: ", log)
+
+
+def copy_shards(urls: list[str], folder: Path, why: str, log: Callable[[str], None]) -> list[str]:
+    """Copies of remote shards below `folder`; those that are there already are not made again.
+
+    Args:
+        why: begins the line that is logged.
+
+    Raises:
+        HFViTError: the copies do not fit the disk, or a shard cannot be copied.
+    """
     shards = look_at(urls)
     copies = [
-        folder / f"copies-{digest(shard.url, shard.size, shard.version)}" / os.path.basename(shard.url)
-        for shard in shards
+        folder / f"copies-{digest(shard.url, shard.size, shard.version)}" / shard_name(shard.url) for shard in shards
     ]
     missing = [(shard, copy) for shard, copy in zip(shards, copies) if not copy.exists()]
     if missing:
         size = sum(shard.size for shard, _ in missing)
-        host = "/".join(urls[0].split("/")[:3])
         folder.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(folder).free
         if size > free:
             raise HFViTError(
-                f"{host} ignores range requests, and copies of its {len(missing):,} shards ({size / 1e9:.1f} GB) do "
-                f"not fit into '{folder}' ({free / 1e9:.1f} GB free): choose another --cache_dir or server"
+                f"{why}copies of {len(missing):,} shards ({size / 1e9:.1f} GB) do not fit into '{folder}' "
+                f"({free / 1e9:.1f} GB free): choose another --cache_dir or server"
             )
-        log(
-            f"{host} ignores range requests: all {len(missing):,} shards ({size / 1e9:.1f} GB) are copied to "
-            f"'{folder}' before the first step"
-        )
+        log(f"{why}{len(missing):,} shards ({size / 1e9:.1f} GB) are copied to '{folder}' before the first step")
         with ThreadPoolExecutor(COPIES) as pool:
             list(pool.map(_copy, *zip(*missing)))
     return [str(copy) for copy in copies]

@@ -378,7 +378,7 @@ def scan_shards(shards: Sequence[TarShard], log: Callable[[str], None]) -> list[
         if any(is_remote(shard.url) for shard in shards):
             log(
                 f"the index of {len(shards):,} shards ({size / 1e9:.1f} GB) is built from their headers: one request "
-                f"for each image; {BUILD} builds it once and for all machines"
+                f"for each image; {BUILD} builds it once and for all machines, --shuffle_shards 64 begins after 64"
             )
             pool = stack.enter_context(ThreadPoolExecutor(CONNECTIONS))
         elif size > IN_THIS_PROCESS and min(cores, len(shards)) > 1 and "fork" in get_all_start_methods():

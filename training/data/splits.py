@@ -26,9 +26,12 @@ from .dataset import (
     take_fraction,
 )
 from .deduplication import Duplicate, deduplicate
+from .folders import index_folder
+from .shard_files import copy_shards, is_remote, is_shard_pattern
 from .sources import SPLIT_NAMES, Columns, Reader, own_cache
 from .streaming import ImageStream, open_stream, stream_files
 from .transforms import EvalTransform, TrainTransform, evaluation_steps
+from .webdataset import shards_reader
 
 
 EVAL_SPLITS = ("validation", "val", "valid", "dev", "test")
@@ -37,7 +40,7 @@ TRANSFORM_FIELDS = (
     "crop", "crop_area", "crop_ratio", "flip", "resize_small", "degrees", "translate", "scale", "shear",
     "auto_augment", "color_jitter", "random_erasing",
 )  # fmt: skip
-STREAM_OPTIONS = ("shuffle_buffer_size", "shuffle_run_length", "read_threads")
+STREAM_OPTIONS = ("shuffle_buffer_size", "shuffle_run_length", "shuffle_shards", "read_threads")
 LISTED = 5  # duplicates that are named on the screen
 
 
@@ -242,11 +245,29 @@ def open_streaming(data: DataArguments, say=print) -> Splits:
         buffer_size=data.shuffle_buffer_size,
         run_length=data.shuffle_run_length,
         read_threads=data.read_threads,
+        group_size=data.shuffle_shards,
         log=say,
         **common,
     )
-    evaluation = open_dataset(data.dataset, split=split, label_names=train.label_names, log=say, **common)
+    if is_shard_pattern(data.dataset) and is_remote(data.dataset):
+        evaluation = open_copied_shards(data, split, train.label_names, say)
+    else:
+        evaluation = open_dataset(data.dataset, split=split, label_names=train.label_names, log=say, **common)
     return Splits(train, evaluation, [])
+
+
+def open_copied_shards(data: DataArguments, split: str, label_names: list[str], say) -> ImageDataset:
+    """The evaluation split of shards that lie elsewhere, copied to the cache: it is read again and again."""
+    splits = stream_files(data.dataset, None, data.cache_dir)
+    if split not in splits:
+        raise HFViTError(f"'{data.dataset}' has no split '{split}'; available: {', '.join(splits)}")
+    copies = copy_shards(splits[split], index_folder(data.cache_dir), f"the evaluation split '{split}': ", say)
+    columns = Columns(data.image_column, data.label_column, label_names)
+    reader = shards_reader(data.dataset, copies, columns, data.cache_dir)
+    evaluation = open_split(reader, reader.splits[0], label_names, data.on_decode_error)
+    for note in reader.notes:
+        say(note)
+    return dataclasses.replace(evaluation, split=split)  # whatever the copies' folder is called
 
 
 def duplicates_found(duplicates: list[Duplicate], other: ImageDataset) -> str:

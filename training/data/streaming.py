@@ -14,13 +14,15 @@ every record exactly once.
     loader = DataLoader(stream, batch_sampler=order, collate_fn=collate, num_workers=4)
 """
 
+import itertools
 import os
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -32,6 +34,7 @@ from ..rng import STREAM, SUBSET, generator, hashed
 from .chunks import RUN_LENGTH, Chunks, ParquetChunks, SyntheticChunks, TarChunks, default_run_length
 from .dataset import Transform, View, check_reading
 from .shard_files import expand_shards, is_shard_pattern
+from .shard_groups import ShardGroups, open_shard_groups
 from .sources import SPLIT_NAMES, Columns, by_split, digest, only_for_tables, only_on_the_hub, synthetic_reader
 from .tables import hub_files
 from .transforms import ImageTransform
@@ -40,6 +43,7 @@ from .webdataset import LabelledShards, open_shards, shards_by_split
 
 BUFFER_SIZE = 4096  # records that are read ahead and shuffled; two such windows are in memory
 READ_THREADS = 16
+WINDOW_BITS = 32  # windows of a part of an epoch are fewer than this many bits count
 
 
 class Record(NamedTuple):
@@ -50,6 +54,19 @@ class Record(NamedTuple):
     name: str
     epoch: int
     index: int
+
+
+class Window(NamedTuple):
+    """Chunks of a part of a stream whose records are shuffled with each other, of which the first `skip` are left out.
+
+    `number` counts the windows of an epoch, with gaps between its parts.
+    """
+
+    part: "ImageStream"
+    epoch: int
+    number: int
+    chunks: np.ndarray
+    skip: int
 
 
 @dataclass(frozen=True)
@@ -71,6 +88,7 @@ class ImageStream(torch.utils.data.Dataset):
     seed: int = 0
     buffer_size: int = BUFFER_SIZE
     read_threads: int = READ_THREADS
+    is_whole: ClassVar[bool] = True  # all chunks are known from the beginning
 
     @property
     def label_names(self) -> list[str]:
@@ -133,11 +151,65 @@ class ImageStream(torch.utils.data.Dataset):
         rows = range(len(records)) if self.fraction == 1.0 else self.kept(chunk)
         return [Record(*records[row], epoch, int(self.starts[chunk] + row)) for row in rows]
 
+    def parts(self, seed: int, stopped: threading.Event) -> Iterator[tuple[int, int, "ImageStream"]]:
+        """(epoch, number of the part, chunks that are mixed with each other), endless: here, all chunks of an epoch.
+
+        Args:
+            stopped: is set when no more are wanted.
+        """
+        return ((epoch, 0, self) for epoch in itertools.count())
+
     def order(
         self, batch_size: int, *, seed: int, position: int, stop: int, rank: int = 0, world_size: int = 1
     ) -> "StreamSampler":
         """Batch sampler of one process, from `position` to `stop` images of all processes together."""
         return StreamSampler(self, batch_size, seed, position, stop, rank, world_size)
+
+
+@dataclass(frozen=True)
+class ShardGroup(ImageStream):
+    """One group of a `GroupedStream`. `first`: the number of each chunk's first image, in the whole set."""
+
+    first: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
+
+    @cached_property
+    def starts(self) -> np.ndarray:
+        return self.first
+
+
+@dataclass(frozen=True)
+class GroupedStream(ImageStream):
+    """A stream whose shards are indexed while it is read, group by group. Its length is an estimate."""
+
+    chunks: ShardGroups
+    is_whole = False
+
+    def __len__(self) -> int:
+        return self.chunks.images
+
+    @property
+    def fingerprint(self) -> str:
+        return self.chunks.fingerprint
+
+    def parts(self, seed: int, stopped: threading.Event) -> Iterator[tuple[int, int, ImageStream]]:
+        """(epoch, number of the group, the group), endless; the next one's headers are read meanwhile."""
+        groups = (
+            (epoch, number, shards)
+            for epoch in itertools.count()
+            for number, shards in enumerate(self.chunks.order(seed, epoch))
+        )
+        with ThreadPoolExecutor(1) as ahead:
+            pending = None
+            for epoch, number, shards in groups:
+                following = epoch, number, ahead.submit(self.chunks.group, shards, stopped)
+                if pending is not None:
+                    chunks, first = pending[2].result()
+                    group = ShardGroup(**{**self._fields(), "chunks": chunks, "first": first})
+                    yield pending[0], pending[1], group
+                pending = following
+
+    def _fields(self) -> dict[str, Any]:
+        return {item.name: getattr(self, item.name) for item in fields(self)}
 
 
 class StreamSampler:
@@ -149,12 +221,6 @@ class StreamSampler:
     def __init__(
         self, stream: ImageStream, batch_size: int, seed: int, position: int, stop: int, rank: int, world_size: int
     ):
-        filled = int((stream.sizes > 0).sum())
-        if filled < world_size:
-            raise HFViTError(
-                f"'{stream.name}' has {filled} chunks (row groups, or runs of --shuffle_run_length records) for "
-                f"{world_size} processes; write it in smaller ones, or train without --streaming"
-            )
         if position % world_size:
             raise HFViTError(
                 f"a run at image {position} cannot go on with {world_size} processes: take as many as "
@@ -162,6 +228,15 @@ class StreamSampler:
             )
         self.stream, self.batch_size, self.seed = stream, batch_size, seed
         self.position, self.stop, self.rank, self.world_size = position, stop, rank, world_size
+        if stream.is_whole:
+            self._raise_if_few(int((stream.sizes > 0).sum()))
+
+    def _raise_if_few(self, chunks: int) -> None:
+        if chunks < self.world_size:
+            raise HFViTError(
+                f"'{self.stream.name}' has {chunks} chunks (row groups, or runs of --shuffle_run_length records) for "
+                f"{self.world_size} processes; write it in smaller ones, or train without --streaming"
+            )
 
     def __len__(self) -> int:
         return max(0, self.stop - self.position) // (self.batch_size * self.world_size)
@@ -171,24 +246,25 @@ class StreamSampler:
         for _ in range(len(self)):
             yield [next(records) for _ in range(self.batch_size)]
 
-    def lane(self, epoch: int) -> np.ndarray:
-        """This process's chunks of an epoch, in order."""
-        filled = np.flatnonzero(self.stream.sizes)
-        return filled[generator(STREAM, self.seed, epoch).permutation(len(filled))][self.rank :: self.world_size]
+    def lane(self, epoch: int, number: int = 0, part: ImageStream | None = None) -> np.ndarray:
+        """This process's chunks of a part of an epoch, in order."""
+        filled = np.flatnonzero((self.stream if part is None else part).sizes)
+        self._raise_if_few(len(filled) or self.world_size)  # a group of empty shards is no reason to stop
+        order = generator(STREAM, self.seed, epoch, 0, number).permutation(len(filled))
+        return filled[order][self.rank :: self.world_size]
 
-    def windows(self, place: int) -> Iterator[tuple[int, int, np.ndarray, int]]:
-        """(epoch, number of the window, its chunks, records to leave out in front) from a place on, endless."""
-        epoch = 0
-        while place >= (size := int(self.stream.sizes[self.lane(epoch)].sum())):
-            place -= size
-            epoch += 1
-        while True:
-            lane = self.lane(epoch)
-            for number, (begin, stop, size) in enumerate(self.cut(self.stream.sizes[lane])):
+    def windows(self, place: int, stopped: threading.Event) -> Iterator[Window]:
+        """The windows from a place on, endless."""
+        for epoch, number, part in self.stream.parts(self.seed, stopped):
+            lane = self.lane(epoch, number, part)
+            sizes = part.sizes[lane]
+            if place >= (total := int(sizes.sum())):
+                place -= total
+                continue
+            for window, (begin, stop, size) in enumerate(self.cut(sizes)):
                 if place < size:
-                    yield epoch, number, lane[begin:stop], place
+                    yield Window(part, epoch, (number << WINDOW_BITS) + window, lane[begin:stop], place)
                 place = max(0, place - size)
-            epoch += 1
 
     def cut(self, sizes: np.ndarray) -> Iterator[tuple[int, int, int]]:
         """(begin, stop, records) of windows: neighboring chunks, as many as fill the buffer."""
@@ -199,14 +275,13 @@ class StreamSampler:
             yield begin, stop, int(ends[stop - 1]) - before
             begin, before = stop, int(ends[stop - 1])
 
-    def load(
-        self, readers: ThreadPoolExecutor, epoch: int, number: int, chunks: np.ndarray, skip: int
-    ) -> list[Record]:
-        """The records of a window in their shuffled order, without the first `skip`."""
+    def load(self, readers: ThreadPoolExecutor, windows: Iterator[Window]) -> list[Record]:
+        """The records of the next window in their shuffled order, without those that lie before the place."""
+        part, epoch, number, chunks, skip = next(windows)
         threads = self.stream.read_threads
 
         def read(thread: int) -> list[list[Record]]:
-            return [self.stream.read(int(chunk), epoch) for chunk in chunks[thread::threads]]
+            return [part.read(int(chunk), epoch) for chunk in chunks[thread::threads]]
 
         parts = list(readers.map(read, range(min(threads, len(chunks)))))
         # Back in the chunks' order, whichever thread was first: the window is the same for any number of threads.
@@ -216,13 +291,17 @@ class StreamSampler:
 
     def records(self, place: int) -> Iterator[Record]:
         """This process's records from a place in its row on, endless; the next window is read meanwhile."""
-        windows = self.windows(place)
+        stopped = threading.Event()
+        windows = self.windows(place, stopped)
         with ThreadPoolExecutor(self.stream.read_threads) as readers, ThreadPoolExecutor(max_workers=1) as ahead:
-            pending = ahead.submit(self.load, readers, *next(windows))
-            while True:
-                ready = pending.result()
-                pending = ahead.submit(self.load, readers, *next(windows))
-                yield from ready
+            pending = ahead.submit(self.load, readers, windows)
+            try:
+                while True:
+                    ready = pending.result()
+                    pending = ahead.submit(self.load, readers, windows)
+                    yield from ready
+            finally:
+                stopped.set()
 
 
 def open_stream(
@@ -239,6 +318,7 @@ def open_stream(
     buffer_size: int = BUFFER_SIZE,
     run_length: int | None = None,
     read_threads: int = READ_THREADS,
+    group_size: int | None = None,
     log: Callable[[str], None] | None = None,
 ) -> ImageStream:
     """Open one split as a stream.
@@ -252,6 +332,8 @@ def open_stream(
         run_length: neighboring records of a shard that are read at once; None: 8, but 1 where shards are sorted by
             class. Longer runs mean fewer reads.
         read_threads: runs or row groups that are read at once.
+        group_size: shards that are indexed and mixed at a time, so that the first images come before all shards are
+            indexed (`shard_groups.py`); None: all shards together.
         log: called with what was assumed and left out, a line each.
         Others as of `open_dataset`. Shards are indexed when they are first opened, from their headers; the index is
         kept (`shard_index.py`).
@@ -261,7 +343,8 @@ def open_stream(
     """
     check_reading(on_unreadable, fraction)
     for option, value in (
-        ("shuffle_buffer_size", buffer_size), ("shuffle_run_length", run_length), ("read_threads", read_threads)
+        ("shuffle_buffer_size", buffer_size), ("shuffle_run_length", run_length), ("read_threads", read_threads),
+        ("shuffle_shards", group_size),
     ):  # fmt: skip
         if value is not None and value < 1:
             raise HFViTError(f"--{option} is at least 1, got {value}")
@@ -273,6 +356,19 @@ def open_stream(
         hint = "; slices need a copy: train without --streaming" if "[" in split or "+" in split else ""
         raise HFViTError(f"'{name}' has no split '{split}' to stream; available: {listed(list(splits))}{hint}")
     urls = splits[chosen]
+    if group_size is not None:
+        if not (urls and is_shard_pattern(urls[0])) or fraction < 1:
+            raise HFViTError(
+                f"--shuffle_shards is for all records of tar shards: leave it out for a fraction of '{name}'"
+                if fraction < 1
+                else f"--shuffle_shards is for tar shards, '{name}' is none: leave it out"
+            )
+        groups = open_shard_groups(
+            name, urls, columns, group_size, run_length, read_threads, on_unreadable, cache_dir, log or no_log
+        )
+        return GroupedStream(
+            groups, name, split, 1.0, on_unreadable, buffer_size=buffer_size, read_threads=read_threads
+        )
     if name.startswith("synthetic:"):
         only_for_tables(name, columns)
         chunks: Chunks = SyntheticChunks.of(name, chosen, names, run_length or RUN_LENGTH)
@@ -298,6 +394,10 @@ def open_stream(
     return stream
 
 
+def no_log(line: str) -> None:
+    """Say nothing."""
+
+
 def stream_shards(
     name: str,
     urls: list[str],
@@ -307,7 +407,7 @@ def stream_shards(
     log: Callable[[str], None] | None,
 ) -> LabelledShards:
     """`open_shards`; damaged records are left out, which is said, or stop the run."""
-    log = log or (lambda _: None)
+    log = log or no_log
     shards = open_shards(name, urls, columns, cache_dir, log)
     if left_out := shards.index.left_out():
         if on_unreadable == "stop":

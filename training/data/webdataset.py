@@ -2,7 +2,7 @@
 
 shard_index.py knows where each image's bytes lie, so that shards on a local disk are as good as any other map-style
 data set (`TarSource`), and remote ones can be read a run at a time (streaming.py). Labels that are numbers are called
-by them, unless a local `label_names.json` beside the shards, a list, names the classes.
+by them, unless a `label_names.json` beside the shards, a list, names the classes.
 
 Tests: tests/training/data/test_streaming.py.
 """
@@ -21,7 +21,7 @@ from hf_vit.image_io import UnreadableImage, one_line, open_encoded
 
 from .columns import grouped, integer_rows, refuse_unlabelled
 from .folders import index_folder
-from .shard_files import CHANGED, ShardChanged, is_remote, read_range, with_local_copies
+from .shard_files import CHANGED, ShardChanged, file_system, folder_of, is_remote, read_range, with_local_copies
 from .shard_index import Label, ShardIndex, open_index
 from .sources import (
     SPLIT_IN_FILE_NAME,
@@ -138,7 +138,7 @@ def open_shards(
     """
     cache = index_folder(cache_dir)
     index = open_index(with_local_copies(urls, cache, log), cache, log)
-    labels, label_names = labels_of(index, name, columns)
+    labels, label_names = labels_of(index, name, columns, names_beside(urls[0]))
     names = [os.path.basename(url) for url in urls]
     shard = np.repeat(np.arange(len(urls)), np.diff(index.first))
     arrays = (shard, index.offset, index.length, labels)
@@ -146,8 +146,13 @@ def open_shards(
     return LabelledShards(index, labels, label_names, mark)
 
 
-def labels_of(index: ShardIndex, name: str, columns: Columns) -> tuple[np.ndarray, list[str]]:
+def labels_of(
+    index: ShardIndex, name: str, columns: Columns, beside: list[str] | None
+) -> tuple[np.ndarray, list[str]]:
     """Labels and class names: as given, as named in or beside the shards, or one per number from 0.
+
+    Args:
+        beside: `names_beside` the shards.
 
     Raises:
         HFViTError: labels below 0, above the names, or with gaps; a column, which shards do not have.
@@ -173,7 +178,7 @@ def labels_of(index: ShardIndex, name: str, columns: Columns) -> tuple[np.ndarra
         if group is not None:
             labels = labels // group
         else:
-            own = names_beside(index.shards[0].url) or own
+            own = beside or own
         labels, label_names = integer_rows(name, "cls", labels.astype(int).tolist(), own, len(index))
         if group is None and columns.label_names is not None and columns.label_names != label_names:
             labels, label_names = relabel(labels, label_names, columns.label_names, f"'{name}'"), columns.label_names
@@ -199,16 +204,24 @@ def number_labels(values: list[Label]) -> tuple[np.ndarray, list[str]]:
 
 
 def names_beside(shard: str) -> list[str] | None:
-    """The classes' names in the `label_names.json` beside a local shard, None where there is none.
+    """The classes' names in the `label_names.json` beside a shard, None where there is none.
 
     Raises:
         HFViTError: it does not hold a list of different names.
     """
-    path = Path(shard).with_name(NAMES_FILE)
-    if "://" in shard or not path.is_file():
+    path = f"{folder_of(shard) or '.'}/{NAMES_FILE}"
+    if is_remote(shard):
+        files, inner = file_system(path)
+        try:
+            data = files.cat_file(inner)
+        except Exception:  # every file system of fsspec has its own; most shards have no names beside them
+            return None
+    elif Path(path).is_file():
+        data = Path(path).read_bytes()
+    else:
         return None
     try:
-        names = json.loads(path.read_text(encoding="utf-8"))
+        names = json.loads(data)
     except ValueError as error:
         raise HFViTError(f"'{path}' is not JSON ({one_line(error)})") from error
     if not isinstance(names, list) or not all(isinstance(n, str) for n in names) or len(set(names)) < len(names):
