@@ -21,6 +21,7 @@ from scipy.sparse import csr_array
 
 BINS = 15
 TOP_K = 5
+WAITING = 64  # batches that are added at once
 MAX_BOOTSTRAP_IMAGES = 10_000  # a larger set's intervals are narrower than what a table shows, and take longer
 COUNTS = ("images", "answers", "hits", "top5_hits", "not_finite", "real_images", "real_hits")
 SUMS = ("loss", "nll", "brier")
@@ -42,17 +43,22 @@ def top1_hits(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     return predicted_classes(logits) == labels
 
 
-def topk_hits(logits: torch.Tensor, labels: torch.Tensor, k: int = TOP_K) -> torch.Tensor:
-    """Whether the label (B,) is among the k largest of logits (B, K); of equal ones the first counts; bool (B,)."""
-    own = logits.gather(1, labels[:, None])
+def topk_hits(logits: torch.Tensor, labels: torch.Tensor, predicted: torch.Tensor, k: int = TOP_K) -> torch.Tensor:
+    """Whether the label (B,) is among the k largest of logits (B, K); of equal ones the first counts; bool (B,).
+
+    Args:
+        predicted: int64 (B,), as `predicted_classes` finds them: these images need no further look.
+    """
+    own, hit = logits.gather(1, labels[:, None]), predicted == labels
     # Compared into floats, whose sum is exact and several times as fast as that of bools
-    larger = torch.gt(logits, own, out=torch.empty_like(logits))
-    rank = larger.sum(-1)
-    ties = torch.ge(logits, own, out=larger).sum(-1) > rank + 1
-    if logits.device.type != "cpu" or ties.any():  # rare; other devices do not wait to learn that
+    rank = torch.gt(logits, own, out=torch.empty_like(logits)).sum(-1)
+    if logits.device.type != "cpu":  # other devices do not wait to learn which rows may have ties that decide
         before = torch.arange(logits.shape[1], device=logits.device) < labels[:, None]
-        rank = rank + ((logits == own) & before).sum(-1)
-    return rank < k
+        return hit | (rank + ((logits == own) & before).sum(-1) < k)
+    rows, numbers, equal, ranks = logits.detach().numpy(), labels.numpy(), own.detach().numpy(), rank.detach().numpy()
+    for row in np.flatnonzero((ranks < k) & ~hit.numpy()):
+        ranks[row] += np.count_nonzero(rows[row, : numbers[row]] == equal[row])  # ranks is the memory of rank
+    return hit | (rank < k)
 
 
 class MetricState:
@@ -72,7 +78,9 @@ class MetricState:
         self.counts = torch.zeros(len(COUNTS), dtype=torch.int64, device=device)
         self.sums = torch.zeros(len(SUMS), dtype=self.wide, device=device)
         self.bins = torch.zeros(3, BINS, dtype=self.wide, device=device)  # by confidence: images, hits, confidence
-        self.pairs: list[torch.Tensor] = []  # int32 (2, B) each: reference and prediction
+        self.pairs: list[torch.Tensor] = []  # int32 (2, any) each: reference and prediction
+        self.images, self.one_question = 0, True
+        self._waiting: list[tuple[torch.Tensor, ...]] = []  # of each batch, what its images give
 
     @torch.no_grad()
     def update(
@@ -88,40 +96,59 @@ class MetricState:
             logits: (B, K), or (B, n, K) for n questions to each image. labels: int64 (B,) or (B, n).
             losses: (B,), for the mean loss. real: int64 (B, any), valid ReaL labels filled up with -1.
         """
-        images, self.num_classes, one_question = len(labels), logits.shape[-1], logits.ndim == 2
+        self.images += len(labels)
+        self.num_classes, self.one_question = logits.shape[-1], logits.ndim == 2
         logits, labels = logits.reshape(-1, logits.shape[-1]), labels.reshape(-1)
         logits = logits if logits.dtype in (torch.float32, torch.float64) else logits.float()
-        largest = logits.amax(-1)
-        finite = torch.isfinite(largest) & torch.isfinite(logits.amin(-1))  # NaN is both
         prediction = predicted_classes(logits)
-        hit = (prediction == labels) & finite
-        top5 = topk_hits(logits, labels) & finite
+        classes = torch.stack([labels, prediction], dim=1)
+        own, largest = logits.gather(1, classes).T
+        finite = torch.isfinite(largest) & torch.isfinite(logits.amin(-1))  # NaN is both
+        flags = torch.stack([topk_hits(logits, labels, prediction), finite])
+        parts = own.new_empty(3, 0)
         if self.calibration:
-            self._add_calibration(logits, labels, largest, hit, finite)
-        if one_question:  # answers to several have no class of the image
-            self.pairs.append(torch.stack([labels, prediction]).int())
-        valid = real_hit = hit[:0]
+            probabilities = logits.softmax(-1)
+            confidence = probabilities.gather(1, classes[:, 1:])[:, 0]  # exp(0) over the sum of all: exact as it is
+            parts = torch.stack([confidence, own - largest, torch.linalg.vector_norm(probabilities, dim=-1)])
+        valid = real_hit = finite[:0]
         if real is not None:
             valid = (real >= 0).any(-1)
             real_hit = (real == prediction[:, None]).any(-1)  # a prediction is never -1, which fills the lists up
-        counted = [part.sum() for part in (hit, top5, ~finite, valid, real_hit)]
-        self.counts += torch.stack([torch.full_like(counted[0], n) for n in (images, len(labels))] + counted)
-        if losses is not None:
-            self.sums[0] += losses.sum().to(self.wide)
+        losses = own[:0] if losses is None else losses
+        real_flags = torch.stack([valid, real_hit])
+        self._waiting.append(
+            (classes.T.int(), flags, parts.to(self.wide), real_flags, losses.to(self.wide, copy=True))
+        )
+        if len(self._waiting) == WAITING:
+            self._add()
 
-    def _add_calibration(self, logits, labels, largest, hit, finite) -> None:
-        probabilities = logits.softmax(-1)
-        confidence = probabilities.amax(-1).to(self.wide)  # exp(0) over the sum of all: exact as that sum is
-        confidence = torch.where(finite, confidence, 1.0)
-        own = (logits.gather(1, labels[:, None])[:, 0] - largest).to(self.wide)
-        squares = torch.linalg.vector_norm(probabilities, dim=-1).to(self.wide).square()
-        nll, brier = -confidence.log() - own, squares - 2 * own.exp() * confidence + 1
-        self.sums[1:] += torch.stack([torch.where(finite, part, 0.0).sum() for part in (nll, brier)])
-        index = (confidence * BINS).ceil().long().sub(1).clamp(0, BINS - 1)
-        self.bins.index_add_(1, index, torch.stack([torch.ones_like(confidence), hit.to(self.wide), confidence]))
+    @torch.no_grad()
+    def _add(self) -> None:
+        """Add what waits: many batches at once, whose small operations take as long as those of one."""
+        if not self._waiting:
+            return
+        pairs, flags, parts, real_flags, losses = (torch.cat(part, dim=-1) for part in zip(*self._waiting))
+        self._waiting = []
+        if self.one_question:  # answers to several have no class of the image
+            self.pairs.append(pairs)
+        top5, finite = flags
+        hit = (pairs[0] == pairs[1]) & finite
+        counted = [part.sum() for part in (hit, top5 & finite, ~finite, *real_flags)]
+        answers = torch.full_like(counted[0], len(hit))
+        self.counts[1:] += torch.stack([answers, *counted])
+        self.sums[0] += losses.sum()
+        if self.calibration:
+            confidence, own, norm = parts
+            confidence = torch.where(finite, confidence, 1.0)
+            nll, brier = -confidence.log() - own, norm.square() - 2 * own.exp() * confidence + 1
+            self.sums[1:] += torch.stack([torch.where(finite, part, 0.0).sum() for part in (nll, brier)])
+            index = (confidence * BINS).ceil().long().sub(1).clamp(0, BINS - 1)
+            self.bins.index_add_(1, index, torch.stack([torch.ones_like(confidence), hit.to(self.wide), confidence]))
 
     def reduce(self, accelerator: Accelerator) -> "Metrics":
         """The counts of all processes together; every process has to call it."""
+        self._add()
+        self.counts[0] = self.images
         counts, sums, bins = (accelerator.reduce(part, "sum") for part in (self.counts, self.sums, self.bins))
         num_classes = int(accelerator.gather(torch.tensor([self.num_classes], device=self.device)).max())
         named = dict(zip(COUNTS, map(int, counts.tolist())))

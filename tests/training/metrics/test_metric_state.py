@@ -82,6 +82,19 @@ def test_of_equal_scores_the_first_class_counts():
     assert metrics.counts["hits"] == 1 and metrics.counts["top5_hits"] == 5
 
 
+@pytest.mark.parametrize("k", [1, 5])
+def test_the_k_largest_are_those_of_a_stable_sort(k):
+    rng = np.random.default_rng(0)
+    logits, labels = (
+        rng.integers(0, 9, size=(300, 12)).astype(np.float32),
+        rng.integers(12, size=300),
+    )  # many are equal
+    largest = np.argsort(-logits, axis=1, kind="stable")[:, :k]
+    scores = torch.from_numpy(logits)
+    found = metric_state.topk_hits(scores, torch.from_numpy(labels), metric_state.predicted_classes(scores), k)
+    np.testing.assert_array_equal(found, (largest == labels[:, None]).any(1))
+
+
 def test_classes_one_by_one(predictions):
     logits, labels = predictions
     metrics, guess = count(logits, labels), logits.argmax(1)
