@@ -40,8 +40,8 @@ from .wrappers import unwrap
 
 
 FORMATS_READ: tuple[CheckpointFormat, ...] = (
-    *(dinov2, dinov3, beit, clip, aimv2, tipsv2, transformers),
-    *(pe_original, open_clip, dino_original, timm, torchvision, google),
+    *(dinov2, dinov3, beit, clip, aimv2, transformers),
+    *(pe_original, open_clip, dino_original, tipsv2, timm, torchvision, google),
 )
 # Changed on the loaded model, by its own methods; everything else must agree with the file.
 CHANGED_AFTERWARDS = ("image_size", "patch_size", "num_channels", "num_labels", "id2label", "label2id")

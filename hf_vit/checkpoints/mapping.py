@@ -154,7 +154,8 @@ def from_state_dict(
     _check_mappings(mappings, expected)
     wanted = {name for mapping in mappings for name in mapping.theirs}
     missing = [f"{n} (for {', '.join(m.ours)})" for m in mappings for n in m.theirs if n not in file]
-    left_over = [f"{n} {shape(file.shapes[n])}" for n in sorted(set(file) - wanted - set(unused))]
+    filled = {n for n in file if 0 not in file.shapes[n]}  # DINOv3 without registers stores a table of none
+    left_over = [f"{n} {shape(file.shapes[n])}" for n in sorted(filled - wanted - set(unused))]
     where = f"the {format} layout of {describe_config(config)}"
     _refuse_unmatched(file.path, where, missing, left_over, [])
     if dtype is None:

@@ -33,6 +33,7 @@ from .transformers_folder import (
 
 MODEL_TYPES: tuple[str, ...] = ("beit", "data2vec-vision")
 PATCH = "embeddings.patch_embeddings.projection.weight"
+QUERY_BIAS = (".attention.attention.query.bias", ".attention.q_proj.bias")  # and the key has none
 _TABLE = "relative_position_bias.relative_position_bias_table"
 BEFORE_V5 = EncoderNames(
     layer="encoder.layer.{n}.",
@@ -60,9 +61,9 @@ SINCE_V5 = EncoderNames(
     output="attention.o_proj",
     layer_scale=("lambda_1", "lambda_2"),
     relative_bias=_TABLE,
-    shared_relative_bias=_TABLE,
+    shared_relative_bias="shared_position_bias.relative_position_bias_table",
 )
-UNUSED = r"(.*\.)?(mask_token|relative_position_index|position_ids)$|lm_head\.|(decode_head|auxiliary_head|fpn\d)\."
+UNUSED = r"(.*\.)?(mask_token|relative_position_index|position_ids)$|lm_head\.|(decode_head|auxiliary_head|fpn\d?)\."
 
 
 def matches(file: TensorFile) -> bool:
@@ -70,6 +71,7 @@ def matches(file: TensorFile) -> bool:
     return any(name.endswith(PATCH) for name in file) and any(
         re.search(r"layers?\.0\.(lambda_1|attention\.attention\.relative_position_bias)", name)
         or re.match(r"(beit|data2vec_vision)\.|encoder\.relative_position_bias", name)
+        or (name.endswith(QUERY_BIAS) and name.replace("query", "key").replace("q_proj", "k_proj") not in file)
         for name in file
     )
 
@@ -137,6 +139,11 @@ def _final_norm(file: TensorFile, names: EncoderNames, prefix: str, mean: bool) 
 # -- writing ----------------------------------------------------------------------------------------------------------
 
 
+def _is_bare_data2vec(config: HFViTConfig) -> bool:
+    """data2vec's model has no pooler, and so no last norm; BEiT's has one."""
+    return getattr(config, "source_model_type", "") == "data2vec-vision" and not config.num_labels
+
+
 def cannot(config: HFViTConfig) -> list[str]:
     """What these families cannot express."""
     mean = config.pooling == "gap"
@@ -146,9 +153,10 @@ def cannot(config: HFViTConfig) -> list[str]:
         "a class token with a position of its own": config.has_class_position != config.has_position_table,
         "positions that are computed": config.position_embedding_type not in ("learned", "none"),
         f"pooling={config.pooling!r} with final_norm={config.final_norm!r}": (
-            config.final_norm not in ("pooled", "none") if mean else config.final_norm != "tokens"
+            config.final_norm != ("none" if _is_bare_data2vec(config) else "pooled")
+            if mean
+            else config.final_norm != "tokens"
         ),
-        "a classifier without the last norm": config.final_norm == "none" and bool(config.num_labels),
         f"pooling={config.pooling!r}": config.pooling not in ("gap", "token"),
         "register tokens": config.num_register_tokens > 0,
     }

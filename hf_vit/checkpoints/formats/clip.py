@@ -200,7 +200,7 @@ def _cannot(config: HFViTConfig) -> list[str]:
 
 def write_clip(config: HFViTConfig, dtype: torch.dtype) -> TransformersFolder:
     """A vision model of CLIP, or its classifier."""
-    kind = "metaclip_2" if getattr(config, "source_model_type", "") == "metaclip_2" else "clip"
+    kind = "metaclip_2" if getattr(config, "source_model_type", "").startswith("metaclip_2") else "clip"
     stem = "MetaClip2" if kind == "metaclip_2" else "CLIP"
     vision = _vision_entries(config)
     if config.num_labels:

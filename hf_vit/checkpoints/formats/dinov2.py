@@ -16,6 +16,7 @@ from ...image_processing import IMAGENET_CROP
 from ...modeling.configuration_hf_vit import HFViTConfig
 from ..spec import CheckpointSpec, linear_head
 from ..tensor_file import TensorFile
+from . import transformers
 from .encoder import EncoderNames, model_mappings
 from .transformers_folder import (
     TransformersFolder,
@@ -59,16 +60,17 @@ PIXIO_MLP = {"fc1": "intermediate.dense", "fc2": "output.dense"}
 
 def layout_names(model_type: str, old: bool) -> EncoderNames:
     """Names in the layout before transformers v5, or since."""
-    names = BEFORE_V5 if old else SINCE_V5
-    if model_type == "pixio" and old:
-        return EncoderNames(**(vars(names) | PIXIO_MLP))
-    return names
+    if model_type == "pixio":
+        return EncoderNames(**(vars(BEFORE_V5) | PIXIO_MLP)) if old else transformers.SINCE_V5
+    return BEFORE_V5 if old else SINCE_V5
 
 
 def matches(file: TensorFile) -> bool:
     """Whether the names are those of DINOv2 in transformers."""
     return any(name.endswith("." + PATCH) or name == PATCH for name in file) and any(
-        re.match(r"(\w+\.)?encoder\.layer\.0\.norm1\.", name) for name in file
+        re.match(r"(\w+\.)?encoder\.layer\.0\.norm1\.", name)
+        or (re.match(r"(pixio\.)?embeddings\.cls_token$", name) and file.shapes[name][1:2] > (1,))  # Pixio since v5
+        for name in file
     )
 
 
@@ -88,10 +90,10 @@ def read(file: TensorFile, requested: dict[str, Any], sidecars: dict[str, dict])
         raise HFViTError(f"{file.path}: has DINOv2's names, but config.json says model_type '{model_type}'")
     theirs: Any = with_defaults(file, stored, model_type)
     prefix = prefix_before(file, PATCH)
-    first = f"{prefix}encoder.layer.0."
-    old = f"{first}attention.attention.query.weight" in file
-    check_depth(file, re.escape(f"{prefix}encoder.layer.") + r"(\d+)\.", theirs.num_hidden_layers)
+    old = f"{prefix}encoder.layer.0.attention.attention.query.weight" in file
     names = layout_names(model_type, old)
+    check_depth(file, re.escape(prefix + names.layer.partition("{")[0]) + r"(\d+)\.", theirs.num_hidden_layers)
+    first = prefix + names.layer.format(n=0)
     gated = any(name.startswith((f"{first}mlp.weights_in", f"{first}mlp.gate_proj")) for name in file)
     down = f"{first}{(names.down if gated else names.fc2)}.weight"
     if down not in file:
@@ -137,7 +139,8 @@ def model_type_for(config: HFViTConfig) -> str:
     """Which of the three a configuration is."""
     if config.pooling == "prefix_mean":
         return "pixio"
-    return "dinov2_with_registers" if config.num_register_tokens else "dinov2"
+    registers = config.num_register_tokens or getattr(config, "source_model_type", "") == "dinov2_with_registers"
+    return "dinov2_with_registers" if registers else "dinov2"
 
 
 def cannot(config: HFViTConfig) -> list[str]:
@@ -203,5 +206,7 @@ def write(config: HFViTConfig, dtype: torch.dtype) -> TransformersFolder:
     zeros: dict[str, tuple[int, ...]] = {}
     if kind == "dinov2_with_registers":
         zeros = {f"{prefix}embeddings.mask_token": (1, config.hidden_size)}
+        if not config.num_register_tokens:
+            zeros[f"{prefix}embeddings.register_tokens"] = (1, 0, config.hidden_size)
     described = config_json(kind, architecture, config, dtype, **entries)
     return TransformersFolder(described, model_mappings(config, layout_names(kind, old=True), prefix), zeros)

@@ -1,10 +1,13 @@
 """transformers' TIPSv2 vision encoder, in and out: the names of its own code, with a second class token as register.
 
+In memory transformers names it as DINOv2: files saved from a state dict have these names.
+
 Source: transformers 5.23 `models/tipsv2`, `conversion_mapping.py`.
 
 Tests: tests/hf_vit/checkpoints/test_families.py.
 """
 
+import re
 from typing import Any
 
 import torch
@@ -14,6 +17,7 @@ from ...image_processing import ImageProcessing
 from ...modeling.configuration_hf_vit import HFViTConfig
 from ..spec import CheckpointSpec, linear_head
 from ..tensor_file import TensorFile
+from . import dinov2
 from .encoder import EncoderNames, model_mappings
 from .transformers_folder import (
     TransformersFolder,
@@ -31,7 +35,6 @@ from .transformers_folder import (
 
 
 MODEL_TYPES: tuple[str, ...] = ("tipsv2", "tipsv2_vision_model")
-PATCH = "patch_embed.proj.weight"
 NAMES = EncoderNames(
     layer="blocks.{n}.",
     norm1="norm1",
@@ -53,10 +56,8 @@ NAMES = EncoderNames(
 
 
 def matches(file: TensorFile) -> bool:
-    """Whether the names are those of TIPSv2."""
-    return any(name.endswith("blocks.0.mlp.c_fc.weight") for name in file) and any(
-        name == PATCH or name.endswith("." + PATCH) for name in file
-    )
+    """Whether the names may be those of TIPSv2: DINOv2's own giant and transformers' DINOv2 have the same."""
+    return any(name.endswith(("blocks.0.mlp.c_fc.weight", "register_tokens")) for name in file)
 
 
 def read(file: TensorFile, requested: dict[str, Any], sidecars: dict[str, dict]) -> CheckpointSpec:
@@ -71,11 +72,16 @@ def read(file: TensorFile, requested: dict[str, Any], sidecars: dict[str, dict])
     model_type = stored["model_type"]
     own = stored.get("vision_config") or {} if model_type == "tipsv2" else stored
     theirs: Any = with_defaults(file, own, "tipsv2_vision_model")
-    prefix = prefix_before(file, PATCH)
-    check_depth(file, prefix.replace(".", r"\.") + r"blocks\.(\d+)\.", theirs.num_hidden_layers)
+    names = dinov2.SINCE_V5 if any(name.endswith(dinov2.PATCH) for name in file) else NAMES
+    patch = f"{names.patch}.weight"
+    prefix = prefix_before(file, patch)
+    check_depth(file, re.escape(prefix + names.layer.partition("{")[0]) + r"(\d+)\.", theirs.num_hidden_layers)
     gated = bool(theirs.use_swiglu_ffn)
-    fields = common_fields(file, theirs, file.shapes[prefix + PATCH]) | {
-        "intermediate_size": file.shapes[f"{prefix}blocks.0.{NAMES.down if gated else NAMES.fc2}.weight"][1],
+    down = f"{prefix}{names.layer.format(n=0)}{names.down if gated else names.fc2}.weight"
+    if down not in file:
+        raise HFViTError(f"{file.path}: incomplete, it has no '{down}'")
+    fields = common_fields(file, theirs, file.shapes[prefix + patch]) | {
+        "intermediate_size": file.shapes[down][1],
         "mlp_type": "swiglu" if gated else "mlp",
         "layer_scale_init": theirs.layerscale_value,
         "use_class_token": True,
@@ -91,7 +97,7 @@ def read(file: TensorFile, requested: dict[str, Any], sidecars: dict[str, dict])
     return CheckpointSpec(
         format=f"transformers {model_type}",
         fields=fields,
-        key_mappings=lambda config: model_mappings(config, NAMES, prefix),
+        key_mappings=lambda config: model_mappings(config, names, prefix),
         not_specified=not_specified(fields),
         unused=unused | head,
         notes=notes,
@@ -133,4 +139,7 @@ def write(config: HFViTConfig, dtype: torch.dtype) -> TransformersFolder:
         "drop_path_rate": config.drop_path_rate,
     }
     described = config_json("tipsv2_vision_model", "Tipsv2VisionModel", config, dtype, **entries)
-    return TransformersFolder(described, model_mappings(config, NAMES, ""), {"mask_token": (1, config.hidden_size)})
+    zeros: dict[str, tuple[int, ...]] = {"mask_token": (1, config.hidden_size)}
+    if not config.num_register_tokens:
+        zeros["register_tokens"] = (1, 0, config.hidden_size)
+    return TransformersFolder(described, model_mappings(config, NAMES), zeros)

@@ -362,7 +362,7 @@ def cannot(config: HFViTConfig) -> list[str]:
         "a ResNet stem (hybrid)": config.resnet_depths is not None,
         f'pooling other than "{pooling}"': config.pooling != pooling,
         "a representation layer under a classifier": (
-            config.representation_size is not None and (bool(config.num_labels) or kind != "vit")
+            config.representation_size is not None and (bool(config.num_labels) or kind not in ("vit", "deit") or two)
         ),
         "register tokens": config.num_register_tokens > (1 if kind == "deit" else 0),
         "a distillation token without a head of its own": two
@@ -391,8 +391,8 @@ def write(config: HFViTConfig, dtype: torch.dtype) -> TransformersFolder:
     stem = {"vit": "ViT", "deit": "DeiT", "ijepa": "IJepa", "vit_mae": "ViTMAE", "vit_msn": "ViTMSN"}[kind]
     head = bool(config.num_labels)
     two = kind == "deit" and config.num_class_tokens == 2
-    # a ViT without a classifier goes out as one with an Identity, as it always has
-    classifier = config.representation_size is None if kind == "vit" else head
+    # without a classifier and a pooler it goes out as a classifier with an Identity: the bare model has a pooler
+    classifier = config.representation_size is None if kind in ("vit", "deit") and not two else head
     architecture = f"{stem}ForImageClassification{'WithTeacher' * two}" if classifier else f"{stem}Model"
     prefix = {"deit": "deit.", "ijepa": "ijepa."}.get(kind, "vit.") if classifier else ""
     layout = TransformersLayout(prefix, prefix, distilled=kind == "deit", two_heads=two)

@@ -62,9 +62,18 @@ def with_defaults(file: TensorFile, stored: dict[str, Any], model_type: str) -> 
     ):  # some classes list a name for each layer
         raise HFViTError(f"{file.path}: config.json says num_hidden_layers {depth!r:.50}, more than the file holds")
     try:
+        types = {name: type(value) for name, value in vars(CONFIG_MAPPING[model_type]()).items()}
+        own = {key: _as_typed(value, types.get(key)) for key, value in own.items()}
         return CONFIG_MAPPING[model_type].from_dict(copy.deepcopy(own) | {"model_type": model_type})
     except Exception as error:  # strict dataclasses and validators raise errors of their own
         raise HFViTError(f"{file.path}: config.json: {' '.join(str(error).split())[:300]}") from error
+
+
+def _as_typed(value: Any, kind: type | None) -> Any:
+    """A number as its class declares it: 1 for 1.0, and 4.0 for 4, which transformers before v5 took."""
+    if kind is float and type(value) is int:
+        return float(value)
+    return int(value) if kind is int and isinstance(value, float) and value.is_integer() else value
 
 
 def prefix_before(file: TensorFile, anchor: str) -> str:
