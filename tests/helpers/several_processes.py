@@ -13,6 +13,7 @@ from accelerate import DistributedType, PartialState
 from transformers import TrainerCallback
 
 from tests.helpers.training_runs import Images, arguments, tiny
+from training.engine import auto_batch_size
 from training.engine.trainer import Trainer
 
 
@@ -31,7 +32,9 @@ def main(folder: str, kind: str, values: dict) -> None:
     if kind == "fsdp2":
         PartialState(cpu=True)
         PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
-    resume, sigterm = values.pop("resume", None), values.pop("sigterm", None)
+    resume, sigterm, fitting = (values.pop(name, None) for name in ("resume", "sigterm", "fitting"))
+    if fitting is not None:  # images of a pass that fit on each process
+        auto_batch_size.fits_on_cpu = lambda *measured: lambda size: size <= fitting[PartialState().process_index]
     callbacks = [] if sigterm is None else [Sigterm(sigterm)]
     args = arguments(folder, **values)
     trainer = Trainer(tiny(num_hidden_layers=2), args, Images(40), Images(23), callbacks=callbacks)

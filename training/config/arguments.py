@@ -285,6 +285,13 @@ class TrainArguments:
         "images",
         "Table 3: 4096; Table 4: 512",
     )
+    auto_batch_size: bool = option(
+        False,
+        "before the first step, find the largest per_device_train_batch_size that fits in memory; images of one step "
+        "stay as asked for, and with them the learning rate: gradient_accumulation_steps follows",
+        "",
+        "accelerate's find_executable_batch_size",
+    )
     image_size_schedule: dict[str, Any] = option(
         {},
         "train at other sizes, as BEGIN=SIZE: 0=128 30%=160 80%=224; before the first, and in evaluation, image_size",

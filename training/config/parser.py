@@ -99,7 +99,7 @@ HELP_GROUPS: dict[str, list[str]] = {
     ],
     "precision and speed": [
         "bf16", "fp16", "fp8", "torch_compile", "torch_compile_backend", "torch_compile_mode", "cpu_kernels",
-        "activation_checkpointing", "use_cpu", "per_device_eval_batch_size",
+        "activation_checkpointing", "auto_batch_size", "use_cpu", "per_device_eval_batch_size",
     ],
     "evaluation, logging and checkpoints": [
         "eval_strategy", "eval_steps", "eval_on_start", "eval_delay", "do_predict", "logging_steps",

@@ -64,7 +64,7 @@ class TrainingSchedule:
     """
 
     def __init__(self, args: TrainArguments, config, images: int | None, devices: int):
-        self.args, self.devices, self.max_steps = args, devices, args.max_steps
+        self.args, self.devices, self.max_steps, self._config = args, devices, args.max_steps, config
         step = args.per_device_train_batch_size * args.gradient_accumulation_steps * devices
         self.epoch = (images or 0) / step
         if args.max_steps < 0 and images is not None:
@@ -78,6 +78,12 @@ class TrainingSchedule:
     def steps_of(self, name: str) -> int:
         """The argument `name`, a length of training, in steps of the schedule."""
         return steps_of(name, getattr(self.args, name), self.length, self.epoch)
+
+    def share_steps_out(self, args: TrainArguments) -> None:
+        """Make the same steps of other passes: those of `args`, which must be of as many images."""
+        self.args, fitted = args, self.fitted
+        self.asked = stages_of(args, self._config, self.length, self.epoch, self.devices)
+        self.load_fitted(fitted)
 
     def fit(self, step: int, max_steps: int) -> None:
         """From `step` on, go through the rest of the schedule in the steps up to `max_steps`, faster or slower.
@@ -221,6 +227,10 @@ def with_accumulation_steps(args: TrainArguments) -> TrainArguments:
     if args.global_batch_size is None:
         return args
     devices, size = PartialState(cpu=on_cpu(args)).num_processes, args.per_device_train_batch_size
+    if args.auto_batch_size and args.global_batch_size % devices == 0:  # any part will do until the largest is found
+        share = args.global_batch_size // devices
+        size = next(part for part in range(min(size, share), 0, -1) if share % part == 0)
+        args = dataclasses.replace(args, per_device_train_batch_size=size)
     passes, rest = divmod(args.global_batch_size, size * devices)
     given = args.gradient_accumulation_steps
     if rest or not passes:

@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate.utils import DistributedType
 from huggingface_hub import get_token
 from torch.utils.data import Dataset
 from transformers import PreTrainedModel
@@ -53,6 +54,7 @@ from ..reporting import attention_examples, facts, progress
 from ..reporting.flops import measured_peak
 from . import checkpoint_io, save_outputs
 from .accelerator import create_accelerator, memory_advice
+from .auto_batch_size import largest_that_fits, pass_sizes, with_passes_of
 from .cpu_kernels import bfloat16_note, kernels_for
 from .dataloaders import Batches
 from .device_inputs import DeviceInputs
@@ -292,7 +294,7 @@ class Trainer:
         # Outermost: torch reports a killed data worker from a signal handler, wherever the loop is at that moment.
         with memory_advice(self.args), self.output_folder_lock(), self.display, self.checkpoints.writing():
             self._begin(resume)
-            with self.stop_request.listening():
+            with memory_advice(self.args), self.stop_request.listening():
                 self._loop()
             return self._end()
 
@@ -627,8 +629,7 @@ class Trainer:
                 log=self.display.log,
                 started=self.started,
             )
-        if folder is not None:
-            self._resume(folder, set_damaged_aside=resume == checkpoint_io.NEWEST_INTACT)
+        resumed = folder is not None and self._resume(folder, resume == checkpoint_io.NEWEST_INTACT)
         self.run_log.flops_logged = self.state.total_flos
         low_on_cpu = self.precision == "bf16" and self.accelerator.device.type == "cpu"
         if low_on_cpu and self.accelerator.is_main_process and (note := bfloat16_note(self.args.cpu_kernels)):
@@ -639,6 +640,8 @@ class Trainer:
                     self.output_dir, self.args.save_total_limit, self.state.best_model_checkpoint
                 )
                 progress.write_history(self.output_dir, self.state.log_history)
+        if self.args.auto_batch_size and not resumed and self.max_steps:
+            self._find_batch_size()
         self.state.max_steps = self.max_steps
         self.state.num_train_epochs = math.ceil(self.schedule.images_after(0) / len(self.train_dataset))
         self.state.train_batch_size = self.args.per_device_train_batch_size
@@ -653,8 +656,11 @@ class Trainer:
             if save:
                 self.save_checkpoint()
 
-    def _resume(self, folder: Path, set_damaged_aside: bool) -> None:
+    def _resume(self, folder: Path, set_damaged_aside: bool) -> bool:
         """Become the run that wrote `folder`, or, where it is damaged and that was asked for, the one before it.
+
+        Returns:
+            False where there is none that is whole.
 
         Raises:
             HFViTError: the checkpoint is damaged, or belongs to another run; the message says what differs.
@@ -662,12 +668,54 @@ class Trainer:
         checkpoint = self.checkpoints.read(folder, set_damaged_aside)
         if checkpoint is not None:
             folder, saved = checkpoint
+            if self.args.auto_batch_size:
+                self._keep_batch_size(saved["counters"]["arguments"])
             self.training_state.callbacks = self._stateful_callbacks()
             resume_run(
                 self.training_state, saved, folder, self.output_dir, self.identity, self.schedule, self.time_plan,
                 self.display.log,
             )  # fmt: skip
             self.control.should_training_stop = False
+        return checkpoint is not None
+
+    def _find_batch_size(self) -> None:
+        """Take the largest micro-batch that fits, for the same images in each step."""
+        if self.accelerator.distributed_type == DistributedType.FSDP:
+            raise HFViTError(
+                "--auto_batch_size tries passes of one process alone, which shards of a model cannot do: give "
+                "--per_device_train_batch_size"
+            )
+        sizes = pass_sizes(self.args, self.model.config, self.world_size, self.model)
+        size = max((stage.image_size or self.image_size for stage in self.schedule.stages), key=math.prod)
+        config, classes = self.model.config, self.problem_type == SINGLE_LABEL
+        device, labels = self.accelerator.device, () if classes else (config.num_labels,)
+        passes = Passes(  # of the network alone: a process whose memory is full leaves no other one waiting
+            self.accelerator.unwrap_model(self.loss_module, keep_torch_compile=False), self.accelerator, self.kernels,
+            torch.zeros((1, num_channels(config), *size), device=device),
+            torch.zeros((1, *labels), dtype=torch.int64 if classes else torch.float32, device=device),
+        )  # fmt: skip
+        trained = sum(p.numel() * p.element_size() for p in self._parameters if p.requires_grad)
+        copies = 1 + OPTIMIZER_COPIES + COPIES_SAVED * self.args.async_save  # the gradients are one
+        waiting = self.args.dataloader_num_workers * self.args.dataloader_prefetch_factor
+        self._set_batch_size(largest_that_fits(passes, sizes, copies * trained, waiting + 1))
+        step = self.schedule.stages[0]
+        self.display.log(
+            f"micro-batch: {step.batch_size} images in each of {step.accumulation_steps} passes of a step of "
+            f"{step.images} on {self.world_size} x {device}, the most that fit in memory"
+        )
+
+    def _keep_batch_size(self, saved: dict[str, Any]) -> None:
+        """Take the micro-batch of the arguments that a checkpoint was made with, where steps are still the same."""
+        size = saved["per_device_train_batch_size"]
+        if size in pass_sizes(self.args, self.model.config, self.world_size, self.model):
+            self._set_batch_size(size)
+            self.args.per_device_eval_batch_size = saved["per_device_eval_batch_size"]
+        else:
+            self._find_batch_size()
+
+    def _set_batch_size(self, size: int) -> None:
+        self.args = self.evaluator.args = with_passes_of(self.args, size)
+        self.schedule.share_steps_out(self.args)
 
     def _check_data(self) -> None:
         if self.train_dataset is None:

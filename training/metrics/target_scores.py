@@ -2,7 +2,7 @@
 
 The metric functions are imported where they are called: `evaluate`, which their files need, takes seconds to import.
 
-Tests: tests/training/test_problem_types.py.
+Tests: tests/training/metrics/test_target_scores.py.
 """
 
 import math

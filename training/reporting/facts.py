@@ -215,6 +215,9 @@ def training_facts(run: RunRecord) -> dict[str, Any]:
     }
     if run.argument_changes:  # `arguments` are the last ones: the steps before these had others
         facts["argument_changes"] = run.argument_changes
+    if run.args.auto_batch_size:
+        for name in ("per_device_train_batch_size", "gradient_accumulation_steps"):
+            facts[name] = getattr(run.args, name)
     if run.time_plan is not None:
         facts["time_plan"] = run.time_plan
     if losses:

@@ -115,6 +115,16 @@ def test_two_processes_resume_with_the_same_bytes(tmp_path, kind, async_save):
 
 
 @pytest.mark.slow
+def test_processes_with_unequal_memory_agree_on_what_fits_on_all(tmp_path):
+    values = {**STEPS, "per_device_train_batch_size": 4}
+    two = launch(tmp_path / "two", **values)
+    auto = launch(tmp_path / "auto", auto_batch_size=True, fitting=[4, 2], **values)
+    same(two, auto, 1e-5)
+    facts = json.loads((tmp_path / "auto/facts.json").read_text())["training"]
+    assert (facts["per_device_train_batch_size"], facts["gradient_accumulation_steps"]) == (2, 2)
+
+
+@pytest.mark.slow
 def test_a_signal_to_one_process_ends_both_at_the_same_update_with_a_checkpoint(tmp_path):
     values = {"max_steps": 25, "logging_steps": 5, "save_steps": 0, "per_device_train_batch_size": 4}
     whole = launch(tmp_path / "whole", **values)
