@@ -100,18 +100,23 @@ def main(argv: list[str] | None = None) -> int:
             trials.append({"kind": kind.name, **trial})
             shutil.rmtree(root / "trial")
             print(f"{number + 1:>3}  {describe(trials[-1])}", flush=True)
+            write_results(arguments.seed, trials)
     equal = sum(trial["equal"] for trial in trials)
     print(f"\n{equal} of {len(trials)} runs that were killed and resumed ended with the same bytes")
+    return 0 if equal == len(trials) else 1
+
+
+def write_results(seed: int, trials: list[dict]) -> None:
+    """After every trial: an hour of them is not lost with the last."""
     RESULTS.mkdir(exist_ok=True)
     result = {
         "what": "kill and resume",
-        "seed": arguments.seed,
-        "equal": equal,
+        "seed": seed,
+        "equal": sum(trial["equal"] for trial in trials),
         "trials": trials,
         "environment": {"hardware": processor_name(), "torch": torch.__version__, "commit": commit()},
     }
     (RESULTS / "kill-and-resume-cpu.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    return 0 if equal == len(trials) else 1
 
 
 def describe(trial: dict) -> str:
