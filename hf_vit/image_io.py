@@ -17,6 +17,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
+from PIL import TiffImagePlugin as tiff
 
 from .errors import LFS_POINTER, HFViTError
 from .image_processing import ImageProcessing
@@ -53,6 +54,10 @@ HEAD_BYTES = 64  # enough to tell what a file is
 SEQUENTIAL_FRAMES = (0xC0, 0xC1)
 OTHER_FRAMES = (0xC2, 0xC3, 0xC5, 0xC6, 0xC7, 0xC9, 0xCA, 0xCB, 0xCD, 0xCE, 0xCF)
 START_OF_SCAN = 0xDA
+
+# Values of TIFF tags
+JPEG_IN_TIFF = 7
+YCBCR = 6
 
 ANY_LENGTH = 1 << 30
 
@@ -190,6 +195,8 @@ def open_encoded(source: "bytes | str | os.PathLike | BinaryIO", name: str) -> I
                 "ignore"
             )  # bombs are checked below; libraries that Pillow lacks are named there, too
             image = Image.open(io.BytesIO(data), formats=readable_formats())
+            if image.format == "TIFF":
+                check_tiff(image, data)
     except Image.DecompressionBombError as error:
         raise UnreadableImage(f"{name}: refused, it would decode to too many pixels ({error})") from error
     except UnidentifiedImageError as error:
@@ -232,6 +239,51 @@ def check_size(image: Image.Image, name: str) -> None:
             f"{name}: refused, {width}x{height} px would decode to more than {MAX_PIXELS:,} pixels; "
             "shrink the file or remove it"
         )
+
+
+def check_tiff(image: Any, data: bytes) -> None:
+    """Raise ValueError for a TIFF whose strips or tiles leave a part of the image without pixels.
+
+    Pillow leaves what no strip covers black. Of a JPEG that is smaller than its strip, libtiff warns only, and the
+    rest shows whatever was in memory before (JPEGPreDecode in tif_jpeg.c).
+    """
+    tags = image.tag_v2
+    width, height = tags[tiff.IMAGEWIDTH], tags[tiff.IMAGELENGTH]
+    tiled = tiff.STRIPOFFSETS not in tags
+    if tiled:
+        offsets, across, down = tags[tiff.TILEOFFSETS], tags[tiff.TILEWIDTH], tags[tiff.TILELENGTH]
+    else:
+        offsets, across, down = tags[tiff.STRIPOFFSETS], width, min(height, tags.get(tiff.ROWSPERSTRIP, height))
+    columns, rows = ceil(width / across), ceil(height / down)
+    separate = tags.get(tiff.PLANAR_CONFIGURATION, 1) == 2
+    needed = columns * rows * (tags.get(tiff.SAMPLESPERPIXEL, 1) if separate else 1)
+    if len(offsets) < needed:
+        raise ValueError(f"{len(offsets)} of the {needed} parts that its {width}x{height} px are stored in")
+    if tags.get(tiff.COMPRESSION) != JPEG_IN_TIFF:
+        return
+    for number, offset in enumerate(offsets[:needed]):
+        size = jpeg_size(data, offset)
+        if size is None:
+            continue  # libjpeg refuses it
+        part_height = down if tiled else min(down, height - number % rows * down)
+        part_width = across
+        if separate and number >= columns * rows and tags.get(tiff.PHOTOMETRIC_INTERPRETATION) == YCBCR:
+            subsampling = tags.get(tiff.YCBCRSUBSAMPLING, (2, 2))
+            part_width, part_height = ceil(part_width / subsampling[0]), ceil(part_height / subsampling[1])
+        if size[0] < part_width or size[1] < part_height:
+            raise ValueError(f"a JPEG of {size[0]}x{size[1]} px in the place of {part_width}x{part_height}")
+
+
+def jpeg_size(data: bytes, start: int) -> tuple[int, int] | None:
+    """Width and height in the frame header of the JPEG that starts there; None where there is none."""
+    place = start + 2
+    while place + 9 <= len(data) and data[place] == 0xFF and data[place + 1] != START_OF_SCAN:
+        if data[place + 1] in SEQUENTIAL_FRAMES + OTHER_FRAMES:
+            return int.from_bytes(data[place + 7 : place + 9], "big"), int.from_bytes(
+                data[place + 5 : place + 7], "big"
+            )
+        place += 2 + int.from_bytes(data[place + 2 : place + 4], "big")
+    return None
 
 
 def one_line(error: BaseException) -> str:

@@ -1,6 +1,7 @@
 """Every kind of image file comes out as the upright RGB image that a viewer shows."""
 
 import io
+import struct
 import warnings
 
 import numpy as np
@@ -182,6 +183,66 @@ def test_truncated_files_are_named(format):
     Image.fromarray(noise).save(buffer, format)
     with pytest.raises(UnreadableImage, match=r"^cat: "):
         decode(open_encoded(buffer.getvalue()[: len(buffer.getvalue()) // 2], "cat"), "cat")
+
+
+def tiff_of_parts(parts, tags):
+    """A TIFF of strips or tiles that are encoded already; Pillow writes one strip size and no tiles."""
+    data, offsets = bytearray(b"II*\0\0\0\0\0"), []
+    for part in parts:
+        offsets.append(len(data))
+        data += part
+    data += bytes(len(data) % 2)
+    place, values = (324, 325) if 322 in tags else (273, 279)
+    tags = sorted({**tags, place: offsets, values: [len(part) for part in parts]}.items())
+    data[4:8] = len(data).to_bytes(4, "little")
+    rest = len(data) + 2 + 12 * len(tags) + 4
+    directory, lists = struct.pack("<H", len(tags)), b""
+    for tag, value in tags:
+        value = value if isinstance(value, list) else [value]
+        packed = struct.pack(f"<{len(value)}I", *value)
+        directory += struct.pack("<HHI", tag, 4, len(value))
+        directory += packed if len(value) == 1 else struct.pack("<I", rest + len(lists))
+        lists += packed if len(value) > 1 else b""
+    return bytes(data) + directory + bytes(4) + lists
+
+
+def jpeg(width, height):
+    buffer = io.BytesIO()
+    Image.fromarray(scene(height, width)).convert("L").save(buffer, "JPEG", quality=95)
+    return buffer.getvalue()
+
+
+GRAY_TIFF = {256: WIDTH, 257: HEIGHT, 258: 8, 262: 1, 277: 1}
+
+
+@pytest.mark.parametrize(
+    "size, tags, parts",
+    [((16, 16), {322: 16, 323: 16}, 6), ((WIDTH, 8), {278: 8}, 3), ((WIDTH, HEIGHT), {278: 2**32 - 1}, 1)],
+)
+def test_parts_of_a_tiff_that_leave_pixels_without_a_value_are_named(size, tags, parts):
+    """libtiff only warns of a JPEG that is smaller than its place, and shows memory that nobody has written."""
+    tags = GRAY_TIFF | tags | {259: 7}
+    good = [jpeg(*size)] * parts
+    assert pixels(open_encoded(tiff_of_parts(good, tags), "image")).shape == (HEIGHT, WIDTH, 3)
+    for small in (jpeg(size[0] // 2, size[1]), jpeg(size[0], size[1] // 2)):
+        with pytest.raises(UnreadableImage, match=r"^image: .*a JPEG of"):
+            open_image(tiff_of_parts([*good[:-1], small], tags), name="image")
+    if parts > 1:
+        with pytest.raises(UnreadableImage, match=rf"^image: .*{parts - 1} of the {parts} parts"):
+            open_image(tiff_of_parts(good[:-1], tags), name="image")
+
+
+def test_the_last_strip_of_a_tiff_may_be_shorter():
+    parts = [jpeg(WIDTH, 16), jpeg(WIDTH, 8)]
+    assert pixels(open_encoded(tiff_of_parts(parts, GRAY_TIFF | {259: 7, 278: 16}), "image")).std() > 30
+
+
+def test_a_tiff_of_raw_strips_that_are_missing_is_named():
+    strips = [bytes([200] * 8 * WIDTH)] * 3
+    tags = GRAY_TIFF | {259: 1, 278: 8}
+    assert pixels(open_encoded(tiff_of_parts(strips, tags), "image")).min() == 200
+    with pytest.raises(UnreadableImage, match="2 of the 3 parts"):
+        open_image(tiff_of_parts(strips[:2], tags), name="image")
 
 
 def test_missing_file_is_named(tmp_path):
