@@ -11,7 +11,9 @@ import io
 import os
 import threading
 import warnings
+from dataclasses import dataclass
 from functools import cache
+from itertools import accumulate
 from math import ceil
 from typing import Any, BinaryIO
 
@@ -56,8 +58,10 @@ OTHER_FRAMES = (0xC2, 0xC3, 0xC5, 0xC6, 0xC7, 0xC9, 0xCA, 0xCB, 0xCD, 0xCE, 0xCF
 START_OF_SCAN = 0xDA
 
 # Values of TIFF tags
-JPEG_IN_TIFF = 7
+JPEG_IN_TIFF, GROUP4 = 7, 4
 YCBCR = 6
+LONG = 4
+END_OF_BLOCK = 2 * "000000000001"  # of the fax code
 
 ANY_LENGTH = 1 << 30
 
@@ -241,6 +245,35 @@ def check_size(image: Image.Image, name: str) -> None:
         )
 
 
+@dataclass(frozen=True)
+class TiffParts:
+    """The strips or tiles of a TIFF: where they begin, how many bytes they have, and their pixels."""
+
+    offsets: tuple[int, ...]
+    sizes: tuple[int, ...]
+    width: int
+    height: int  # of all but the last strips, which end with the image
+    columns: int
+    rows: int
+    tiled: bool
+    image_height: int
+
+    @classmethod
+    def of(cls, tags: Any) -> "TiffParts":
+        width, height = tags[tiff.IMAGEWIDTH], tags[tiff.IMAGELENGTH]
+        if tiled := tiff.STRIPOFFSETS not in tags:
+            offsets, sizes = tags[tiff.TILEOFFSETS], tags.get(tiff.TILEBYTECOUNTS, ())
+            across, down = tags[tiff.TILEWIDTH], tags[tiff.TILELENGTH]
+        else:
+            offsets, sizes = tags[tiff.STRIPOFFSETS], tags.get(tiff.STRIPBYTECOUNTS, ())
+            across, down = width, min(height, tags.get(tiff.ROWSPERSTRIP, height))
+        return cls(offsets, sizes, across, down, ceil(width / across), ceil(height / down), tiled, height)
+
+    def height_of(self, number: int) -> int:
+        """Rows of the part of that number."""
+        return self.height if self.tiled else min(self.height, self.image_height - number % self.rows * self.height)
+
+
 def check_tiff(image: Any, data: bytes) -> None:
     """Raise ValueError for a TIFF whose strips or tiles leave a part of the image without pixels.
 
@@ -248,30 +281,68 @@ def check_tiff(image: Any, data: bytes) -> None:
     rest shows whatever was in memory before (JPEGPreDecode in tif_jpeg.c).
     """
     tags = image.tag_v2
-    width, height = tags[tiff.IMAGEWIDTH], tags[tiff.IMAGELENGTH]
-    tiled = tiff.STRIPOFFSETS not in tags
-    if tiled:
-        offsets, across, down = tags[tiff.TILEOFFSETS], tags[tiff.TILEWIDTH], tags[tiff.TILELENGTH]
-    else:
-        offsets, across, down = tags[tiff.STRIPOFFSETS], width, min(height, tags.get(tiff.ROWSPERSTRIP, height))
-    columns, rows = ceil(width / across), ceil(height / down)
+    parts = TiffParts.of(tags)
     separate = tags.get(tiff.PLANAR_CONFIGURATION, 1) == 2
-    needed = columns * rows * (tags.get(tiff.SAMPLESPERPIXEL, 1) if separate else 1)
-    if len(offsets) < needed:
-        raise ValueError(f"{len(offsets)} of the {needed} parts that its {width}x{height} px are stored in")
+    plane = parts.columns * parts.rows
+    needed = plane * (tags.get(tiff.SAMPLESPERPIXEL, 1) if separate else 1)
+    if len(parts.offsets) < needed:
+        raise ValueError(f"{len(parts.offsets)} of the {needed} parts that its {image.width}x{image.height} px need")
     if tags.get(tiff.COMPRESSION) != JPEG_IN_TIFF:
         return
-    for number, offset in enumerate(offsets[:needed]):
-        size = jpeg_size(data, offset)
-        if size is None:
-            continue  # libjpeg refuses it
-        part_height = down if tiled else min(down, height - number % rows * down)
-        part_width = across
-        if separate and number >= columns * rows and tags.get(tiff.PHOTOMETRIC_INTERPRETATION) == YCBCR:
+    for number, offset in enumerate(parts.offsets[:needed]):
+        size, width, height = jpeg_size(data, offset), parts.width, parts.height_of(number)
+        if separate and number >= plane and tags.get(tiff.PHOTOMETRIC_INTERPRETATION) == YCBCR:
             subsampling = tags.get(tiff.YCBCRSUBSAMPLING, (2, 2))
-            part_width, part_height = ceil(part_width / subsampling[0]), ceil(part_height / subsampling[1])
-        if size[0] < part_width or size[1] < part_height:
-            raise ValueError(f"a JPEG of {size[0]}x{size[1]} px in the place of {part_width}x{part_height}")
+            width, height = ceil(width / subsampling[0]), ceil(height / subsampling[1])
+        if size is not None and (size[0] < width or size[1] < height):
+            raise ValueError(f"a JPEG of {size[0]}x{size[1]} px in the place of {width}x{height}")
+
+
+def check_group4(image: Any) -> None:
+    """Raise ValueError for a TIFF in the fax code T.6 where a strip or tile ends before its last row.
+
+    libtiff says nothing of it, and the rows that are missing show whatever was in memory before (Fax4Decode in
+    tif_fax3.c). Pillow decodes all strips of a file into the same memory: so each is decoded behind a strip of white
+    rows and behind one of rows with a black pixel, and what is missing shows these.
+    """
+    tags = image.tag_v2
+    if tags.get(tiff.COMPRESSION) != GROUP4:
+        return
+    parts, data = TiffParts.of(tags), image.fp.getvalue()
+    if 2 * parts.width * parts.height > MAX_PIXELS:
+        return  # memory of that size comes from the system, and is zero
+    reverse = tags.get(tiff.FILLORDER, 1) == 2
+    for number, (offset, size) in enumerate(zip(parts.offsets, parts.sizes, strict=False)):
+        rows, shown = parts.height_of(number), []
+        first, more = "00100110101010" + "1" * (parts.width > 1), "11" + "1" * (parts.width > 1)
+        for before in ("1" * rows, first + more * (rows - 1)):
+            strips = [packed(before + END_OF_BLOCK, reverse), data[offset : offset + size]]
+            file = group4_tiff(parts.width, rows, strips, reverse)
+            shown.append(Image.open(io.BytesIO(file), formats=("TIFF",)).crop((0, rows, parts.width, 2 * rows)))
+        if shown[0].tobytes() != shown[1].tobytes():
+            raise ValueError(f"part {number + 1} of {len(parts.offsets)} ends before its last row")
+
+
+def packed(bits: str, reverse: bool) -> bytes:
+    """A string of 0 and 1 as bytes, the first bit highest, or lowest for TIFF's FillOrder 2."""
+    return np.packbits(np.frombuffer(bits.encode(), np.uint8) & 1, bitorder="little" if reverse else "big").tobytes()
+
+
+def group4_tiff(width: int, rows: int, strips: list[bytes], reverse: bool) -> bytes:
+    """A TIFF of strips of so many rows in the fax code T.6."""
+    directory = tiff.ImageFileDirectory_v2()
+    for tag, value in (
+        (tiff.IMAGEWIDTH, width), (tiff.IMAGELENGTH, rows * len(strips)), (tiff.ROWSPERSTRIP, rows),
+        (tiff.BITSPERSAMPLE, 1), (tiff.SAMPLESPERPIXEL, 1), (tiff.PHOTOMETRIC_INTERPRETATION, 0),
+        (tiff.COMPRESSION, GROUP4), (tiff.FILLORDER, 2 if reverse else 1),
+        (tiff.STRIPOFFSETS, tuple(accumulate(map(len, strips[:-1]), initial=0))),
+        (tiff.STRIPBYTECOUNTS, tuple(map(len, strips))),
+    ):  # fmt: skip
+        directory.tagtype[tag] = LONG
+        directory[tag] = value
+    file = io.BytesIO()
+    directory.save(file)  # which moves the offsets behind itself
+    return file.getvalue() + b"".join(strips)
 
 
 def jpeg_size(data: bytes, start: int) -> tuple[int, int] | None:
@@ -303,6 +374,8 @@ def decode(image: Image.Image, name: str) -> Image.Image:
     """
     try:
         with QUIET:  # of damaged metadata, of palettes whose transparency is in bytes
+            if image.format == "TIFF" and isinstance(getattr(image, "fp", None), io.BytesIO):
+                check_group4(image)
             image.load()  # of a TIFF, this turns the image already, and takes the tag away
             turn = UPRIGHT.get(image.getexif().get(ORIENTATION, 1))
             # By hand: ImageOps.exif_transpose also writes the metadata anew, which fails where they are damaged.

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from hf_vit.image_io import (
+    END_OF_BLOCK,
     MAX_PIXELS,
     UnreadableImage,
     decode,
@@ -243,6 +244,31 @@ def test_a_tiff_of_raw_strips_that_are_missing_is_named():
     assert pixels(open_encoded(tiff_of_parts(strips, tags), "image")).min() == 200
     with pytest.raises(UnreadableImage, match="2 of the 3 parts"):
         open_image(tiff_of_parts(strips[:2], tags), name="image")
+
+
+@pytest.mark.parametrize("fill_order", [1, 2])
+@pytest.mark.parametrize("rows_per_strip", [HEIGHT, 10])
+@pytest.mark.parametrize("width", [1, WIDTH])
+def test_a_fax_that_ends_before_its_last_row_is_named(width, rows_per_strip, fill_order):
+    """libtiff says nothing, and the rows that are missing show memory that nobody has written."""
+    image = Image.fromarray(np.random.default_rng(0).random((HEIGHT, width)) > 0.5)
+    buffer = io.BytesIO()
+    tags = {266: fill_order, 278: rows_per_strip}
+    image.save(buffer, "TIFF", compression="group4", tiffinfo=tags)
+    file = buffer.getvalue()
+    assert np.array_equal(pixels(open_encoded(file, "image"))[..., 0] > 0, np.asarray(image))
+    stored = Image.open(io.BytesIO(file)).tag_v2
+    assert stored[266] == fill_order and len(stored[273]) == -(-HEIGHT // rows_per_strip)
+    place, size = stored[273][-1], stored[279][-1]
+    order = "little" if fill_order == 2 else "big"
+    bits = np.unpackbits(np.frombuffer(file[place : place + size], np.uint8), bitorder=order)
+    bits[bits.size // 2 :] = 0
+    bits[bits.size // 2 : bits.size // 2 + 24] = list(map(int, END_OF_BLOCK))[: bits.size - bits.size // 2]
+    cut = file[:place] + np.packbits(bits, bitorder=order).tobytes() + file[place + size :]
+    if width == 1:  # a row of one pixel can be one bit
+        return
+    with pytest.raises(UnreadableImage, match=r"^image: cannot be decoded \(part . of . ends before its last row"):
+        open_image(cut, name="image")
 
 
 def test_missing_file_is_named(tmp_path):
