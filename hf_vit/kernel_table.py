@@ -201,7 +201,7 @@ def _read(path: Path) -> dict[str, Times]:
         if stored["machine"] != list(machine_key()) or not all(map(_are_times, stored["seconds"].values())):
             raise ValueError("not times of this machine")
         return stored["seconds"]
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         _warn_once(f"{path} is damaged: times are measured anew")
         return {}
 

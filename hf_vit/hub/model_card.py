@@ -17,6 +17,7 @@ from huggingface_hub import EvalResult, EvalResultEntry, ModelCardData, eval_res
 
 from ..atomic_file import atomic_write
 from ..errors import HFViTError
+from ..image_processing import read_settings
 from ..problem_type import MULTI_LABEL, REGRESSION, SINGLE_LABEL
 
 
@@ -25,6 +26,7 @@ Rows = list[tuple[str, str]]
 
 FACTS, EVAL_RESULTS = "facts.json", ".eval_results"
 TEMPLATE = Path(__file__).with_name("model_card_template.md")
+NEEDED_OF_MODEL = {"name": str, "architecture": dict, "parameters": int, "image_size": list, "num_labels": int}
 METRIC_NAMES = {
     "accuracy": "Accuracy",
     "top5_accuracy": "Top-5 accuracy",
@@ -84,10 +86,7 @@ def load_facts(folder: str | Path) -> Facts:
         raise HFViTError(
             f"no {FACTS} in {folder}: a card is rendered from the facts that training.finetune writes there"
         )
-    try:
-        facts = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise HFViTError(f"{path} is not JSON ({error}): train again, or restore the file") from error
+    facts = read_settings(path)
     check_facts(facts)
     return facts
 
@@ -97,13 +96,15 @@ def check_facts(facts: Facts) -> None:
     model = facts.get("model") if isinstance(facts, dict) else None
     if not isinstance(model, dict):
         raise HFViTError(f"{FACTS} has no 'model': it is not one that training wrote")
-    always = ("name", "architecture", "parameters", "image_size", "num_labels")
-    missing = [f"model.{key}" for key in always if model.get(key) is None]
+    missing = [f"model.{key}" for key in NEEDED_OF_MODEL if model.get(key) is None]
     for number, result in enumerate(facts.get("results") or []):
         whole = ("dataset", "split", "metric", "value", "n", "seed")
         missing += [f"results[{number}].{key}" for key in whole if result.get(key) is None]
     if missing:
         raise HFViTError(f"{FACTS} lacks {', '.join(missing)}: train again, or add what was measured")
+    wrong = [f"model.{key}" for key, kind in NEEDED_OF_MODEL.items() if not isinstance(model[key], kind)]
+    if wrong:
+        raise HFViTError(f"{FACTS} holds another kind of value than training writes in {', '.join(wrong)}")
 
 
 def write_card(folder: str | Path, repo_id: str | None = None) -> Path:
@@ -149,8 +150,20 @@ def render_card(facts: Facts, folder: str | Path | None = None, repo_id: str | N
         facts: as `load_facts` returns them.
         folder: where the figures lie; one that does not exist there is left out. None shows all that facts name.
         repo_id: Hub repository that the code block loads; the model's name where None.
+
+    Raises:
+        HFViTError: facts that training does not write.
     """
     check_facts(facts)
+    try:
+        return _card_text(facts, folder, repo_id)
+    except HFViTError:
+        raise
+    except (TypeError, ValueError, LookupError, AttributeError, jinja2.TemplateError) as error:
+        raise HFViTError(f"{FACTS} holds what training does not write there ({error}): restore the file") from error
+
+
+def _card_text(facts: Facts, folder: str | Path | None, repo_id: str | None) -> str:
     model = facts["model"]
     figures = [name for name in facts.get("figures") or [] if folder is None or (Path(folder) / name).is_file()]
     environment = jinja2.Environment(

@@ -12,6 +12,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from ..errors import HFViTError
+from ..image_processing import read_settings
 from .upload import check_model_folder, files_to_upload
 
 
@@ -29,7 +30,7 @@ def write_space(folder: str | Path, target: str | Path, title: str) -> Path:
     """
     folder, target = Path(folder), Path(target)
     check_model_folder(folder)
-    model_type = json.loads((folder / "config.json").read_text(encoding="utf-8"))["model_type"]
+    model_type = read_settings(folder / "config.json")["model_type"]
     if model_type != "hf_vit":
         raise HFViTError(
             f"{folder} is a model of type '{model_type}': the page shows the attention of hf_vit's ViTs; push the "

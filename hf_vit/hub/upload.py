@@ -31,6 +31,7 @@ from huggingface_hub.errors import (
 from huggingface_hub.utils import logging as hub_logging
 
 from ..errors import HFViTError
+from ..image_processing import read_settings
 from .model_card import EVAL_RESULTS, FACTS, load_facts, render_card, write_card
 
 
@@ -168,12 +169,12 @@ class Upload:
                 return None
             try:
                 return json.loads(Path(path).read_text(encoding="utf-8")).get("model_type")
-            except (ValueError, AttributeError):
+            except (ValueError, AttributeError, RecursionError):
                 raise HFViTError(
                     f"config.json of {self.repo_id} is not JSON: fix or delete it on the Hub, or delete {path}"
                 ) from None
 
-        there, ours = self.step(stored), json.loads((folder / "config.json").read_text(encoding="utf-8"))["model_type"]
+        there, ours = self.step(stored), read_settings(folder / "config.json")["model_type"]
         if there not in (None, ours):
             raise HFViTError(
                 f"{self.repo_id} holds a model of type '{there}', this one is '{ours}': take another name"
@@ -303,15 +304,15 @@ def check_model_folder(folder: Path) -> None:
     """Raise HFViTError unless the folder holds a model that loads by itself."""
     if not folder.is_dir():
         raise HFViTError(f"no folder {folder}: give the one that training or save_pretrained wrote")
-    try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise HFViTError(f"{folder} is not a model: it has no config.json") from None
-    except ValueError as error:
-        raise HFViTError(f"{folder / 'config.json'} is not JSON ({error})") from error
-    if not isinstance(config, dict) or not config.get("model_type"):
+    if not (folder / "config.json").is_file():
+        raise HFViTError(f"{folder} is not a model: it has no config.json")
+    config = read_settings(folder / "config.json")
+    if not config.get("model_type"):
         raise HFViTError(f"{folder / 'config.json'} names no model_type: it is not the config of a model")
-    needed = {f"{target.split('--')[-1].split('.')[0]}.py" for target in config.get("auto_map", {}).values()}
+    targets = config.get("auto_map") or {}
+    if not isinstance(targets, dict) or not all(isinstance(target, str) for target in targets.values()):
+        raise HFViTError(f"{folder / 'config.json'}: 'auto_map' must give each class one file.Name")
+    needed = {f"{target.split('--')[-1].split('.')[0]}.py" for target in targets.values()}
     for name in sorted(needed):
         needed |= siblings(folder, name)
     missing = [name for name in ["preprocessor_config.json", *sorted(needed)] if not (folder / name).is_file()]
@@ -328,10 +329,11 @@ def weight_files(folder: Path) -> list[str]:
     index = folder / "model.safetensors.index.json"
     if not index.is_file():
         return ["model.safetensors"]
-    try:
-        return sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    except (ValueError, LookupError, TypeError, AttributeError):
-        raise HFViTError(f"{index} names no weights: save the model again with save_pretrained") from None
+    named = read_settings(index).get("weight_map")
+    names = list(named.values()) if isinstance(named, dict) else []
+    if not names or not all(isinstance(name, str) and PurePosixPath(name).name == name for name in names):
+        raise HFViTError(f"{index} names no weights of this folder: save the model again with save_pretrained")
+    return sorted(set(names))
 
 
 def siblings(folder: Path, name: str) -> set[str]:
@@ -343,7 +345,11 @@ def siblings(folder: Path, name: str) -> set[str]:
             found.add(name)
             continue
         found.add(name)
-        imports = re.findall(r"^\s*from\s+\.(\w+)\s+import", (folder / name).read_text(encoding="utf-8"), re.MULTILINE)
+        try:
+            code = (folder / name).read_text(encoding="utf-8")
+        except UnicodeDecodeError:
+            raise HFViTError(f"{folder / name} is not Python in UTF-8: save the model again") from None
+        imports = re.findall(r"^\s*from\s+\.(\w+)\s+import", code, re.MULTILINE)
         open_files += [f"{module}.py" for module in imports]
     return found
 

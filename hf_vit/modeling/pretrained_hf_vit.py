@@ -484,7 +484,7 @@ def _stored_shapes(path, hub: dict) -> dict[str, list[int]]:
             return shapes
         try:
             shards = sorted(set(json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"].values()))
-        except (ValueError, KeyError, TypeError, AttributeError):
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             raise ValueError(f"{index}: not the index of a sharded checkpoint; download it again") from None
         files = [cached_file(path, name, **hub) for name in shards]
     for stored in files:

@@ -222,7 +222,7 @@ def names_beside(shard: str) -> list[str] | None:
         return None
     try:
         names = json.loads(data)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise HFViTError(f"'{path}' is not JSON ({one_line(error)})") from error
     if not isinstance(names, list) or not all(isinstance(n, str) for n in names) or len(set(names)) < len(names):
         raise HFViTError(f"'{path}' must hold a list of the classes' names, each once")

@@ -241,7 +241,7 @@ def places_of_map(path: str, data_names: Sequence[str], head_names: Sequence[str
     text = Path(path).read_text(encoding="utf-8-sig")
     try:
         table = json.loads(text) if path.endswith(".json") else yaml.safe_load(text)
-    except (ValueError, yaml.YAMLError) as error:
+    except (ValueError, yaml.YAMLError, RecursionError) as error:
         raise HFViTError(f"--label_map {path} cannot be read: {' '.join(str(error).split())}") from None
     if not isinstance(table, dict):
         raise HFViTError(f"--label_map {path}: expected `class of the data: class of the model`, one for each class")
@@ -250,8 +250,10 @@ def places_of_map(path: str, data_names: Sequence[str], head_names: Sequence[str
     if missing:
         raise HFViTError(f"--label_map {path} says nothing of {listed(missing)}")
     number = {name: place for place, name in enumerate(head_names)}
-    wanted = [table[name] if isinstance(table[name], int) else number.get(str(table[name])) for name in data_names]
-    unknown = [table[name] for name, place in zip(data_names, wanted) if place is None or place >= len(head_names)]
+    wanted = [table[name] if type(table[name]) is int else number.get(str(table[name])) for name in data_names]
+    unknown = [
+        table[name] for name, place in zip(data_names, wanted) if place is None or not 0 <= place < len(head_names)
+    ]
     if unknown:
         raise HFViTError(f"--label_map {path} leads to what is no class of the model: {listed(unknown)}")
     return np.array(wanted, dtype=np.int64)
@@ -276,7 +278,7 @@ def read_real_labels(path: str) -> list[list[int]]:
         raise HFViTError(
             f"--real_labels {path}: no such file; real.json is in github.com/google-research/reassessed-imagenet"
         ) from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise HFViTError(f"--real_labels {file} is not JSON ({error})") from None
     good = isinstance(lists, list) and all(
         isinstance(row, list) and all(isinstance(label, int) and label >= 0 for label in row) for row in lists

@@ -7,7 +7,6 @@ Tests: tests/training/test_score.py.
 """
 
 import argparse
-import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from scipy.sparse import csr_array
 from hf_vit.atomic_file import atomic_path, atomic_write
 from hf_vit.errors import HFViTError, listed
 from hf_vit.hub.model_card import eval_result, is_hub_id, write_card
+from hf_vit.image_processing import read_settings
 from hf_vit.plot_text import plain_text
 from hf_vit.problem_type import SINGLE_LABEL, problem_type_of
 
@@ -85,7 +85,9 @@ def training_seed(model: str) -> int:
     path = Path(model) / FACTS_NAME
     if not path.is_file():
         return 0
-    return int((json.loads(path.read_text(encoding="utf-8")).get("training") or {}).get("seed") or 0)
+    training = read_settings(path).get("training")
+    seed = training.get("seed") if isinstance(training, dict) else None
+    return seed if isinstance(seed, int) else 0
 
 
 def is_fraction(metric: str) -> bool:
@@ -160,7 +162,7 @@ def trained(folder: Path) -> dict[str, Any] | None:
     path = folder / FACTS_NAME
     if not path.is_file():
         return None
-    facts = json.loads(path.read_text(encoding="utf-8"))
+    facts = read_settings(path)
     return facts if "training" in facts else None
 
 

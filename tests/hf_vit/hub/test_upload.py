@@ -243,6 +243,37 @@ def test_incomplete_folders_are_named_before_anything_is_sent(hub, folder, tmp_p
     assert len(hub.requests) == before
 
 
+@pytest.mark.parametrize(
+    "name, content, said",
+    [
+        ("facts.json", "[" * 100_000, "not readable as JSON"),
+        ("facts.json", '["model"]', "must hold a JSON object"),
+        ("facts.json", {"model": {"architecture": "x"}}, "model.architecture"),
+        ("facts.json", {"model": {"image_size": ["a", 1]}}, "holds what training does not write"),
+        ("config.json", "[" * 100_000, "not readable as JSON"),
+        ("config.json", {"auto_map": ["a.B"]}, "auto_map"),
+        ("config.json", {"auto_map": {"AutoConfig": ["a.B", None]}}, "auto_map"),
+        ("model.safetensors.index.json", {"weight_map": {"a": 5}}, "names no weights of this folder"),
+        ("model.safetensors.index.json", {"weight_map": {"a": "../other/model.safetensors"}}, "names no weights of"),
+        ("modeling_hf_vit.py", b"# caf\xe9", "modeling_hf_vit.py is not Python"),
+    ],
+)
+def test_files_of_another_shape_are_one_line_that_names_them(name, content, said, folder, tmp_path, monkeypatch):
+    copy = shutil.copytree(folder, tmp_path / "shapes")
+    monkeypatch.setattr(upload_module, "Upload", lambda *_, **__: SimpleNamespace(
+        make=lambda private: None, check_same_kind=lambda *_: None, repo_id="alice/x"
+    ))  # fmt: skip
+    if isinstance(content, dict):
+        stored = json.loads((copy / name).read_text()) if (copy / name).exists() else {}
+        if "model" in content:
+            content = {"model": stored["model"] | content["model"]}
+        content = json.dumps(stored | content)
+    (copy / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(HFViTError, match=said) as error:
+        push_folder(copy, "alice/x", token=WRITER)
+    assert name in str(error.value) and "\n" not in str(error.value)
+
+
 def test_a_token_inside_the_folder_stops_the_upload(folder, tmp_path):
     copy = tmp_path / "leaky"
     shutil.copytree(folder, copy)
