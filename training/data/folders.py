@@ -23,7 +23,7 @@ from PIL import Image
 from hf_vit.atomic_file import atomic_path
 from hf_vit.download import is_address
 from hf_vit.errors import HFViTError, listed
-from hf_vit.image_files import DATA_NAMES, LeftOut, ScannedFolder, Walk, join, walk
+from hf_vit.image_files import DATA_NAMES, LeftOut, ScannedFolder, Walk, identity, join, walk
 from hf_vit.image_io import open_encoded, printable
 
 from .downloads import Downloads
@@ -254,6 +254,7 @@ def folder_reader(name: str, root: Path, found: Walk, tree: Tree, layout: Layout
                 f"the class folder '{empty[0]}' of '{name}' holds no images"
                 f"{' (left out: ' + left_out + ')' if left_out else ''}; fill it or remove it"
             )
+        check_each_once(name, root, [f for paths in classes.values() for path in paths for f in tree.below(path)])
         folders: list[bytes] = []
         blobs: list[bytes] = []
         counts: list[np.ndarray] = []
@@ -274,6 +275,19 @@ def folder_reader(name: str, root: Path, found: Walk, tree: Tree, layout: Layout
         return file_source(os.fsencode(root), folders, of, blobs, labels, names)
 
     return Reader(name, list(layout.splits), load, notes)
+
+
+def check_each_once(name: str, root: Path, folders: Sequence[bytes]) -> None:
+    """Raise HFViTError where two folders of a split are one, by a link: its images would be of two classes."""
+    first: dict[tuple[int, int], bytes] = {}
+    for folder in folders:
+        mark = identity(os.path.join(os.fsencode(root), folder))
+        if mark in first:
+            raise HFViTError(
+                f"'{printable(first[mark])}' and '{printable(folder)}' of '{name}' are the same folder, by a link: "
+                "its images would count twice; remove the link"
+            )
+        first[mark] = folder
 
 
 def class_files(tree: Tree, folders: list[bytes], first: int) -> tuple[bytes, np.ndarray, int]:

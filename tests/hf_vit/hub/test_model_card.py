@@ -177,7 +177,7 @@ def test_front_matter_is_plain_yaml(facts):
     ("content", "said"),
     [
         (None, r"no facts\.json"),
-        ("{", "is not JSON"),
+        ("{", "not readable as JSON"),
         ("[]", "no 'model'"),
         ('{"model": {"name": "x", "architecture": {}, "image_size": 8, "num_labels": 2}}', r"lacks model\.parameters"),
     ],

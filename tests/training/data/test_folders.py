@@ -145,6 +145,25 @@ def test_links_back_are_read_once(tmp_path):
     assert np.bincount(data.labels).tolist() == [5, 5]
 
 
+@pytest.mark.parametrize(
+    "link, target", [("dog/other", "cat"), ("puma", "cat"), ("cat/again", "cat/b"), ("train/puma", "train/cat")]
+)
+def test_a_folder_that_is_two_classes_by_a_link_is_refused(link, target, tmp_path):
+    inside = "train/" if link.startswith("train") else ""
+    tree(tmp_path, f"{inside}cat/a*3", f"{inside}cat/b*3", f"{inside}dog*3")
+    (tmp_path / link).symlink_to(tmp_path / target)
+    with pytest.raises(HFViTError, match=r"cat.* and .* are the same folder, by a link"):
+        open_dataset(str(tmp_path), split="train")
+
+
+def test_an_evaluation_split_may_be_a_link_to_a_class_or_split_of_another(tmp_path):
+    tree(tmp_path, "train/a*5", "train/b*5", "val/a*2")
+    (tmp_path / "val/b").symlink_to(tmp_path / "train/b")
+    (tmp_path / "test").symlink_to(tmp_path / "train")
+    for split, counts in (("validation", [2, 5]), ("test", [5, 5])):
+        assert np.bincount(open_dataset(str(tmp_path), split=split).labels).tolist() == counts
+
+
 def test_the_index_of_a_large_tree_is_kept_until_a_folder_changes(tmp_path, monkeypatch):
     root, cache = tree(tmp_path / "data", "a/x*5", "a/y*5", "b*5"), tmp_path / "cache"
     for folder in (root, *(path for path in root.rglob("*") if path.is_dir())):
