@@ -178,7 +178,7 @@ def test_front_matter_is_plain_yaml(facts):
     [
         (None, r"no facts\.json"),
         ("{", "not readable as JSON"),
-        ("[]", "no 'model'"),
+        ("[]", "must hold a JSON object"),
         ('{"model": {"name": "x", "architecture": {}, "image_size": 8, "num_labels": 2}}', r"lacks model\.parameters"),
     ],
 )
