@@ -63,12 +63,12 @@ def hardware_features() -> frozenset[str]:
 @functools.cache
 def features() -> frozenset[str]:
     """The features that may be used: the processor's, within `ONEDNN_MAX_CPU_ISA` and `ATEN_CPU_CAPABILITY`."""
-    found = hardware_features()
+    hardware = hardware_features()
     for variable, limits in (("ONEDNN_MAX_CPU_ISA", ONEDNN_LIMITS), ("ATEN_CPU_CAPABILITY", ATEN_LIMITS)):
         limit = {name.lower(): allowed for name, allowed in limits.items()}.get(os.environ.get(variable, "").lower())
         if limit is not None:
-            found = frozenset(name for name in found if name in limit or not _is_vector_feature(name))
-    return found
+            hardware = frozenset(name for name in hardware if name in limit or not _is_vector_feature(name))
+    return hardware
 
 
 def widest_instructions() -> str:
@@ -125,9 +125,9 @@ def packs_convolution(dtype: torch.dtype) -> bool:
     """The same of a convolution's weights."""
 
     def attempt() -> bool:
-        x, weight, one = torch.ones(1, 16, 2, 2, dtype=dtype), torch.ones(16, 16, 1, 1, dtype=dtype), [1, 1]
-        packed = torch.ops.mkldnn._reorder_convolution_weight(weight, [0, 0], one, one, 1, list(x.shape))
-        result = torch.ops.mkldnn._convolution_pointwise(x, packed, None, [0, 0], one, one, 1, "none", [], "")
+        x, weight, unit = torch.ones(1, 16, 2, 2, dtype=dtype), torch.ones(16, 16, 1, 1, dtype=dtype), [1, 1]
+        packed = torch.ops.mkldnn._reorder_convolution_weight(weight, [0, 0], unit, unit, 1, list(x.shape))
+        result = torch.ops.mkldnn._convolution_pointwise(x, packed, None, [0, 0], unit, unit, 1, "none", [], "")
         return bool((result == 16).all())
 
     return packs_linear(dtype) and _works(attempt)

@@ -195,13 +195,13 @@ def export_model(loaded: Loaded, folder: Path, format: str, dynamic_size: bool) 
 def description(config: HFViTConfig) -> dict[str, str]:
     """What the outputs mean, for who has the file alone: names as a JSON list, the problem type, thresholds."""
     names: dict[Any, str] = config.id2label or {}
-    found = {
+    fields = {
         "labels": json.dumps([names[number] for number in range(len(names))], ensure_ascii=False),
         "problem_type": problem_type_of(config),
     }
     if problem_type_of(config) == MULTI_LABEL:
-        found["label_thresholds"] = json.dumps(thresholds_of(config))
-    return found
+        fields["label_thresholds"] = json.dumps(thresholds_of(config))
+    return fields
 
 
 def _write_onnx(program: Any, path: Path, dynamic_size: bool, metadata: dict[str, str]) -> None:
@@ -261,8 +261,8 @@ def difference(
     pixels = torch.rand(batch, model.config.num_channels, height, width, generator=generator) * 2 - 1
     with torch.no_grad():
         expected = model(pixels).logits.numpy()
-    found = run(pixels.numpy())
-    largest = float(np.abs(found - expected).max())
+    logits = run(pixels.numpy())
+    largest = float(np.abs(logits - expected).max())
     if not largest <= TOLERANCE * max(1.0, float(np.abs(expected).max())):
         raise HFViTError(
             f"the exported model differs from the model by {largest:.2g} on images of {height} x {width}, more than "
@@ -317,11 +317,11 @@ def int8_weights(model: Any) -> Any:
         elif node.op_type == "Gemm":
             transposed = any(a.name == "transB" and a.i for a in node.attribute)
             axes[node.input[1]] = 0 if transposed else 1
-    kept, nodes = [], []
+    initializers, nodes = [], []
     for tensor in model.graph.initializer:
         weight = numpy_helper.to_array(tensor)
         if tensor.name not in axes or weight.size < SMALLEST_WEIGHT or weight.dtype != np.float32:
-            kept.append(tensor)
+            initializers.append(tensor)
             continue
         axis = axes[tensor.name]
         others = tuple(other for other in range(weight.ndim) if other != axis)
@@ -329,13 +329,13 @@ def int8_weights(model: Any) -> Any:
         shape = [-1 if other == axis else 1 for other in range(weight.ndim)]
         stored = np.round(weight / scale.reshape(shape)).astype(np.int8)
         names = [f"{tensor.name}.int8", f"{tensor.name}.scale"]
-        kept += [
+        initializers += [
             numpy_helper.from_array(stored, names[0]),
             numpy_helper.from_array(scale.astype(np.float32), names[1]),
         ]
         nodes.append(helper.make_node("DequantizeLinear", names, [tensor.name], axis=axis))
     del model.graph.initializer[:]
-    model.graph.initializer.extend(kept)
+    model.graph.initializer.extend(initializers)
     everything = nodes + list(model.graph.node)
     del model.graph.node[:]
     model.graph.node.extend(everything)

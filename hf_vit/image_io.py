@@ -494,18 +494,18 @@ def without_rows_below(data: bytes, row: int) -> tuple[bytes, int] | None:
     Returns:
         the bytes and the new height; None for progressive or multi-scan files, or where nothing would be saved.
     """
-    place, frame = 2, None
-    while place + 4 <= len(data) and data[place] == 0xFF and data[place + 1] != START_OF_SCAN:
-        marker = data[place + 1]
+    offset, frame = 2, None
+    while offset + 4 <= len(data) and data[offset] == 0xFF and data[offset + 1] != START_OF_SCAN:
+        marker = data[offset + 1]
         if marker in SEQUENTIAL_FRAMES:
-            frame = place
+            frame = offset
         elif marker in OTHER_FRAMES:
             return None
-        place += 2 + int.from_bytes(data[place + 2 : place + 4], "big")
-    if frame is None or place + 4 >= len(data) or data[place + 1] != START_OF_SCAN:
+        offset += 2 + int.from_bytes(data[offset + 2 : offset + 4], "big")
+    if frame is None or offset + 4 >= len(data) or data[offset + 1] != START_OF_SCAN:
         return None
     components = data[frame + 9]
-    if not 1 <= components <= 4 or data[place + 4] != components or frame + 20 > len(data):  # or a scan per component
+    if not 1 <= components <= 4 or data[offset + 4] != components or frame + 20 > len(data):  # or a scan per component
         return None
     block = 8 * max(1, *(data[frame + 11 + 3 * component] & 0x0F for component in range(components)))
     height = (row // block + 2) * block  # one row of blocks to spare: smoothing of colors looks across the border

@@ -95,7 +95,7 @@ def csv_rows(path: Path, text: str) -> dict[str, list[Any]]:
             rows.append(row)
     except csv.Error as error:
         raise HFViTError(f"'{path}', line {reader.line_num}: {error}") from error
-    return {name: [row[place] for row in rows] for place, name in enumerate(names)}
+    return {name: [row[index] for row in rows] for index, name in enumerate(names)}
 
 
 def json_rows(path: Path, text: str) -> dict[str, list[Any]]:
@@ -114,16 +114,16 @@ def json_rows(path: Path, text: str) -> dict[str, list[Any]]:
     return {name: [row.get(name) for row in rows] for name in names}
 
 
-def path_column(name: str, rows: dict[str, list[Any]], wanted: str | None) -> str:
+def path_column(name: str, rows: dict[str, list[Any]], requested: str | None) -> str:
     """The column of paths: the one asked for, or the only one of a usual name."""
-    if wanted is not None:
-        if wanted not in rows:
-            raise HFViTError(f"'{name}' has no column '{wanted}'; its columns are {listed(list(rows))}")
-        return wanted
-    found = [column for column in PATH_COLUMNS if column in rows]
-    found = found or [column for column in URL_COLUMNS if column in rows]
-    if len(found) != 1:
+    if requested is not None:
+        if requested not in rows:
+            raise HFViTError(f"'{name}' has no column '{requested}'; its columns are {listed(list(rows))}")
+        return requested
+    candidates = [column for column in PATH_COLUMNS if column in rows]
+    candidates = candidates or [column for column in URL_COLUMNS if column in rows]
+    if len(candidates) != 1:
         which = f"no column of images among {listed(list(rows))}"
-        which = f"several columns that could hold the images, {listed(found)}" if found else which
+        which = f"several columns that could hold the images, {listed(candidates)}" if candidates else which
         raise HFViTError(f"'{name}' has {which}; choose one with --image_column")
-    return found[0]
+    return candidates[0]

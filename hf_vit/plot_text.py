@@ -27,10 +27,10 @@ WIDE_FAMILIES = ("Noto Sans CJK", "Source Han Sans", "WenQuanYi", "IPA", "Takao"
 
 def families_for(texts: Iterable[str]) -> tuple[list[str], set[str]]:
     """Font families that together have the letters of texts, matplotlib's own first; and the letters that none has."""
-    own = matplotlib.rcParams["font.family"]
+    default = matplotlib.rcParams["font.family"]
     missing = {letter for text in texts for letter in text if letter.isprintable() and not letter.isspace()}
-    missing -= {chr(code) for code in _letters(findfont(FontProperties(family=own)))}
-    families = list(own)
+    missing -= {chr(code) for code in _letters(findfont(FontProperties(family=default)))}
+    families = list(default)
     for family, path in _installed() if missing else ():
         there = {letter for letter in missing if ord(letter) in _letters(path)}
         if there:

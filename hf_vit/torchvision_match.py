@@ -50,7 +50,7 @@ def find_mismatch(torch: Distribution, torchvision: Distribution) -> str | None:
     torch_build, build = _build_label(torch), _build_label(torchvision)
     version = Version(torch.version)
     needed = [Requirement(text) for text in torchvision.requires or []]
-    fits = all(_allows(one, version) for one in needed if one.name == "torch")
+    fits = all(_allows(requirement, version) for requirement in needed if requirement.name == "torch")
     if fits and not _other_build(torch_build, build):
         return None
     index = f" --index-url https://download.pytorch.org/whl/{torch_build}" if torch_build else ""
@@ -62,7 +62,9 @@ def find_mismatch(torch: Distribution, torchvision: Distribution) -> str | None:
 
 
 def _allows(requirement: Requirement, torch: Version) -> bool:
-    pinned = [Version(one.version).release[:2] for one in requirement.specifier if one.operator == "=="]
+    pinned = [
+        Version(specifier.version).release[:2] for specifier in requirement.specifier if specifier.operator == "=="
+    ]
     if pinned:
         return torch.release[:2] in pinned
     return requirement.specifier.contains(torch.base_version)
@@ -72,7 +74,7 @@ def _other_build(torch_build: str, build: str) -> bool:
     """Whether torchvision's compiled operators cannot load: built for a GPU that torch is not, or another CUDA."""
     if torch_build == "cpu":
         return build.startswith(("cu", "rocm", "xpu"))
-    cuda = [re.fullmatch(r"cu(\d+)\d", one) for one in (torch_build, build)]
+    cuda = [re.fullmatch(r"cu(\d+)\d", name) for name in (torch_build, build)]
     return all(cuda) and cuda[0][1] != cuda[1][1]  # type: ignore[index]
 
 

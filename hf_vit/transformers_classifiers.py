@@ -176,12 +176,12 @@ def _load(name: str, labels: Mapping[int, str] | None, problem_type: str) -> tup
                     f"{name}: {len(missing)} tensors of {type(model).__name__} are missing ({missing[0]})"
                 )
             names = model.config.id2label or {}
-            own = [names.get(number) for number in range(len(names))]
+            label_names = [names.get(number) for number in range(len(names))]
             same_problem = (model.config.problem_type or "single_label_classification") == problem_type
             headless = bool(set(info["missing_keys"]) & set(head))
             if headless and labels is None:
                 raise HFViTError(f"{name} has no classifier: fine-tune it on images with labels first")
-            if labels is not None and (headless or own != list(labels.values()) or not same_problem):
+            if labels is not None and (headless or label_names != list(labels.values()) or not same_problem):
                 model = _with_new_head(model, head, labels)
     except LOADING_ERRORS as error:
         if isinstance(error, HFViTError):
@@ -231,8 +231,8 @@ def _check_image_size(model: PreTrainedModel, size: tuple[int, int]) -> None:
 
 def _image_processing(name: str) -> ImageProcessing | None:
     """As the files of a folder or Hub model say it."""
-    found = {file: path for file in FILES if (path := _file_of(name, file)) is not None}
-    return ImageProcessing.from_files({file: read_settings(path) for file, path in found.items()}, name)
+    files = {file: path for file in FILES if (path := _file_of(name, file)) is not None}
+    return ImageProcessing.from_files({file: read_settings(path) for file, path in files.items()}, name)
 
 
 def _file_of(name: str, file: str) -> Path | None:

@@ -115,8 +115,8 @@ def _check_downloads(folder: Path, since: float) -> None:
         if not re.fullmatch(r"[0-9a-f]{64}", blob.name) or blob.stat().st_mtime < since:
             continue
         with blob.open("rb") as stream:
-            found = hashlib.file_digest(stream, "sha256").hexdigest()
-        if found != blob.name:
+            digest = hashlib.file_digest(stream, "sha256").hexdigest()
+        if digest != blob.name:
             blob.unlink()
             raise HFViTError(f"{link.name} arrived with other bytes than the Hub has: it was deleted, load it again")
 

@@ -306,17 +306,17 @@ def _change(model: HFViTForImageClassification, requested: dict[str, Any], new_h
             f"position table refitted from {grid[0]}x{grid[1]} to {config.grid_size[0]}x{config.grid_size[1]}"
         )
     labels, representation = config.num_labels, config.representation_size
-    wanted: int = requested.get("num_labels", labels)
-    if wanted != labels:
+    num_labels: int = requested.get("num_labels", labels)
+    if num_labels != labels:
         for name, value in new_head.items():
             if name not in requested and getattr(config, name) != value:
                 setattr(config, name, value)
                 changed.append(f"{name} becomes {value!r}, as the family's authors read a new head")
         model.replace_head(
-            wanted, requested.get("id2label"), keep_representation=requested.get("keep_representation", False)
+            num_labels, requested.get("id2label"), keep_representation=requested.get("keep_representation", False)
         )
         old = f"classifier of {labels} classes replaced by one" if labels else "new classifier"
-        changed.append(f"{old} of {wanted}, all zeros: train it")
+        changed.append(f"{old} of {num_labels}, all zeros: train it")
         if representation is not None and config.representation_size is None:
             changed.append(f"representation layer of width {representation} dropped")
     elif "id2label" in requested:

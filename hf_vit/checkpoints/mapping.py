@@ -152,14 +152,14 @@ def from_state_dict(
         raise HFViTError(f"{file.path}: its configuration describes no network ({error})") from error
     expected = {name: tuple(t.shape) for name, t in model.state_dict().items()}
     _check_mappings(mappings, expected)
-    wanted = {name for mapping in mappings for name in mapping.theirs}
+    mapped = {name for mapping in mappings for name in mapping.theirs}
     missing = [f"{n} (for {', '.join(m.ours)})" for m in mappings for n in m.theirs if n not in file]
     filled = {n for n in file if 0 not in file.shapes[n]}  # DINOv3 without registers stores a table of none
-    left_over = [f"{n} {shape(file.shapes[n])}" for n in sorted(filled - wanted - set(unused))]
+    left_over = [f"{n} {shape(file.shapes[n])}" for n in sorted(filled - mapped - set(unused))]
     where = f"the {format} layout of {describe_config(config)}"
     _refuse_unmatched(file.path, where, missing, left_over, [])
     if dtype is None:
-        dtype = _common_dtype(file, wanted)
+        dtype = _common_dtype(file, mapped)
 
     state: dict[str, torch.Tensor] = {}
     mismatched, not_finite = [], []
@@ -190,11 +190,11 @@ def from_state_dict(
 
 def _common_dtype(file: TensorFile, names: Iterable[str]) -> torch.dtype | None:
     """None where all weights are of one dtype, else the widest: a network computes in one."""
-    found = {file.dtypes[name] for name in names}
-    if len(found) < 2 or not found <= FLOATS.keys():
+    dtypes = {file.dtypes[name] for name in names}
+    if len(dtypes) < 2 or not dtypes <= FLOATS.keys():
         return None  # a tensor of another kind is refused when it is read
-    widest = reduce(torch.promote_types, (FLOATS[kind] for kind in found))
-    file.notes.append(f"weights of {', '.join(sorted(found))} all become {str(widest).removeprefix('torch.')}")
+    widest = reduce(torch.promote_types, (FLOATS[kind] for kind in dtypes))
+    file.notes.append(f"weights of {', '.join(sorted(dtypes))} all become {str(widest).removeprefix('torch.')}")
     return widest
 
 

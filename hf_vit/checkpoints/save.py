@@ -224,9 +224,9 @@ def save_processor(folder: Path, settings: dict[str, Any]) -> None:
 
 
 def _stored_fields(config: HFViTConfig) -> dict[str, Any]:
-    own = [name for name in HFViTConfig.__annotations__ if not name.startswith("_")]
+    fields = [name for name in HFViTConfig.__annotations__ if not name.startswith("_")]
     problem = {} if config.problem_type is None else {"problem_type": config.problem_type}
-    return {name: getattr(config, name) for name in own} | {"id2label": config.id2label} | problem
+    return {name: getattr(config, name) for name in fields} | {"id2label": config.id2label} | problem
 
 
 def _contiguous(tensors: Iterator[tuple[str, torch.Tensor]]) -> State:

@@ -129,9 +129,9 @@ def linear_head(
     names = {key for key in file if re.match(pattern or re.escape(name) + r"(\.|$)", key)}
     if not names:
         return 0, set()
-    plain = {f"{name}.weight", f"{name}.bias"}
-    if plain <= names and len(file.shapes[f"{name}.weight"]) == 2:
-        return file.shapes[f"{name}.weight"][0], names - plain
+    tensors = {f"{name}.weight", f"{name}.bias"}
+    if tensors <= names and len(file.shapes[f"{name}.weight"]) == 2:
+        return file.shapes[f"{name}.weight"][0], names - tensors
     if "num_labels" in requested:
         return 0, names
     raise UnusableHeadError(
@@ -208,5 +208,5 @@ def patch_size(height: int, width: int) -> int | tuple[int, int]:
 
 def _divisors(n: int) -> Iterable[int]:
     """Divisors, those nearest to the square root first, at most six."""
-    found = {d for low in range(1, math.isqrt(n) + 1) if n % low == 0 for d in (low, n // low)}
-    return sorted(found, key=lambda d: abs(math.log(d * d / n)))[:6]
+    divisors = {d for low in range(1, math.isqrt(n) + 1) if n % low == 0 for d in (low, n // low)}
+    return sorted(divisors, key=lambda d: abs(math.log(d * d / n)))[:6]

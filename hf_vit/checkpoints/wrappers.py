@@ -62,16 +62,18 @@ def unwrap(file: TensorFile) -> TensorFile:
 
 def _prefix(names: dict[str, str]) -> str:
     """The wrappers before the anchor, with their dot; nothing where there is no anchor or more than one place."""
-    places = {}
+    prefixes = {}
     for anchor in ANCHORS:
         for name in names:
             if name == anchor or name.endswith("." + anchor):
                 before = name.removesuffix(anchor)
                 parts = before.split(".")[:-1]
-                kept = 0
-                while kept < len(parts) and (parts[kept] in WRAPPERS or parts[kept : kept + 2] == ["visual", "trunk"]):
-                    kept += 1  # visual.trunk: timm's model inside one of open_clip
-                places[".".join(parts[:kept]) + "." if kept else ""] = name
-    if len(places) != 1:  # student and teacher, say: the formats' error lists the names
-        return next((place for place in places if place.startswith("teacher")), "")
-    return next(iter(places))
+                count = 0
+                while count < len(parts) and (
+                    parts[count] in WRAPPERS or parts[count : count + 2] == ["visual", "trunk"]
+                ):
+                    count += 1  # visual.trunk: timm's model inside one of open_clip
+                prefixes[".".join(parts[:count]) + "." if count else ""] = name
+    if len(prefixes) != 1:  # student and teacher, say: the formats' error lists the names
+        return next((prefix for prefix in prefixes if prefix.startswith("teacher")), "")
+    return next(iter(prefixes))

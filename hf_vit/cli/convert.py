@@ -171,18 +171,18 @@ def _check_destination(destination: Path, format: str | None, overwrite: bool) -
 
 def _processing(arguments: argparse.Namespace, loaded: Loaded) -> ImageProcessing:
     """How the source's images are prepared, with the statistics that were given in its place."""
-    given = {
+    statistics = {
         name: tuple(values) for name in ("image_mean", "image_std") if (values := getattr(arguments, name)) is not None
     }
     channels = loaded.model.config.num_channels
-    for name, values in given.items():
+    for name, values in statistics.items():
         if len(values) not in (1, channels):
             option = f"--{name.replace('_', '-')}"
             raise HFViTError(f"{option} takes one number, or one for each of {channels} channels; got {len(values)}")
-    if not given:
+    if not statistics:
         return loaded.image_processing
     stated = loaded.processor
-    mean, std = (given.get(name) or tuple(stated[name]) for name in ("image_mean", "image_std"))
+    mean, std = (statistics.get(name) or tuple(stated[name]) for name in ("image_mean", "image_std"))
     return replace(loaded.image_processing, image_mean=mean, image_std=std)
 
 

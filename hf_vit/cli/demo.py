@@ -51,9 +51,9 @@ def run(arguments: argparse.Namespace) -> int:
     except ImportError as error:
         raise HFViTError(f"{NEEDS_GRADIO} ({error})") from error
     device = pick_device(arguments.device)
-    classifiers, given = [], [name for name in (arguments.model, arguments.compare) if name]
-    short = [Path(name).name for name in given]
-    for name, shown in zip(given, short if len(set(short)) == len(short) else given):
+    classifiers, names = [], [name for name in (arguments.model, arguments.compare) if name]
+    short = [Path(name).name for name in names]
+    for name, shown in zip(names, short if len(set(short)) == len(short) else names):
         loaded = load_classifier(name)
         model = loaded.model.to(device)  # type: ignore[arg-type]  # transformers' wrapper hides that `to` takes one
         classifiers.append(SpaceClassifier(shown, model, ViTImageProcessorPil(**loaded.processor)))

@@ -57,15 +57,15 @@ def run(arguments: argparse.Namespace) -> int:
     paths = find_images(arguments.images, True, arguments.image_column, arguments.image_root)
     model, processor = open_model(arguments.model, arguments, len(paths), classes=False)
     weights = fingerprint(model, processor)
-    found, features, unreadable = embed(model, processor, paths, arguments.features, arguments.batch_size)
-    if not found:
+    embedded, features, unreadable = embed(model, processor, paths, arguments.features, arguments.batch_size)
+    if not embedded:
         raise HFViTError(f"none of {counted(len(paths), 'image')} could be read: {unreadable[0]['reason']}")
     about = {"model": str(arguments.model), "features": arguments.features, "weights": weights}
-    write_features(Path(arguments.out), found, features, about)
+    write_features(Path(arguments.out), embedded, features, about)
     if arguments.json:
-        print(json.dumps({**about, "out": arguments.out, "images": len(found), "width": features.shape[1]}))
+        print(json.dumps({**about, "out": arguments.out, "images": len(embedded), "width": features.shape[1]}))
     else:
-        print(f"{arguments.out}: {counted(len(found), 'image')}, {features.shape[1]} numbers each")
+        print(f"{arguments.out}: {counted(len(embedded), 'image')}, {features.shape[1]} numbers each")
     for row in unreadable:
         print(f"could not be read: {row['image']}: {row['reason']}", file=sys.stderr)
     return 1 if unreadable else 0

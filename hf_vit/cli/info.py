@@ -79,8 +79,8 @@ def describe_network(config: HFViTConfig) -> dict[str, Any]:
 
     def count(prefix: str, parameters: int | None = None) -> dict[str, int]:
         module = model.get_submodule(prefix)
-        own = sum(parameter.numel() for parameter in module.parameters()) if parameters is None else parameters
-        return {"parameters": own, "macs": flops.get(f"{type(model).__name__}.{prefix}", 0) // 2}
+        number = sum(parameter.numel() for parameter in module.parameters()) if parameters is None else parameters
+        return {"parameters": number, "macs": flops.get(f"{type(model).__name__}.{prefix}", 0) // 2}
 
     rows, columns = config.grid_size
     tokens, width = rows * columns + config.num_prefix_tokens, config.hidden_size

@@ -89,7 +89,7 @@ def find_images(
     Raises:
         HFViTError: a name that is nothing, a folder or pattern without an image.
     """
-    found: dict[Path | str, None] = {}
+    images: dict[Path | str, None] = {}
     tables = 0
     for pattern in patterns:
         path = Path(pattern)
@@ -115,11 +115,11 @@ def find_images(
             raise HFViTError(f"no image at '{printable(pattern)}'{reason}")
         if left_out:
             print(f"note: left out in {printable(pattern)}: {left_out}", file=sys.stderr)
-        found |= dict.fromkeys(matches)
+        images |= dict.fromkeys(matches)
     for option, value in (("--image-column", image_column), ("--image-root", image_root)):
         if value is not None and not tables:
             raise HFViTError(f"{option} {value} is for a table (.csv, .tsv, .jsonl, .parquet), and none was given")
-    return list(found)
+    return list(images)
 
 
 def images_of_table(path: Path, addresses: bool, column: str | None, root: str | None) -> list[Any]:
@@ -210,13 +210,13 @@ def pick_device(name: str | None) -> torch.device:
 
 def image_size(arguments: argparse.Namespace, name: str = "image_size") -> int | tuple[int, int] | None:
     """`--image-size 384` or `--image-size 384 512`, in pixels; `name` is that of the argument."""
-    given = getattr(arguments, name)
-    if given is None:
+    size = getattr(arguments, name)
+    if size is None:
         return None
-    if len(given) > 2:
+    if len(size) > 2:
         option = f"--{name.replace('_', '-')}"
-        raise HFViTError(f"{option} is one number, or height and width; got {len(given)} numbers")
-    return given[0] if len(given) == 1 else tuple(given)
+        raise HFViTError(f"{option} is one number, or height and width; got {len(size)} numbers")
+    return size[0] if len(size) == 1 else tuple(size)
 
 
 def positive(text: str) -> int:

@@ -133,14 +133,14 @@ def run(arguments: argparse.Namespace) -> int:
         raise HFViTError(
             f"none of {len(paths)} images could be read; {printable(paths[0])}: {unreadable[0]['reason']}"
         )
-    for place, subject in enumerate(subjects):
-        _color_features(subject, [image["models"][place] for image in shown], figures)
+    for index, subject in enumerate(subjects):
+        _color_features(subject, [image["models"][index] for image in shown], figures)
         _describe(subject, figures)
     together = _together(subjects, shown, arguments.out, figures)
     _write_report(arguments.out, subjects, shown, unreadable, together)
     report = arguments.out / "report.html"
-    found = {"report": str(report), "numbers": str(arguments.out / "numbers.json"), "unreadable": unreadable}
-    print(json.dumps(found, indent=2) if arguments.json else report)
+    result = {"report": str(report), "numbers": str(arguments.out / "numbers.json"), "unreadable": unreadable}
+    print(json.dumps(result, indent=2) if arguments.json else report)
     for row in unreadable:
         print(f"could not be read: {row['image']}: {row['reason']}", file=sys.stderr)
     return 1 if unreadable else 0
@@ -200,7 +200,7 @@ def _inspect(subject: Subject, image: Image.Image, name: str, arguments: argpars
         names, numbers = model.config.id2label, problem_type_of(model.config) == REGRESSION
         shown = list(names) if numbers else scores.topk(min(3, len(scores))).indices.tolist()
         target = shown[0] if target is None else target
-        row["labels"] = [(names[place], float(scores[place])) for place in shown]
+        row["labels"] = [(names[index], float(scores[index])) for index in shown]
         row["texts"] = [f"{name} {value:.6g}" if numbers else f"{name} {value:.1%}" for name, value in row["labels"]]
         row["explained"] = names[target]
     original = figures.enlarged(np.asarray(image.convert("RGB")), PAGE_WIDTH)
@@ -249,17 +249,17 @@ def _draw_curves(
     curves = compare_explanations(
         subject.model, pixels, maps, target, arguments.steps, arguments.baseline, random_orders=3
     )
-    drawn = {method: (found.deletion[0].numpy(), found.insertion[0].numpy()) for method, found in curves.items()}
+    drawn = {method: (curve.deletion[0].numpy(), curve.insertion[0].numpy()) for method, curve in curves.items()}
     figure = figures.draw_curves(next(iter(curves.values())).fractions.numpy(), drawn, f"class: {row['explained']}")
     figures.save(figure, row["folder"] / "curves.png")
     row["figures"].append(("curves", _inline(figure)))
     row["areas"] = {
         method: {
-            "deletion": float(found.deletion_area[0]),
-            "insertion": float(found.insertion_area[0]),
-            "score": float(found.score[0]),
+            "deletion": float(curve.deletion_area[0]),
+            "insertion": float(curve.insertion_area[0]),
+            "score": float(curve.score[0]),
         }
-        for method, found in curves.items()
+        for method, curve in curves.items()
     }
 
 
@@ -339,9 +339,9 @@ def _thumbnail(pixels: np.ndarray) -> str:
     return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
-def _mean_areas(shown: list[dict], place: int) -> Iterator[tuple[str, dict[str, float]]]:
+def _mean_areas(shown: list[dict], index: int) -> Iterator[tuple[str, dict[str, float]]]:
     """Mean over images of each method's areas, best score first."""
-    rows = [image["models"][place]["areas"] for image in shown if "areas" in image["models"][place]]
+    rows = [image["models"][index]["areas"] for image in shown if "areas" in image["models"][index]]
     means = {
         method: {which: float(np.mean([row[method][which] for row in rows])) for which in rows[0][method]}
         for method in (rows[0] if rows else ())
@@ -352,8 +352,8 @@ def _mean_areas(shown: list[dict], place: int) -> Iterator[tuple[str, dict[str, 
 def _write_report(
     out: Path, subjects: list[Subject], shown: list[dict], unreadable: list[dict], together: list[dict]
 ) -> None:
-    for place, subject in enumerate(subjects):
-        subject.numbers["mean_areas"] = dict(_mean_areas(shown, place))
+    for index, subject in enumerate(subjects):
+        subject.numbers["mean_areas"] = dict(_mean_areas(shown, index))
     numbers = {
         "models": [subject.numbers for subject in subjects],
         "images": [

@@ -133,10 +133,10 @@ def classify(model: PreTrainedModel, processor: Any, paths: Sequence[Any], argum
     device = next(model.parameters()).device
 
     def compute() -> Iterator[list[tuple[Any, list[dict[str, Any]], list[float]]]]:
-        wanted = [path for path in paths if printable(path) not in results.skip]
-        bar = tqdm(total=len(wanted), unit=" images", disable=None if arguments.out else True)
+        remaining = [path for path in paths if printable(path) not in results.skip]
+        bar = tqdm(total=len(remaining), unit=" images", disable=None if arguments.out else True)
         for batch, pixels in prepared_batches(
-            wanted, processor, num_channels(model.config), arguments.batch_size, results.unreadable
+            remaining, processor, num_channels(model.config), arguments.batch_size, results.unreadable
         ):
             with torch.inference_mode():
                 scores = probabilities(model, model(pixels.to(device, model.dtype)).logits.float())
@@ -179,9 +179,9 @@ def write_scores(
             said += len(errors)
             file.add(table, errors)
         file.add((), [(row["image"], row["reason"]) for row in results.unreadable[said:]])
-    kept = f", {len(file.done):,} of them by an earlier run" if file.done else ""
+    earlier = f", {len(file.done):,} of them by an earlier run" if file.done else ""
     what = "numbers" if problem == REGRESSION else "scores"
-    print(f"{arguments.out}: {what} of {counted(len(paths) - len(results.unreadable), 'image')}{kept}")
+    print(f"{arguments.out}: {what} of {counted(len(paths) - len(results.unreadable), 'image')}{earlier}")
     return results.unreadable
 
 
@@ -228,12 +228,12 @@ def copy_image(path: Any, folder: Path, label: str) -> None:
     source = Path(path)
     target = folder / folder_name(label)
     target.mkdir(parents=True, exist_ok=True)
-    place, number = target / source.name, 1
-    while place.exists() and place.read_bytes() != source.read_bytes():
+    destination, number = target / source.name, 1
+    while destination.exists() and destination.read_bytes() != source.read_bytes():
         number += 1
-        place = target / f"{source.stem}-{number}{source.suffix}"
-    if not place.exists():
-        shutil.copy2(source, place)
+        destination = target / f"{source.stem}-{number}{source.suffix}"
+    if not destination.exists():
+        shutil.copy2(source, destination)
 
 
 def folder_name(label: str) -> str:

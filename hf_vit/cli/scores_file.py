@@ -40,9 +40,9 @@ class ScoresFile:
         self.path = regular_file(path)
         self.partial = self.path.with_name(self.path.name + ".partial")
         self.kind = check_suffix(self.path)
-        own = ("image", "label", "score", "error") if labels else ("image", "error")
-        self.classes = [f"score: {name}" if name in own else name for name in class_names]
-        self.columns = [*own, *self.classes]
+        columns = ("image", "label", "score", "error") if labels else ("image", "error")
+        self.classes = [f"score: {name}" if name in columns else name for name in class_names]
+        self.columns = [*columns, *self.classes]
         self.done: set[str] = set()
         if self.path.exists() and not resume:
             raise HFViTError(f"{self.path} exists: remove it, give another name, or add images to it with --resume")
@@ -65,8 +65,8 @@ class ScoresFile:
         """Append (image, label, score, score of each class) and (image, reason why it could not be read)."""
         table = []
         for image, label, score, scores in rows:
-            own = {"image": image, "label": label, "score": score, "error": None}
-            row = {name: own[name] for name in self.columns[: -len(self.classes)]}
+            cells = {"image": image, "label": label, "score": score, "error": None}
+            row = {name: cells[name] for name in self.columns[: -len(self.classes)]}
             table.append(row | dict(zip(self.classes, scores, strict=True)))
         table += [dict.fromkeys(self.columns) | {"image": image, "error": why} for image, why in errors]
         with full_disk_is_an_error(self.partial, "free some space and run the command again with --resume"):
@@ -109,15 +109,15 @@ class ScoresFile:
         with (
             atomic_path(self.partial) as temporary,
             open(self.partial, encoding="utf-8", newline="") as old,
-            open(temporary, "w", encoding="utf-8", newline="") as kept,
+            open(temporary, "w", encoding="utf-8", newline="") as whole,
         ):
             for row in self._rows_of(old):
                 if row["error"]:
                     continue
                 if not done and self.kind == ".csv":
-                    csv.writer(kept).writerow(self.columns)
+                    csv.writer(whole).writerow(self.columns)
                 done.add(row["image"])
-                self._write_text(kept, [row])
+                self._write_text(whole, [row])
         return done
 
     def _rows_of(self, file: TextIO) -> Iterator[dict[str, Any]]:

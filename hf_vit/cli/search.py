@@ -47,13 +47,13 @@ def run(arguments: argparse.Namespace) -> int:
         raise HFViTError(f"the query is one image, '{arguments.query}' means {len(query)}")
     model, processor = open_model(arguments.model, arguments, 1, classes=False)
     weights = fingerprint(model, processor)
-    _, wanted, unreadable = embed(model, processor, query, about["features"], 1)
+    _, query_features, unreadable = embed(model, processor, query, about["features"], 1)
     if unreadable:
         raise HFViTError(f"{unreadable[0]['image']}: {unreadable[0]['reason']}")
-    if wanted.shape[1] != features.shape[1]:
+    if query_features.shape[1] != features.shape[1]:
         raise HFViTError(
             f"{arguments.features_file} holds {features.shape[1]} numbers an image, computed with {about['model']}; "
-            f"{arguments.model} gives {wanted.shape[1]}: search with the model that the features are of"
+            f"{arguments.model} gives {query_features.shape[1]}: search with the model that the features are of"
         )
     # A file of an earlier version knows the model's name alone
     same = weights == about["weights"] if "weights" in about else str(arguments.model) == about["model"]
@@ -63,14 +63,14 @@ def run(arguments: argparse.Namespace) -> int:
             "similarities mean little",
             file=sys.stderr,
         )
-    order, similarity = nearest(wanted[0], features, arguments.top_k)
-    found: list[dict[str, Any]] = [{"image": names[row], "similarity": float(similarity[row])} for row in order]
+    order, similarity = nearest(query_features[0], features, arguments.top_k)
+    matches: list[dict[str, Any]] = [{"image": names[row], "similarity": float(similarity[row])} for row in order]
     if arguments.sheet is not None:
-        draw_sheet(Path(arguments.sheet), query[0], found)
+        draw_sheet(Path(arguments.sheet), query[0], matches)
     if arguments.json:
-        print(json.dumps({"query": arguments.query, "found": found}, indent=2, ensure_ascii=False))
+        print(json.dumps({"query": arguments.query, "found": matches}, indent=2, ensure_ascii=False))
     else:
-        print_table([(row["image"], f"{row['similarity']:.4f}") for row in found])
+        print_table([(row["image"], f"{row['similarity']:.4f}") for row in matches])
     return 0
 
 
@@ -81,9 +81,9 @@ def nearest(query: np.ndarray, features: np.ndarray, count: int) -> tuple[list[i
     return np.argsort(-similarity, kind="stable")[:count].tolist(), similarity
 
 
-def draw_sheet(path: Path, query: Path | str, found: list[dict]) -> None:
+def draw_sheet(path: Path, query: Path | str, matches: list[dict]) -> None:
     """The query, then what was found with its similarity, six images a row."""
-    cells = [(str(query), "query"), *((row["image"], f"{row['similarity']:.3f}") for row in found)]
+    cells = [(str(query), "query"), *((row["image"], f"{row['similarity']:.3f}") for row in matches)]
     rows = -(-len(cells) // COLUMNS)
     sheet = Image.new("RGB", (min(len(cells), COLUMNS) * CELL, rows * (CELL + CAPTION)), "white")
     draw = ImageDraw.Draw(sheet)

@@ -360,17 +360,17 @@ def results_note(facts: Facts) -> str:
 
 def cross_validation(facts: Facts) -> str:
     """What the runs of a cross-validation, whose average this model is, scored on the images that they held out."""
-    found = facts.get("cross_validation")
-    if not found:
+    summary = facts.get("cross_validation")
+    if not summary:
         return ""
     scores = []
-    for name, value in found["metrics"].items():
-        share = "accuracy" in name or name in ("mean_per_class", "macro_f1")
-        mean, std = (f"{value[key]:.2%}" if share else f"{value[key]:.4f}" for key in ("mean", "std"))
+    for name, value in summary["metrics"].items():
+        is_fraction = "accuracy" in name or name in ("mean_per_class", "macro_f1")
+        mean, std = (f"{value[key]:.2%}" if is_fraction else f"{value[key]:.4f}" for key in ("mean", "std"))
         scores.append(f"{METRIC_NAMES.get(name, markdown_text(name))} {mean} ± {std}")
     return (
-        f"The weights are the average of {found['folds']} models. Each was trained without another part of the "
-        f"training images and scored on it ({found['n']:,} images in all; mean ± standard deviation): "
+        f"The weights are the average of {summary['folds']} models. Each was trained without another part of the "
+        f"training images and scored on it ({summary['n']:,} images in all; mean ± standard deviation): "
         f"{', '.join(scores)}."
     )
 
@@ -419,20 +419,20 @@ def result_rows(facts: Facts) -> list[tuple[str, ...]]:
 def spread_of_results(group: list[dict[str, Any]]) -> str:
     """The value of one seed with its 95 % interval or standard error, or the mean of several with their deviation."""
     values, metric = [row["value"] for row in group], group[0]["metric"]
-    share = "accuracy" in metric or metric in SHARES
+    is_fraction = "accuracy" in metric or metric in SHARES
     mean = sum(values) / len(values)
     if len(values) > 1:
-        deviation = math.sqrt(sum((value - mean) ** 2 for value in values) / (len(values) - 1))
+        std = math.sqrt(sum((value - mean) ** 2 for value in values) / (len(values) - 1))
         lowest, highest = min(values), max(values)
-        if share:
-            return f"{mean:.2%} ± {100 * deviation:.2f} ({lowest:.2%} to {highest:.2%})"
-        return f"{mean:.4f} ± {deviation:.4f} ({lowest:.4f} to {highest:.4f})"
+        if is_fraction:
+            return f"{mean:.2%} ± {100 * std:.2f} ({lowest:.2%} to {highest:.2%})"
+        return f"{mean:.4f} ± {std:.4f} ({lowest:.4f} to {highest:.4f})"
     if group[0].get("interval"):
         low, high = group[0]["interval"]
         return f"{mean:.2%} (95 %: {low:.2%} to {high:.2%})"
     if "accuracy" in metric:
         return f"{mean:.2%} ± {100 * math.sqrt(mean * (1 - mean) / group[0]['n']):.2f}"
-    return f"{mean:.2%}" if share else f"{mean:.4f}"
+    return f"{mean:.2%}" if is_fraction else f"{mean:.4f}"
 
 
 def data_rows(facts: Facts) -> Rows:

@@ -338,20 +338,20 @@ def weight_files(folder: Path) -> list[str]:
 
 def siblings(folder: Path, name: str) -> set[str]:
     """The files of the folder that a travelling file imports, itself included, however deep."""
-    found, open_files = set(), [name]
+    names, open_files = set(), [name]
     while open_files:
         name = open_files.pop()
-        if name in found or not (folder / name).is_file():
-            found.add(name)
+        if name in names or not (folder / name).is_file():
+            names.add(name)
             continue
-        found.add(name)
+        names.add(name)
         try:
             code = (folder / name).read_text(encoding="utf-8")
         except UnicodeDecodeError:
             raise HFViTError(f"{folder / name} is not Python in UTF-8: save the model again") from None
         imports = re.findall(r"^\s*from\s+\.(\w+)\s+import", code, re.MULTILINE)
         open_files += [f"{module}.py" for module in imports]
-    return found
+    return names
 
 
 def files_to_upload(folder: Path) -> list[str]:
@@ -360,8 +360,8 @@ def files_to_upload(folder: Path) -> list[str]:
     Raises:
         HFViTError: one of them is a link or no regular file, or the facts name a figure outside of the folder.
     """
-    found = (path for pattern in UPLOADED for path in folder.glob(pattern))
-    names = {path.relative_to(folder).as_posix() for path in found if path.name[0] != "."}  # half-written ones
+    paths = (path for pattern in UPLOADED for path in folder.glob(pattern))
+    names = {path.relative_to(folder).as_posix() for path in paths if path.name[0] != "."}  # half-written ones
     figures = load_facts(folder).get("figures") or [] if (folder / FACTS).is_file() else []
     for name in figures if isinstance(figures, list) else [figures]:
         path = PurePosixPath(str(name))

@@ -53,11 +53,11 @@ def library(source: Path, functions: Functions) -> ctypes.CDLL | None:
         name = f"{source.stem}-{hashlib.sha256(source.read_bytes() + described).hexdigest()[:16]}"
         folder = cache_folder()
         if folder is None:  # built for this process alone
-            with tempfile.TemporaryDirectory(prefix="hf_vit-") as own:
-                return _compile_and_rename(command, source, Path(own), name, functions)
+            with tempfile.TemporaryDirectory(prefix="hf_vit-") as temporary:
+                return _compile_and_rename(command, source, Path(temporary), name, functions)
         with FileLock(folder / f"{name}.lock", timeout=LOCK_SECONDS, mode=0o600):
-            kept = _load_kept(folder / f"{name}.so", functions)
-            return kept or _compile_and_rename(command, source, folder, name, functions)
+            compiled = _load_kept(folder / f"{name}.so", functions)
+            return compiled or _compile_and_rename(command, source, folder, name, functions)
     except (OSError, ValueError, NotImplementedError, Timeout) as error:  # filelock: a file system without locks
         reason = str(error).strip().splitlines() or [type(error).__name__]
         logger.warning(f"{source.name} was not compiled, PyTorch's own operations serve instead: {reason[0]}")
@@ -68,8 +68,8 @@ def compiler() -> list[str] | None:
     """The words that start the compiler: `CXX`, which may have several ("ccache g++"), else g++ or clang++."""
     if words := shlex.split(os.environ.get("CXX", "")):
         return words
-    found = shutil.which("g++") or shutil.which("clang++")
-    return [found] if found else None
+    path = shutil.which("g++") or shutil.which("clang++")
+    return [path] if path else None
 
 
 # -- kept libraries

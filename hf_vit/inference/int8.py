@@ -168,9 +168,9 @@ def calibrate(encoder: Any, pixel_values: torch.Tensor) -> list[dict[str, float]
     largest: list[dict[str, float]] = []
     hooks = []
 
-    def keep(found: dict[str, float], name: str) -> Callable:
+    def keep(maxima: dict[str, float], name: str) -> Callable:
         def hook(module, args) -> None:
-            found[name] = max(found[name], args[0].abs().max().item())
+            maxima[name] = max(maxima[name], args[0].abs().max().item())
 
         return hook
 
@@ -184,10 +184,10 @@ def calibrate(encoder: Any, pixel_values: torch.Tensor) -> list[dict[str, float]
     finally:
         for hook in hooks:
             hook.remove()
-    worst = max(value for found in largest for value in found.values())
+    worst = max(value for scales in largest for value in scales.values())
     if not worst < float("inf"):
         raise HFViTError("int8_calibration causes activations that are not finite: give normalized images")
-    return [{name: max(value / LARGEST_STEP, SMALLEST) for name, value in found.items()} for found in largest]
+    return [{name: max(value / LARGEST_STEP, SMALLEST) for name, value in scales.items()} for scales in largest]
 
 
 def check_int8(encoder: Any, pixel_values: Any) -> None:

@@ -155,8 +155,8 @@ def attention_library() -> ctypes.CDLL | None:
     if "amx_bf16" not in features():
         return None
     functions: build.Functions = {"attend": [POINTER] * 6 + [COUNT] * 5 + [NUMBER, FLAG], "ready": []}
-    found = build.library(build.SOURCES / "attention.cpp", functions)
-    return found if found is not None and found.ready() else None
+    compiled = build.library(build.SOURCES / "attention.cpp", functions)
+    return compiled if compiled is not None and compiled.ready() else None
 
 
 def tiles_take(*heads: torch.Tensor) -> bool:

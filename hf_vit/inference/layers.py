@@ -279,7 +279,7 @@ class OptimizedLayer(OptimizedModule):
         weight, bias = with_scale(fc2, layer.layer_scale2)
         activation = layer.mlp.activation_fn
         self.__dict__["linears"] = BlockLinears(
-            qkv=FusedLinear([(one.weight, one.bias) for one in (query, key, value)], norm=layer.layernorm_before),
+            qkv=FusedLinear([(part.weight, part.bias) for part in (query, key, value)], norm=layer.layernorm_before),
             out=FusedLinear([with_scale(out, layer.layer_scale1)]),
             fc1=FusedLinear([(fc1.weight, fc1.bias)], layer.layernorm_after, activation),
             fc2=FusedLinear([(weight, bias)]),

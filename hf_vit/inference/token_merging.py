@@ -135,7 +135,7 @@ def merge(x: torch.Tensor, keys: torch.Tensor, r: int, state: MergeState) -> tor
     if r == 0:
         return x
     sizes = x.new_ones(batch, tokens, dtype=torch.float32) if state.sizes is None else state.sizes
-    kept, kept_sizes = x[:, : state.protected], sizes[:, : state.protected]
+    protected, kept_sizes = x[:, : state.protected], sizes[:, : state.protected]
     keys = F.normalize(keys[:, state.protected :], dim=-1)
     nearness, partner = (keys[:, ::2] @ keys[:, 1::2].transpose(1, 2)).max(dim=-1)  # (B, ceil(free / 2)) each
     order = nearness.argsort(dim=-1, descending=True)
@@ -154,4 +154,4 @@ def merge(x: torch.Tensor, keys: torch.Tensor, r: int, state: MergeState) -> tor
     merged_sizes = halves(weights)
     merged = halves(x[:, state.protected :] * weights.to(x.dtype)) / merged_sizes.to(x.dtype)
     state.sizes = torch.cat([kept_sizes, merged_sizes[..., 0]], dim=1)
-    return torch.cat([kept, merged], dim=1)
+    return torch.cat([protected, merged], dim=1)

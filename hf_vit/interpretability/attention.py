@@ -321,19 +321,19 @@ def attention_distance(model: nn.Module, pixel_values: torch.Tensor) -> torch.Te
     inside, (rows, columns) = uncompiled(model), grid_of(model, pixel_values)
     down, across = inside.config.total_stride
     prefix = inside.config.num_prefix_tokens
-    places = torch.cartesian_prod(torch.arange(rows) * float(down), torch.arange(columns) * float(across))
-    between = torch.cdist(places, places, compute_mode="donot_use_mm_for_euclid_dist").to(
+    centers = torch.cartesian_prod(torch.arange(rows) * float(down), torch.arange(columns) * float(across))
+    between = torch.cdist(centers, centers, compute_mode="donot_use_mm_for_euclid_dist").to(
         pixel_values.device
     )  # (N, N)
-    found = torch.zeros(len(inside.base_model.layers), inside.config.num_attention_heads)
+    distances = torch.zeros(len(inside.base_model.layers), inside.config.num_attention_heads)
 
     def see(number: int, query: torch.Tensor, key: torch.Tensor, scaling: float, bias: torch.Tensor | None) -> None:
         part = None if bias is None else bias[:, :, prefix:, prefix:]
         weights = attention_weights(query[:, :, prefix:], key[:, :, prefix:], scaling, part).float()  # rows of sum one
-        found[number] = (weights * between).sum(dim=-1).mean(dim=(0, 2)).cpu()
+        distances[number] = (weights * between).sum(dim=-1).mean(dim=(0, 2)).cpu()
 
     watch_attention(model, pixel_values, see)
-    return found
+    return distances
 
 
 # -- parameters -----------------------------------------------------------------------------------------------------
@@ -371,9 +371,9 @@ def principal_components(samples: torch.Tensor, count: int) -> tuple[torch.Tenso
     """
     centered = samples.double() - samples.double().mean(dim=0)
     _, spread, directions = torch.linalg.svd(centered, full_matrices=False)
-    directions, shares = directions[:count], spread.square() / spread.square().sum().clamp_min(1e-300)
+    directions, fractions = directions[:count], spread.square() / spread.square().sum().clamp_min(1e-300)
     largest = directions.gather(1, directions.abs().argmax(dim=1, keepdim=True))
-    return (directions * largest.sign()).float(), shares[:count].float()
+    return (directions * largest.sign()).float(), fractions[:count].float()
 
 
 @torch.no_grad()

@@ -171,11 +171,11 @@ def compare_explanations(
     with torch.no_grad(), evaluating(model):
         chosen = target_classes(_logits(model, pixel_values), target)  # the same class for all
     maps = methods if isinstance(methods, Mapping) else {}
-    found, grid = {}, None
+    curves, grid = {}, None
     for method in methods:
         importance = maps[method] if maps else explain(model, pixel_values, method, chosen)
         grid = importance.shape
-        found[method] = perturbation_curves(model, pixel_values, importance, chosen, steps, baseline)
+        curves[method] = perturbation_curves(model, pixel_values, importance, chosen, steps, baseline)
     if random_orders and grid is not None:
         generator = torch.Generator().manual_seed(seed)
         runs = [
@@ -183,5 +183,7 @@ def compare_explanations(
             for _ in range(random_orders)
         ]
         deletion = torch.stack([run.deletion for run in runs]).mean(dim=0)
-        found["random"] = Curves(runs[0].fractions, deletion, torch.stack([run.insertion for run in runs]).mean(dim=0))
-    return found
+        curves["random"] = Curves(
+            runs[0].fractions, deletion, torch.stack([run.insertion for run in runs]).mean(dim=0)
+        )
+    return curves

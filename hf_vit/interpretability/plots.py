@@ -76,26 +76,26 @@ def on_image(heat: np.ndarray, stride: tuple[int, int], view: PlotView, smooth: 
     top, left, height, width = view.window
     sides = []
     for axis, (start, length) in enumerate(((top, height), (left, width))):
-        places = (np.arange(view.image_size[axis]) + 0.5 - start) * view.model_size[axis] / length
+        positions = (np.arange(view.image_size[axis]) + 0.5 - start) * view.model_size[axis] / length
         covered = min(heat.shape[axis] * stride[axis], view.model_size[axis])
-        patches = places / stride[axis] - 0.5
+        patches = positions / stride[axis] - 0.5
         weights = _linear(patches if smooth else patches.round(), heat.shape[axis])
-        sides.append((weights, (places >= 0) & (places < covered)))
+        sides.append((weights, (positions >= 0) & (positions < covered)))
     (vertical, seen_down), (horizontal, seen_across) = sides
-    found = vertical @ np.asarray(heat, dtype=np.float64) @ horizontal.T
-    return np.where(seen_down[:, None] & seen_across, found, np.nan)
+    resampled = vertical @ np.asarray(heat, dtype=np.float64) @ horizontal.T
+    return np.where(seen_down[:, None] & seen_across, resampled, np.nan)
 
 
-def _linear(places: np.ndarray, cells: int) -> np.ndarray:
+def _linear(positions: np.ndarray, cells: int) -> np.ndarray:
     """Weights `(places, cells)` of linear interpolation at real-valued cell numbers."""
-    places = places.clip(0, cells - 1)
-    return np.maximum(0, 1 - np.abs(places[:, None] - np.arange(cells)))
+    positions = positions.clip(0, cells - 1)
+    return np.maximum(0, 1 - np.abs(positions[:, None] - np.arange(cells)))
 
 
 def colors_on_image(colors: np.ndarray, stride: tuple[int, int], view: PlotView) -> np.ndarray:
     """Colors of patches `(rows, columns, 3)` in [0, 1] -> `(height, width, 3)` uint8, white outside the window."""
-    found = [on_image(colors[..., channel], stride, view, smooth=False) for channel in range(3)]
-    return (np.nan_to_num(np.stack(found, axis=-1), nan=1.0) * 255).round().astype(np.uint8)
+    channels = [on_image(colors[..., channel], stride, view, smooth=False) for channel in range(3)]
+    return (np.nan_to_num(np.stack(channels, axis=-1), nan=1.0) * 255).round().astype(np.uint8)
 
 
 def enlarged(image: np.ndarray, least: int) -> np.ndarray:
@@ -124,8 +124,8 @@ def overlay(image: np.ndarray, heat: np.ndarray, strength: float = 0.75) -> np.n
     seen = np.isfinite(level)[..., None]
     level = np.nan_to_num(level)
     color = matplotlib.colormaps[HEAT](level)[..., :3] * 255
-    share = strength * (0.4 + 0.6 * level[..., None])  # where little is seen, the image shows through
-    mixed = (1 - share) * (0.5 * image + 0.5 * gray) + share * color
+    opacity = strength * (0.4 + 0.6 * level[..., None])  # where little is seen, the image shows through
+    mixed = (1 - opacity) * (0.5 * image + 0.5 * gray) + opacity * color
     return np.where(seen, mixed, 0.35 * gray + 0.65 * 255).round().clip(0, 255).astype(np.uint8)
 
 
@@ -185,7 +185,7 @@ def draw_examples(
         names: what the rows show, at the left.
     """
     bands = [range(start, min(start + most, len(columns))) for start in range(0, len(columns), most)]
-    tall = [max(columns[place][0].shape[0] / columns[place][0].shape[1] for place in band) for band in bands]
+    tall = [max(columns[index][0].shape[0] / columns[index][0].shape[1] for index in band) for band in bands]
     ratios = [min(max(shape, 0.3), 2.0) for shape in tall for _ in names]
     across, side = len(bands[0]), 1.6
     figure = _page(side * across + 0.3, side * sum(ratios) + 0.3 * len(bands))
@@ -193,12 +193,12 @@ def draw_examples(
     for axes in grid.flat:
         axes.axis("off")
     for number, band in enumerate(bands):
-        for column, place in enumerate(band):
-            for row, image in enumerate(columns[place]):
+        for column, index in enumerate(band):
+            for row, image in enumerate(columns[index]):
                 axes = grid[number * len(names) + row, column]
                 axes.axis("on")
                 axes.set_anchor("N")
-                _bare(axes, image, textwrap.fill(titles[place], 18) if row == 0 else "", 9)
+                _bare(axes, image, textwrap.fill(titles[index], 18) if row == 0 else "", 9)
                 if column == 0:
                     axes.set_ylabel(names[row], size=9, color=INK)
     return figure
@@ -265,8 +265,8 @@ def draw_position_similarity(similarity: np.ndarray, title: str = "", most: int 
     gap = max(1, round(0.12 * max(rows, columns)))  # one image of all tiles: a hundred axes take minutes to lay out
     sheet = np.full((len(down) * (rows + gap) - gap, len(across) * (columns + gap) - gap), np.nan)
     for line, row in enumerate(down):
-        for place, column in enumerate(across):
-            top, left = line * (rows + gap), place * (columns + gap)
+        for index, column in enumerate(across):
+            top, left = line * (rows + gap), index * (columns + gap)
             sheet[top : top + rows, left : left + columns] = similarity[row, column]
     figure = _page(5.8, max(4.8 * sheet.shape[0] / sheet.shape[1], 1.6) + 0.5)
     axes = figure.subplots()

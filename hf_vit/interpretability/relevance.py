@@ -122,25 +122,25 @@ def _backwards(model: nn.Module, pixel_values: torch.Tensor, target: Target) -> 
         inputs = _block_inputs(inside, pixel_values.clone())  # a tensor of inference mode cannot be differentiated
         positions = inside.base_model.relative_positions(pixel_values)
         head = _Head(inside)
-        kept: list[torch.Tensor] = []
+        attentions: list[torch.Tensor] = []
         tokens = inputs.pop().float().requires_grad_()
         probe = inside.base_model.map_head if inside.config.head_input == "pooled" else None
-        with torch.enable_grad(), _kept_weights(probe, kept):
+        with torch.enable_grad(), _kept_weights(probe, attentions):
             logits, x = _in_float32(head, tokens, skip=("model.vit.layers", "model.vit.embeddings"))
             chosen = logits.gather(1, target_classes(logits, target)[:, None]).sum()
-        gradient, *of_probe = torch.autograd.grad(chosen, [tokens, *kept])
-        if kept:
-            patches = _weighted(kept[0], of_probe[0])  # (B, 1, tokens that are pooled)
+        gradient, *of_probe = torch.autograd.grad(chosen, [tokens, *attentions])
+        if attentions:
+            patches = _weighted(attentions[0], of_probe[0])  # (B, 1, tokens that are pooled)
             yield nn.functional.pad(patches, (tokens.shape[1] - patches.shape[2], 0))
         else:
             yield readout(inside, x.detach())
         for block in reversed(inside.base_model.layers):
-            kept = []
+            attentions = []
             tokens = inputs.pop().float().requires_grad_()
-            with torch.enable_grad(), _kept_weights(block, kept):
+            with torch.enable_grad(), _kept_weights(block, attentions):
                 output = _in_float32(block, tokens, output_attentions=True, **positions)
-            gradient, of_weights = torch.autograd.grad(output, [tokens, *kept], gradient)
-            yield _weighted(kept[0], of_weights)
+            gradient, of_weights = torch.autograd.grad(output, [tokens, *attentions], gradient)
+            yield _weighted(attentions[0], of_weights)
 
 
 def _weighted(weights: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
@@ -159,20 +159,20 @@ def _in_float32(module: nn.Module, *args: Any, skip: tuple[str, ...] = (), **kwa
 @torch.no_grad()
 def _block_inputs(model: Any, pixel_values: torch.Tensor) -> list[torch.Tensor]:
     """What each block reads, `(B, N, D)`, and what the last one returns."""
-    blocks, found = model.base_model.layers, []
-    hooks = [block.register_forward_pre_hook(lambda _, args: found.append(args[0])) for block in blocks]
-    hooks.append(blocks[-1].register_forward_hook(lambda _, args, output: found.append(output)))
+    blocks, inputs = model.base_model.layers, []
+    hooks = [block.register_forward_pre_hook(lambda _, args: inputs.append(args[0])) for block in blocks]
+    hooks.append(blocks[-1].register_forward_hook(lambda _, args, output: inputs.append(output)))
     try:
         model.base_model(pixel_values)
     finally:
         for hook in hooks:
             hook.remove()
-    return found
+    return inputs
 
 
 @contextmanager
-def _kept_weights(module: Any, kept: list[torch.Tensor]) -> Iterator[None]:
-    """Attention weights of a block or a pooling head, as they enter its output, put into `kept`."""
+def _kept_weights(module: Any, weights: list[torch.Tensor]) -> Iterator[None]:
+    """Attention weights of a block or a pooling head, as they enter its output, put into `weights`."""
     if module is None:
         yield
         return
@@ -183,7 +183,7 @@ def _kept_weights(module: Any, kept: list[torch.Tensor]) -> Iterator[None]:
     attention = module.attention
     hooks = [
         attention.register_forward_pre_hook(ask, with_kwargs=True),
-        attention.register_forward_hook(lambda _, args, output: kept.append(output[1])),
+        attention.register_forward_hook(lambda _, args, output: weights.append(output[1])),
     ]
     try:
         yield

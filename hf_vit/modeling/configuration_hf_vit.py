@@ -427,12 +427,12 @@ class HFViTConfig(BackboneConfigMixin, PreTrainedConfig):
         """
         fields = {name: getattr(self, name) for name in _FAMILY_FIELDS}
         defaults = {name: type(self).__dataclass_fields__[name].default for name in fields}
-        found = {name: value for name, value in fields.items() if value != defaults[name]}
+        changed = {name: value for name, value in fields.items() if value != defaults[name]}
         if self.pooling == "prefix_mean":
-            found["pooling"] = self.pooling
+            changed["pooling"] = self.pooling
         if self.position_embedding_type == "sincos_aim":
-            found["position_embedding_type"] = self.position_embedding_type
-        return found
+            changed["position_embedding_type"] = self.position_embedding_type
+        return changed
 
     @property
     def has_plain_blocks(self) -> bool:
@@ -571,7 +571,7 @@ class HFViTConfig(BackboneConfigMixin, PreTrainedConfig):
             raise ValueError(f"label_thresholds are scores from 0 to 1, got {str(self.label_thresholds)[:60]}")
         if (self.target_mean is None) != (self.target_std is None):
             raise ValueError("target_mean and target_std belong together: set both, or neither")
-        if any(deviation <= 0 for deviation in self.target_std or ()):
+        if any(std <= 0 for std in self.target_std or ()):
             raise ValueError(f"target_std must be above 0, got {str(self.target_std)[:60]}")
 
     def _check_head(self) -> None:
@@ -618,8 +618,8 @@ class HFViTConfig(BackboneConfigMixin, PreTrainedConfig):
         Raises:
             ValueError: unknown preset (the nearest is named) or unknown field.
         """
-        found = re.fullmatch(r"(.+?)(?:-(\d{2,4}))?", name)
-        key, resolution = (found[1], found[2]) if found else (name, None)
+        match = re.fullmatch(r"(.+?)(?:-(\d{2,4}))?", name)
+        key, resolution = (match[1], match[2]) if match else (name, None)
         key = {row[0]: preset for preset, row in PRESETS.items()}.get(key, key)
         if key not in PRESETS:
             close = difflib.get_close_matches(key, PRESETS, n=1, cutoff=0.3)

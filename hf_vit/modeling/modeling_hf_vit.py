@@ -144,7 +144,7 @@ class HFViTEmbeddings(nn.Module):
         key = (grid, table._version, table.data_ptr(), table.dtype, table.device)
         if key not in self._refitted:
             # tables of earlier weights go, those of other grids stay: evaluation comes back to a few sizes
-            self._refitted = {old: kept for old, kept in self._refitted.items() if old[1:] == key[1:]}
+            self._refitted = {old: tables for old, tables in self._refitted.items() if old[1:] == key[1:]}
             self._refitted[key] = self._refit(rows, grid)
         return self._refitted[key]
 
@@ -689,11 +689,11 @@ class HFViTForImageClassification(HFViTPreTrainedModel):
         reads_one = self.config.pooling in ("token", "first") and self.config.head_input == "pooled"
         return saves and reads_one and not records
 
-    def _change_head(self, wanted: HFViTConfig, keep_representation: bool) -> None:
-        drops = wanted.representation_size is None and self.config.representation_size is not None
-        if drops or wanted.num_labels != self.config.num_labels:
-            self.replace_head(wanted.num_labels, wanted.id2label, keep_representation and not drops)
-        self.config.id2label, self.config.label2id = wanted.id2label, wanted.label2id
+    def _change_head(self, requested: HFViTConfig, keep_representation: bool) -> None:
+        drops = requested.representation_size is None and self.config.representation_size is not None
+        if drops or requested.num_labels != self.config.num_labels:
+            self.replace_head(requested.num_labels, requested.id2label, keep_representation and not drops)
+        self.config.id2label, self.config.label2id = requested.id2label, requested.label2id
         self._freeze_what_is_not_read()  # again: loaded parameters are new ones
 
     @torch.no_grad()

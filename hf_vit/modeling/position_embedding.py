@@ -156,8 +156,10 @@ def _axial_coordinates(config, grid: tuple[int, int], device: torch.device | Non
     """Places of the patches, counted in cells of the reference grid, `(N, 2)`."""
     reference = grid if config.rope_reference_grid == "image" else config.rope_reference_grid
     reference = (reference, reference) if isinstance(reference, int) else reference
-    places = [(cell + config.rope_offset) / n * cells for cell, n, cells in zip(_cells(grid, device), grid, reference)]
-    return torch.stack(places, dim=1)
+    coordinates = [
+        (cell + config.rope_offset) / n * cells for cell, n, cells in zip(_cells(grid, device), grid, reference)
+    ]
+    return torch.stack(coordinates, dim=1)
 
 
 def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, prefix: int, layout: str) -> torch.Tensor:

@@ -258,25 +258,25 @@ class HFViTPreTrainedModel(PreTrainedModel):
     _may_be_missing = ("classifier.", "colours.", "mask_token")  # a head that is trained next
     _has_to_be_used = r"^(vit\.)?(embeddings\.(?!mask_token)|layers\.|encoder\.|layernorm\.|map_head\.)"
 
-    def _change_to(self, wanted: HFViTConfig, keep_representation: bool) -> None:
+    def _change_to(self, requested: HFViTConfig, keep_representation: bool) -> None:
         """Bring a loaded model to the resolution, patch, channels and labels of another configuration."""
         config = self.config
-        if wanted.patch_size_hw != config.patch_size_hw or wanted.num_channels != config.num_channels:
-            self.resize_patch_embeddings(wanted.patch_size, wanted.num_channels, image_size=wanted.image_size)
-        if wanted.image_size_hw != config.image_size_hw:
-            self.resize_position_embeddings(wanted.image_size)
-        if wanted.representation_size not in (None, config.representation_size):
+        if requested.patch_size_hw != config.patch_size_hw or requested.num_channels != config.num_channels:
+            self.resize_patch_embeddings(requested.patch_size, requested.num_channels, image_size=requested.image_size)
+        if requested.image_size_hw != config.image_size_hw:
+            self.resize_position_embeddings(requested.image_size)
+        if requested.representation_size not in (None, config.representation_size):
             raise ValueError(
-                f"representation_size={wanted.representation_size} asks for a layer that the checkpoint does not have "
-                f"(it has {config.representation_size}): load it as it is, or from scratch"
+                f"representation_size={requested.representation_size} asks for a layer that the checkpoint does not "
+                f"have (it has {config.representation_size}): load it as it is, or from scratch"
             )
-        self._change_head(wanted, keep_representation)
+        self._change_head(requested, keep_representation)
 
-    def _change_head(self, wanted: HFViTConfig, keep_representation: bool) -> None:
+    def _change_head(self, requested: HFViTConfig, keep_representation: bool) -> None:
         """What a model without classifier does with another number of labels: it keeps the names."""
-        if wanted.representation_size is None:
+        if requested.representation_size is None:
             self.encoder.pooler, self.config.representation_size = None, None
-        self.config.id2label, self.config.label2id = wanted.id2label, wanted.label2id
+        self.config.id2label, self.config.label2id = requested.id2label, requested.label2id
 
     def save_pretrained(  # type: ignore[override]
         self, save_directory, *, save_original_format=False, push_to_hub=False, **kwargs
@@ -508,8 +508,8 @@ def _check_sizes_of_file(config: HFViTConfig, shapes: dict[str, list[int]], path
     """
 
     def stored(*ends: str) -> list[int] | None:
-        aside = ("decoder", "map_head")
-        names = (name for name in shapes if name.endswith(ends) and not any(part in name for part in aside))
+        left_out = ("decoder", "map_head")
+        names = (name for name in shapes if name.endswith(ends) and not any(part in name for part in left_out))
         return next((shapes[name] for name in names), None)
 
     numbers = [re.match(r"(?:\w+\.)*?layers?\.(\d+)\.", name) for name in shapes]

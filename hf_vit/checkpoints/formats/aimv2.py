@@ -70,8 +70,8 @@ def read(file: TensorFile, requested: dict[str, Any], sidecars: dict[str, dict])
     if stored is None or stored.get("model_type") not in MODEL_TYPES:
         raise HFViTError(f"{file.path}: AIMv2 without its config.json; give the folder that holds both")
     model_type = stored["model_type"]
-    own = stored.get("vision_config") or {} if model_type == "aimv2" else stored
-    theirs: Any = with_defaults(file, own, "aimv2_vision_model")
+    vision = stored.get("vision_config") or {} if model_type == "aimv2" else stored
+    theirs: Any = with_defaults(file, vision, "aimv2_vision_model")
     prefix = prefix_before(file, PATCH)
     check_depth(file, re.escape(f"{prefix}encoder.layers.") + r"(\d+)\.", theirs.num_hidden_layers)
     if theirs.qkv_bias != theirs.mlp_bias:

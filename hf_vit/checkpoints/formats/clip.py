@@ -106,8 +106,8 @@ def read(file: TensorFile, requested: dict[str, Any], sidecars: dict[str, dict])
         )
     model_type = stored["model_type"]
     tower = TOWERS.get(model_type, model_type)
-    own = stored.get("vision_config") or {} if model_type in TOWERS else stored
-    theirs: Any = with_defaults(file, own, tower)
+    vision = stored.get("vision_config") or {} if model_type in TOWERS else stored
+    theirs: Any = with_defaults(file, vision, tower)
     prefix = prefix_before(file, PATCH)
     is_clip = "siglip" not in tower
     flat = tower == "siglip2_vision_model" and len(file.shapes[prefix + PATCH]) == 2

@@ -228,10 +228,10 @@ def _find_prefix(file: TensorFile) -> str:
     for prefix in PREFIXES:
         if prefix + "embedding/kernel" in file and prefix + "Transformer/encoder_norm/scale" in file:
             return prefix
-    found = [n.removesuffix("embedding/kernel") for n in file if n.endswith("embedding/kernel")]
+    prefixes = [n.removesuffix("embedding/kernel") for n in file if n.endswith("embedding/kernel")]
     known = ", ".join(repr(p) for p in PREFIXES)
     raise HFViTError(
-        f"{file.path}: its ViT lies under {', '.join(repr(p) for p in found[:3])}, which is no known prefix "
+        f"{file.path}: its ViT lies under {', '.join(repr(p) for p in prefixes[:3])}, which is no known prefix "
         f"({known}); save that part of the tree alone"
     )
 
@@ -351,10 +351,10 @@ def _pools(config: HFViTConfig) -> str:
 
 def google_numerics(config: HFViTConfig) -> dict[str, Any]:
     """What Google's code computes for this architecture, field by field."""
-    plain = {"hidden_act": "gelu_pytorch_tanh", "layer_norm_eps": 1e-6}
+    numerics = {"hidden_act": "gelu_pytorch_tanh", "layer_norm_eps": 1e-6}
     stem = {
         "group_norm_eps": 1e-6,
         "weight_standardization": "std_plus_eps",
         "weight_standardization_eps": 1e-5,
     }
-    return plain if config.resnet_depths is None else plain | stem
+    return numerics if config.resnet_depths is None else numerics | stem

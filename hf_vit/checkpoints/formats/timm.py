@@ -155,8 +155,8 @@ def folded_registers(class_rows: int, registers: int) -> Transform:
     """timm gives registers rows in the position table; a constant sum of two constants, ours is one register."""
 
     def to_ours(table: torch.Tensor, tokens: torch.Tensor):
-        own = table[:, class_rows : class_rows + registers]
-        return [torch.cat([table[:, :class_rows], table[:, class_rows + registers :]], dim=1), tokens + own]
+        register_rows = table[:, class_rows : class_rows + registers]
+        return [torch.cat([table[:, :class_rows], table[:, class_rows + registers :]], dim=1), tokens + register_rows]
 
     def to_theirs(table: torch.Tensor, tokens: torch.Tensor):
         return [torch.cat([table[:, :class_rows], torch.zeros_like(tokens), table[:, class_rows:]], dim=1), tokens]
@@ -227,9 +227,9 @@ def read(file: TensorFile, requested: dict[str, Any], sidecars: dict[str, dict])
         HFViTError: a feature that `HFViTConfig` does not have (it is named), or a question for the caller.
     """
     for pattern, feature in UNSUPPORTED:
-        found = next((key for key in file if re.match(pattern, key)), None)
-        if found:
-            raise HFViTError(f"{file.path}: has {feature} ('{found}'), which has no counterpart in hf_vit")
+        unknown = next((key for key in file if re.match(pattern, key)), None)
+        if unknown:
+            raise HFViTError(f"{file.path}: has {feature} ('{unknown}'), which has no counterpart in hf_vit")
     if CONFIG_KEY in file.metadata:
         return _read_own(file)
     hub = _described(sidecars)

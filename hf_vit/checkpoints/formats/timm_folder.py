@@ -74,14 +74,14 @@ CANNOT: tuple[tuple[str, Callable[[HFViTConfig], bool]], ...] = (
 
 def timm_numerics(config: HFViTConfig) -> dict[str, Any]:
     """What timm's entry point computes, field by field, and no argument of it changes."""
-    own = {key: value for key, value in NUMERICS.items() if key != "position_interpolation"}
+    numerics = {key: value for key, value in NUMERICS.items() if key != "position_interpolation"}
     if config.pre_layernorm or config.rope == "dinov3" or config.norm_type == "rms":
-        own["layer_norm_eps"] = 1e-5
+        numerics["layer_norm_eps"] = 1e-5
     if config.pre_layernorm and config.hidden_act == "quick_gelu" and config.rope is None:
-        own["hidden_act"] = "quick_gelu"
+        numerics["hidden_act"] = "quick_gelu"
     if config.mlp_type == "swiglu":
-        own.pop("hidden_act")  # silu always
-    return own | ({} if config.resnet_depths is None else HYBRID_NUMERICS)
+        numerics.pop("hidden_act")  # silu always
+    return numerics | ({} if config.resnet_depths is None else HYBRID_NUMERICS)
 
 
 def header(config: HFViTConfig, fields: dict[str, Any], processing: ImageProcessing) -> dict[str, str]:

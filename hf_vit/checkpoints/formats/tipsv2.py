@@ -70,8 +70,8 @@ def read(file: TensorFile, requested: dict[str, Any], sidecars: dict[str, dict])
     if stored is None or stored.get("model_type") not in MODEL_TYPES:
         raise HFViTError(f"{file.path}: TIPSv2 without its config.json; give the folder that holds both")
     model_type = stored["model_type"]
-    own = stored.get("vision_config") or {} if model_type == "tipsv2" else stored
-    theirs: Any = with_defaults(file, own, "tipsv2_vision_model")
+    vision = stored.get("vision_config") or {} if model_type == "tipsv2" else stored
+    theirs: Any = with_defaults(file, vision, "tipsv2_vision_model")
     names = dinov2.SINCE_V5 if any(name.endswith(dinov2.PATCH) for name in file) else NAMES
     patch = f"{names.patch}.weight"
     prefix = prefix_before(file, patch)

@@ -221,8 +221,8 @@ def read(file: TensorFile, requested: dict[str, Any], sidecars: dict[str, dict])
     fields = _fields(file, stored) | names
     if labels:
         fields |= {name: stored.get(name) for name in HEAD_FIELDS}
-    found, notes = unused_names(file, UNUSED)
-    unused |= found
+    left_over, notes = unused_names(file, UNUSED)
+    unused |= left_over
     pooler = {f"{prefix}pooler.dense.weight", f"{prefix}pooler.dense.bias"}
     if family != "hf_vit":
         fields["representation_size"] = None
@@ -284,8 +284,8 @@ def _fields(file: TensorFile, stored: dict[str, Any]) -> dict[str, Any]:
     for name in ("layer_norm_eps", "group_norm_eps", "weight_standardization_eps"):
         if not 0 < getattr(config, name) < 1:
             raise HFViTError(f"{file.path}: config.json says {name} {getattr(config, name)}, not between 0 and 1")
-    own = [name for name in HFViTConfig.__annotations__ if not name.startswith("_")]
-    return {name: getattr(config, name) for name in own} | {"problem_type": config.problem_type}
+    names = [name for name in HFViTConfig.__annotations__ if not name.startswith("_")]
+    return {name: getattr(config, name) for name in names} | {"problem_type": config.problem_type}
 
 
 def _config_from_shapes(

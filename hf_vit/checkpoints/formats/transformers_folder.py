@@ -55,16 +55,16 @@ def with_defaults(file: TensorFile, stored: dict[str, Any], model_type: str) -> 
     """
     if model_type not in CONFIG_MAPPING:
         raise HFViTError(f"{file.path}: model_type '{model_type}' needs a newer transformers")
-    own = {key: value for key, value in stored.items() if key not in ("num_labels", "id2label", "label2id")}
-    depth = own.get("num_hidden_layers", 0)
+    settings = {key: value for key, value in stored.items() if key not in ("num_labels", "id2label", "label2id")}
+    depth = settings.get("num_hidden_layers", 0)
     if isinstance(depth, (int, float)) and not 0 <= depth <= len(
         file.shapes
     ):  # some classes list a name for each layer
         raise HFViTError(f"{file.path}: config.json says num_hidden_layers {depth!r:.50}, more than the file holds")
     try:
         types = {name: type(value) for name, value in vars(CONFIG_MAPPING[model_type]()).items()}
-        own = {key: _as_typed(value, types.get(key)) for key, value in own.items()}
-        return CONFIG_MAPPING[model_type].from_dict(copy.deepcopy(own) | {"model_type": model_type})
+        settings = {key: _as_typed(value, types.get(key)) for key, value in settings.items()}
+        return CONFIG_MAPPING[model_type].from_dict(copy.deepcopy(settings) | {"model_type": model_type})
     except Exception as error:  # strict dataclasses and validators raise errors of their own
         raise HFViTError(f"{file.path}: config.json: {' '.join(str(error).split())[:300]}") from error
 
@@ -82,10 +82,10 @@ def prefix_before(file: TensorFile, anchor: str) -> str:
     Raises:
         HFViTError: no such tensor, or several.
     """
-    places = [name.removesuffix(anchor) for name in file if name == anchor or name.endswith("." + anchor)]
-    if len(places) != 1:
-        raise HFViTError(f"{file.path}: incomplete or of several models, it has {len(places)} tensors '{anchor}'")
-    return places[0]
+    prefixes = [name.removesuffix(anchor) for name in file if name == anchor or name.endswith("." + anchor)]
+    if len(prefixes) != 1:
+        raise HFViTError(f"{file.path}: incomplete or of several models, it has {len(prefixes)} tensors '{anchor}'")
+    return prefixes[0]
 
 
 def common_fields(file: TensorFile, theirs: Any, size: tuple[int, ...]) -> dict[str, Any]:
@@ -133,9 +133,9 @@ def common_fields(file: TensorFile, theirs: Any, size: tuple[int, ...]) -> dict[
 
 def check_depth(file: TensorFile, pattern: str, depth: int) -> None:
     """Refuse a configuration of another depth before anything of that size is built."""
-    found = count_layers(file, pattern)
-    if found != depth:
-        raise HFViTError(f"{file.path}: config.json says num_hidden_layers {depth!r:.50}, the file holds {found}")
+    layers = count_layers(file, pattern)
+    if layers != depth:
+        raise HFViTError(f"{file.path}: config.json says num_hidden_layers {depth!r:.50}, the file holds {layers}")
 
 
 def class_names(file: TensorFile, stored: dict[str, Any], labels: int) -> dict[str, Any]:
@@ -174,14 +174,14 @@ def not_specified(fields: dict[str, Any]) -> set[str]:
 
 def unused_names(file: TensorFile, pattern: str) -> tuple[set[str], list[str]]:
     """Names that are deliberately not used, and a note of them by their first part."""
-    found = {name for name in file if re.match(pattern, name)}
+    names = {name for name in file if re.match(pattern, name)}
     groups: dict[str, int] = {}
-    for name in sorted(found):
+    for name in sorted(names):
         part = name.partition(".")[0] if re.match(r"(text|lm_head|decoder|logit)", name) else name
         groups[part] = groups.get(part, 0) + 1
     listed = [part if count == 1 else f"{part} ({count} tensors)" for part, count in groups.items()]
     more = f" and {len(listed) - 10} more" if len(listed) > 10 else ""
-    return found, [f"not used: {', '.join(listed[:10])}{more}"] if found else []
+    return names, [f"not used: {', '.join(listed[:10])}{more}"] if names else []
 
 
 def stated_sizes(config: HFViTConfig) -> dict[str, Any]:

@@ -111,9 +111,9 @@ def refuse(file: TensorFile, sidecars: dict[str, dict]) -> None:
                 f"{file.path}: this is a video or volume model ('{name}' is a kernel of 5 dimensions), not a plain ViT"
             )
     for pattern, what in NAMES:
-        found = next((name for name in file if re.match(pattern, name)), None)
-        if found:
-            raise HFViTError(f"{file.path}: this is {what}, not a plain ViT ('{found}')")
+        match = next((name for name in file if re.match(pattern, name)), None)
+        if match:
+            raise HFViTError(f"{file.path}: this is {what}, not a plain ViT ('{match}')")
 
 
 def refuse_by_names(file: TensorFile) -> None:
@@ -123,6 +123,6 @@ def refuse_by_names(file: TensorFile) -> None:
         HFViTError: what it is.
     """
     for pattern, what in NAMES_OF_THE_REST:
-        found = next((name for name in file if re.match(pattern, name)), None)
-        if found:
-            raise HFViTError(f"{file.path}: this is {what}, not a ViT that hf_vit can load ('{found}')")
+        match = next((name for name in file if re.match(pattern, name)), None)
+        if match:
+            raise HFViTError(f"{file.path}: this is {what}, not a ViT that hf_vit can load ('{match}')")
