@@ -186,8 +186,8 @@ def load_pretrained(
         loaded = read_checkpoint(requested.model, dtype=torch.float32, id2label=labels, **fields)
         return with_license(loaded), loaded.image_processing
     model = with_license(loaded)
-    own = model.config.id2label if model.config.num_labels else {}
-    same_labels = [own.get(index) for index in range(len(own))] == list(labels.values())
+    label_names = model.config.id2label if model.config.num_labels else {}
+    same_labels = [label_names.get(index) for index in range(len(label_names))] == list(labels.values())
     if not same_labels or problem_type_of(model.config) != problem:
         for name, value in loaded.new_head.items():
             if name not in requested.set:

@@ -74,15 +74,15 @@ def cross_validate(
             raise HFViTError("--combine_folds ensemble is for one class an image: give --combine_folds average")
     runs = [fold_arguments(arguments, fold) for fold in range(1, count + 1)]
     measured: list[dict[str, Any]] = []
-    for fold, one in enumerate(runs, start=1):
+    for fold, arguments_of_fold in enumerate(runs, start=1):
         if main:
-            print(f"fold {fold} of {count}: {one.train.output_dir}")
+            print(f"fold {fold} of {count}: {arguments_of_fold.train.output_dir}")
         try:
-            facts = finished(one)
+            facts = finished(arguments_of_fold)
             if facts is not None:
-                check_same_images(facts, one, data)
+                check_same_images(facts, arguments_of_fold, data)
             else:
-                facts = run(one, stage, more_follow=fold < count or combine != "none")
+                facts = run(arguments_of_fold, stage, more_follow=fold < count or combine != "none")
         except HFViTError as error:
             raise HFViTError(f"fold {fold} of {count}: {error}") from error
         if not facts:
@@ -90,7 +90,9 @@ def cross_validate(
         measured.append(facts)
     summary = summary_of(measured)
     if combine != "none":
-        summary["combined"] = combined(arguments, [Path(str(one.train.output_dir)) for one in runs], named)
+        summary["combined"] = combined(
+            arguments, [Path(str(arguments_of_fold.train.output_dir)) for arguments_of_fold in runs], named
+        )
     if main:
         write_json(folder / SUMMARY_NAME, summary)
         if combine == AVERAGE:
@@ -100,13 +102,13 @@ def cross_validate(
     return summary
 
 
-def check_same_images(facts: dict[str, Any], one: Arguments, data: Any) -> None:
+def check_same_images(facts: dict[str, Any], arguments: Arguments, data: Any) -> None:
     """Raise HFViTError where a finished fold was trained on other images than it would be now."""
-    named = one.data if data is None else dataclasses.replace(one.data, dataset=data)
-    train = open_splits(named, one.train.seed, lambda text: None).train
+    named = arguments.data if data is None else dataclasses.replace(arguments.data, dataset=data)
+    train = open_splits(named, arguments.train.seed, lambda text: None).train
     if train.fingerprint != facts["data"]["fingerprint"]:
         raise HFViTError(
-            f"{one.train.output_dir} was trained on other images: restore them, or give another --output_dir"
+            f"{arguments.train.output_dir} was trained on other images: restore them, or give another --output_dir"
         )
 
 
@@ -144,9 +146,9 @@ def combined(arguments: Arguments, folders: list[Path], data: Any) -> dict[str, 
     else:
         assert evaluation is not None  # cross_validate has looked
         outputs = []
-        for one in folders:
-            model = AutoModelForImageClassification.from_pretrained(one)
-            outputs.append(predict(arguments.train, model, one, evaluation)[1])
+        for folder_of_fold in folders:
+            model = AutoModelForImageClassification.from_pretrained(folder_of_fold)
+            outputs.append(predict(arguments.train, model, folder_of_fold, evaluation)[1])
         logits, labels = np.mean([logits for logits, _ in outputs], axis=0), outputs[0][1]
         accelerator = create_accelerator(arguments.train)
         state = MetricState(accelerator.device, calibration=False)
@@ -234,9 +236,11 @@ def in_words(summary: dict[str, Any], folder: Path) -> str:
         return f"{value:.2%}" if name in FRACTIONS else f"{value:.4f}"
 
     rows = []
-    for name, found in summary["metrics"].items():
+    for name, metric in summary["metrics"].items():
         values = ", ".join(score(name, run[name]) for run in summary["runs"] if name in run)
-        rows.append((name.replace("_", " "), f"{score(name, found['mean'])} ± {score(name, found['std'])} ({values})"))
+        rows.append(
+            (name.replace("_", " "), f"{score(name, metric['mean'])} ± {score(name, metric['std'])} ({values})")
+        )
     for row in summary.get("combined", {}).get("results", []):
         name = f"{row['metric'].replace('_', ' ')} of the {summary['combined']['kind']}"
         where = f"on {row['n']:,} images ({row['dataset']}, {row['split']})"

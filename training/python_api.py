@@ -128,11 +128,11 @@ def result_of_folds(arguments: Arguments, summary: dict[str, Any]) -> TrainingRe
     if not summary:
         last = next(iter(sorted(folder.glob("fold-*"), key=lambda path: int(path.name[5:]), reverse=True)), folder)
         raise HFViTError(f"stopped by a signal in {last}: go on with resume_from_checkpoint=True")
-    own = folder if arguments.train.combine_folds == AVERAGE else folder / f"fold-{summary['folds']}"
-    model = transformers.AutoModelForImageClassification.from_pretrained(own).eval()
-    processor = transformers.AutoImageProcessor.from_pretrained(own)
-    metrics = {name: found["mean"] for name, found in summary["metrics"].items()}
-    metrics |= {f"{name}_std": found["std"] for name, found in summary["metrics"].items()}
+    model_folder = folder if arguments.train.combine_folds == AVERAGE else folder / f"fold-{summary['folds']}"
+    model = transformers.AutoModelForImageClassification.from_pretrained(model_folder).eval()
+    processor = transformers.AutoImageProcessor.from_pretrained(model_folder)
+    metrics = {name: score["mean"] for name, score in summary["metrics"].items()}
+    metrics |= {f"{name}_std": score["std"] for name, score in summary["metrics"].items()}
     return TrainingResult(metrics, model, processor, folder, summary)
 
 

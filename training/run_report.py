@@ -85,13 +85,13 @@ def duplicate_facts(train: ImageDataset, evaluation: ImageDataset) -> list[tuple
         for data in (evaluation, train)
     ]
     parts = [dataclasses.replace(part, on_unreadable="skip") for part in parts]
-    found = find_duplicates(*parts, num_workers=0)
+    duplicates = find_duplicates(*parts, num_workers=0)
     sampled = " (a sample)" if len(parts[0]) < len(evaluation) or len(parts[1]) < len(train) else ""
     among = f"{len(parts[0]):,} evaluation and {len(parts[1]):,} training images{sampled}"
-    if not found:
+    if not duplicates:
         return [("duplicates", f"none between {among}")]
-    names = listed([f"{match.name} = {match.other_name}" for match in found[:3]])
-    text = f"{len(found):,} between {among}: {names}{', ...' if len(found) > 3 else ''}"
+    names = listed([f"{match.name} = {match.other_name}" for match in duplicates[:3]])
+    text = f"{len(duplicates):,} between {among}: {names}{', ...' if len(duplicates) > 3 else ''}"
     return [("duplicates", f"{text}; --deduplicate_against eval trains without them")]
 
 
@@ -107,8 +107,8 @@ def gain_of_training(trainer: Trainer) -> str | None:
     best = (max if higher else min)((step for step in scores if step), key=scores.__getitem__)
     words = [f"before training {progress.format_number(name, scores[0])}"]
     words.append(f"best of training {progress.format_number(name, scores[best])} (step {best})")
-    kept = "those before training" if step == 0 else f"those of step {step}"
-    return f"{name.removeprefix('eval_')} on {trainer.eval_dataset.split}: {', '.join(words)}; kept: {kept}"
+    weights = "those before training" if step == 0 else f"those of step {step}"
+    return f"{name.removeprefix('eval_')} on {trainer.eval_dataset.split}: {', '.join(words)}; kept: {weights}"
 
 
 def run_summary(facts: dict[str, Any], folder: Path) -> str:

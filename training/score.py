@@ -146,10 +146,10 @@ def refuse_unused(args: argparse.Namespace) -> None:
         "--transfer finetune": ("finetune_set",) if args.transfer != "finetune" else (),
     }
     parser = build_parser()
-    for place, names in used_by.items():
+    for use, names in used_by.items():
         for name in names:
             if getattr(args, name) != parser.get_default(name):
-                raise HFViTError(f"--{name} has no effect here: it belongs to {place}")
+                raise HFViTError(f"--{name} has no effect here: it belongs to {use}")
 
 
 def main(argv: list[str] | None = None) -> dict[str, Any]:

@@ -98,7 +98,7 @@ def settings_of(study: Study, args: argparse.Namespace) -> dict[str, Any]:
 
 def pairs(option: str, texts: list[str], known: dict[str, Any] | None) -> dict[str, Any]:
     """`NAME=VALUE` words with YAML's types; names among `known`, if given."""
-    found = {}
+    values = {}
     for text in texts:
         name, equals, value = text.partition("=")
         if not equals or not value:
@@ -111,14 +111,14 @@ def pairs(option: str, texts: list[str], known: dict[str, Any] | None) -> dict[s
             raise HFViTError(
                 f"--{option} {name}: the study has {', '.join(known)}" + (f"; did you mean {near[0]}?" if near else "")
             )
-        found[name] = value if option == "data" else yaml_value(f"--{option} {text}", value)
-        if isinstance(found[name], list):
-            found[name] = [as_number(item) for item in found[name]]
+        values[name] = value if option == "data" else yaml_value(f"--{option} {text}", value)
+        if isinstance(values[name], list):
+            values[name] = [as_number(item) for item in values[name]]
         elif option == "settings":
-            found[name] = as_number(found[name])
-        if option == "settings" and not alike(found[name], known[name]):
+            values[name] = as_number(values[name])
+        if option == "settings" and not alike(values[name], known[name]):
             raise HFViTError(f"--settings {text}: give a value like {json.dumps(known[name])}")
-    return found
+    return values
 
 
 def alike(value: Any, known: Any) -> bool:
@@ -152,12 +152,12 @@ def run_study(study: Study, settings: dict[str, Any], folder: Path) -> dict[str,
             print(f"\n[{number}/{len(runs)}] {study.name}: {run.name}", flush=True)
         execute_run(resolved(run, folder), folder / RUNS_NAME / run.name)
     scores = read_scores(runs, folder / RUNS_NAME)
-    found = results(study, settings, scores, runs, folder / RUNS_NAME)
+    results_of = results(study, settings, scores, runs, folder / RUNS_NAME)
     if state.is_main_process:
-        write_json(folder / RESULTS_NAME, found)
-        print(f"\n{write_report(study, found, folder)}\nwritten to {folder}")
+        write_json(folder / RESULTS_NAME, results_of)
+        print(f"\n{write_report(study, results_of, folder)}\nwritten to {folder}")
     state.wait_for_everyone()
-    return found
+    return results_of
 
 
 def runs_of(study: Study, settings: dict[str, Any]) -> list[StudyRun]:
@@ -183,12 +183,12 @@ def runs_of(study: Study, settings: dict[str, Any]) -> list[StudyRun]:
 
 def definition(study: Study, runs: list[StudyRun]) -> dict[str, Any]:
     """What the code makes of the settings, by name: every rule, and every entry of every run."""
-    found: dict[str, Any] = {f"rule {rule.claim!r}": rule.accept for rule in study.rules}
+    identity: dict[str, Any] = {f"rule {rule.claim!r}": rule.accept for rule in study.rules}
     for run in runs:
         entries = vars(run) | run.options
         del entries["name"], entries["options"]
-        found |= {f"{run.name}: {entry}": value for entry, value in entries.items()}
-    return found
+        identity |= {f"{run.name}: {entry}": value for entry, value in entries.items()}
+    return identity
 
 
 def check_study_folder(study: Study, chosen: dict[str, Any], folder: Path, runs: list[StudyRun]) -> None:

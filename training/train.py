@@ -185,13 +185,13 @@ def fit_head(arguments: Arguments, model, train, processor, sign: progress.SignO
 
     normalize = Normalize.of(processor, model.config.num_channels)
     with sign:
-        found = init_head(
+        choice = init_head(
             model, train, normalize, arguments.train, own_cache(arguments.data.cache_dir), on_batch=on_batch
         )
-    on_held_out = f", {found['accuracy']:.2%} on {found['n']:,} training images held out for the choice" * (
-        found["n"] > 0
+    on_held_out = f", {choice['accuracy']:.2%} on {choice['n']:,} training images held out for the choice" * (
+        choice["n"] > 0
     )
-    log(f"head: logistic regression on frozen features of {len(train):,} images (C = {found['C']:g}{on_held_out})")
+    log(f"head: logistic regression on frozen features of {len(train):,} images (C = {choice['C']:g}{on_held_out})")
 
 
 def report_launch_error(error: Exception) -> int:
@@ -319,8 +319,8 @@ def tune_thresholds(trainer: Trainer, log) -> dict[str, Any]:
         log("labels count from 0.5 on: thresholds are not tuned on a test split; give --dev_fraction 0.1 to tune them")
         return {}
     count = trainer.tune_thresholds()
-    found = trainer.model.config.label_thresholds
-    log(f"thresholds of the labels, with the highest F1 on {count:,} images: {min(found):.3f} to {max(found):.3f}")
+    lowest, highest = min(trainer.model.config.label_thresholds), max(trainer.model.config.label_thresholds)
+    log(f"thresholds of the labels, with the highest F1 on {count:,} images: {lowest:.3f} to {highest:.3f}")
     return {"thresholds": {"split": getattr(trainer.eval_dataset, "split", "evaluation"), "n": count}}
 
 

@@ -604,7 +604,7 @@ class TrainArguments:
                 f"--lr_end {self.lr_end} is only supported with --lr_scheduler_type {' or '.join(ENDING)}, not "
                 f"{self.lr_scheduler_type}: give --lr_end 0"
             )
-        if not all(0 < share < 1 for share in self.lr_steps):
+        if not all(0 < fraction < 1 for fraction in self.lr_steps):
             raise HFViTError(
                 f"--lr_steps {' '.join(map(str, self.lr_steps))}: give fractions of the run, between 0 and 1"
             )

@@ -29,10 +29,10 @@ def steps_of(name: str, value: float | str, max_steps: int, epoch: float) -> int
     Raises:
         HFViTError: neither of these.
     """
-    found = LENGTH.fullmatch(str(value).strip())
-    if found is None:
+    match = LENGTH.fullmatch(str(value).strip())
+    if match is None:
         raise HFViTError(f"--{name} {value!r}: give steps, a fraction below 1, or a length such as '5 epochs', '10%'")
-    number, unit = float(found[1]), found[2]
+    number, unit = float(match[1]), match[2]
     if number > MAX_LENGTH:
         raise HFViTError(f"--{name} {str(value)[:40]}: give at most {MAX_LENGTH:,}")
     if unit.startswith("epoch"):
@@ -60,8 +60,8 @@ def seconds_of(name: str, value: float | str) -> float:
     Raises:
         HFViTError: none of these, or no time at all.
     """
-    found = TIME.fullmatch(str(value).strip())
-    parts = [float(part) for part in found.groups(default="0")] if found else []
+    match = TIME.fullmatch(str(value).strip())
+    parts = [float(part) for part in match.groups(default="0")] if match else []
     seconds = sum(part * unit for part, unit in zip(parts, (3600, 60, 1)))
     if not 0 < seconds <= MAX_LENGTH:
         raise HFViTError(f"--{name} {str(value)[:40]!r}: give a time such as 20m, 1h30m or 90s")

@@ -122,13 +122,13 @@ def _find(name: str) -> tuple[Path, str | None]:
     if moved or path.parent == Path("."):
         stem = path.name.removesuffix(".yaml")
         new_name, variant = RENAMED_RECIPES.get(stem, (stem, None))
-        found = recipe_path(new_name)
-        if found is not None:
+        renamed = recipe_path(new_name)
+        if renamed is not None:
             if variant is not None:
                 _announce(f"--config {name}", f"--config {new_name} --variant {variant}")
             elif moved:
-                _announce(name, str(path.parent / found.relative_to(RECIPES)))
-            return found, variant
+                _announce(name, str(path.parent / renamed.relative_to(RECIPES)))
+            return renamed, variant
     raise HFViTError(f"no recipe {name!r}: give the path of a YAML file, or one of {', '.join(recipe_names())}")
 
 

@@ -25,8 +25,8 @@ def check_vit_only(arguments: Arguments, class_name: str) -> None:
         "--card_examples": (train.card_examples, "draws the attention of a ViT"),
         "--loss masked_patches": (train.loss == "masked_patches", "masks the patches of a ViT"),
     }
-    for option, (given, reason) in asked.items():
-        if given:
+    for option, (requested, reason) in asked.items():
+        if requested:
             raise HFViTError(
                 f"{option} {reason}, and --model is a {class_name} of transformers: leave it out, or take a ViT"
             )

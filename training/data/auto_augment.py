@@ -218,12 +218,12 @@ def policy(text: str) -> Callable[[Image.Image, Generator], Image.Image]:
         return three_augment
     if any(len(number) > 6 for number in re.findall(r"\d+", text)):
         raise HFViTError(f"auto_augment {text[:60]!r}: a number has more than six digits")
-    if found := re.fullmatch(r"randaug\(\s*(\d+)\s*,\s*(\d+)\s*\)", text):
-        return RandAugment(int(found[1]), float(found[2]), google=True)
+    if match := re.fullmatch(r"randaug\(\s*(\d+)\s*,\s*(\d+)\s*\)", text):
+        return RandAugment(int(match[1]), float(match[2]), google=True)
     head, *sections = text.split("-")
     if head == "rand":
         found_sections = [re.fullmatch(r"(mstd|mmax|inc|m|n)(\d+\.?\d*)", section) for section in sections]
-        values = {found[1]: float(found[2]) for found in found_sections if found}
+        values = {match[1]: float(match[2]) for match in found_sections if match}
         if len(values) == len(sections) and values.get("inc", 1) == 1 and values.get("n", 2.0).is_integer():
             return RandAugment(
                 layers=int(values.get("n", 2.0)),

@@ -108,8 +108,8 @@ class ParquetChunks(Chunks):
         image_column = find_image_column(name, features, columns.image)
         label_column = find_label_column(name, features, columns.label, image_column)
         feature = features[label_column]
-        own = list(feature.names) if isinstance(feature, datasets.ClassLabel) else None
-        label_names = columns.label_names or own
+        class_names = list(feature.names) if isinstance(feature, datasets.ClassLabel) else None
+        label_names = columns.label_names or class_names
         if label_names is None:
             raise HFViTError(
                 f"the files of '{name}' do not name the classes of column '{label_column}', and a stream cannot look "
@@ -121,7 +121,9 @@ class ParquetChunks(Chunks):
         sizes = np.array([rows for groups in counts for rows in groups], dtype=np.int64)
         names = [os.path.basename(url) for url in urls]
         mark = digest(*names, *(file.serialized_size for file in footers), sizes.tobytes(), *label_names)
-        return cls(urls, footers, numbers, groups, sizes, image_column, label_column, own, label_names, name, mark)
+        return cls(
+            urls, footers, numbers, groups, sizes, image_column, label_column, class_names, label_names, name, mark
+        )
 
     def read(self, chunk: int) -> list[Encoded]:
         import fsspec
@@ -200,11 +202,11 @@ class SyntheticChunks(Chunks):
     def of(cls, name: str, split: str, label_names: list[str] | None, run_length: int) -> "SyntheticChunks":
         """Cut a split of a set into runs of at most `run_length` images."""
         source = synthetic_reader(name).load(split)
-        own, wanted = source.label_names, label_names or source.label_names
-        numbers = relabel(np.arange(len(own)), own, wanted, f"'{name}'")
+        source_names, requested = source.label_names, label_names or source.label_names
+        numbers = relabel(np.arange(len(source_names)), source_names, requested, f"'{name}'")
         first = np.arange(0, len(source.labels), run_length)
         sizes = np.diff(first, append=len(source.labels))
-        return cls(source, numbers, first, sizes, wanted, source.fingerprint)
+        return cls(source, numbers, first, sizes, requested, source.fingerprint)
 
     def read(self, chunk: int) -> list[Encoded]:
         rows = range(int(self.first[chunk]), int(self.first[chunk] + self.sizes[chunk]))

@@ -23,64 +23,64 @@ MANY_ROWS, ALMOST_UNIQUE = 20, 0.9  # rows, and the fraction of different labels
 GROUPED = re.compile(r"(?P<column>.+)//(?P<group>[1-9]\d*(\.\d+)?)")
 
 
-def find_image_column(name: str, features: Any, wanted: str | None) -> str:
+def find_image_column(name: str, features: Any, requested: str | None) -> str:
     """The column of images: the one asked for, the only one of type Image, or one with a usual name."""
     import datasets
 
     available = listed(list(features))
-    if wanted is not None:
-        if wanted not in features:
-            raise HFViTError(f"'{name}' has no column '{wanted}'; its columns are {available}")
-        return wanted
-    found = [column for column, feature in features.items() if isinstance(feature, datasets.Image)]
-    found = found or [column for column in IMAGE_COLUMNS if column in features]
-    if not found:
+    if requested is not None:
+        if requested not in features:
+            raise HFViTError(f"'{name}' has no column '{requested}'; its columns are {available}")
+        return requested
+    columns = [column for column, feature in features.items() if isinstance(feature, datasets.Image)]
+    columns = columns or [column for column in IMAGE_COLUMNS if column in features]
+    if not columns:
         raise HFViTError(f"'{name}' has no column of images among {available}; name it with --image_column")
-    if len(found) > 1:
-        raise HFViTError(f"'{name}' has several columns of images, {listed(found)}; choose one with --image_column")
-    if not isinstance(features[found[0]], datasets.Image | datasets.Value | dict):
-        raise HFViTError(f"column '{found[0]}' of '{name}' holds lists: expected one image a row")
-    return found[0]
+    if len(columns) > 1:
+        raise HFViTError(f"'{name}' has several columns of images, {listed(columns)}; choose one with --image_column")
+    if not isinstance(features[columns[0]], datasets.Image | datasets.Value | dict):
+        raise HFViTError(f"column '{columns[0]}' of '{name}' holds lists: expected one image a row")
+    return columns[0]
 
 
-def find_label_column(name: str, features: Any, wanted: str | None, image_column: str) -> str:
+def find_label_column(name: str, features: Any, requested: str | None, image_column: str) -> str:
     """The column of labels: the one asked for, or the only one of type ClassLabel or with a usual name."""
     import datasets
 
-    if wanted is not None:
-        if wanted not in features:
-            raise HFViTError(f"'{name}' has no column '{wanted}'; its columns are {listed(list(features))}")
-        return wanted
+    if requested is not None:
+        if requested not in features:
+            raise HFViTError(f"'{name}' has no column '{requested}'; its columns are {listed(list(features))}")
+        return requested
     available = listed([column for column in features if column != image_column])
-    found = [
+    columns = [
         column
         for column, feature in features.items()
         if column != image_column and (isinstance(feature, datasets.ClassLabel) or column in LABEL_COLUMNS)
     ]
-    if not found:
+    if not columns:
         raise HFViTError(
             f"'{name}' has no column of labels among {available or 'none at all'}; name it with --label_column"
         )
-    if len(found) > 1:
+    if len(columns) > 1:
         raise HFViTError(
-            f"'{name}' has several columns that could be the label, {listed(found)}; choose with --label_column (one, "
-            "or one column a label)"
+            f"'{name}' has several columns that could be the label, {listed(columns)}; choose with --label_column "
+            "(one, or one column a label)"
         )
-    return found[0]
+    return columns[0]
 
 
-def each_wanted(wanted: str | list[str] | None) -> list[str | None]:
+def each_wanted(requested: str | list[str] | None) -> list[str | None]:
     """The columns of labels that were asked for, each once; [None] where they are to be found out."""
-    names = list(wanted) if isinstance(wanted, list | tuple) else [wanted]
+    names = list(requested) if isinstance(requested, list | tuple) else [requested]
     if len(set(names)) < len(names):
         raise HFViTError(f"--label_column {' '.join(map(str, names))}: give each column once")
     return names
 
 
-def grouped(wanted: str | None, columns: Container[str]) -> tuple[str | None, float | None]:
+def grouped(requested: str | None, columns: Container[str]) -> tuple[str | None, float | None]:
     """The column and the divisor of `COLUMN//NUMBER`, which makes one class of neighboring numbers."""
-    match = None if wanted is None or wanted in columns else GROUPED.fullmatch(wanted)
-    return (wanted, None) if match is None else (match["column"], float(match["group"]))
+    match = None if requested is None or requested in columns else GROUPED.fullmatch(requested)
+    return (requested, None) if match is None else (match["column"], float(match["group"]))
 
 
 def class_label_rows(name: str, column: str, values: list) -> np.ndarray:
@@ -123,13 +123,13 @@ def string_rows(name: str, column: str, values: list, names: list[str] | None) -
     missing = sum(value is None or not value.strip() for value in values)
     if missing:
         raise HFViTError(f"{missing} rows of '{name}' have no label in column '{column}'; remove or label them")
-    own = sorted(set(values))
-    refuse_ids(name, column, len(own), len(values), names)
-    place = {value: number for number, value in enumerate(own)}
-    labels = np.array([place[value] for value in values], dtype=np.int64)
+    used = sorted(set(values))
+    refuse_ids(name, column, len(used), len(values), names)
+    codes = {value: number for number, value in enumerate(used)}
+    labels = np.array([codes[value] for value in values], dtype=np.int64)
     if names is None:
-        return labels, own
-    return relabel(labels, own, names, f"column '{column}' of '{name}'"), list(names)
+        return labels, used
+    return relabel(labels, used, names, f"column '{column}' of '{name}'"), list(names)
 
 
 def integer_rows(
@@ -153,8 +153,10 @@ def integer_rows(
         refuse_ids(name, column, len(used), count or len(labels), names)
         return np.searchsorted(used, labels), [str(number) for number in used]
     if all(text.isascii() and text.isdecimal() for text in names):
-        own = [str(number) for number in used]
-        return relabel(np.searchsorted(used, labels), own, names, f"column '{column}' of '{name}'"), list(names)
+        label_names = [str(number) for number in used]
+        return relabel(np.searchsorted(used, labels), label_names, names, f"column '{column}' of '{name}'"), list(
+            names
+        )
     if len(used) and used[-1] >= len(names):
         raise HFViTError(
             f"column '{column}' of '{name}' has label {used[-1]}, but only {len(names)} classes are known"
@@ -197,14 +199,13 @@ def places_of_splits(
         usual = all(word is not None for word, text in zip(words, texts) if text)
         words = [word if usual else text or None for word, text in zip(words, texts)]
     splits: dict[str, list[int]] = {}
-    for place, word in enumerate(words):
+    for index, word in enumerate(words):
         if word is not None:
-            splits.setdefault(word, []).append(place)
+            splits.setdefault(word, []).append(index)
     if not splits:
         raise HFViTError(f"column '{column}' of '{name}' is empty: no row has a split")
-    notes.append(
-        f"splits by the column '{column}': {listed([f'{split} ({len(own):,})' for split, own in splits.items()])}"
-    )
+    counts = listed([f"{split} ({len(indices):,})" for split, indices in splits.items()])
+    notes.append(f"splits by the column '{column}': {counts}")
     if None in words:
         notes.append(f"left out: {words.count(None):,} rows of '{name}' without a split in column '{column}'")
     return splits

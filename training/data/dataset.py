@@ -280,9 +280,9 @@ def open_split(
 ) -> ImageDataset:
     """A split, slice or sum of a data set that is open already; arguments as of `open_dataset`."""
     parts = [open_part(reader, part.strip(), names, on_unreadable, split) for part in split.split("+")]
-    for one, other in itertools.combinations(parts, 2):
-        same = one.source.fingerprint == other.source.fingerprint
-        if same and (twice := len(np.intersect1d(one.rows, other.rows))):
+    for first, other in itertools.combinations(parts, 2):
+        same = first.source.fingerprint == other.source.fingerprint
+        if same and (twice := len(np.intersect1d(first.rows, other.rows))):
             raise HFViTError(f"split '{split}' of '{reader.name}' takes {twice:,} images twice; name each part once")
     dataset = parts[0] if len(parts) == 1 else concatenate(parts, split)
     if labelled and names is None and dataset.labels.ndim == 1 and len(dataset.label_names) < 2:
@@ -350,14 +350,14 @@ def directory_reader(name: str, path: Path, columns: Columns, cache_dir: str | P
 
     Class folders of images come before archives and tables that lie beside them, which are named.
     """
-    found = cached_walk(path, cache_dir)
-    tree = Tree(found)
-    data = [join(folder.path, item) for folder in found.folders for item in folder.data]
+    walk = cached_walk(path, cache_dir)
+    tree = Tree(walk)
+    data = [join(folder.path, item) for folder in walk.folders for item in folder.data]
     if b"dataset_dict.json" in data or (b"state.json" in data and b"dataset_info.json" in data):
         return saved_reader(name, path, columns, cache_dir)
     notes: list[str] = []
-    if any(metadata_of(folder) for folder in found.folders):
-        reader = metadata_reader(name, path, found, tree, columns, notes, cache_dir)
+    if any(metadata_of(folder) for folder in walk.folders):
+        reader = metadata_reader(name, path, walk, tree, columns, notes, cache_dir)
         if reader is not None:
             return reader
     files = [path / os.fsdecode(item) for item in data if os.path.basename(item) not in METADATA_NAMES]
@@ -366,7 +366,7 @@ def directory_reader(name: str, path: Path, columns: Columns, cache_dir: str | P
     texts = sorted(file for file in files if file.suffix in SUFFIXES_OF_TABLES and file.parent == path)
     layout = None
     try:
-        layout = read_layout(name, found, tree)
+        layout = read_layout(name, walk, tree)
     except HFViTError:
         if not (shards or tables or texts):
             raise
@@ -382,7 +382,7 @@ def directory_reader(name: str, path: Path, columns: Columns, cache_dir: str | P
     only_for_tables(name, columns)
     layout = layout or Layout({})
     layout.notes[:0] = notes
-    return folder_reader(name, path, found, tree, layout)
+    return folder_reader(name, path, walk, tree, layout)
 
 
 def open_part(reader: Reader, part: str, names: list[str] | None, on_unreadable: str, split: str) -> ImageDataset:
@@ -408,12 +408,12 @@ def open_part(reader: Reader, part: str, names: list[str] | None, on_unreadable:
             f"{len(missing):,} of {len(source.labels):,} images that '{reader.name}' lists are missing: "
             f"{listed(missing)}; --on_decode_error skip trains without them"
         )
-    labels, own = source.labels, source.label_names
-    if names is not None and names != own:
-        labels, own = relabel(labels, own, names, f"split '{base}' of '{reader.name}'"), names
+    labels, label_names = source.labels, source.label_names
+    if names is not None and names != label_names:
+        labels, label_names = relabel(labels, label_names, names, f"split '{base}' of '{reader.name}'"), names
     rows = slice_rows(source, part, match["start"], match["stop"])
-    mark = digest(source.fingerprint, *own, rows.tobytes())
-    return ImageDataset(source, rows, labels[rows], own, reader.name, split, mark, on_unreadable)
+    mark = digest(source.fingerprint, *label_names, rows.tobytes())
+    return ImageDataset(source, rows, labels[rows], label_names, reader.name, split, mark, on_unreadable)
 
 
 def slice_rows(source: Source, part: str, start: str | None, stop: str | None) -> np.ndarray:
@@ -507,15 +507,15 @@ def carve_dev_split(dataset: ImageDataset, fraction: float = 0.1, seed: int = 0)
     count = max(1, round(fraction * len(dataset)))
     if count >= len(dataset):
         raise HFViTError(f"'{dataset.name}' has {len(dataset)} images, too few to carve a dev split out of them")
-    kept = np.zeros(len(dataset), dtype=bool)
-    kept[nested_subset(dataset.labels, ~seed, count)] = True  # another choice than train_fraction's
+    held_out = np.zeros(len(dataset), dtype=bool)
+    held_out[nested_subset(dataset.labels, ~seed, count)] = True  # another choice than train_fraction's
     if holds_classes(dataset):
-        kept &= np.bincount(dataset.labels)[dataset.labels] > 1
-    if not kept.any():
+        held_out &= np.bincount(dataset.labels)[dataset.labels] > 1
+    if not held_out.any():
         raise HFViTError(f"'{dataset.name}' has one image in each class, too few to carve a dev split out of them")
-    train, dev = dataset.select(np.flatnonzero(~kept)), dataset.select(np.flatnonzero(kept))
-    share = f"{100 * fraction:g}% carved with seed {seed}"
-    return replace(train, split=f"{dataset.split} without {share}"), replace(dev, split=f"{dataset.split}, {share}")
+    train, dev = dataset.select(np.flatnonzero(~held_out)), dataset.select(np.flatnonzero(held_out))
+    text = f"{100 * fraction:g}% carved with seed {seed}"
+    return replace(train, split=f"{dataset.split} without {text}"), replace(dev, split=f"{dataset.split}, {text}")
 
 
 def check_problem_type(dataset: Any, problem_type: str) -> None:

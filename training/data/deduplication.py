@@ -54,11 +54,11 @@ def deduplicate(
     Returns:
         the remaining data set (the same object where nothing is shared), and what was left out.
     """
-    found = find_duplicates(dataset, against, num_workers=num_workers, cache_dir=cache_dir)
-    if not found:
+    duplicates = find_duplicates(dataset, against, num_workers=num_workers, cache_dir=cache_dir)
+    if not duplicates:
         return dataset, []
-    left_out = np.array([duplicate.index for duplicate in found])
-    return dataset.select(np.setdiff1d(np.arange(len(dataset)), left_out)), found
+    left_out = np.array([duplicate.index for duplicate in duplicates])
+    return dataset.select(np.setdiff1d(np.arange(len(dataset)), left_out)), duplicates
 
 
 def find_duplicates(
@@ -85,7 +85,7 @@ def find_duplicates(
     other_signs = difference_signs(theirs["pixels"]).T.contiguous()  # (256, M)
     step = min(BLOCK_IMAGES, max(1, BLOCK_ELEMENTS // len(theirs)))
     least = BITS - 2 * bits_apart  # the product of +1/-1 vectors is the bits that agree less those that differ
-    found = []
+    duplicates = []
     for first in range(0, len(ours), step):
         block = ours[first : first + step]
         agreement = difference_signs(block["pixels"]) @ other_signs
@@ -98,8 +98,8 @@ def find_duplicates(
                 index, other = int(block["index"][row]), int(theirs["index"][near[best]])
                 names = dataset.image_name(index), against.image_name(other)
                 bits = int(BITS - agreement[row, near[best]]) // 2
-                found.append(Duplicate(index, names[0], other, names[1], bits, float(difference[best])))
-    return found
+                duplicates.append(Duplicate(index, names[0], other, names[1], bits, float(difference[best])))
+    return duplicates
 
 
 def read_thumbnails(

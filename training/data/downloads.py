@@ -58,12 +58,12 @@ def download_all(values: Iterable[object], cache_dir: str | os.PathLike | None, 
         return Downloads(folder, {})
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / f"{digest(*addresses)}.lock"):
-        wanted = [address for address in addresses if not file_of(folder, address).exists()]
+        missing = [address for address in addresses if not file_of(folder, address).exists()]
         with ThreadPoolExecutor(CONNECTIONS) as pool:
-            reasons = pool.map(lambda address: fetch(address, file_of(folder, address)), wanted)
-            failed = {address: reason for address, reason in zip(wanted, reasons) if reason is not None}
-    if wanted:
-        notes.append(f"{len(wanted) - len(failed):,} of {len(addresses):,} addresses downloaded into {folder}")
+            reasons = pool.map(lambda address: fetch(address, file_of(folder, address)), missing)
+            failed = {address: reason for address, reason in zip(missing, reasons) if reason is not None}
+    if missing:
+        notes.append(f"{len(missing) - len(failed):,} of {len(addresses):,} addresses downloaded into {folder}")
     if failed:
         said = listed([f"{address} ({reason})" for address, reason in failed.items()])
         notes.append(f"{len(failed):,} of {len(addresses):,} addresses could not be downloaded: {said}")

@@ -124,8 +124,8 @@ class Tree:
 
     def below(self, path: bytes) -> list[bytes]:
         """The folder and all below it that hold images."""
-        own = [path] if self.folders[path].count else []
-        return own + [folder for child in self.children[path] for folder in self.below(child)]
+        paths = [path] if self.folders[path].count else []
+        return paths + [folder for child in self.children[path] for folder in self.below(child)]
 
     def unwrapped(self, path: bytes, known: Sequence[str] = ()) -> bytes:
         """The folder inside that holds all class folders, where one wraps them (`seg_train/seg_train/CLASS`)."""
@@ -160,7 +160,7 @@ def metadata_of(folder: ScannedFolder) -> bytes | None:
     return next((name for name in METADATA_NAMES if name in folder.data), None)
 
 
-def read_layout(name: str, found: Walk, tree: Tree) -> Layout:
+def read_layout(name: str, walk: Walk, tree: Tree) -> Layout:
     """Find out which folders are splits and which are classes.
 
     Raises:
@@ -226,13 +226,13 @@ def class_order(names: Sequence[str]) -> Any:
     return (lambda name: (int(name), name)) if numbers else (lambda name: name)
 
 
-def folder_reader(name: str, root: Path, found: Walk, tree: Tree, layout: Layout) -> Reader:
+def folder_reader(name: str, root: Path, walk: Walk, tree: Tree, layout: Layout) -> Reader:
     """Reader of `SPLIT/CLASS/*` or of `CLASS/*`, which is all "train".
 
     Raises:
         HFViTError: no class folders.
     """
-    left_out = str(found.left_out)
+    left_out = str(walk.left_out)
     if not any(layout.splits.values()):
         reason = f" (left out: {left_out})" if left_out else ""
         raise HFViTError(
@@ -242,7 +242,7 @@ def folder_reader(name: str, root: Path, found: Walk, tree: Tree, layout: Layout
     notes = list(layout.notes)
     if left_out:
         notes.append(f"left out in '{name}': {left_out}")
-    data = [join(folder.path, item) for folder in found.folders for item in folder.data if item not in DATA_NAMES]
+    data = [join(folder.path, item) for folder in walk.folders for item in folder.data if item not in DATA_NAMES]
     if data:
         notes.append(f"left out: tables and archives beside the class folders ({listed([*map(printable, data)])})")
 
@@ -365,8 +365,8 @@ def content_of(path: bytes) -> bytes:
 def cached_walk(root: Path, cache_dir: str | os.PathLike | None) -> Walk:
     """`walk`, from the cache where no folder has changed since; one process at a time walks through a large tree."""
     base = os.fsencode(root)
-    kept = index_folder(cache_dir) / f"folders-{digest(os.path.realpath(base))}.npz"
-    if (found := read_index(kept, base)) is not None:
+    index = index_folder(cache_dir) / f"folders-{digest(os.path.realpath(base))}.npz"
+    if (found := read_index(index, base)) is not None:
         return found
     from filelock import FileLock
 
@@ -377,18 +377,18 @@ def cached_walk(root: Path, cache_dir: str | os.PathLike | None) -> Walk:
         def written_meanwhile() -> Walk | None:
             nonlocal to_be_written
             try:
-                kept.parent.mkdir(parents=True, exist_ok=True)
-                until_written.enter_context(FileLock(f"{kept}.lock"))
+                index.parent.mkdir(parents=True, exist_ok=True)
+                until_written.enter_context(FileLock(f"{index}.lock"))
             except OSError:  # a cache that cannot be written: every process for itself
                 return None
-            written = read_index(kept, base)
+            written = read_index(index, base)
             to_be_written = written is None
             return written
 
         found = walk(base, LARGE, written_meanwhile)
         if to_be_written:
             with contextlib.suppress(OSError, HFViTError):  # a full disk, say
-                write_index(kept, found, began)
+                write_index(index, found, began)
     return found
 
 
@@ -399,41 +399,41 @@ def index_folder(cache_dir: str | os.PathLike | None) -> Path:
     return Path(os.environ.get("HF_DATASETS_CACHE") or os.path.join(HF_HOME, "datasets")).expanduser() / "hf_vit"
 
 
-def write_index(path: Path, found: Walk, began: int) -> None:
+def write_index(path: Path, walk: Walk, began: int) -> None:
     """Write a walk for `read_index`; `began`: when it did, in ns."""
     about = {
         "version": CACHE_VERSION,
-        "root": os.fsdecode(os.path.realpath(found.root)),
+        "root": os.fsdecode(os.path.realpath(walk.root)),
         "began": began,
-        "counts": dict(found.left_out.counts),
-        "examples": found.left_out.examples,
-        "data": [[os.fsdecode(name) for name in folder.data] for folder in found.folders],
+        "counts": dict(walk.left_out.counts),
+        "examples": walk.left_out.examples,
+        "data": [[os.fsdecode(name) for name in folder.data] for folder in walk.folders],
     }
     with atomic_path(path) as temporary, open(temporary, "wb") as file:
         np.savez(
             file,
             about=np.frombuffer(json.dumps(about).encode(), np.uint8),
-            paths=np.frombuffer(b"\0".join(folder.path for folder in found.folders), np.uint8),
-            images=np.frombuffer(b"".join(folder.images for folder in found.folders), np.uint8),
-            lengths=np.array([len(folder.images) for folder in found.folders], np.int64),
-            counts=np.array([folder.count for folder in found.folders], np.int64),
-            modified=np.array([folder.modified for folder in found.folders], np.int64),
+            paths=np.frombuffer(b"\0".join(folder.path for folder in walk.folders), np.uint8),
+            images=np.frombuffer(b"".join(folder.images for folder in walk.folders), np.uint8),
+            lengths=np.array([len(folder.images) for folder in walk.folders], np.int64),
+            counts=np.array([folder.count for folder in walk.folders], np.int64),
+            modified=np.array([folder.modified for folder in walk.folders], np.int64),
         )
 
 
 def read_index(path: Path, base: bytes) -> Walk | None:
     """A walk that was kept; None where there is none, it is damaged, or a folder has changed since."""
     try:
-        with np.load(path, allow_pickle=False) as kept:
-            about = json.loads(kept["about"].tobytes())
+        with np.load(path, allow_pickle=False) as saved:
+            about = json.loads(saved["about"].tobytes())
             if about["version"] != CACHE_VERSION or about["root"] != os.fsdecode(os.path.realpath(base)):
                 return None
-            paths = kept["paths"].tobytes().split(b"\0")
-            modified = kept["modified"].tolist()
+            paths = saved["paths"].tobytes().split(b"\0")
+            modified = saved["modified"].tolist()
             for folder, stamp in zip(paths, modified, strict=True):
                 if stamp > about["began"] - SETTLED or os.stat(os.path.join(base, folder)).st_mtime_ns != stamp:
                     return None
-            images, counts, ends = kept["images"].tobytes(), kept["counts"].tolist(), np.cumsum(kept["lengths"])
+            images, counts, ends = saved["images"].tobytes(), saved["counts"].tolist(), np.cumsum(saved["lengths"])
         starts = [0, *ends.tolist()]
         folders = [
             ScannedFolder(

@@ -29,23 +29,25 @@ NUMBER = re.compile(r"(0|[1-9]\d{0,14})(\.\d+)?", re.ASCII)
 FILE_KEY = "path of the image"  # column of what metadata files list, which no label is called
 
 
-def label_column(name: str, rows: dict[str, list[Any]], wanted: str | None, image: str) -> str:
+def label_column(name: str, rows: dict[str, list[Any]], requested: str | None, image: str) -> str:
     """The column of labels: the one asked for, or the only one of a usual name."""
-    if wanted is not None:
-        if wanted not in rows:
-            raise HFViTError(f"'{name}' has no column '{wanted}'; its columns are {listed(list(rows))}")
-        return wanted
-    found = [column for column in rows if column in LABEL_COLUMNS and column != image]
-    if len(found) != 1:
+    if requested is not None:
+        if requested not in rows:
+            raise HFViTError(f"'{name}' has no column '{requested}'; its columns are {listed(list(rows))}")
+        return requested
+    columns = [column for column in rows if column in LABEL_COLUMNS and column != image]
+    if len(columns) != 1:
         others = listed([column for column in rows if column != image]) or "none"
-        which = f"several columns that could be the label, {listed(found)}" if found else f"no label among {others}"
+        which = (
+            f"several columns that could be the label, {listed(columns)}" if columns else f"no label among {others}"
+        )
         raise HFViTError(f"'{name}' has {which}; choose with --label_column (one, or one column a label)")
-    return found[0]
+    return columns[0]
 
 
 def label_columns(name: str, rows: dict[str, list[Any]], columns: Columns, image: str) -> list[str]:
     """The columns of labels: those asked for, or the only one of a usual name."""
-    return [label_column(name, rows, wanted, image) for wanted in each_wanted(columns.label)]
+    return [label_column(name, rows, requested, image) for requested in each_wanted(columns.label)]
 
 
 def labels_of_columns(
@@ -93,25 +95,26 @@ def table_reader(
 
 
 def by_column(
-    name: str, rows: dict[str, list[Any]], wanted: str | None, notes: list[str]
+    name: str, rows: dict[str, list[Any]], requested: str | None, notes: list[str]
 ) -> dict[str, dict[str, list[Any]]]:
     """The rows of each split that a column names; none where there is no such column, or it says something else.
 
     Args:
-        wanted: the column, which may then name splits of any name; None: one of a usual name with the usual words.
+        requested: the column, which may then name splits of any name; None: one of a usual name with the usual words.
         notes: takes which column it was, and rows of no split.
 
     Raises:
         HFViTError: no such column, or no row with a split.
     """
-    column = next((usual for usual in SPLIT_COLUMNS if usual in rows), None) if wanted is None else wanted
+    column = next((usual for usual in SPLIT_COLUMNS if usual in rows), None) if requested is None else requested
     if column is None:
         return {}
     if column not in rows:
         raise HFViTError(f"'{name}' has no column '{column}'; its columns are {listed(list(rows))}")
-    places = places_of_splits(name, column, rows[column], wanted is not None, notes)
+    indices_of = places_of_splits(name, column, rows[column], requested is not None, notes)
     return {
-        split: {key: [values[place] for place in own] for key, values in rows.items()} for split, own in places.items()
+        split: {key: [values[index] for index in indices] for key, values in rows.items()}
+        for split, indices in indices_of.items()
     }
 
 
@@ -203,7 +206,7 @@ def numbers_of(cells: list[Any]) -> list[Any]:
 def metadata_reader(
     name: str,
     root: Path,
-    found: Walk,
+    walk: Walk,
     tree: Tree,
     columns: Columns,
     notes: list[str],
@@ -223,7 +226,7 @@ def metadata_reader(
         )
     splits: dict[str, dict[str, list[Any]]] = {}
     listed_files, labels = 0, list[str]()
-    for folder in found.folders:
+    for folder in walk.folders:
         file = metadata_of(folder)
         if file is None:
             continue
@@ -241,8 +244,8 @@ def metadata_reader(
                 f"'{printable(relative)}' has the labels {listed(chosen)}, another metadata file has {listed(labels)}"
             )
         labels = chosen
-        for part, own in (by_column(printable(relative), rows, columns.split, notes) or {None: rows}).items():
-            for value, *cells in zip(own[image], *(own[column] for column in chosen)):
+        for part, resolved in (by_column(printable(relative), rows, columns.split, notes) or {None: rows}).items():
+            for value, *cells in zip(resolved[image], *(resolved[column] for column in chosen)):
                 path = os.fsdecode(join(folder.path, os.fsencode(str(value))))
                 split = splits.setdefault(part or split_of_path(path), {key: [] for key in (FILE_KEY, *chosen)})
                 for key, cell in zip((FILE_KEY, *chosen), (path, *cells)):
@@ -256,11 +259,11 @@ def metadata_reader(
             f"left out: {total - listed_files:,} of {total:,} images of '{name}', which no metadata file lists"
         )
     notes.insert(0, "labels are read from metadata files, not from folders")
-    own = replace(columns, image=FILE_KEY, label=labels)
+    resolved = replace(columns, image=FILE_KEY, label=labels)
 
     def load(split: str) -> FileSource:
-        known = load("train") if own.needs_train(split, splits) else None
-        return source_of(name, splits[split], root, own.like(known), notes, cache_dir)
+        known = load("train") if resolved.needs_train(split, splits) else None
+        return source_of(name, splits[split], root, resolved.like(known), notes, cache_dir)
 
     return Reader(name, list(splits), load, notes, by_names=True)
 

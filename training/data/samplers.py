@@ -67,7 +67,7 @@ class TrainSampler:
 
     def keys(self, first: int, count: int) -> list[Key]:
         """The `count` places of the row from `first` on, as (epoch, index)."""
-        return [self._key(place) for place in range(first, first + count)]
+        return [self._key(index) for index in range(first, first + count)]
 
     def _key(self, place: int) -> Key:
         epoch, offset = divmod(place, self.size)

@@ -28,10 +28,10 @@ from .webdataset import shards_by_split
 def main(argv: list[str] | None = None) -> int:
     """The command; returns its exit status."""
     try:
-        given = parse_command(argv)
-        urls = shards_named(given.name)
+        arguments = parse_command(argv)
+        urls = shards_named(arguments.name)
         for folder in sorted({folder_of(url) for url in urls}):
-            print(index_folder_of_shards([url for url in urls if folder_of(url) == folder], given.cache_dir))
+            print(index_folder_of_shards([url for url in urls if folder_of(url) == folder], arguments.cache_dir))
     except (HFViTError, OSError) as error:
         return report_error(error)
     return 0
@@ -72,11 +72,11 @@ def shards_named(name: str) -> list[str]:
 def index_folder_of_shards(urls: list[str], cache_dir: str | None) -> str:
     """Write the index of shards that lie in one folder; returns a line for people."""
     shards = look_at(urls)
-    kept = indices_beside(shards, lambda _: None)
+    indices = indices_beside(shards, lambda _: None)
     known = sum(
-        any(numbers) for numbers in zip(*([n is not None for n in index.numbers_of(shards)] for index in kept))
+        any(numbers) for numbers in zip(*([n is not None for n in index.numbers_of(shards)] for index in indices))
     )
-    index = build_index(shards, kept, print)
+    index = build_index(shards, indices, print)
     path = f"{folder_of(urls[0]) or '.'}/{SIDECAR}"
     try:
         write_beside(index, path)

@@ -76,11 +76,13 @@ def expand_shards(pattern: str) -> list[str]:
     names = expand_braces(pattern)
     if not is_remote(pattern):
         names = [os.path.expanduser(name) for name in names]
-        found = [sorted(glob.glob(name)) if glob.has_magic(name) else [name] * os.path.exists(name) for name in names]
-        missing = [name for name, files in zip(names, found) if not files]
+        matches = [
+            sorted(glob.glob(name)) if glob.has_magic(name) else [name] * os.path.exists(name) for name in names
+        ]
+        missing = [name for name, files in zip(names, matches) if not files]
         if missing:
             raise HFViTError(f"no shard '{missing[0]}'" + (f", nor {len(missing) - 1} more" if missing[1:] else ""))
-        names = list(itertools.chain.from_iterable(found))
+        names = list(itertools.chain.from_iterable(matches))
     return names
 
 

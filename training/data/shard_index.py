@@ -131,13 +131,13 @@ class ShardIndex:
         values = [self.values[value] for value in used]
         return ShardRecords(self.facts[number], self.offset[rows], self.length[rows], code, values)
 
-    def holds(self, place: dict[str, int], shard: TarShard) -> int | None:
+    def holds(self, number_of: dict[str, int], shard: TarShard) -> int | None:
         """The number of a shard in this index; None where it is not in it or has changed since.
 
         Beside the shards, also where both were copied: then versions are of another kind (a web server's tag, a time),
         or the shard is older than the index.
         """
-        number = place.get(shard_name(shard.url))
+        number = number_of.get(shard_name(shard.url))
         if number is None or self.facts[number].size != shard.size:
             return None
         version = self.facts[number].version
@@ -151,8 +151,8 @@ class ShardIndex:
 
     def numbers_of(self, shards: Sequence[TarShard]) -> list[int | None]:
         """`holds` of each shard."""
-        place = {facts.name: number for number, facts in enumerate(self.facts)}
-        return [self.holds(place, shard) for shard in shards]
+        number_of = {facts.name: number for number, facts in enumerate(self.facts)}
+        return [self.holds(number_of, shard) for shard in shards]
 
     def part(self, shards: Sequence[TarShard]) -> "ShardIndex | None":
         """The index of these shards without a copy of its columns: where they are here, one after another."""
@@ -190,8 +190,8 @@ class ShardIndex:
 def join_shards(shards: Sequence[TarShard], parts: Sequence[ShardRecords]) -> ShardIndex:
     """The index of shards from their records."""
     values = sorted({value for part in parts for value in part.values}, key=_kind_first)
-    place = {value: code for code, value in enumerate(values)}
-    codes = [np.array([place[value] for value in part.values], dtype=np.int64)[part.code] for part in parts]
+    codes_of = {value: code for code, value in enumerate(values)}
+    codes = [np.array([codes_of[value] for value in part.values], dtype=np.int64)[part.code] for part in parts]
     columns = [[part.offset for part in parts], [part.length for part in parts], codes]
     joined = [np.concatenate(column).astype(np.int64) if column else np.empty(0, np.int64) for column in columns]
     facts = [replace(part.facts, name=shard_name(s.url), version=s.version) for s, part in zip(shards, parts)]
@@ -216,15 +216,15 @@ def open_index(urls: Sequence[str], cache: Path, log: Callable[[str], None]) -> 
     """
     shards = look_at(urls)
     path = cache / f"shards-{VERSION}-{digest(*urls)}.index"
-    kept = read_kept_index(path, lambda _: None)
-    index = None if kept is None else kept.part(shards)
+    saved = read_kept_index(path, lambda _: None)
+    index = None if saved is None else saved.part(shards)
     if index is None:
         with contextlib.ExitStack() as stack:
             locked = enter_lock(stack, path)
-            kept = read_kept_index(path, log)
-            index = None if kept is None else kept.part(shards)  # another process may have built it meanwhile
+            saved = read_kept_index(path, log)
+            index = None if saved is None else saved.part(shards)  # another process may have built it meanwhile
             if index is None:
-                index = index_beside_or_built(shards, kept, path if locked else None, log)
+                index = index_beside_or_built(shards, saved, path if locked else None, log)
     if not len(index):
         example = next((f": {text}" for facts in index.facts for text in facts.examples), "")
         raise HFViTError(f"no images in {len(urls)} shards, of which the first is '{urls[0]}'{example}")
@@ -237,15 +237,15 @@ def index_beside_or_built(
     """The index that lies beside the shards where it holds them all, else one that is built and kept at `path`."""
     beside = indices_beside(shards, log)
     if not is_remote(shards[0].url):  # else it is kept in the cache, to be fetched once
-        for kept in beside:
-            if (index := kept.part(shards)) is not None:
+        for saved in beside:
+            if (index := saved.part(shards)) is not None:
                 return index
     index = build_index(shards, [*beside, *([cached] if cached is not None else [])], log)
     if path is not None:
         try:
             write_shard_index(index, path)
-            kept = read_kept_index(path, log)  # mapped: its memory is shared by all processes
-            index = (None if kept is None else kept.part(shards)) or index
+            saved = read_kept_index(path, log)  # mapped: its memory is shared by all processes
+            index = (None if saved is None else saved.part(shards)) or index
         except OSError as error:
             log(f"the index of the shards cannot be kept ({one_line(error)}): the next run builds it again")
     return index
@@ -253,17 +253,17 @@ def index_beside_or_built(
 
 def indices_beside(shards: Sequence[TarShard], log: Callable[[str], None]) -> list[ShardIndex]:
     """The indices that lie in the shards' folders, and what is wrong with them."""
-    found = []
+    indices = []
     for folder in sorted({folder_of(shard.url) for shard in shards}):
         path = f"{folder or '.'}/{SIDECAR}"
-        kept = load_remote_index(path, log) if is_remote(path) else read_kept_index(Path(path), log)
-        if kept is None:
+        saved = load_remote_index(path, log) if is_remote(path) else read_kept_index(Path(path), log)
+        if saved is None:
             continue
-        kept = replace(kept, written=0 if is_remote(path) else os.stat(path).st_mtime_ns)
+        saved = replace(saved, written=0 if is_remote(path) else os.stat(path).st_mtime_ns)
         inside = [shard for shard in shards if folder_of(shard.url) == folder]
-        known = {facts.name for facts in kept.facts}
+        known = {facts.name for facts in saved.facts}
         missing = [shard for shard in inside if shard_name(shard.url) not in known]
-        changed = len(inside) - len(missing) - sum(number is not None for number in kept.numbers_of(inside))
+        changed = len(inside) - len(missing) - sum(number is not None for number in saved.numbers_of(inside))
         if len(missing) == len(inside):
             log(f"the index '{path}' is of other shards: it is not used")
         elif missing or changed:
@@ -271,8 +271,8 @@ def indices_beside(shards: Sequence[TarShard], log: Callable[[str], None]) -> li
                 f"the index '{path}' lacks {len(missing):,} of {len(inside):,} shards, and {changed:,} have changed "
                 f"since: these are read now; {BUILD} writes it anew"
             )
-        found.append(kept)
-    return found
+        indices.append(saved)
+    return indices
 
 
 def enter_lock(stack: contextlib.ExitStack, path: Path) -> bool:
@@ -357,16 +357,16 @@ def crc_of(columns: Sequence[np.ndarray]) -> int:
 # Built
 
 
-def build_index(shards: Sequence[TarShard], kept: Sequence[ShardIndex], log: Callable[[str], None]) -> ShardIndex:
+def build_index(shards: Sequence[TarShard], saved: Sequence[ShardIndex], log: Callable[[str], None]) -> ShardIndex:
     """Read the headers of all shards that no kept index holds, many at a time."""
     parts: dict[int, ShardRecords] = {}
-    for index in kept:
-        for place, number in enumerate(index.numbers_of(shards)):
-            if number is not None and place not in parts:
-                parts[place] = index.records(number)
-    missing = [place for place in range(len(shards)) if place not in parts]
-    parts |= zip(missing, scan_shards([shards[place] for place in missing], log))
-    return join_shards(shards, [parts[place] for place in range(len(shards))])
+    for index in saved:
+        for position, number in enumerate(index.numbers_of(shards)):
+            if number is not None and position not in parts:
+                parts[position] = index.records(number)
+    missing = [position for position in range(len(shards)) if position not in parts]
+    parts |= zip(missing, scan_shards([shards[position] for position in missing], log))
+    return join_shards(shards, [parts[position] for position in range(len(shards))])
 
 
 def scan_shards(shards: Sequence[TarShard], log: Callable[[str], None]) -> list[ShardRecords]:
@@ -470,21 +470,21 @@ def scan_record(where: str, members: Iterator[Member], read: Callable[[int, int]
     Raises:
         HFViTError: no image, or no label that can be read.
     """
-    place, label = None, None
+    member, label = None, None
     for name, offset, length in members:
         kind = name.rpartition("/")[2].partition(".")[2].lower()
-        if kind in IMAGE_KINDS and place is None:
-            place = (offset, length)
+        if kind in IMAGE_KINDS and member is None:
+            member = (offset, length)
         elif kind in ("cls", "json"):
-            found = read_label(read(offset, length), kind, where)
-            label = found if label is None else label
-    if place is None:
+            number = read_label(read(offset, length), kind, where)
+            label = number if label is None else label
+    if member is None:
         raise HFViTError(f"{where} has no image")
     if label is None:
         raise HFViTError(f'{where} has no label; write it into a .cls file, or as "label" into its .json')
     if isinstance(label, str) and WHOLE_NUMBER.fullmatch(label):
         label = int(label)
-    return (*place, label)
+    return (*member, label)
 
 
 def read_label(content: bytes, kind: str, where: str) -> Label | None:
@@ -504,10 +504,10 @@ def read_label(content: bytes, kind: str, where: str) -> Label | None:
         raise HFViTError(f"the .json of {where} is not JSON ({one_line(error)})") from error
     if not isinstance(fields, dict):
         raise HFViTError(f'the .json of {where} holds no object with a "label"')
-    found = [fields[field] for field in LABEL_FIELDS if isinstance(fields.get(field), (int, str))]
-    found = [label for label in found if label != ""]
-    if not found:
+    labels = [fields[field] for field in LABEL_FIELDS if isinstance(fields.get(field), (int, str))]
+    labels = [label for label in labels if label != ""]
+    if not labels:
         return None
     named = [fields[field] for field in NAME_FIELDS if isinstance(fields.get(field), str)]
-    number = isinstance(found[0], int) and not isinstance(found[0], bool)
-    return (found[0], named[0]) if number and named else found[0]
+    number = isinstance(labels[0], int) and not isinstance(labels[0], bool)
+    return (labels[0], named[0]) if number and named else labels[0]

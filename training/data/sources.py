@@ -166,14 +166,14 @@ def nested_subset(labels: np.ndarray, seed: int, count: int) -> np.ndarray:
         int64 (count,), ascending.
     """
     labels = strata(labels)
-    place = np.empty(len(labels))
+    order = np.empty(len(labels))
     for rows in shuffled_classes(labels, seed):
-        place[rows] = (np.arange(len(rows)) + 0.5) / len(rows)
+        order[rows] = (np.arange(len(rows)) + 0.5) / len(rows)
     if not 0 < count < len(labels):
         return np.arange(len(labels))[:count]
-    last = np.partition(place, count - 1)[count - 1]  # fourteen million are not sorted for it
-    taken = place < last
-    level = np.flatnonzero(place == last)  # classes of one size stand level, and chance decides
+    last = np.partition(order, count - 1)[count - 1]  # fourteen million are not sorted for it
+    taken = order < last
+    level = np.flatnonzero(order == last)  # classes of one size stand level, and chance decides
     tie = generator(SUBSET, seed, 0).random(len(labels))[level]
     taken[level[np.argsort(tie, kind="stable")[: count - np.count_nonzero(taken)]]] = True
     return np.flatnonzero(taken)
@@ -196,21 +196,21 @@ def rows_by_label(labels: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
         yield int(labels[rows[0]]), rows
 
 
-def relabel(labels: np.ndarray, names: Sequence[str], wanted: Sequence[str], what: str) -> np.ndarray:
-    """Labels that count in `names` as labels that count in `wanted`.
+def relabel(labels: np.ndarray, names: Sequence[str], requested: Sequence[str], what: str) -> np.ndarray:
+    """Labels that count in `names` as labels that count in `requested`.
 
     Raises:
         HFViTError: a class that occurs is not among the wanted ones.
     """
-    place = {name: number for number, name in enumerate(wanted)}
+    number_of = {name: number for number, name in enumerate(requested)}
     if labels.ndim == 2:
-        raise HFViTError(f"{what} has labels for {listed(names)}, those of training are for {listed(wanted)}")
-    unknown = [names[label] for label in np.unique(labels) if names[label] not in place]
+        raise HFViTError(f"{what} has labels for {listed(names)}, those of training are for {listed(requested)}")
+    unknown = [names[label] for label in np.unique(labels) if names[label] not in number_of]
     if unknown:
         raise HFViTError(
-            f"{what} has classes that the model does not know: {listed(unknown)}; known are {listed(list(wanted))}"
+            f"{what} has classes that the model does not know: {listed(unknown)}; known are {listed(list(requested))}"
         )
-    table = np.array([place.get(name, -1) for name in names], dtype=np.int64)
+    table = np.array([number_of.get(name, -1) for name in names], dtype=np.int64)
     return table[labels]
 
 
@@ -218,8 +218,8 @@ def by_split(files: Sequence[str]) -> dict[str, list[str]]:
     """Files under the split that the last part of their name or folders contains; "train" where none does."""
     splits: dict[str, list[str]] = {}
     for file in files:
-        found = SPLIT_IN_FILE_NAME.findall(file)
-        splits.setdefault(SPLIT_NAMES[found[-1].lower()] if found else "train", []).append(file)
+        matches = SPLIT_IN_FILE_NAME.findall(file)
+        splits.setdefault(SPLIT_NAMES[matches[-1].lower()] if matches else "train", []).append(file)
     return splits
 
 

@@ -84,9 +84,9 @@ def open_splits(data: DataArguments, seed: int, say=print) -> Splits:
         train, evaluation = take_fold(train, data.folds, data.fold or 1)
         say(f"fold {data.fold or 1} of {data.folds}: {len(evaluation):,} training images (stratified) are held out")
     else:
-        share = data.dev_fraction or DEV_FRACTION
-        train, evaluation = carve_dev_split(train, share)
-        say(f"no evaluation split: {len(evaluation):,} training images ({share:.0%}, stratified) are kept for it")
+        fraction = data.dev_fraction or DEV_FRACTION
+        train, evaluation = carve_dev_split(train, fraction)
+        say(f"no evaluation split: {len(evaluation):,} training images ({fraction:.0%}, stratified) are kept for it")
     if train.source is evaluation.source:
         for note in unmeasured(train, evaluation):
             say(note)
@@ -156,11 +156,11 @@ def unmeasured(train: ImageDataset, evaluation: ImageDataset) -> list[str]:
         return []
     notes = []
     count = len(train.label_names)
-    kept, held = (np.bincount(part.labels, minlength=count) for part in (train, evaluation))
-    single = [train.label_names[label] for label in np.flatnonzero(kept + held == 1)]
+    trained, held = (np.bincount(part.labels, minlength=count) for part in (train, evaluation))
+    single = [train.label_names[label] for label in np.flatnonzero(trained + held == 1)]
     if single:
         notes.append(f"classes of a single image, which stays in training: {listed(single)}")
-    absent = [train.label_names[label] for label in np.flatnonzero((held == 0) & (kept > 1))]
+    absent = [train.label_names[label] for label in np.flatnonzero((held == 0) & (trained > 1))]
     if absent:
         notes.append(f"classes without an image among those held out, which are not measured: {listed(absent)}")
     return notes
@@ -272,7 +272,7 @@ def open_copied_shards(data: DataArguments, split: str, label_names: list[str], 
 
 def duplicates_found(duplicates: list[Duplicate], other: ImageDataset) -> str:
     """How many training images were left out, and the first of them."""
-    names = [f"{twin.name} = {twin.other_name}" for twin in duplicates[:LISTED]]
+    names = [f"{match.name} = {match.other_name}" for match in duplicates[:LISTED]]
     more = ", ..." if len(duplicates) > LISTED else ""
     listed = f" ({'; '.join(names)}{more})" if names else ""
     return f"{len(duplicates):,} training images are also in {other.name} ({other.split}) and are left out{listed}"

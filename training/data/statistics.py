@@ -53,10 +53,10 @@ def statistics(dataset: ImageDataset, sample: int = SAMPLE) -> dict[str, Any]:
     }
     if sizes:
         mean = np.mean(means, axis=0)
-        deviation = np.sqrt(np.maximum(np.mean(squares, axis=0) - mean**2, 0.0))
+        std = np.sqrt(np.maximum(np.mean(squares, axis=0) - mean**2, 0.0))
         for side, values in zip(("width", "height"), zip(*sizes)):
             facts[side] = {"smallest": min(values), "median": float(np.median(values)), "largest": max(values)}
-        facts["mean"], facts["std"] = mean.round(4).tolist(), deviation.round(4).tolist()
+        facts["mean"], facts["std"] = mean.round(4).tolist(), std.round(4).tolist()
     return facts
 
 
@@ -143,13 +143,13 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--label_separator", help="between the labels of a cell of text")
     parser.add_argument("--sample", type=int, default=SAMPLE, help=f"images to open, 0 for all (default: {SAMPLE})")
     try:
-        given = parser.parse_args(argv)
+        arguments = parser.parse_args(argv)
         dataset = open_dataset(
-            given.dataset, config_name=given.dataset_config_name, split=given.split,
-            image_column=given.image_column, label_column=given.label_column, problem_type=given.problem_type,
-            label_separator=given.label_separator,
+            arguments.dataset, config_name=arguments.dataset_config_name, split=arguments.split,
+            image_column=arguments.image_column, label_column=arguments.label_column,
+            problem_type=arguments.problem_type, label_separator=arguments.label_separator,
         )  # fmt: skip
-        facts = statistics(dataset, given.sample)
+        facts = statistics(dataset, arguments.sample)
     except (HFViTError, OSError) as error:
         raise SystemExit(report_error(error)) from None
     print(json.dumps(facts, indent=2, ensure_ascii=False))

@@ -107,8 +107,8 @@ class ImageStream(torch.utils.data.Dataset):
         """Kept records per chunk, int64."""
         if self.fraction == 1.0:
             return self.chunks.sizes
-        kept = np.concatenate([[0], np.cumsum(self._is_kept(0, int(self.chunks.sizes.sum())))])
-        return kept[self.starts + self.chunks.sizes] - kept[self.starts]
+        counts = np.concatenate([[0], np.cumsum(self._is_kept(0, int(self.chunks.sizes.sum())))])
+        return counts[self.starts + self.chunks.sizes] - counts[self.starts]
 
     @cached_property
     def starts(self) -> np.ndarray:
@@ -253,18 +253,18 @@ class StreamSampler:
         order = generator(STREAM, self.seed, epoch, 0, number).permutation(len(filled))
         return filled[order][self.rank :: self.world_size]
 
-    def windows(self, place: int, stopped: threading.Event) -> Iterator[Window]:
+    def windows(self, position: int, stopped: threading.Event) -> Iterator[Window]:
         """The windows from a place on, endless."""
         for epoch, number, part in self.stream.parts(self.seed, stopped):
             lane = self.lane(epoch, number, part)
             sizes = part.sizes[lane]
-            if place >= (total := int(sizes.sum())):
-                place -= total
+            if position >= (total := int(sizes.sum())):
+                position -= total
                 continue
             for window, (begin, stop, size) in enumerate(self.cut(sizes)):
-                if place < size:
-                    yield Window(part, epoch, (number << WINDOW_BITS) + window, lane[begin:stop], place)
-                place = max(0, place - size)
+                if position < size:
+                    yield Window(part, epoch, (number << WINDOW_BITS) + window, lane[begin:stop], position)
+                position = max(0, position - size)
 
     def cut(self, sizes: np.ndarray) -> Iterator[tuple[int, int, int]]:
         """(begin, stop, records) of windows: neighboring chunks, as many as fill the buffer."""
@@ -285,14 +285,14 @@ class StreamSampler:
 
         parts = list(readers.map(read, range(min(threads, len(chunks)))))
         # Back in the chunks' order, whichever thread was first: the window is the same for any number of threads.
-        records = [record for place in range(len(chunks)) for record in parts[place % threads][place // threads]]
+        records = [record for index in range(len(chunks)) for record in parts[index % threads][index // threads]]
         order = generator(STREAM, self.seed, epoch, 1 + number, self.rank).permutation(len(records))
-        return [records[place] for place in order[skip:].tolist()]
+        return [records[index] for index in order[skip:].tolist()]
 
-    def records(self, place: int) -> Iterator[Record]:
+    def records(self, position: int) -> Iterator[Record]:
         """This process's records from a place in its row on, endless; the next window is read meanwhile."""
         stopped = threading.Event()
-        windows = self.windows(place, stopped)
+        windows = self.windows(position, stopped)
         with ThreadPoolExecutor(self.stream.read_threads) as readers, ThreadPoolExecutor(max_workers=1) as ahead:
             pending = ahead.submit(self.load, readers, windows)
             try:

@@ -145,8 +145,8 @@ def reader_of(
         feature, values = table.features[columns.split], table.data.column(columns.split).to_pylist()
         if hasattr(feature, "int2str"):  # a ClassLabel
             values = [None if value is None else feature.int2str(value) for value in values]
-        places = places_of_splits(name, columns.split, values, True, notes)
-        names, part, root = list(places), lambda split: table.select(places[split]), lambda split: base(splits[0])
+        indices = places_of_splits(name, columns.split, values, True, notes)
+        names, part, root = list(indices), lambda split: table.select(indices[split]), lambda split: base(splits[0])
 
     def load(split: str) -> TableSource:
         train = lambda: load("train") if "train" in names else None  # noqa: E731
@@ -319,8 +319,10 @@ def read_labels(
     import datasets
 
     each = each_wanted(columns.label)
-    wanted, group = grouped(each[0] if len(each) == 1 else None, table.features)
-    chosen = [find_label_column(name, table.features, w, image_column) for w in ([wanted] if len(each) == 1 else each)]
+    requested, group = grouped(each[0] if len(each) == 1 else None, table.features)
+    chosen = [
+        find_label_column(name, table.features, w, image_column) for w in ([requested] if len(each) == 1 else each)
+    ]
     feature = table.features[chosen[0]]
     values = {column: table.data.column(column).to_pylist() for column in chosen}
     if group is not None:

@@ -43,16 +43,16 @@ class TarHeaders:
 
     def read(self, begin: int, count: int) -> bytes:
         """Bytes from a place on."""
-        place = begin - self._start
-        if place < 0 or place + count > len(self._window):
+        offset = begin - self._start
+        if offset < 0 or offset + count > len(self._window):
             # Small members: one large read costs less than skipping. Large ones: skip all but headers and labels.
-            skipped = place - len(self._window) if self._window else MAX_READ_AHEAD
+            skipped = offset - len(self._window) if self._window else MAX_READ_AHEAD
             self._ahead = min(2 * self._ahead, MAX_READ_AHEAD) if skipped < self._ahead else READ_AHEAD
             self._window = self.fetch(begin, min(begin + max(count, self._ahead), self.size))
-            self._start, place = begin, 0
+            self._start, offset = begin, 0
             if len(self._window) < count:
                 raise DamagedTar(f"it breaks off at byte {begin + len(self._window):,}")
-        return self._window[place : place + count]
+        return self._window[offset : offset + count]
 
     def members(self) -> Iterator[tuple[str, int, int]]:
         """(name, place of the content, bytes of the content) of every regular file, in order.

@@ -135,13 +135,15 @@ def several_labels(name: str, cells: Cells, columns: Columns) -> tuple[np.ndarra
 
 def columns_of_marks(name: str, cells: Cells, names: list[str] | None) -> tuple[np.ndarray, list[str]]:
     """One column a label: 0 or 1, true or false; an empty cell is 0."""
-    own = list(cells)
-    if names is not None and set(names) != set(own):
-        raise HFViTError(f"'{name}' has columns for the labels {listed(own)}; those of training are {listed(names)}")
+    columns = list(cells)
+    if names is not None and set(names) != set(columns):
+        raise HFViTError(
+            f"'{name}' has columns for the labels {listed(columns)}; those of training are {listed(names)}"
+        )
     if any(as_mark(value) is None for values in cells.values() for value in values):
         raise HFViTError(f"'{name}' holds {first_bad(cells, as_mark)}: each column is one label, of 0 or 1")
-    wanted = own if names is None else list(names)
-    return np.array([[bool(as_mark(value)) for value in cells[column]] for column in wanted]).T, wanted
+    requested = columns if names is None else list(names)
+    return np.array([[bool(as_mark(value)) for value in cells[column]] for column in requested]).T, requested
 
 
 def split_cells(name: str, column: str, values: Sequence[Any], separator: str | None) -> list[list[str]]:
@@ -179,30 +181,30 @@ def marks_of_lists(
                 "for each label, or lists of their names"
             )
         rows = [[str(int(item)) for item in row] for row in rows]
-        own = [str(number) for number in sorted({int(item) for item in items})]
+        numbers = [str(number) for number in sorted({int(item) for item in items})]
     elif all(isinstance(item, str) for item in items):
-        own = sorted(set(items))
+        numbers = sorted(set(items))
         blank = sum(not item.strip() for item in items)
         if blank:
             raise HFViTError(f"{blank} labels in column '{column}' of '{name}' are empty text: remove or name them")
     else:
         kinds = listed(sorted({type(item).__name__ for item in items}))
         raise HFViTError(f"column '{column}' of '{name}' holds lists of {kinds}: labels are all text or all numbers")
-    if not own:
+    if not numbers:
         raise HFViTError(f"column '{column}' of '{name}' is empty: no row has a label")
-    refuse_ids(name, column, len(own), len(rows), names)
-    wanted = own if names is None else list(names)
-    place = {label: number for number, label in enumerate(wanted)}
-    unknown = [label for label in own if label not in place]
+    refuse_ids(name, column, len(numbers), len(rows), names)
+    requested = numbers if names is None else list(names)
+    number_of = {label: number for number, label in enumerate(requested)}
+    unknown = [label for label in numbers if label not in number_of]
     if unknown:
         raise HFViTError(
             f"column '{column}' of '{name}' has labels that the model does not know: {listed(unknown)}; known are "
-            f"{listed(wanted)}"
+            f"{listed(requested)}"
         )
-    marks = np.zeros((len(rows), len(wanted)), dtype=bool)
+    marks = np.zeros((len(rows), len(requested)), dtype=bool)
     for row, labels in enumerate(rows):
-        marks[row, [place[label] for label in labels]] = True
-    return marks, wanted
+        marks[row, [number_of[label] for label in labels]] = True
+    return marks, requested
 
 
 # -- numbers -------------------------------------------------------------------------------------------------------
@@ -213,11 +215,11 @@ def numbers(name: str, cells: Cells, names: list[str] | None) -> tuple[np.ndarra
     ((column, values),) = list(cells.items())[:1]
     if len(cells) == 1 and any(is_list(value) for value in values):
         cells = columns_of_lists(name, column, values)
-    own = list(cells)
-    if names is not None and set(names) != set(own):
-        raise HFViTError(f"'{name}' has the numbers {listed(own)}; those of training are {listed(list(names))}")
-    wanted = own if names is None else list(names)
-    return np.stack([column_of_numbers(name, key, cells[key]) for key in wanted], axis=1), wanted
+    columns = list(cells)
+    if names is not None and set(names) != set(columns):
+        raise HFViTError(f"'{name}' has the numbers {listed(columns)}; those of training are {listed(list(names))}")
+    requested = columns if names is None else list(names)
+    return np.stack([column_of_numbers(name, key, cells[key]) for key in requested], axis=1), requested
 
 
 def columns_of_lists(name: str, column: str, values: Sequence[Any]) -> dict[str, list[Any]]:
@@ -227,7 +229,7 @@ def columns_of_lists(name: str, column: str, values: Sequence[Any]) -> dict[str,
         raise HFViTError(
             f"column '{column}' of '{name}' has lists of {listed(sorted(lengths))} numbers: all rows need equally many"
         )
-    return {f"{column} {place + 1}": [value[place] for value in values] for place in range(lengths.pop())}
+    return {f"{column} {index + 1}": [value[index] for value in values] for index in range(lengths.pop())}
 
 
 def column_of_numbers(name: str, column: str, values: Sequence[Any]) -> np.ndarray:
@@ -238,8 +240,8 @@ def column_of_numbers(name: str, column: str, values: Sequence[Any]) -> np.ndarr
             f"{len(missing):,} of {len(values):,} rows of '{name}' have no number in column '{column}' (the first is "
             f"row {missing[0] + 1}); remove or fill them"
         )
-    found = [as_float(value) for value in values]
-    bad = [row for row, number in enumerate(found) if number is None]
+    numbers = [as_float(value) for value in values]
+    bad = [row for row, number in enumerate(numbers) if number is None]
     if bad:
         text = str(values[bad[0]])[:60]
         decimal = ", with a point for decimals" if as_float(text.replace(",", ".")) is not None else ""
@@ -248,7 +250,7 @@ def column_of_numbers(name: str, column: str, values: Sequence[Any]) -> np.ndarr
             f"{len(values):,} rows are none: a regression needs numbers{decimal}"
         )
     with np.errstate(over="ignore"):
-        array = np.array(found, dtype=np.float64).astype(np.float32)
+        array = np.array(numbers, dtype=np.float64).astype(np.float32)
     infinite = np.flatnonzero(~np.isfinite(array))
     if len(infinite):
         raise HFViTError(
@@ -266,7 +268,7 @@ def target_scale(dataset: Any) -> tuple[list[float], list[float]]:
     """
     values = dataset.labels.astype(np.float64)
     mean, std = values.mean(axis=0), values.std(axis=0)
-    constant = [name for name, deviation in zip(dataset.label_names, std) if not deviation > 0]
+    constant = [name for name, spread in zip(dataset.label_names, std) if not spread > 0]
     if constant:
         raise HFViTError(
             f"{listed(constant)} is the same number for all {len(values):,} training images of '{dataset.name}': "

@@ -118,8 +118,8 @@ def shards_by_split(files: Sequence[str]) -> dict[str, list[str]]:
     splits: dict[str, list[str]] = {}
     for file in files:
         folder, base = os.path.split(file.split("?")[0])
-        found = SPLIT_IN_FILE_NAME.findall(base)
-        word = found[-1] if found else os.path.basename(folder)
+        matches = SPLIT_IN_FILE_NAME.findall(base)
+        word = matches[-1] if matches else os.path.basename(folder)
         splits.setdefault(SPLIT_NAMES.get(word.lower(), "train"), []).append(file)
     return splits
 
@@ -158,8 +158,8 @@ def labels_of(
         HFViTError: labels below 0, above the names, or with gaps; a column, which shards do not have.
     """
     only_one_class(name, columns, "is tar shards, which have one class for each image")
-    wanted, group = grouped(columns.label if isinstance(columns.label, str) else None, ())
-    if columns.image is not None or wanted not in (None, "cls") or isinstance(columns.label, list):
+    requested, group = grouped(columns.label if isinstance(columns.label, str) else None, ())
+    if columns.image is not None or requested not in (None, "cls") or isinstance(columns.label, list):
         raise HFViTError(
             f"'{name}' is tar shards, which have no columns: the image is the first of a record, the label its .cls "
             "or the label in its .json; leave out --image_column and --label_column"
@@ -199,8 +199,8 @@ def number_labels(values: list[Label]) -> tuple[np.ndarray, list[str]]:
     if all(isinstance(value, int) for value in values):
         return np.array(values, dtype=np.int64), []
     names = sorted({str(value) for value in values})
-    place = {name: number for number, name in enumerate(names)}
-    return np.array([place[str(value)] for value in values], dtype=np.int64), names
+    number_of = {name: number for number, name in enumerate(names)}
+    return np.array([number_of[str(value)] for value in values], dtype=np.int64), names
 
 
 def names_beside(shard: str) -> list[str] | None:

@@ -38,12 +38,12 @@ class WeightAverage:
     @contextmanager
     def applied(self) -> Iterator[None]:
         """Within it, the model holds the average."""
-        kept = [p.detach().clone() for p in self.weights]
+        weights = [p.detach().clone() for p in self.weights]
         self._write(self.average)
         try:
             yield
         finally:
-            self._write(kept)
+            self._write(weights)
 
     @torch.no_grad()
     def _write(self, values: list[torch.Tensor]) -> None:

@@ -50,11 +50,11 @@ class Evaluated:
 
     def metrics(self, prefix: str, more: Callable[[EvalPrediction], dict] | None = None) -> dict[str, float]:
         """The scores under transformers' names, `prefix_loss` and so on, and what `more` finds in the outputs."""
-        found = {f"{prefix}_{name}": value for name, value in self.scores.items()}
+        metrics = {f"{prefix}_{name}": value for name, value in self.scores.items()}
         if more is not None:
             extra = more(EvalPrediction(predictions=self.logits, label_ids=self.labels))
-            found |= {f"{prefix}_{name.removeprefix(f'{prefix}_')}": value for name, value in extra.items()}
-        return found
+            metrics |= {f"{prefix}_{name.removeprefix(f'{prefix}_')}": value for name, value in extra.items()}
+        return metrics
 
 
 class Evaluator:
@@ -139,32 +139,34 @@ def evaluate(
     state = (
         MetricState(accelerator.device, calibration=False) if score_outputs is None else LossState(accelerator.device)
     )
-    kept: list[tuple[torch.Tensor, ...]] = []
+    outputs: list[tuple[torch.Tensor, ...]] = []
     unreadable: list[str] = []
     asked: tuple[int, ...] = (0,)  # of one image: classes, or questions and their answers
     failures: list[HFViTError] = []
     for batch in all_batches(loader, failures.append if accelerator.num_processes > 1 else None):
         pixel_values, labels = prepare(batch)
         losses, logits, labels = loss_module(pixel_values, labels)
-        own = own_indices(batch["index"], order.filler)
+        indices = own_indices(batch["index"], order.filler)
         asked = tuple(logits.shape[1:])
-        losses, logits, labels = losses[: len(own)], logits[: len(own)], labels[: len(own)]
+        losses, logits, labels = losses[: len(indices)], logits[: len(indices)], labels[: len(indices)]
         state.update(logits, labels, losses)
         unreadable += batch["unreadable"]
         if keep_outputs:
-            kept.append((logits.float(), labels, own.to(accelerator.device)))
+            outputs.append((logits.float(), labels, indices.to(accelerator.device)))
         if on_batch is not None:
             on_batch()
     reshard(loss_module)
     raise_on_all_ranks(failures[0] if failures else None)
-    found = state.reduce(accelerator)
-    if not found.images:
+    counted = state.reduce(accelerator)
+    if not counted.images:
         raise HFViTError(f"no image to evaluate on can be read: {', '.join(unreadable[:3])}")
-    scores = {"loss": found.sums["loss"] / found.images} | {name: value for name, (value, _) in found.scores().items()}
-    result = Evaluated(scores, found.images, unreadable, found if isinstance(found, Metrics) else None)
+    scores = {"loss": counted.sums["loss"] / counted.images} | {
+        name: value for name, (value, _) in counted.scores().items()
+    }
+    result = Evaluated(scores, counted.images, unreadable, counted if isinstance(counted, Metrics) else None)
     if keep_outputs:
         classes = score_outputs is None
-        result.logits, result.labels = gather_outputs(kept, accelerator, *asked, classes=classes)
+        result.logits, result.labels = gather_outputs(outputs, accelerator, *asked, classes=classes)
     if score_outputs is not None and result.logits is not None and result.labels is not None:
         result.scores |= score_outputs(result.logits, result.labels)
     return result
@@ -176,7 +178,7 @@ def own_indices(index: torch.Tensor, filler: int | None) -> torch.Tensor:
 
 
 def gather_outputs(
-    kept: list[tuple], accelerator: Accelerator, *asked: int, classes: bool = True
+    outputs: list[tuple], accelerator: Accelerator, *asked: int, classes: bool = True
 ) -> tuple[np.ndarray, np.ndarray]:
     """All processes' outputs, in the order of the data.
 
@@ -184,8 +186,8 @@ def gather_outputs(
         asked: shape of one image's logits, for a process without images.
         classes: whether labels are class numbers; otherwise one float for each logit.
     """
-    if kept:
-        logits, labels, index = (torch.cat(part) for part in zip(*kept))
+    if outputs:
+        logits, labels, index = (torch.cat(part) for part in zip(*outputs))
     else:
         logits = torch.zeros(0, *asked, device=accelerator.device)
         shape, dtype = (asked[:-1], torch.int64) if classes else (asked, torch.float32)

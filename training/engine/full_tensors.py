@@ -65,11 +65,13 @@ def set_model_weights(model: nn.Module, weights: dict[str, torch.Tensor]) -> Non
     Raises:
         HFViTError: names or shapes differ.
     """
-    own = model.state_dict()
-    wrong = sorted(set(own) ^ set(weights)) or [n for n in own if own[n].shape != weights[n].shape]
+    parameters = model.state_dict()
+    wrong = sorted(set(parameters) ^ set(weights)) or [
+        n for n in parameters if parameters[n].shape != weights[n].shape
+    ]
     if wrong:
         raise HFViTError(f"the weights are of another architecture: {wrong[0]} and {len(wrong) - 1} others differ")
-    for name, value in own.items():
+    for name, value in parameters.items():
         value.copy_(shard_like(weights[name], value))
 
 
@@ -116,8 +118,8 @@ def set_optimizer_state(optimizer, names: dict, tensors: dict, rest: dict[str, A
             f"{len(optimizer.param_groups)} and {len(trained)}: restore --freeze_backbone, --layer_decay and --optim"
         )
     for group, saved in zip(optimizer.param_groups, rest["groups"], strict=True):
-        kept = saved if hyperparameters else {key: saved[key] for key in GROUP_STATE if key in saved}
-        group.update({key: tuple(value) if isinstance(value, list) else value for key, value in kept.items()})
+        restored = saved if hyperparameters else {key: saved[key] for key in GROUP_STATE if key in saved}
+        group.update({key: tuple(value) if isinstance(value, list) else value for key, value in restored.items()})
         for parameter in group["params"]:
             if names[parameter] in slots:
                 optimizer.state[parameter] = {

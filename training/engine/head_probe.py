@@ -70,11 +70,11 @@ def init_head(
     if not isinstance(dataset, ImageDataset):
         raise HFViTError("--head_init probe reads the training images twice: leave out --streaming")
     features, labels = training_features(model, dataset, normalize, args, cache_dir, on_batch)
-    weight, bias, found = agreed(fit(features, labels, model.config.num_labels, args.seed))
+    weight, bias, choice = agreed(fit(features, labels, model.config.num_labels, args.seed))
     with torch.no_grad():
         model.classifier.weight.copy_(torch.from_numpy(weight))
         model.classifier.bias.copy_(torch.from_numpy(bias))
-    return found
+    return choice
 
 
 @torch.no_grad()
@@ -91,8 +91,8 @@ def training_features(
     fingerprint = digest(model_fingerprint(model), dataset.fingerprint, view)
     path = Path(cache_dir) / f"head-features-{fingerprint}.npz"
     if agreed(path.is_file()):
-        with np.load(path) as kept:
-            return kept["features"], kept["labels"]
+        with np.load(path) as saved:
+            return saved["features"], saved["labels"]
     process = PartialState()
     device, training = process.device, model.training
     order = EvalSampler(
@@ -145,7 +145,7 @@ def fit(features: np.ndarray, labels: np.ndarray, num_labels: int, seed: int) ->
     # A class with one image has none to hold out; a stratified part holds at least one of each other class.
     several = np.flatnonzero(np.isin(labels, classes[counts > 1]))
     held_out = max(int(HELD_OUT * len(several)), int((counts > 1).sum()))
-    found = {"C": 1.0, "accuracy": float("nan"), "n": 0}
+    choice = {"C": 1.0, "accuracy": float("nan"), "n": 0}
     if 0 < held_out <= len(several) - int((counts > 1).sum()):
         _, chosen = train_test_split(several, test_size=held_out, random_state=seed, stratify=labels[several])
         rest = np.setdiff1d(np.arange(len(labels)), chosen)
@@ -157,8 +157,8 @@ def fit(features: np.ndarray, labels: np.ndarray, num_labels: int, seed: int) ->
             score = float(probe.score(x[chosen], labels[chosen]))
             scores.append((score, float(likelihood[np.arange(len(chosen)), column].mean()), penalty))
         best = max(scores)  # of equal accuracies the higher likelihood
-        found = {"C": best[2], "accuracy": best[0], "n": len(chosen)}
-    probe = _logistic(x, labels, found["C"])
+        choice = {"C": best[2], "accuracy": best[0], "n": len(chosen)}
+    probe = _logistic(x, labels, choice["C"])
     coefficients, intercepts = probe.coef_, probe.intercept_
     if len(classes) == 2:  # one row for both
         coefficients = np.concatenate([-coefficients, coefficients]) / 2
@@ -167,7 +167,7 @@ def fit(features: np.ndarray, labels: np.ndarray, num_labels: int, seed: int) ->
     bias = np.full(num_labels, intercepts.min() + ABSENT)
     weight[classes] = coefficients / std
     bias[classes] = intercepts - (coefficients / std) @ mean
-    return weight.astype(np.float32), bias.astype(np.float32), found
+    return weight.astype(np.float32), bias.astype(np.float32), choice
 
 
 def _logistic(features: np.ndarray, labels: np.ndarray, penalty: float):

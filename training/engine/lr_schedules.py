@@ -42,7 +42,7 @@ def rate_factor(
     elif kind == "rsqrt":
         factor = 1 / math.sqrt(1 + max(0, step - warmup) / timescale)
     elif kind == "step":
-        factor = 0.1 ** sum(step > share * max_steps for share in drops)
+        factor = 0.1 ** sum(step > fraction * max_steps for fraction in drops)
     elif kind == "constant":
         factor = 1.0
     else:

@@ -40,19 +40,19 @@ class FiniteCheck:
 
     def check(self, output_dir: Path) -> None:
         """Raise HFViTError naming the step and its files; every process has to call it."""
-        own = int(self.bad_step)
+        bad_here = int(self.bad_step)
         step = int(self.accelerator.gather(self.bad_step[None]).min())
         if step == NEVER:
             self._places.clear()
             return
         raise_on_all_ranks(self.batches.error)
-        names, unreadable = self.batches.names(step, self._places[step]) if own == step else ([], [])
+        names, unreadable = self.batches.names(step, self._places[step]) if bad_here == step else ([], [])
         if self.accelerator.num_processes > 1:
             names, unreadable = gather_object(names), gather_object(unreadable)
         if not names:
             raise HFViTError(nothing_readable(step, unreadable))
-        kept = checkpoints(output_dir)
-        good = f"the last good checkpoint is {kept[-1]}" if kept else "there is no checkpoint yet"
+        saved = checkpoints(output_dir)
+        good = f"the last good checkpoint is {saved[-1]}" if saved else "there is no checkpoint yet"
         raise HFViTError(
             f"the loss is not finite at step {step + 1} (batch: {', '.join(names[:8])}"
             f"{', ...' if len(names) > 8 else ''}); {good}. "

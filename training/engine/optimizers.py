@@ -47,17 +47,17 @@ def layer_of_parameters(names: Iterable[str]) -> dict[str, int]:
     LayerNorm, pooling, head). Hybrid: 0 the ResNet's root, then its stages, then as above.
     """
     names = list(names)
-    stages = [int(found[1]) for name in names if (found := STAGE.search(name))]
-    blocks = [int(found[1]) for name in names if (found := BLOCK.search(name))]
+    stages = [int(hit[1]) for name in names if (hit := STAGE.search(name))]
+    blocks = [int(hit[1]) for name in names if (hit := BLOCK.search(name))]
     hybrid = any(".backbone." in name for name in names)
     embeddings = 1 + max(stages, default=-1) + 1 if hybrid else 0
     top = embeddings + max(blocks, default=-1) + 2
 
     def number(name: str) -> int:
-        if found := BLOCK.search(name):
-            return embeddings + 1 + int(found[1])
-        if found := STAGE.search(name):
-            return 1 + int(found[1])
+        if match := BLOCK.search(name):
+            return embeddings + 1 + int(match[1])
+        if match := STAGE.search(name):
+            return 1 + int(match[1])
         if ".backbone." in name:
             return 0
         return embeddings if FIRST.search(name) else top
@@ -264,14 +264,14 @@ def averaged_by(optimizer: torch.optim.Optimizer) -> Iterator[None]:
     if not groups[0].get("train_mode", False):
         yield
         return
-    kept = [p.detach().clone() for group in groups for p in group["params"]]
+    weights = [p.detach().clone() for group in groups for p in group["params"]]
     optimizer.eval()
     try:
         yield
     finally:
         optimizer.train()
         with torch.no_grad():
-            for parameter, value in zip((p for group in groups for p in group["params"]), kept):
+            for parameter, value in zip((p for group in groups for p in group["params"]), weights):
                 parameter.copy_(value)
 
 

@@ -114,8 +114,8 @@ class TrainingSchedule:
         """The first step of the run that stands for this step of the schedule, or for a later one."""
         parts = [(0, 0.0, self.length), *self.fitted]
         for (begin, before, stop), following in zip(parts, [*(part[0] for part in parts[1:]), self.max_steps]):
-            share = (scheduled - before) / max(self.length - before, 1e-9)
-            step = begin + max(0, math.ceil(share * (stop - begin) - 1e-6))
+            fraction = (scheduled - before) / max(self.length - before, 1e-9)
+            step = begin + max(0, math.ceil(fraction * (stop - begin) - 1e-6))
             if step <= following:
                 return step
         return self.max_steps
@@ -172,14 +172,14 @@ def stages_of(args: TrainArguments, config, max_steps: int, epoch: float, device
     batches = _changes("batch_size_schedule", args.batch_size_schedule, max_steps, epoch) if max_steps > 0 else {}
     starts = sorted({0, *sizes, *batches})
     size, (batch, passes) = None, (args.per_device_train_batch_size, args.gradient_accumulation_steps)
-    found = []
+    stages = []
     for start, stop in zip(starts, [*starts[1:], max_steps]):
         if start in sizes:
             size = _image_size(sizes[start], config)
         if start in batches:
             batch, passes = _parts_of(batches[start], args.per_device_train_batch_size, devices)
-        found.append(Stage(start, stop, size, batch, passes, batch * passes * devices))
-    return found
+        stages.append(Stage(start, stop, size, batch, passes, batch * passes * devices))
+    return stages
 
 
 def _changes(name: str, schedule: dict[str, Any], max_steps: int, epoch: float) -> dict[int, Any]:
@@ -232,16 +232,16 @@ def with_accumulation_steps(args: TrainArguments) -> TrainArguments:
         size = next(part for part in range(min(size, share), 0, -1) if share % part == 0)
         args = dataclasses.replace(args, per_device_train_batch_size=size)
     passes, rest = divmod(args.global_batch_size, size * devices)
-    given = args.gradient_accumulation_steps
+    steps = args.gradient_accumulation_steps
     if rest or not passes:
         raise HFViTError(
             f"--global_batch_size {args.global_batch_size} is no multiple of {size} images on {devices} devices: "
             "change --per_device_train_batch_size"
         )
-    if given not in (1, passes):
+    if steps not in (1, passes):
         raise HFViTError(
             f"--global_batch_size {args.global_batch_size} takes {passes} passes on {devices} devices, not "
-            f"--gradient_accumulation_steps {given}: leave out one of them"
+            f"--gradient_accumulation_steps {steps}: leave out one of them"
         )
     return dataclasses.replace(args, gradient_accumulation_steps=passes)
 

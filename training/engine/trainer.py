@@ -767,9 +767,9 @@ class Trainer:
             self._counts = self.evaluator.run(self.eval_dataset).counts
         measured = facts.run_facts(self._record(len(unreadable))) | entries
 
-        def add_examples(found: dict[str, Any]) -> None:
+        def add_examples(facts_with: dict[str, Any]) -> None:
             attention_examples.add(
-                found, self.output_dir, self.args.card_examples, self.model, self.eval_dataset, self.normalize,
+                facts_with, self.output_dir, self.args.card_examples, self.model, self.eval_dataset, self.normalize,
                 self.image_processor,
             )  # fmt: skip
 

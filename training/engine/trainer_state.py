@@ -98,8 +98,8 @@ class TrainingState:
         """
         counters = state["counters"]
         self.load_weights(state)
-        own = not self.rates_from_arguments
-        set_optimizer_state(self.optimizer, self._names(), state["optimizer"], counters["optimizer"], own)
+        keep_rates = not self.rates_from_arguments
+        set_optimizer_state(self.optimizer, self._names(), state["optimizer"], counters["optimizer"], keep_rates)
         self._load_schedule(counters["scheduler"])
         if counters["scaler"] is not None and self.scaler is not None:
             self.scaler.load_state_dict(counters["scaler"])

@@ -131,9 +131,9 @@ class KeptLogits:
         if not accelerator.is_main_process:
             return None, None
         readable = np.flatnonzero(self.labels >= 0)
-        for row, place in enumerate(readable):  # in place: few images are missing, and a copy would double the memory
-            if row != place:
-                self.logits[row] = self.logits[place]
+        for row, source in enumerate(readable):  # in place: few images are missing, and a copy would double the memory
+            if row != source:
+                self.logits[row] = self.logits[source]
         return self.logits[: len(readable)], self.labels[readable]
 
 
@@ -183,14 +183,14 @@ def batches(
     )
     failures: list[HFViTError] = []
     for batch in all_batches(loader, failures.append):
-        own = own_indices(batch["index"], order.filler)
-        if not len(own):
-            yield torch.empty(0), batch["labels"][:0], own, batch["unreadable"]
+        indices = own_indices(batch["index"], order.filler)
+        if not len(indices):
+            yield torch.empty(0), batch["labels"][:0], indices, batch["unreadable"]
             continue
-        pixels = batch["pixel_values"][: len(own)].to(accelerator.device, non_blocking=True)
+        pixels = batch["pixel_values"][: len(indices)].to(accelerator.device, non_blocking=True)
         pixels = classifier.normalize(pixels.unflatten(1, (crops, -1)))  # (B, V, C, H, W)
         pixels = torch.cat([pixels, pixels.flip(-1)], dim=1) if mirrored else pixels
-        yield pixels, batch["labels"][: len(own)], own, batch["unreadable"]
+        yield pixels, batch["labels"][: len(indices)], indices, batch["unreadable"]
     error = failures[0] if failures else None
     if isinstance(error, UnreadableImage):
         error = UnreadableImage(f"{error}; --on_decode_error skip leaves such images out")
@@ -223,16 +223,16 @@ def score_dataset(
     places = torch.from_numpy(match.places)
     state, unreadable = MetricState(device), []
     keep = len(dataset) * outputs <= MAX_KEPT_LOGITS
-    kept = KeptLogits(len(dataset), outputs, context.batch_size, accelerator) if keep else None
-    for pixels, labels, own, names in batches(classifier, dataset, context, tta):
+    kept_logits = KeptLogits(len(dataset), outputs, context.batch_size, accelerator) if keep else None
+    for pixels, labels, indices, names in batches(classifier, dataset, context, tta):
         unreadable += names
-        if not len(own):
+        if not len(indices):
             continue
         logits = outputs_of(classifier, pixels, columns, context)
         labels = places[labels].to(device)
-        state.update(logits, labels, real=None if real is None else torch.from_numpy(real)[own].to(device))
-        if kept is not None:
-            kept.add(logits, labels, own)
+        state.update(logits, labels, real=None if real is None else torch.from_numpy(real)[indices].to(device))
+        if kept_logits is not None:
+            kept_logits.add(logits, labels, indices)
     metrics = state.reduce(accelerator)
     unreadable = unreadable if accelerator.num_processes == 1 else gather_object(unreadable)
     if not metrics.images:
@@ -241,7 +241,9 @@ def score_dataset(
         raise HFViTError(
             f"the outputs of {classifier.name} are not finite for {not_finite:,} image{'s' if not_finite > 1 else ''}"
         )
-    return Predictions(metrics, sorted(set(unreadable)), *(kept.gather() if kept is not None else (None, None)))
+    return Predictions(
+        metrics, sorted(set(unreadable)), *(kept_logits.gather() if kept_logits is not None else (None, None))
+    )
 
 
 def outputs_of(classifier: Classifier, pixels: torch.Tensor, columns: torch.Tensor | None, context: EvalContext):

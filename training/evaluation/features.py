@@ -45,18 +45,18 @@ def compute_features(
     fingerprint = digest(model_fingerprint(classifier.model), dataset.fingerprint, sorted(view.items()))
     path = Path(own_cache(cache_dir)) / f"features-{fingerprint}.npz"
     if path.is_file():
-        with np.load(path) as kept:
-            if len(kept["labels"]) == len(dataset) or dataset.on_unreadable == "skip":
-                return Features(kept["features"], kept["labels"], cached=True)
+        with np.load(path) as saved:
+            if len(saved["labels"]) == len(dataset) or dataset.on_unreadable == "skip":
+                return Features(saved["features"], saved["labels"], cached=True)
     accelerator, device = context.accelerator, context.accelerator.device
     classifier.model.to(device)
-    found = []
-    for pixels, labels, own, _ in batches(classifier, dataset, context):
-        if len(own):
+    parts = []
+    for pixels, labels, indices, _ in batches(classifier, dataset, context):
+        if len(indices):
             with context.precision():
-                found.append((classifier.features(pixels[:, 0]), labels.to(device), own.to(device)))
-    width = torch.tensor([found[0][0].shape[1] if found else 0], device=device)
-    features, labels = gather_outputs(found, accelerator, int(accelerator.gather(width).max()))
+                parts.append((classifier.features(pixels[:, 0]), labels.to(device), indices.to(device)))
+    width = torch.tensor([parts[0][0].shape[1] if parts else 0], device=device)
+    features, labels = gather_outputs(parts, accelerator, int(accelerator.gather(width).max()))
     if not len(labels):
         raise HFViTError(f"no image of '{dataset.name}' ({dataset.split}) can be read")
     if accelerator.is_main_process:

@@ -149,11 +149,11 @@ def by_name(data_names: Sequence[str], head_names: Sequence[str]) -> tuple[np.nd
     if set(data_names) <= set(wnids) and len(head_names) == len(wnids):
         return np.array([wnids.index(name) for name in data_names]), "by ImageNet's class ids"
     place = spelled_places(head_names)
-    found = [place.get(spelling(name), same_place(name, i, head_names)) for i, name in enumerate(data_names)]
-    missing = [name for name, number in zip(data_names, found) if number is None]
+    matches = [place.get(spelling(name), same_place(name, i, head_names)) for i, name in enumerate(data_names)]
+    missing = [name for name, number in zip(data_names, matches) if number is None]
     if missing:
         raise HFViTError(mismatch(missing, data_names, head_names))
-    return np.array(found, dtype=np.int64), "by name, whatever the spelling"
+    return np.array(matches, dtype=np.int64), "by name, whatever the spelling"
 
 
 def by_written_number(data_names: Sequence[str], head_names: Sequence[str]) -> np.ndarray:
@@ -250,13 +250,13 @@ def places_of_map(path: str, data_names: Sequence[str], head_names: Sequence[str
     if missing:
         raise HFViTError(f"--label_map {path} says nothing of {listed(missing)}")
     number = {name: place for place, name in enumerate(head_names)}
-    wanted = [table[name] if type(table[name]) is int else number.get(str(table[name])) for name in data_names]
+    outputs = [table[name] if type(table[name]) is int else number.get(str(table[name])) for name in data_names]
     unknown = [
-        table[name] for name, place in zip(data_names, wanted) if place is None or not 0 <= place < len(head_names)
+        table[name] for name, place in zip(data_names, outputs) if place is None or not 0 <= place < len(head_names)
     ]
     if unknown:
         raise HFViTError(f"--label_map {path} leads to what is no class of the model: {listed(unknown)}")
-    return np.array(wanted, dtype=np.int64)
+    return np.array(outputs, dtype=np.int64)
 
 
 # -- ImageNet-ReaL ---------------------------------------------------------------------------------------------------

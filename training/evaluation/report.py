@@ -166,17 +166,17 @@ def trained(folder: Path) -> dict[str, Any] | None:
     return facts if "training" in facts else None
 
 
-def joined(own: dict[str, Any], facts: dict[str, Any]) -> dict[str, Any]:
+def joined(scored: dict[str, Any], facts: dict[str, Any]) -> dict[str, Any]:
     """Facts of a training run with the scores of this one added, in place of those of the same name."""
 
     def key(row: dict[str, Any]) -> tuple:
         return row["dataset"], row["split"], row["metric"], row["seed"]
 
     new = {key(row) for row in facts["results"]}
-    results = [row for row in own["results"] if key(row) not in new] + facts["results"]
-    figures = list(dict.fromkeys([*own.get("figures", []), *facts.get("figures", [])]))
+    results = [row for row in scored["results"] if key(row) not in new] + facts["results"]
+    figures = list(dict.fromkeys([*scored.get("figures", []), *facts.get("figures", [])]))
     added = {name: facts[name] for name in ("scoring", "speed") if name in facts}
-    return {**own, **added, "results": results, "figures": figures}
+    return {**scored, **added, "results": results, "figures": figures}
 
 
 def write_report_files(
@@ -189,9 +189,9 @@ def write_report_files(
         write_per_class(folder / PER_CLASS_NAME, metrics, match.names)
         plot_confusion_matrix(folder / CONFUSION_NAME, metrics.confusion(), match.names)
         facts["figures"] = [CONFUSION_NAME]
-    own = trained(folder)
-    write_facts(folder, facts if own is None else joined(own, facts))
-    if own is not None:
+    trained_facts = trained(folder)
+    write_facts(folder, facts if trained_facts is None else joined(trained_facts, facts))
+    if trained_facts is not None:
         write_card(folder)
     index = eval_results_to_model_index(
         facts["model"]["name"],

@@ -100,10 +100,10 @@ def find_split(args: argparse.Namespace) -> str:
     """The first of the usual evaluation splits that the data has."""
     columns = Columns(args.image_column, args.label_column, None)
     splits = open_reader(args.dataset, args.dataset_config_name, columns, args.cache_dir).splits
-    found = next((name for name in EVAL_SPLITS if name in splits), None)
-    if found is None:
+    split = next((name for name in EVAL_SPLITS if name in splits), None)
+    if split is None:
         raise HFViTError(f"'{args.dataset}' has no split to evaluate on; choose one with --split: {listed(splits)}")
-    return found
+    return split
 
 
 def open_scored_split(
@@ -162,12 +162,12 @@ def score_rows(predictions: Predictions) -> list[dict[str, Any]]:
 
     Calibration also after a temperature, where logits were kept.
     """
-    found, intervals = predictions.metrics.scores(), predictions.metrics.intervals()
+    scores, intervals = predictions.metrics.scores(), predictions.metrics.intervals()
     if predictions.logits is not None and predictions.labels is not None and len(predictions.labels) > 1:
         after = calibration(predictions.logits, predictions.labels)
         chosen = ("ece_after_temperature", "nll_after_temperature", "brier_after_temperature", "temperature")
-        found |= {name: (after[name], len(predictions.labels)) for name in chosen}
-    rows = [{"metric": name, "value": value, "n": count} for name, (value, count) in found.items()]
+        scores |= {name: (after[name], len(predictions.labels)) for name in chosen}
+    rows = [{"metric": name, "value": value, "n": count} for name, (value, count) in scores.items()]
     return [row | ({"interval": list(intervals[row["metric"]])} if row["metric"] in intervals else {}) for row in rows]
 
 

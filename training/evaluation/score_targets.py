@@ -49,8 +49,8 @@ class TargetPredictions:
 
     def rows(self) -> list[dict[str, Any]]:
         """{"metric", "value", "n"} of every score."""
-        found = target_scores(self.problem_type, self.logits, self.labels, self.names, self.thresholds)
-        return [{"metric": name, "value": value, "n": len(self.labels)} for name, value in found.items()]
+        scores = target_scores(self.problem_type, self.logits, self.labels, self.names, self.thresholds)
+        return [{"metric": name, "value": value, "n": len(self.labels)} for name, value in scores.items()]
 
 
 def refuse_options_of_classes(args: argparse.Namespace, problem_type: str) -> None:
@@ -80,18 +80,18 @@ def score_targets(
             f"{classifier.name} is {problem} for {', '.join(names[:5])}: choose others with --label_column"
         )
     classifier.model.to(accelerator.device)
-    kept, unreadable = [], []
-    for pixels, labels, own, unread in batches(classifier, dataset, context, tta):
+    outputs, unreadable = [], []
+    for pixels, labels, indices, unread in batches(classifier, dataset, context, tta):
         unreadable += unread
-        if len(own):
+        if len(indices):
             with context.precision():
                 logits = classifier.logits(pixels.flatten(0, 1)).unflatten(0, pixels.shape[:2])  # (B, V, K)
             if problem == MULTI_LABEL and pixels.shape[1] > 1:
                 logits = logits.sigmoid().mean(1).logit(eps=1e-7)
-            kept.append(
-                (logits if logits.ndim == 2 else logits.mean(1), labels.to(logits.device), own.to(logits.device))
+            outputs.append(
+                (logits if logits.ndim == 2 else logits.mean(1), labels.to(logits.device), indices.to(logits.device))
             )
-    logits, labels = gather_outputs(kept, accelerator, len(names), classes=False)
+    logits, labels = gather_outputs(outputs, accelerator, len(names), classes=False)
     unreadable = unreadable if accelerator.num_processes == 1 else gather_object(unreadable)
     if not len(labels):
         raise HFViTError(f"no image of '{dataset.name}' ({dataset.split}) can be read: {', '.join(unreadable[:3])}")
@@ -113,10 +113,10 @@ def write_per_label(path: Path, predictions: TargetPredictions) -> None:
     text = io.StringIO(newline="")
     lines = csv.writer(text)
     lines.writerow(["label", "n", "average_precision", "threshold", "precision", "recall", "f1"])
-    for place, (name, threshold) in enumerate(zip(predictions.names, thresholds)):
-        there, said = truth[:, place], scores[:, place] >= threshold
+    for index, (name, threshold) in enumerate(zip(predictions.names, thresholds)):
+        there, said = truth[:, index], scores[:, index] >= threshold
         hits, parts = int((there & said).sum()), (said.sum(), there.sum(), (said.sum() + there.sum()) / 2)
-        found = [f"{hits / part:.6f}" if part else "" for part in parts]
-        precision = f"{average_precision_score(there, scores[:, place]):.6f}" if there.any() else ""
-        lines.writerow([name, int(there.sum()), precision, f"{threshold:.6f}", *found])
+        fractions = [f"{hits / part:.6f}" if part else "" for part in parts]
+        precision = f"{average_precision_score(there, scores[:, index]):.6f}" if there.any() else ""
+        lines.writerow([name, int(there.sum()), precision, f"{threshold:.6f}", *fractions])
     atomic_write(path, text.getvalue().encode("utf-8", errors="backslashreplace"))

@@ -92,17 +92,17 @@ def run_suite(args: argparse.Namespace, context: EvalContext) -> dict[str, Any]:
         chosen = task_arguments(args, task, local.get(name))
         chosen.fingerprint = fingerprint = fingerprint_of(weights, task, chosen)
         file = folder / "tasks" / f"{name}.json"
-        found = kept_result(file, fingerprint)
-        if found is not None and name in local:
-            refuse_changed(found["data"], chosen, task, file)
-        if found is None:
-            found = {"fingerprint": fingerprint, **run_task(name, task, chosen, classifier, context)}
+        result = kept_result(file, fingerprint)
+        if result is not None and name in local:
+            refuse_changed(result["data"], chosen, task, file)
+        if result is None:
+            result = {"fingerprint": fingerprint, **run_task(name, task, chosen, classifier, context)}
             if main:
                 file.parent.mkdir(parents=True, exist_ok=True)
-                write_json(file, found)
-        facts["tasks"][name] = {key: value for key, value in found.items() if key != "fingerprint"}
+                write_json(file, result)
+        facts["tasks"][name] = {key: value for key, value in result.items() if key != "fingerprint"}
         if main:
-            print(f"  {name}: {task_in_words(found)}", flush=True)
+            print(f"  {name}: {task_in_words(result)}", flush=True)
         context.accelerator.wait_for_everyone()
     if not args.no_speed:
         facts["speed"] = measure_speed(classifier, context)
@@ -142,8 +142,8 @@ def kept_result(file: Path, fingerprint: str) -> dict[str, Any] | None:
     """The result of an earlier run of the same task with the same weights and settings, if it got one."""
     if not file.is_file():
         return None
-    found = json.loads(file.read_text(encoding="utf-8"))
-    return found if found.get("fingerprint") == fingerprint and found["status"] == "done" else None
+    result = json.loads(file.read_text(encoding="utf-8"))
+    return result if result.get("fingerprint") == fingerprint and result["status"] == "done" else None
 
 
 def read_copy(args: argparse.Namespace, task: dict[str, Any]) -> tuple[ImageDataset, dict[str, Any]]:
@@ -160,13 +160,13 @@ def read_copy(args: argparse.Namespace, task: dict[str, Any]) -> tuple[ImageData
     return test, {split: {"images": len(data), "fingerprint": data.fingerprint} for split, data in opened.items()}
 
 
-def refuse_changed(kept: dict[str, Any], args: argparse.Namespace, task: dict[str, Any], file: Path) -> None:
+def refuse_changed(result: dict[str, Any], args: argparse.Namespace, task: dict[str, Any], file: Path) -> None:
     """Raise HFViTError where a local copy is not what a kept result was measured on, and say what changed."""
     if not is_shard_pattern(args.dataset) and not Path(args.dataset).expanduser().exists():
         return  # measured and deleted
     now = read_copy(args, task)[1]
     for split, facts in now.items():
-        before = kept[split]
+        before = result[split]
         if facts != before:
             raise HFViTError(
                 f"'{args.dataset}' has changed since {file} was written: {split} had {before['images']:,} images, "
@@ -179,8 +179,8 @@ def task_arguments(args: argparse.Namespace, task: dict[str, Any], local: str | 
     """The options with the task's data set in them."""
     chosen = copy.copy(args)
     chosen.dataset, chosen.split, chosen.train_split = local or task["dataset"], task["split"], task["train_split"]
-    own = task.get("label_column", "")
-    chosen.label_column = args.label_column or (own if "//" in own or not local else "") or None
+    column = task.get("label_column", "")
+    chosen.label_column = args.label_column or (column if "//" in column or not local else "") or None
     chosen.label_subset, chosen.suite, chosen.data, chosen.output_dir = task.get("label_subset"), None, [], None
     chosen.where = args.output_dir
     if not task.get("real"):
@@ -198,13 +198,13 @@ def run_task(
         return {"status": "not available", "reason": str(error)}
     try:
         if task["method"] == "head":
-            found = {"method": "head", **score_head(task, args, classifier, test, context)}
+            result = {"method": "head", **score_head(task, args, classifier, test, context)}
         elif args.transfer == "probe":
-            found = {"method": "ridge probe", **linear_probe(args, classifier, test, context)}
+            result = {"method": "ridge probe", **linear_probe(args, classifier, test, context)}
         else:
             args.fingerprint = digest(args.fingerprint, data)  # another copy, another run
-            found = {"method": "fine-tuning", **fine_tune(name, task, args, context)}
-        return {"status": "done", **found, "data": data}
+            result = {"method": "fine-tuning", **fine_tune(name, task, args, context)}
+        return {"status": "done", **result, "data": data}
     except HFViTError as error:
         return {"status": "failed", "reason": str(error)}
 
@@ -261,22 +261,22 @@ def fine_tune(name: str, task: dict[str, Any], args: argparse.Namespace, context
         facts = run(arguments, "finetune", more_follow=True)
     if not facts:
         raise HFViTError("stopped by a signal: the same command goes on from here")
-    found = next(row for row in facts["results"] if row["metric"] == "accuracy")
+    accuracy = next(row for row in facts["results"] if row["metric"] == "accuracy")
     chosen, tried = {"learning_rate": arguments.train.learning_rate}, facts["training"].get("sweep", [])
     if tried:
         chosen = {**best(tried), "tried": tried}
-    return {"accuracy": found["value"], "n": found["n"], "seed": found["seed"], **chosen}
+    return {"accuracy": accuracy["value"], "n": accuracy["n"], "seed": accuracy["seed"], **chosen}
 
 
 def training_flags(folder: Path, task: dict[str, Any], args: argparse.Namespace, context: EvalContext) -> list[str]:
     """Flags of training.finetune for the protocol; `--finetune_set` comes last and wins."""
-    own = {}
+    flags = {}
     for pair in args.finetune_set:
         key, equals, value = pair.partition("=")
         if not equals:
             raise HFViTError(f"--finetune_set {pair}: give NAME=VALUE, such as image_size=224")
-        own[key] = value
-    rates, share = task["learning_rates"], context.batch_size * context.accelerator.num_processes
+        flags[key] = value
+    rates, step_images = task["learning_rates"], context.batch_size * context.accelerator.num_processes
     settings = {
         **FINE_TUNING,
         "model": args.model,
@@ -287,14 +287,14 @@ def training_flags(folder: Path, task: dict[str, Any], args: argparse.Namespace,
         "max_steps": task["steps"],
         "learning_rate": rates[0],
         "per_device_train_batch_size": context.batch_size,
-        "gradient_accumulation_steps": max(1, GLOBAL_BATCH // share),
+        "gradient_accumulation_steps": max(1, GLOBAL_BATCH // step_images),
         "dataloader_num_workers": context.workers,
         "bf16": context.bf16,
         "use_cpu": args.use_cpu,
     }
-    if len(rates) > 1 and "learning_rate" not in own:
+    if len(rates) > 1 and "learning_rate" not in flags:
         settings["sweep"] = f"learning_rate=[{','.join(map(str, rates))}]"
-    if "sweep" in settings | own:
+    if "sweep" in settings | flags:
         settings["dev_fraction"] = task["dev_fraction"]
     if folder.is_dir() and any(folder.iterdir()):
         settings["resume_from_checkpoint"] = True
@@ -302,20 +302,20 @@ def training_flags(folder: Path, task: dict[str, Any], args: argparse.Namespace,
         if getattr(args, key) is not None:
             settings[key] = getattr(args, key)
     settings["on_decode_error"] = args.on_decode_error
-    return [word for key, value in (settings | own).items() for word in (f"--{key}", str(value))]
+    return [word for key, value in (settings | flags).items() for word in (f"--{key}", str(value))]
 
 
 # -- our row beside the others ---------------------------------------------------------------------------------------
 
 
-def means(found: dict[str, dict[str, Any]], tasks: dict[str, dict[str, Any]]) -> dict[str, float]:
+def means(results: dict[str, dict[str, Any]], tasks: dict[str, dict[str, Any]]) -> dict[str, float]:
     """VTAB's means, of all 19 tasks and of each group; only where each task of it has a score."""
     groups = {"vtab_mean": [name for name in tasks if "vtab" in tasks[name]]}
     groups |= {f"vtab_{group}": [name for name in tasks if tasks[name].get("vtab") == group] for group in GROUPS}
     return {
-        group: statistics.fmean(found[name]["accuracy"] for name in names)
+        group: statistics.fmean(results[name]["accuracy"] for name in names)
         for group, names in groups.items()
-        if names and all(found[name]["status"] == "done" for name in names)
+        if names and all(results[name]["status"] == "done" for name in names)
     }
 
 
@@ -324,18 +324,18 @@ def published(content: dict[str, Any], facts: dict[str, Any], tasks: dict[str, A
     rows = []
     for entry in content["published"]:
         scores = {name: entry[name] / 100 for name in (*tasks, "vtab_mean") if name in entry}
-        found = {name: {"status": "done" if name in scores else "", "accuracy": scores.get(name)} for name in tasks}
+        results = {name: {"status": "done" if name in scores else "", "accuracy": scores.get(name)} for name in tasks}
         if scores.keys() & tasks.keys():
-            scores = means(found, tasks) | scores
+            scores = means(results, tasks) | scores
             rows.append({"model": entry["model"], "source": entry["source"], "scores": scores})
     return rows
 
 
-def task_in_words(found: dict[str, Any]) -> str:
+def task_in_words(result: dict[str, Any]) -> str:
     """A task's result on one line."""
-    if found["status"] != "done":
-        return f"{found['status']} ({found['reason']})"
-    return f"{found['accuracy']:.2%} (n = {found['n']:,}, {found['method']})"
+    if result["status"] != "done":
+        return f"{result['status']} ({result['reason']})"
+    return f"{result['accuracy']:.2%} (n = {result['n']:,}, {result['method']})"
 
 
 def cost_in_words(speed: dict[str, Any]) -> str:
@@ -352,8 +352,8 @@ def rows_of(facts: dict[str, Any], tasks: dict[str, Any], others: int | None = N
     rows = facts["published"][:others]
     table = [["", f"{facts['model']['name']} (ours)", *(row["model"] for row in rows)]]
     for name, task in tasks.items():
-        found = facts["tasks"][name]
-        ours = f"{found['accuracy']:.2%}" if found["status"] == "done" else found["status"]
+        result = facts["tasks"][name]
+        ours = f"{result['accuracy']:.2%}" if result["status"] == "done" else result["status"]
         title = f"VTAB {task['title']}" if "vtab" in task else task["title"]
         table.append([title, ours, *(cell(row, name) for row in rows)])
     if any("vtab" in task for task in tasks.values()):
@@ -369,7 +369,7 @@ def cell(row: dict[str, Any], name: str) -> str:
 
 def columns(table: list[list[str]]) -> str:
     """Aligned text."""
-    widths = [max(len(line[place]) for line in table) for place in range(len(table[0]))]
+    widths = [max(len(line[index]) for line in table) for index in range(len(table[0]))]
     return "\n".join("  ".join(f"{text:<{width}}" for text, width in zip(line, widths)).rstrip() for line in table)
 
 
@@ -378,8 +378,8 @@ def markdown(facts: dict[str, Any], tasks: dict[str, Any]) -> str:
     head, *body = rows_of(facts, tasks)
     lines = [f"# Suite {facts['suite']}", "", "| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     lines += ["| " + " | ".join(line) + " |" for line in body]
-    missing = [f"- {name}: {found['status']}. {found['reason']}" for name, found in facts["tasks"].items()
-               if found["status"] != "done"]  # fmt: skip
+    missing = [f"- {name}: {result['status']}. {result['reason']}" for name, result in facts["tasks"].items()
+               if result["status"] != "done"]  # fmt: skip
     lines += ["", "Without a score:", "", *missing] if missing else []
     lines += ["", "Sources:", "", *(f"- {row['model']}: {row['source']}" for row in facts["published"])]
     return "\n".join(lines) + "\n"

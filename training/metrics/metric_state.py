@@ -278,33 +278,33 @@ class Metrics:
         from .precision_recall_f1.precision_recall_f1 import macro_f1
 
         n, answers = self.images, self.counts["answers"]
-        found = {"accuracy": (self.counts["hits"] / answers, n)}
+        scores = {"accuracy": (self.counts["hits"] / answers, n)}
         if self.num_classes > TOP_K:
-            found["top5_accuracy"] = (self.counts["top5_hits"] / answers, n)
+            scores["top5_accuracy"] = (self.counts["top5_hits"] / answers, n)
         if self.references is not None:
             hits, predicted, support = self.hits, self.predicted, self.support
-            found["mean_per_class"] = (mean_recall(hits, support), n)
-            found["macro_f1"] = (float(macro_f1(hits, predicted, support)), n)
+            scores["mean_per_class"] = (mean_recall(hits, support), n)
+            scores["macro_f1"] = (float(macro_f1(hits, predicted, support)), n)
         if self.counts["real_images"]:
-            found["real_accuracy"] = (
+            scores["real_accuracy"] = (
                 self.counts["real_hits"] / self.counts["real_images"],
                 self.counts["real_images"],
             )
         if self.bins is not None:
-            found["nll"] = (self.sums["nll"] / answers, n)
-            found["ece"] = (ece_of_bins(self.bins[2], self.bins[1], answers), n)
-            found["brier"] = (self.sums["brier"] / answers, n)
-        return found
+            scores["nll"] = (self.sums["nll"] / answers, n)
+            scores["ece"] = (ece_of_bins(self.bins[2], self.bins[1], answers), n)
+            scores["brier"] = (self.sums["brier"] / answers, n)
+        return scores
 
     def intervals(self) -> dict[str, tuple[float, float]]:
         """95 % intervals: Wilson's of accuracies; up to MAX_BOOTSTRAP_IMAGES the bootstrap's of the classes' means."""
         from .accuracy.accuracy import wilson_interval
         from .precision_recall_f1.precision_recall_f1 import bootstrap_intervals
 
-        found = {
+        intervals = {
             name: wilson_interval(value * n, n) for name, (value, n) in self.scores().items() if "accuracy" in name
         }
         if self.references is not None and self.images <= MAX_BOOTSTRAP_IMAGES:
             both = bootstrap_intervals(self.references, self.predictions, self.pair_counts)
-            found |= dict(zip(("mean_per_class", "macro_f1"), both))
-        return found
+            intervals |= dict(zip(("mean_per_class", "macro_f1"), both))
+        return intervals

@@ -50,15 +50,15 @@ def multilabel_scores(
     from .multilabel.multilabel import mean_average_precision, multilabel_f1
 
     try:
-        found = {"mean_average_precision": mean_average_precision(scores, labels)}
+        result = {"mean_average_precision": mean_average_precision(scores, labels)}
     except ValueError as error:
         raise HFViTError(f"the evaluation images cannot be scored: {error}") from error
-    found |= dict(zip(("macro_f1", "micro_f1"), multilabel_f1(scores, labels)))
+    result |= dict(zip(("macro_f1", "micro_f1"), multilabel_f1(scores, labels)))
     if thresholds is not None:
         shifted = scores - np.asarray(thresholds)
         at = multilabel_f1(shifted, labels, threshold=0.0)
-        found |= dict(zip(("macro_f1_at_thresholds", "micro_f1_at_thresholds"), at))
-    return found
+        result |= dict(zip(("macro_f1_at_thresholds", "micro_f1_at_thresholds"), at))
+    return result
 
 
 def regression_scores(values: np.ndarray, labels: np.ndarray, names: Sequence[str]) -> dict[str, float]:
@@ -68,13 +68,13 @@ def regression_scores(values: np.ndarray, labels: np.ndarray, names: Sequence[st
     """
     from .regression.regression import regression
 
-    rows = [regression(values[:, place], labels[:, place]) for place in range(labels.shape[1])]
-    found = {}
+    rows = [regression(values[:, column], labels[:, column]) for column in range(labels.shape[1])]
+    result = {}
     for metric in ("mae", "rmse", "r2"):
         defined = [row[metric] for row in rows if math.isfinite(row[metric])]
         if defined:
-            found[metric] = float(np.mean(defined))
+            result[metric] = float(np.mean(defined))
     if len(rows) > 1:
         for name, row in zip(names, rows):
-            found |= {f"{metric}_{name}": row[metric] for metric in ("mae", "r2") if math.isfinite(row[metric])}
-    return found
+            result |= {f"{metric}_{name}": row[metric] for metric in ("mae", "r2") if math.isfinite(row[metric])}
+    return result

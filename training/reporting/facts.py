@@ -235,8 +235,8 @@ def image_flops(model: Any, args: TrainArguments, image_size: tuple[int, int]) -
         return counted_forward_flops(type(model), model.config, image_size) * (3 if whole else 1)
     frozen = not any(p.requires_grad for p in model.base_model.parameters())
     masked = args.loss == MASKED_PATCHES
-    found = train_flops(model.config, image_size, frozen, args.torch_compile, all_tokens=masked)
-    return found + 3 * color_flops(model.config, image_size) * masked
+    flops = train_flops(model.config, image_size, frozen, args.torch_compile, all_tokens=masked)
+    return flops + 3 * color_flops(model.config, image_size) * masked
 
 
 def compute_facts(run: RunRecord) -> dict[str, Any]:

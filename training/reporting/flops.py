@@ -118,10 +118,10 @@ def _parts(
     stem, root = stem_flops(config, size)
     projection = 2 * patches * config.patch_size_hw[0] * config.patch_size_hw[1] * config.stem_channels * dim
     first, rest = (projection, 0) if config.resnet_depths is None else (root, stem - root + projection)
-    kept = (
+    tokens_kept = (
         max(1, round(patches * (1 - config.patch_dropout_rate))) if training and config.patch_dropout_rate else patches
     )
-    tokens = kept + config.num_prefix_tokens
+    tokens = tokens_kept + config.num_prefix_tokens
     depth = config.num_hidden_layers
     one_token = config.pooling in ("token", "first") and config.head_input == "pooled"
     read = 1 if training and not all_tokens and one_token else tokens
@@ -134,7 +134,7 @@ def _parts(
     kept_before = depth - 1 - (config.drop_path_rate * (depth - 2) / 2 if drops else 0)
     rest += round(kept_before * layer + (1 - config.drop_path_rate * drops) * last)
     if config.pooling == "map":  # one query over the tokens that are pooled, then an MLP
-        pooled = tokens if config.map_over_prefix else kept
+        pooled = tokens if config.map_over_prefix else tokens_kept
         rest += 4 * pooled * dim * dim + 2 * (1 + config.map_query_proj) * dim * dim + 4 * pooled * dim
         rest += 4 * dim * (config.map_intermediate_size or mlp) * config.map_mlp
     if config.representation_size:

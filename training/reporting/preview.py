@@ -81,9 +81,11 @@ def preview_caption(label: torch.Tensor, names: list[str], letters: int) -> str:
     """A class's name, or the fractions of a mixture, the largest first, cut to fit."""
     if label.ndim == 0:
         return names[int(label)][:letters]
-    shares = sorted(((float(share), index) for index, share in enumerate(label) if share > 0), reverse=True)[:2]
-    if not shares:  # of several labels none
+    fractions = sorted(
+        ((float(fraction), index) for index, fraction in enumerate(label) if fraction > 0), reverse=True
+    )[:2]
+    if not fractions:  # of several labels none
         return "(no label)"[:letters]
-    each = max(3, letters // len(shares) - 4)
-    words = [names[index][:each] + (f" {share:.0%}" if share < 1 else "") for share, index in shares]
+    each = max(3, letters // len(fractions) - 4)
+    words = [names[index][:each] + (f" {fraction:.0%}" if fraction < 1 else "") for fraction, index in fractions]
     return " + ".join(words)[: letters + 2]

@@ -22,38 +22,38 @@ def variants(settings: dict[str, Any]) -> list[tuple[str, str, str, dict[str, An
     width = settings["model"]["hidden_size"]
     token = {"pooling": "token", "use_class_token": True}
     mean = {"pooling": "gap", "use_class_token": False}
-    found = [
+    variants = [
         (POSITIONS, name, "", {"position_embedding_type": kind}, {})
         for name, kind in {"none": "none", LEARNED: "learned", "2-D, sines and cosines": "sincos2d"}.items()
     ]
     for name, fields in {"class token": token, "mean of the tokens": mean}.items():
-        found += [(POOLING, name, which, fields, {"learning_rate": rates[which]}) for which in (LOW, HIGH)]
-    found.append((HEAD, "linear", "", {}, {}))
-    found.append((HEAD, "one hidden layer", "", {"representation_size": width}, {}))
-    found.append((OPTIMIZER, "Adam", "", {}, {"learning_rate": rate}))
-    found.append((OPTIMIZER, "SGD", "", {}, {"optim": "sgd", "learning_rate": settings["sgd_rate"]}))
-    return found
+        variants += [(POOLING, name, which, fields, {"learning_rate": rates[which]}) for which in (LOW, HIGH)]
+    variants.append((HEAD, "linear", "", {}, {}))
+    variants.append((HEAD, "one hidden layer", "", {"representation_size": width}, {}))
+    variants.append((OPTIMIZER, "Adam", "", {}, {"learning_rate": rate}))
+    variants.append((OPTIMIZER, "SGD", "", {}, {"optim": "sgd", "learning_rate": settings["sgd_rate"]}))
+    return variants
 
 
 def ablation_runs(settings: dict[str, Any]) -> list[StudyRun]:
     """Every variant from scratch, at equal steps; then masked patches on all images, labels on few."""
     common = settings["train"] | {"image_size": settings["image_size"], "dataset": settings["data"]["cifar10"]}
-    network, run, found = settings["model"], settings["run"], []
+    network, run, runs = settings["model"], settings["run"], []
     for number, (panel, series, x, fields, changed) in enumerate(variants(settings)):
         for seed in settings["seeds"]:
             options = common | {"max_steps": settings["steps"], "set": network | fields | run, "seed": seed} | changed
-            found.append(StudyRun(f"variant-{number}-{seed}", "pretrain", options, series, x, seed, panel))
+            runs.append(StudyRun(f"variant-{number}-{seed}", "pretrain", options, series, x, seed, panel))
     for seed in settings["seeds"]:
         options = common | {"max_steps": settings["masked_steps"], "set": network | run, "seed": seed}
-        found.append(StudyRun(f"masked-{seed}", "pretrain", options | {"loss": "masked_patches"}))
+        runs.append(StudyRun(f"masked-{seed}", "pretrain", options | {"loss": "masked_patches"}))
         few = common | {"max_steps": settings["finetune_steps"], "train_fraction": settings["few"], "seed": seed}
         starts = {
             "from scratch": {"set": network | run},
             "masked patches first": {"model": f"run:masked-{seed}", "set": run},
         }
         for number, (series, start) in enumerate(starts.items()):
-            found.append(StudyRun(f"few-{number}-{seed}", "finetune", few | start, series, "", seed, MASKED))
-    return found
+            runs.append(StudyRun(f"few-{number}-{seed}", "finetune", few | start, series, "", seed, MASKED))
+    return runs
 
 
 def positions_needed(scores: Scores, settings: dict[str, Any]) -> tuple[bool, str]:
@@ -72,10 +72,10 @@ def positions_alike(scores: Scores, settings: dict[str, Any]) -> tuple[bool, str
 
 
 def pooling_pattern(scores: Scores, settings: dict[str, Any]) -> tuple[bool, str]:
-    own = scores.difference_of(("mean of the tokens", LOW, POOLING), ("class token", HIGH, POOLING))
+    tuned = scores.difference_of(("mean of the tokens", LOW, POOLING), ("class token", HIGH, POOLING))
     wrong = scores.difference_of(("mean of the tokens", HIGH, POOLING), ("mean of the tokens", LOW, POOLING))
-    text = f"mean at the low rate over class token at the high: {own}; mean, high over low rate: {wrong}"
-    return own.tied(TIED) and wrong.below(), text
+    text = f"mean at the low rate over class token at the high: {tuned}; mean, high over low rate: {wrong}"
+    return tuned.tied(TIED) and wrong.below(), text
 
 
 def head_alike(scores: Scores, settings: dict[str, Any]) -> tuple[bool, str]:

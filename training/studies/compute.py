@@ -13,16 +13,16 @@ from .design import CIFAR10, RIVALS, Rule, Scores, Study, StudyRun, by_scale
 
 def networks_of_width(settings: dict[str, Any], width: float) -> dict[str, dict[str, Any]]:
     """Options of each family at a width, a multiple of the scale's."""
-    plain = dict(settings["model"])
+    base = dict(settings["model"])
     for name in ("hidden_size", "intermediate_size"):
-        plain[name] = round(plain[name] * width)
+        base[name] = round(base[name] * width)
     bit = settings["bit"] | {"embedding_size": round(settings["bit"]["embedding_size"] * width)}
     bit["hidden_sizes"] = [round(size * width) for size in bit["hidden_sizes"]]
-    mixed = plain | settings["hybrid"]
+    mixed = base | settings["hybrid"]
     halves = max(1, round(2 * mixed["resnet_width_factor"] * width))  # its GroupNorm wants multiples of 32 channels
     mixed["resnet_width_factor"] = halves / 2
     return {
-        VIT: {"set": plain | settings["run"]},
+        VIT: {"set": base | settings["run"]},
         RESNET: {"baseline": bit},
         HYBRID: {"set": mixed | settings["run"]},
     }

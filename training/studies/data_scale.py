@@ -25,13 +25,13 @@ def networks_from_scratch(settings: dict[str, Any]) -> dict[str, dict[str, Any]]
 def data_scale_runs(settings: dict[str, Any]) -> list[StudyRun]:
     """Pre-train on parts of every second class, each inside the next; probe and fine-tune on the other classes."""
     common = settings["train"] | {"image_size": settings["image_size"]}
-    found = [StudyRun(f"classes-{n}", "subset", {"dataset": settings["data"]["cifar10"], "first": n}) for n in (0, 1)]
+    runs = [StudyRun(f"classes-{n}", "subset", {"dataset": settings["data"]["cifar10"], "first": n}) for n in (0, 1)]
     for number, (series, network) in enumerate(networks_from_scratch(settings).items()):
         for fraction in settings["fractions"]:
             for seed in settings["seeds"]:
                 name = f"pretrained-{number}-{fraction:g}-{seed}"
                 options = common | {"dataset": "run:classes-0", "train_fraction": fraction, "seed": seed} | network
-                found.append(StudyRun(name, "pretrain", options | {"max_steps": settings["pretrain_steps"]}))
+                runs.append(StudyRun(name, "pretrain", options | {"max_steps": settings["pretrain_steps"]}))
                 options = {"model": f"run:{name}", "dataset": "run:classes-1"}
                 probe = options | {"shots": settings["shots"], "images": settings["probe_images"]}
                 probed = StudyRun(
@@ -44,14 +44,14 @@ def data_scale_runs(settings: dict[str, Any]) -> list[StudyRun]:
                     FEW,
                     "few_shot_accuracy",
                 )
-                found.append(probed)
+                runs.append(probed)
                 options |= common | {"max_steps": settings["finetune_steps"], "seed": seed}
                 options |= {"train_fraction": settings["finetune_fraction"]}
                 options |= {"baseline": settings["bit"]} if series == RESNET else {"set": settings["run"]}
-                found.append(
+                runs.append(
                     StudyRun(f"tuned-{number}-{fraction:g}-{seed}", "finetune", options, series, fraction, seed, TUNED)
                 )
-    return found
+    return runs
 
 
 def gap_closes(scores: Scores, settings: dict[str, Any]) -> tuple[bool, str]:

@@ -207,8 +207,8 @@ RIVALS = {
 
 def by_scale(*layers: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """A study's settings: those of every study, and what each layer adds or replaces at a scale."""
-    found = {scale: dict(common) for scale, common in EVERY.items()}
+    settings = {scale: dict(common) for scale, common in EVERY.items()}
     for layer in layers:
-        for scale, own in layer.items():
-            found[scale] |= own
-    return found
+        for scale, values in layer.items():
+            settings[scale] |= values
+    return settings

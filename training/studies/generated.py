@@ -18,14 +18,14 @@ def generated_runs(settings: dict[str, Any]) -> list[StudyRun]:
     network, run = settings["model"] | settings["run"], settings["run"]
     common = settings["train"] | {"image_size": settings["image_size"]}
     shape = {"set": settings["model"], "image_size": settings["image_size"]}
-    found, budgets, tuned = [], settings["budgets"], settings["finetune_steps"]
+    runs, budgets, tuned = [], settings["budgets"], settings["finetune_steps"]
     for seed in settings["seeds"]:
-        found.append(StudyRun(f"mimetic-{seed}", "start", shape | {"how": "mimetic", "seed": seed}))
-        found.append(StudyRun(f"dyck-{seed}", "start", shape | settings["dyck"] | {"how": "dyck", "seed": seed}))
+        runs.append(StudyRun(f"mimetic-{seed}", "start", shape | {"how": "mimetic", "seed": seed}))
+        runs.append(StudyRun(f"dyck-{seed}", "start", shape | settings["dyck"] | {"how": "dyck", "seed": seed}))
         for family, name in settings["families"].items():
             for budget in budgets:
                 options = common | {"dataset": name, "set": network, "max_steps": budget, "seed": seed, "flip": False}
-                found.append(StudyRun(f"{family}-{budget}-{seed}", "pretrain", options | {"crop": "squash"}))
+                runs.append(StudyRun(f"{family}-{budget}-{seed}", "pretrain", options | {"crop": "squash"}))
     for panel in settings["targets"]:
         if panel not in TARGETS:
             raise HFViTError(f"targets: {panel!r} is none of {', '.join(TARGETS)}")
@@ -42,8 +42,8 @@ def generated_runs(settings: dict[str, Any]) -> list[StudyRun]:
                 if "model" in start:
                     options |= {"model": f"run:{start['model']}-{seed}", "set": run}
                 name = f"{panel}-{number}-{seed}".replace(", ", "-").replace(" ", "-").replace("%", "")
-                found.append(StudyRun(name, "finetune", options, series, budget, seed, panel))
-    return found
+                runs.append(StudyRun(name, "finetune", options, series, budget, seed, panel))
+    return runs
 
 
 def gains_of_families(scores: Scores, settings: dict[str, Any], other: str, by_budget: bool) -> tuple[bool, str]:

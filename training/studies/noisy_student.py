@@ -15,16 +15,16 @@ def noisy_student_runs(settings: dict[str, Any]) -> list[StudyRun]:
     """Teacher on the labelled part; then in turn pseudo-labels for the rest, and a student on both."""
     data = settings["data"]["cifar10"]
     common, noise = settings["train"] | {"image_size": settings["image_size"]}, settings["noise"]
-    labelled, found = settings["labelled"], []
+    labelled, runs = settings["labelled"], []
     larger = {"set": settings["model"] | settings["student"] | settings["run"]}
-    plain, baseline = {"set": settings["model"] | settings["run"]}, settings["baseline"]
-    first = {"baseline": baseline} if baseline else plain
+    base, baseline = {"set": settings["model"] | settings["run"]}, settings["baseline"]
+    first = {"baseline": baseline} if baseline else base
     for seed in settings["seeds"]:
         options = common | {"dataset": data, "train_fraction": labelled, "seed": seed}
         steps = {"max_steps": settings["steps"]}
         teacher, found_of = f"teacher-{seed}", settings["teacher"]
         if found_of is None:
-            found.append(StudyRun(teacher, "pretrain", options | steps | first, TEACHER, 0, seed))
+            runs.append(StudyRun(teacher, "pretrain", options | steps | first, TEACHER, 0, seed))
         for turn in range(1, settings["turns"] + 1):
             labels = {
                 "dataset": data,
@@ -33,12 +33,12 @@ def noisy_student_runs(settings: dict[str, Any]) -> list[StudyRun]:
                 "confidence": settings["confidence"],
             }
             labels["model"] = found_of if turn == 1 and found_of is not None else f"run:{teacher}"
-            found.append(StudyRun(f"labels-{turn}-{seed}", "pseudo_labels", labels))
+            runs.append(StudyRun(f"labels-{turn}-{seed}", "pseudo_labels", labels))
             teacher = f"student-{turn}-{seed}"
-            own = common | noise | larger | {"dataset": f"run:labels-{turn}-{seed}", "seed": seed}
-            found.append(StudyRun(teacher, "pretrain", own | steps, STUDENT, turn, seed))
-        found.append(StudyRun(f"control-{seed}", "pretrain", options | noise | larger | steps, CONTROL, 0, seed))
-    return found
+            student = common | noise | larger | {"dataset": f"run:labels-{turn}-{seed}", "seed": seed}
+            runs.append(StudyRun(teacher, "pretrain", student | steps, STUDENT, turn, seed))
+        runs.append(StudyRun(f"control-{seed}", "pretrain", options | noise | larger | steps, CONTROL, 0, seed))
+    return runs
 
 
 def student_better(scores: Scores, settings: dict[str, Any]) -> tuple[bool, str]:

@@ -15,10 +15,10 @@ def pretraining_runs(settings: dict[str, Any]) -> list[StudyRun]:
     """Pre-train on every second class, fine-tune on the others, with all and with few of their labels."""
     network, run = settings["model"] | settings["run"], settings["run"]
     common = settings["train"] | {"image_size": settings["image_size"]}
-    found = [StudyRun(f"classes-{n}", "subset", {"dataset": settings["data"]["cifar10"], "first": n}) for n in (0, 1)]
+    runs = [StudyRun(f"classes-{n}", "subset", {"dataset": settings["data"]["cifar10"], "first": n}) for n in (0, 1)]
     for seed in settings["seeds"]:
         options = {"dataset": "run:classes-0", "set": network, "max_steps": settings["pretrain_steps"], "seed": seed}
-        found.append(StudyRun(f"pretrained-{seed}", "pretrain", common | options))
+        runs.append(StudyRun(f"pretrained-{seed}", "pretrain", common | options))
     for fraction in settings["fractions"]:
         for seed in settings["seeds"]:
             starts = {SCRATCH: {"set": network}, PRETRAINED: {"model": f"run:pretrained-{seed}", "set": run}}
@@ -26,25 +26,25 @@ def pretraining_runs(settings: dict[str, Any]) -> list[StudyRun]:
                 options = common | {"dataset": "run:classes-1", "train_fraction": fraction, "seed": seed, **start}
                 options["max_steps"] = settings["finetune_steps"]
                 name = f"finetuned-{fraction:g}-{seed}-{number}"
-                found.append(StudyRun(name, "finetune", options, series, fraction, seed))
-    return found
+                runs.append(StudyRun(name, "finetune", options, series, fraction, seed))
+    return runs
 
 
 def gains_of_pretraining(scores: Scores, settings: dict[str, Any]) -> tuple[dict[float, Difference], str]:
     """Of pre-training, by fraction; and in words."""
-    found = {x: scores.difference(PRETRAINED, SCRATCH, x) for x in sorted(settings["fractions"])}
-    return found, "; ".join(f"{x:.0%} of the labels: {gain}" for x, gain in found.items())
+    gains = {x: scores.difference(PRETRAINED, SCRATCH, x) for x in sorted(settings["fractions"])}
+    return gains, "; ".join(f"{x:.0%} of the labels: {gain}" for x, gain in gains.items())
 
 
 def helps(scores: Scores, settings: dict[str, Any]) -> tuple[bool, str]:
-    found, text = gains_of_pretraining(scores, settings)
-    return all(gain.above() for gain in found.values()), text
+    gains, text = gains_of_pretraining(scores, settings)
+    return all(gain.above() for gain in gains.values()), text
 
 
 def most_at_few(scores: Scores, settings: dict[str, Any]) -> tuple[bool, str]:
-    found, text = gains_of_pretraining(scores, settings)
-    few, middle = min(found), sorted(found)[len(found) // 2]
-    return found[few].mean == max(gain.mean for gain in found.values()) and found[middle].above(), text
+    gains, text = gains_of_pretraining(scores, settings)
+    few, middle = min(gains), sorted(gains)[len(gains) // 2]
+    return gains[few].mean == max(gain.mean for gain in gains.values()) and gains[middle].above(), text
 
 
 STUDY = Study(

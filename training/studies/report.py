@@ -28,9 +28,9 @@ ENOUGH = 3  # seeds for a verdict
 def read_scores(runs: list[StudyRun], folder: Path) -> list[Score]:
     """The scores of the finished runs; the cost of each is its own and, once each, that of those it starts from."""
     facts = {run.name: read_json(folder / run.name / FACTS_NAME) for run in runs}
-    costs = {name: exaflops_of(one) for name, one in facts.items()}
+    costs = {name: exaflops_of(record) for name, record in facts.items()}
     lineage: dict[str, set[str]] = {}
-    found = []
+    rows = []
     for run in runs:  # each comes after those it starts from
         texts = [value for value in run.options.values() if isinstance(value, str)]
         before = [lineage[text.removeprefix("run:")] for text in texts if text.startswith("run:")]
@@ -38,8 +38,8 @@ def read_scores(runs: list[StudyRun], folder: Path) -> list[Score]:
         if run.series is not None:
             row = next(row for row in facts[run.name]["results"] if row["metric"] == run.metric)
             cost = math.fsum(costs[name] for name in lineage[run.name])
-            found.append(Score(run.panel, run.series, run.x, run.seed, row["value"], row["n"], cost))
-    return found
+            rows.append(Score(run.panel, run.series, run.x, run.seed, row["value"], row["n"], cost))
+    return rows
 
 
 def exaflops_of(facts: dict[str, Any]) -> float:
@@ -66,7 +66,7 @@ def study_plan(study: Study, settings: dict[str, Any], runs: int) -> str:
         "Claims, and when each counts as shown, stated before the first run (differences are paired by seed):",
         "",
     ]
-    lines += [f"{place}. {rule.claim}: {rule.accept}." for place, rule in enumerate(study.rules, 1)]
+    lines += [f"{number}. {rule.claim}: {rule.accept}." for number, rule in enumerate(study.rules, 1)]
     lines += ["", *(f"{note}" for note in study.notes), ""] if study.notes else [""]
     lines += [f"{runs} runs; n = {len(seeds)} seeds ({', '.join(map(str, seeds))}); scores are of the test "
               "split, looked at once, after training.", ""]  # fmt: skip
@@ -80,7 +80,7 @@ def study_plan(study: Study, settings: dict[str, Any], runs: int) -> str:
 def results(study: Study, settings: dict[str, Any], scores: list[Score], runs: list[StudyRun], folder: Path) -> dict:
     """Everything measured, with its conditions and the verdicts."""
     facts = [read_json(folder / run.name / FACTS_NAME) for run in runs]
-    trained = [one for one in facts if "environment" in one]
+    trained = [record for record in facts if "environment" in record]
     judged = [(rule, *rule.judge(Scores(scores), settings)) for rule in study.rules]
     return {
         "study": study.name,
@@ -95,7 +95,7 @@ def results(study: Study, settings: dict[str, Any], scores: list[Score], runs: l
         ],
         "runs": len(runs),
         "environment": trained[-1]["environment"],
-        "commits": sorted({str(one["environment"]["commit"]) for one in trained}),
+        "commits": sorted({str(record["environment"]["commit"]) for record in trained}),
     }
 
 
@@ -124,44 +124,44 @@ def score_table(study: Study, scores: Scores) -> list[str]:
             for x in scores.places(panel):
                 rows = [row for row in scores.rows if (row.panel, row.series, row.x) == (panel, series, x)]
                 if rows:
-                    values, place = [row.value for row in rows], f"{x:g}" if isinstance(x, int | float) else x
+                    values, label = [row.value for row in rows], f"{x:g}" if isinstance(x, int | float) else x
                     cost = statistics.fmean(row.exaflops for row in rows)
                     mean, each = spread_of_seeds(values), ", ".join(f"{100 * v:.2f}" for v in values)
-                    lines.append(f"| {series} | {place} | {mean} | {each} | {rows[0].n:,} | {cost:.3g} |")
+                    lines.append(f"| {series} | {label} | {mean} | {each} | {rows[0].n:,} | {cost:.3g} |")
     return lines
 
 
-def scores_of(found: dict[str, Any]) -> Scores:
+def scores_of(results: dict[str, Any]) -> Scores:
     """The scores of a results.json."""
-    return Scores(Score(**{"panel": "", "x": "", **row}) for row in found["scores"])
+    return Scores(Score(**{"panel": "", "x": "", **row}) for row in results["scores"])
 
 
-def write_report(study: Study, found: dict[str, Any], folder: Path) -> str:
+def write_report(study: Study, results: dict[str, Any], folder: Path) -> str:
     """Report and figure of these results into a folder; the report is returned."""
-    text = report(study, found)
-    draw_figure(study, scores_of(found), folder / FIGURE_NAME)
+    text = report(study, results)
+    draw_figure(study, scores_of(results), folder / FIGURE_NAME)
     (folder / REPORT_NAME).write_text(text, encoding="utf-8")
     return text
 
 
-def report(study: Study, found: dict[str, Any]) -> str:
+def report(study: Study, results: dict[str, Any]) -> str:
     """Plan, verdict, table and conditions."""
-    lines = [study_plan(study, found["settings"], found["runs"]), "## Verdict", ""]
-    for verdict in found["verdicts"]:
-        shows = answer(verdict["shows"], len(found["settings"]["seeds"]))
+    lines = [study_plan(study, results["settings"], results["runs"]), "## Verdict", ""]
+    for verdict in results["verdicts"]:
+        shows = answer(verdict["shows"], len(results["settings"]["seeds"]))
         lines.append(f"- {verdict['claim']}: **{shows}**. {verdict['numbers']}.")
     lines += ["", "(± after a difference: standard error; below: standard deviation over seeds.)", "", "## Scores"]
-    machine = found["environment"]
+    machine = results["environment"]
     threads = f", {machine['threads']} thread{'s' * (machine['threads'] > 1)}" if "threads" in machine else ""
     lines += [
-        *score_table(study, scores_of(found)),
+        *score_table(study, scores_of(results)),
         "",
         "exaFLOPs are of training on images, with that of the models started from.",
         "",
     ]
     lines += [
         f"Measured on {machine['hardware']}{threads}, {machine['precision']}, torch {machine['torch']}, "
-        f"{machine['date'][:10]}, commit {', '.join(found['commits'])}.",
+        f"{machine['date'][:10]}, commit {', '.join(results['commits'])}.",
         "",
         f"![{study.question}]({FIGURE_NAME})",
         "",
@@ -194,9 +194,9 @@ def draw_figure(study: Study, scores: Scores, path: Path) -> None:
 
 def is_curve(scores: Scores, panel: str) -> bool:
     """Whether places are numbers, and some series has several."""
-    places = scores.places(panel)
-    several = (sum(bool(scores.at(series, x, panel)) for x in places) > 1 for series in scores.series(panel))
-    return all(isinstance(x, int | float) for x in places) and any(several)
+    positions = scores.places(panel)
+    several = (sum(bool(scores.at(series, x, panel)) for x in positions) > 1 for series in scores.series(panel))
+    return all(isinstance(x, int | float) for x in positions) and any(several)
 
 
 def draw_series(axis, study: Study, scores: Scores, panel: str, colors: dict[str, str]) -> dict[str, Any]:
@@ -220,8 +220,8 @@ def draw_series(axis, study: Study, scores: Scores, panel: str, colors: dict[str
     if study.log_x or study.x_is_compute:
         axis.set_xscale("log")
     if not study.x_is_compute:
-        places = scores.places(panel)
-        axis.set_xticks(places, [f"{x:g}" for x in places])
+        positions = scores.places(panel)
+        axis.set_xticks(positions, [f"{x:g}" for x in positions])
         axis.set_xticks([], minor=True)
     axis.set_xlabel("exaFLOPs of training" if study.x_is_compute else study.x_label)
     axis.set_ylabel("test accuracy (%)")

@@ -15,17 +15,17 @@ MARGIN = 0.005
 def resolution_runs(settings: dict[str, Any]) -> list[StudyRun]:
     """Train at one resolution; go on for the same steps at that one and at higher ones."""
     common, low = settings["train"] | {"dataset": settings["data"]["cifar10"]}, settings["image_size"]
-    found = []
+    runs = []
     for seed in settings["seeds"]:
         options = common | {"set": settings["model"] | settings["run"], "image_size": low, "seed": seed}
         options["max_steps"] = settings["pretrain_steps"]
-        found.append(StudyRun(f"before-{seed}", "pretrain", options, BEFORE, low, seed))
+        runs.append(StudyRun(f"before-{seed}", "pretrain", options, BEFORE, low, seed))
         for size in [low, *settings["higher"]]:
             options = common | {"model": f"run:before-{seed}", "set": settings["run"], "image_size": size}
             options |= {"max_steps": settings["finetune_steps"], "seed": seed}
             options["learning_rate"] = settings["finetune_rate"]
-            found.append(StudyRun(f"after-{size}-{seed}", "finetune", options, "further training", size, seed))
-    return found
+            runs.append(StudyRun(f"after-{size}-{seed}", "finetune", options, "further training", size, seed))
+    return runs
 
 
 def higher_helps(scores: Scores, settings: dict[str, Any]) -> tuple[bool, str]:

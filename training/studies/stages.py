@@ -64,13 +64,13 @@ def execute_run(study_run: StudyRun, folder: Path) -> dict[str, Any]:
 
 def words(options: dict[str, Any]) -> list[str]:
     """A stage's options as the command line of a training script."""
-    found: list[str] = []
+    words: list[str] = []
     for name, value in options.items():
         if isinstance(value, dict):
-            found += [f"--{name}", *(f"{key}={item}" for key, item in value.items())] if value else []
+            words += [f"--{name}", *(f"{key}={item}" for key, item in value.items())] if value else []
         elif value is not None:
-            found += [f"--{name}", *(str(item) for item in (value if isinstance(value, list | tuple) else [value]))]
-    return found
+            words += [f"--{name}", *(str(item) for item in (value if isinstance(value, list | tuple) else [value]))]
+    return words
 
 
 def train(stage: str) -> Callable[[Path, dict[str, Any]], dict[str, Any]]:
@@ -137,11 +137,11 @@ def subset(folder: Path, options: dict[str, Any]) -> dict[str, Any]:
         for split in ("train", "test"):
             whole = open_dataset(options["dataset"], split=split, label_names=names)
             names = whole.label_names
-            kept = list(range(options["first"], len(names), 2))
-            rows = np.flatnonzero(np.isin(whole.labels, kept))
-            places = {label: place for place, label in enumerate(kept)}
-            write_images(folder, split, whole, rows, [places[int(whole.labels[row])] for row in rows],
-                           [names[label] for label in kept])  # fmt: skip
+            classes = list(range(options["first"], len(names), 2))
+            rows = np.flatnonzero(np.isin(whole.labels, classes))
+            number_of = {label: number for number, label in enumerate(classes)}
+            write_images(folder, split, whole, rows, [number_of[int(whole.labels[row])] for row in rows],
+                           [names[label] for label in classes])  # fmt: skip
     return finish_run(folder, {"classes": "every second"})
 
 
@@ -154,8 +154,8 @@ def pseudo_labels(folder: Path, options: dict[str, Any]) -> dict[str, Any]:
     whole = open_dataset(options["dataset"], split="train")
     names = whole.label_names
     test = open_dataset(options["dataset"], split="test", label_names=names)
-    own = np.isin(whole.rows, take_fraction(whole, options["labelled"]).rows)
-    first, others = np.flatnonzero(own), np.flatnonzero(~own)
+    labelled = np.isin(whole.rows, take_fraction(whole, options["labelled"]).rows)
+    first, others = np.flatnonzero(labelled), np.flatnonzero(~labelled)
     if not len(others):
         raise HFViTError("pseudo-labels are for images outside the labelled part: lower `labelled` below 1")
     classifier, context = open_classifier(str(options["model"])), create_context(False, batch_size=250)
@@ -184,12 +184,12 @@ def surest(probabilities: np.ndarray, keep: int, confidence: float) -> tuple[np.
     """
     chosen, labels, each = [], [], max(1, keep // probabilities.shape[1])
     for label in range(probabilities.shape[1]):
-        own = np.flatnonzero((probabilities.argmax(1) == label) & (probabilities[:, label] >= confidence))
-        own = own[np.argsort(-probabilities[own, label], kind="stable")][:each]
-        if len(own):
-            own = np.resize(own, each)
-        chosen.append(own)
-        labels.append(np.full(len(own), label))
+        candidates = np.flatnonzero((probabilities.argmax(1) == label) & (probabilities[:, label] >= confidence))
+        candidates = candidates[np.argsort(-probabilities[candidates, label], kind="stable")][:each]
+        if len(candidates):
+            candidates = np.resize(candidates, each)
+        chosen.append(candidates)
+        labels.append(np.full(len(candidates), label))
     return np.concatenate(chosen), np.concatenate(labels)
 
 

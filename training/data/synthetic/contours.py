@@ -118,9 +118,9 @@ def outline(formula: Formula, size: int) -> tuple[np.ndarray, np.ndarray, np.nda
 
     All (2, v + 1), of one vertex in `stride`, with the first one repeated at the end.
     """
-    kept = np.append(np.arange(0, formula.vertices, formula.stride(size)), 0)
-    direction, scale = formula.direction.take(kept, axis=1), size / CANVAS
-    step = (formula.move[kept] + formula.noise) * scale * direction
+    vertices = np.append(np.arange(0, formula.vertices, formula.stride(size)), 0)
+    direction, scale = formula.direction.take(vertices, axis=1), size / CANVAS
+    step = (formula.move[vertices] + formula.noise) * scale * direction
     spread = 2 * formula.noise / 255 * scale * direction
     return direction, step.astype(np.float32), spread.astype(np.float32)
 

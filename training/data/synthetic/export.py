@@ -93,26 +93,31 @@ def write_dataset_files(shard: Shard, file_format: str) -> int:
     return shard.last - shard.first
 
 
-def planned_files(images: SyntheticImages, given: argparse.Namespace) -> list[Shard]:
+def planned_files(images: SyntheticImages, arguments: argparse.Namespace) -> list[Shard]:
     """All files of the set."""
     shards = []
-    for split in given.splits:
+    for split in arguments.splits:
         part = images.split(split)
-        starts = range(0, len(part), given.shard_size)
+        starts = range(0, len(part), arguments.shard_size)
         for number, first in enumerate(starts):
-            of = f"{number:05d}-of-{len(starts):05d}.parquet" if given.format == "parquet" else f"{number:06d}.tar"
-            last = min(len(part), first + given.shard_size)
-            shards.append(Shard(part, first, last, given.out / f"{split}-{of}"))
+            of = f"{number:05d}-of-{len(starts):05d}.parquet" if arguments.format == "parquet" else f"{number:06d}.tar"
+            last = min(len(part), first + arguments.shard_size)
+            shards.append(Shard(part, first, last, arguments.out / f"{split}-{of}"))
     return shards
 
 
-def prepare(folder: Path, images: SyntheticImages, given: argparse.Namespace) -> None:
+def prepare(folder: Path, images: SyntheticImages, arguments: argparse.Namespace) -> None:
     """Make the folder, or make sure that it holds a part of just this.
 
     Raises:
         HFViTError: it holds anything else.
     """
-    facts = {"set": images.describe(), "size": images.size, "format": given.format, "shard_size": given.shard_size}
+    facts = {
+        "set": images.describe(),
+        "size": images.size,
+        "format": arguments.format,
+        "shard_size": arguments.shard_size,
+    }
     text = json.dumps(facts, indent=2) + "\n"
     manifest = folder / MANIFEST
     if folder.is_file():
@@ -140,31 +145,31 @@ def parse_export(argv: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def export_images(given: argparse.Namespace) -> int:
+def export_images(arguments: argparse.Namespace) -> int:
     """Write what is not there yet; returns how many images that were."""
-    images = SyntheticImages.from_name(given.name, given.seed)
-    if given.shard_size < 1 or given.workers < 1:
+    images = SyntheticImages.from_name(arguments.name, arguments.seed)
+    if arguments.shard_size < 1 or arguments.workers < 1:
         raise HFViTError("--shard_size and --workers are at least 1")
-    prepare(given.out, images, given)
-    if given.format == "webdataset":
-        atomic_write(given.out / NAMES_FILE, json.dumps(images.label_names) + "\n")
-    shards = planned_files(images, given)
+    prepare(arguments.out, images, arguments)
+    if arguments.format == "webdataset":
+        atomic_write(arguments.out / NAMES_FILE, json.dumps(images.label_names) + "\n")
+    shards = planned_files(images, arguments)
     missing = [shard for shard in shards if not shard.path.exists()]
     total, todo = (sum(shard.last - shard.first for shard in some) for some in (shards, missing))
     with tqdm(total=total, initial=total - todo, unit="image", dynamic_ncols=True) as bar:
-        for count in written(missing, given):
+        for count in written(missing, arguments):
             bar.update(count)
-    print(f"{todo:,} images in {len(missing)} files written to {given.out}, {total - todo:,} were there")
+    print(f"{todo:,} images in {len(missing)} files written to {arguments.out}, {total - todo:,} were there")
     return todo
 
 
-def written(shards: list[Shard], given: argparse.Namespace) -> Iterator[int]:
+def written(shards: list[Shard], arguments: argparse.Namespace) -> Iterator[int]:
     """Images of each shard, as they are done."""
-    work = partial(write_dataset_files, file_format=given.format)
-    if given.workers == 1:
+    work = partial(write_dataset_files, file_format=arguments.format)
+    if arguments.workers == 1:
         yield from map(work, shards)
         return
-    with ProcessPoolExecutor(given.workers, get_context("spawn")) as pool:
+    with ProcessPoolExecutor(arguments.workers, get_context("spawn")) as pool:
         for done in as_completed([pool.submit(work, shard) for shard in shards]):
             yield done.result()
 

@@ -163,8 +163,8 @@ def several(family: Family, seed: int, label: int, instance: int, size: int, obj
         ink, _ = family.draw(seed, label, instance + number * OBJECT, side)
         canvas = np.zeros((size, size), dtype=ink.dtype) if canvas is None else canvas
         left, upper = int(x * (size - side + 1)), int(y * (size - side + 1))
-        place = canvas[upper : upper + side, left : left + side]
-        np.maximum(place, ink, out=place)
+        tile = canvas[upper : upper + side, left : left + side]
+        np.maximum(tile, ink, out=tile)
     return canvas, lambda: rng
 
 

@@ -157,10 +157,10 @@ def bilinear(field: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.nda
     columns -= left
     top *= side
     top += left
-    place = top.astype(np.intp)
+    index = top.astype(np.intp)
     flat = field.ravel().astype(np.float64)
     right, stay = columns, 1 - columns
-    upper, lower = (flat[start:].take(place) * stay + flat[start + 1 :].take(place) * right for start in (0, side))
+    upper, lower = (flat[start:].take(index) * stay + flat[start + 1 :].take(index) * right for start in (0, side))
     upper *= 1 - rows
     lower *= rows
     upper += lower

@@ -248,15 +248,15 @@ def parse_name(name: str, seed: int = DEFAULT_SEED) -> tuple[SyntheticImages, bo
     words = match[2].split(",") if match and match[2] else []
     numbers = [word for word in words if re.fullmatch(r"\d+", word)]
     options = [word.partition("=") for word in words[len(numbers) :]]
-    given = {key: option_of_name(name, key, value) for key, sign, value in options if sign}
-    if match is None or len(numbers) not in (0, 2, 3) or len(given) < len(options):
+    options_given = {key: option_of_name(name, key, value) for key, sign, value in options if sign}
+    if match is None or len(numbers) not in (0, 2, 3) or len(options_given) < len(options):
         raise HFViTError(f"'{name}' is not understood; write {FORM}, for example synthetic:glyphs@52,600")
     family = current_spelling(match[1])
     classes, instances, *size = map(int, numbers) if numbers else (None, DEFAULT_INSTANCES)
     if classes is None:
         classes = min(DEFAULT_CLASSES, sum(find_family(part).classes for part in family.split("+")))
     size = size or [DEFAULT_SIZE]
-    return SyntheticImages(family, classes, instances, size[0], seed, **given), len(numbers) == 3
+    return SyntheticImages(family, classes, instances, size[0], seed, **options_given), len(numbers) == 3
 
 
 def option_of_name(name: str, key: str, value: str) -> int | float:

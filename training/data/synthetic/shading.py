@@ -112,9 +112,9 @@ def cloudy(size: int, rng: np.random.Generator) -> np.ndarray:
     for octave in range(OCTAVES):
         cells = 2 << octave
         grid = rng.random((cells + 1, cells + 1), dtype=np.float32)
-        place = (np.arange(size, dtype=np.float32) + np.float32(0.5)) * np.float32(cells / size)
-        below = place.astype(np.intp)
-        above = place - below
+        positions = (np.arange(size, dtype=np.float32) + np.float32(0.5)) * np.float32(cells / size)
+        below = positions.astype(np.intp)
+        above = positions - below
         rows = grid[below] * (1 - above)[:, None] + grid[below + 1] * above[:, None]
         values = rows.take(below, axis=1)
         values *= 1 - above

@@ -47,10 +47,10 @@ def blocks(logits: np.ndarray, references: np.ndarray, chosen: np.ndarray):
 def mean_nll(logits: np.ndarray, references: np.ndarray, temperature: float, chosen: np.ndarray) -> float:
     """Negative log-likelihood of softmax(logits / temperature), the mean of the chosen rows."""
     total = 0.0
-    for rows, own, _ in blocks(logits, references, chosen):
+    for rows, answers, _ in blocks(logits, references, chosen):
         rows *= 1 / temperature
         np.exp(rows, out=rows)
-        total += float(np.log(rows.sum(1)).sum(dtype=np.float64) - own.sum(dtype=np.float64) / temperature)
+        total += float(np.log(rows.sum(1)).sum(dtype=np.float64) - answers.sum(dtype=np.float64) / temperature)
     return total / len(chosen)
 
 
@@ -88,16 +88,16 @@ def scores(logits: np.ndarray, references: np.ndarray, temperature: np.ndarray, 
     """ECE, NLL and Brier score of softmax(logits / temperature) with a temperature for each image (N,)."""
     count, nll, brier = len(logits), 0.0, 0.0
     confidence, right = np.empty(count), np.empty(count, dtype=bool)
-    for rows, own, where in blocks(logits, references, np.arange(count)):
+    for rows, answers, where in blocks(logits, references, np.arange(count)):
         right[where] = rows.argmax(1) == references[where]
-        own = own / temperature[where]
+        answers = answers / temperature[where]
         rows /= temperature[where, None].astype(rows.dtype)
         np.exp(rows, out=rows)
         whole = rows.sum(1).astype(np.float64)
         confidence[where] = 1 / whole
-        nll += float((np.log(whole) - own).sum())
+        nll += float((np.log(whole) - answers).sum())
         squares = np.einsum("nk,nk->n", rows, rows) / whole**2
-        brier += float((squares - 2 * np.exp(own) / whole + 1).sum())
+        brier += float((squares - 2 * np.exp(answers) / whole + 1).sum())
     return {"ece": expected_calibration_error(confidence, right, bins), "nll": nll / count, "brier": brier / count}
 
 
@@ -119,9 +119,9 @@ def calibration(logits: np.ndarray, references: np.ndarray, bins: int = 15) -> d
     if not_finite := int(sum(not np.isfinite(row).all() for row in logits)):
         raise ValueError(f"{not_finite} rows of logits are not finite")
     each, temperature = temperatures(logits, references)
-    plain = scores(logits, references, np.ones(len(logits)), bins)
+    unscaled = scores(logits, references, np.ones(len(logits)), bins)
     after = scores(logits, references, each, bins)
-    return {**plain, **{f"{name}_after_temperature": after[name] for name in after}, "temperature": temperature}
+    return {**unscaled, **{f"{name}_after_temperature": after[name] for name in after}, "temperature": temperature}
 
 
 class Calibration(evaluate.Metric):

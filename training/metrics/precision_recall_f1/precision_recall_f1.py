@@ -60,14 +60,14 @@ def bootstrap_intervals(references: np.ndarray, predictions: np.ndarray, counts:
         summed[:, there] = np.add.reduceat(drawn[:, order], first, axis=1)
         return summed
 
-    rng, total, found = np.random.default_rng(seed), int(counts.sum()), []
+    rng, total, samples = np.random.default_rng(seed), int(counts.sum()), []
     for _ in range(0, RESAMPLES, BLOCK):
         drawn = rng.multinomial(total, counts / total, size=BLOCK)  # (BLOCK, U)
         support, predicted = by_class(drawn, 0), by_class(drawn, 1)
         hits = by_class(drawn * (sides[0] == sides[1]), 0)
         recall = (hits / np.maximum(support, 1)).sum(-1) / (support > 0).sum(-1)
-        found.append(np.stack([recall, macro_f1(hits, predicted, support)]))
-    low, high = np.percentile(np.concatenate(found, axis=1), [2.5, 97.5], axis=1)  # (2,) each
+        samples.append(np.stack([recall, macro_f1(hits, predicted, support)]))
+    low, high = np.percentile(np.concatenate(samples, axis=1), [2.5, 97.5], axis=1)  # (2,) each
     return (float(low[0]), float(high[0])), (float(low[1]), float(high[1]))
 
 

@@ -29,9 +29,9 @@ def topk_accuracy(scores: np.ndarray, references: np.ndarray, k: int = 5) -> flo
         raise ValueError(f"k = {k} is outside 1..{classes}, the number of classes")
     if not np.isfinite(scores).all():
         raise ValueError(f"{int((~np.isfinite(scores)).any(1).sum())} rows of scores are not finite")
-    own = scores[np.arange(len(references)), references][:, None]
+    answers = scores[np.arange(len(references)), references][:, None]
     earlier = np.arange(classes) < references[:, None]
-    rank = ((scores > own) | ((scores == own) & earlier)).sum(1)
+    rank = ((scores > answers) | ((scores == answers) & earlier)).sum(1)
     return float(np.mean(rank < k))
 
 

@@ -36,13 +36,13 @@ def dyck_strings(count: int, length: int, kinds: int, rng: torch.Generator) -> t
     strings = torch.empty(count, length, dtype=torch.int64)
     for row in range(count):
         open_now: list[int] = []
-        for place in range(length):
-            must_close = len(open_now) == length - place
-            if open_now and (must_close or coins[row, place] >= OPENS):
-                strings[row, place] = kinds + open_now.pop()
+        for position in range(length):
+            must_close = len(open_now) == length - position
+            if open_now and (must_close or coins[row, position] >= OPENS):
+                strings[row, position] = kinds + open_now.pop()
             else:
-                open_now.append(int(drawn[row, place]))
-                strings[row, place] = open_now[-1]
+                open_now.append(int(drawn[row, position]))
+                strings[row, position] = open_now[-1]
     return strings
 
 
@@ -59,7 +59,7 @@ def warm_up(model: HFViTForImageClassification, seed: int, steps: int, batch: in
     dim, rows_columns = model.config.hidden_size, model.config.grid_size
     length = rows_columns[0] * rows_columns[1] // 2 * 2
     symbols = torch.randn(2 * kinds + 1, dim, generator=rng)  # the last one is the mask
-    places = torch.randn(length, dim, generator=rng)
+    positions = torch.randn(length, dim, generator=rng)
     readout = torch.nn.Linear(dim, 2 * kinds)
     torch.nn.init.normal_(readout.weight, std=dim**-0.5, generator=rng)
     torch.nn.init.zeros_(readout.bias)
@@ -80,7 +80,7 @@ def warm_up(model: HFViTForImageClassification, seed: int, steps: int, batch: in
         strings = dyck_strings(batch, length, kinds, rng)
         hidden = (strings >= kinds) & (torch.rand(batch, length, generator=rng) < MASKED)
         hidden[:, -1] = True  # always a closing bracket: no string without a question
-        x = symbols[strings.masked_fill(hidden, 2 * kinds)] + places  # (B, N, D)
+        x = symbols[strings.masked_fill(hidden, 2 * kinds)] + positions  # (B, N, D)
         for layer in model.vit.layers:
             x = layer(x)
         logits = readout(model.vit.layernorm(x)[hidden])  # (masked, 2 k)
