@@ -21,14 +21,16 @@ from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoModelForImageClassification, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES
-from transformers.utils import cached_file, logging
+from transformers.utils import cached_file, is_timm_available, logging
 
+from .checkpoints.formats.timm import entry_point_of, is_plain
 from .checkpoints.license import License, read_license
 from .checkpoints.load import FORMATS_READ
 from .errors import HFViTError
 from .image_processing import FILES, GOOGLE, ImageProcessing, input_size, read_settings
 
 
+WRAPPER = "TimmWrapperForImageClassification"
 OURS = {"hf_vit", *(model_type for reader in FORMATS_READ for model_type in reader.MODEL_TYPES)}
 # What transformers raises for a folder that is damaged, incomplete or of another version.
 LOADING_ERRORS = (
@@ -72,11 +74,13 @@ def other_classifier_class(name: str) -> str | None:
     if Path(name).is_file():
         return None
     try:
-        path = _file_of(name, "config.json")
-        model_type = None if path is None else read_settings(path).get("model_type")
+        stored = _config_json(name)
     except HFViTError:  # not JSON, no such model, no network: whoever reads the checkpoint says which
         return None
-    if model_type is None or model_type in OURS:
+    architecture, model_type = entry_point_of(stored), stored.get("model_type")
+    if architecture is not None and not is_plain(architecture):
+        model_type = "timm_wrapper"
+    elif model_type is None or model_type in OURS:
         return None
     names: Any = MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES.get(model_type)
     return names[0] if isinstance(names, tuple) else names
@@ -101,6 +105,11 @@ def load_other_classifier(
         HFViTError: it cannot be loaded, lacks weights, prepares images in a way that hf_vit does not know, or does
             not read images of that size.
     """
+    if (architecture := entry_point_of(_config_json(name))) is not None and not is_timm_available():
+        raise HFViTError(
+            f"{name}: this is timm's {architecture}, not a plain ViT; its class in transformers, {WRAPPER}, "
+            "needs timm (pip install timm)"
+        )
     notes = []
     processing = _image_processing(name)
     if processing is None:
@@ -206,6 +215,8 @@ def _with_new_head(model: PreTrainedModel, head: list[str], labels: Mapping[int,
     config = copy.deepcopy(model.config)
     config.id2label, config.label2id = dict(labels), {name: number for number, name in labels.items()}
     config.num_labels = len(labels)
+    if hasattr(config, "label_names"):  # where the wrapper of timm keeps them
+        config.label_names = list(labels.values())
     weights = {name: value for name, value in model.state_dict().items() if name not in head}
     return type(model).from_pretrained(None, config=config, state_dict=weights, dtype=torch.float32)
 
@@ -233,6 +244,11 @@ def _image_processing(name: str) -> ImageProcessing | None:
     """As the files of a folder or Hub model say it."""
     files = {file: path for file in FILES if (path := _file_of(name, file)) is not None}
     return ImageProcessing.from_files({file: read_settings(path) for file, path in files.items()}, name)
+
+
+def _config_json(name: str) -> dict[str, Any]:
+    path = _file_of(name, "config.json")
+    return {} if path is None else read_settings(path)
 
 
 def _file_of(name: str, file: str) -> Path | None:

@@ -12,7 +12,7 @@ from .tensor_file import TensorFile
 WRAPPERS = (
     *("module", "_orig_mod", "_fsdp_wrapped_module", "_forward_module", "_checkpoint_wrapped_module"),
     *("model", "backbone", "encoder", "network", "net", "student", "teacher", "target_encoder", "ema", "ema_model"),
-    *("base_model", "feature_extractor", "trunk", "classifier_model", "averaged_model", "0"),
+    *("base_model", "feature_extractor", "trunk", "classifier_model", "averaged_model", "timm_model", "0"),
 )
 # The tensor that every ViT of a library has exactly once; what stands before it is the prefix.
 ANCHORS = (

@@ -13,6 +13,7 @@ Tests: tests/hf_vit/checkpoints/test_checkpoints_timm.py.
 import json
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -38,7 +39,7 @@ from .transformers import TWO_TOKENS, two_heads
 from .transformers_folder import not_specified
 
 
-MODEL_TYPES: tuple[str, ...] = ()
+MODEL_TYPES: tuple[str, ...] = ("timm_wrapper",)  # transformers' wrapper: timm's names and timm's config.json
 NUMERICS = {"hidden_act": "gelu", "layer_norm_eps": 1e-6, "position_interpolation": "bicubic_antialias"}
 HYBRID_NUMERICS = {
     "group_norm_eps": 1e-5,
@@ -79,9 +80,13 @@ PE = r"vit_pe_"
 NAVER = r"vit_\w+_rope_(ape_)?\d+$"  # axial, with base 100 and columns first
 EPS_1E5 = r"vit_\w+_clip_|vit_pe_|aimv2_|beit3_|" + DINOV3
 NO_FINAL_NORM = r"vit_intern300m|vit_pe_(spatial|lang)"
+MEAN = r"vit_\w+_dinov3|vit_pe_(spatial|lang)"  # pooled by the mean without a norm after it, unless config.json says
 RADIO = r"vit_\w+_radio"
 POST_NORM = r"eva02_enormous_|vit_\w+_rpn_"
 
+# Entry points that this file reads; the rest of timm has other networks.
+PLAIN = r"(?!vit_\w+_mci_)(vit|deit3?|eva|eva02|beit|beitv2|beit3|flexivit|aimv2)_|test_vit"
+NOT_PLAIN = rf"{POST_NORM}|{RADIO}|vit_s?relpos_|vit_\w+_rope_mixed|vit_\w+_(parallel|dpar)"
 # A name that only another architecture has, and what it is.
 UNSUPPORTED = (
     (r"patch_embed\.backbone\.(conv1\.0|layer1|body)\.", "a ResNet-D stem"),
@@ -215,6 +220,18 @@ def _hybrid_mappings(config: HFViTConfig) -> list[KeyMapping]:
 # -- reading ----------------------------------------------------------------------------------------------------------
 
 
+def entry_point_of(stored: Mapping[str, Any]) -> str | None:
+    """timm's entry point that a config.json names, timm's own or that of transformers' wrapper."""
+    ours = stored.get("model_type") == "timm_wrapper" or ("model_type" not in stored and "pretrained_cfg" in stored)
+    name = stored.get("architecture")
+    return name if ours and isinstance(name, str) else None
+
+
+def is_plain(architecture: str) -> bool:
+    """Whether an entry point of timm is a plain ViT."""
+    return bool(re.match(PLAIN, architecture)) and not re.match(NOT_PLAIN, architecture)
+
+
 def matches(file: TensorFile) -> bool:
     """Whether the names are those of a timm vision transformer."""
     return "patch_embed.proj.weight" in file and any(name.startswith("blocks.0.") for name in file)
@@ -253,7 +270,7 @@ def read(file: TensorFile, requested: dict[str, Any], sidecars: dict[str, dict])
         fields |= _size_without_table(file, fields, requested, hub)
     unused = {key for key in file if re.match(UNUSED, key)}
     labels, head = _head(file, style, requested)
-    names = (hub.get("pretrained_cfg") or {}).get("label_names") or hub.get("label_names")
+    names = hub.get("label_names") or (hub.get("pretrained_cfg") or {}).get("label_names")
     if isinstance(names, list) and len(names) == labels:
         fields["id2label"] = dict(enumerate(map(str, names)))
     processing = _image_processing(unused, fields)
@@ -421,7 +438,7 @@ def _pooling(file: TensorFile, fields: dict[str, Any], name: str, hub: dict[str,
             return {"pooling": "map", "map_over_prefix": False}
         return {"pooling": "map", "map_over_prefix": True} | ({"map_num_heads": 8} if is_pe else {})
     stated = (hub.get("model_args") or {}).get("global_pool") or hub.get("global_pool")
-    mean = stated == "avg" or (stated is None and fields["final_norm"] == "pooled")
+    mean = stated == "avg" or (stated is None and (fields["final_norm"] == "pooled" or bool(re.match(MEAN, name))))
     return {"pooling": "gap" if mean or not fields["use_class_token"] else "token"}
 
 

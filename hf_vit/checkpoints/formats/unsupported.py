@@ -9,6 +9,7 @@ import re
 
 from ...errors import HFViTError
 from ..tensor_file import TensorFile
+from . import timm
 
 
 # model_type: (its name, what it is)
@@ -75,6 +76,15 @@ MODEL_TYPES = {
     "vision-encoder-decoder": ("an encoder-decoder", "with a language model"),
     "mlp_mixer": ("MLP-Mixer", "without attention"),
 }
+# Entry points of timm, and what they are.
+TIMM = (
+    (
+        r".*(swin|pvt|hiera|mvit|levit|cvt|twins|davit|nest_|focal|poolformer|maxvit|coatnet|gcvit)",
+        "hierarchical",
+    ),
+    (r"samvit_", "windowed attention"),
+    (r".*(net|vgg|darknet|inception|xception|conv)", "a convolutional network"),
+)
 # Names of tensors, and what they are of.
 NAMES = (
     (r"(.*\.)?layers\.\d+\.blocks\.\d+\.(attn|attention)\.|swin(v2)?\.", "Swin (hierarchical)"),
@@ -105,6 +115,10 @@ def refuse(file: TensorFile, sidecars: dict[str, dict]) -> None:
     if isinstance(model_type, str) and model_type in MODEL_TYPES:
         name, kind = MODEL_TYPES[model_type]
         raise HFViTError(f"{file.path}: this is {name} ({kind}), not a plain ViT")
+    architecture = timm.entry_point_of(stored)
+    if architecture is not None and not re.match(timm.PLAIN, architecture):
+        kind = next((f" ({kind})" for pattern, kind in TIMM if re.match(pattern, architecture)), "")
+        raise HFViTError(f"{file.path}: this is timm's {architecture}{kind}, not a plain ViT")
     for name, size in file.shapes.items():
         if len(size) == 5 and re.search(r"patch|conv1|proj", name):
             raise HFViTError(

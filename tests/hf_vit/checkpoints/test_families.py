@@ -294,6 +294,56 @@ def test_open_clip_around_a_model_of_timm(tmp_path):
     assert found.image_processing.resize_to == (32, 32) and any("text.token_embedding" in note for note in found.notes)
 
 
+@pytest.mark.parametrize("prefix", ["", "timm_model."])
+@pytest.mark.parametrize("name", ["timm_beit", "timm_dinov3_qkvb", "timm_pe_core"])
+def test_transformers_wrapper_of_a_plain_model_of_timm(tmp_path, name, prefix):
+    """It saves timm's names, some releases with its own prefix; timm is not needed."""
+    source = loaded(name).model
+    tensors = {prefix + key: value for key, value in load_file(FOLDER / name / "model.safetensors").items()}
+    save_file(tensors, tmp_path / "model.safetensors")
+    stored = json.loads((FOLDER / name / "config.json").read_text())
+    labels = [f"class {number}" for number in range(source.config.num_labels)]
+    stored |= {
+        "model_type": "timm_wrapper",
+        "architectures": ["TimmWrapperForImageClassification"],
+        "do_pooling": True,
+    }
+    if labels:
+        stored["label_names"] = labels
+    (tmp_path / "config.json").write_text(json.dumps(stored))
+    back = load_checkpoint(tmp_path)
+    assert list(back.config.id2label.values()) == labels
+    back.config.id2label, back.config.label2id = source.config.id2label, source.config.label2id
+    same(back, source)
+
+
+def test_a_wrapper_that_says_the_architecture_alone_pools_as_timm_does(tmp_path):
+    (tmp_path / "model.safetensors").write_bytes((FOLDER / "timm_dinov3_qkvb" / "model.safetensors").read_bytes())
+    stored = json.loads((FOLDER / "timm_dinov3_qkvb" / "config.json").read_text())
+    stored = {name: stored[name] for name in ("architecture", "model_args")} | {"model_type": "timm_wrapper"}
+    stored["model_args"].pop("global_pool", None)
+    (tmp_path / "config.json").write_text(json.dumps(stored))
+    assert load_checkpoint(tmp_path).config.pooling == "gap"
+
+
+@pytest.mark.parametrize(
+    ("architecture", "what"),
+    [
+        ("resnet50", r"this is timm's resnet50 \(a convolutional network\), not a plain ViT"),
+        ("swin_tiny_patch4_window7_224", r"this is timm's swin_tiny\S+ \(hierarchical\), not a plain ViT"),
+        ("vit_base_mci_224", r"this is timm's vit_base_mci_224, not a plain ViT"),
+        ("mixer_b16_224", r"this is timm's mixer_b16_224, not a plain ViT"),
+    ],
+)
+@pytest.mark.parametrize("model_type", ["timm_wrapper", None])
+def test_other_models_of_timm_are_refused_by_their_own_name(tmp_path, architecture, what, model_type):
+    stored = {"architecture": architecture, "pretrained_cfg": {}} | ({"model_type": model_type} if model_type else {})
+    (tmp_path / "config.json").write_text(json.dumps(stored))
+    save_file({"conv1.weight": torch.ones(2, 2)}, tmp_path / "model.safetensors")
+    with pytest.raises(HFViTError, match=what):
+        load_checkpoint(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("model_type", "what"),
     [
