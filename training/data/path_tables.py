@@ -25,6 +25,7 @@ from .sources import Columns, Reader, classes_in_turn
 from .targets import read_targets
 
 
+SHOWN = 200  # characters of a path that a message shows
 NUMBER = re.compile(r"(0|[1-9]\d{0,14})(\.\d+)?", re.ASCII)
 FILE_KEY = "path of the image"  # column of what metadata files list, which no label is called
 
@@ -165,7 +166,7 @@ def missing_files(name: str, values: Sequence[str], root: Path, notes: list[str]
     if missing and len(missing) == len(values):
         raise HFViTError(
             f"none of the {len(paths):,} images that '{name}' lists is there; paths count from "
-            f"'{root}', the first is '{printable(paths[0])}': give the folder with --image_root"
+            f"'{root}', the first is '{printable(paths[0])[:SHOWN]}': give the folder with --image_root"
         )
     if missing:
         said = listed([printable(path) for path in missing])

@@ -17,7 +17,7 @@ import os
 import re
 import tarfile
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from multiprocessing import get_all_start_methods, get_context
@@ -46,7 +46,7 @@ from .tar_headers import DamagedTar, Fetch, TarHeaders, UnusualTar
 
 
 SIDECAR = "shards.index"  # beside the shards
-VERSION = 3  # of the file: another one where labels are read in another way
+VERSION = 4  # of the file: another one where labels are read in another way
 IMAGE_KINDS = frozenset(suffix[1:] for suffix in SUFFIXES)
 LABEL_FIELDS = ("label", "cls", "class", "class_id", "class_name")  # of a .json member
 NAME_FIELDS = ("class_name", "label_name")  # what the number beside it is called
@@ -439,9 +439,9 @@ def scan_members(shard: TarShard, members: Iterator[Member], read: Callable[[int
     codes: list[int] = []
     values: dict[Label, int] = {}
     problems: list[str] = []
-    for key, group in itertools.groupby(members, key=record_of):
+    for key, record in records_in(members):
         try:
-            offset, length, label = scan_record(f"record '{key}' of the shard '{shard.url}'", group, read)
+            offset, length, label = scan_record(f"record '{key}' of the shard '{shard.url}'", record, read)
         except HFViTError as error:
             problems.append(str(error))
             continue
@@ -451,6 +451,23 @@ def scan_members(shard: TarShard, members: Iterator[Member], read: Callable[[int
     facts = ShardFacts("", shard.size, shard.version, len(codes), len(problems), problems[:EXAMPLES])
     columns = [np.array(column, dtype=np.int64) for column in (offsets, lengths, codes)]
     return ShardRecords(facts, *columns, list(values))
+
+
+def records_in(members: Iterator[Member]) -> Iterator[tuple[str, list[Member]]]:
+    """Each record's name and members; where one comes a second time, the next record of that name begins."""
+    for key, group in itertools.groupby(members, key=record_of):
+        record: list[Member] = []
+        for member in group:
+            if kind_of(member[0]) in map(kind_of, (name for name, _, _ in record)):
+                yield key, record
+                record = []
+            record.append(member)
+        yield key, record
+
+
+def kind_of(name: str) -> str:
+    """What follows the first dot of a member's name, in small letters."""
+    return name.rpartition("/")[2].partition(".")[2].lower()
 
 
 def visible(members: Iterator[Member]) -> Iterator[Member]:
@@ -464,7 +481,7 @@ def record_of(member: Member) -> str:
     return folder + slash + base.partition(".")[0]
 
 
-def scan_record(where: str, members: Iterator[Member], read: Callable[[int, int], bytes]) -> tuple[int, int, Label]:
+def scan_record(where: str, members: Iterable[Member], read: Callable[[int, int], bytes]) -> tuple[int, int, Label]:
     """The place and length of a record's image, and its label.
 
     Raises:
@@ -472,7 +489,7 @@ def scan_record(where: str, members: Iterator[Member], read: Callable[[int, int]
     """
     member, label = None, None
     for name, offset, length in members:
-        kind = name.rpartition("/")[2].partition(".")[2].lower()
+        kind = kind_of(name)
         if kind in IMAGE_KINDS and member is None:
             member = (offset, length)
         elif kind in ("cls", "json"):
@@ -494,7 +511,7 @@ def read_label(content: bytes, kind: str, where: str) -> Label | None:
         HFViTError: what is no text, no JSON or no object.
     """
     try:
-        text = content.decode("utf-8").strip()
+        text = content.decode("utf-8-sig").strip()
         if kind == "cls":
             return text or None
         fields = json.loads(text)

@@ -20,7 +20,7 @@ from PIL import Image
 
 from hf_vit.download import is_address
 from hf_vit.errors import HFViTError, listed
-from hf_vit.image_io import UnreadableImage, one_line, open_encoded
+from hf_vit.image_io import UnreadableImage, format_of, one_line, open_encoded
 
 from .columns import (
     class_label_rows,
@@ -39,6 +39,7 @@ from .targets import read_targets
 
 
 MAX_PATH = 4096  # characters
+BASE64_HEAD = 88  # characters of base64 that hold as many bytes as tell a format
 
 
 @dataclass(frozen=True)
@@ -80,10 +81,18 @@ class TableSource:
 
 def text_record(text: str) -> dict[str, Any]:
     """An image written as text: base64, also as a data: URL; else a path."""
-    if text.startswith("data:") or len(text) > MAX_PATH:
+    if text.startswith("data:") or len(text) > MAX_PATH or is_base64_image(text):
         with contextlib.suppress(ValueError):
             return {"bytes": base64.b64decode(text.partition("base64,")[2] or text), "path": None}
     return {"bytes": None, "path": text[:MAX_PATH]}
+
+
+def is_base64_image(text: str) -> bool:
+    """Whether a text begins as an image does whose bytes were written in base64; no path is so long without a dot."""
+    try:
+        return len(text) >= BASE64_HEAD and format_of(base64.b64decode(text[:BASE64_HEAD], validate=True)) is not None
+    except ValueError:
+        return False
 
 
 def parquet_reader(
@@ -277,7 +286,7 @@ def table_source(
 ) -> TableSource:
     """One split of a table: its columns found, its labels read and checked; addresses are downloaded."""
     import datasets
-    from pyarrow import compute
+    from pyarrow import ArrowInvalid, compute
 
     if table._indices is not None:
         table = table.flatten_indices()
@@ -288,7 +297,13 @@ def table_source(
     feature = table.features[image_column]
     is_text = isinstance(feature, datasets.Value) and feature.dtype in ("string", "large_string")
     if not is_text:
-        table = table.cast_column(image_column, datasets.Image(decode=False))
+        try:
+            table = table.cast_column(image_column, datasets.Image(decode=False))
+        except (ArrowInvalid, NotImplementedError, TypeError) as error:
+            raise HFViTError(
+                f"column '{image_column}' of '{name}' holds no images, paths or bytes ({one_line(error)}); choose "
+                "another with --image_column"
+            ) from error
     missing: list[str] = []
     downloads = None
     if is_text:

@@ -210,13 +210,25 @@ def test_what_python_holds(images):
             open_dataset(wrong)
 
 
-def test_images_as_text(tmp_path):
-    text = [base64.b64encode(png(n) * 40).decode() for n in range(2)]  # longer than a path
+@pytest.mark.parametrize("times", [1, 40], ids=["as short as a path", "longer than one"])
+def test_images_as_text(times, tmp_path):
+    text = [base64.b64encode(png(n) * times).decode() for n in range(2)]
     pd.DataFrame({"image": [f"data:image/png;base64,{text[0]}", text[1]], "label": ["a", "b"]}).to_parquet(
         tmp_path / "t.parquet"
     )
     data = open_dataset(str(tmp_path / "t.parquet"), cache_dir=tmp_path / "cache")
     assert [int(np.asarray(data.read(n)[0])[0, 0, 0]) for n in range(2)] == [0, 10]
+
+
+def test_columns_that_hold_no_images_are_named_in_one_short_line(tmp_path):
+    for values, said in (
+        ([1, 2], "column 'image' of .* holds no images"),
+        (["x" * 4000, "y"], "none of the 2 images"),
+    ):
+        pd.DataFrame({"image": values, "label": ["a", "b"]}).to_parquet(tmp_path / "t.parquet")
+        with pytest.raises(HFViTError, match=said) as error:
+            open_dataset(str(tmp_path / "t.parquet"), cache_dir=tmp_path / "cache")
+        assert len(str(error.value)) < 1000 and "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize(

@@ -226,6 +226,22 @@ def test_a_damaged_record_is_left_out_and_named(folder, tmp_path, key, members, 
             open_data(str(folder), split="train", cache_dir=tmp_path / "cache", on_unreadable="stop")
 
 
+def test_records_of_one_name_in_a_row_are_all_read(tmp_path):
+    twice = [("0001", {"png": encoded(n), "cls": str(n % 2).encode()}) for n in range(4)]
+    (tmp_path / "train-0.tar").write_bytes(tar_bytes(twice))
+    for open_data in (open_dataset, open_stream):
+        data = open_data(str(tmp_path), split="train", cache_dir=tmp_path / "cache")
+        assert len(data) == 4
+    assert open_dataset(str(tmp_path), split="train", cache_dir=tmp_path / "cache").labels.tolist() == [0, 1, 0, 1]
+
+
+def test_a_byte_order_mark_belongs_to_no_label(tmp_path):
+    named = [(str(n), {"png": encoded(n), "cls": ["dog", "cat"][n % 2].encode("utf-8-sig")}) for n in range(4)]
+    named += [("5", {"png": encoded(5), "cls": b"cat"})]
+    (tmp_path / "train-0.tar").write_bytes(tar_bytes(named))
+    assert open_dataset(str(tmp_path), split="train", cache_dir=tmp_path / "cache").label_names == ["cat", "dog"]
+
+
 def test_shards_that_change_after_their_index_was_read(folder, tmp_path):
     common = {"split": "train", "cache_dir": tmp_path / "cache"}
     stream, dataset = open_stream(str(folder), **common), open_dataset(str(folder), **common)
