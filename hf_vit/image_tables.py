@@ -53,6 +53,8 @@ def decoded(path: Path, data: bytes) -> str:
     """The text of a table, without a byte order mark; names the encoding that works where it is not UTF-8."""
     if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
         return data.decode("utf-16")
+    if b"\0" in data:  # no byte of text in UTF-8; every second one of most text in UTF-16
+        return decoded_without_mark(path, data)
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -62,6 +64,14 @@ def decoded(path: Path, data: bytes) -> str:
             f"'{path}' is not UTF-8 (line {line}); it can be read as {works}: convert it with "
             f"`iconv -f {works} -t utf-8`"
         ) from error
+
+
+def decoded_without_mark(path: Path, data: bytes) -> str:
+    """Text in UTF-16 that does not say so."""
+    for encoding, zeros in (("utf-16-le", data[1::2]), ("utf-16-be", data[::2])):
+        if zeros.count(0) > len(zeros) / 2 and decodes(data, encoding):
+            return data.decode(encoding)
+    raise HFViTError(f"'{path}' is no table of text (it has bytes of 0): give a CSV, TSV or JSON lines file in UTF-8")
 
 
 def decodes(data: bytes, encoding: str) -> bool:

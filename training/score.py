@@ -51,7 +51,9 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add("--output_dir", help="folder for facts, tables and figures")
     data = parser.add_argument_group("images")
-    data.add_argument("--split", help="default: the first of validation, val, dev, test that the data has")
+    data.add_argument(
+        "--split", "--eval_split", help="default: the first of validation, val, dev, test that the data has"
+    )
     data.add_argument("--train_split", default="train", help="what the probes learn from (train)")
     data.add_argument("--dataset_config_name", help="configuration of a Hub dataset")
     data.add_argument("--image_column", help="column with the images; default: found")
@@ -59,6 +61,8 @@ def build_parser() -> argparse.ArgumentParser:
         "--label_column", nargs="+", help="column with the labels; default: found; several: one a label, or a number"
     )
     data.add_argument("--label_separator", help="what separates the labels of a cell of text, such as '|'")
+    data.add_argument("--split_column", help="column that says which split a row belongs to; default: found")
+    data.add_argument("--image_root", help="folder that image paths in a table count from; default: the table's")
     data.add_argument("--cache_dir", help="where tables and features are kept; default: datasets' cache")
     for name in ("on_decode_error", *(old for old, new in RENAMED.items() if new == "on_decode_error")):
         data.add_argument(
@@ -133,7 +137,16 @@ def refuse_unused(args: argparse.Namespace) -> None:
     """Raise HFViTError for an option that would have no effect."""
     used_by = {
         "--suite": ("data", "transfer", "finetune_set") if args.suite is None else (),
-        "--dataset": ("split", "train_split", "dataset_config_name", "few_shot", "knn", "label_subset")
+        "--dataset": (
+            "split",
+            "train_split",
+            "dataset_config_name",
+            "split_column",
+            "image_root",
+            "few_shot",
+            "knn",
+            "label_subset",
+        )
         if args.suite is not None
         else (),
         "a head (leave out --few_shot and --knn)": ("tta", "label_map", "label_subset", "real_labels")

@@ -3,6 +3,7 @@
 pytest tests/training/test_python_api.py
 """
 
+import datasets
 import numpy as np
 import pandas
 import pytest
@@ -13,6 +14,7 @@ from safetensors.torch import load_file
 import training
 from hf_vit.errors import HFViTError
 from training import finetune
+from training.data.dataset import open_dataset
 
 
 SMALL = {
@@ -72,3 +74,27 @@ def test_the_public_names_are_there():
     assert set(training.__all__) <= set(dir(training))
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         _ = training.nothing
+
+
+@pytest.mark.parametrize(
+    ("column", "message"),
+    [
+        (["a", None, "b", "b"], r"1 of 4 rows of 'DataFrame' have no label in column 'label'"),
+        (["a", float("nan"), "b", "b"], r"1 of 4 rows of 'DataFrame' have no label in column 'label'"),
+        (pandas.array([1, pandas.NA, 2, 2], dtype="Int64"), r"1 of 4 rows of 'DataFrame' have no label \(-1 or empty"),
+        ([0.5, float("nan"), 1.5, 2.5], r"1 of 4 rows of 'DataFrame' have no number in column 'label'"),
+    ],
+)
+def test_an_empty_cell_of_a_frame_is_one_of_any_kind(column, message):
+    data = pandas.DataFrame({"image": [np.zeros((4, 4, 3), np.uint8)] * 4, "label": column})
+    with pytest.raises(HFViTError, match=message):
+        open_dataset(data)
+
+
+def test_objects_that_cannot_be_read_are_one_line():
+    data = pandas.DataFrame([["a.png", "x", "x"]], columns=["image", "label", "label"])
+    with pytest.raises(HFViTError, match="the DataFrame has columns of the same name: label"):
+        open_dataset(data)
+    stream = datasets.Dataset.from_dict({"image": ["a.png"], "label": [0]}).to_iterable_dataset()
+    with pytest.raises(HFViTError, match="IterableDataset has no rows to choose from: give a Dataset"):
+        open_dataset(stream)

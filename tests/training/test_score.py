@@ -446,3 +446,18 @@ def test_one_and_two_processes_and_any_batches_count_the_same(data, tmp_path, re
     for other in scores[1:]:
         assert all(other[name] == scores[0][name] for name in ("accuracy", "top5_accuracy", "mean_per_class"))
         assert other == pytest.approx(scores[0], abs=1e-4)
+
+
+def test_tables_are_read_with_the_options_of_finetune(tmp_path):
+    """Paths below another folder, and a column whose words are no usual splits."""
+    model = save_tiny(tmp_path / "model", id2label={0: "dark", 1: "light"})
+    (tmp_path / "images").mkdir()
+    lines = ["file,kind,part"]
+    for number in range(6):
+        Image.new("RGB", (8, 8), (40 + 30 * number,) * 3).save(tmp_path / "images" / f"{number}.png")
+        lines.append(f"{number}.png,{'light' if number > 2 else 'dark'},{'B' if number % 2 else 'A'}")
+    (tmp_path / "table.csv").write_text("\n".join(lines))
+    options = {"dataset": tmp_path / "table.csv", "image_root": tmp_path / "images", "label_column": "kind"}
+    options |= {"split_column": "part", "eval_split": "B"}
+    facts = run(model=model, cache_dir=tmp_path / "cache", **options)
+    assert next(row["n"] for row in facts["results"] if row["metric"] == "accuracy") == 3

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from hf_vit.errors import HFViTError, listed
+from hf_vit.image_tables import PATH_COLUMNS, URL_COLUMNS
 
 from .sources import SPLIT_NAMES, relabel
 
@@ -34,6 +35,8 @@ def find_image_column(name: str, features: Any, requested: str | None) -> str:
         return requested
     columns = [column for column, feature in features.items() if isinstance(feature, datasets.Image)]
     columns = columns or [column for column in IMAGE_COLUMNS if column in features]
+    for usual in (PATH_COLUMNS, URL_COLUMNS):
+        columns = columns or [column for column in usual if column in features and is_text(features[column])]
     if not columns:
         raise HFViTError(f"'{name}' has no column of images among {available}; name it with --image_column")
     if len(columns) > 1:
@@ -41,6 +44,11 @@ def find_image_column(name: str, features: Any, requested: str | None) -> str:
     if not isinstance(features[columns[0]], datasets.Image | datasets.Value | dict):
         raise HFViTError(f"column '{columns[0]}' of '{name}' holds lists: expected one image a row")
     return columns[0]
+
+
+def is_text(feature: Any) -> bool:
+    """Whether a column holds strings."""
+    return getattr(feature, "dtype", None) in ("string", "large_string")
 
 
 def find_label_column(name: str, features: Any, requested: str | None, image_column: str) -> str:
@@ -96,6 +104,7 @@ def label_rows(name: str, column: str, values: list, names: list[str] | None) ->
     Raises:
         HFViTError: rows without label, several types, what is no class.
     """
+    values = [None if isinstance(value, float) and value != value else value for value in values]  # pandas' empty cell
     types = {type(value) for value in values if value is not None}
     kinds = listed(sorted(kind.__name__ for kind in types))
     if not types:
@@ -107,7 +116,6 @@ def label_rows(name: str, column: str, values: list, names: list[str] | None) ->
     if types & {list, dict, tuple, np.ndarray}:
         raise HFViTError(f"column '{column}' of '{name}' holds {kinds}, but each image needs one label")
     if types == {float} or types == {int, float}:
-        values = [None if value is None or value != value else value for value in values]
         if any(value is not None and value != int(value) for value in values):
             raise HFViTError(f"column '{column}' of '{name}' holds fractions, which are no classes")
         values = [None if value is None else int(value) for value in values]
@@ -122,7 +130,10 @@ def string_rows(name: str, column: str, values: list, names: list[str] | None) -
     """Labels of a column of strings; without names given, the classes are the strings in sorted order."""
     missing = sum(value is None or not value.strip() for value in values)
     if missing:
-        raise HFViTError(f"{missing} rows of '{name}' have no label in column '{column}'; remove or label them")
+        raise HFViTError(
+            f"{missing:,} of {len(values):,} rows of '{name}' have no label in column '{column}'; remove or label them"
+            ", or give --problem_type multi_label_classification if an image may have none"
+        )
     used = sorted(set(values))
     refuse_ids(name, column, len(used), len(values), names)
     codes = {value: number for number, value in enumerate(used)}
@@ -178,7 +189,7 @@ def refuse_unlabelled(name: str, column: str, labels: np.ndarray) -> None:
     unlabelled = int((labels < 0).sum())
     if unlabelled:
         raise HFViTError(
-            f"{unlabelled} of {len(labels)} rows of '{name}' have no label (-1 in column '{column}'); "
+            f"{unlabelled} of {len(labels)} rows of '{name}' have no label (-1 or empty in column '{column}'); "
             "use a labelled split, or remove these rows"
         )
 

@@ -394,7 +394,10 @@ def open_part(reader: Reader, part: str, names: list[str] | None, on_unreadable:
     if base not in reader.splits:
         base = SPLIT_NAMES.get(base.lower(), base)
     if base not in reader.splits:
-        raise HFViTError(f"'{reader.name}' has no split '{match['name']}'; available: {listed(reader.splits)}")
+        raise HFViTError(
+            f"'{reader.name}' has no split '{match['name']}'; available: {listed(reader.splits)}; name them with "
+            "--train_split and --eval_split"
+        )
     source = reader.load(base)
     if reader.damaged and on_unreadable == "stop":
         raise HFViTError(

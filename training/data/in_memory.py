@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from hf_vit.download import is_address
-from hf_vit.errors import HFViTError
+from hf_vit.errors import HFViTError, listed
 from hf_vit.image_io import UnreadableImage, open_encoded, printable
 from hf_vit.image_tables import path_column
 
@@ -31,6 +31,10 @@ def object_reader(data: Any, columns: Columns, cache_dir: str | os.PathLike | No
     kind = type(data).__module__.partition(".")[0]
     if kind == "datasets":
         splits = dict(data) if isinstance(data, Mapping) else {"train": data}
+        if not all(hasattr(table, "data") for table in splits.values()):
+            raise HFViTError(
+                f"{type(data).__name__} has no rows to choose from: give a Dataset, as from_generator makes one"
+            )
         return dataset_reader(type(data).__name__, splits, columns, cache_dir)
     name, rows = type(data).__name__, columns_of(data)
     notes: list[str] = []
@@ -50,7 +54,10 @@ def columns_of(data: Any) -> dict[str, list[Any]]:
         HFViTError: neither.
     """
     if hasattr(data, "columns") and hasattr(data, "__getitem__"):
-        return {str(column): data[column].to_list() for column in data.columns}
+        names = [str(column) for column in data.columns]
+        if twice := listed(sorted({name for name in names if names.count(name) > 1})):
+            raise HFViTError(f"the {type(data).__name__} has columns of the same name: {twice}")
+        return {name: cells_of(data[column]) for name, column in zip(names, data.columns)}
     if isinstance(data, Sequence) and not isinstance(data, str | bytes):
         if not data:
             raise HFViTError("the list of images is empty")
@@ -62,6 +69,13 @@ def columns_of(data: Any) -> dict[str, list[Any]]:
         f"{type(data).__name__} is no data set: give a name, a list of (image, label), a DataFrame, or a "
         "datasets.Dataset"
     )
+
+
+def cells_of(column: Any) -> list[Any]:
+    """The values of a column; None where pandas has NaN, NaT or NA."""
+    if hasattr(column, "notna"):
+        column = column.astype(object).where(column.notna(), None)
+    return column.to_list()
 
 
 def rows_source(

@@ -30,6 +30,7 @@ from .folders import index_folder
 from .shard_files import copy_shards, is_remote, is_shard_pattern
 from .sources import SPLIT_NAMES, Columns, Reader, own_cache
 from .streaming import ImageStream, open_stream, stream_files
+from .targets import as_float
 from .transforms import EvalTransform, TrainTransform, evaluation_steps
 from .webdataset import shards_reader
 
@@ -73,6 +74,8 @@ def open_splits(data: DataArguments, seed: int, say=print) -> Splits:
     reader, train = open_train(data)
     if similar := similar_names(train.label_names):
         say(f"note: these classes differ by capitals or blanks alone: {'; '.join(similar)}")
+    if mixed := numbers_and_words(train):
+        say(f"note: classes are numbers and words, such as {mixed}; correct the labels if all are to be numbers")
     if data.problem_type is None and train.problem_type != SINGLE_LABEL:
         say(f"the labels are read as {train.problem_type}; give --problem_type to have them read in another way")
     notes = list(reader.notes)
@@ -172,6 +175,14 @@ def similar_names(label_names: list[str]) -> list[str]:
     for name in label_names:
         by_word.setdefault(" ".join(name.split()).casefold(), []).append(repr(name))
     return [", ".join(names) for names in by_word.values() if len(names) > 1][:LISTED]
+
+
+def numbers_and_words(train: ImageDataset | ImageStream) -> str:
+    """The first class that is a number and the first that is none, where there are both."""
+    words = [name for name in train.label_names if as_float(name) is None]
+    first = next((name for name in train.label_names if as_float(name) is not None), None)
+    holds = isinstance(train, ImageDataset) and holds_classes(train) and words and first is not None
+    return f"{first!r} and {words[0]!r}" if holds else ""
 
 
 def in_both(train: ImageDataset, evaluation: ImageDataset) -> int:

@@ -23,6 +23,7 @@ from hf_vit.errors import HFViTError, listed
 from hf_vit.image_io import UnreadableImage, format_of, one_line, open_encoded
 
 from .columns import (
+    SPLIT_COLUMNS,
     class_label_rows,
     each_wanted,
     find_image_column,
@@ -141,27 +142,35 @@ def reader_of(
         HFViTError: a column of splits that is not there, or that several tables have.
     """
     notes: list[str] = []
-    if columns.split is None:
-        names, part, root = splits, read, base
-    elif len(splits) > 1:
+    if columns.split is not None and len(splits) > 1:
         raise HFViTError(f"'{name}' has the splits {listed(splits)} already: leave out --split_column")
-    else:
+    indices: dict[str, list[int]] = {}
+    if len(splits) == 1:
         table = read(splits[0])
-        if columns.split not in table.features:
-            raise HFViTError(
-                f"'{name}' has no column '{columns.split}'; its columns are {listed(list(table.features))}"
-            )
-        feature, values = table.features[columns.split], table.data.column(columns.split).to_pylist()
-        if hasattr(feature, "int2str"):  # a ClassLabel
-            values = [None if value is None else feature.int2str(value) for value in values]
-        indices = places_of_splits(name, columns.split, values, True, notes)
+        column = columns.split or next((usual for usual in SPLIT_COLUMNS if usual in table.features), None)
+        if column is not None:
+            cells = cells_of_splits(name, table, column)
+            indices = places_of_splits(name, column, cells, columns.split is not None, notes)
+    if indices:
         names, part, root = list(indices), lambda split: table.select(indices[split]), lambda split: base(splits[0])
+    else:
+        names, part, root = splits, read, base
 
     def load(split: str) -> TableSource:
         train = lambda: load("train") if "train" in names else None  # noqa: E731
         return table_source(name, split, part(split), columns, train, root(split), notes, cache_dir)
 
     return Reader(name, names, load, notes, by_names=True)
+
+
+def cells_of_splits(name: str, table: Any, column: str) -> list[Any]:
+    """The words of a column of splits."""
+    if column not in table.features:
+        raise HFViTError(f"'{name}' has no column '{column}'; its columns are {listed(list(table.features))}")
+    feature, values = table.features[column], table.data.column(column).to_pylist()
+    if hasattr(feature, "int2str"):  # a ClassLabel
+        values = [None if value is None else feature.int2str(value) for value in values]
+    return values
 
 
 def saved_reader(name: str, path: Path, columns: Columns, cache_dir: str | os.PathLike | None = None) -> Reader:

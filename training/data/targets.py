@@ -7,6 +7,7 @@ Tests: tests/training/test_problem_types.py.
 """
 
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -23,6 +24,7 @@ Cells = Mapping[str, Sequence[Any]]  # of the columns of labels, by column
 YES, NO = {"1", "1.0", "true", "yes"}, {"0", "0.0", "false", "no"}
 SEPARATORS = ("|", ";", ",")
 DOUBTFUL_SEPARATORS = ("|", ";")  # class names have commas: "tench, Tinca tinca"
+DECIMAL_COMMA = re.compile(r"[+-]?\d+,\d+")
 HALF = 0.5
 
 
@@ -78,10 +80,18 @@ def guess(name: str, cells: Cells, separator: str | None) -> str:
                 "if they are classes"
             )
         return REGRESSION if fractions else SINGLE_LABEL
+    if filled and all(isinstance(value, str) and DECIMAL_COMMA.fullmatch(value.strip()) for value in filled):
+        raise HFViTError(
+            f"column '{column}' of '{name}' holds {filled[0].strip()!r}: write decimals with a point if these are "
+            "numbers, give --label_separator ',' if they are several labels"
+        )
     for mark in DOUBTFUL_SEPARATORS:
         split = [value for value in filled if isinstance(value, str) and mark in value]
         parts = {part.strip() for value in filled if isinstance(value, str) for part in value.split(mark)}
-        if split and len(parts) < len(set(map(str, filled))):
+        alone = {value for value in filled if isinstance(value, str) and mark not in value}
+        if split and (
+            len(parts) < len(set(map(str, filled))) or any(p.strip() in alone for v in split for p in v.split(mark))
+        ):
             raise HFViTError(
                 f"column '{column}' of '{name}' has '{mark}' in {len(split):,} of {len(filled):,} labels, such as "
                 f"{split[0][:60]!r}: give --label_separator '{mark}' if these are several labels, "

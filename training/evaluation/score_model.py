@@ -98,7 +98,7 @@ def write_score_outputs(
 
 def find_split(args: argparse.Namespace) -> str:
     """The first of the usual evaluation splits that the data has."""
-    columns = Columns(args.image_column, args.label_column, None)
+    columns = Columns(args.image_column, args.label_column, image_root=args.image_root, split=args.split_column)
     splits = open_reader(args.dataset, args.dataset_config_name, columns, args.cache_dir).splits
     split = next((name for name in EVAL_SPLITS if name in splits), None)
     if split is None:
@@ -117,6 +117,8 @@ def open_scored_split(
         label_column=args.label_column,
         problem_type=problem_type,
         label_separator=args.label_separator,
+        image_root=args.image_root,
+        split_column=args.split_column,
         label_names=label_names,
         on_unreadable=args.on_decode_error,
         cache_dir=args.cache_dir,

@@ -203,6 +203,25 @@ def test_two_columns_that_could_be_the_label(tmp_path):
     assert open_table(path, tmp_path, label_column="coarse_label").labels.tolist() == [1, 0]
 
 
+def test_a_table_of_paths_is_found_by_the_names_that_csv_files_have(tmp_path):
+    for number in range(2):
+        noise_image(number).save(tmp_path / f"{number}.png")
+    path = write_parquet(tmp_path / "t.parquet", {"path": ["0.png", "1.png"], "label": ["a", "b"]})
+    assert open_table(path, tmp_path).read(1)[1] == 1
+
+
+def test_a_column_of_splits_divides_a_parquet_file_too(tmp_path):
+    """Rows that are called test must never be trained on because nobody named the column."""
+    words = ["train", "test", "train", "test"]
+    path = write_parquet(tmp_path / "t.parquet", {"img": encoded(4), "label": [0, 0, 1, 1], "split": words})
+    notes: list[str] = []
+    assert len(open_table(path, tmp_path, log=notes.append)) == 2
+    assert open_table(path, tmp_path, split="test").labels.tolist() == [0, 1]
+    assert notes == ["splits by the column 'split': train (2), test (2)"]
+    path = write_parquet(tmp_path / "u.parquet", {"img": encoded(2), "label": [0, 1], "split": ["left", "right"]})
+    assert len(open_table(path, tmp_path)) == 2  # other words: a column like any other
+
+
 ONE_CLASS = {"problem_type": "single_label_classification"}
 
 
@@ -214,7 +233,7 @@ ONE_CLASS = {"problem_type": "single_label_classification"}
         ({"img": encoded(2), "label": [0.5, 1.0]}, ONE_CLASS, r"holds fractions, which are no classes"),
         ({"img": encoded(2), "label": [["a"], ["b"]]}, ONE_CLASS, r"holds list, but each image needs one label"),
         ({"img": [encoded(1), encoded(1)], "label": ["a", "b"]}, {}, r"column 'img' .* holds lists: one image"),
-        ({"img": encoded(2), "label": ["a", None]}, {}, r"1 rows .* no label"),
+        ({"img": encoded(2), "label": ["a", None]}, {}, r"1 of 2 rows .* no label"),
         ({"img": encoded(2), "label": ["a", "a"]}, {}, r"only one class, a"),
         ({"img": encoded(2)}, {}, r"no column of labels among none at all"),
         ({"label": [0, 1], "x": [1, 2]}, {}, r"no column of images among label, x"),

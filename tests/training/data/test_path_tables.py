@@ -250,12 +250,55 @@ def test_labels(images, values, names, labels):
     lines = [json.dumps({"file": f"batch{n % 2}/{n}.png", "label": value}) for n, value in enumerate(values)]
     (images / "t.jsonl").write_text("\n".join(lines))
     if names is None:
-        with pytest.raises(HFViTError, match=r"^1 rows of|column 'label'") as error:
+        with pytest.raises(HFViTError, match=r"^1 of 3 rows of|column 'label'") as error:
             open_dataset(str(images / "t.jsonl"))
         assert "\n" not in str(error.value) and len(str(error.value)) < 400
     else:
         data = open_dataset(str(images / "t.jsonl"))
         assert (data.label_names, data.labels.tolist()) == (names, labels)
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-8-sig"])
+def test_tables_in_other_encodings_of_unicode(images, encoding):
+    files = rows()["file"][:4]
+    text = "file,label\n" + "".join(f"{file},{label}\n" for file, label in zip(files, ["né", "犬"] * 2))
+    (images / "t.csv").write_bytes(text.encode(encoding))
+    assert open_dataset(str(images / "t.csv")).label_names == ["né", "犬"]
+
+
+def test_bytes_that_are_no_text_are_said_to_be_none(images):
+    (images / "t.csv").write_bytes(bytes(range(256)) * 4)
+    with pytest.raises(HFViTError, match="is no table of text"):
+        open_dataset(str(images / "t.csv"))
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (["a|b", "b", "", "a|c"], r"'\|' in 2 of 3 labels, such as 'a\|b': give --label_separator '\|'"),
+        (["0,5", "1,25", "2,0", "3,5"], r"holds '0,5': write decimals with a point .*, give --label_separator ','"),
+    ],
+)
+def test_cells_that_mean_something_else_than_classes_are_asked_about(images, labels, message):
+    files = rows()["file"][:4]
+    text = "file;label\n" + "".join(f"{file};{label}\n" for file, label in zip(files, labels))
+    (images / "t.csv").write_text(text)
+    with pytest.raises(HFViTError, match=message):
+        open_dataset(str(images / "t.csv"))
+
+
+def test_classes_that_are_numbers_and_words_are_said(images):
+    write(images / "t.csv", {"file": rows()["file"], "label": [1, 2, "cat"] * 4})
+    said: list[str] = []
+    open_splits(DataArguments(dataset=str(images / "t.csv")), 0, said.append)
+    assert any("numbers and words, such as '1' and 'cat'" in line for line in said)
+
+
+def test_a_split_that_is_not_there_names_the_option(images):
+    write(images / "t.csv", {"file": rows()["file"], "label": [1, 2] * 6, "part": ["A", "B"] * 6})
+    data = DataArguments(dataset=str(images / "t.csv"), split_column="part")
+    with pytest.raises(HFViTError, match="no split 'train'; available: A, B; name them with --train_split"):
+        open_splits(data, 0, lambda text: None)
 
 
 def test_evaluation_counts_numbers_as_training_does(images):
@@ -279,7 +322,7 @@ def test_evaluation_counts_numbers_as_training_does(images):
         (b"file,label\nbatch0/0.png,caf\xe9\n", r"is not UTF-8 \(line 2\); it can be read as cp1252"),
         (b"file,label\nx.png,a\ny.png,b\n", "none of the 2 images .* is there; paths count from"),
         (b"file,label\n,a\nbatch0/0.png,b\n", r"1 of 2 rows .* have no path of an image in column 'file' .*row 1"),
-        (b"file,label\nbatch0/0.png,\nbatch1/1.png,b\n", "1 rows .* have no label in column 'label'"),
+        (b"file,label\nbatch0/0.png,\nbatch1/1.png,b\n", "1 of 2 rows .* have no label in column 'label'"),
         (b"file,label,class\nbatch0/0.png,a,b\n", "several columns that could be the label, label, class"),
         (b"file,path,label\nbatch0/0.png,a,b\n", "several columns that could hold the images, file, path"),
         (b"where,text\nhttp,b\n", "no column of images among where, text"),
