@@ -232,7 +232,7 @@ ONE_CLASS = {"problem_type": "single_label_classification"}
         ({"img": encoded(2), "label": [0, None]}, {}, r"1 of 2 rows .* no label"),
         ({"img": encoded(2), "label": [0.5, 1.0]}, ONE_CLASS, r"holds fractions, which are no classes"),
         ({"img": encoded(2), "label": [["a"], ["b"]]}, ONE_CLASS, r"holds list, but each image needs one label"),
-        ({"img": [encoded(1), encoded(1)], "label": ["a", "b"]}, {}, r"column 'img' .* holds lists: one image"),
+        ({"img": [encoded(1), encoded(1)], "label": ["a", "b"]}, {}, r"column 'img' .* holds lists: expected"),
         ({"img": encoded(2), "label": ["a", None]}, {}, r"1 of 2 rows .* no label"),
         ({"img": encoded(2), "label": ["a", "a"]}, {}, r"only one class, a"),
         ({"img": encoded(2)}, {}, r"no column of labels among none at all"),
