@@ -293,10 +293,10 @@ def _config_fields(value: Any, name: str) -> dict[str, Any]:
         pairs = value
     else:
         pairs = {}
-        for pair in value:
-            field, equals, text = pair.partition("=")
+        for pair in value if isinstance(value, list | tuple) else [value]:
+            field, equals, text = pair.partition("=") if isinstance(pair, str) else ("", "", "")
             if not equals:
-                raise HFViTError(f"--{name} {pair!r}: give field=value, such as --{name} {EXAMPLES[name]}")
+                raise HFViTError(f"--{name} {_short(pair)}: give field=value, such as --{name} {EXAMPLES[name]}")
             pairs[field] = yaml_value(f"--{name} {pair}", text)
     return {str(field): as_number(item) for field, item in pairs.items()}
 

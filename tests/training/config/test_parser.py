@@ -105,6 +105,19 @@ def test_an_unknown_key_of_a_recipe_is_named_with_its_file(tmp_path):
         parse(["--config", str(tmp_path / "r.yaml")], "finetune")
 
 
+@pytest.mark.parametrize(
+    "value", ["5", "null", "true", "[]", "[[1]]", "[null]", "{}", "'x'", "[1, x, {b: 2}]", ".inf", "'\\0'", "''"]
+)
+def test_every_option_of_a_recipe_takes_any_kind_of_value_or_refuses_it_in_one_line(value, tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    for name in FIELDS:
+        recipe.write_text(f"{name}: {value}\n" + ("" if name == "dataset" else "dataset: digits\n"))
+        try:
+            parse(["--config", str(recipe), "--output_dir", str(tmp_path / "out")], "finetune")
+        except HFViTError as error:
+            assert "\n" not in str(error) and len(str(error)) < 1000
+
+
 def test_help_gives_every_option_with_its_group(capsys):
     with pytest.raises(SystemExit):
         parse(["--help"], "finetune")
