@@ -199,6 +199,11 @@ def _works(attempt: Callable[[], bool]) -> bool:
 # -- the machine as a key
 
 
+def usable_cores() -> int:
+    """Processor cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def machine_key() -> tuple[str, str, str, int]:
     """Processor, features that may be used, PyTorch's version, threads: what a measured time depends on."""
     return processor_name(), " ".join(sorted(features())), torch.__version__, torch.get_num_threads()

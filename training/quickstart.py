@@ -29,6 +29,7 @@ import numpy as np
 import torch
 import yaml
 
+from hf_vit.capabilities import usable_cores
 from hf_vit.errors import HFViTError, Parser, report_error
 from hf_vit.hub.model_card import load_facts
 from hf_vit.hub.upload import push_folder
@@ -187,11 +188,6 @@ def name_of(variant: Variant) -> str:
 
 def recipe(name: str) -> dict[str, Any]:
     return yaml.safe_load(recipe_path(name).read_text(encoding="utf-8"))
-
-
-def usable_cores() -> int:
-    """CPU cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
 
 
 @contextmanager

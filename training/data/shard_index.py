@@ -27,6 +27,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from hf_vit.atomic_file import atomic_path
+from hf_vit.capabilities import usable_cores
 from hf_vit.errors import HFViTError
 from hf_vit.image_io import SUFFIXES, one_line
 
@@ -226,8 +227,8 @@ def open_index(urls: Sequence[str], cache: Path, log: Callable[[str], None]) -> 
             if index is None:
                 index = index_beside_or_built(shards, saved, path if locked else None, log)
     if not len(index):
-        example = next((f": {text}" for facts in index.facts for text in facts.examples), "")
-        raise HFViTError(f"no images in {len(urls)} shards, of which the first is '{urls[0]}'{example}")
+        left_out = f": {text}" if (text := index.left_out()) else ""
+        raise HFViTError(f"no images in {len(urls)} shards, of which the first is '{urls[0]}'{left_out}")
     return index
 
 
@@ -372,7 +373,7 @@ def build_index(shards: Sequence[TarShard], saved: Sequence[ShardIndex], log: Ca
 def scan_shards(shards: Sequence[TarShard], log: Callable[[str], None]) -> list[ShardRecords]:
     """`scan_shard` of each: by a process for each core, or by many connections where the shards lie elsewhere."""
     size = sum(shard.size for shard in shards)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = usable_cores()
     with contextlib.ExitStack() as stack:
         pool: ProcessPoolExecutor | ThreadPoolExecutor | None = None
         if any(is_remote(shard.url) for shard in shards):

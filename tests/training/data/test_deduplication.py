@@ -71,6 +71,7 @@ def test_unreadable_images_match_nothing(sets, tmp_path):
     assert len(find_duplicates(train, test)) == 4
     broken = train.select([3])
     assert find_duplicates(broken, test) == find_duplicates(test, broken) == []
+    assert [find_duplicates(broken, test, cache_dir=tmp_path / "cache") for _ in range(2)] == [[], []]
 
 
 def test_thumbnails_are_computed_once_and_a_damaged_cache_again(sets, tmp_path, monkeypatch):
@@ -79,14 +80,19 @@ def test_thumbnails_are_computed_once_and_a_damaged_cache_again(sets, tmp_path, 
     cache = tmp_path / "cache"
     assert find_duplicates(train, test, cache_dir=cache) == expected
     monkeypatch.setattr(deduplication, "compute_thumbnails", lambda *args: pytest.fail("computed a second time"))
-    assert find_duplicates(train, test, cache_dir=cache) == expected
+    with monkeypatch.context() as patched:
+        patched.setattr(deduplication, "match", lambda *args: pytest.fail("compared a second time"))
+        assert find_duplicates(train, test, cache_dir=cache) == expected
+    assert len(find_duplicates(train, test, cache_dir=cache, bits_apart=0)) < len(expected)
     assert find_duplicates(test, train, cache_dir=cache)  # of either side
     monkeypatch.undo()
-    kept = sorted(cache.glob("*.npy"))
+    pairs, kept = sorted(cache.glob("duplicates-*.npy")), sorted(cache.glob("thumbnails-*.npy"))
+    for file in pairs:
+        file.write_bytes(file.read_bytes()[:-5])
     kept[0].write_bytes(kept[0].read_bytes()[:200])
     kept[1].write_bytes(b"")
     assert find_duplicates(train, test, cache_dir=cache) == expected
-    assert len(list(cache.glob("*.npy"))) == 2
+    assert len(pairs) == 3 and len(kept) == 2
 
 
 def test_a_cache_that_cannot_be_written_costs_nothing_but_time(sets, tmp_path):
