@@ -350,12 +350,12 @@ def directory_reader(name: str, path: Path, columns: Columns, cache_dir: str | P
 
     Class folders of images come before archives and tables that lie beside them, which are named.
     """
-    walk = cached_walk(path, cache_dir)
+    notes: list[str] = []
+    walk = cached_walk(path, cache_dir, notes)
     tree = Tree(walk)
     data = [join(folder.path, item) for folder in walk.folders for item in folder.data]
     if b"dataset_dict.json" in data or (b"state.json" in data and b"dataset_info.json" in data):
         return saved_reader(name, path, columns, cache_dir)
-    notes: list[str] = []
     if any(metadata_of(folder) for folder in walk.folders):
         reader = metadata_reader(name, path, walk, tree, columns, notes, cache_dir)
         if reader is not None:
@@ -416,7 +416,8 @@ def open_part(reader: Reader, part: str, names: list[str] | None, on_unreadable:
         labels, label_names = relabel(labels, label_names, names, f"split '{base}' of '{reader.name}'"), names
     rows = slice_rows(source, part, match["start"], match["stop"])
     mark = digest(source.fingerprint, *label_names, rows.tobytes())
-    return ImageDataset(source, rows, labels[rows], label_names, reader.name, split, mark, on_unreadable)
+    chosen = labels if len(rows) == len(labels) else labels[rows]  # a split as it is: no copy
+    return ImageDataset(source, rows, chosen, label_names, reader.name, split, mark, on_unreadable)
 
 
 def slice_rows(source: Source, part: str, start: str | None, stop: str | None) -> np.ndarray:

@@ -24,7 +24,7 @@ from hf_vit.atomic_file import atomic_path
 from hf_vit.download import is_address
 from hf_vit.errors import HFViTError, listed
 from hf_vit.image_files import DATA_NAMES, LeftOut, ScannedFolder, Walk, identity, join, walk
-from hf_vit.image_io import open_encoded, printable
+from hf_vit.image_io import one_line, open_encoded, printable
 
 from .downloads import Downloads
 from .sources import SPLIT_IN_FILE_NAME, SPLIT_NAMES, Reader, digest, relabel
@@ -362,11 +362,15 @@ def content_of(path: bytes) -> bytes:
 # -- the index of large trees, kept ----------------------------------------------------------------------------------
 
 
-def cached_walk(root: Path, cache_dir: str | os.PathLike | None) -> Walk:
-    """`walk`, from the cache where no folder has changed since; one process at a time walks through a large tree."""
+def cached_walk(root: Path, cache_dir: str | os.PathLike | None, notes: list[str] | None = None) -> Walk:
+    """`walk`, from the cache where no folder has changed since; one process at a time walks through a large tree.
+
+    Args:
+        notes: takes a line where the index in the cache is damaged.
+    """
     base = os.fsencode(root)
     index = index_folder(cache_dir) / f"folders-{digest(os.path.realpath(base))}.npz"
-    if (found := read_index(index, base)) is not None:
+    if (found := read_index(index, base, notes)) is not None:
         return found
     from filelock import FileLock
 
@@ -421,13 +425,15 @@ def write_index(path: Path, walk: Walk, began: int) -> None:
         )
 
 
-def read_index(path: Path, base: bytes) -> Walk | None:
-    """A walk that was kept; None where there is none, it is damaged, or a folder has changed since."""
+def read_index(path: Path, base: bytes, notes: list[str] | None = None) -> Walk | None:
+    """A walk that was kept; None where there is none, it is damaged, which is noted, or a folder has changed."""
     try:
         with np.load(path, allow_pickle=False) as saved:
             about = json.loads(saved["about"].tobytes())
-            if about["version"] != CACHE_VERSION or about["root"] != os.fsdecode(os.path.realpath(base)):
+            if about["version"] != CACHE_VERSION:
                 return None
+            if about["root"] != os.fsdecode(os.path.realpath(base)):
+                raise ValueError(f"it is of {about['root']}")
             paths = saved["paths"].tobytes().split(b"\0")
             modified = saved["modified"].tolist()
             for folder, stamp in zip(paths, modified, strict=True):
@@ -442,5 +448,9 @@ def read_index(path: Path, base: bytes) -> Walk | None:
             for i, (folder, data) in enumerate(zip(paths, about["data"], strict=True))
         ]
         return Walk(base, folders, LeftOut(Counter(about["counts"]), about["examples"]))
-    except Exception:  # no file, half a file, another program's file: the walk takes its place
+    except FileNotFoundError:  # of the index, or of a folder that is gone
+        return None
+    except Exception as error:  # half a file, another program's file, that of another data set
+        if notes is not None:
+            notes.append(f"the index '{path}' is damaged ({one_line(error)}): the folder is walked through again")
         return None

@@ -183,8 +183,14 @@ def test_the_index_of_a_large_tree_is_kept_until_a_folder_changes(tmp_path, monk
     tree(root, "a/y/new.png")
     assert len(open_dataset(str(root), split="train", cache_dir=cache)) == 16
     kept = next(cache.glob("folders-*.npz"))
-    kept.write_bytes(kept.read_bytes()[:100])  # half a file
-    assert len(open_dataset(str(root), split="train", cache_dir=cache)) == 16
+    good, other = kept.read_bytes(), tree(tmp_path / "other", "a*9", "b*9")
+    open_dataset(str(other), split="train", cache_dir=tmp_path / "cache of another")
+    of_another = next((tmp_path / "cache of another").glob("folders-*.npz")).read_bytes()
+    for content in (good[:100], good[:-30], b"", b"no index", of_another):
+        log = []
+        kept.write_bytes(content)
+        assert len(open_dataset(str(root), split="train", cache_dir=cache, log=log.append)) == 16
+        assert len(log) == 1 and f"the index '{kept}' is damaged (" in log[0] and "walked through again" in log[0]
     (tmp_path / "file").write_text("x")
     assert len(cached_walk(root, tmp_path / "file").images()) == 16  # a cache that cannot be written
 
