@@ -31,7 +31,7 @@ Encoded = tuple[bytes | str, int, str]  # the image's bytes, or why there are no
 
 
 class Chunks(Protocol):
-    """Something that is read a chunk at a time. `sizes`: records per chunk, int64."""
+    """Something that is read a chunk at a time. `sizes`: records per chunk, integers."""
 
     sizes: np.ndarray
     label_names: list[str]
@@ -63,12 +63,13 @@ class TarChunks(Chunks):
     @classmethod
     def of(cls, shards: LabelledShards, run_length: int) -> "TarChunks":
         """Cut the shards of an index into runs of at most `run_length` records."""
-        begins = shards.index.first
+        kind = np.int32 if len(shards.index) < 2**31 else np.int64  # of single records there are as many as images
+        begins = shards.index.first.astype(kind)
         runs = -(-np.diff(begins) // run_length)  # of each shard
-        within = np.arange(runs.sum()) - np.repeat(np.cumsum(runs) - runs, runs)
-        first = np.repeat(begins[:-1], runs) + within * run_length
-        sizes = np.minimum(run_length, np.repeat(begins[1:], runs) - first)
-        shard = np.repeat(np.arange(len(runs)), runs)
+        within = np.arange(runs.sum(), dtype=kind) - np.repeat((np.cumsum(runs) - runs).astype(kind), runs)
+        first = np.repeat(begins[:-1], runs) + within * kind(run_length)
+        sizes = np.minimum(kind(run_length), np.repeat(begins[1:], runs) - first)
+        shard = np.repeat(np.arange(len(runs), dtype=kind), runs)
         return cls(shards, shard, first, sizes, shards.label_names, shards.fingerprint)
 
     def read(self, chunk: int) -> list[Encoded]:

@@ -165,7 +165,10 @@ def read_range(shard: TarShard, begin: int, end: int) -> bytes:
     except Exception as error:  # every file system of fsspec has its own
         raise HFViTError(f"cannot read '{url}' any more ({one_line(error)}); the run can be resumed") from error
     if len(data) > end - begin:
-        raise HFViTError(f"the server of '{url}' ignored a range request and sent {len(data):,} bytes")
+        raise HFViTError(
+            f"the server of '{url}' ignored a request for {end - begin:,} bytes and sent {len(data):,}: so every read "
+            "costs a whole shard. Run the command again: the shards are copied if it still does, else it goes on"
+        )
     return data
 
 

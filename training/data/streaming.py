@@ -104,7 +104,7 @@ class ImageStream(torch.utils.data.Dataset):
 
     @cached_property
     def sizes(self) -> np.ndarray:
-        """Kept records per chunk, int64."""
+        """Kept records per chunk."""
         if self.fraction == 1.0:
             return self.chunks.sizes
         counts = np.concatenate([[0], np.cumsum(self._is_kept(0, int(self.chunks.sizes.sum())))])
@@ -112,7 +112,9 @@ class ImageStream(torch.utils.data.Dataset):
 
     @cached_property
     def starts(self) -> np.ndarray:
-        """Number of each chunk's first record in the whole set, int64."""
+        """Number of each chunk's first record in the whole set."""
+        if isinstance(self.chunks, TarChunks):  # has them already
+            return self.chunks.first
         return (np.cumsum(self.chunks.sizes) - self.chunks.sizes).astype(np.int64)
 
     def kept(self, chunk: int) -> np.ndarray:
@@ -248,10 +250,11 @@ class StreamSampler:
 
     def lane(self, epoch: int, number: int = 0, part: ImageStream | None = None) -> np.ndarray:
         """This process's chunks of a part of an epoch, in order."""
-        filled = np.flatnonzero((self.stream if part is None else part).sizes)
+        sizes = (self.stream if part is None else part).sizes
+        filled = np.flatnonzero(sizes).astype(sizes.dtype)  # half the memory where there are millions
         self._raise_if_few(len(filled) or self.world_size)  # a group of empty shards is no reason to stop
-        order = generator(STREAM, self.seed, epoch, 0, number).permutation(len(filled))
-        return filled[order][self.rank :: self.world_size]
+        order = generator(STREAM, self.seed, epoch, 0, number).permutation(filled)
+        return order[self.rank :: self.world_size].copy()  # not the others' chunks too
 
     def windows(self, position: int, stopped: threading.Event) -> Iterator[Window]:
         """The windows from a place on, endless."""
@@ -268,7 +271,7 @@ class StreamSampler:
 
     def cut(self, sizes: np.ndarray) -> Iterator[tuple[int, int, int]]:
         """(begin, stop, records) of windows: neighboring chunks, as many as fill the buffer."""
-        ends = np.cumsum(sizes)
+        ends = np.cumsum(sizes, dtype=sizes.dtype)
         begin = before = 0
         while begin < len(ends):
             stop = min(int(np.searchsorted(ends, before + self.stream.buffer_size)) + 1, len(ends))
