@@ -1,7 +1,7 @@
 """How cost grows with the data: folders of up to a million images, shards of up to a million records.
 
     python -m benchmarks.scale                      # ten minutes on two cores
-    python -m benchmarks.scale --full               # a million images too, 100,000 images read
+    python -m benchmarks.scale --full               # 100,000 images read instead of 10,000
     python -m benchmarks.scale --parts shards shuffle
 
 Images are hard links to a few files, shards to one, so that the disk holds little. Each measurement is a process of
@@ -10,7 +10,6 @@ memory is private memory (smaps_rollup), in MB. `exponent` is the slope of log(c
 size to the largest: 0 does not grow, 1 grows as the data do, 2 as their square.
 """
 
-import argparse
 import io
 import itertools
 import json
@@ -18,12 +17,12 @@ import math
 import multiprocessing
 import os
 import resource
-import subprocess
 import sys
 import tarfile
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,6 +50,8 @@ WORKERS, BATCH = 2, 128
 NEIGHBORS = 1024
 MB = 1e6
 
+spent = 0.0  # processor seconds of measured processes
+
 
 # What a process of its own measures: each returns {row: value}
 
@@ -69,6 +70,20 @@ def scan(folder: str) -> dict[str, float]:
     return {"os.scandir, s": processor_seconds() - began, "os.scandir, MB": private_memory(os.getpid()) - before}
 
 
+def scan_as_torchvision(folder: str) -> dict[str, float]:
+    """As `torchvision.datasets.ImageFolder` finds its samples: sorted `os.walk`, a path and a class for each."""
+    before, began = private_memory(os.getpid()), processor_seconds()
+    samples = []
+    for number, name in enumerate(sorted(entry.name for entry in os.scandir(folder) if entry.is_dir())):
+        for root, _, files in sorted(os.walk(os.path.join(folder, name), followlinks=True)):
+            for file in sorted(files):
+                path = os.path.join(root, file)
+                if path.lower().endswith((".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")):
+                    samples.append((path, number))
+    memory = private_memory(os.getpid()) - before
+    return {"torchvision's way, s": processor_seconds() - began, "torchvision's way, MB": memory}
+
+
 def open_folder(folder: str, cache: str, again: bool) -> dict[str, float]:
     before, began = private_memory(os.getpid()), processor_seconds()
     dataset = open_dataset(folder, split="train", cache_dir=cache)
@@ -79,8 +94,6 @@ def open_folder(folder: str, cache: str, again: bool) -> dict[str, float]:
 
 
 def open_shards(folder: str, cache: str, again: bool) -> dict[str, float]:
-    import pyarrow  # noqa: F401  its import does not grow
-
     before, began = private_memory(os.getpid()), processor_seconds()
     open_stream(folder, split="train", cache_dir=cache)
     seconds, memory = processor_seconds() - began, private_memory(os.getpid()) - before
@@ -88,11 +101,17 @@ def open_shards(folder: str, cache: str, again: bool) -> dict[str, float]:
     return {f"{name}, s": seconds, f"{name}, MB": memory}
 
 
-def first_step(folder: str, cache: str, streaming: bool, images: int) -> dict[str, float]:
+def first_step(
+    folder: str, cache: str, streaming: bool, images: int, group_size: int | None = None
+) -> dict[str, float]:
     """Opening, workers, the first batch; private memory then and after `images`."""
     wall, began = time.perf_counter(), processor_seconds()
     transform = TrainTransform(32)
-    opened = (open_stream if streaming else open_dataset)(folder, split="train", cache_dir=cache)
+    opened = (
+        open_stream(folder, split="train", cache_dir=cache, group_size=group_size)
+        if streaming
+        else open_dataset(folder, split="train", cache_dir=cache)
+    )
     dataset = opened.with_transform(transform, seed=0)
     where = {"seed": 0, "position": 0, "stop": 10**9, "rank": 0, "world_size": 1}
     order = dataset.order(BATCH, **where) if streaming else TrainSampler(len(dataset), BATCH, **where)
@@ -128,28 +147,26 @@ def resume_stream(folder: str, cache: str) -> dict[str, float]:
     return found
 
 
-def open_at_once(folder: str, cache: str, processes: int) -> dict[str, float]:
-    """Several processes open the same shards at the same time: one of them builds the index."""
-    command = [sys.executable, "-m", "benchmarks.scale", "--task", "open_shards"]
-    words = json.dumps({"folder": folder, "cache": cache, "again": False})
-    running = [subprocess.Popen([*command, words], stdout=subprocess.PIPE, text=True) for _ in range(processes)]
-    seconds = [json.loads(process.communicate()[0])["open, s"] for process in running]
-    return {f"{processes} processes open at once, s of all": sum(seconds)}
-
-
-def predict(folder: str, model: str, out: str) -> dict[str, float]:
+def predict(folder: str, model: str, out: str, kept_lines: int | None = None) -> dict[str, float]:
+    """Class scores of a folder; with `kept_lines` the rest of a run that was stopped after so many."""
     from hf_vit.cli.main import main
 
+    if kept_lines is not None:
+        with open(out, "rb") as file:
+            kept = list(itertools.islice(file, kept_lines))
+        Path(out).write_bytes(b"".join(kept) + b"half a li")
+    resume, again = ([], "") if kept_lines is None else (["--resume"], " --resume at 90 %")
     began = processor_seconds()
     sys.stdout, printed = io.StringIO(), sys.stdout
-    assert main(["predict", folder, "--model", model, "--batch-size", "64", "--out", out]) == 0
+    assert main(["predict", folder, "--model", model, "--batch-size", "64", "--out", out, *resume]) == 0
     sys.stdout = printed
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / MB
-    return {"hf-vit predict, s": processor_seconds() - began, "hf-vit predict, peak MB": peak}
+    seconds, peak = processor_seconds() - began, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / MB
+    return {f"hf-vit predict{again}, s": seconds, f"hf-vit predict{again}, peak MB": peak}
 
 
 TASKS: dict[str, Callable[..., dict[str, float]]] = {
-    task.__name__: task for task in (scan, open_folder, open_shards, first_step, resume_stream, open_at_once, predict)
+    task.__name__: task
+    for task in (scan, scan_as_torchvision, open_folder, open_shards, first_step, resume_stream, predict)
 }
 
 
@@ -166,12 +183,27 @@ def private_memory(process: int) -> float:
 
 
 def in_a_process(task: str, **words: Any) -> dict[str, float]:
-    """What a task measures in a Python of its own."""
-    command = [sys.executable, "-m", "benchmarks.scale", "--task", task, json.dumps(words)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise HFViTError(f"{task} failed: {done.stderr.strip().splitlines()[-1] if done.stderr else done.returncode}")
-    return json.loads(done.stdout.splitlines()[-1])
+    """What a task measures in a process of its own."""
+    (found,) = in_processes(task, 1, words)
+    return found
+
+
+def in_processes(task: str, count: int, words: dict[str, Any]) -> list[dict[str, float]]:
+    """What a task measures in several processes at the same time; imports are done once, before they are forked."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["benchmarks.scale", "pyarrow"])
+    with ProcessPoolExecutor(count, context) as pool:
+        running = [pool.submit(measured, task, words) for _ in range(count)]
+        results = [future.result() for future in running]
+    global spent
+    spent += sum(seconds for _, seconds in results)
+    return [found for found, _ in results]
+
+
+def measured(task: str, words: dict[str, Any]) -> tuple[dict[str, float], float]:
+    """What a task returns, and the processor seconds that it took."""
+    began = processor_seconds()
+    return TASKS[task](**words), processor_seconds() - began
 
 
 # The data
@@ -209,6 +241,7 @@ def make_shards(folder: Path, shards: int) -> Path:
                 tar.addfile(member, io.BytesIO(data))
     for other in range(1, shards):
         os.link(first, folder / f"train-{other:05d}.tar")
+    (folder / "label_names.json").write_text(json.dumps([f"class {number}" for number in range(100)]))
     return folder
 
 
@@ -216,12 +249,13 @@ def make_shards(folder: Path, shards: int) -> Path:
 
 
 def folders(root: Path, full: bool) -> Iterator[tuple[int, dict[str, float]]]:
-    for images in (1_000, 10_000, 100_000, *([1_000_000] if full else [])):
+    for images in (1_000, 10_000, 100_000, 1_000_000):
         folder, cache = str(make_folder(root / f"folder-{images}", images)), str(root / f"cache-{images}")
         in_a_process("scan", folder=folder)  # into the kernel's cache
         found = in_a_process("scan", folder=folder) | in_a_process(
             "open_folder", folder=folder, cache=cache, again=False
         )
+        found |= in_a_process("scan_as_torchvision", folder=folder)
         found |= in_a_process("open_folder", folder=folder, cache=cache, again=True)
         read = 100_000 if full else 10_000
         yield images, found | in_a_process("first_step", folder=folder, cache=cache, streaming=False, images=read)
@@ -234,17 +268,21 @@ def shards(root: Path, full: bool) -> Iterator[tuple[int, dict[str, float]]]:
         found |= in_a_process("open_shards", folder=folder, cache=cache, again=True)
         read = 100_000 if full else 10_000
         found |= in_a_process("first_step", folder=folder, cache=cache, streaming=True, images=read)
+        empty = {"cache": str(root / f"cache-groups-{count}"), "group_size": 10}
+        grouped = in_a_process("first_step", folder=folder, streaming=True, images=0, **empty)
+        found["first batch, no index, 10 shards at a time, s"] = grouped["first batch, s"]
         yield count * PER_SHARD, found | in_a_process("resume_stream", folder=folder, cache=cache)
 
 
 def processes(root: Path, full: bool) -> Iterator[tuple[int, dict[str, float]]]:
     count = 100
     folder = str(make_shards(root / "shards-at-once", count))
-    alone = in_a_process("open_at_once", folder=folder, cache=str(root / "cache-alone"), processes=1)
-    yield (
-        count * PER_SHARD,
-        alone | in_a_process("open_at_once", folder=folder, cache=str(root / "cache-two"), processes=2),
-    )
+    found = {}
+    for together in (1, 2):
+        words = {"folder": folder, "cache": str(root / f"cache-{together}"), "again": False}
+        seconds = sum(part["open, s"] for part in in_processes("open_shards", together, words))
+        found[f"{together} processes open at once, s of all"] = seconds
+    yield count * PER_SHARD, found
 
 
 @dataclass(frozen=True)
@@ -361,7 +399,13 @@ def predictions(root: Path, full: bool) -> Iterator[tuple[int, dict[str, float]]
     for images in (5_000, 50_000):
         folder = make_folder(root / f"predict-{images}", images)
         out = str(root / f"{images}.csv")
-        yield images, in_a_process("predict", folder=str(folder), model=str(home), out=out)
+        words = {"folder": str(folder), "model": str(home), "out": out}
+        found = in_a_process("predict", **words)
+        whole = Path(out).read_bytes()
+        found |= in_a_process("predict", **words, kept_lines=images * 9 // 10)
+        if Path(out).read_bytes() != whole:
+            raise HFViTError("a resumed hf-vit predict wrote another file")
+        yield images, found
 
 
 RUNS: dict[str, Callable[[Path, bool], Iterator[tuple[int, dict[str, float]]]]] = dict(
@@ -394,29 +438,31 @@ def show(rows: list[dict[str, Any]]) -> None:
         print(f"{row['row']:<{width}}" + "".join(f"{value:>12.4g}" for value in row["values"]) + f"{slope:>12}")
 
 
+def save(part: str, rows: list[dict[str, Any]], run: dict[str, Any]) -> None:
+    """Write a part's rows into the results; those of the other parts stay."""
+    kept = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {"runs": {}, "rows": []}
+    runs = kept["runs"] | {part: run | {"environment": environment(torch.device("cpu"))}}
+    rows = [row for row in kept["rows"] if row["part"] != part] + rows
+    atomic_write(RESULTS, json.dumps({"runs": runs, "rows": rows}, indent=1) + "\n")
+
+
 def main(argv: list[str] | None = None) -> int:
     parser = Parser(prog="python -m benchmarks.scale", description="How cost grows with the data.")
     parser.add_argument("--full", action="store_true", help="a million images too, and ten times as many are read")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="default: all")
     parser.add_argument("--folder", type=Path, help="where files are made and removed (default: the temporary folder)")
     parser.add_argument("--save", action="store_true", help=f"write the results to {RESULTS.name}")
-    parser.add_argument("--task", nargs=2, help=argparse.SUPPRESS)
     try:
         given = parser.parse_args(argv)
-        if given.task:
-            print(json.dumps(TASKS[given.task[0]](**json.loads(given.task[1]))))
-            return 0
-        rows: list[dict[str, Any]] = []
         for part in given.parts:
+            wall, began = time.perf_counter(), processor_seconds() + spent
             with tempfile.TemporaryDirectory(prefix="scale-", dir=given.folder) as root:
                 new = table(part, list(RUNS[part](Path(root), given.full)))
+            seconds = {"processor_s": processor_seconds() + spent - began, "wall_s": time.perf_counter() - wall}
             show(new)
-            rows += new
-        if given.save:
-            kept = json.loads(RESULTS.read_text(encoding="utf-8"))["rows"] if RESULTS.exists() else []
-            kept = [row for row in kept if row["part"] not in given.parts]
-            content = {"environment": environment(torch.device("cpu")), "full": given.full, "rows": kept + rows}
-            atomic_write(RESULTS, json.dumps(content, indent=1) + "\n")
+            print("{}: {processor_s:.0f} s of processor time, {wall_s:.0f} s".format(part, **seconds), flush=True)
+            if given.save:
+                save(part, new, {"full": given.full} | seconds)
     except (HFViTError, OSError) as error:
         return report_error(error)
     return 0

@@ -3,8 +3,6 @@
 pytest tests/benchmarks/test_scale.py
 """
 
-import json
-
 import numpy as np
 import pytest
 
@@ -36,11 +34,18 @@ def test_tasks_on_a_few_files(tmp_path, capsys):
     cache = str(tmp_path / "cache")
     for task, words in (
         ("scan", {"folder": str(folder)}),
+        ("scan_as_torchvision", {"folder": str(folder)}),
         ("open_folder", {"folder": str(folder), "cache": cache, "again": False}),
         ("open_shards", {"folder": str(shards), "cache": cache, "again": False}),
         ("resume_stream", {"folder": str(shards), "cache": cache}),
     ):
-        assert scale.main(["--task", task, json.dumps(words)]) == 0
-        found = json.loads(capsys.readouterr().out)
+        found, seconds = scale.measured(task, words)
+        assert seconds >= 0
         assert found and all(np.isfinite(value) for value in found.values())
     assert scale.main(["--parts", "clouds"]) == 2 and "invalid choice" in capsys.readouterr().err
+
+
+def test_processes_of_their_own():
+    before = scale.spent
+    found = scale.in_processes("scan", 2, {"folder": str(scale.RESULTS.parent)})
+    assert len(found) == 2 and all("os.scandir, s" in part for part in found) and scale.spent > before
