@@ -45,6 +45,7 @@ def test_tasks_on_a_few_files(tmp_path, capsys):
     assert scale.main(["--parts", "clouds"]) == 2 and "invalid choice" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_processes_of_their_own():
     before = scale.spent
     found = scale.in_processes("scan", 2, {"folder": str(scale.RESULTS.parent)})

@@ -166,8 +166,8 @@ def read_range(shard: TarShard, begin: int, end: int) -> bytes:
         raise HFViTError(f"cannot read '{url}' any more ({one_line(error)}); the run can be resumed") from error
     if len(data) > end - begin:
         raise HFViTError(
-            f"the server of '{url}' ignored a request for {end - begin:,} bytes and sent {len(data):,}: so every read "
-            "costs a whole shard. Run the command again: the shards are copied if it still does, else it goes on"
+            f"the server of '{url}' ignored a request for {end - begin:,} bytes and sent {len(data):,}: every read "
+            "would cost a whole shard. Resume the run: if the server still does, the shards are copied first"
         )
     return data
 

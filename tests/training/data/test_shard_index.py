@@ -16,7 +16,7 @@ import pytest
 
 from hf_vit.errors import HFViTError
 from tests.helpers.streams import encoded, tar_bytes
-from training.data import shard_index
+from training.data import shard_files, shard_index
 from training.data.dataset import open_dataset
 from training.data.shard_command import main
 from training.data.shard_files import expand_shards
@@ -372,6 +372,17 @@ def test_shards_of_a_web_server(folder, tmp_path, web):
     sent.clear()
     assert len(open_stream(name, split="train", cache_dir=tmp_path / "cache", log=log.append)) == 40
     assert sum(sent) <= size / SHARDS and len(log) == 2  # the copies serve; one answer tells that ranges are ignored
+
+
+def test_a_server_that_forgets_range_requests(monkeypatch):
+    class Server:
+        @staticmethod
+        def cat_file(path, begin, end):
+            return bytes(1000)
+
+    monkeypatch.setattr(shard_files, "file_system", lambda url: (Server, url))
+    with pytest.raises(HFViTError, match=r"ignored a request for 10 bytes and sent 1,000: .* the shards are copied"):
+        shard_files.read_range(shard_files.TarShard("https://host/a.tar", 1000, ""), 5, 15)
 
 
 @pytest.mark.parametrize(

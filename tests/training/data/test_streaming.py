@@ -119,6 +119,48 @@ def test_neighbors_are_of_as_many_classes_and_shards_as_in_a_map_style_order():
     assert neighbors(in_turn, 256)[0] < 0.1 * best_classes  # what a long run makes of sorted shards
 
 
+def loss_curve(inputs, labels, order):
+    """The loss of a small network on a twentieth of the images, after every fifth of its steps."""
+    inputs, labels, watched = torch.from_numpy(inputs), torch.from_numpy(labels), torch.arange(0, len(labels), 20)
+    seeded = torch.Generator().manual_seed(0)
+    first = (torch.randn(16, 64, generator=seeded) / 4).requires_grad_()
+    second = (torch.randn(64, int(labels.max()) + 1, generator=seeded) / 20).requires_grad_()
+
+    def loss(rows):
+        return torch.nn.functional.cross_entropy(torch.relu(inputs[rows] @ first) @ second, labels[rows])
+
+    optimizer, curve = torch.optim.AdamW([first, second], lr=5e-3), []
+    for number, rows in enumerate(torch.from_numpy(order.reshape(-1, 64))):
+        optimizer.zero_grad()
+        loss(rows).backward()
+        optimizer.step()
+        if number % 5 == 4:
+            with torch.no_grad():
+                curve.append(float(loss(watched)))
+    return np.array(curve)
+
+
+def test_sorted_shards_train_as_a_folder_does():
+    """50 sorted classes; the buffer holds as many images of each as the default does of a thousand classes."""
+    labels = np.repeat(np.arange(50), 200)
+    random = np.random.default_rng(0)
+    inputs = (random.normal(size=(50, 16))[labels] + random.normal(size=(len(labels), 16))).astype(np.float32)
+    count = 2 * 64 * 100
+
+    def streamed(run_length):
+        first = np.arange(0, len(labels), run_length)
+        stream = stream_of(np.diff(first, append=len(labels)), window=BUFFER_SIZE * 50 // 1000)
+        order = stream.order(1, seed=0, position=0, stop=10**9)
+        return np.array([record.index for record in itertools.islice(order.records(0), count)])
+
+    folder = np.concatenate([random.permutation(len(labels)) for _ in range(2)])[:count]
+    expected = loss_curve(inputs, labels, folder)
+    for half in (slice(None, 20), slice(20, None)):
+        as_folder = expected[half].mean()
+        assert loss_curve(inputs, labels, streamed(default_run_length(labels)))[half].mean() < 1.05 * as_folder
+        assert loss_curve(inputs, labels, streamed(256))[half].mean() > 2 * as_folder
+
+
 def test_sorted_shards_are_read_one_by_one_and_it_is_said(tmp_path):
     for shard in range(2):
         records = [(f"{n:03d}", {"cls": str(n // 10 + 2 * shard).encode(), "png": encoded(n)}) for n in range(20)]
