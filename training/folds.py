@@ -28,7 +28,7 @@ from .data.splits import open_splits, open_test_split, open_train
 from .data.transforms import EvalTransform
 from .engine.accelerator import create_accelerator, on_cpu
 from .engine.checkpoint_io import advice, write_json
-from .engine.save_outputs import place_model
+from .engine.save_outputs import PREDICTIONS_NAME, place_model
 from .engine.trainer import Trainer
 from .metrics.metric_state import FRACTIONS, MetricState
 from .reporting import progress
@@ -36,7 +36,7 @@ from .reporting.facts import metric_rows, write_facts
 from .sweep import check_output_folder, finished, with_part_of_time, with_values
 
 
-SUMMARY_NAME, LOGITS_NAME = "folds.json", "ensemble.npz"
+SUMMARY_NAME, LOGITS_NAME, OUT_OF_FOLD_NAME = "folds.json", "ensemble.npz", "out_of_fold.npz"
 AVERAGE, ENSEMBLE = "average", "ensemble"
 
 
@@ -44,6 +44,7 @@ def fold_arguments(arguments: Arguments, fold: int) -> Arguments:
     """The run that holds out one part."""
     folder = Path(str(arguments.train.output_dir)) / f"fold-{fold}"
     fixed = {"combine_folds": "none", "eval_split": None, "eval_file": None, "resume_from_checkpoint": True}
+    fixed |= {"do_predict": True}  # the predictions become those of out_of_fold.npz
     arguments = with_part_of_time(arguments, arguments.data.folds)
     return with_values(arguments, fixed | {"fold": fold, "output_dir": str(folder)})
 
@@ -94,6 +95,7 @@ def cross_validate(
             arguments, [Path(str(arguments_of_fold.train.output_dir)) for arguments_of_fold in runs], named
         )
     if main:
+        write_out_of_fold(folder, [Path(str(one.train.output_dir)) for one in runs], measured)
         write_json(folder / SUMMARY_NAME, summary)
         if combine == AVERAGE:
             write_facts(folder, facts_of_average(arguments, measured, summary, named))
@@ -124,6 +126,23 @@ def summary_of(measured: list[dict[str, Any]]) -> dict[str, Any]:
         values = [run[name] for run in runs if name in run]
         scores[name] = {"mean": statistics.fmean(values), "std": statistics.stdev(values)}
     return {"folds": len(runs), "n": sum(run["n"] for run in runs), "metrics": scores, "runs": runs}
+
+
+def write_out_of_fold(folder: Path, runs: list[Path], measured: list[dict[str, Any]]) -> None:
+    """Write out_of_fold.npz: what each image got from the run that did not train on it, fold after fold.
+
+    `names` (N,), `logits` (N, K), `labels` (N,) or (N, K), `fold` (N,) from 1, `label_names` (K,). Images that could
+    not be read are missing.
+    """
+    parts = []
+    for run in runs:
+        with np.load(run / PREDICTIONS_NAME) as saved:
+            parts.append({name: saved[name] for name in ("names", "logits", "labels")})
+    arrays = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    arrays["fold"] = np.repeat(np.arange(1, len(parts) + 1), [len(part["labels"]) for part in parts])
+    arrays["label_names"] = np.array(measured[0]["data"]["label_names"])
+    with atomic_path(folder / OUT_OF_FOLD_NAME, advice(folder)) as temporary:
+        np.savez(temporary, **arrays)
 
 
 def combined(arguments: Arguments, folders: list[Path], data: Any) -> dict[str, Any]:

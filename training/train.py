@@ -40,6 +40,7 @@ from .engine.distributed import all_ranks, handle_peer_exit
 from .engine.head_probe import init_head
 from .engine.masked_patch_prediction import MASKED_PATCHES
 from .engine.run_lock import LOCK_NAME
+from .engine.save_outputs import PREDICTIONS_NAME
 from .engine.schedule import with_batch_of
 from .engine.trainer import Trainer
 from .folds import cross_validate
@@ -48,7 +49,7 @@ from .run_report import gain_of_training, run_description, run_summary
 from .sweep import sweep
 
 
-PREDICTIONS_NAME, DUPLICATES_NAME, HELD_OUT_NAME = "predictions.npz", "duplicates.json", "held_out.txt"
+DUPLICATES_NAME, HELD_OUT_NAME = "duplicates.json", "held_out.txt"
 INTERRUPTED = 130  # exit status of a command that Ctrl-C ended
 
 
@@ -325,8 +326,10 @@ def tune_thresholds(trainer: Trainer, log) -> dict[str, Any]:
 
 
 def save_predictions(trainer: Trainer) -> None:
-    """Write predictions.npz: `logits` (N, K) and `labels` (N,) of the evaluation images, in the data's order."""
-    outputs = trainer.predict(trainer.eval_dataset, "eval")
+    """Write predictions.npz: `logits` (N, K), `labels` (N,) and `names` (N,) of the evaluation images that could be
+    read, in the data's order."""
+    found, dataset = trainer.evaluator.run(trainer.eval_dataset, keep_outputs=True), trainer.eval_dataset
     if trainer.accelerator.is_main_process:
+        names = np.array([dataset.image_name(index) for index in found.index.tolist()])
         with atomic_path(trainer.output_dir / PREDICTIONS_NAME) as temporary:
-            np.savez(temporary, logits=outputs.predictions, labels=outputs.label_ids)
+            np.savez(temporary, logits=found.logits, labels=found.labels, names=names)

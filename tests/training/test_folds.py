@@ -3,10 +3,12 @@
 pytest tests/training/test_folds.py
 """
 
+import dataclasses
 import json
 import shutil
 
 import numpy as np
+import pandas
 import pytest
 import torch
 from hypothesis import given, settings
@@ -16,8 +18,10 @@ from transformers import AutoModelForImageClassification
 
 from hf_vit.errors import HFViTError
 from training import finetune, train
+from training.config.arguments import DataArguments
 from training.config.parser import parse
 from training.data.dataset import fold_numbers, open_dataset, take_fold
+from training.data.splits import open_splits
 
 
 LINE = (
@@ -62,6 +66,7 @@ def validated(tmp_path_factory, images):
 )
 def test_folds_are_stratified_and_hold_out_every_image_once(counts, folds, seed):
     class Data:
+        groups = None
         labels = np.random.default_rng(seed).permutation(np.repeat(np.arange(len(counts)), counts))
         label_names = tuple(map(str, range(len(counts))))
         name = "data"
@@ -223,3 +228,85 @@ def test_a_class_of_one_image_stays_in_training_and_is_named(tmp_path, capsys):
 def test_folds_that_cannot_be_meant(words, message):
     with pytest.raises(HFViTError, match=message):
         parse([*LINE.split(), "--dataset", "digits", "--output_dir", "out", *words.split()], "finetune")
+
+
+def grouped_table(root, animals=8, images=3):
+    """Three pictures of each animal, of one kind or the other; the table says which animal is on each."""
+    root.mkdir()
+    lines = ["file,kind,animal"]
+    for animal in range(animals):
+        for number in range(images):
+            pixels = np.full((8, 8, 3), 20 * animal + number, np.uint8)
+            Image.fromarray(pixels).save(root / f"{animal}-{number}.png")
+            lines.append(f"{animal}-{number}.png,{'cat' if animal % 2 else 'dog'},{animal}")
+    (root / "table.csv").write_text("\n".join(lines))
+    return root / "table.csv"
+
+
+def animals_of(dataset):
+    return {dataset.image_name(index).split("-")[0] for index in range(len(dataset))}
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet", "frame", "arrays"])
+def test_images_of_a_group_are_never_split(tmp_path, kind):
+    table = grouped_table(tmp_path / "data")
+    frame = pandas.read_csv(table)
+    data = str(table)
+    if kind == "parquet":
+        data = str(table.with_suffix(".parquet"))
+        frame.to_parquet(data)
+    elif kind != "csv":
+        frame["file"] = [str(table.parent / name) for name in frame["file"]]
+        data = frame
+        if kind == "arrays":
+            data = frame.assign(file=[np.asarray(Image.open(name)) for name in frame["file"]])
+    options = {"label_column": "kind", "image_column": "file", "group_column": "animal", "cache_dir": str(tmp_path)}
+    for choice in ({"dev_fraction": 0.25}, *({"folds": 4, "fold": fold} for fold in (1, 2, 3, 4))):
+        arguments = dataclasses.replace(DataArguments(dataset="x", **options, **choice), dataset=data)
+        found = open_splits(arguments, 0, lambda text: None)
+        train_groups, held_out = set(found.train.groups), set(found.evaluation.groups)
+        assert not train_groups & held_out and len(train_groups | held_out) == 8
+        assert len(found.evaluation) == 6 and set(found.evaluation.labels) == {0, 1}  # an animal of each kind
+
+
+def test_groups_that_cannot_be_divided_are_one_line(tmp_path):
+    table = grouped_table(tmp_path / "data", animals=4)
+    options = {"label_column": "kind", "dataset": str(table)}
+
+    def opened(**more):
+        return open_splits(DataArguments(**options, **more), 0, lambda text: None)
+
+    with pytest.raises(HFViTError, match=r"--folds 5 divides groups, and .* has 4 that can be held out"):
+        opened(folds=5, group_column="animal")
+    with pytest.raises(HFViTError, match="has no column 'patient'; its columns are file, kind, animal"):
+        opened(folds=2, group_column="patient")
+    with pytest.raises(HFViTError, match="'digits' is no table and has no column 'animal': leave out --group_column"):
+        open_splits(DataArguments(dataset="digits", group_column="animal"), 0, lambda text: None)
+    with pytest.raises(HFViTError, match="has 0 that can be held out"):  # one group a class: nothing to learn from
+        opened(group_column="kind")
+
+
+def test_an_empty_group_is_one_of_its_own_and_groups_on_both_sides_are_said(tmp_path):
+    table = grouped_table(tmp_path / "data")
+    text = table.read_text().replace("0-1.png,dog,0", "0-1.png,dog,")
+    table.write_text(text)
+    said: list[str] = []
+    options = {"label_column": "kind", "group_column": "animal", "eval_file": str(table)}
+    found = open_splits(DataArguments(dataset=str(table), **options), 0, said.append)
+    assert len(set(found.train.groups)) == 9
+    assert any(line.startswith("8 groups of 'animal' are in training and in evaluation") for line in said)
+
+
+def test_each_image_has_the_prediction_of_the_run_that_did_not_see_it(validated, images):
+    out, summary = validated
+    with np.load(out / "out_of_fold.npz") as saved:
+        found = {name: saved[name] for name in saved.files}
+    data = open_dataset(str(images), split="train")
+    assert sorted(found["names"]) == sorted(data.image_name(index) for index in range(len(data)))
+    assert found["logits"].shape == (21, 3) and found["label_names"].tolist() == data.label_names
+    for fold in (1, 2, 3):
+        own = found["fold"] == fold
+        held_out = (out / f"fold-{fold}/held_out.txt").read_text().splitlines()
+        assert found["names"][own].tolist() == held_out
+        accuracy = (found["logits"][own].argmax(1) == found["labels"][own]).mean()
+        assert accuracy == pytest.approx(summary["runs"][fold - 1]["accuracy"])

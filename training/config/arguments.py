@@ -162,6 +162,11 @@ class DataArguments:
     split_column: str | None = option(
         None, "column that says which split a row belongs to; default: `split`, `subset` or `partition`"
     )
+    group_column: str | None = option(
+        None,
+        "column of a table whose equal values belong together (a patient, an animal): --folds and carved evaluation "
+        "images never split such images; an empty cell is a group of its own",
+    )
     image_root: str | None = option(None, "folder that image paths in a table count from; default: the table's")
     train_file: str | None = option(None, "table of the training images, in place of dataset")
     eval_file: str | None = option(None, "table of the evaluation images, in place of eval_split")

@@ -74,7 +74,7 @@ HELP_GROUPS: dict[str, list[str]] = {
     "model": ["preset", "set", "keep_representation", "freeze_backbone", "head_init"],
     "data": [
         "dataset_config_name", "train_split", "image_column", "label_column", "problem_type", "label_separator",
-        "split_column",
+        "split_column", "group_column",
         "image_root", "train_file", "eval_file", "streaming", "shuffle_buffer_size",
         "shuffle_run_length", "shuffle_shards", "read_threads", "train_fraction",
         "samples_per_class", "dev_fraction", "folds", "fold", "combine_folds",

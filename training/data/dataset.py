@@ -12,6 +12,7 @@ hf_vit/image_io.py.
 import itertools
 import os
 import re
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from os import PathLike
@@ -48,6 +49,7 @@ from .sources import (
     relabel,
     rows_by_label,
     shuffled_classes,
+    strata,
     synthetic_reader,
 )
 from .tables import hub_reader, parquet_reader, saved_reader
@@ -115,6 +117,12 @@ class ImageDataset(torch.utils.data.Dataset):
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    @property
+    def groups(self) -> np.ndarray | None:
+        """Text (n,), equal for images that must not be split; None where nothing was said of it."""
+        groups = getattr(self.source, "groups", None)
+        return None if groups is None else groups[self.rows]
 
     @property
     def problem_type(self) -> str:
@@ -450,6 +458,7 @@ class Chain:
     fingerprint: str
     starts: np.ndarray  # first row of each source
     sorted_by_class: bool = False
+    groups: np.ndarray | None = None
 
     def _locate(self, row: int) -> tuple[Source, int]:
         number = int(np.searchsorted(self.starts, row, side="right")) - 1
@@ -478,7 +487,10 @@ def concatenate(parts: Sequence[ImageDataset], split: str) -> ImageDataset:
     labels = np.concatenate([part.labels for part in parts])
     mark = digest(*(part.fingerprint for part in parts))
     every_label = np.concatenate([part.source.labels for part in parts])
-    chain = Chain([part.source for part in parts], every_label, first.label_names, mark, starts)
+    groups = [getattr(part.source, "groups", None) for part in parts]
+    every_group = None if any(group is None for group in groups) else np.concatenate(groups)
+    sources = [part.source for part in parts]
+    chain = Chain(sources, every_label, first.label_names, mark, starts, groups=every_group)
     return replace(first, source=chain, rows=rows, labels=labels, split=split, fingerprint=mark)
 
 
@@ -512,7 +524,12 @@ def carve_dev_split(dataset: ImageDataset, fraction: float = 0.1, seed: int = 0)
     if count >= len(dataset):
         raise HFViTError(f"'{dataset.name}' has {len(dataset)} images, too few to carve a dev split out of them")
     held_out = np.zeros(len(dataset), dtype=bool)
-    held_out[nested_subset(dataset.labels, ~seed, count)] = True  # another choice than train_fraction's
+    if dataset.groups is None:
+        held_out[nested_subset(dataset.labels, ~seed, count)] = True  # another choice than train_fraction's
+    else:
+        share = min(fraction, 1 - fraction)
+        numbers = group_fold_numbers(dataset, max(2, round(1 / share)), seed, exactly=False)
+        held_out = numbers == 1 if fraction <= 0.5 else numbers > 1
     if holds_classes(dataset):
         held_out &= np.bincount(dataset.labels)[dataset.labels] > 1
     if not held_out.any():
@@ -566,6 +583,8 @@ def fold_numbers(dataset: ImageDataset, folds: int, seed: int = 0) -> np.ndarray
     Not scikit-learn's StratifiedKFold, which holds out single images with a warning. Targets that are no classes are
     dealt out without regard to them.
     """
+    if dataset.groups is not None:
+        return group_fold_numbers(dataset, folds, seed)
     labels = dataset.labels if holds_classes(dataset) else np.zeros(len(dataset), dtype=np.int64)
     numbers, dealt = np.zeros(len(dataset), dtype=np.int64), 0
     for label, rows in rows_by_label(labels):
@@ -579,4 +598,34 @@ def fold_numbers(dataset: ImageDataset, folds: int, seed: int = 0) -> np.ndarray
         shuffled = generator(FOLDS, seed, label).permutation(rows)
         numbers[shuffled] = (dealt + np.arange(len(rows))) % folds + 1  # going on where the class before ended
         dealt += len(rows)
+    return numbers
+
+
+def group_fold_numbers(dataset: ImageDataset, folds: int, seed: int, exactly: bool = True) -> np.ndarray:
+    """As `fold_numbers`, with all images of a group in one fold, stratified as far as that goes (scikit-learn's
+    StratifiedGroupKFold); 0 for groups that hold all images of a class, which could not be learned without them."""
+    from sklearn.model_selection import StratifiedGroupKFold
+
+    assert dataset.groups is not None
+    _, groups = np.unique(dataset.groups, return_inverse=True)
+    classes = strata(dataset.labels)
+    free = np.ones(len(dataset), dtype=bool)
+    for _, rows in rows_by_label(classes) if holds_classes(dataset) else ():
+        if len(np.unique(groups[rows])) == 1:
+            free &= groups != groups[rows[0]]
+    count = len(np.unique(groups[free]))
+    option = f"--folds {folds}" if exactly else "--group_column"
+    folds = folds if exactly else min(folds, count)  # a larger part, where there are few groups
+    if folds < 2 or count < folds:
+        raise HFViTError(
+            f"{option} divides groups, and '{dataset.name}' has {count:,} that can be held out (each class has to be "
+            "in two groups): give fewer folds or another --group_column"
+        )
+    numbers = np.zeros(len(dataset), dtype=np.int64)
+    rows = np.flatnonzero(free)
+    splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # a class in fewer groups than folds, which the summary names
+        for number, (_, held_out) in enumerate(splitter.split(rows, classes[rows], groups[rows]), start=1):
+            numbers[rows[held_out]] = number
     return numbers

@@ -59,6 +59,7 @@ class FileSource:
     sorted_by_class: bool = True
     missing: tuple[str, ...] = ()
     downloads: Downloads | None = None
+    groups: np.ndarray | None = None
 
     def path(self, row: int) -> bytes:
         """Relative to the root."""

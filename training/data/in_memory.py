@@ -18,7 +18,7 @@ from hf_vit.image_tables import path_column
 
 from .downloads import Downloads, download_all
 from .path_tables import by_column, labels_of_columns, source_of
-from .sources import Columns, Reader, Source, classes_in_turn, digest
+from .sources import Columns, Reader, Source, classes_in_turn, digest, groups_of
 from .tables import dataset_reader
 
 
@@ -95,7 +95,8 @@ def rows_source(
     if columns.labelled:
         labels, label_names = labels_of_columns(name, rows, columns, image)
     downloads = download_all(rows[image], cache_dir, notes)
-    return BytesSource(rows[image], labels, label_names, name, root, downloads)
+    groups = groups_of(name, columns.group, rows)
+    return BytesSource(rows[image], labels, label_names, name, root, downloads, groups)
 
 
 class BytesSource:
@@ -109,7 +110,9 @@ class BytesSource:
         name: str,
         root: Path,
         downloads: Downloads,
+        groups: np.ndarray | None = None,
     ):
+        self.groups = groups
         self.values, self.labels, self.label_names, self._name, self.root = values, labels, label_names, name, root
         self.downloads, self.missing = downloads, tuple(downloads.failed)
         self.sorted_by_class = classes_in_turn(labels)

@@ -21,7 +21,7 @@ from hf_vit.image_tables import MAX_CELL, path_column, read_rows
 from .columns import LABEL_COLUMNS, SPLIT_COLUMNS, each_wanted, label_rows, places_of_splits
 from .downloads import download_all
 from .folders import LARGE, FileSource, Tree, file_source, metadata_of
-from .sources import Columns, Reader, classes_in_turn
+from .sources import Columns, Reader, classes_in_turn, groups_of
 from .targets import read_targets
 
 
@@ -150,7 +150,8 @@ def source_of(
     blobs = [b"\0".join(os.fsencode(value) for value in values)]
     base = os.fsencode(root.resolve())
     source = file_source(base, [b""], where, blobs, labels, names, classes_in_turn(labels))
-    return replace(source, missing=(*missing, *downloads.failed), downloads=downloads)
+    groups = groups_of(name, columns.group, rows)
+    return replace(source, missing=(*missing, *downloads.failed), downloads=downloads, groups=groups)
 
 
 def missing_files(name: str, values: Sequence[str], root: Path, notes: list[str]) -> list[str]:
@@ -246,10 +247,16 @@ def metadata_reader(
             )
         labels = chosen
         for part, resolved in (by_column(printable(relative), rows, columns.split, notes) or {None: rows}).items():
-            for value, *cells in zip(resolved[image], *(resolved[column] for column in chosen)):
+            if columns.group is not None and columns.group not in resolved:
+                columns_there = listed(list(resolved))
+                raise HFViTError(
+                    f"'{printable(relative)}' has no column '{columns.group}'; its columns are {columns_there}"
+                )
+            others = list(dict.fromkeys([*chosen, *([columns.group] if columns.group is not None else [])]))
+            for value, *cells in zip(resolved[image], *(resolved[column] for column in others)):
                 path = os.fsdecode(join(folder.path, os.fsencode(str(value))))
-                split = splits.setdefault(part or split_of_path(path), {key: [] for key in (FILE_KEY, *chosen)})
-                for key, cell in zip((FILE_KEY, *chosen), (path, *cells)):
+                split = splits.setdefault(part or split_of_path(path), {key: [] for key in (FILE_KEY, *others)})
+                for key, cell in zip((FILE_KEY, *others), (path, *cells)):
                     split[key].append(cell)
         listed_files += len(rows[image])
     if not splits:

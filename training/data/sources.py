@@ -9,10 +9,10 @@ Tests: tests/training/data/test_dataset.py.
 import hashlib
 import os
 import re
-from collections.abc import Callable, Container, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from PIL import Image
@@ -78,6 +78,7 @@ class Columns:
     split: str | None = None  # column that says which split a row belongs to
     problem_type: str | None = None  # in transformers' words; None: as the labels say, where they leave no doubt
     separator: str | None = None  # between the labels of a cell of text
+    group: str | None = None  # column whose equal values belong together
 
     def __post_init__(self):
         if isinstance(self.label, list | tuple) and len(self.label) == 1:
@@ -111,12 +112,32 @@ def only_for_tables(name: str, columns: Columns) -> None:
         ("--image_column", columns.image),
         ("--label_column", label),
         ("--split_column", columns.split),
+        ("--group_column", columns.group),
     ):
         if column is not None:
             raise HFViTError(f"'{name}' is no table and has no column '{column}': leave out {option}")
     if columns.image_root is not None:
         raise HFViTError(f"'{name}' is no table of paths: leave out --image_root")
     only_one_class(name, columns, "is no table: its images have one class each")
+
+
+def groups_of(name: str, column: str | None, columns: Mapping[str, Sequence[Any]]) -> np.ndarray | None:
+    """What each row belongs to, as text (n,); an empty cell is a group of its own. None without a column.
+
+    Raises:
+        HFViTError: no such column.
+    """
+    if column is None:
+        return None
+    if column not in columns:
+        raise HFViTError(f"'{name}' has no column '{column}'; its columns are {listed(list(columns))}")
+    empty = (None, "", "nan")
+    return np.array(
+        [
+            f"row {row}" if str(cell).strip() in map(str, empty) else f"= {cell}"
+            for row, cell in enumerate(columns[column])
+        ]
+    )
 
 
 def only_one_class(name: str, columns: Columns, why: str) -> None:

@@ -83,6 +83,8 @@ def open_splits(data: DataArguments, seed: int, say=print) -> Splits:
     if evaluation is not None:
         if shared := in_both(train, evaluation):
             say(f"{shared:,} of {len(evaluation):,} evaluation images are trained on: their score is no test's")
+        if shared := groups_in_both(train, evaluation):
+            say(f"{shared:,} groups of '{data.group_column}' are in training and in evaluation: give splits without")
     elif data.folds is not None:
         train, evaluation = take_fold(train, data.folds, data.fold or 1)
         say(f"fold {data.fold or 1} of {data.folds}: {len(evaluation):,} training images (stratified) are held out")
@@ -123,6 +125,7 @@ def requested_columns(data: DataArguments) -> Columns:
         split=data.split_column,
         problem_type=data.problem_type,
         separator=data.label_separator,
+        group=data.group_column,
     )
 
 
@@ -191,6 +194,14 @@ def in_both(train: ImageDataset, evaluation: ImageDataset) -> int:
     return len(np.intersect1d(train.rows, evaluation.rows)) if same else 0
 
 
+def groups_in_both(train: ImageDataset, evaluation: ImageDataset) -> int:
+    """Groups that have images on both sides."""
+    if train.groups is None or evaluation.groups is None:
+        return 0
+    named = [groups[np.char.startswith(groups, "=")] for groups in (train.groups, evaluation.groups)]
+    return len(np.intersect1d(*named))
+
+
 def eval_table(data: DataArguments, columns: Columns, notes: list[str]) -> ImageDataset:
     """The evaluation images of `--eval_file`: its only split, or the first of the usual names."""
     reader = open_reader(data.eval_file, None, dataclasses.replace(columns, split=None), data.cache_dir)
@@ -238,7 +249,7 @@ def open_streaming(data: DataArguments, say=print) -> Splits:
     ):
         if getattr(data, name) is not None:
             raise HFViTError(f"--{name} has to look at all images first: leave out --streaming")
-    for name in ("image_root", "split_column"):
+    for name in ("image_root", "split_column", "group_column"):
         if getattr(data, name) is not None:
             raise HFViTError(f"--{name} is for tables that are read whole: leave out --streaming")
     if isinstance(data.label_column, list) or data.problem_type not in (None, SINGLE_LABEL) or data.label_separator:

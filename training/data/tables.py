@@ -35,7 +35,7 @@ from .columns import (
 )
 from .downloads import Downloads, download_all
 from .path_tables import missing_files
-from .sources import Columns, Reader, by_split, classes_in_turn, digest, only_one_class, own_cache
+from .sources import Columns, Reader, by_split, classes_in_turn, digest, groups_of, only_one_class, own_cache
 from .targets import read_targets
 
 
@@ -57,6 +57,7 @@ class TableSource:
     root: str = ""  # folder that paths count from
     missing: tuple[str, ...] = ()  # files and addresses that are known not to be there
     downloads: Downloads | None = None  # of paths that are addresses
+    groups: np.ndarray | None = None  # what each row belongs to
 
     def record(self, row: int) -> dict[str, Any]:
         """The encoded image: {"bytes": ..., "path": ...}, either may be None."""
@@ -328,7 +329,10 @@ def table_source(
     stored = table.data.column(image_column)
     sizes = compute.binary_length(stored if is_text else compute.struct_field(stored, "bytes"))
     mark = digest(*names, labels.tobytes(), compute.fill_null(sizes, -1).to_numpy().tobytes(), *pieces)
-    return replace(source, fingerprint=mark)
+    chosen = [columns.group] if columns.group in table.features else []
+    cells = {column: table.data.column(column).to_pylist() if column in chosen else [] for column in table.features}
+    groups = groups_of(name, columns.group, cells)
+    return replace(source, fingerprint=mark, groups=groups)
 
 
 def read_labels(

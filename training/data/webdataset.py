@@ -98,6 +98,8 @@ def shards_reader(name: str, files: list[str], columns: Columns, cache_dir: str 
     """Reader of tar shards on a local disk."""
     if any(is_remote(file) for file in files):
         raise HFViTError(f"'{name}' lies elsewhere; stream it (--streaming), or copy the shards to this machine")
+    if columns.group is not None:
+        raise HFViTError(f"'{name}' is no table and has no column '{columns.group}': leave out --group_column")
     splits = shards_by_split(files)
     notes: list[str] = []
     damaged: list[str] = []

@@ -47,6 +47,7 @@ class Evaluated:
     counts: Metrics | None
     logits: np.ndarray | None = None
     labels: np.ndarray | None = None
+    index: np.ndarray | None = None  # of the images in the dataset: those that could not be read are missing
 
     def metrics(self, prefix: str, more: Callable[[EvalPrediction], dict] | None = None) -> dict[str, float]:
         """The scores under transformers' names, `prefix_loss` and so on, and what `more` finds in the outputs."""
@@ -166,7 +167,7 @@ def evaluate(
     result = Evaluated(scores, counted.images, unreadable, counted if isinstance(counted, Metrics) else None)
     if keep_outputs:
         classes = score_outputs is None
-        result.logits, result.labels = gather_outputs(outputs, accelerator, *asked, classes=classes)
+        result.logits, result.labels, result.index = gather_outputs(outputs, accelerator, *asked, classes=classes)
     if score_outputs is not None and result.logits is not None and result.labels is not None:
         result.scores |= score_outputs(result.logits, result.labels)
     return result
@@ -179,8 +180,8 @@ def own_indices(index: torch.Tensor, filler: int | None) -> torch.Tensor:
 
 def gather_outputs(
     outputs: list[tuple], accelerator: Accelerator, *asked: int, classes: bool = True
-) -> tuple[np.ndarray, np.ndarray]:
-    """All processes' outputs, in the order of the data.
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """All processes' logits, labels and indices, in the order of the data.
 
     Args:
         asked: shape of one image's logits, for a process without images.
@@ -197,4 +198,4 @@ def gather_outputs(
     logits, labels, index = (accelerator.gather_for_metrics(part).cpu().numpy() for part in padded)
     order = np.argsort(index, kind="stable")
     order = order[index[order] >= 0]  # without padding
-    return logits[order], labels[order]
+    return logits[order], labels[order], index[order]

@@ -25,8 +25,8 @@ from .checkpoint_io import differences
 WITHOUT_EFFECT = {
     *OF_THE_LAUNCH, "dataloader_num_workers", "dataloader_prefetch_factor", "disable_tqdm", "output_dir", "dataset",
     "cache_dir", "dataset_config_name", "train_split", "image_column", "label_column", "problem_type",
-    "label_separator", "split_column", "image_root", "train_file", "eval_file", "model", "preset", "set",
-    "image_size", "keep_representation", "run_name", "read_threads", "async_save",
+    "label_separator", "split_column", "image_root", "train_file", "eval_file", "model", "preset", "set", "image_size",
+    "group_column", "keep_representation", "run_name", "read_threads", "async_save",
 }  # fmt: skip
 # How streams were shuffled before there were options for it.
 EARLIER_SHUFFLE = {"shuffle_buffer_size": 2048, "shuffle_run_length": 256}

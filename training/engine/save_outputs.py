@@ -22,6 +22,7 @@ from .checkpoint_io import advice, move_checkpoint
 
 
 FINISHED_NAME = ".finished"  # where a model is written before its files are moved to their place
+PREDICTIONS_NAME = "predictions.npz"  # of the evaluation images, with --do_predict
 UNREADABLE_NAME = "unreadable.txt"  # the images that were skipped, of all processes, and why; never uploaded
 
 

@@ -56,7 +56,7 @@ def compute_features(
             with context.precision():
                 parts.append((classifier.features(pixels[:, 0]), labels.to(device), indices.to(device)))
     width = torch.tensor([parts[0][0].shape[1] if parts else 0], device=device)
-    features, labels = gather_outputs(parts, accelerator, int(accelerator.gather(width).max()))
+    features, labels, _ = gather_outputs(parts, accelerator, int(accelerator.gather(width).max()))
     if not len(labels):
         raise HFViTError(f"no image of '{dataset.name}' ({dataset.split}) can be read")
     if accelerator.is_main_process:

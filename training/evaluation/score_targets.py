@@ -91,7 +91,7 @@ def score_targets(
             outputs.append(
                 (logits if logits.ndim == 2 else logits.mean(1), labels.to(logits.device), indices.to(logits.device))
             )
-    logits, labels = gather_outputs(outputs, accelerator, len(names), classes=False)
+    logits, labels, _ = gather_outputs(outputs, accelerator, len(names), classes=False)
     unreadable = unreadable if accelerator.num_processes == 1 else gather_object(unreadable)
     if not len(labels):
         raise HFViTError(f"no image of '{dataset.name}' ({dataset.split}) can be read: {', '.join(unreadable[:3])}")
