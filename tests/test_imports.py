@@ -21,7 +21,7 @@ ORDER = (
         "hf_vit.plot_text",
         "hf_vit.problem_type",
     ),
-    ("hf_vit.kernel_table", "hf_vit.image_io"),
+    ("hf_vit.kernel_table", "hf_vit.image_io", "hf_vit.html_page"),
     ("hf_vit.image_files", "hf_vit.image_tables", "hf_vit.modeling"),
     ("hf_vit.inference", "hf_vit.checkpoints"),
     ("hf_vit.transformers_classifiers",),

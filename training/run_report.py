@@ -3,7 +3,6 @@
 Tests: tests/training/test_train.py, tests/training/test_finetune.py.
 """
 
-import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from hf_vit.errors import listed
 from hf_vit.problem_type import MULTI_LABEL, REGRESSION, SINGLE_LABEL
 
 from .data.dataset import ImageDataset, holds_classes
-from .data.deduplication import find_duplicates
+from .data.deduplication import sampled_duplicates
 from .data.sources import SyntheticSource
 from .data.statistics import labels_in_words, sample_of_sizes
 from .data.streaming import ImageStream
@@ -23,7 +22,6 @@ from .reporting import progress
 
 LABELS_IN_WORDS = {SINGLE_LABEL: "classes", MULTI_LABEL: "labels", REGRESSION: "numbers"}
 UNEQUAL = 10  # times as many images in the largest class as in the smallest
-COMPARED = 500  # images of each split that are looked through for duplicates before training
 
 
 def run_description(trainer: Trainer, train: ImageDataset | ImageStream, evaluation: ImageDataset) -> str:
@@ -80,14 +78,7 @@ def class_balance(train: ImageDataset) -> list[tuple[str, str]]:
 
 def duplicate_facts(train: ImageDataset, evaluation: ImageDataset) -> list[tuple[str, str]]:
     """Evaluation images that are also trained on, by perceptual hash; of large sets, among a sample."""
-    parts = [
-        data.select(np.unique(np.linspace(0, len(data) - 1, num=min(COMPARED, len(data)), dtype=np.int64)))
-        for data in (evaluation, train)
-    ]
-    parts = [dataclasses.replace(part, on_unreadable="skip") for part in parts]
-    duplicates = find_duplicates(*parts, num_workers=0)
-    sampled = " (a sample)" if len(parts[0]) < len(evaluation) or len(parts[1]) < len(train) else ""
-    among = f"{len(parts[0]):,} evaluation and {len(parts[1]):,} training images{sampled}"
+    duplicates, among = sampled_duplicates(evaluation, train)
     if not duplicates:
         return [("duplicates", f"none between {among}")]
     names = listed([f"{match.name} = {match.other_name}" for match in duplicates[:3]])

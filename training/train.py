@@ -45,6 +45,7 @@ from .engine.schedule import with_batch_of
 from .engine.trainer import Trainer
 from .folds import cross_validate
 from .reporting import progress
+from .reporting.run_page import write_run_page
 from .run_report import gain_of_training, run_description, run_summary
 from .sweep import sweep
 
@@ -297,6 +298,7 @@ def finish_training(trainer: Trainer, log=print) -> dict[str, Any]:
         if trainer.args.do_predict:
             save_predictions(trainer)
         facts = trainer.create_model_card(**tuned)
+        write_run_page(trainer, facts, log)
     log(run_summary(facts, trainer.output_dir))
     if trainer.args.push_to_hub:
         try:

@@ -25,6 +25,7 @@ Facts = dict[str, Any]
 Rows = list[tuple[str, str]]
 
 FACTS, EVAL_RESULTS = "facts.json", ".eval_results"
+REPORT, REPORT_FILE = "report", "report.html"  # facts that name the page: its images may be shown, and it is uploaded
 TEMPLATE = Path(__file__).with_name("model_card_template.md")
 NEEDED_OF_MODEL = {"name": str, "architecture": dict, "parameters": int, "image_size": list, "num_labels": int}
 METRIC_NAMES = {
@@ -194,12 +195,20 @@ def _card_text(facts: Facts, folder: str | Path | None, repo_id: str | None) -> 
             (name, figure_caption(name), markdown_text((facts.get("captions") or {}).get(name, "")))
             for name in figures
         ],
+        report=REPORT_FILE
+        if shows_report(facts) and (folder is None or (Path(folder) / REPORT_FILE).is_file())
+        else "",
         compute=compute_rows(facts),
         environment=environment_rows(facts),
         has_base=bool(model.get("base_model")),
         weights_license=facts.get("license"),
     )
     return f"---\n{metadata(facts).to_yaml()}\n---\n\n{body}"
+
+
+def shows_report(facts: Facts) -> bool:
+    """Whether the page about the run, with its images, may be seen by whoever sees the card."""
+    return facts.get(REPORT) == REPORT_FILE
 
 
 def metadata(facts: Facts) -> ModelCardData:

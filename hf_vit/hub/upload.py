@@ -32,7 +32,7 @@ from huggingface_hub.utils import logging as hub_logging
 
 from ..errors import HFViTError
 from ..image_processing import read_settings
-from .model_card import EVAL_RESULTS, FACTS, load_facts, render_card, write_card
+from .model_card import EVAL_RESULTS, FACTS, REPORT_FILE, load_facts, render_card, shows_report, write_card
 
 
 T = TypeVar("T")
@@ -355,14 +355,17 @@ def siblings(folder: Path, name: str) -> set[str]:
 
 
 def files_to_upload(folder: Path) -> list[str]:
-    """Names of the files that belong to the model, of its scores, and of the figures that its facts name.
+    """Names of the files that belong to the model, of its scores, and of the figures and the page its facts name.
 
     Raises:
         HFViTError: one of them is a link or no regular file, or the facts name a figure outside of the folder.
     """
     paths = (path for pattern in UPLOADED for path in folder.glob(pattern))
     names = {path.relative_to(folder).as_posix() for path in paths if path.name[0] != "."}  # half-written ones
-    figures = load_facts(folder).get("figures") or [] if (folder / FACTS).is_file() else []
+    facts = load_facts(folder) if (folder / FACTS).is_file() else {}
+    figures = facts.get("figures") or []
+    if shows_report(facts) and (folder / REPORT_FILE).exists():  # it holds images: only where the card links it
+        names.add(REPORT_FILE)
     for name in figures if isinstance(figures, list) else [figures]:
         path = PurePosixPath(str(name))
         if path.is_absolute() or ".." in path.parts or "\\" in str(name) or path.suffix.lower() not in FIGURES:

@@ -472,6 +472,11 @@ class TrainArguments:
         "evaluation images shown on the card with what the model looks at; who sees the card sees these images",
         "images",
     )
+    report: bool = option(
+        False,
+        "at the end, write report.html: curves, mistakes, likely wrong labels, with images; it stays on this machine "
+        "unless --card_examples shows images on the card, which then links it",
+    )
     save_strategy: str = option(
         "steps", "when to write a checkpoint", "", "transformers", ("steps", "epoch", "best", "no")
     )

@@ -61,7 +61,7 @@ INSTEAD_OF: dict[str, tuple[str, ...]] = {
 # What differs between the two scripts' defaults: from scratch, the paper's Table 3 for small data sets.
 STAGE_DEFAULTS: dict[str, dict[str, Any]] = {
     "pretrain": {"learning_rate": 1e-3, "weight_decay": 0.1},
-    "finetune": {},
+    "finetune": {"report": True},
 }
 
 
@@ -105,7 +105,7 @@ HELP_GROUPS: dict[str, list[str]] = {
         "eval_strategy", "eval_steps", "eval_on_start", "eval_delay", "do_predict", "logging_steps",
         "logging_strategy", "logging_first_step", "save_strategy", "save_steps", "save_total_limit", "async_save",
         "load_best_model_at_end", "metric_for_best_model", "patience", "greater_is_better", "card_examples",
-        "report_to", "run_name", "disable_tqdm",
+        "report", "report_to", "run_name", "disable_tqdm",
     ],
     "Hub": ["push_to_hub", "hub_model_id", "hub_strategy", "hub_private_repo"],
 }  # fmt: skip

@@ -9,7 +9,7 @@ crops and mirrored copies it does not. Not imagehash: it compares pair by pair, 
 
 import contextlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +34,8 @@ BLOCK_IMAGES = 4096  # of which one block has, at most
 MIN_IMAGES_FOR_WORKERS = 4096  # below, starting processes takes longer than they save
 SMALL_FILE = 1 << 16  # bytes of a file that is read, not mapped: no array without elements can be
 PAIR = np.dtype([("index", np.int64), ("other", np.int64), ("bits", np.int64), ("colors", np.float64)])
+SAMPLED = 500  # images of each set that are compared where that has to be quick
+_SAMPLED: dict[tuple[str, str], tuple[list["Duplicate"], str]] = {}  # by the fingerprints of both
 THUMBNAIL = np.dtype([("index", np.int64), ("pixels", np.uint8, (3, HEIGHT, WIDTH))])
 
 
@@ -129,6 +131,28 @@ def all_cores() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(threads)
+
+
+def sampled_duplicates(dataset: ImageDataset, against: ImageDataset) -> tuple[list[Duplicate], str]:
+    """`find_duplicates` among at most SAMPLED images of each, evenly spread, so that large sets take seconds.
+
+    Returns:
+        what was found, and among how many images, in words.
+    """
+    key = (dataset.fingerprint, against.fingerprint)
+    if key not in _SAMPLED:
+        places = [np.unique(np.linspace(0, len(data) - 1, min(SAMPLED, len(data)), dtype=np.int64))
+                  for data in (dataset, against)]  # fmt: skip
+        parts = [replace(data.select(where), on_unreadable="skip") for data, where in zip((dataset, against), places)]
+        found = [
+            replace(match, index=int(places[0][match.index]), other_index=int(places[1][match.other_index]))
+            for match in find_duplicates(*parts, num_workers=0)
+        ]
+        sampled = " (a sample)" if len(parts[0]) < len(dataset) or len(parts[1]) < len(against) else ""
+        among = f"{len(parts[0]):,} evaluation and {len(parts[1]):,} training images{sampled}"
+        _SAMPLED.clear()  # one pair: a run asks before training, and for its report
+        _SAMPLED[key] = (found, among)
+    return _SAMPLED[key]
 
 
 def read_thumbnails(

@@ -24,6 +24,7 @@ from hf_vit.problem_type import SINGLE_LABEL
 from ..config.arguments import TrainArguments
 from ..data.samplers import EvalSampler
 from ..metrics.metric_state import LossState, Metrics, MetricState
+from ..metrics.outcomes import Outcomes, OutcomeState
 from ..metrics.target_scores import target_scores
 from ..reporting.progress import Display
 from .accelerator import memory_advice
@@ -39,6 +40,7 @@ class Evaluated:
 
     Attributes:
         scores: loss and those of `MetricState`. count: images. counts: of classes, where labels are such.
+        outcomes: of each image, where they were asked for.
     """
 
     scores: dict[str, float]
@@ -48,6 +50,7 @@ class Evaluated:
     logits: np.ndarray | None = None
     labels: np.ndarray | None = None
     index: np.ndarray | None = None  # of the images in the dataset: those that could not be read are missing
+    outcomes: Outcomes | None = None
 
     def metrics(self, prefix: str, more: Callable[[EvalPrediction], dict] | None = None) -> dict[str, float]:
         """The scores under transformers' names, `prefix_loss` and so on, and what `more` finds in the outputs."""
@@ -84,7 +87,7 @@ class Evaluator:
         self.accelerator, self.inputs, self.display, self.handler = accelerator, inputs, display, handler
         self.averaged, self.on_step = averaged, on_step
 
-    def run(self, dataset: Dataset, keep_outputs: bool = False) -> Evaluated:
+    def run(self, dataset: Dataset, keep_outputs: bool = False, keep_outcomes: bool = False) -> Evaluated:
         """Evaluate on every image of a map-style dataset once."""
         size, process = self.args.per_device_eval_batch_size, self.accelerator
         order = EvalSampler(len(dataset), size, rank=process.process_index, world_size=process.num_processes)
@@ -101,6 +104,7 @@ class Evaluator:
                 return evaluate(
                     self.loss_module, loader, order, process, self.inputs, keep_outputs, on_batch,
                     None if self.problem_type == SINGLE_LABEL else self.score_outputs,
+                    OutcomeState(self.problem_type) if keep_outcomes else None,
                 )  # fmt: skip
         finally:
             self.display.evaluating(None)
@@ -122,6 +126,7 @@ def evaluate(
     keep_outputs: bool = False,
     on_batch=None,
     score_outputs: Callable[[np.ndarray, np.ndarray], dict[str, float]] | None = None,
+    outcome_state: OutcomeState | None = None,
 ) -> Evaluated:
     """Run `loss_module` over a loader of `order` and add up.
 
@@ -131,6 +136,7 @@ def evaluate(
         keep_outputs: also gather all logits and labels, for metrics that need them.
         on_batch: called after every batch.
         score_outputs: the scores of all logits (n, K) and labels (n, K) where these are not classes; keeps outputs.
+        outcome_state: collects what each image came to.
 
     Raises:
         HFViTError: nothing can be read, or with "stop" one image cannot; in all processes.
@@ -151,6 +157,8 @@ def evaluate(
         asked = tuple(logits.shape[1:])
         losses, logits, labels = losses[: len(indices)], logits[: len(indices)], labels[: len(indices)]
         state.update(logits, labels, losses)
+        if outcome_state is not None:
+            outcome_state.update(logits, labels, indices, losses)
         unreadable += batch["unreadable"]
         if keep_outputs:
             outputs.append((logits.float(), labels, indices.to(accelerator.device)))
@@ -165,6 +173,7 @@ def evaluate(
         name: value for name, (value, _) in counted.scores().items()
     }
     result = Evaluated(scores, counted.images, unreadable, counted if isinstance(counted, Metrics) else None)
+    result.outcomes = None if outcome_state is None else outcome_state.gather(accelerator)
     if keep_outputs:
         classes = score_outputs is None
         result.logits, result.labels, result.index = gather_outputs(outputs, accelerator, *asked, classes=classes)

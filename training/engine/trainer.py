@@ -49,6 +49,7 @@ from ..data.normalize import Normalize
 from ..data.samplers import keyed, seed_draw
 from ..data.streaming import ImageStream
 from ..metrics.metric_state import Metrics
+from ..metrics.outcomes import Outcomes
 from ..metrics.target_scores import sigmoid
 from ..reporting import attention_examples, facts, progress
 from ..reporting.flops import measured_peak
@@ -173,6 +174,8 @@ class Trainer:
         self._flops_of: dict[tuple[int, int] | None, int] = {}  # training on one image of a stage's size
         self._best_is_loaded = False
         self._counts: Metrics | None = None  # of the last evaluation, where this process made it
+        self.outcomes: Outcomes | None = None  # of each image of it, where the run is to be reported
+        self.reports = args.report and not masked
         self._grad_norm: torch.Tensor | None = None
         self.control = TrainerControl()
         self.callback_handler = CallbackHandler(
@@ -518,12 +521,14 @@ class Trainer:
         dataset = self.eval_dataset if eval_dataset is None else keyed(eval_dataset)
         if dataset is None:
             raise HFViTError("nothing to evaluate on: give an eval_dataset")
-        evaluated = self.evaluator.run(dataset, keep_outputs=self.compute_metrics is not None)
+        evaluated = self.evaluator.run(
+            dataset, keep_outputs=self.compute_metrics is not None, keep_outcomes=self.reports and eval_dataset is None
+        )
         metrics = evaluated.metrics(metric_key_prefix, self.compute_metrics)
         if eval_dataset is None:
             self.training_state.last_evaluation = (self.state.global_step, metrics, evaluated.count)
             self.last_outputs = None if evaluated.logits is None else (evaluated.logits, evaluated.labels)
-            self._counts = evaluated.counts
+            self._counts, self.outcomes = evaluated.counts, evaluated.outcomes
         if not self._best_is_loaded:  # those weights belong to an earlier step, which has its line
             self.log(metrics)
         self.control = self._event("on_evaluate", metrics=metrics)
@@ -762,9 +767,11 @@ class Trainer:
         unreadable = sorted(self.training_state.all_unreadable())
         last = self.last_evaluation
         classes = self.problem_type == SINGLE_LABEL
-        if classes and self._counts is None and last is not None and last[0] == self.state.global_step:
+        missing = (classes and self._counts is None) or (self.reports and self.outcomes is None)
+        if missing and last is not None and last[0] == self.state.global_step:
             # The run was resumed at its end: the evaluation is in the checkpoint, and its counts are not
-            self._counts = self.evaluator.run(self.eval_dataset).counts
+            evaluated = self.evaluator.run(self.eval_dataset, keep_outcomes=self.reports)
+            self._counts, self.outcomes = evaluated.counts, evaluated.outcomes
         measured = facts.run_facts(self._record(len(unreadable))) | entries
 
         def add_examples(facts_with: dict[str, Any]) -> None:

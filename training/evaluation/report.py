@@ -31,6 +31,7 @@ from ..metrics.metric_state import FRACTIONS, Metrics
 from ..reporting import progress
 from ..reporting.facts import FACTS_NAME, architecture_of, environment_facts, public_name, write_facts
 from ..reporting.per_class import PER_CLASS_NAME, taken_for, write_per_class
+from ..reporting.report_page import count_images
 from .classifier import Classifier
 from .evaluate_classifier import EvalContext, Predictions
 from .label_mapping import LabelMatch
@@ -103,11 +104,6 @@ def format_score(row: dict[str, Any]) -> str:
     interval = "" if low is None else f", 95 %: {low:.2%} to {high:.2%}"
     seed = f", seed {row['seed']}" if "_shot_" in metric else ""
     return f"{text} (n = {row['n']:,}{interval}{seed})"
-
-
-def count_images(count: int) -> str:
-    """`1 image`, `2 images`."""
-    return f"{count:,} image{'' if count == 1 else 's'}"
 
 
 def score_summary(facts: dict[str, Any]) -> str:

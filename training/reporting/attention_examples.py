@@ -55,7 +55,7 @@ def add(
     No figure where none is asked for, weights are spread over processes, or no image is readable.
     """
     if count and not any(isinstance(parameter, DTensor) for parameter in model.parameters()):
-        shown = _readable(dataset, count)
+        shown = readable_examples(dataset, count)
         if shown:
             caption = draw_attention_examples(folder / EXAMPLES_NAME, shown, model, dataset, normalize, processor)
             facts["captions"] = {EXAMPLES_NAME: caption}
@@ -72,14 +72,32 @@ def draw_attention_examples(
 ) -> str:
     """Draw images with rollout, and relevance for the predicted class; returns the figure's caption."""
     # not above: with it comes matplotlib, a second that no --help and no training should wait for
-    from hf_vit.interpretability.plots import draw_examples, on_image, overlay, save, view_of
+    from hf_vit.interpretability.plots import draw_examples, save
+
+    names = [dataset.label_names[dataset.labels[index]] for index in shown]
+    columns, guesses, methods = attention_columns(shown, model, dataset, normalize, processor)
+    names = [_title(name, dataset.label_names[guess]) for name, guess in zip(names, guesses)] if guesses else names
+    with atomic_path(path) as temporary:
+        save(draw_examples(columns, names, ["image", *methods]), temporary)
+    return _caption(len(shown), dataset.split, methods)
+
+
+def attention_columns(
+    shown: list[int], model: PreTrainedModel, dataset: ImageDataset, normalize: Normalize, processor: Any
+) -> tuple[list[list[np.ndarray]], list[int], list[str]]:
+    """Images of a data set with what a model looks at.
+
+    Returns:
+        for each image, itself and a map a method over it, uint8 (H, W, 3) of its proportions; predicted classes, none
+        without a classifier; the methods.
+    """
+    from hf_vit.interpretability.plots import on_image, overlay, view_of
 
     pixels = normalize(collate([dataset[index] for index in shown])["pixel_values"].to(model.device))
-    names = [dataset.label_names[dataset.labels[index]] for index in shown]
-    methods = ["rollout"]
+    methods, guesses = ["rollout"], []
     if isinstance(model, HFViTForImageClassification):
         methods.append("relevance")
-        names = [_title(name, dataset.label_names[guess]) for name, guess in zip(names, _predicted(model, pixels))]
+        guesses = _predicted(model, pixels)
     maps = [explain(model, pixels, method).cpu().numpy() for method in methods]
     columns = []
     for row, index in enumerate(shown):
@@ -87,20 +105,21 @@ def draw_attention_examples(
         view = view_of(processor.to_dict(), image.shape[:2])
         heats = [on_image(heat[row], model.config.total_stride, view) for heat in maps]
         columns.append([image, *(overlay(image, heat) for heat in heats)])
-    with atomic_path(path) as temporary:
-        save(draw_examples(columns, names, ["image", *methods]), temporary)
-    return _caption(len(shown), dataset.split, methods)
+    return columns, guesses, methods
 
 
 def _spread(labels: np.ndarray) -> Iterator[int]:
-    """All indices: the first image of each class, then the second ones, and so on."""
+    """All indices: the first image of each class, then the second ones, and so on; without classes, in order."""
+    if labels.ndim > 1:
+        yield from range(len(labels))
+        return
     order = np.argsort(labels, kind="stable")
     _, starts = np.unique(labels[order], return_index=True)
     rank = np.arange(len(labels)) - np.repeat(starts, np.diff([*starts, len(labels)]))
     yield from order[np.lexsort((labels[order], rank))].tolist()
 
 
-def _readable(dataset: ImageDataset, count: int) -> list[int]:
+def readable_examples(dataset: ImageDataset, count: int) -> list[int]:
     shown: list[int] = []
     for index in _spread(dataset.labels):
         if len(shown) == count:
