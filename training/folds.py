@@ -33,6 +33,7 @@ from .engine.trainer import Trainer
 from .metrics.metric_state import FRACTIONS, MetricState
 from .reporting import progress
 from .reporting.facts import metric_rows, write_facts
+from .reporting.run_page import write_folds_page
 from .sweep import check_output_folder, finished, with_part_of_time, with_values
 
 
@@ -100,8 +101,17 @@ def cross_validate(
         if combine == AVERAGE:
             write_facts(folder, facts_of_average(arguments, measured, summary, named))
             write_card(folder)
+        if arguments.train.report:
+            places = [Path(str(one.train.output_dir)) for one in runs]
+            write_folds_page(folder, places, lambda: [images_of_fold(one, data) for one in runs], summary)
         print(in_words(summary, folder))
     return summary
+
+
+def images_of_fold(one: Arguments, data: Any) -> ImageDataset:
+    """The images that a fold is evaluated on."""
+    named = one.data if data is None else dataclasses.replace(one.data, dataset=data)
+    return open_splits(named, one.train.seed, lambda text: None).evaluation
 
 
 def check_same_images(facts: dict[str, Any], arguments: Arguments, data: Any) -> None:

@@ -50,6 +50,11 @@ def build_parser() -> argparse.ArgumentParser:
         "--suite", help="many data sets by a fixed protocol: imagenet, paper or vtab (training/evaluation/suites.yaml)"
     )
     add("--output_dir", help="folder for facts, tables and figures")
+    add(
+        "--report",
+        action="store_true",
+        help="also write report.html there: mistakes and likely wrong labels, with images",
+    )
     data = parser.add_argument_group("images")
     data.add_argument(
         "--split", "--eval_split", help="default: the first of validation, val, dev, test that the data has"
@@ -123,6 +128,8 @@ def parse_score(argv: list[str] | None = None) -> argparse.Namespace:
         raise HFViTError("what to score on? Give --dataset (a folder, a Hub id, digits) or --suite NAME")
     if args.suite is not None and args.output_dir is None:
         raise HFViTError("a suite needs --output_dir FOLDER: it resumes from what it finds there")
+    if args.report and args.output_dir is None:
+        raise HFViTError("--report writes a page: give the folder for it with --output_dir")
     refuse_unused(args)
     if args.per_device_eval_batch_size < 1:
         raise HFViTError(f"--per_device_eval_batch_size must be 1 or more, got {args.per_device_eval_batch_size}")
@@ -146,10 +153,11 @@ def refuse_unused(args: argparse.Namespace) -> None:
             "few_shot",
             "knn",
             "label_subset",
+            "report",
         )
         if args.suite is not None
         else (),
-        "a head (leave out --few_shot and --knn)": ("tta", "label_map", "label_subset", "real_labels")
+        "a head (leave out --few_shot and --knn)": ("tta", "label_map", "label_subset", "real_labels", "report")
         if args.few_shot is not None or args.knn is not None
         else (),
         "--few_shot and --knn": ("train_split",) if args.few_shot is None and args.knn is None else (),

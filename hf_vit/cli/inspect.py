@@ -11,22 +11,21 @@ Called by `hf_vit/cli/main.py`, which adds `--json` and turns errors into one li
 """
 
 import argparse
-import base64
-import io
 import json
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import jinja2
 import numpy as np
 import torch
+from markupsafe import Markup
 from PIL import Image
 from transformers.models.vit import ViTImageProcessorPil
 
 from ..errors import HFViTError
+from ..html_page import figure_svg, image_uri, write_page
 from ..image_io import check_channels, printable, processor_pixels
 from ..interpretability.attention import (
     attention_distance,
@@ -45,14 +44,13 @@ from ..problem_type import REGRESSION, problem_type_of
 from .inputs import find_images, image_size, load_model, pick_device, positive, read_images
 
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
 EXAMPLES = """\
   hf-vit inspect path/to/model --out seen
   hf-vit inspect path/to/model cat.jpg images/ --out seen
   hf-vit inspect ViT-B_16.npz cat.jpg --out seen --image-size 384 512 --layers 0 5 -1
   hf-vit inspect out images/ --out seen --compare other/model --class cat --steps 0"""
+REPORT = "report.html"
+PROGRAM = "hf-vit inspect"  # as the page names it
 TEMPLATE = Path(__file__).with_name("inspection_report.html")
 PAGE_WIDTH = 360  # pixels of an image on the page; the files beside it have the original's
 CLASS_FREE = ("attention", "rollout")
@@ -66,8 +64,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--compare", metavar="MODEL", help="a second model, shown beside the first")
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS), help="explanations (all)")
     parser.add_argument("--class", dest="target", metavar="NAME", help="class to explain, name or number (predicted)")
-    parser.add_argument("--layers", type=int, nargs="+", metavar="N", help="blocks to show (first, middle, last)")
-    parser.add_argument("--heads", type=int, nargs="+", metavar="N", help="heads to show (all)")
+    parser.add_argument(
+        "--layers",
+        type=int,
+        nargs="+",
+        metavar="N",
+        help="blocks to show, counted from 0, negative ones from the last (first, middle, last)",
+    )
+    parser.add_argument("--heads", type=int, nargs="+", metavar="N", help="heads to show, counted from 0 (all)")
     parser.add_argument("--image-size", type=int, nargs="+", metavar="PX", help="one number, or height and width")
     parser.add_argument("--limit", type=positive, default=24, metavar="N", help="at most so many images (24)")
     parser.add_argument(
@@ -94,7 +98,7 @@ class Subject:
     layers: list[int]
     target: int | None
     methods: list[str]
-    figures: list[dict[str, str]] = field(default_factory=list)
+    figures: list[Markup] = field(default_factory=list)
     numbers: dict[str, Any] = field(default_factory=dict)
     distances: list[torch.Tensor] = field(default_factory=list)
     features: list[torch.Tensor] = field(default_factory=list)
@@ -108,6 +112,9 @@ def run(arguments: argparse.Namespace) -> int:
         raise HFViTError(f'drawing needs matplotlib ({error}): pip install "hf-vit[inspect]"') from error
     if arguments.out.exists() and not arguments.out.is_dir():
         raise HFViTError(f"--out {arguments.out} is a file: name a folder")
+    page = arguments.out / REPORT
+    if page.is_file() and f'content="{PROGRAM}"' not in page.read_text(encoding="utf-8", errors="replace")[:1000]:
+        raise HFViTError(f"{page} is the report of a training run: name another folder with --out")
     paths = find_images(arguments.images)
     if len(paths) > arguments.limit:
         print(
@@ -138,7 +145,7 @@ def run(arguments: argparse.Namespace) -> int:
         _describe(subject, figures)
     together = _together(subjects, shown, arguments.out, figures)
     _write_report(arguments.out, subjects, shown, unreadable, together)
-    report = arguments.out / "report.html"
+    report = arguments.out / REPORT
     result = {"report": str(report), "numbers": str(arguments.out / "numbers.json"), "unreadable": unreadable}
     print(json.dumps(result, indent=2) if arguments.json else report)
     for row in unreadable:
@@ -192,7 +199,7 @@ def _inspect(subject: Subject, image: Image.Image, name: str, arguments: argpars
     folder.mkdir(exist_ok=True)
     image = image.convert("L" if model.config.num_channels == 1 else "RGB")
     pixels = processor_pixels(subject.processor, image).to(model.device, model.dtype)
-    row: dict[str, Any] = {"title": subject.title, "folder": folder, "labels": [], "maps": [], "figures": []}
+    row: dict[str, Any] = {"title": subject.title, "folder": folder, "labels": [], "maps": [], "curves": []}
     target = subject.target
     if model.config.num_labels:
         with torch.no_grad():
@@ -205,13 +212,13 @@ def _inspect(subject: Subject, image: Image.Image, name: str, arguments: argpars
         row["explained"] = names[target]
     original = figures.enlarged(np.asarray(image.convert("RGB")), PAGE_WIDTH)
     view = figures.view_of(subject.processor.to_dict(), original.shape[:2])
-    row |= {"original": _thumbnail(original), "view": view}
+    row |= {"original": image_uri(original, PAGE_WIDTH), "view": view}
     maps = {method: explain(model, pixels, method, target) for method in subject.methods}
     for method, heat in maps.items():
         placed = figures.on_image(heat[0].cpu().numpy(), model.config.total_stride, view)
         seen = figures.overlay(original, placed)
         Image.fromarray(seen).save(folder / f"{method}.png")
-        row["maps"].append((method.replace("_", " "), _thumbnail(seen)))
+        row["maps"].append((method.replace("_", " "), image_uri(seen, PAGE_WIDTH)))
     _draw_tokens(subject, pixels, folder, row, arguments, figures)
     if arguments.steps and model.config.num_labels and problem_type_of(model.config) != REGRESSION and maps:
         _draw_curves(subject, pixels, maps, target, row, arguments, figures)
@@ -234,7 +241,17 @@ def _draw_tokens(
     lengths = figures.draw_norms(norms, "length of the patch tokens", shape)
     for file, drawn in (("heads", figure), ("norms", lengths)):
         figures.save(drawn, folder / f"{file}.png")
-        row["figures"].append((file, _inline(drawn)))
+    # On the page each map is an image with a caption: they flow to the width of the screen
+    row["asking"] = asking
+    row["heads"] = [
+        (layer, [_tile(figures.colored(heat, figures.HEAT, shape), f"head {number}")
+                 for number, heat in zip(head_numbers(model, arguments.heads), maps)])
+        for layer, maps in heads.items()
+    ]  # fmt: skip
+    row["norms"] = []
+    for layer, values in norms.items():
+        said = f"{values.min():.3g} to {values.max():.3g}", f"largest / median {values.max() / np.median(values):.1f}"
+        row["norms"].append(_tile(figures.colored(values, figures.NORMS, shape), f"block {layer}", *said))
 
 
 def _draw_curves(
@@ -250,9 +267,10 @@ def _draw_curves(
         subject.model, pixels, maps, target, arguments.steps, arguments.baseline, random_orders=3
     )
     drawn = {method: (curve.deletion[0].numpy(), curve.insertion[0].numpy()) for method, curve in curves.items()}
-    figure = figures.draw_curves(next(iter(curves.values())).fractions.numpy(), drawn, f"class: {row['explained']}")
+    fractions = next(iter(curves.values())).fractions.numpy()
+    figure = figures.draw_curves(fractions, drawn, f"class: {row['explained']}")
     figures.save(figure, row["folder"] / "curves.png")
-    row["figures"].append(("curves", _inline(figure)))
+    row["curves"] = [figure_svg(figures.draw_curve_of(which, fractions, drawn)) for which in (0, 1)]
     row["areas"] = {
         method: {
             "deletion": float(curve.deletion_area[0]),
@@ -271,7 +289,7 @@ def _color_features(subject: Subject, rows: list[dict], figures: Any) -> None:
     for row, color in zip(rows, colors):
         large = figures.colors_on_image(color, subject.model.config.total_stride, row["view"])
         Image.fromarray(large).save(row["folder"] / "colors.png")
-        row["maps"].append(("features", _thumbnail(large)))
+        row["maps"].append(("features", image_uri(large, PAGE_WIDTH)))
 
 
 # -- the model ------------------------------------------------------------------------------------------------------
@@ -292,7 +310,7 @@ def _describe(subject: Subject, figures: Any) -> None:
         subject.numbers["attention_distance_px"] = distance.tolist()
     for name, figure in drawn.items():
         figures.save(figure, subject.folder / f"{name}.png")
-        subject.figures.append({"name": name, "source": _inline(figure)})
+        subject.figures.append(figure_svg(figure))
     height, width = model.config.image_size_hw
     rows, columns = model.config.grid_size
     subject.numbers |= {
@@ -308,7 +326,7 @@ def _describe(subject: Subject, figures: Any) -> None:
     }
 
 
-def _together(subjects: list[Subject], shown: list[dict], out: Path, figures: Any) -> list[dict[str, str]]:
+def _together(subjects: list[Subject], shown: list[dict], out: Path, figures: Any) -> list[Markup]:
     """Figures that show two models in one frame."""
     if len(subjects) < 2 or not shown:
         return []
@@ -316,27 +334,14 @@ def _together(subjects: list[Subject], shown: list[dict], out: Path, figures: An
               for number, subject in enumerate(subjects, start=1)}  # fmt: skip
     figure = figures.draw_attention_distance(tables, "attention distance of both models")
     figures.save(figure, out / "distances.png")
-    return [{"name": "distances", "source": _inline(figure)}]
+    return [figure_svg(figure)]
 
 
 # -- the page -------------------------------------------------------------------------------------------------------
 
 
-def _inline(figure: "Figure") -> str:
-    """A figure as the source of an image on the page."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", facecolor="white")
-    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
-
-
-def _thumbnail(pixels: np.ndarray) -> str:
-    image = Image.fromarray(pixels)
-    factor = PAGE_WIDTH / max(image.size)
-    resample = Image.Resampling.LANCZOS if factor < 1 else Image.Resampling.NEAREST
-    size = max(1, round(image.width * factor)), max(1, round(image.height * factor))
-    buffer = io.BytesIO()
-    image.resize(size, resample).save(buffer, format="JPEG", quality=88)
-    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+def _tile(pixels: np.ndarray, title: str, *lines: str) -> dict[str, Any]:
+    return {"source": image_uri(pixels, PAGE_WIDTH // 2), "title": title, "lines": lines}
 
 
 def _mean_areas(shown: list[dict], index: int) -> Iterator[tuple[str, dict[str, float]]]:
@@ -369,10 +374,4 @@ def _write_report(
         "unreadable": unreadable,
     }
     (out / "numbers.json").write_text(json.dumps(numbers, indent=2) + "\n", encoding="utf-8")
-    environment = jinja2.Environment(
-        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
-    )
-    page = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
-        subjects=subjects, shown=shown, unreadable=unreadable, together=together
-    )
-    (out / "report.html").write_text(page, encoding="utf-8")
+    write_page(out / REPORT, TEMPLATE, subjects=subjects, shown=shown, unreadable=unreadable, together=together)

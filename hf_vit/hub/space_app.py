@@ -87,13 +87,11 @@ class SpaceClassifier:
         """The image under what the class token (without one: the mean patch) of a block attends to.
 
         Args:
-            layer: from 1. head: its number from 1, or `MEAN`.
+            layer: from 0, as `attention_maps` counts. head: its number from 0, or `MEAN`.
         """
         pixels = self.pixels(image)
-        weights = self.model.attention_maps(pixels, layers=[int(layer) - 1])[int(layer) - 1][
-            0
-        ].float()  # (heads, N, N)
-        weights = weights.mean(dim=0) if head == MEAN else weights[int(head) - 1]
+        weights = self.model.attention_maps(pixels, layers=[int(layer)])[int(layer)][0].float()  # (heads, N, N)
+        weights = weights.mean(dim=0) if head == MEAN else weights[int(head)]
         config = self.model.config
         asking = weights[0] if config.use_class_token else weights[config.num_prefix_tokens :].mean(dim=0)
         heat = asking[config.num_prefix_tokens :].reshape(config.grid_for(tuple(pixels.shape[-2:])))  # (rows, columns)
@@ -163,10 +161,10 @@ def _column(classifier: SpaceClassifier, upload: gr.Image) -> tuple[list[Any], l
             label="Attention", type="pil", interactive=False, format="png", buttons=["download", "fullscreen"]
         )
         if classifier.layers > 1:
-            block: Any = gr.Slider(1, classifier.layers, value=classifier.layers, step=1, label="Block")
+            block: Any = gr.Slider(0, classifier.layers - 1, value=classifier.layers - 1, step=1, label="Block")
         else:  # a slider wants two ends
-            block = gr.Dropdown([1], value=1, label="Block")
-        head = gr.Dropdown([MEAN, *map(str, range(1, classifier.heads + 1))], value=MEAN, label="Head")
+            block = gr.Dropdown([0], value=0, label="Block")
+        head = gr.Dropdown([MEAN, *map(str, range(classifier.heads))], value=MEAN, label="Head")
 
     def look(given: Image.Image | Unreadable | None, layer: int, number: str) -> Image.Image | None:
         return classifier.overlay(given, layer, number) if isinstance(given, Image.Image) else None

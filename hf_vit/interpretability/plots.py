@@ -16,11 +16,10 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from ..errors import HFViTError
+from ..html_page import COLORS, FAINT, INK
 
 
 HEAT, NORMS = "inferno", "viridis"
-INK, FAINT = "#1f2933", "#8895a3"
-COLORS = ("#3d6fb4", "#d9822b", "#3f8f5f", "#b0413e", "#7a5195")
 
 
 # -- from the grid of patches to the original image ---------------------------------------------------------------
@@ -127,6 +126,17 @@ def overlay(image: np.ndarray, heat: np.ndarray, strength: float = 0.75) -> np.n
     opacity = strength * (0.4 + 0.6 * level[..., None])  # where little is seen, the image shows through
     mixed = (1 - opacity) * (0.5 * image + 0.5 * gray) + opacity * color
     return np.where(seen, mixed, 0.35 * gray + 0.65 * 255).round().clip(0, 255).astype(np.uint8)
+
+
+def colored(values: np.ndarray, colors: str, proportion: float, side: int = 160) -> np.ndarray:
+    """A map `(rows, columns)` by itself, in a colormap over its own range: uint8 `(H, W, 3)`, its width `side` pixels.
+
+    Args:
+        proportion: height over width that it is shown with.
+    """
+    height, width = max(1, round(side * proportion)), side
+    down, across = (np.arange(size) * cells // size for size, cells in zip((height, width), values.shape))
+    return (matplotlib.colormaps[colors](scaled(values))[..., :3] * 255).round().astype(np.uint8)[down][:, across]
 
 
 # -- pages ----------------------------------------------------------------------------------------------------------
@@ -238,7 +248,7 @@ def draw_filters(components: np.ndarray, explained: np.ndarray, title: str = "")
     count, channels = components.shape[:2]
     columns = min(7, count)
     lines = -(-count // columns)
-    figure = _page(0.95 * columns, 0.95 * lines + 0.55)
+    figure = _page(0.62 * columns, 0.62 * lines + 0.5)
     grid = figure.subplots(lines, columns, squeeze=False)
     for axes in grid.flat:
         axes.axis("off")
@@ -249,7 +259,7 @@ def draw_filters(components: np.ndarray, explained: np.ndarray, title: str = "")
         f"{title}RGB embedding filters: {count} principal components, {explained.sum():.0%} of variance"
         if channels == 3
         else f"{title}embedding filters: {count} principal components, {explained.sum():.0%} of variance",
-        size=9, color=INK,
+        size=8, color=INK,
     )  # fmt: skip
     return figure
 
@@ -268,19 +278,21 @@ def draw_position_similarity(similarity: np.ndarray, title: str = "", most: int 
         for index, column in enumerate(across):
             top, left = line * (rows + gap), index * (columns + gap)
             sheet[top : top + rows, left : left + columns] = similarity[row, column]
-    figure = _page(5.8, max(4.8 * sheet.shape[0] / sheet.shape[1], 1.6) + 0.5)
+    figure = _page(4.4, max(3.6 * sheet.shape[0] / sheet.shape[1], 1.4) + 0.4)
     axes = figure.subplots()
-    _bare(axes, sheet, f"{title}position embedding similarity, {rows} x {columns}", 10, vmin=-1, vmax=1, cmap=NORMS)
+    _bare(axes, sheet, f"{title}position embedding similarity, {rows} x {columns}", 9.5, vmin=-1, vmax=1, cmap=NORMS)
     axes.set_xticks(np.arange(len(across)) * (columns + gap) + (columns - 1) / 2, [str(n + 1) for n in across])
     axes.set_yticks(np.arange(len(down)) * (rows + gap) + (rows - 1) / 2, [str(n + 1) for n in down])
     axes.tick_params(length=0, labelsize=7, labelcolor=FAINT)
-    figure.colorbar(axes.images[0], ax=axes, shrink=0.7, label="cosine similarity")
+    bar = figure.colorbar(axes.images[0], ax=axes, shrink=0.7)
+    bar.set_label("cosine similarity", size=8, color=INK)
+    bar.ax.tick_params(labelsize=7.5, labelcolor=INK, color=FAINT)
     return figure
 
 
 def draw_attention_distance(distances: Mapping[str, np.ndarray], title: str = "") -> Figure:
     """Mean attention distance of every head by depth: `{model: (layers, heads)}`, pixels."""
-    figure = _page(5.4, 3.7)
+    figure = _page(4.4, 3.5)
     axes = figure.subplots()
     for number, (name, table) in enumerate(distances.items()):
         depth = np.repeat(np.arange(len(table))[:, None], table.shape[1], axis=1)
@@ -290,36 +302,53 @@ def draw_attention_distance(distances: Mapping[str, np.ndarray], title: str = ""
         axes.plot(depth[:, 0] + shift, table.mean(axis=1), color=color, lw=1)
     axes.set_ylim(0, 1.06 * max(table.max() for table in distances.values()))
     longest = max(len(table) for table in distances.values())
-    axes.set(xlabel="block (a point for each head, the line is their mean)", ylabel="mean attention distance (pixels)")
+    _quiet(axes, "block (a point for each head, the line is their mean)", "mean attention distance (pixels)")
     axes.set_xticks(range(0, longest, max(1, longest // 12)))
-    axes.spines[["top", "right"]].set_visible(False)
     if len(distances) > 1:
-        axes.legend(frameon=False, fontsize=8)
-    axes.set_title(title or "attention distance", size=10, color=INK)
+        axes.legend(frameon=False, fontsize=8, labelcolor=INK)
+    axes.set_title(title or "attention distance", size=9.5, color=INK)
     return figure
+
+
+def _quiet(axes: Any, x: str, y: str) -> None:
+    """Axes in the colors that a page replaces by those of its theme."""
+    axes.set_xlabel(x, size=8.5, color=INK)
+    axes.set_ylabel(y, size=8.5, color=INK)
+    axes.tick_params(labelsize=8, labelcolor=INK, color=FAINT)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(FAINT)
 
 
 def draw_curves(fractions: np.ndarray, curves: Mapping[str, tuple[np.ndarray, np.ndarray]], title: str = "") -> Figure:
     """Deletion and insertion side by side: `{method: (deletion, insertion)}`, each `(S + 1,)`; areas in the legend."""
     figure = _page(8.4, 3.3 + 0.17 * len(curves))
-    for axes, which, name in zip(figure.subplots(1, 2, sharey=True), (0, 1), ("deletion", "insertion")):
-        for number, (method, pair) in enumerate(curves.items()):
-            width = 1.2 + 0.7 * max(0, 3 - number)  # equal curves lie on each other: the wider ones stay visible
-            style: dict[str, Any] = {"color": COLORS[number % len(COLORS)], "lw": width}
-            if method == "random":
-                style = {"color": FAINT, "lw": 1.2, "ls": "--"}
-            area = np.trapezoid(pair[which], fractions)
-            axes.plot(fractions, pair[which], label=f"{method.replace('_', ' ')}  {area:.3f}", **style)
-        better = "smaller" if which == 0 else "larger"
-        axes.set(xlabel="fraction of patches " + ("taken out" if which == 0 else "put in"), ylim=(0, 1.02))
-        axes.set_title(f"{name}: area, {better} is better", size=9, color=INK)
-        axes.legend(frameon=False, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.2))
-        axes.spines[["top", "right"]].set_visible(False)
-        if which == 0:
-            axes.set_ylabel("probability of the class")
+    for which, axes in enumerate(figure.subplots(1, 2, sharey=True)):
+        _draw_curve(axes, which, fractions, curves)
     if title:
         figure.suptitle(title, size=10, color=INK)
     return figure
+
+
+def draw_curve_of(which: int, fractions: np.ndarray, curves: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> Figure:
+    """One of both, deletion (0) or insertion (1), as a figure by itself; arguments as in `draw_curves`."""
+    figure = _page(4.0, 3.0 + 0.17 * len(curves))
+    _draw_curve(figure.subplots(), which, fractions, curves)
+    return figure
+
+
+def _draw_curve(axes: Any, which: int, fractions: np.ndarray, curves: Mapping[str, tuple]) -> None:
+    for number, (method, pair) in enumerate(curves.items()):
+        width = 1.2 + 0.7 * max(0, 3 - number)  # equal curves lie on each other: the wider ones stay visible
+        style: dict[str, Any] = {"color": COLORS[number % len(COLORS)], "lw": width}
+        if method == "random":
+            style = {"color": FAINT, "lw": 1.2, "ls": "--"}
+        area = np.trapezoid(pair[which], fractions)
+        axes.plot(fractions, pair[which], label=f"{method.replace('_', ' ')}  {area:.3f}", **style)
+    name, better, verb = (("deletion", "smaller", "taken out"), ("insertion", "larger", "put in"))[which]
+    _quiet(axes, f"fraction of patches {verb}", "probability of the class")
+    axes.set_ylim(0, 1.02)
+    axes.set_title(f"{name}: area, {better} is better", size=9, color=INK)
+    axes.legend(frameon=False, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.2), labelcolor=INK)
 
 
 def draw_norms(norms: Mapping[int, np.ndarray], title: str = "", proportion: float | None = None) -> Figure:

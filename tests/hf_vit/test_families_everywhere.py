@@ -169,8 +169,8 @@ def test_the_demo_shows_scores_and_attention(loaded):
     classifier = SpaceClassifier("tiny", loaded.model, ViTImageProcessorPil(**loaded.processor))
     image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 50, 3), dtype=np.uint8))
     assert sum(classifier.scores(image).values()) == pytest.approx(1, abs=1e-4)
-    for head in (MEAN, "1"):
-        assert classifier.overlay(image, 1, head).size == classifier.overlay(image, classifier.layers, head).size
+    for head in (MEAN, "0"):
+        assert classifier.overlay(image, 0, head).size == classifier.overlay(image, classifier.layers - 1, head).size
 
 
 def test_masked_patches_train_or_are_refused_by_name(loaded, pixels):

@@ -3,8 +3,11 @@
 pytest tests/training/test_folds.py
 """
 
+import base64
 import dataclasses
+import io
 import json
+import re
 import shutil
 
 import numpy as np
@@ -17,11 +20,13 @@ from PIL import Image
 from transformers import AutoModelForImageClassification
 
 from hf_vit.errors import HFViTError
+from hf_vit.hub.upload import files_to_upload
 from training import finetune, train
 from training.config.arguments import DataArguments
 from training.config.parser import parse
 from training.data.dataset import fold_numbers, open_dataset, take_fold
 from training.data.splits import open_splits
+from training.metrics.outcomes import Outcomes
 
 
 LINE = (
@@ -56,6 +61,25 @@ def validated(tmp_path_factory, images):
     out = tmp_path_factory.mktemp("runs") / "out"
     words = f"--dataset {images} --folds 3 --combine_folds average --output_dir {out}"
     return out, finetune.main([*LINE.split(), *words.split()])
+
+
+def test_the_page_of_all_folds_judges_every_image_by_a_model_that_did_not_see_it(validated, images):
+    out, _ = validated
+    text = (out / "report.html").read_text(encoding="utf-8")
+    assert "could not be made" not in text and "of 21, by confident learning" in text and "±" in text
+    assert not {"report.html", "mislabelled.csv"} & set(files_to_upload(out))
+    right = sum(
+        int((part.classes[:, 0] == part.labels).sum())
+        for part in (Outcomes.load(out / f"fold-{fold}" / "outcomes.npz") for fold in (1, 2, 3))
+    )
+    diagonal = re.findall(r'class="right[^"]*"[^>]*>(\d*)</td>', text)
+    assert sum(int(count or 0) for count in diagonal) == right
+    # the images are those of the captions: each is of its label's color
+    tiles = re.findall(r'base64,([^"]+)" alt="(red|green|blue)"', text)
+    assert tiles
+    for data, color in tiles:
+        pixel = np.asarray(Image.open(io.BytesIO(base64.b64decode(data))))[80, 80]
+        assert ("red", "green", "blue")[int(pixel.argmax())] == color
 
 
 @settings(max_examples=50, deadline=None)

@@ -228,6 +228,38 @@ def test_a_trained_models_own_card_gains_the_scores(tmp_path, capsys):
     assert "holds a trained model that is not" in capsys.readouterr().err
 
 
+def test_the_page_of_a_scoring_is_not_what_the_card_was_to_show(tmp_path, capsys):
+    folder = tmp_path / "trained"
+    save_tiny(folder)
+    own = run(model=str(folder), dataset="digits", split="test[:20]")
+    facts = {
+        "model": own["model"],
+        "training": {"stage": "finetune", "seed": 3},
+        "results": [],
+        "report": "report.html",
+    }
+    (folder / "facts.json").write_text(json.dumps(facts))
+    (folder / "history.jsonl").write_text('{"step": 1, "loss": 2.0}\n{"step": 2, "loss": 1.0}\n')
+    (folder / "report.html").write_text("the page of the training")
+    run("--report", model=str(folder), dataset="digits", split="test[20:60]", output_dir=folder)
+    text = (folder / "report.html").read_text(encoding="utf-8")
+    assert "could not be made" not in text and "without '" not in capsys.readouterr().out
+    assert "Learning curves" in text and "no history" not in text and "of 40, by confident learning" in text
+    assert f"{value(json.loads((folder / 'facts.json').read_text()), 'accuracy'):.2%}" in text
+    assert "report.html" not in (folder / "README.md").read_text()
+    assert "report.html" not in files_to_upload(folder)
+
+
+def test_a_page_needs_a_folder_and_a_head(models, capsys):
+    for words, message in (
+        (["--dataset", "digits"], "--report writes a page: give the folder for it with --output_dir"),
+        (["--dataset", "digits", "--output_dir", "x", "--knn", "3"], "--report has no effect here"),
+    ):
+        with pytest.raises(SystemExit) as error:
+            score.main(["--model", models["ours"], "--report", *words])
+        assert error.value.code == 2 and message in capsys.readouterr().err
+
+
 # -- images and names as people have them -----------------------------------------------------------------------------
 
 

@@ -27,6 +27,7 @@ from ..engine.dataloaders import all_batches
 from ..engine.distributed import raise_on_all_ranks
 from ..engine.evaluation_loop import own_indices
 from ..metrics.metric_state import Metrics, MetricState
+from ..metrics.outcomes import OutcomeState
 from .classifier import Classifier
 from .label_mapping import LabelMatch
 
@@ -205,11 +206,13 @@ def score_dataset(
     context: EvalContext,
     tta: str = "none",
     real: np.ndarray | None = None,
+    outcomes: OutcomeState | None = None,
 ) -> Predictions:
     """Score every image once; several views are averaged as probabilities.
 
     Args:
         match: which outputs mean the classes of the data. real: int64 (N, any) of ReaL labels, filled up with -1.
+        outcomes: collects what each image came to.
 
     Raises:
         HFViTError: no image that can be read, outputs that are not finite, ReaL labels outside the head.
@@ -231,6 +234,8 @@ def score_dataset(
         logits = outputs_of(classifier, pixels, columns, context)
         labels = places[labels].to(device)
         state.update(logits, labels, real=None if real is None else torch.from_numpy(real)[indices].to(device))
+        if outcomes is not None:
+            outcomes.update(logits, labels, indices)
         if kept_logits is not None:
             kept_logits.add(logits, labels, indices)
     metrics = state.reduce(accelerator)

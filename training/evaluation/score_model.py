@@ -19,12 +19,14 @@ from ..data.sources import Columns
 from ..data.splits import EVAL_SPLITS
 from ..metrics.accuracy.accuracy import wilson_interval
 from ..metrics.calibration.calibration import METHOD, calibration
+from ..metrics.outcomes import OutcomeState
 from . import report
 from .classifier import Classifier, open_classifier
 from .evaluate_classifier import EvalContext, Predictions, preprocessing, score_dataset
 from .features import compute_features
 from .few_shot import NeighborProbe, few_shot
 from .label_mapping import LabelMatch, check_real, match_labels, read_real_labels, real_rows
+from .score_page import write_score_page
 from .score_targets import (
     PER_LABEL_NAME,
     TargetPredictions,
@@ -48,13 +50,14 @@ def score_model(args: argparse.Namespace, context: EvalContext) -> dict[str, Any
     dataset = open_scored_split(args, split, names, problem)
     probing = args.few_shot is not None or args.knn is not None
     predictions, match, targets = None, None, None
+    state = OutcomeState(problem) if args.report else None
     if problem != SINGLE_LABEL:
-        targets = score_targets(classifier, dataset, context, args.tta)
+        targets = score_targets(classifier, dataset, context, args.tta, state)
         rows = targets.rows()
     elif not probing:
         match = match_labels(dataset.label_names, output_names(classifier), args.label_map, args.label_subset)
         real = None if args.real_labels is None else real_labels(args.real_labels, dataset, match)
-        predictions = score_dataset(classifier, dataset, match, context, args.tta, real)
+        predictions = score_dataset(classifier, dataset, match, context, args.tta, real, state)
         rows = score_rows(predictions)
     else:
         rows = probe_rows(args, classifier, dataset, context)
@@ -68,8 +71,12 @@ def score_model(args: argparse.Namespace, context: EvalContext) -> dict[str, Any
             facts["scoring"]["temperature"] = METHOD
     if targets is not None:
         facts["data"] |= {"unreadable_images": len(targets.unreadable)}
+    outcomes = None if state is None else state.gather(context.accelerator)
     if context.accelerator.is_main_process:
         write_score_outputs(args, facts, predictions, match, targets)
+        if outcomes is not None:
+            names = classifier.label_names if match is None else match.names
+            write_score_page(args, facts, classifier, dataset, outcomes, list(names))
     context.accelerator.wait_for_everyone()
     return facts
 

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate.utils import gather_object
+from torch.nn.functional import binary_cross_entropy_with_logits, mse_loss
 
 from hf_vit.atomic_file import atomic_write
 from hf_vit.errors import HFViTError
@@ -22,6 +23,7 @@ from hf_vit.problem_type import MULTI_LABEL, problem_type_of, thresholds_of
 
 from ..data.dataset import ImageDataset
 from ..engine.evaluation_loop import gather_outputs
+from ..metrics.outcomes import OutcomeState
 from ..metrics.target_scores import sigmoid, target_scores
 from .classifier import Classifier
 from .evaluate_classifier import EvalContext, batches
@@ -62,12 +64,16 @@ def refuse_options_of_classes(args: argparse.Namespace, problem_type: str) -> No
 
 @torch.no_grad()
 def score_targets(
-    classifier: Classifier, dataset: ImageDataset, context: EvalContext, tta: str = "none"
+    classifier: Classifier,
+    dataset: ImageDataset,
+    context: EvalContext,
+    tta: str = "none",
+    outcomes: OutcomeState | None = None,
 ) -> TargetPredictions:
     """Score every image once; of several views scores, or numbers, are averaged.
 
     Args:
-        dataset: its labels count in the model's outputs.
+        dataset: its labels count in the model's outputs. outcomes: collects what each image came to.
 
     Raises:
         HFViTError: labels of another problem type or for other outputs; no image that can be read.
@@ -88,9 +94,11 @@ def score_targets(
                 logits = classifier.logits(pixels.flatten(0, 1)).unflatten(0, pixels.shape[:2])  # (B, V, K)
             if problem == MULTI_LABEL and pixels.shape[1] > 1:
                 logits = logits.sigmoid().mean(1).logit(eps=1e-7)
-            outputs.append(
-                (logits if logits.ndim == 2 else logits.mean(1), labels.to(logits.device), indices.to(logits.device))
-            )
+            logits, labels = logits if logits.ndim == 2 else logits.mean(1), labels.to(logits.device)
+            outputs.append((logits, labels, indices.to(logits.device)))
+            if outcomes is not None:
+                loss = binary_cross_entropy_with_logits if problem == MULTI_LABEL else mse_loss
+                outcomes.update(logits, labels, indices, loss(logits, labels, reduction="none").mean(1))
     logits, labels, _ = gather_outputs(outputs, accelerator, len(names), classes=False)
     unreadable = unreadable if accelerator.num_processes == 1 else gather_object(unreadable)
     if not len(labels):

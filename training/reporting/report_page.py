@@ -331,9 +331,8 @@ def likely_mislabelled_section(report: ReportInput, folder: Path) -> Section:
         head, captions = ["image", "label", "mark", "score"], [f"{line[1]}: {line[2]}" for line in listed]
     count = len(np.unique(rows))
     section = Section("likely mislabelled")
-    section.text = [
-        f"{count_images(count)} of {len(outcomes):,}, by confident learning (arXiv:1911.00068) on {report.unseen}."
-    ]
+    how = f"by confident learning (arXiv:1911.00068) on the probabilities of {report.unseen}"
+    section.text = [f"{count_images(count)} of {len(outcomes):,}, {how}."]
     if report.dataset is not None:
         write_issues(folder / MISLABELLED_NAME, report.dataset, outcomes, head, listed)
         section.text.append(

@@ -4,7 +4,8 @@ For train.py and folds.py.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from PIL import Image
@@ -14,10 +15,11 @@ from hf_vit.errors import error_in_one_line
 from hf_vit.hub.model_card import REPORT, REPORT_FILE, write_card
 from hf_vit.interpretability.attention import uncompiled
 
-from ..data.dataset import ImageDataset
+from ..data.dataset import ImageDataset, concatenate
 from ..data.deduplication import Duplicate, sampled_duplicates
-from ..metrics.outcomes import OUTCOMES_NAME
+from ..metrics.outcomes import OUTCOMES_NAME, Outcomes, joined_outcomes
 from .facts import is_hf_vit, write_facts
+from .progress import format_number
 
 
 REPORT_EXAMPLES = 6  # images with what the model looks at
@@ -49,6 +51,44 @@ def write_run_page(trainer: Any, facts: dict[str, Any], log: Callable[[str], Non
         log(f"note: no report.html, the folder is complete without it: {error_in_one_line(error)}")
 
 
+def write_folds_page(
+    folder: Path, runs: Sequence[Path], parts: Callable[[], list[ImageDataset]], summary: dict[str, Any]
+) -> None:
+    """Write report.html of a cross-validation: every image by the model that did not train on it; as above.
+
+    Args:
+        runs: folders of the folds. parts: opens what each held out. summary: of the folds, as in folds.json.
+    """
+    try:
+        from .report_page import ReportInput, write_report_page
+
+        held_out = parts()
+        outcomes = joined_outcomes(
+            [Outcomes.load(run / OUTCOMES_NAME) for run in runs], [len(part) for part in held_out]
+        )
+        scores = [
+            (name.replace("_", " "), f"{format_number(name, row['mean'])} ± {format_number(name, row['std'])}")
+            for name, row in summary["metrics"].items()
+        ]
+        report = ReportInput(
+            title=f"{folder.resolve().name}: {summary['folds']} folds",
+            overview=[
+                ("images", f"{summary['n']:,}, each held out once"),
+                ("scores", "mean ± standard deviation"),
+                *scores,
+            ],
+            scores=[],
+            history=[],
+            outcomes=outcomes,
+            names=held_out[0].label_names,
+            dataset=concatenate(held_out, "all folds"),
+            unseen="images by the fold that held them out",
+        )
+        print(f"report: {write_report_page(folder, report)}")
+    except Exception as error:  # the runs are over and saved
+        print(f"note: no report.html of all folds: {error_in_one_line(error)}")
+
+
 def run_input(trainer: Any, facts: dict[str, Any]) -> Any:
     """What the page of a run is made of."""
     from .report_page import ReportInput
@@ -73,7 +113,7 @@ def run_input(trainer: Any, facts: dict[str, Any]) -> Any:
         outcomes=trainer.outcomes,
         names=[config.id2label[number] for number in range(config.num_labels)],
         dataset=images,
-        unseen=f"the probabilities of held-out images ({split})",
+        unseen=f"held-out images ({split})",
         thresholds=getattr(config, "label_thresholds", None),
         looked_at=looked_at,
         duplicates=duplicates,

@@ -68,6 +68,9 @@ def test_one_page_of_two_models(capsys, model, images, tmp_path):
     assert json.loads(out)["report"] == str(tmp_path / "out" / "report.html")
     assert "b &lt;i&gt;.jpg" in page and "<i>" not in page and "&lt;star&gt;" in page
     assert page.count("<figcaption>original") == 4 and 'src="data:image' in page and 'src="model' not in page
+    assert page.count("<svg") == 2 * (2 + 1) + 1 + 4 * 2  # of each model, of both, curves of each image and model
+    assert page.count("<figcaption><b>head 1</b>") == 4 * 2  # two blocks
+    assert "block 0" in page and "counted from 0" in page and "<script" not in page
     numbers = json.loads((tmp_path / "out" / "numbers.json").read_text())
     assert [subject["stride_px"] for subject in numbers["models"]] == [[4, 4], [4, 4]]
     assert np.shape(numbers["models"][0]["attention_distance_px"]) == (2, 2)
@@ -176,6 +179,15 @@ def test_unreadable_images_are_listed(capsys, model, images, tmp_path):
     status, _, err = run(capsys, model, images, "--out", tmp_path / "out", "--steps", 0)
     assert status == 1 and "broken.png: not an image" in err
     assert "broken.png" in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_the_report_of_a_run_is_not_overwritten(capsys, model, tmp_path):
+    (tmp_path / "report.html").write_text("<!doctype html> the page of a run")
+    status, _, err = run(capsys, model, "--out", tmp_path)
+    assert status == 2 and "is the report of a training run: name another folder with --out" in err
+    assert (tmp_path / "report.html").read_text().endswith("the page of a run")
+    for _ in range(2):  # one of its own is
+        assert run(capsys, model, "--out", tmp_path / "seen")[0] == 0
 
 
 def test_without_matplotlib(capsys, monkeypatch, model, tmp_path):

@@ -252,7 +252,7 @@ def test_images_in_the_browser(page, browser, models, image_path, tmp_path, widt
     upload.set_input_files(image_path)
     for place, folder in enumerate(models):
         tab.get_by_text(top_label(folder, image_path)).first.wait_for(timeout=60_000)
-        wait_for_overlay(tab, place, ours[place].overlay(given, 3, MEAN))
+        wait_for_overlay(tab, place, ours[place].overlay(given, 2, MEAN))
     assert tab.get_by_text("%").count() == 2 * 5
 
     # another block of the first model, another head of the second
@@ -261,7 +261,7 @@ def test_images_in_the_browser(page, browser, models, image_path, tmp_path, widt
     wait_for_overlay(tab, 0, ours[0].overlay(given, 1, MEAN))
     tab.get_by_label("Head").nth(1).click()
     tab.get_by_role("option", name="2").click()
-    wait_for_overlay(tab, 1, ours[1].overlay(given, 3, "2"))
+    wait_for_overlay(tab, 1, ours[1].overlay(given, 2, "2"))
     wait_for_overlay(tab, 0, ours[0].overlay(given, 1, MEAN))
     tab.screenshot(path=tmp_path / f"demo-{width}.png", full_page=True)  # to look at
     assert tab.evaluate("document.documentElement.scrollWidth") <= width + 1, "the page scrolls sideways"
