@@ -2,7 +2,7 @@
 
 The probabilities have to be those of a model that has not seen the image: of a held-out split, or out of fold. Not
 cleanlab: it needs all N x K probabilities and a confident joint of K x K, 3.8 GB for 21,841 classes; this needs the
-most probable classes of each image.
+most probable classes of each image. `benchmarks/mislabelled.py` compares both.
 """
 
 from dataclasses import dataclass

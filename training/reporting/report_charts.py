@@ -93,7 +93,7 @@ def draw_scatter(true: np.ndarray, predicted: np.ndarray, name: str) -> Figure:
 
 def draw_residuals(residuals: np.ndarray, name: str) -> Figure:
     """How often predicted less true numbers (N,) are how large."""
-    figure, axes = chart(name, "predicted - true", "images")
+    figure, axes = chart(name, "predicted - true", "images", 3.3)
     axes.hist(residuals, bins=min(30, max(5, len(residuals) // 5)), color=COLORS[0])
     axes.axvline(0, color=FAINT, linewidth=1)
     return figure

@@ -482,7 +482,7 @@ def what_it_looks_at_section(report: ReportInput) -> Section:
         return section
     section.text = [
         "The image, what the pooled vector is made of (attention rollout), and what speaks for the prediction "
-        "(relevance). The first images of each class, not picked by hand."
+        "(relevance). The first images, of each class in turn, not picked by hand."
     ]
     tiles = [{"source": image_uri(sheet, 3 * SIDE), "title": title, "lines": []} for title, sheet in found]
     section.add_images(tiles, side=300)

@@ -23,7 +23,7 @@ from .progress import format_number
 
 
 REPORT_EXAMPLES = 6  # images with what the model looks at
-MAX_ATTENTION_SECONDS = 10.0  # after which no further one is drawn: a large model on a CPU takes long
+MAX_ATTENTION_SECONDS = 5.0  # after which no further one is drawn: a large model on a CPU takes long
 
 
 def write_run_page(trainer: Any, facts: dict[str, Any], log: Callable[[str], None] = print) -> None:
