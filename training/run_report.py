@@ -96,8 +96,15 @@ def gain_of_training(trainer: Trainer) -> str | None:
     step = trainer.state.best_global_step if trainer.args.load_best_model_at_end else last
     higher = trainer.args.greater_is_better
     best = (max if higher else min)((step for step in scores if step), key=scores.__getitem__)
-    words = [f"before training {progress.format_number(name, scores[0])}"]
-    words.append(f"best of training {progress.format_number(name, scores[best])} (step {best})")
+    accuracies = {line["step"]: line["eval_accuracy"] for line in trainer.state.log_history if "eval_accuracy" in line}
+
+    def score(step: int) -> str:
+        text = progress.format_number(name, scores[step])
+        if name == "eval_loss" and step in accuracies:  # the number that people know
+            text += f" with accuracy {progress.format_number('eval_accuracy', accuracies[step])}"
+        return text
+
+    words = [f"before training {score(0)}", f"best of training {score(best)} (step {best})"]
     weights = "those before training" if step == 0 else f"those of step {step}"
     return f"{name.removeprefix('eval_')} on {trainer.eval_dataset.split}: {', '.join(words)}; kept: {weights}"
 

@@ -137,7 +137,7 @@ def test_a_grid_has_its_dev_split_and_a_batch_divides_over_devices(name, variant
     arguments = found(name, variant)
     assert (arguments.recipe, arguments.variant or "") == (name, variant)
     assert not arguments.train.sweep or arguments.data.dev_fraction
-    assert arguments.train.global_batch_size is None or arguments.train.global_batch_size % 32 == 0
+    assert arguments.train.global_batch_size is None or arguments.train.global_batch_size % 16 == 0
 
 
 def test_every_file_of_the_folder_is_found_by_its_name():
@@ -174,10 +174,14 @@ def test_variants_have_the_numbers_of_the_recipes_that_they_were():
 
 def test_a_small_set_is_seen_a_sane_number_of_times():
     """Of 300 images the paper's 500 steps of 512 are 853 passes."""
-    train = found("finetune_small").train
-    for images, steps, epochs in ((100, 94, 30), (300, 282, 30), (10_000, 2_000, 6.4)):
-        schedule = TrainingSchedule(train, HFViTConfig(), images, 1)
-        assert schedule.max_steps == steps and schedule.max_steps * 32 / images == pytest.approx(epochs, rel=0.01)
+    small, foundation = found("finetune_small"), found("finetune_foundation")
+    for images, steps, epochs in ((80, 50, 10), (240, 150, 10), (8_000, 5_000, 10), (80_000, 5_000, 1)):
+        schedule = TrainingSchedule(small.train, HFViTConfig(), images, 1)
+        assert schedule.max_steps == steps and schedule.max_steps * 16 / images == pytest.approx(epochs, rel=0.01)
+    for recipe in (small, foundation):  # a head first, then steps for as long as a dev split gains
+        assert recipe.model.head_init == "probe" and recipe.data.dev_fraction == 0.2 and recipe.train.eval_on_start
+        assert (recipe.train.patience, recipe.train.metric_for_best_model) == (5, "loss")
+        assert recipe.train.load_best_model_at_end
 
 
 def test_the_papers_recipes_have_the_papers_numbers():

@@ -2,7 +2,8 @@
 
 For train.py. Each image is computed once, as it is evaluated; features stay on disk under the fingerprints of weights,
 view and images, so that a second run has them at once. The classifier is scikit-learn's logistic regression, its L2
-penalty chosen on a part of the training images (CLIP, arXiv:2103.00020, A.3); the evaluation images are not looked at.
+penalty chosen on a part of the training images, by likelihood (CLIP, arXiv:2103.00020, A.3, by accuracy); the
+evaluation images are not looked at.
 """
 
 import hashlib
@@ -155,9 +156,10 @@ def fit(features: np.ndarray, labels: np.ndarray, num_labels: int, seed: int) ->
             likelihood = np.log(np.maximum(probe.predict_proba(x[chosen]), 1e-12))
             column = np.searchsorted(probe.classes_, labels[chosen])
             score = float(probe.score(x[chosen], labels[chosen]))
-            scores.append((score, float(likelihood[np.arange(len(chosen)), column].mean()), penalty))
-        best = max(scores)  # of equal accuracies the higher likelihood
-        choice = {"C": best[2], "accuracy": best[0], "n": len(chosen)}
+            scores.append((float(likelihood[np.arange(len(chosen)), column].mean()), score, penalty))
+        # By likelihood: the accuracy of some tens of images is too coarse (docs/finetuning.md has what it costs).
+        best = max(scores)
+        choice = {"C": best[2], "accuracy": best[1], "n": len(chosen)}
     probe = _logistic(x, labels, choice["C"])
     coefficients, intercepts = probe.coef_, probe.intercept_
     if len(classes) == 2:  # one row for both
