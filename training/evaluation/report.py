@@ -16,6 +16,8 @@ import yaml
 from huggingface_hub import EvalResultEntry, eval_result_entries_to_yaml
 from huggingface_hub.repocard_data import eval_results_to_model_index
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from scipy.sparse import csr_array
 
@@ -248,13 +250,14 @@ def plot_confusion_matrix(path: Path, confusion: csr_array, names: list[str]) ->
     figure = Figure(figsize=(inches, inches), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
-    mesh = axes.imshow(fractions, cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
+    colors = ScalarMappable(Normalize(0, 1), "Blues")
+    axes.imshow(colors.to_rgba(fractions, bytes=True), interpolation="nearest")  # half the memory of drawing numbers
     axes.set_xlabel("predicted" if each == 1 else f"predicted, {each} classes a column")
     axes.set_ylabel("right class" if each == 1 else f"right class, {each} classes a row")
     if len(names) <= MAX_NAMED_TICKS:
         axes.set_xticks(range(len(names)), names, rotation=90)
         axes.set_yticks(range(len(names)), names)
-    figure.colorbar(mesh, label="fraction of the row's images", shrink=0.8)
+    figure.colorbar(colors, ax=axes, label="fraction of the row's images", shrink=0.8)
     with plain_text(figure) as missing, atomic_path(path) as temporary:
         figure.savefig(temporary, dpi=120)
     if missing:

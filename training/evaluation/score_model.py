@@ -59,6 +59,7 @@ def score_model(args: argparse.Namespace, context: EvalContext) -> dict[str, Any
         real = None if args.real_labels is None else real_labels(args.real_labels, dataset, match)
         predictions = score_dataset(classifier, dataset, match, context, args.tta, real, state)
         rows = score_rows(predictions)
+        predictions.logits = None  # as much memory again as the figure takes is free for it
     else:
         rows = probe_rows(args, classifier, dataset, context)
     speed = {} if args.no_speed else measure_speed(classifier, context)
@@ -67,7 +68,7 @@ def score_model(args: argparse.Namespace, context: EvalContext) -> dict[str, Any
     if match is not None and predictions is not None:
         facts["scoring"]["labels"] = match.how
         facts["data"] |= {"unreadable_images": len(predictions.unreadable)}
-        if predictions.logits is not None:
+        if any(row["metric"] == "temperature" for row in rows):
             facts["scoring"]["temperature"] = METHOD
     if targets is not None:
         facts["data"] |= {"unreadable_images": len(targets.unreadable)}

@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import tracemalloc
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from hf_vit import HFViTConfig, HFViTForImageClassification
 from hf_vit.cli.embed import fingerprint, read_features
 from hf_vit.cli.main import build_parser, main
 from hf_vit.cli.predict import folder_name
+from hf_vit.cli.scores_file import ScoresFile
 from hf_vit.image_io import open_image
 from tests.conftest import ROOT
 
@@ -292,6 +294,18 @@ def test_predict_writes_all_scores_and_what_could_not_be_read(capsys, model, ima
         )
     assert not path.with_name(path.name + ".partial").exists()
     assert "exists: remove it" in error_of(capsys, "predict", images, "--model", model, "--out", path)
+
+
+def test_scores_of_many_classes_wait_for_a_parquet_file_as_numbers_of_four_bytes(tmp_path):
+    names, scores = [f"n{number}" for number in range(4000)], [1.0, *[0.0] * 3999]
+    with ScoresFile(tmp_path / "scores.parquet", names) as file:
+        tracemalloc.start()
+        for number in range(128):
+            file.add([(f"{number}.png", "n0", 1.0, scores)])
+        taken = tracemalloc.get_traced_memory()[0]
+        tracemalloc.stop()
+    assert taken < 4e6  # 2 MB of scores; a dictionary for each image takes 30 MB
+    assert parquet.read_table(tmp_path / "scores.parquet").column("n0").to_pylist() == [1.0] * 128
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".jsonl"])
