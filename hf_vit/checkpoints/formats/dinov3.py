@@ -154,7 +154,7 @@ def write(config: HFViTConfig, dtype: torch.dtype) -> TransformersFolder:
         "drop_path_rate": config.drop_path_rate,
     }
     described = config_json("dinov3_vit", "DINOv3ViTModel", config, dtype, **entries)
-    zeros = {"embeddings.mask_token": (1, 1, config.hidden_size)}
+    zeros: dict[str, tuple[int, ...]] = {"embeddings.mask_token": (1, 1, config.hidden_size)}
     if not config.num_register_tokens:
         zeros["embeddings.register_tokens"] = (1, 0, config.hidden_size)
     return TransformersFolder(described, encoder_mappings(config, NAMES), zeros)
