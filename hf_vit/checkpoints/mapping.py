@@ -5,7 +5,6 @@ A format lists `KeyMapping`s; this file applies them in either direction and kno
 Tests: tests/hf_vit/checkpoints/test_checkpoints.py.
 """
 
-import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -181,8 +180,9 @@ def from_state_dict(
     _refuse_unmatched(file.path, where, [], [], mismatched)
     if not_finite:
         more = f" and {len(not_finite) - MAX_LISTED} more" if len(not_finite) > MAX_LISTED else ""
-        warnings.warn(
-            f"{file.path}: NaN or infinite values in {', '.join(not_finite[:MAX_LISTED])}{more}", stacklevel=3
+        raise HFViTError(
+            f"{file.path}: NaN or infinite values in {', '.join(not_finite[:MAX_LISTED])}{more}: the training "
+            "diverged or the file is damaged; take an earlier checkpoint"
         )
     model.load_state_dict(state, strict=True, assign=True)
     return model.eval()

@@ -146,7 +146,7 @@ def _label_names(path: Path) -> dict[int, str]:
             raise HFViTError(f'{path}: must be id2label, {{"0": "cat", "1": "dog", ...}}')
         return {int(number): name for number, name in names.items()}
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise HFViTError(f"{path}: not a text in UTF-8 ({error}): save it so, one class name per line") from error
     return dict(enumerate(line.strip() for line in text.splitlines() if line.strip()))

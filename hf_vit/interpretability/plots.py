@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 
 from ..errors import HFViTError
 from ..html_page import COLORS, FAINT, INK
+from ..plot_text import plain_text
 
 
 HEAT, NORMS = "inferno", "viridis"
@@ -144,7 +145,8 @@ def colored(values: np.ndarray, colors: str, proportion: float, side: int = 160)
 
 def save(figure: Figure, path: str | Path) -> None:
     """Write a figure as the file's ending says (png, svg, pdf)."""
-    figure.savefig(path, facecolor="white")
+    with plain_text(figure):
+        figure.savefig(path, facecolor="white")
 
 
 def _page(width: float, height: float, **options: Any) -> Figure:

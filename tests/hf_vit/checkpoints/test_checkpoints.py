@@ -234,7 +234,7 @@ def test_nan_weights_are_named(good):
     arrays["head/bias"][2] = np.nan
     arrays["cls"][0, 0, 0] = np.inf
     np.savez(good, **arrays)
-    with pytest.warns(UserWarning, match="NaN or infinite values in cls, head/bias"):
+    with pytest.raises(HFViTError, match="NaN or infinite values in cls, head/bias: the training diverged"):
         load_checkpoint(good)
 
 

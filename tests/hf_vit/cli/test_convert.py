@@ -42,11 +42,12 @@ def test_npz_to_a_folder_that_from_pretrained_loads(goldens, tmp_path, capsys):
 
 
 def test_options_and_json(goldens, tmp_path, capsys):
-    (tmp_path / "names.txt").write_text("cat\ndog\n")
+    (tmp_path / "names.txt").write_text("cat\ndog\n", encoding="utf-8-sig")
     words = ["--image-size", 48, 24, "--labels", tmp_path / "names.txt", "--set", "hidden_dropout_prob=0.1", "--json"]
     assert convert(goldens / "vt_token.npz", tmp_path / "vit", *words) == 0
     account = json.loads(capsys.readouterr().out)
     assert account["architecture"]["image_size"] == [48, 24] and account["architecture"]["num_labels"] == 2
+    assert json.loads((tmp_path / "vit/config.json").read_text())["id2label"] == {"0": "cat", "1": "dog"}
     assert account["changed"] == [
         "position table refitted from 4x4 to 6x3",
         "classifier of 10 classes replaced by one of 2, all zeros: train it",

@@ -5,9 +5,11 @@ python -m pytest tests/hf_vit/interpretability/test_plots.py
 
 import subprocess
 import sys
+import warnings
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 from transformers.models.vit import ViTImageProcessorPil
 
@@ -180,3 +182,12 @@ def test_no_display_is_needed():
         capture_output=True, text=True,
     )  # fmt: skip
     assert ran.returncode == 0, ran.stderr
+
+
+def test_names_in_letters_that_no_font_has_warn_of_nothing(tmp_path):
+    figure = Figure()
+    figure.suptitle("\U0001f700 $x_1$ \u65e5\u672c\u8a9e")  # an alchemist's sign, no mathematics, Japanese
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        save(figure, tmp_path / "figure.png")
+    assert Image.open(tmp_path / "figure.png").size[0] > 100
