@@ -1,8 +1,8 @@
 """What this processor and this PyTorch can do: every fast path asks here, and none assumes.
 
 Features have Linux's names (`avx2`, `avx512_vnni`, `amx_bf16`, on Arm `i8mm`). The limits that oneDNN and PyTorch
-read, `ONEDNN_MAX_CPU_ISA` and `ATEN_CPU_CAPABILITY`, hide features here
-too, so one machine can stand for an older one.
+read, `ONEDNN_MAX_CPU_ISA` and `ATEN_CPU_CAPABILITY`, hide features here too, so one machine can stand for an older
+one. Not `torch.backends.cpu.get_cpu_capability`: it names AVX2 or AVX512, but neither VNNI nor AMX.
 """
 
 import functools

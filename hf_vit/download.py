@@ -1,4 +1,7 @@
-"""A file from an address, within a time and a size: for images given by URL."""
+"""A file from an address, within a time and a size: for images given by URL.
+
+Not huggingface_hub's `http_get`: it limits neither the size of a file nor the time for all of it.
+"""
 
 import re
 import time

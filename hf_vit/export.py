@@ -1,8 +1,9 @@
 """ONNX and torch.export models for machines without transformers, checked against the model; int8 for CPUs.
 
 `export_model` writes, then checks: onnxruntime (or torch) runs the file on random images and must agree with the model
-to 1e-4. `quantize` makes the int8 version, `compare_int8` measures what it changes. Needs the packages of
-`pip install "hf-vit[export]"`. The command is `hf_vit/cli/export.py`.
+to 1e-4. `quantize` makes the int8 version, `compare_int8` measures what it changes. Needs the packages of `pip install
+"hf-vit[export]"`. The command is `hf_vit/cli/export.py`. Not Optimum: it exports the model types that it knows, and
+not one with code of its own.
 """
 
 import contextlib

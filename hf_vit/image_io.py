@@ -4,7 +4,8 @@
 
 Gray, palettes, CMYK, 16 bits, floats, transparency (laid on white), EXIF orientation, files that are damaged or too
 large: each is settled here and nowhere else, so that a model is used on the pixels that it was trained on. Beside the
-standard library it needs Pillow and NumPy alone: a Space carries a copy (hf_vit/hub/space.py).
+standard library it needs Pillow and NumPy alone: a Space carries a copy (hf_vit/hub/space.py). Not transformers'
+`load_image`: it cuts 16 bits off at 255 and lets transparent pixels show what lies under them.
 """
 
 import io

@@ -1,8 +1,9 @@
 """A grid of values tried on a dev split, then the run with the best of them: as Table 4 of arXiv:2010.11929 does.
 
-For run.py and suites.py. Each trial trains on the training split without `dev_fraction` of it, and is scored on that
+For train.py and suites.py. Each trial trains on the training split without `dev_fraction` of it, and is scored on that
 part; the final run trains on all of it and is scored on the evaluation split. Trials: OUTPUT_DIR/sweep/NAME=VALUE; a
-finished one is not run again, so the same command with --resume_from_checkpoint goes on after an interruption.
+finished one is not run again, so the same command with --resume_from_checkpoint goes on after an interruption. Not
+Optuna or Ray Tune: the paper's grids have a few values, and a trial is an ordinary run that resumes exactly.
 """
 
 import dataclasses

@@ -1,5 +1,7 @@
 """A checkpoint of any format becomes a model: recognize, infer, load exactly, then change what was requested.
 
+Not transformers' `convert_*` scripts: each goes one way and knows the published files of one family.
+
 Tests: tests/hf_vit/checkpoints/test_checkpoints.py.
 """
 

@@ -1,7 +1,8 @@
 """Tensor files opened safely and read one tensor at a time: npz, safetensors, PyTorch's zip and pickle.
 
 Nothing here executes what a file contains: npz members are read without pickle, `.pth` and `.bin` only through
-`torch.load(weights_only=True)`. Every damaged or foreign file is one `HFViTError` that names it.
+`torch.load(weights_only=True)`. Every damaged or foreign file is one `HFViTError` that names it. Not `numpy.load` for
+npz: it tells the shape of a tensor only by reading all of it.
 
 Tests: tests/hf_vit/checkpoints/test_checkpoints.py.
 """

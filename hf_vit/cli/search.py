@@ -1,5 +1,7 @@
 """`hf-vit search QUERY --model M --in FILE`: the images whose features are nearest to those of a query image.
 
+Not FAISS: an index pays off over many queries, and a call has one, so every image is compared.
+
 Tests: tests/hf_vit/cli/test_cli.py.
 """
 

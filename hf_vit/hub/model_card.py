@@ -1,7 +1,8 @@
 """Facts in, card out: the README.md of a trained model, rendered from the facts.json that its training wrote.
 
 The wording is `model_card_template.md`; a section whose facts were not measured is left out. Metadata (front matter
-and `model-index`) follow https://huggingface.co/docs/hub/model-cards through huggingface_hub's own classes.
+and `model-index`) follow https://huggingface.co/docs/hub/model-cards through huggingface_hub's own classes. Not
+transformers' `TrainingSummary`: it needs transformers' Trainer, and has no place for what was measured besides.
 """
 
 import json

@@ -6,7 +6,8 @@ A step that fails for a moment is tried again, and a push after an interruption 
 Every failure is an `HFViTError` of one line that never contains the token.
 
 Nothing leaves the machine that is not a regular file inside the folder: facts.json and links, which somebody else may
-have written, cannot name others.
+have written, cannot name others. Not the `push_to_hub` of model and processor: each makes a commit of its own, and
+neither looks at the whole folder.
 """
 
 import json

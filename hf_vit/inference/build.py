@@ -1,8 +1,9 @@
 """C++ sources become loaded libraries: compiled for this processor at their first use, and kept for the next process.
 
-Where there is no compiler, or it fails, hangs or builds nothing, `library` is None and PyTorch's operations serve;
-one line says why. A kept library is loaded only if nobody but this user can have written it and its digest is the one
-recorded when it was built: a file that is cut short would kill the process, not raise.
+Where there is no compiler, or it fails, hangs or builds nothing, `library` is None and PyTorch's operations serve; one
+line says why. A kept library is loaded only if nobody but this user can have written it and its digest is the one
+recorded when it was built: a file that is cut short would kill the process, not raise. Not
+`torch.utils.cpp_extension.load`: it needs ninja and Python's headers, and waits for a compiler that hangs.
 """
 
 import contextlib

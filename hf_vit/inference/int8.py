@@ -2,7 +2,8 @@
 
 Steps of activations come from calibration images. oneDNN computes where the processor has VNNI or AMX. On other x86
 processors u8 x s8 products are added in 16 bits, which full-range weights overflow: FBGEMM computes there, with
-weights of 7 bits. int8 that is not clearly faster than what it replaces is refused.
+weights of 7 bits. int8 that is not clearly faster than what it replaces is refused. Not torchao's PT2E: it quantizes a
+captured graph, which runs fast on x86 only under torch.compile.
 
 Tests: tests/hf_vit/inference/test_optimize.py.
 """

@@ -2,7 +2,8 @@
 
 For inference, without training: `merge_tokens(model, r=8)`. Class and register tokens (and the token that pooling
 "first" reads) are never merged. Keys, averaged over heads, say what is alike; a token that stands for s patches counts
-s times in attention and pooling. Works with models optimized by `optimize_for_inference`, before or after.
+s times in attention and pooling. Works with models optimized by `optimize_for_inference`, before or after. Not the
+authors' `tome` package: it replaces the forward pass of timm's classes.
 """
 
 from collections.abc import Sequence

@@ -9,6 +9,8 @@ have any size.
 
     B batch   k heads   N tokens (class, registers, patches)   rows, columns: the grid of patch tokens
 
+Not transformers' `output_attentions`: it keeps the weights of every block, and the fast backends do not have them.
+
 Sources: paper section 4.5 and appendices D.7, D.8 (arXiv:2010.11929); Abnar and Zuidema, attention rollout
 (arXiv:2005.00928); Darcet et al., token norms (arXiv:2309.16588). Explanations of one class are in `relevance.py`.
 """

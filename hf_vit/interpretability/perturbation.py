@@ -4,6 +4,8 @@ If an explanation is right, the probability of the class falls fast when its fir
 under the curve is good) and rises fast when only they are there (insertion: a large area is good). An order that is no
 better than a random one explains nothing. Works for every image classifier, also for those without attention.
 
+Not captum: of such measures it has infidelity and sensitivity, and no curves.
+
 Source: Petsiuk, Das and Saenko, RISE (arXiv:1806.07421), section 4.3; here patch by patch.
 """
 

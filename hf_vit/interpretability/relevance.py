@@ -5,6 +5,8 @@ gradients of one block are in memory, never those of all (ViT-L/16 at 512 px: 1.
 bf16 and fp16 models are read in float32 there, where small gradients survive. Whatever the model's attention backend
 is, it is put back afterwards.
 
+Neither captum nor pytorch-grad-cam has these methods; their authors' code keeps weights and gradients of all blocks.
+
 Sources: Chefer, Gur and Wolf, generic attention explainability (arXiv:2103.15679, equations 5 and 6, self-attention);
 gradient-weighted rollout as in jacobgil/vit-explain, with rows divided by their own sums.
 """

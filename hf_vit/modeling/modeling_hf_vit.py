@@ -7,7 +7,8 @@ google-research/vision_transformer at c6de1e5 and of `models/vit.py` in google-r
     B batch   C image channels   H, W image size   P patch size   N tokens   D hidden size   k heads   d = D / k
 
 Encoders after the paper (DINOv2, CLIP, BEiT, EVA-02, ...) differ in some modules, which are chosen when the network is
-built: `nn.Identity` stands where the plain ViT has none.
+built: `nn.Identity` stands where the plain ViT has none. Not transformers' `models/vit`: it has no hybrid, no drop
+path and no patch dropout.
 """
 
 from collections.abc import Callable

@@ -3,6 +3,8 @@
 Post-activation bottlenecks (ResNet v1.5) with GroupNorm and weight-standardized convolutions, padded as XLA's SAME.
 This file travels to the Hub beside the weights: it imports only torch.
 
+Not transformers' `models/bit`: its weight standardization adds eps to the variance, Google's to the std.
+
 Source: google-research/vision_transformer `vit_jax/models_resnet.py` and `models_vit.py` lines 230-259 at c6de1e5.
 Parameter names are Google's, stages and units counted from 0.
 """

@@ -1,7 +1,8 @@
 """From a recipe and the command line to the arguments of a run; every value gets its type, or one line says why not.
 
 For pretrain, finetune and whatever starts them. A recipe (YAML) and the flags have the same keys; flags override the
-recipe, both override the defaults; an unknown key is an error that gives the nearest known name.
+recipe, both override the defaults; an unknown key is an error that gives the nearest known name. Not transformers'
+`HfArgumentParser`: it takes a file or flags, and no flags on top of a file.
 """
 
 import argparse

@@ -10,6 +10,8 @@ Two RandAugments, because they differ (arXiv:1909.13719 leaves much open) and pu
     `rand-m9-mstd0.5-inc1` as timm `data/auto_augment.py` (DeiT, MAE): 15 operations, each applied half of the time,
         magnitudes drawn about m and kept within 0 and mmax (10), bilinear or bicubic at random.
     `3a` is DeiT-III's three-augment (arXiv:2204.07118): grayscale, solarise or blur, one of them.
+
+Not timm's or torchvision's own: they draw from global generators, and an exact resume needs one for each image.
 """
 
 import re

@@ -510,7 +510,7 @@ def take_fraction(dataset: ImageDataset, fraction: float, seed: int = 0) -> Imag
 def carve_dev_split(dataset: ImageDataset, fraction: float = 0.1, seed: int = 0) -> tuple[ImageDataset, ImageDataset]:
     """Split off a stratified dev set, the same for the same data and seed.
 
-    The only image of a class stays in train.
+    The only image of a class stays in train: scikit-learn's `train_test_split` refuses such a class.
 
     Returns:
         (train, dev), disjoint; together they are `dataset`.

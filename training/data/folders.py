@@ -2,7 +2,8 @@
 
 One walk of the whole tree (hf_vit/image_files.py) finds images, tables and archives together. The index of a large
 tree is kept in the cache and is good as long as no folder has changed. Names are kept as bytes in one NumPy buffer: a
-list of a million strings would be copied into every worker, page by page, as it is read.
+list of a million strings would be copied into every worker, page by page, as it is read. Not torchvision's
+`ImageFolder`: its list of tuples is such a list, and it knows neither splits nor tables.
 """
 
 import contextlib

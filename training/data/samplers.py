@@ -3,7 +3,8 @@
 For the Trainer. The training order is one endless row: epoch 0's permutation, then epoch 1's, and so on. `position` is
 how far along this row the run is, in images; it is all that a checkpoint has to remember. A step takes the next
 `processes x passes x batch` images, so that neither processes nor gradient accumulation change which ones. As in
-Google's pipeline (`repeat` before batching) a batch may straddle two epochs; each epoch shows every image once.
+Google's pipeline (`repeat` before batching) a batch may straddle two epochs; each epoch shows every image once. Not
+torch's `DistributedSampler`: it repeats or drops images to share an epoch evenly, and does not know its position.
 """
 
 import random

@@ -6,8 +6,8 @@ a machine share its pages, and opening fourteen million records takes no longer 
 good as long as the shard's size and version are; shards that are new or have changed are read again, the others not.
 
 A record is a run of neighboring members that share their name up to the first dot: `000017.jpg`, `000017.cls`.
-Records without image or label that can be read are left out, counted and named.
-Format: https://github.com/webdataset/webdataset.
+Records without image or label that can be read are left out, counted and named. Not WebDataset's `wids`: it copies
+each remote shard whole, and every process reads the headers anew. Format: https://github.com/webdataset/webdataset.
 """
 
 import contextlib

@@ -12,6 +12,8 @@ every record exactly once.
     stream = open_stream("shards/train-{000..127}.tar", split="train").with_transform(TrainTransform(224), seed=0)
     order = stream.order(batch_size=64, seed=0, position=0, stop=64_000)
     loader = DataLoader(stream, batch_sampler=order, collate_fn=collate, num_workers=4)
+
+Not `datasets.IterableDataset` or WebDataset's pipeline: their shuffle buffers are lost on resume.
 """
 
 import itertools

@@ -3,6 +3,8 @@
 Every geometric step that picks a part of the image is one window in the file's own pixels, drawn before decoding. So
 a large JPEG is decoded no larger than its window needs, and the window is resampled once.
 
+Not torchvision's: they draw from a global generator, and begin when the whole image is decoded.
+
 Sources: Inception crop, TensorFlow's `sample_distorted_bounding_box` as google-research/vision_transformer calls it;
 resize-small and random crop, google-research/big_vision `pp/ops_image.py`; mixup, Zhang et al. 2018 in big_vision's
 form (one weight per step, never below one half); CutMix, Yun et al. 2019.

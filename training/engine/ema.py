@@ -1,6 +1,7 @@
 """Exponential moving average of the weights (Polyak; Table 2 of arXiv:2010.11929 evaluates with decay 0.9999).
 
-For the Trainer: updated after every optimizer step, evaluated and saved in place of the raw weights.
+For the Trainer: updated after every optimizer step, evaluated and saved in place of the raw weights. Not torch's
+`AveragedModel` or timm's `ModelEmaV3`: both keep a second module; these are tensors by name, as in a checkpoint.
 """
 
 from collections.abc import Iterator

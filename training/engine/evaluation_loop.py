@@ -1,6 +1,7 @@
 """Exact evaluation: every image counted once, on any number of processes, with the plain loss.
 
-For the Trainer and score.py. What is counted, and how, is training/metrics/metric_state.py.
+For the Trainer and score.py. What is counted, and how, is training/metrics/metric_state.py. Not transformers'
+`evaluation_loop`: it gathers the logits of all images, unless each metric is written for batches.
 
 Tests: tests/training/engine/test_trainer.py.
 """

@@ -2,7 +2,7 @@
 
 A POSIX record lock on OUTPUT_DIR/.lock: the kernel gives it back when the process dies, however it dies, and data
 workers do not inherit it. The file says who holds it, for the message, and for network disks whose locks other
-machines do not see.
+machines do not see. Not `filelock`: it does not tell who holds the lock.
 """
 
 import contextlib

@@ -4,9 +4,10 @@
     accuracy = probe.score(test_features, test_labels)
 
 The ridge probe and its protocol are big_vision's `evaluators/fewshot_lsr.py` (few-shot linear accuracy of
-arXiv:2010.11929, section 4.1): features standardized on the few training images, a bias feature of 100, targets -1
-and 1, `l2` absolute and on the bias as well, solved in closed form. Neighbors vote as in Wu et al. 2018
-(arXiv:1805.01978). features.py computes the features.
+arXiv:2010.11929, section 4.1): features standardized on the few training images, a bias feature of 100, targets -1 and
+1, `l2` absolute and on the bias as well, solved in closed form. Neighbors vote as in Wu et al. 2018
+(arXiv:1805.01978). features.py computes the features. Not scikit-learn's `Ridge`, which gives the same (a test
+compares them): solving is one call of NumPy here.
 """
 
 from collections.abc import Sequence

@@ -6,7 +6,8 @@ operations for each multiply-add, as in Table 6 of arXiv:2010.11929 (ViT-B/16, 7
 the input is needed. Patch dropout shortens the row of tokens, drop path leaves out branches, the last block computes
 one token in training where the head reads one: all are counted as executed, drop path by its mean (compiled code
 computes all). Activation checkpointing repeats forward passes, which does not change the account. Networks of
-transformers that are no ViT of ours are counted by torch: three forward passes for every image.
+transformers that are no ViT of ours are counted by torch: three forward passes for every image. Ours is a closed
+form, which the tests compare with torch's `FlopCounterMode`: a counter would see one draw of drop path.
 """
 
 import time

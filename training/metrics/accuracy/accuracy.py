@@ -1,5 +1,7 @@
 """Fraction of images whose predicted class is the right one, with its 95 % interval (Wilson 1927).
 
+Not the `accuracy` of evaluate: it has no interval, and is downloaded when it is loaded.
+
 Tests: tests/training/metrics/test_metrics.py.
 """
 

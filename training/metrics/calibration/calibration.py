@@ -3,7 +3,8 @@
 ECE: Guo et al. 2017 (arXiv:1706.04599), bins of equal width (lower, upper] on the largest probability. After: the
 temperature is the one with the least NLL. Each half of the images is scored with the temperature that fits the other
 half, so that the gain is not one of fitting what is measured; halves, because ten parts cost five times as much. Where
-nearly all or no images are right, no temperature can be told from few of the others: it stays 1.
+nearly all or no images are right, no temperature can be told from few of the others: it stays 1. Not torchmetrics'
+`CalibrationError`: it fits no temperature.
 
 Tests: tests/training/metrics/test_metrics.py.
 """

@@ -1,5 +1,7 @@
 """How often each class was taken for each other one.
 
+Not scikit-learn's `confusion_matrix`: by default it leaves out classes that do not occur.
+
 Tests: tests/training/metrics/test_metrics.py.
 """
 

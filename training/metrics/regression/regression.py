@@ -1,5 +1,7 @@
 """Regression: mean absolute error and R2, the fraction of the variance that is explained.
 
+Not scikit-learn's `r2_score`: it gives 0 or 1 where all references are equal and nothing is to be explained.
+
 Tests: tests/training/metrics/test_metrics.py.
 """
 
