@@ -488,9 +488,10 @@ def table(rows: list[dict[str, Any]]) -> list[str]:
     for (on, name, method, words), own in sorted(groups.items()):
         scores = [100 * row["accuracy"] for row in own]
         spread = f"{statistics.stdev(scores):.2f}" if len(scores) > 1 else ""
-        seconds = statistics.median(row["training_seconds"] for row in own)
+        times = [row["training_seconds"] for row in own if row["training_seconds"] is not None]
+        seconds = f"{statistics.median(times):.1f}" if times else ""  # none: the features came from the cache
         lines.append(
-            f"{on:<10}{name:<13}{len(own):>5}{statistics.mean(scores):>9.2f}{spread:>7}{seconds:>9.1f}"
+            f"{on:<10}{name:<13}{len(own):>5}{statistics.mean(scores):>9.2f}{spread:>7}{seconds:>9}"
             f"   {method} {words}".rstrip()
         )
     return lines

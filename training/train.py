@@ -209,7 +209,7 @@ def report_launch_error(error: Exception) -> int:
         with contextlib.suppress(OSError):
             Path(summary).write_text(json.dumps({"message": details}), encoding="utf-8")
     elif "ACCELERATE_MIXED_PRECISION" in os.environ:
-        note = "note: the launcher adds a traceback of its own; one process needs no launcher: python -m"
+        note = "note: a traceback of the launcher follows; accelerate launch --quiet has none, nor has python -m"
         print(note, file=sys.stderr)
     return report_error(error)
 

@@ -30,6 +30,7 @@ from .configuration_hf_vit import HFViTConfig, as_pair
 from .position_embedding import resize_patch_kernel, resize_relative_table
 
 
+FLOAT_KINDS = ("F64", "F32", "F16", "BF16")  # as safetensors calls them
 TRAVELLING_FILES = (
     "configuration_hf_vit.py",
     "position_embedding.py",
@@ -190,7 +191,9 @@ class HFViTPreTrainedModel(PreTrainedModel):
         load = copy.copy(config)  # transformers copies it whole
         for name in ("image_size", "patch_size", "num_channels", "representation_size", "id2label", "label2id"):
             setattr(load, name, getattr(source, name))
-        shapes = _stored_shapes(path, hub)
+        shapes, dtypes = _stored_tensors(path, hub)
+        if getattr(source, "quantization_config", None) is None:
+            _check_floats(dtypes, path)
         if cls._reads_upstream_pooler and source.representation_size is None and config.representation_size is None:
             load.representation_size = config.representation_size = _stored_pooler_width(shapes)
         _check_sizes_of_file(load, shapes, path)  # before a network of another size is built
@@ -474,14 +477,15 @@ _STRUCTURE = tuple(
 )
 
 
-def _stored_shapes(path, hub: dict) -> dict[str, list[int]]:
-    """Shape of every tensor in a safetensors checkpoint, one file or shards; `{}` for other kinds of files."""
+def _stored_tensors(path, hub: dict) -> tuple[dict[str, list[int]], dict[str, str]]:
+    """Shape and dtype of every tensor in a safetensors checkpoint, one file or shards; empty for other kinds."""
     shapes: dict[str, list[int]] = {}
+    dtypes: dict[str, str] = {}
     files = [cached_file(path, "model.safetensors", _raise_exceptions_for_missing_entries=False, **hub)]
     if files == [None]:
         index = cached_file(path, "model.safetensors.index.json", _raise_exceptions_for_missing_entries=False, **hub)
         if index is None:
-            return shapes
+            return shapes, dtypes
         try:
             shards = sorted(set(json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"].values()))
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
@@ -490,10 +494,23 @@ def _stored_shapes(path, hub: dict) -> dict[str, list[int]]:
     for stored in files:
         try:
             with safe_open(stored, framework="pt") as tensors:
-                shapes |= {key: tensors.get_slice(key).get_shape() for key in tensors.keys()}  # noqa: SIM118
+                slices = {key: tensors.get_slice(key) for key in tensors.keys()}  # noqa: SIM118
+                shapes |= {key: part.get_shape() for key, part in slices.items()}
+                dtypes |= {key: part.get_dtype() for key, part in slices.items()}
         except SafetensorError as error:
             raise ValueError(f"{stored}: damaged or not a safetensors file ({error}); download it again") from None
-    return shapes
+    return shapes, dtypes
+
+
+def _check_floats(dtypes: dict[str, str], path) -> None:
+    """Raise ValueError for weights of whole numbers, which transformers would take for the values themselves."""
+    counters = ("_ids", "_index", "_tracked")
+    other = [name for name, kind in dtypes.items() if kind not in FLOAT_KINDS and not name.endswith(counters)]
+    if other:
+        raise ValueError(
+            f"{path}: '{other[0]}' holds {dtypes[other[0]]} numbers ({len(other)} tensors do): quantized without the "
+            "settings that tell what they mean; load the weights that they were made from"
+        )
 
 
 def _stored_pooler_width(shapes: dict[str, list[int]]) -> int | None:

@@ -11,6 +11,7 @@ import sys
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModel,
     AutoModelForImageClassification,
@@ -257,6 +258,18 @@ def test_an_encoder_in_another_layout_is_never_half_loaded(tmp_path):
 
 
 # -- damaged folders -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.bool, torch.float8_e4m3fn])
+def test_weights_of_whole_numbers_are_refused(tmp_path, dtype):
+    """transformers takes them for the values themselves: each answer would be wrong."""
+    model = build()
+    model.save_pretrained(tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    tensors["vit.layers.1.mlp.fc1.weight"] = tensors["vit.layers.1.mlp.fc1.weight"].to(dtype)
+    save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=r"layers\.1\.mlp\.fc1\.weight' holds .* numbers \(1 tensors do\)"):
+        HFViTForImageClassification.from_pretrained(tmp_path)
 
 
 def test_weights_that_are_nan_are_refused(tmp_path):
