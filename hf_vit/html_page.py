@@ -15,7 +15,6 @@ from markupsafe import Markup
 from PIL import Image
 
 from .atomic_file import atomic_write
-from .plot_text import plain_text
 
 
 if TYPE_CHECKING:
@@ -42,14 +41,19 @@ def image_uri(image: Image.Image | np.ndarray, side: int) -> str:
 
 def figure_uri(figure: "Figure") -> str:
     """A figure as it is, on white, as the source of an <img>."""
+    from .plot_text import plain_text  # with it comes matplotlib, a second that pages without charts need not wait for
+
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", facecolor="white")
+    with plain_text(figure):
+        figure.savefig(buffer, format="png", facecolor="white")
     return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
 def figure_svg(figure: "Figure") -> Markup:
     """A figure as an <svg> in the theme's colors (INK, FAINT, COLORS), its text drawn by the browser's fonts."""
-    from matplotlib import rc_context  # a second, which pages without charts need not wait for
+    from matplotlib import rc_context
+
+    from .plot_text import plain_text
 
     buffer = io.StringIO()
     with plain_text(figure), rc_context({"svg.fonttype": "none"}):

@@ -11,7 +11,6 @@ a process that cannot import hf_vit, and has to repeat the trainer's predictions
 """
 
 import argparse
-import json
 import math
 import os
 import shutil
@@ -37,6 +36,7 @@ from hf_vit.hub.upload import push_folder
 from . import finetune, pretrain
 from .config.recipes import recipe_path
 from .data.dataset import open_dataset
+from .engine.checkpoint_io import write_json
 from .engine.save_outputs import PREDICTIONS_NAME
 
 
@@ -141,7 +141,7 @@ def run(root: Path, seeds: Sequence[int], push_to: str | None = None, extra: Seq
     report = gather(root, seeds) | {"check": agreement, "seconds": time.time() - began}
     if push_to is not None:
         report["address"] = push_folder(root / "digits", push_to)
-    (root / REPORT_NAME).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    write_json(root / REPORT_NAME, report)
     print(report_text(report, root))
     return 0 if agreement["agrees"] else 1
 
@@ -154,7 +154,7 @@ def clear(root: Path) -> None:
         for name in ("pretrained", "digits", "comparison"):
             shutil.rmtree(root / name, ignore_errors=True)
     root.mkdir(parents=True, exist_ok=True)
-    (root / REPORT_NAME).write_text("{}\n", encoding="utf-8")
+    write_json(root / REPORT_NAME, {})
 
 
 # -- stages ------------------------------------------------------------------------------------------------------

@@ -21,6 +21,7 @@ from typing import Any
 import accelerate
 import torch
 
+from hf_vit.atomic_file import atomic_write
 from hf_vit.errors import HFViTError, Parser, report_error
 
 from .config.parser import as_number
@@ -145,7 +146,7 @@ def run_study(study: Study, settings: dict[str, Any], folder: Path) -> dict[str,
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / STUDY_SETTINGS_NAME, chosen)
         text = study_plan(study, settings, len(runs))
-        (folder / PLAN_NAME).write_text(text, encoding="utf-8")
+        atomic_write(folder / PLAN_NAME, text)
         print(text)
     for number, run in enumerate(runs, 1):
         if state.is_main_process:

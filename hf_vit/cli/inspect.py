@@ -24,6 +24,7 @@ from markupsafe import Markup
 from PIL import Image
 from transformers.models.vit import ViTImageProcessorPil
 
+from ..atomic_file import atomic_write
 from ..errors import HFViTError
 from ..html_page import figure_svg, image_uri, write_page
 from ..image_io import check_channels, printable, processor_pixels
@@ -355,7 +356,7 @@ def _mean_areas(shown: list[dict], index: int) -> Iterator[tuple[str, dict[str, 
 
 
 def _write_report(
-    out: Path, subjects: list[Subject], shown: list[dict], unreadable: list[dict], together: list[dict]
+    out: Path, subjects: list[Subject], shown: list[dict], unreadable: list[dict], together: list[Markup]
 ) -> None:
     for index, subject in enumerate(subjects):
         subject.numbers["mean_areas"] = dict(_mean_areas(shown, index))
@@ -373,5 +374,5 @@ def _write_report(
         ],
         "unreadable": unreadable,
     }
-    (out / "numbers.json").write_text(json.dumps(numbers, indent=2) + "\n", encoding="utf-8")
+    atomic_write(out / "numbers.json", json.dumps(numbers, indent=2) + "\n")
     write_page(out / REPORT, TEMPLATE, subjects=subjects, shown=shown, unreadable=unreadable, together=together)

@@ -13,6 +13,7 @@ from typing import Any
 
 import yaml
 
+from hf_vit.atomic_file import atomic_write
 from hf_vit.errors import HFViTError
 
 from ..config.parser import parse as parse_training
@@ -110,7 +111,7 @@ def run_suite(args: argparse.Namespace, context: EvalContext) -> dict[str, Any]:
     facts["published"] = published(content, facts, tasks)
     if main:
         write_json(folder / SUITE_NAME, facts)
-        (folder / TABLE_NAME).write_text(markdown(facts, tasks), encoding="utf-8")
+        atomic_write(folder / TABLE_NAME, markdown(facts, tasks))
         print(columns(rows_of(facts, tasks, ON_SCREEN)))
         if "speed" in facts:
             print(cost_in_words(facts["speed"]))

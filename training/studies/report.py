@@ -12,6 +12,8 @@ from typing import Any
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from hf_vit.atomic_file import atomic_write
+
 from ..engine.checkpoint_io import read_json
 from ..reporting.facts import FACTS_NAME, public_name
 from .baselines import baseline_train_flops
@@ -140,7 +142,7 @@ def write_report(study: Study, results: dict[str, Any], folder: Path) -> str:
     """Report and figure of these results into a folder; the report is returned."""
     text = report(study, results)
     draw_figure(study, scores_of(results), folder / FIGURE_NAME)
-    (folder / REPORT_NAME).write_text(text, encoding="utf-8")
+    atomic_write(folder / REPORT_NAME, text)
     return text
 
 
