@@ -39,5 +39,7 @@ def test_runs(path, tmp_path, monkeypatch):
     if path.stem == "finetune_on_your_own_images":
         accuracy = [float(number) for number in re.findall(r"step \d+: accuracy ([\d.]+)%", said)]
         assert accuracy and accuracy[-1] > 60 and (tmp_path / "out" / "README.md").is_file()
+        table = notebook.cells[-2].outputs[-1]["data"]["text/plain"]  # of result.predict
+        assert "'accuracy'" in said and "label" in table and "score" in table and "from_frame" in said
     else:
         assert "predicted" in said and re.search(r"^random +insertion minus deletion area", said, re.MULTILINE)

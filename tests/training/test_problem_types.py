@@ -14,10 +14,11 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
-from transformers import AutoModelForImageClassification, Trainer, TrainingArguments, pipeline
+from transformers import AutoImageProcessor, AutoModelForImageClassification, Trainer, TrainingArguments, pipeline
 
 from hf_vit.cli.main import main as hf_vit
 from hf_vit.errors import HFViTError
+from hf_vit.image_io import open_image
 from hf_vit.problem_type import MULTI_LABEL, REGRESSION, SINGLE_LABEL
 from training import finetune, open_dataset, score
 
@@ -222,6 +223,47 @@ def test_training_goes_on_with_the_same_numbers(numbers, data, tmp_path):
         (result.model(torch.zeros(4, 3, 8, 8)).logits - torch.stack([i["labels"] for i in items])).square().mean()
     )
     assert trainer.evaluate()["eval_loss"] == pytest.approx(expected.item(), rel=1e-4)
+
+
+# -- both, elsewhere -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["several", "numbers"])
+def test_the_demo_and_the_onnx_file_answer_as_predict_does(kind, data, tmp_path, capsys, request):
+    pytest.importorskip("onnxscript", reason='ONNX needs pip install "hf-vit[export]"')
+    onnxruntime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("gradio", reason='the demo needs pip install "hf-vit[demo]"')
+    from hf_vit.hub.space_app import SpaceClassifier
+
+    folder, image = request.getfixturevalue(kind).folder, data.root / "7.png"
+    capsys.readouterr()  # of the training, where this test is the first
+    all_labels = [] if kind == "numbers" else ["--min-score", "0"]
+    hf_vit(["predict", str(image), "--model", str(folder), "--json", *all_labels])
+    row = json_of(capsys)["predictions"][0]
+    expected = row["values"] if kind == "numbers" else {hit["label"]: hit["score"] for hit in row["labels"]}
+    assert hf_vit(["export", str(folder), str(tmp_path / "onnx"), "--json"]) == 0
+    session = onnxruntime.InferenceSession(tmp_path / "onnx" / "model.onnx")
+    config = json.loads((tmp_path / "onnx" / "config.json").read_text())
+    pixels = AutoImageProcessor.from_pretrained(folder)(open_image(image), return_tensors="np")["pixel_values"]
+    (logits,) = session.run(None, {session.get_inputs()[0].name: pixels})
+    assert config["problem_type"] == (REGRESSION if kind == "numbers" else MULTI_LABEL)
+    answers = logits[0] if kind == "numbers" else 1 / (1 + np.exp(-logits[0]))
+    exported = {config["id2label"][str(index)]: answer for index, answer in enumerate(answers)}
+    assert exported == pytest.approx(expected, rel=1e-4, abs=1e-5)
+    shown = SpaceClassifier.load("model", folder).scores(Image.open(image))
+    if kind == "numbers":
+        shown = {name: float(number) for name, number in (part.split(": ") for part in shown.split(", "))}
+    assert shown == pytest.approx(expected, rel=1e-4, abs=1e-5)
+
+
+def test_several_labels_are_inspected(several, data, tmp_path):
+    """Each score by itself: those of an image with two labels are shown as the stock pipeline gives them."""
+    image = str(data.root / data.frame["file"][data.frame["tags"].str.contains("|", regex=False, na=False)].iloc[0])
+    assert hf_vit(["inspect", str(several.folder), image, "--out", str(tmp_path / "seen"), "--steps", "1"]) == 0
+    page = (tmp_path / "seen" / "report.html").read_text()
+    rows = pipeline("image-classification", model=str(several.folder), device="cpu")(image, top_k=3)
+    assert sum(row["score"] for row in rows) > 1.2
+    assert all(f"{row['label']} {row['score']:.1%}" in page for row in rows)
 
 
 # -- from Python -----------------------------------------------------------------------------------------------------

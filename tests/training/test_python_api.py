@@ -3,9 +3,13 @@
 pytest tests/training/test_python_api.py
 """
 
+import os
+import signal
+
 import datasets
 import numpy as np
 import pandas
+import psutil
 import pytest
 import torch
 from PIL import Image
@@ -15,6 +19,7 @@ import training
 from hf_vit.errors import HFViTError
 from training import finetune
 from training.data.dataset import open_dataset
+from training.engine.preemption import StopRequest
 
 
 SMALL = {
@@ -57,6 +62,30 @@ def test_it_is_the_command_lines_run_bit_for_bit(tmp_path):
     for name in ("model.safetensors", "history.jsonl"):
         assert (tmp_path / "python" / name).read_bytes() == (tmp_path / "command" / name).read_bytes()
     assert result.facts["results"] == facts["results"]
+
+
+def test_ctrl_c_leaves_a_checkpoint_a_model_and_no_process(tmp_path, monkeypatch, frame):
+    """As a notebook's stop button sends it, with a worker that decodes: the same call with a resume goes on."""
+
+    def requested(self, step):
+        if step == 3:
+            workers.extend(set(psutil.Process().children()) - before)
+            os.kill(os.getpid(), signal.SIGINT)
+        return ask(self, step)
+
+    options = SMALL | {"dataset": frame, "label_column": "species", "max_steps": 6, "dataloader_num_workers": 1}
+    whole = finetune(output_dir=tmp_path / "whole", **options)
+    ask, workers, before = StopRequest.requested, [], set(psutil.Process().children())
+    with monkeypatch.context() as patch:
+        patch.setattr(StopRequest, "requested", requested)
+        stopped = finetune(output_dir=tmp_path / "out", **options)
+    assert stopped.metrics == {} and (stopped.output_dir / "checkpoint-3" / "resume.json").is_file()
+    assert set(stopped.predict([frame["path"][0]])["label"]) <= {"dark", "light"}
+    assert workers and set(psutil.Process().children(recursive=True)) <= before
+    result = finetune(output_dir=tmp_path / "out", resume_from_checkpoint=True, **options)
+    assert result.metrics["accuracy"] == whole.metrics["accuracy"]
+    for name, value in whole.model.state_dict().items():
+        assert torch.equal(value, result.model.state_dict()[name])
 
 
 def test_bad_options_raise_and_leave_nothing(tmp_path, monkeypatch, frame):
