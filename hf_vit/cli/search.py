@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageOps
 
 from ..atomic_file import atomic_path
 from ..download import download, is_address
@@ -93,7 +93,7 @@ def draw_sheet(path: Path, query: Path | str, matches: list[dict]) -> None:
         left, top = number % COLUMNS * CELL, number // COLUMNS * (CELL + CAPTION)
         try:
             image = open_image(download(name) if is_address(name) else name)
-            image.thumbnail((CELL - 4, CELL - 4))
+            image = ImageOps.contain(image, (CELL - 4, CELL - 4))  # a small one is enlarged, unlike by thumbnail()
             sheet.paste(image, (left + (CELL - image.width) // 2, top + (CELL - image.height) // 2))
         except (UnreadableImage, OSError):  # moved or removed since its features were computed
             draw.text((left + 4, top + CELL // 2), "not found any more", fill="gray")

@@ -387,6 +387,8 @@ def test_embed_and_search(capsys, model, images, tmp_path, suffix):
     assert found[0]["similarity"] == pytest.approx(1, abs=1e-5)
     assert [row["similarity"] for row in found] == sorted((row["similarity"] for row in found), reverse=True)
     assert Image.open(sheet).size == (4 * 160, 178)
+    inked = (np.asarray(Image.open(sheet))[:160, :160] < 250).any(axis=2)  # of a small image, which is enlarged
+    assert max(inked.any(axis=0).sum(), inked.any(axis=1).sum()) >= 150 > max(Image.open(images / "b.jpg").size)
 
 
 def test_search_knows_other_weights_by_their_content(capsys, model, images, tmp_path):
