@@ -35,8 +35,7 @@ RESULTS = Path(__file__).parent / "results" / "mislabelled.json"
 PATCH, SIDE, POOLED = 6, 32, 2  # pixels of a patch, of an image; cells a side
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Measure, write, print."""
+def build_parser() -> Parser:
     parser = Parser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", default="uoft-cs/cifar10", help="images and labels (uoft-cs/cifar10)")
     parser.add_argument("--images", type=int, default=5000, help="of them, the same number of each class (5000)")
@@ -47,8 +46,13 @@ def main(argv: list[str] | None = None) -> int:
         "--seeds", type=int, nargs="+", default=[0, 1, 2], help="each another choice of labels (0 1 2)"
     )
     parser.add_argument("--output", type=Path, default=RESULTS, help="file of the results")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Measure, write, print."""
     try:
-        arguments = parser.parse_args(argv)
+        arguments = build_parser().parse_args(argv)
         rows = measure(arguments)
     except (HFViTError, OSError) as error:
         return report_error(error)

@@ -18,7 +18,7 @@ from PIL import Image
 from transformers import ViTForImageClassification, ViTImageProcessor
 
 import hf_vit
-from benchmarks import cifar10_baselines
+from benchmarks import cifar10_baselines, mislabelled
 from benchmarks import run as benchmark
 from hf_vit import HFViTConfig, HFViTForImageClassification
 from hf_vit.cli.main import COMMANDS, build_parser
@@ -133,7 +133,7 @@ def test_command_is_accepted(line, workplace):
         assert words[1] in targets
         for word in words[2:]:
             name, _, value = word.partition("=")
-            assert name in ("ARGS", "PYTHON", "VENV")
+            assert name in ("ARGS", "PROCESSES", "PYTHON", "VENV")
             if name == "ARGS":
                 module = {"quickstart": quickstart, "bench": benchmark, "bench-cifar10": cifar10_baselines}[words[1]]
                 module.build_parser().parse_args(shlex.split(value))
@@ -153,6 +153,7 @@ def test_command_is_accepted(line, workplace):
             "study": study.build_parser().parse_args,
             "synthetic": export.parse_export,
             "shards": shard_command.parse_command,
+            "mislabelled": mislabelled.build_parser().parse_args,
         }
         parsers.get(script, partial(parse, stage=script))(words[words.index("-m") + 2 :])
 

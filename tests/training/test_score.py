@@ -425,7 +425,8 @@ def test_bad_input_is_one_line(options, words, bad, models, capsys):
 def test_outputs_that_are_not_finite_are_not_scored(tmp_path, capsys):
     folder = save_tiny(tmp_path / "broken")
     model = HFViTForImageClassification.from_pretrained(folder)
-    torch.nn.init.constant_(model.classifier.bias, float("nan"))
+    for weight in (model.vit.layernorm.weight, model.classifier.weight):  # finite, and their product is not
+        torch.nn.init.constant_(weight, 1e30)
     model.save_pretrained(folder)
     with pytest.raises(SystemExit):
         run(model=folder, dataset="digits")
