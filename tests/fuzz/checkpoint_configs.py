@@ -6,7 +6,6 @@ A folder may load with exactly its weights (values that decide no weight may dif
 line. It must never end in another exception, nor take longer than `SECONDS` of processor time.
 """
 
-import argparse
 import copy
 import json
 import shutil
@@ -21,6 +20,7 @@ import torch
 
 from hf_vit import HFViTConfig, HFViTError, HFViTForImageClassification
 from hf_vit.checkpoints import load_checkpoint, save_checkpoint
+from tests.fuzz.command import report
 from tests.fuzz.time_limit import Hang, start_clock, stop_clock
 
 
@@ -110,12 +110,4 @@ def run(count: int, seed: int = 0) -> tuple[Counter, list[str]]:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
-    parser.add_argument("--count", type=int, default=2700)
-    parser.add_argument("--seed", type=int, default=0)
-    given = parser.parse_args()
-    counts, failures = run(given.count, given.seed)
-    for what, number in sorted(counts.items()):
-        print(f"{number:6d}  {what}")
-    print("\n".join(failures) or "nothing silently wrong, no traceback, no hang")
-    raise SystemExit(bool(failures))
+    report(__doc__, run, count=2700, seed=0)

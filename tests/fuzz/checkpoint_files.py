@@ -6,7 +6,6 @@ A file may load with exactly the original's weights, load with a warning, or be 
 must never load other weights in silence, end in another exception, or take longer than `SECONDS` of processor time.
 """
 
-import argparse
 import io
 import json
 import struct
@@ -23,6 +22,7 @@ from safetensors.torch import load_file, save_file
 
 from hf_vit import HFViTConfig, HFViTError, HFViTForImageClassification
 from hf_vit.checkpoints import load_checkpoint, save_checkpoint
+from tests.fuzz.command import report
 from tests.fuzz.time_limit import Hang, start_clock, stop_clock
 
 
@@ -247,12 +247,4 @@ def run(count: int, seed: int = 0) -> tuple[Counter, list[str]]:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
-    parser.add_argument("--count", type=int, default=2000)
-    parser.add_argument("--seed", type=int, default=0)
-    given = parser.parse_args()
-    counts, failures = run(given.count, given.seed)
-    for what, number in sorted(counts.items()):
-        print(f"{number:6d}  {what}")
-    print("\n".join(failures) or "nothing silently wrong, no traceback, no hang")
-    raise SystemExit(bool(failures))
+    report(__doc__, run, count=2000, seed=0)

@@ -7,7 +7,6 @@ OSError line. It must never answer otherwise, end in another exception, or take 
 time.
 """
 
-import argparse
 import json
 import tempfile
 from collections import Counter
@@ -17,6 +16,7 @@ import torch
 import transformers
 
 from hf_vit import HFViTConfig, HFViTForImageClassification
+from tests.fuzz.command import report
 from tests.fuzz.time_limit import Hang, start_clock, stop_clock
 
 
@@ -97,10 +97,4 @@ def run(every: int = 1) -> tuple[Counter, list[str]]:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
-    parser.add_argument("--every", type=int, default=1, help="try one mutation of so many")
-    counts, failures = run(parser.parse_args().every)
-    for what, number in sorted(counts.items()):
-        print(f"{number:6d}  {what}")
-    print("\n".join(failures) or "nothing silently wrong, no traceback, no hang")
-    raise SystemExit(bool(failures))
+    report(__doc__, run, every=1)

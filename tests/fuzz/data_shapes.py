@@ -7,19 +7,21 @@ tells, or be refused as HFViTError in one line of bearable length. It must never
 images out without a note, end in another exception, or hang.
 """
 
-import argparse
 import contextlib
 import io
 import json
 import random
 import tarfile
+import tempfile
 from collections import Counter
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from hf_vit.errors import HFViTError
+from tests.fuzz.command import report
 from tests.fuzz.time_limit import Hang, start_clock, stop_clock
 from training.config.arguments import DataArguments
 from training.data.dataset import ImageDataset
@@ -210,11 +212,5 @@ def run(count: int, root: Path) -> tuple[Counter, list[str]]:
 
 
 if __name__ == "__main__":
-    import tempfile
-
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--count", type=int, default=60)
-    with tempfile.TemporaryDirectory() as name:
-        outcomes, bad = run(parser.parse_args().count, Path(name))
-    print(dict(outcomes))
-    print("\n".join(bad))
+    with tempfile.TemporaryDirectory() as folder:
+        report(__doc__, partial(run, root=Path(folder)), count=60)

@@ -7,12 +7,12 @@ may end complete, or be refused by one `HFViTError` line; a training always ends
 that holds a part of a model, other weights than those sent, a token in any output, another exception: none may be.
 """
 
-import argparse
 import json
 import tempfile
 from collections import Counter
 from pathlib import Path
 
+from tests.fuzz.command import report
 from tests.helpers.hub_process import WRITER
 from tests.helpers.hub_process import run as run_process
 from tests.helpers.hub_server import Faults, HubServer, Repository
@@ -121,12 +121,4 @@ def run(count: int, seed: int = 0) -> tuple[Counter, list[str]]:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
-    parser.add_argument("--count", type=int, default=75)
-    parser.add_argument("--seed", type=int, default=0)
-    given = parser.parse_args()
-    counts, failures = run(given.count, given.seed)
-    for what, number in sorted(counts.items()):
-        print(f"{number:6d}  {what}")
-    print("\n".join(failures) or "nothing half published, lost or shown")
-    raise SystemExit(bool(failures))
+    report(__doc__, run, count=75, seed=0)

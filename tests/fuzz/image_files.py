@@ -7,19 +7,22 @@ every reader (training's window aside), or be refused as UnreadableImage in one 
 never end in another exception, decode otherwise by another reader, or take longer than `SECONDS` of processor time.
 """
 
-import argparse
 import contextlib
 import ctypes
 import io
 import random
+import tempfile
 from collections import Counter
 from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from hf_vit.cli.inputs import read_image
 from hf_vit.image_io import UnreadableImage, open_encoded, open_image
+from tests.fuzz.command import report
 from tests.fuzz.time_limit import Hang, start_clock, stop_clock
 from training.data.transforms import EvalTransform, TrainTransform
 from training.rng import generator
@@ -146,12 +149,5 @@ def run(count: int, tmp_path) -> tuple[Counter, list[str]]:
 
 
 if __name__ == "__main__":
-    import tempfile
-    from pathlib import Path
-
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--count", type=int, default=15_000)
     with tempfile.TemporaryDirectory() as folder:
-        outcomes, bad = run(parser.parse_args().count, Path(folder))
-    print(dict(outcomes))
-    print("\n".join(bad))
+        report(__doc__, partial(run, tmp_path=Path(folder)), count=15_000)
