@@ -9,6 +9,7 @@ python -m pytest tests/docs/test_readme_commands.py
 """
 
 import json
+import re
 import subprocess
 import sys
 
@@ -20,7 +21,7 @@ from transformers import Dinov2Config, Dinov2Model, ResNetConfig, ResNetForImage
 
 from hf_vit import HFViTConfig, HFViTForImageClassification, save_checkpoint
 from tests.conftest import ROOT
-from tests.docs.test_readme import blocks
+from tests.docs.test_readme import PAGES, blocks, commands, prose
 from tests.helpers.hub_server import HubServer
 
 
@@ -68,11 +69,66 @@ for line in json.loads(sys.argv[1]):
 """
 
 
+# Commands that do not run here, by their beginning: the reason, and where else they run.
+NOT_RUN = {
+    "make ": "builds environments, or is the tests themselves; test_command_is_accepted looks for the target",
+    "pip ": "needs a network; test_command_is_accepted looks for the extras",
+    "source ": "a word of the shell, for people",
+    "hf auth login": "huggingface_hub's own, asks for a token",
+    "sbatch ": "needs Slurm; tests/training/test_launch.py runs slurm.sh with a stand-in for it",
+    "torchrun ": "needs eight GPUs; tests/training/engine/test_distributed.py has several processes",
+    "python -m training.study ": "minutes to hours; tests/training/test_study.py runs studies at the scale smoke",
+    "python -m benchmarks.mislabelled": "needs CIFAR-10; tests/benchmarks/test_mislabelled.py runs it on few images",
+    "python assets/draw_inspection.py": "trains for a minute; test_draw_inspection.py trains smaller ones",
+}
+PROGRAMS = ("accelerate", "hf", "hf-vit", "make", "pip", "python", "sbatch", "source", "torchrun")
+PLACEHOLDER = re.compile(r"\.\.\.|\bMODEL\b")  # a command in a sentence that is not written out
+
+
+def fenced():
+    """The command lines of the shell blocks."""
+    lines = "".join(blocks("bash")).replace("\\\n", " ").splitlines()
+    return [" ".join(line.split()) for line in lines if line]
+
+
 def lines():
-    """The command lines of the shell blocks, each once, without studies (tests/training/test_study.py) and make."""
-    found = "".join(blocks("bash")).replace("\\\n", " ").splitlines()
-    found = [line for line in found if line and "training.study" not in line and not line.startswith("make ")]
-    return list(dict.fromkeys(" ".join(line.split()) for line in found))
+    """The command lines that run, each once: those of the shell blocks, then those within sentences."""
+    whole = [" ".join(line.split()) for line in commands()]
+    whole = [line for line in whole if len(line.split()) > 2 and not PLACEHOLDER.search(line)]
+    return list(dict.fromkeys(line for line in fenced() + whole if not line.startswith(tuple(NOT_RUN))))
+
+
+def test_every_command_runs_or_has_a_reason():
+    said = fenced() + [line.split("#")[0].strip() for line in prose().splitlines() if line.startswith("    ")]
+    said += [" ".join(span.split()) for span in re.findall(r"`([^`]+)`", prose())]
+    said = [line for line in said if line.startswith(tuple(f"{program} " for program in PROGRAMS))]
+    run = set(lines())
+    for line in said:
+        named = len(line.split()) == 2 and line.startswith(("hf-vit ", "accelerate "))  # only its name, in a sentence
+        assert line in run or named or PLACEHOLDER.search(line) or line.startswith(tuple(NOT_RUN)), line
+    for beginning in NOT_RUN:
+        assert any(line.startswith(beginning) for line in said), f"{beginning}: no page has it any more"
+
+
+def test_every_block_is_python_shell_or_a_tree():
+    """The trees of README and architecture name folders and modules that exist."""
+    trees = {}
+    for name, page in PAGES.items():
+        for language, block in re.findall(r"^ *```([^\n]*)\n(.*?)```", page, re.DOTALL | re.MULTILINE):
+            assert language in ("python", "bash", ""), f"{name}: ```{language}"
+            if not language:
+                trees[name] = block
+    assert set(trees) == {"README.md", "docs/architecture.md"}
+    top = ""
+    for line in trees["README.md"].splitlines():
+        names = re.match(r" *((?:\w+/ +)+)", line)[1].split()
+        top = top if line.startswith(" ") else names[0]
+        for name in names:
+            assert (ROOT / (top + name if line.startswith(" ") else name)).is_dir(), line
+    modules = re.findall(r"^(?:\w+/\w+ +)+", trees["docs/architecture.md"], re.MULTILINE)
+    assert len(modules) > 15
+    for name in " ".join(modules).split():
+        assert (ROOT / name).is_dir() or (ROOT / f"{name}.py").is_file(), name
 
 
 def saved(folder, **fields):
@@ -119,6 +175,7 @@ def place(tmp_path, monkeypatch):
     (tmp_path / "tags.csv").write_text("\n".join(["file,tags", *tagged]) + "\n")
     measured = [f"images/train/{name}/{copy}.jpg,{number},{number / 7}" for number, (name, copy) in FILES]
     (tmp_path / "measured.csv").write_text("\n".join(["file,height,weight", *measured]) + "\n")
+    (tmp_path / "cifar10").symlink_to(tmp_path / "copies" / "cifar10")
     (tmp_path / "my").mkdir()
     (tmp_path / "my" / "images").symlink_to(tmp_path / "images")
     small = Dinov2Config(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, image_size=28, patch_size=14)
