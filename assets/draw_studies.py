@@ -9,7 +9,7 @@ from pathlib import Path
 
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-from training.engine.checkpoint_io import read_json
+from training.engine.checkpoints.checkpoint_io import read_json
 from training.studies import STUDIES
 from training.studies.report import REPORT_NAME, RESULTS_NAME, answer, write_report
 

@@ -30,8 +30,8 @@ from training.config.arguments import TrainArguments
 from training.data.dataset import collate, open_dataset
 from training.data.samplers import TrainSampler
 from training.data.transforms import TrainTransform
-from training.engine.lr_schedules import create_scheduler
 from training.engine.optimizers import create_optimizer
+from training.engine.planning.lr_schedules import create_scheduler
 from training.engine.trainer import Trainer
 from training.reporting.facts import commit
 

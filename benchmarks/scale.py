@@ -35,10 +35,10 @@ from benchmarks.measure import environment
 from hf_vit import HFViTConfig, HFViTForImageClassification
 from hf_vit.atomic_file import atomic_write
 from hf_vit.errors import HFViTError, Parser, report_error
-from training.data.chunks import RUN_LENGTH
 from training.data.dataset import collate, open_dataset
 from training.data.samplers import TrainSampler
-from training.data.streaming import BUFFER_SIZE, ImageStream, open_stream
+from training.data.shards.chunks import RUN_LENGTH
+from training.data.shards.streaming import BUFFER_SIZE, ImageStream, open_stream
 from training.data.synthetic import SyntheticImages
 from training.data.transforms import TrainTransform
 

@@ -27,8 +27,8 @@ from .data.dataset import ImageDataset, holds_classes
 from .data.splits import open_splits, open_test_split, open_train
 from .data.transforms import EvalTransform
 from .engine.accelerator import create_accelerator, on_cpu
-from .engine.checkpoint_io import advice, write_json
-from .engine.save_outputs import PREDICTIONS_NAME, place_model
+from .engine.checkpoints.checkpoint_io import advice, write_json
+from .engine.checkpoints.save_outputs import PREDICTIONS_NAME, place_model
 from .engine.trainer import Trainer
 from .metrics.metric_state import FRACTIONS, MetricState
 from .reporting import progress

@@ -36,8 +36,8 @@ from hf_vit.hub.upload import push_folder
 from . import finetune, pretrain
 from .config.recipes import recipe_path
 from .data.dataset import open_dataset
-from .engine.checkpoint_io import write_json
-from .engine.save_outputs import PREDICTIONS_NAME
+from .engine.checkpoints.checkpoint_io import write_json
+from .engine.checkpoints.save_outputs import PREDICTIONS_NAME
 
 
 REPORT_NAME = "report.json"  # also the mark of a folder that an earlier quickstart wrote, and may be written over

@@ -13,9 +13,9 @@ from hf_vit.problem_type import MULTI_LABEL, REGRESSION, SINGLE_LABEL
 
 from .data.dataset import ImageDataset, holds_classes
 from .data.deduplication import sampled_duplicates
+from .data.shards.streaming import ImageStream
 from .data.sources import SyntheticSource
 from .data.statistics import labels_in_words, sample_of_sizes
-from .data.streaming import ImageStream
 from .engine.trainer import Trainer
 from .reporting import progress
 

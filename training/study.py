@@ -27,7 +27,7 @@ from hf_vit.errors import HFViTError, Parser, report_error
 from .config.parser import as_number
 from .config.strict_yaml import yaml_value
 from .data.dataset import open_dataset
-from .engine.checkpoint_io import differences, read_json, write_json
+from .engine.checkpoints.checkpoint_io import differences, read_json, write_json
 from .studies import STUDIES
 from .studies.design import SCALES, Study, StudyRun
 from .studies.report import RESULTS_NAME, read_scores, results, study_plan, write_report

@@ -20,7 +20,7 @@ from .config.arguments import GROUPS, OF_THE_LAUNCH, RESOLVED_NAME, Arguments
 from .config.durations import seconds_of
 from .config.parser import parse
 from .engine.accelerator import on_cpu
-from .engine.checkpoint_io import read_json, write_json
+from .engine.checkpoints.checkpoint_io import read_json, write_json
 from .reporting.facts import FACTS_NAME
 
 

@@ -31,17 +31,17 @@ from .config.parser import parse
 from .data.dataset import ImageDataset
 from .data.deduplication import Duplicate
 from .data.normalize import Normalize
+from .data.shards.streaming import ImageStream
 from .data.sources import SPLIT_NAMES, own_cache
 from .data.splits import ModelInput, open_splits, transforms
-from .data.streaming import ImageStream
 from .engine.accelerator import on_cpu
-from .engine.checkpoint_io import START_FILES, advice, checkpoints, is_unused, write_json
+from .engine.checkpoints.checkpoint_io import START_FILES, advice, checkpoints, is_unused, write_json
+from .engine.checkpoints.run_lock import LOCK_NAME
+from .engine.checkpoints.save_outputs import PREDICTIONS_NAME
 from .engine.distributed import all_ranks, handle_peer_exit
 from .engine.head_probe import init_head
 from .engine.masked_patch_prediction import MASKED_PATCHES
-from .engine.run_lock import LOCK_NAME
-from .engine.save_outputs import PREDICTIONS_NAME
-from .engine.schedule import with_batch_of
+from .engine.planning.schedule import with_batch_of
 from .engine.trainer import Trainer
 from .folds import cross_validate
 from .reporting import progress

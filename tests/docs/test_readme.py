@@ -26,7 +26,7 @@ from tests.conftest import ROOT
 from training import quickstart, score, study
 from training.config.arguments import FIELDS
 from training.config.parser import parse
-from training.data import shard_command
+from training.data.shards import shard_command
 from training.data.synthetic import export
 
 

@@ -13,7 +13,7 @@ from accelerate import DistributedType, PartialState
 from transformers import TrainerCallback
 
 from tests.helpers.training_runs import Images, arguments, tiny
-from training.engine import auto_batch_size
+from training.engine.planning import auto_batch_size
 from training.engine.trainer import Trainer
 
 

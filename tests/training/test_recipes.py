@@ -17,7 +17,7 @@ from training.config.parser import parse
 from training.config.recipes import RECIPES, recipe_names, recipe_path
 from training.data.splits import open_splits, transforms
 from training.engine.masked_patch_prediction import masked_model
-from training.engine.schedule import TrainingSchedule
+from training.engine.planning.schedule import TrainingSchedule
 from training.engine.trainer import Trainer
 from training.reporting.flops import train_flops
 

@@ -32,7 +32,8 @@ from ..rng import FOLDS, SPLIT, TRANSFORM, generator
 from .folders import METADATA_NAMES, Layout, Tree, cached_walk, folder_reader, metadata_of, read_layout
 from .in_memory import object_reader
 from .path_tables import metadata_reader, table_reader
-from .shard_files import expand_shards, is_shard_pattern
+from .shards.shard_files import expand_shards, is_shard_pattern
+from .shards.webdataset import shards_reader
 from .sources import (
     SPLIT_NAMES,
     Columns,
@@ -54,7 +55,6 @@ from .sources import (
 )
 from .tables import hub_reader, parquet_reader, saved_reader
 from .transforms import ImageTransform
-from .webdataset import shards_reader
 
 
 Transform = Callable[[Image.Image, np.random.Generator], np.ndarray]

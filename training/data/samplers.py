@@ -19,7 +19,7 @@ from hf_vit.errors import HFViTError
 
 from ..rng import generator
 from .dataset import ImageDataset, stack_labels
-from .streaming import ImageStream
+from .shards.streaming import ImageStream
 
 
 # First words of addresses (see rng.py): what the numbers are for.

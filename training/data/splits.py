@@ -27,12 +27,12 @@ from .dataset import (
 )
 from .deduplication import Duplicate, deduplicate
 from .folders import index_folder
-from .shard_files import copy_shards, is_remote, is_shard_pattern
+from .shards.shard_files import copy_shards, is_remote, is_shard_pattern
+from .shards.streaming import ImageStream, open_stream, stream_files
+from .shards.webdataset import shards_reader
 from .sources import SPLIT_NAMES, Columns, Reader, own_cache
-from .streaming import ImageStream, open_stream, stream_files
 from .targets import as_float
 from .transforms import EvalTransform, TrainTransform, evaluation_steps
-from .webdataset import shards_reader
 
 
 EVAL_SPLITS = ("validation", "val", "valid", "dev", "test")

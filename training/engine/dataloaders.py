@@ -18,11 +18,11 @@ from hf_vit.errors import HFViTError
 from ..config.arguments import TrainArguments
 from ..data.dataset import collate
 from ..data.samplers import BalancedSampler, EvalSampler, KeyedDataset, TrainSampler, known_labels, stack
-from ..data.streaming import ImageStream, StreamSampler
+from ..data.shards.streaming import ImageStream, StreamSampler
 from ..reporting.progress import Timer
 from .accelerator import worker_message
+from .planning.schedule import Stage, TrainingSchedule, at_image_size
 from .preemption import ignore_signals
-from .schedule import Stage, TrainingSchedule, at_image_size
 
 
 class Batches:

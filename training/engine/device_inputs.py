@@ -11,7 +11,7 @@ import torch
 
 from ..data.mixup import MixupCutmix
 from ..data.normalize import Normalize
-from .schedule import TrainingSchedule
+from .planning.schedule import TrainingSchedule
 
 
 class DeviceInputs:

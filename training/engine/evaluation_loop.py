@@ -29,10 +29,10 @@ from ..metrics.outcomes import Outcomes, OutcomeState
 from ..metrics.target_scores import target_scores
 from ..reporting.progress import Display
 from .accelerator import memory_advice
+from .checkpoints.full_tensors import reshard
 from .dataloaders import all_batches, create_loader
 from .device_inputs import DeviceInputs
 from .distributed import raise_on_all_ranks
-from .full_tensors import reshard
 
 
 @dataclass

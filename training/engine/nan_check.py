@@ -13,7 +13,7 @@ from accelerate.utils import gather_object
 
 from hf_vit.errors import HFViTError
 
-from .checkpoint_io import checkpoints
+from .checkpoints.checkpoint_io import checkpoints
 from .dataloaders import Batches
 from .distributed import raise_on_all_ranks
 

@@ -14,7 +14,7 @@ from transformers.trainer_callback import TrainerState
 from hf_vit.atomic_file import full_disk_is_an_error
 
 from ..reporting import progress
-from . import checkpoint_io
+from .checkpoints import checkpoint_io
 
 
 class RunLog:

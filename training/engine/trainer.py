@@ -47,40 +47,40 @@ from ..data.dataset import check_problem_type
 from ..data.mixup import MixupCutmix
 from ..data.normalize import Normalize
 from ..data.samplers import keyed, seed_draw
-from ..data.streaming import ImageStream
+from ..data.shards.streaming import ImageStream
 from ..metrics.metric_state import Metrics
 from ..metrics.outcomes import Outcomes
 from ..metrics.target_scores import sigmoid
 from ..reporting import attention_examples, facts, progress
 from ..reporting.flops import measured_peak
-from . import checkpoint_io, save_outputs
 from .accelerator import create_accelerator, memory_advice
-from .auto_batch_size import largest_that_fits, pass_sizes, with_passes_of
+from .checkpoints import checkpoint_io, save_outputs
+from .checkpoints.full_tensors import gathered, model_weights
+from .checkpoints.output_folder import checkpoint_to_resume, locked
+from .checkpoints.resume import resume_run
+from .checkpoints.resume_check import RunIdentity
+from .checkpoints.run_checkpoints import RunCheckpoints
+from .checkpoints.run_lock import RunLock
+from .checkpoints.trainer_state import TrainingState
 from .cpu_kernels import bfloat16_note, kernels_for
 from .dataloaders import Batches
 from .device_inputs import DeviceInputs
 from .distributed import agreed, all_ranks, raise_on_all_ranks
 from .ema import WeightAverage
 from .evaluation_loop import Evaluator
-from .full_tensors import gathered, model_weights
 from .losses import create_loss_module
-from .lr_schedules import create_scheduler
 from .masked_patch_prediction import MASKED_PATCHES
 from .nan_check import FiniteCheck, nothing_readable
 from .optimizers import GradualUnfreezing, averaged_by, create_optimizer
-from .output_folder import checkpoint_to_resume, locked
+from .planning.auto_batch_size import largest_that_fits, pass_sizes, with_passes_of
+from .planning.lr_schedules import create_scheduler
+from .planning.run_estimate import RunEstimate
+from .planning.schedule import TrainingSchedule, at_image_size, with_accumulation_steps
+from .planning.time_plan import TimePlan
+from .planning.trial import Passes, Trial, measure, sample_images
 from .preemption import StopRequest
-from .resume import resume_run
-from .resume_check import RunIdentity
-from .run_checkpoints import RunCheckpoints
-from .run_estimate import RunEstimate
-from .run_lock import RunLock
 from .run_log import RunLog
-from .schedule import TrainingSchedule, at_image_size, with_accumulation_steps
-from .time_plan import TimePlan
 from .trackers import flat
-from .trainer_state import TrainingState
-from .trial import Passes, Trial, measure, sample_images
 
 
 OPTIMIZER_COPIES = 2  # of the trained weights: AdamW's moments, the most that an optimizer here keeps
@@ -94,7 +94,7 @@ class Trainer:
         model: `model(pixel_values).logits` is all that is asked of it.
         args: the numbers of the run.
         train_dataset, eval_dataset: `training.data.ImageDataset` with a transform (for training also
-            `training.data.streaming.ImageStream`), or any map-style dataset of {"pixel_values": uint8 or
+            `training.data.shards.streaming.ImageStream`), or any map-style dataset of {"pixel_values": uint8 or
             normalized float (C, H, W), "labels": int}.
         image_processor: saved beside the weights; its mean and std normalize uint8 images on the device.
         compute_metrics: `EvalPrediction -> dict`, in addition to loss, accuracy and top-5 accuracy.

@@ -18,9 +18,9 @@ from hf_vit.errors import HFViTError
 
 from ..config.parser import parse as parse_training
 from ..data.dataset import ImageDataset
-from ..data.shard_files import is_shard_pattern
+from ..data.shards.shard_files import is_shard_pattern
 from ..data.sources import digest
-from ..engine.checkpoint_io import write_json
+from ..engine.checkpoints.checkpoint_io import write_json
 from ..metrics.accuracy.accuracy import accuracy
 from ..metrics.mean_per_class.mean_per_class import mean_per_class
 from ..reporting.facts import FACTS_NAME, environment_facts, public_name

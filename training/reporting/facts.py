@@ -24,7 +24,7 @@ from hf_vit.modeling.configuration_hf_vit import HEAD_FIELDS
 
 from ..config.arguments import TrainArguments
 from ..data.dataset import ImageDataset
-from ..data.streaming import ImageStream
+from ..data.shards.streaming import ImageStream
 from . import progress
 from .flops import color_flops, counted_forward_flops, forward_flops, train_flops
 

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 from hf_vit.atomic_file import atomic_write
 
-from ..engine.checkpoint_io import read_json
+from ..engine.checkpoints.checkpoint_io import read_json
 from ..reporting.facts import FACTS_NAME, public_name
 from .baselines import baseline_train_flops
 from .design import Score, Scores, Study, StudyRun

@@ -22,7 +22,7 @@ from hf_vit.errors import HFViTError
 from ..config.arguments import Arguments
 from ..config.parser import parse
 from ..data.dataset import ImageDataset, open_dataset, take_fraction
-from ..engine.checkpoint_io import checkpoints, read_json
+from ..engine.checkpoints.checkpoint_io import checkpoints, read_json
 from ..evaluation.classifier import open_classifier
 from ..evaluation.evaluate_classifier import create_context, score_dataset
 from ..evaluation.features import compute_features

@@ -10,7 +10,7 @@ from hf_vit import HFViTConfig
 from hf_vit.errors import HFViTError
 from training.config.parser import parse
 from training.config.recipes import RECIPES, RENAMED_RECIPES, read_recipe, recipe_names
-from training.engine.schedule import TrainingSchedule
+from training.engine.planning.schedule import TrainingSchedule
 
 
 MINE = """

@@ -28,7 +28,7 @@ from pathlib import Path
 
 from hf_vit.errors import HFViTError
 from training.data.dataset import open_dataset
-from training.data.streaming import open_stream
+from training.data.shards.streaming import open_stream
 
 
 def digest(data):

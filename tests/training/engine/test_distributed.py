@@ -18,10 +18,10 @@ from hf_vit.errors import HFViTError
 from tests.helpers.training_runs import arguments, tiny
 from training.data.dataset import open_dataset
 from training.data.transforms import EvalTransform
-from training.engine import checkpoint_io
+from training.engine.checkpoints import checkpoint_io
+from training.engine.checkpoints.resume_check import raise_if_checkpoints_differ
 from training.engine.dataloaders import all_batches
 from training.engine.distributed import all_ranks, handle_peer_exit
-from training.engine.resume_check import raise_if_checkpoints_differ
 from training.engine.trainer import Trainer
 
 

@@ -10,7 +10,6 @@ import torch
 from hf_vit import HFViTConfig, HFViTForImageClassification
 from hf_vit.errors import HFViTError
 from training.config.arguments import TrainArguments
-from training.engine.lr_schedules import create_scheduler, rate_factor
 from training.engine.masked_patch_prediction import masked_model
 from training.engine.optimizers import (
     GradualUnfreezing,
@@ -20,6 +19,7 @@ from training.engine.optimizers import (
     layer_of_parameters,
     parameter_groups,
 )
+from training.engine.planning.lr_schedules import create_scheduler, rate_factor
 
 
 def tiny(**fields):

@@ -27,7 +27,7 @@ from tqdm.auto import tqdm
 from hf_vit.atomic_file import TEMPORARY, atomic_path, atomic_write
 from hf_vit.errors import HFViTError, Parser, report_error
 
-from ..webdataset import NAMES_FILE
+from ..shards.webdataset import NAMES_FILE
 from .images import DEFAULT_SEED, FIRST_INSTANCE, FORM, SyntheticImages
 
 

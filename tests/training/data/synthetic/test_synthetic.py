@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from hf_vit.errors import HFViTError
 from training.data.dataset import open_dataset
+from training.data.shards.streaming import open_stream
 from training.data.sources import synthetic_reader
-from training.data.streaming import open_stream
 from training.data.synthetic import FAMILIES, SyntheticImages, draw_image, find_family, fractals, lines
 from training.data.synthetic.contours import draw_atom
 from training.data.synthetic.families import GLYPHS, draw_letter

@@ -8,7 +8,7 @@ import pytest
 
 from hf_vit.atomic_file import TEMPORARY
 from training.data.dataset import open_dataset
-from training.data.streaming import open_stream
+from training.data.shards.streaming import open_stream
 from training.data.synthetic import SyntheticImages
 from training.data.synthetic.export import main
 

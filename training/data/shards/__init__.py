@@ -1,0 +1,1 @@
+"""Images in tar and parquet shards: their index, and streams of them."""

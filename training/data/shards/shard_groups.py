@@ -1,0 +1,184 @@
+"""Streams of tar shards without an index of all: groups of shards, each indexed while the one before is read.
+
+An index of every shard takes a request for every image of a remote set before the first step. Here the shards of an
+epoch come in a random order, cut into groups; a group's headers are read, and its records are mixed as those of a
+whole stream are. The order is a function of (seed, epoch, group) and of the shards, so a position restores a run, and
+the index of each shard is kept in the cache: no header is read twice on a machine.
+
+What only a whole index tells is missing: the number of images is estimated from the first shard, and the classes must
+be named in a `label_names.json` beside the shards.
+"""
+
+import contextlib
+import os
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+
+from hf_vit.errors import HFViTError
+
+from ...rng import STREAM, WORD, generator
+from ..folders import index_folder
+from ..sources import Columns, digest
+from .chunks import Chunks, TarChunks, default_run_length
+from .shard_files import CONNECTIONS, TarShard, look_at, with_local_copies
+from .shard_index import (
+    VERSION,
+    ShardIndex,
+    ShardRecords,
+    enter_lock,
+    indices_beside,
+    join_shards,
+    read_kept_index,
+    scan_shard,
+    write_shard_index,
+)
+from .webdataset import NAMES_FILE, LabelledShards, labels_of, names_beside
+
+
+ORDER_OF_SHARDS = WORD  # a word of its address in the generator; groups count from 0
+SHARD_BITS = 32  # an image's number is its shard's and, in the lower half, its own in the shard
+
+
+@dataclass(frozen=True)
+class ShardGroups(Chunks):
+    """Shards of which nobody has an index yet.
+
+    Attributes:
+        kept: indices that lie beside the shards and may hold some of them. cache: the folder of the others.
+        group_size: shards that are mixed with each other. run_length: as of `open_stream`.
+        images: of all shards, estimated. on_left_out: called with a line for each group's damaged records.
+    """
+
+    name: str
+    shards: list[TarShard]
+    columns: Columns
+    kept: list[ShardIndex]
+    cache: Path
+    group_size: int
+    run_length: int | None
+    connections: int
+    images: int
+    label_names: list[str]
+    fingerprint: str
+    on_left_out: Callable[[str], None]
+    left_out: set[int] = field(default_factory=set)  # shards whose damage is known
+
+    def __getstate__(self) -> dict:
+        """For a worker process, which opens single images."""
+        return self.__dict__ | {"kept": [], "on_left_out": None}
+
+    def order(self, seed: int, epoch: int) -> list[np.ndarray]:
+        """The numbers of each group's shards in an epoch."""
+        order = generator(STREAM, seed, epoch, 0, ORDER_OF_SHARDS).permutation(len(self.shards))
+        return np.split(order, range(self.group_size, len(order), self.group_size))
+
+    def index(self, numbers: np.ndarray, stopped: threading.Event) -> ShardIndex:
+        """The index of some shards; the headers of those that are in no index yet are read now."""
+        shards = [self.shards[number] for number in numbers]
+        with contextlib.ExitStack() as stack:
+            found = [self.known(shard) for shard in shards]
+            writable = False
+            if None in found:  # one process of a machine reads, the others wait for it
+                writable = enter_lock(stack, self.cache / f"shards-{VERSION}-{self.fingerprint}")
+                found = [self.known(shard) if records is None else records for shard, records in zip(shards, found)]
+
+            def read(shard: TarShard, records: ShardRecords | None) -> ShardRecords:
+                if stopped.is_set():
+                    raise HFViTError("the stream is closed")
+                return self.scan(shard, writable) if records is None else records
+
+            with ThreadPoolExecutor(self.connections) as pool:
+                return join_shards(shards, list(pool.map(read, shards, found)))
+
+    def known(self, shard: TarShard) -> ShardRecords | None:
+        """The records of a shard that some index holds."""
+        for index in self.kept:
+            (number,) = index.numbers_of([shard])
+            if number is not None:
+                return index.records(number)
+        index = read_kept_index(self.path(shard), lambda _: None)
+        part = None if index is None else index.part([shard])
+        return None if part is None else part.records(0)
+
+    def scan(self, shard: TarShard, writable: bool) -> ShardRecords:
+        """The records of a shard from its headers, kept for the next time."""
+        records = scan_shard(shard)
+        if writable:
+            with contextlib.suppress(OSError, HFViTError):  # a full disk: they are read again
+                self.path(shard).parent.mkdir(parents=True, exist_ok=True)
+                write_shard_index(join_shards([shard], [records]), self.path(shard))
+        return records
+
+    def path(self, shard: TarShard) -> Path:
+        """Where the index of one shard is kept."""
+        return self.cache / "shards" / f"{VERSION}-{digest(shard.url, shard.size, shard.version)}.index"
+
+    def group(self, numbers: np.ndarray, stopped: threading.Event) -> tuple[TarChunks, np.ndarray]:
+        """The chunks of some shards, and for each chunk the number of its first image."""
+        index = self.index(numbers, stopped)
+        new = [number for number, shard in enumerate(numbers.tolist()) if shard not in self.left_out]
+        self.left_out.update(numbers.tolist())
+        told = replace(index, shards=[index.shards[n] for n in new], facts=[index.facts[n] for n in new]).left_out()
+        if told:
+            self.on_left_out(told)
+        labels, label_names = labels_of(index, self.name, self.columns, self.label_names)
+        records = LabelledShards(index, labels, label_names, self.fingerprint)
+        chunks = TarChunks.of(records, self.run_length or default_run_length(labels))
+        first = (numbers.astype(np.int64)[chunks.shard] << SHARD_BITS) + chunks.first - index.first[chunks.shard]
+        return chunks, first
+
+
+def open_shard_groups(
+    name: str,
+    urls: list[str],
+    columns: Columns,
+    group_size: int,
+    run_length: int | None,
+    connections: int,
+    on_unreadable: str,
+    cache_dir: str | os.PathLike | None,
+    log: Callable[[str], None],
+) -> ShardGroups:
+    """The shards of one split, of which the first that holds images is read now.
+
+    Args:
+        group_size: shards that are mixed with each other. connections: at once, while headers are read, at least 32.
+        Others as of `open_stream`.
+
+    Raises:
+        HFViTError: nobody names the classes; a shard that cannot be read; no image in any of them.
+    """
+    cache = index_folder(cache_dir)
+    shards = look_at(with_local_copies(urls, cache, log))
+    label_names = columns.label_names or names_beside(shards[0].url)
+    if label_names is None:
+        raise HFViTError(
+            f"--shuffle_shards reads before all shards of '{name}' are known: name the classes in a {NAMES_FILE} "
+            "beside them (a list of names), or leave it out"
+        )
+
+    def on_left_out(text: str) -> None:
+        if on_unreadable == "stop":
+            raise HFViTError(f"'{name}' has {text}: mend them, or leave them out (--on_decode_error skip)")
+        log(f"left out in '{name}': {text}")
+
+    mark = digest("groups", group_size, *(f"{Path(s.url).name} {s.size}" for s in shards), *label_names)
+    groups = ShardGroups(
+        name, shards, columns.counting_in(label_names), indices_beside(shards, log), cache, group_size, run_length,
+        max(connections, CONNECTIONS), 0, label_names, mark, on_left_out,
+    )  # fmt: skip
+    stopped = threading.Event()
+    for number, shard in enumerate(shards):
+        if records := len(groups.index(np.array([number]), stopped)):
+            images = round(records / shard.size * sum(shard.size for shard in shards))
+            log(
+                f"'{name}' has about {images:,} images in {len(shards):,} shards, estimated from the first; "
+                f"{group_size:,} shards at a time are indexed and mixed"
+            )
+            return replace(groups, images=images)
+    raise HFViTError(f"no images in {len(urls)} shards, of which the first is '{urls[0]}'")

@@ -1,0 +1,60 @@
+"""The output folder of a run: taken by one run at a time, and either unused or the one that is resumed.
+
+For the Trainer.
+
+Tests: tests/training/engine/test_trainer.py.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from accelerate import PartialState
+
+from hf_vit.atomic_file import full_disk_is_an_error
+from hf_vit.errors import HFViTError
+
+from ..distributed import all_ranks
+from . import checkpoint_io
+from .resume_check import raise_if_checkpoints_differ
+from .run_lock import RunLock
+
+
+@contextmanager
+def locked(lock: RunLock) -> Iterator[None]:
+    """Within it, the main process holds the lock of the folder, which is made; all processes have to enter.
+
+    Raises:
+        HFViTError: another run is at work in the folder; in all processes.
+    """
+    folder, main = lock.path.parent, PartialState().is_main_process
+    with all_ranks(), full_disk_is_an_error(folder, checkpoint_io.advice(folder)):
+        if main:
+            folder.mkdir(parents=True, exist_ok=True)
+            lock.acquire()
+    try:
+        yield
+    finally:
+        if main:
+            lock.release()
+
+
+def checkpoint_to_resume(folder: Path, resume: str | bool | None) -> Path | None:
+    """The checkpoint that a run goes on from, None for one that begins; leftovers of killed runs are removed.
+
+    Raises:
+        HFViTError: the folder belongs to another run; no such checkpoint; processes see different ones.
+    """
+    process = PartialState()
+    with all_ranks():
+        checkpoint = checkpoint_io.find_checkpoint(folder, resume)
+        if not resume and not checkpoint_io.is_unused(folder):
+            raise HFViTError(
+                f"{folder} is not empty: give another --output_dir, or --resume_from_checkpoint true to "
+                "go on from its newest checkpoint"
+            )
+    raise_if_checkpoints_differ(checkpoint, process.num_processes)
+    with all_ranks(), full_disk_is_an_error(folder, checkpoint_io.advice(folder)):
+        if process.is_main_process:
+            checkpoint_io.remove_leftovers(folder)
+    return checkpoint
