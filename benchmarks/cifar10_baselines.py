@@ -40,14 +40,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.nn.modules.module import register_module_forward_pre_hook
-from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from benchmarks import torchvision_operators  # noqa: F401 - before whatever imports torchvision
 
 
 # isort: split
 from benchmarks.baselines import missing
+from benchmarks.measure import training_clock
 from hf_vit.capabilities import processor_name
 from hf_vit.errors import HFViTError, Parser, report_error
 from training import pretrain
@@ -254,16 +253,8 @@ def table(rows: list[dict[str, Any]]) -> list[str]:
 
 def candidate(name: str, settings: dict[str, Any]) -> None:
     """Train, and leave score.json and clock.json in settings["out"]."""
-    now, moments = time.process_time if is_cpu(settings) else time.perf_counter, {}
-
-    def begin(*_: Any) -> None:
-        moments["first"] = now()
-        hook.remove()
-
-    hook = register_module_forward_pre_hook(begin)
-    steps = register_optimizer_step_post_hook(lambda *_: moments.update(last=now()))
-    accuracy = CANDIDATES[name](settings)
-    steps.remove()
+    with training_clock(time.process_time if is_cpu(settings) else time.perf_counter) as moments:
+        accuracy = CANDIDATES[name](settings)
     out = Path(settings["out"])
     (out / "score.json").write_text(json.dumps(accuracy))
     (out / "clock.json").write_text(json.dumps({"training_seconds": moments["last"] - moments["first"]}))

@@ -4,6 +4,7 @@ A point is one row of work (a model, a precision, a batch) and its candidates: o
 limit as one more candidate, timed in the same rounds. For the suites of this folder.
 """
 
+import contextlib
 import gc
 import importlib.metadata
 import os
@@ -17,6 +18,8 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.modules.module import register_module_forward_pre_hook
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from hf_vit.capabilities import processor_name, widest_instructions
 from training.reporting.facts import commit
@@ -29,6 +32,25 @@ PACKAGES = (
 )  # fmt: skip
 ROUNDS = range(4, 41)  # counted; as many as the time of a point allows
 SLOW, SELDOM = 4, 3  # what takes four times as long as most is timed in every third round
+
+
+@contextlib.contextmanager
+def training_clock(now: Callable[[], float]) -> Iterator[dict[str, float]]:
+    """Times by `now` of the `first` forward pass within and of the `last` optimizer step, whichever library trains."""
+    moments: dict[str, float] = {}
+
+    def begin(*_: Any) -> None:
+        moments.setdefault("first", now())
+
+    def end(*_: Any) -> None:
+        moments["last"] = now()
+
+    hooks = [register_module_forward_pre_hook(begin), register_optimizer_step_post_hook(end)]
+    try:
+        yield moments
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 @dataclass

@@ -50,8 +50,6 @@ from typing import Any
 import numpy as np
 import torch
 from filelock import FileLock
-from torch.nn.modules.module import register_module_forward_pre_hook
-from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from benchmarks import torchvision_operators  # noqa: F401 - before whatever imports torchvision
 
@@ -61,6 +59,7 @@ from PIL import Image
 
 import training.train
 from benchmarks.baselines import missing
+from benchmarks.measure import training_clock
 from hf_vit.atomic_file import atomic_write
 from hf_vit.capabilities import processor_name
 from hf_vit.cli.main import main as hf_vit_command
@@ -307,28 +306,19 @@ def train_and_score(arguments: Namespace, key: dict[str, Any], folder: Path) -> 
 @contextlib.contextmanager
 def clock() -> Iterator[dict[str, float]]:
     """Processor seconds at the first forward pass and at the last update, or the end of fitting a head."""
-    moments: dict[str, float] = {}
     fit = training.train.init_head
+    with training_clock(time.process_time) as moments:
 
-    def begin(*_: Any) -> None:
-        moments.setdefault("first", time.process_time())
+        def fit_and_end(*args: Any, **more: Any) -> Any:
+            head = fit(*args, **more)
+            moments["last"] = time.process_time()
+            return head
 
-    def end(*_: Any) -> None:
-        moments["last"] = time.process_time()
-
-    def fit_and_end(*args: Any, **more: Any) -> Any:
-        found = fit(*args, **more)
-        end()
-        return found
-
-    hooks = [register_module_forward_pre_hook(begin), register_optimizer_step_post_hook(end)]
-    training.train.init_head = fit_and_end
-    try:
-        yield moments
-    finally:
-        training.train.init_head = fit
-        for hook in hooks:
-            hook.remove()
+        training.train.init_head = fit_and_end
+        try:
+            yield moments
+        finally:
+            training.train.init_head = fit
 
 
 def recipe(settings: dict[str, Any]) -> dict[str, float]:
