@@ -11,8 +11,8 @@ PYTHON ?= python3
 VENV ?= .venv
 ARGS ?=
 PROCESSES ?= 2
-# a file stays in one process, its tests share what they made; in their order, in which long files do not come last
-PYTEST := -m pytest -q -n $(PROCESSES) --dist loadfile --no-loadscope-reorder
+# a file stays in one process: its tests share what they made
+PYTEST := -m pytest -q -n $(PROCESSES) --dist loadfile
 RUN := $(VENV)/bin/python
 READY := $(VENV)/.ready
 BASELINES := $(VENV)-baselines
