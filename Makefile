@@ -85,7 +85,8 @@ bench-cifar10: $(BASELINES)/.ready
 
 # the tests that need those libraries
 test-baselines: $(BASELINES)/.ready
-	@$(BASELINES)/bin/python -m pytest -q tests/benchmarks/test_cifar10_baselines.py $(ARGS)
+	@$(BASELINES)/bin/python -m pytest -q tests/benchmarks/test_cifar10_baselines.py \
+	    tests/benchmarks/test_benchmarks.py $(ARGS)
 
 # operations, bytes and Python calls against the recorded ones: no clock
 bench-check: $(READY)

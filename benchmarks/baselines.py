@@ -1,6 +1,7 @@
 """Other people's ViTs and hybrids, built as their own libraries build them; one that is not here says why."""
 
 import importlib
+import io
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -170,12 +171,13 @@ def openvino_call(model: str | bytes, data: Any, dtype: torch.dtype) -> Callable
     """The same by OpenVINO."""
     import openvino
 
+    core = openvino.Core()
+    network = core.read_model(io.BytesIO(model) if isinstance(model, bytes) else model)
     precision = "f32" if dtype == torch.float32 else "bf16"
     settings = {
         "INFERENCE_PRECISION_HINT": precision,
         "INFERENCE_NUM_THREADS": torch.get_num_threads(),
         "PERFORMANCE_HINT": "LATENCY",
     }
-    compiled = openvino.Core().compile_model(model, "CPU", settings)
-    request = compiled.create_infer_request()
+    request = core.compile_model(network, "CPU", settings).create_infer_request()
     return lambda: request.infer({0: data})

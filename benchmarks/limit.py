@@ -5,6 +5,7 @@ are installed. The peak is measured by a loop of multiply-adds that reads no mem
 """
 
 import ctypes
+import functools
 import io
 import time
 from collections.abc import Callable
@@ -29,32 +30,42 @@ Candidates = dict[str, Callable[[], Callable[[], Any]]]  # library -> what prepa
 
 
 class Choices:
-    """The fastest library for each shape, measured once."""
+    """The fastest library for each shape, measured once over all layers of that shape, as a model calls them.
+
+    Calls are done library by library: the threads of two libraries would otherwise wait for one another's.
+    """
 
     def __init__(self) -> None:
-        self.names: dict[tuple, str] = {}
+        self.layers: dict[tuple, list[Candidates]] = {}
 
-    def fastest(self, key: tuple, candidates: Candidates) -> Callable[[], Any]:
-        """The call of the candidate that is the fastest for this key; those that fail here do not count."""
-        if key in self.names:
-            return candidates[self.names[key]]()
-        best: tuple[float, str, Callable[[], Any]] | None = None
-        for name, prepare in candidates.items():
+    def add(self, key: tuple, candidates: Candidates) -> None:
+        """One more layer of the shape `key`."""
+        self.layers.setdefault(key, []).append(candidates)
+
+    def calls(self) -> list[Callable[[], Any]]:
+        """A call for each layer."""
+        chosen = [self.fastest(key, layers) for key, layers in self.layers.items()]
+        return [call for _, calls in sorted(chosen, key=lambda choice: choice[0]) for call in calls]
+
+    def fastest(self, key: tuple, layers: list[Candidates]) -> tuple[str, list[Callable[[], Any]]]:
+        """Name and calls of the library that is the fastest for these layers; one that fails here does not count."""
+        best: tuple[float, str, list[Callable[[], Any]]] | None = None
+        for name in layers[0]:
             try:
-                call = prepare()
-                taken = min(_seconds(call) for _ in range(TRIALS + 1))
+                calls = [candidates[name]() for candidates in layers]
+                taken = min(_seconds(calls) for _ in range(TRIALS + 1))
             except Exception:  # a library without this operation, precision or device
                 continue
             if best is None or taken < best[0]:
-                best = taken, name, call
+                best = taken, name, calls
         assert best is not None, f"no library does {key}"
-        self.names[key] = best[1]
-        return best[2]
+        return best[1:]
 
 
-def _seconds(call: Callable[[], Any]) -> float:
+def _seconds(calls: list[Callable[[], Any]]) -> float:
     start = time.perf_counter()
-    call()
+    for call in calls:
+        call()
     return time.perf_counter() - start
 
 
@@ -69,40 +80,35 @@ def products(model: nn.Module, pixels: torch.Tensor, dtype: torch.dtype, trainin
     two come as six.
     """
     choices = Choices()
-    calls: list[Callable[[], Any]] = []
 
     def note(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
         x = torch.randn(inputs[0].shape, device=pixels.device).to(dtype)
         weight = module.weight.detach().to(dtype)
         if isinstance(module, nn.Linear):
             x = x.reshape(-1, x.shape[-1])
-            calls.append(choices.fastest(("linear", *x.shape, len(weight)), linear_candidates(x, weight)))
+            choices.add(("linear", *x.shape, len(weight)), linear_candidates(x, weight))
             if training:
                 result = x @ weight.t()
                 for a, b in ((result, weight), (result.t(), x)):  # gradients of the input and of the weight
-                    calls.append(
-                        choices.fastest(("matmul", *a.shape, *a.stride(), b.shape[1]), matmul_candidates(a, b))
-                    )
+                    choices.add(("matmul", *a.shape, *a.stride(), b.shape[1]), matmul_candidates(a, b))
         elif training:
             leaves = x.requires_grad_(module.in_channels > 3), weight.requires_grad_()
             stride = module.stride
             gradient = torch.ones_like(F.conv2d(*leaves, stride=stride))
             wanted = [leaf for leaf in leaves if leaf.requires_grad]
-            calls.append(lambda: torch.autograd.grad(F.conv2d(*leaves, stride=stride), wanted, gradient))
+            differentiate = functools.partial(torch.autograd.grad, inputs=wanted, grad_outputs=gradient)
+            key = ("convolution and gradients", *x.shape, *weight.shape, *stride)
+            choices.add(key, {"PyTorch": lambda: lambda: differentiate(F.conv2d(*leaves, stride=stride))})
         else:
             key = ("convolution", *x.shape, *weight.shape, *module.stride)
-            calls.append(choices.fastest(key, convolution_candidates(x, weight, module.stride)))
+            choices.add(key, convolution_candidates(x, weight, module.stride))
 
     def attend(module: nn.Module, inputs: tuple[torch.Tensor, ...], kwargs: dict) -> None:
         batch, tokens, width = (inputs[0] if inputs else kwargs["hidden_states"]).shape
         heads = model.config.num_attention_heads
-        query = torch.randn(batch * heads, tokens, width // heads, device=pixels.device).to(dtype)
-        scores, result = torch.bmm(query, query.transpose(1, 2)), torch.empty_like(query)
-        once = [
-            lambda: torch.bmm(query, query.transpose(1, 2), out=scores),
-            lambda: torch.bmm(scores, query, out=result),
-        ]
-        calls.extend(once * (3 if training else 1))
+        query = torch.randn(batch, heads, tokens, width // heads, device=pixels.device).to(dtype)
+        for _ in range(3 if training else 1):
+            choices.add(("attention", *query.shape), attention_candidates(query, fused=not training))
 
     hooks = [
         module.register_forward_pre_hook(note)
@@ -118,6 +124,7 @@ def products(model: nn.Module, pixels: torch.Tensor, dtype: torch.dtype, trainin
         model(pixels)
     for hook in hooks:
         hook.remove()
+    calls = choices.calls()
 
     def run() -> None:
         with torch.set_grad_enabled(training):
@@ -147,8 +154,8 @@ def linear_candidates(x: torch.Tensor, weight: torch.Tensor) -> Candidates:
             found["MKL"] = by_mkl
         if not baselines.missing("onnxruntime") and not baselines.missing("onnx"):
             found["ONNX Runtime"] = lambda: _by_onnxruntime(x, weight)
-        if not baselines.missing("openvino") and not baselines.missing("onnx"):
-            found["OpenVINO"] = lambda: _by_openvino(x, weight)
+    if x.device.type == "cpu" and not baselines.missing("openvino") and not baselines.missing("onnx"):
+        found["OpenVINO"] = lambda: _by_openvino(x, weight)
     return found
 
 
@@ -162,6 +169,25 @@ def matmul_candidates(a: torch.Tensor, b: torch.Tensor) -> Candidates:
     found: Candidates = {"PyTorch": by_torch}
     if a.device.type == "cpu" and capabilities.packs_linear(a.dtype):
         found["oneDNN, packing included"] = lambda: lambda: kernels.packed_linear(a, kernels.pack_linear(b.t()), None)
+    return found
+
+
+def attention_candidates(heads: torch.Tensor, fused: bool) -> Candidates:
+    """The two matmuls of attention of `(B, k, N, d)`; `fused` also with the softmax between them, where faster."""
+
+    def by_torch() -> Callable[[], Any]:
+        query = heads.flatten(0, 1)
+        scores, result = torch.bmm(query, query.transpose(1, 2)), torch.empty_like(query)
+
+        def call() -> None:
+            torch.bmm(query, query.transpose(1, 2), out=scores)
+            torch.bmm(scores, query, out=result)
+
+        return call
+
+    found: Candidates = {"PyTorch": by_torch}
+    if fused:
+        found["PyTorch, fused"] = lambda: lambda: F.scaled_dot_product_attention(heads, heads, heads)
     return found
 
 
@@ -212,7 +238,7 @@ def _by_onnxruntime(x: torch.Tensor, weight: torch.Tensor) -> Callable[[], Any]:
 
 
 def _by_openvino(x: torch.Tensor, weight: torch.Tensor) -> Callable[[], Any]:
-    return baselines.openvino_call(_matmul_onnx(x, weight), x.numpy(), torch.float32)
+    return baselines.openvino_call(_matmul_onnx(x.float(), weight.float()), x.float().numpy(), x.dtype)
 
 
 # -- the machine
@@ -225,7 +251,7 @@ def machine(device: torch.device) -> dict[str, float]:
     found = {}
     for dtype in (torch.float32, torch.bfloat16):
         x, weight = (torch.randn(*shape, device=device).to(dtype) for shape in ((1576, 768), (3072, 768)))
-        call = Choices().fastest(("widest",), linear_candidates(x, weight))
+        (call,) = Choices().fastest(("widest",), [linear_candidates(x, weight)])[1]
         found[f"{dtype}".removeprefix("torch.") + "_flops_per_second"] = 2 * 1576 * 768 * 3072 / _best(call, device)
     if device.type == "cpu" and (peak := peak_flops()) is not None:
         found["float32_peak_flops_per_second"] = peak

@@ -9,6 +9,10 @@ import pytest
 import torch
 from torch import nn
 
+from benchmarks import torchvision_operators  # noqa: F401 - before whatever imports torchvision
+
+
+# isort: split
 from benchmarks import check, limit, measure, run
 from benchmarks.measure import LIMIT, Point
 from hf_vit import HFViTConfig, HFViTForImageClassification
@@ -73,7 +77,9 @@ def test_a_point_replaces_its_earlier_self(tmp_path):
 
 @pytest.mark.parametrize("training", [False, True])
 def test_the_limit_does_every_product(training, monkeypatch):
-    monkeypatch.setattr(limit.Choices, "fastest", lambda self, key, candidates: candidates["PyTorch"]())
+    monkeypatch.setattr(
+        limit.Choices, "fastest", lambda self, key, layers: ("PyTorch", [layer["PyTorch"]() for layer in layers])
+    )
     config = HFViTConfig(image_size=16, patch_size=8, hidden_size=16, num_hidden_layers=2, num_attention_heads=2)
     model, done = HFViTForImageClassification(config).eval(), []
     products = limit.products(model, torch.randn(2, 3, 16, 16), torch.float32, training)
@@ -109,11 +115,25 @@ def test_the_limit_takes_the_fastest_library_for_each_shape(monkeypatch):
         raise RuntimeError("could not create a primitive descriptor")
 
     choices = limit.Choices()
-    candidates = {"PyTorch": taking("PyTorch", 2), "oneDNN": taking("oneDNN", 1), "MKL": fails}
-    assert choices.fastest(("linear", 6, 32, 48), candidates)() == "oneDNN"
-    slower = candidates | {"oneDNN": taking("oneDNN", 3)}
-    assert choices.fastest(("linear", 6, 32, 48), slower)() == "oneDNN"  # one choice for all layers of a shape
-    assert choices.fastest(("linear", 1, 32, 48), slower)() == "PyTorch"
+    candidates = {"PyTorch": taking("PyTorch", 3), "oneDNN": taking("oneDNN", 1), "MKL": fails}
+    for layer in (candidates, candidates | {"oneDNN": taking("oneDNN", 4)}):  # 6 s against 5 s for both
+        choices.add(("linear", 6, 32, 48), layer)
+    choices.add(("linear", 1, 32, 48), {"PyTorch": taking("PyTorch", 1), "oneDNN": taking("oneDNN", 2)})
+    choices.add(("linear", 2, 32, 48), candidates)
+    # one choice for all layers of a shape; a library's calls stand together
+    assert [call() for call in choices.calls()] == ["PyTorch"] + ["oneDNN"] * 3
+
+
+@pytest.mark.parametrize("package", ["onnxruntime", "openvino"])
+def test_the_limit_asks_the_runtimes_that_are_installed(package):
+    """A call that a runtime refuses would be left out in silence, as one library is on some machines."""
+    pytest.importorskip(package)
+    pytest.importorskip("onnx")
+    x, weight = torch.randn(6, 32), torch.randn(48, 32)
+    by_runtime = {"onnxruntime": limit._by_onnxruntime, "openvino": limit._by_openvino}[package]
+    result = by_runtime(x, weight)()
+    values = result[0] if isinstance(result, list) else next(iter(result.values()))
+    torch.testing.assert_close(torch.as_tensor(values), x @ weight.t(), atol=1e-4, rtol=1e-4)
 
 
 def test_the_peak_is_measured_in_registers_or_left_out():
