@@ -208,8 +208,9 @@ def collate(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
     shapes = {tuple(pixels.shape) for pixels in pixel_values}
     if len(shapes) > 1:
         raise HFViTError(f"images of different sizes in one batch, {listed(sorted(shapes))}; give a transform")
-    return {
-        "pixel_values": torch.stack(pixel_values) if good else torch.zeros((0, 0, 0, 0), dtype=torch.uint8),
+    empty = torch.zeros((0, 0, 0, 0), dtype=torch.uint8)
+    return {  # torch's own collate stacks where the main process reads: no batch is copied, or left over in a worker
+        "pixel_values": torch.utils.data.default_collate(pixel_values) if good else empty,
         "labels": stack_labels([item["labels"] for item in good]),
         "index": torch.tensor([item["index"] for item in good], dtype=torch.int64),
         "unreadable": [item["unreadable"] for item in items if "unreadable" in item],

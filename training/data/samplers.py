@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, default_collate
 
 from hf_vit.errors import HFViTError
 
@@ -180,7 +180,7 @@ def known_labels(dataset: Dataset, option: str) -> np.ndarray:
 def stack(items: list[dict]) -> dict:
     """Collate for `KeyedDataset`."""
     return {
-        "pixel_values": torch.stack([item["pixel_values"] for item in items]),
+        "pixel_values": default_collate([item["pixel_values"] for item in items]),
         "labels": stack_labels([item["labels"] for item in items]),
         "index": torch.tensor([item["index"] for item in items]),
         "unreadable": [],

@@ -402,6 +402,21 @@ def test_index_outside_the_data(folder):
             dataset[index]
 
 
+def collate_and_look(items):
+    batch = collate(items)
+    return batch | {"shared": batch["pixel_values"].is_shared()}
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_worker_collates_into_shared_memory(folder, workers):
+    """A copy of its own would grow to many batches in a worker, as its allocator keeps what it has once had."""
+    dataset = open_dataset(str(folder), split="train").with_transform(TrainTransform(8), seed=0)
+    words = {"batch_size": 4, "num_workers": workers, "collate_fn": collate_and_look}
+    batch = next(iter(torch.utils.data.DataLoader(dataset, **words)))
+    assert batch["shared"] == bool(workers)
+    assert torch.equal(batch["pixel_values"], collate([dataset[i] for i in range(4)])["pixel_values"])
+
+
 def test_collate_refuses_mixed_sizes(folder):
     dataset = open_dataset(str(folder), split="train")
     items = [dataset[0], dataset.with_transform(EvalTransform(8))[1]]
