@@ -19,8 +19,9 @@ from transformers.activations import ACT2FN
 from transformers.backbone_utils import BackboneConfigMixin
 
 
-# name: (Google's name, hidden, layers, mlp, heads, patch, pooling, dropout, ResNet depths). `patch` is the kernel that
-# makes tokens: pixels of the image, or cells of the ResNet's map (R+Ti/16 is really /32: a stride-4 root, then 8x8).
+# name: (Google's name, hidden, layers, mlp, heads, patch, pooling, dropout, ResNet depths). `patch` is the kernel of
+# the patch projection: in pixels, or for a hybrid in cells of the ResNet's map (R+Ti/16 is really /32: a root of
+# stride 4, then 8x8).
 PRESETS: dict[str, tuple[str, int, int, int, int, int, str, float, tuple[int, ...] | None]] = {
     "vit-tiny-patch16": ("ViT-Ti_16", 192, 12, 768, 3, 16, "token", 0.0, None),
     "vit-small-patch16": ("ViT-S_16", 384, 12, 1536, 6, 16, "token", 0.0, None),
@@ -51,7 +52,7 @@ AUTO_MAP = {
     "AutoModelForMaskedImageModeling": "modeling_hf_vit.HFViTForMaskedPatchPrediction",
 }
 
-# What a config.json of transformers does not specify because it is that class's default or its fixed behavior.
+# Fields that transformers' config.json leaves out, because they are the class's default or its fixed behavior.
 _UPSTREAM_NUMERICS: dict[str, dict[str, Any]] = {
     family: {
         "hidden_act": "gelu",
@@ -66,6 +67,7 @@ _UPSTREAM_NUMERICS["vit-hybrid"] |= {
     "weight_standardization": "sqrt_var_plus_eps",
     "weight_standardization_eps": 1e-8,
 }
+# Fields of transformers' config.json without a counterpart here.
 _UPSTREAM_UNUSED = (
     "initializer_range",
     "encoder_stride",
@@ -79,7 +81,8 @@ _UPSTREAM_UNUSED = (
     "use_pretrained_backbone",
 )
 
-# The largest value of each size: far above any ViT, and small enough that a damaged file is refused in milliseconds.
+# The largest value of each size: far above any ViT, and small enough that a damaged config.json is refused before it
+# allocates memory.
 _MAX_SIZES = {
     "image_size": 2**17,
     "patch_size": 2**14,
@@ -95,7 +98,7 @@ _MAX_SIZES = {
     "map_intermediate_size": 2**20,
     "num_labels": 10**6,
 }
-_MAX_POSITIONS = 2**24
+_MAX_POSITIONS = 2**24  # rows of a position table
 _MAX_RESNET_STAGES = 8
 _DTYPES = ("float16", "bfloat16", "float32", "float64")
 
@@ -110,7 +113,7 @@ _BLOCK_FIELDS = (
     "rope",
     "relative_position_bias",
 )
-# Further fields that only the encoders after the ViT of the paper need (DINOv2, CLIP, BEiT, ...), beside `rope_*`.
+# Further fields that only later encoders need (DINOv2, CLIP, BEiT, ...), next to `rope_*`.
 _FAMILY_FIELDS = (
     *_BLOCK_FIELDS,
     "pre_layernorm",
@@ -125,9 +128,9 @@ _FAMILY_FIELDS = (
     "map_query_proj",
     "map_mlp",
 )
-# What belongs to the labels of the present head, and goes with it.
+# Fields that describe the labels of the present head; a new head resets them.
 HEAD_FIELDS = ("label_thresholds", "target_mean", "target_std")
-# What each kind of rotary positions takes where the field is left out.
+# Defaults of each kind of rotary positions.
 _ROPE_DEFAULTS: dict[str, dict[str, Any]] = {
     "dinov3": {"rope_theta": 100.0, "rope_layout": "half"},
     "axial": {"rope_theta": 10_000.0, "rope_layout": "interleaved"},
@@ -135,7 +138,7 @@ _ROPE_DEFAULTS: dict[str, dict[str, Any]] = {
 
 
 def as_pair(size: int | list[int] | tuple[int, int]) -> tuple[int, int]:
-    """(height, width) of a size given as one number or as a pair."""
+    """(height, width) of a size that is one number or a pair."""
     return (size, size) if isinstance(size, int) else (size[0], size[1])
 
 
@@ -158,9 +161,9 @@ class HFViTConfig(BackboneConfigMixin, PreTrainedConfig):
         qkv_bias: whether query, key and value projections have a bias.
         key_bias: whether the key projection has one where the others do. False: DINOv3, BEiT, EVA. (A bias of the key
             changes nothing under softmax, but with rotary positions it does.)
-        dense_bias: whether the dense layers of a block but q, k, v have biases. False: AIMv2.
+        dense_bias: whether the other dense layers of a block have biases. False: AIMv2.
         mlp_type: `"mlp"` fc2(act(fc1(x))); `"swiglu"` down(silu(gate(x)) * up(x)) (arXiv:2002.05202), whose width is
-            `intermediate_size` too (DINOv2-g, DINOv3 S+/H+/7B, EVA-02, AIMv2, Virchow).
+            also `intermediate_size` (DINOv2-g, DINOv3 S+/H+/7B, EVA-02, AIMv2, Virchow).
         mlp_norm, attention_norm: a norm before the last dense layer of the MLP (EVA-02 B and L), before the output
             projection of attention (EVA-02 CLIP).
         norm_type: `"layer"` LayerNorm; `"rms"` RMSNorm (AIMv2).
@@ -168,51 +171,52 @@ class HFViTConfig(BackboneConfigMixin, PreTrainedConfig):
         attention_probs_dropout_prob: on attention weights.
         drop_path_rate: stochastic depth of the last block; it grows linearly from 0 at the first.
         patch_dropout_rate: fraction of patch tokens left out while training (FLIP, arXiv:2212.00794).
-        pooling: what the head reads: `"token"` the class token (Eq. 4); `"gap"` the mean over the patch tokens;
-            `"map"` attention pooling with a learned probe (arXiv:2106.04560); `"first"` the first token, whatever it
+        pooling: the input of the head: `"token"` the class token (Eq. 4); `"gap"` the mean of the patch tokens;
+            `"map"` attention pooling with a learned probe (arXiv:2106.04560); `"first"` the first token, whichever it
             is (big_vision's "0"); `"prefix_mean"` the mean of class and register tokens (Pixio).
         map_num_heads, map_intermediate_size: heads of the attention pooling and width of its MLP; None: those of the
             blocks.
-        map_over_prefix: whether it reads class and register tokens too (PE: yes; timm elsewhere: no).
+        map_over_prefix: whether it also pools class and register tokens (PE: yes; timm elsewhere: no).
         map_query_proj, map_mlp: whether the probe passes through a query projection, and the result through an MLP
             (AIMv2: neither).
-        use_class_token: whether a class token is put in front; None means only for the poolings
-            that read it, `"token"` and `"prefix_mean"`.
-        num_class_tokens: how many (Pixio: 8).
+        use_class_token: whether a class token is prepended; None: if the pooling reads it (`"token"` and
+            `"prefix_mean"`).
+        num_class_tokens: number of class tokens (Pixio: 8).
         class_token_has_position: whether the class token has a row in the position table (Google's
             vision_transformer: yes; big_vision: no).
-        num_register_tokens: learned tokens without position between class token and patches (arXiv:2309.16588).
+        num_register_tokens: learned tokens without position, between class token and patches (arXiv:2309.16588).
         pre_layernorm: a norm of all tokens before the first block (CLIP, PE).
         patch_bias: whether the patch projection has a bias (CLIP, PE: no).
         patch_norm: a norm of the projected patches before positions are added (AIMv2).
-        final_norm: where the last norm stands: on all `"tokens"`; on the `"pooled"` vector alone, tokens leaving the
-            encoder without it (CLIP, BEiT, EVA-02, timm's `fc_norm`); `"none"` (PE spatial and lang).
-        head_input: what the classifier reads: the `"pooled"` vector; `"token_and_mean"` class token and mean patch
-            token side by side (DINOv2); `"two_tokens"` the first two tokens side by side (DeiT's two heads);
+        final_norm: what the last norm applies to: all `"tokens"`; only the `"pooled"` vector, so that
+            `last_hidden_state` is not normalized (CLIP, BEiT, EVA-02, timm's `fc_norm`); `"none"` (PE spatial and
+            lang).
+        head_input: the input of the classifier: the `"pooled"` vector; `"token_and_mean"` class token and mean patch
+            token, concatenated (DINOv2); `"two_tokens"` the first two tokens, concatenated (DeiT's two heads);
             `"mean"` the mean patch token, whatever is pooled (SigLIP); `"mean_unnormalised"` the mean patch token
             without the last norm (CLIP).
         representation_size: width of the dense + tanh layer before the classifier (pre-training head), or None.
         position_embedding_type: `"learned"` table over the grid; `"sincos2d"` fixed (arXiv:2104.02057); `"none"`;
             `"learned1d"` a table over the raster sequence, refitted along the sequence (appendix D.4);
-            `"sincos_aim"` fixed, as AIMv2's native variant computes it.
-        position_interpolation: how a table moves to another grid: `"bilinear_align_corners"` (Google),
+            `"sincos_aim"` fixed, as in AIMv2's native variant.
+        position_interpolation: how a table is resized to another grid: `"bilinear_align_corners"` (Google),
             `"bicubic"` (transformers), `"bicubic_antialias"` (timm), `"bilinear_antialias"` (SigLIP 2 NaFlex, TIPSv2),
             `"bilinear"` (PE's own code), `"bicubic_offset"` (DINOv2's own: by the scale factor (n + 0.1) / side).
         rope: rotary positions of the patch tokens in every block: None; `"dinov3"` coordinates from -1 to 1 on each
-            axis; `"axial"` cells counted as in a reference grid (EVA-02, PE).
+            axis; `"axial"` coordinates in cells of a reference grid (EVA-02, PE).
         rope_theta: base of the frequencies; None: 100 for `"dinov3"`, 10,000 for `"axial"`.
-        rope_layout: which channels turn together: `"half"` j and j + d / 2, `"interleaved"` 2 j and 2 j + 1; None: the
-            first for `"dinov3"`, the second for `"axial"`.
+        rope_layout: which channels are rotated as a pair: `"half"` j and j + d / 2, `"interleaved"` 2 j and 2 j + 1;
+            None: the first for `"dinov3"`, the second for `"axial"`.
         rope_axes: `"yx"` angles of rows before those of columns, or `"xy"` (PE).
-        rope_offset: added to the number of a cell (axial; PE with a class token: 1).
-        rope_reference_grid: the grid (rows, columns) whose cells have distance 1 (axial); `"image"`: that of
-            each image; None: that of `image_size` when the configuration is made.
+        rope_offset: added to the row and column of a cell (axial; PE with a class token: 1).
+        rope_reference_grid: the grid (rows, columns) whose cells have distance 1 (axial); `"image"`: the grid of
+            each image; None: the grid of `image_size` when the configuration is made.
         rope_bfloat16_periods: round the periods to bfloat16, as DINOv3's own checkpoints hold them.
         rope_rescale, rope_jitter, rope_shift: DINOv3's augmentation of coordinates while training: both axes times a
             log-uniform factor in [1 / rescale, rescale], each axis in [1 / jitter, jitter], plus a uniform shift in
             [-shift, shift]; None: none.
-        relative_position_bias: learned biases of the attention scores by relative place (BEiT): None, a table in each
-            `"layer"`, one `"shared"` table, or `"both"`.
+        relative_position_bias: learned biases of the attention scores by relative position (BEiT): None, a table in
+            each `"layer"`, one `"shared"` table, or `"both"`.
         layer_scale_init: initial value of LayerScale (arXiv:2103.17239), or None for no LayerScale.
         qk_norm: LayerNorm on queries and keys per head (arXiv:2302.05442).
         resnet_depths: None is a plain ViT; otherwise the residual units of each stage of the hybrid's ResNet:
@@ -224,17 +228,17 @@ class HFViTConfig(BackboneConfigMixin, PreTrainedConfig):
         weight_standardization_eps: that eps.
         head_bias_init: initial bias of the classifier (-10 in the paper's pre-training with sigmoid loss).
         label_thresholds: score from which each label counts as present, for `problem_type`
-            "multi_label_classification"; None: 0.5. The network does not read them; `hf-vit predict` does.
-        target_mean, target_std: mean and standard deviation of each number that a "regression" was trained on: the
-            head's outputs times std plus mean are the logits, in the unit of the training targets; None: as they are.
+            "multi_label_classification"; None: 0.5. Used by `hf-vit predict`, not by the network.
+        target_mean, target_std: mean and standard deviation of each target of a "regression": the logits are the
+            head's outputs times std plus mean, in the unit of the targets; None: the outputs as they are.
         initializer: `"jax"` Google's; `"truncated_normal"` std 0.02 for every weight and token; `"normal_tokens"`
             Google's but class and position tokens from N(0, 1), as many ViT tutorials teach.
 
-    `num_labels`, `id2label`, `label2id` come from the base class; `out_features` and `out_indices`, the maps that a
-    backbone returns, from `BackboneConfigMixin`.
+    `num_labels`, `id2label` and `label2id` are fields of the base class; `out_features` and `out_indices`, the feature
+    maps of a backbone, of `BackboneConfigMixin`.
 
     Raises:
-        ValueError: a field of the wrong type or range, or a misspelt one.
+        ValueError: a field of the wrong type or range, or a misspelled one.
     """
 
     model_type = "hf_vit"
@@ -318,12 +322,13 @@ class HFViTConfig(BackboneConfigMixin, PreTrainedConfig):
 
     def __post_init__(self, **kwargs):
         for key in ("model_type", "auto_map"):
-            kwargs.pop(key, None)  # facts of this class: another model's folder must not rename it
-        self._check_sizes()  # before anything is built that is as large as a field says
+            kwargs.pop(key, None)  # fixed by this class: another model's folder must not rename it
+        self._check_sizes()  # before anything whose size a field gives is built
         self.set_output_features_output_indices(
             out_features=kwargs.pop("out_features", None), out_indices=kwargs.pop("out_indices", None)
         )
         fields = [name for name in self.__dataclass_fields__ if name not in PreTrainedConfig.__dataclass_fields__]
+        # 0.86: `patchsize` is a misspelling, `hidden_dropout` of transformers' other models is not
         # a config.json, known by its transformers_version, may carry fields of other libraries
         for key in kwargs if self.transformers_version is None else ():
             close = difflib.get_close_matches(key, fields, n=1, cutoff=0.86)
@@ -335,7 +340,7 @@ class HFViTConfig(BackboneConfigMixin, PreTrainedConfig):
             if getattr(self, name) is None:
                 setattr(self, name, value)
         if self.rope == "axial" and self.rope_reference_grid is None:
-            # kept as it is when the image size changes: cells then lie closer or wider than in pre-training
+            # stays when the image size changes: cells are then closer or wider than in pre-training
             self.rope_reference_grid = list(self.grid_size)
         self.auto_map = dict(AUTO_MAP)
         super().__post_init__(**kwargs)
@@ -347,7 +352,7 @@ class HFViTConfig(BackboneConfigMixin, PreTrainedConfig):
 
     @property
     def stage_names(self) -> list[str]:
-        """Names of the feature maps: the embeddings and each block."""
+        """Names of the feature maps: of the embeddings and of each block."""
         return ["stem", *(f"stage{block}" for block in range(1, self.num_hidden_layers + 1))]
 
     @property
@@ -362,28 +367,29 @@ class HFViTConfig(BackboneConfigMixin, PreTrainedConfig):
 
     @property
     def stem_channels(self) -> int:
-        """Channels that the patch projection reads."""
+        """Input channels of the patch projection."""
         if self.resnet_depths is None:
             return self.num_channels
-        width = int(64 * self.resnet_width_factor)
+        width = int(64 * self.resnet_width_factor)  # the last unit of a stage has 4 times its width
         return width * 4 * 2 ** (len(self.resnet_depths) - 1) if self.resnet_depths else width
 
     @property
     def total_stride(self) -> tuple[int, int]:
         """Pixels of the image between neighboring tokens, (vertical, horizontal)."""
+        # the root halves twice, and every stage but the first once
         stem = 1 if self.resnet_depths is None else 4 * 2 ** max(len(self.resnet_depths) - 1, 0)
         return stem * self.patch_size_hw[0], stem * self.patch_size_hw[1]
 
     def grid_for(self, image_size: int | list[int] | tuple[int, int]) -> tuple[int, int]:
-        """(rows, columns) of patch tokens of an image of that size: SAME padding in the ResNet, floor at the patch."""
+        """(rows, columns) of the patch tokens of an image of that size in pixels."""
         rows, columns = as_pair(image_size)
         for _ in range(0 if self.resnet_depths is None else 2 + max(len(self.resnet_depths) - 1, 0)):
-            rows, columns = -(-rows // 2), -(-columns // 2)
+            rows, columns = -(-rows // 2), -(-columns // 2)  # SAME padding: rounded up; at the patch, VALID: down
         return rows // self.patch_size_hw[0], columns // self.patch_size_hw[1]
 
     @property
     def grid_size(self) -> tuple[int, int]:
-        """(rows, columns) of the position table."""
+        """(rows, columns) of the position table, without class tokens."""
         return self.grid_for(self.image_size)
 
     @property
@@ -403,7 +409,7 @@ class HFViTConfig(BackboneConfigMixin, PreTrainedConfig):
 
     @property
     def num_position_rows(self) -> int:
-        """Rows of the position table: the grid's, and the class tokens' where they have some."""
+        """Rows of the position table: those of the grid and, if they have any, of the class tokens."""
         rows, columns = self.grid_size
         return rows * columns + self.num_class_rows
 
@@ -414,16 +420,16 @@ class HFViTConfig(BackboneConfigMixin, PreTrainedConfig):
 
     @property
     def head_width(self) -> int:
-        """Numbers that the classifier reads [D, 2 D, or `representation_size`]."""
+        """Input channels of the classifier [D, 2 D, or `representation_size`]."""
         if self.head_input in ("token_and_mean", "two_tokens"):
             return 2 * self.hidden_size
         return self.representation_size or self.hidden_size
 
     @property
     def family_fields(self) -> dict[str, Any]:
-        """Fields that are not the plain ViT's, with their values; `{}` for every ViT and hybrid of the papers.
+        """Fields that differ from the plain ViT, with their values; `{}` for every ViT and hybrid of the papers.
 
-        Code that knows the plain architecture alone refuses these by name.
+        Code that supports only the plain architecture refuses these by name.
         """
         fields = {name: getattr(self, name) for name in _FAMILY_FIELDS}
         defaults = {name: type(self).__dataclass_fields__[name].default for name in fields}
@@ -436,19 +442,20 @@ class HFViTConfig(BackboneConfigMixin, PreTrainedConfig):
 
     @property
     def has_plain_blocks(self) -> bool:
-        """Whether every block is LN, MSA, LN and a two-layer MLP, as optimized layers know it."""
+        """Whether every block is LN, MSA, LN and a two-layer MLP, as the optimized layers require."""
         return not set(self.family_fields).intersection(_BLOCK_FIELDS)
 
     @PreTrainedConfig.num_labels.setter  # type: ignore[attr-defined]
     def num_labels(self, num_labels: int):
-        if not _is_int(num_labels) or not 0 <= num_labels <= _MAX_SIZES["num_labels"]:  # the base class counts names
+        # checked first: the base class makes a list of as many names
+        if not _is_int(num_labels) or not 0 <= num_labels <= _MAX_SIZES["num_labels"]:
             raise ValueError(f"num_labels={num_labels} is no number of classes: 1 or more, or 0 for no classifier")
         PreTrainedConfig.num_labels.fset(self, num_labels)  # type: ignore[attr-defined]
 
     # -- validation ----------------------------------------------------------------------------------------------
 
     def _check_sizes(self) -> None:
-        """Raise ValueError for numbers that are no size, rate or epsilon, each for itself."""
+        """Check each number's range on its own; raise ValueError."""
         for name, most in _MAX_SIZES.items():
             size = getattr(self, name, None)
             if name == "num_labels" or size is None:
@@ -464,9 +471,10 @@ class HFViTConfig(BackboneConfigMixin, PreTrainedConfig):
                 raise ValueError(f"{name} must be a whole number from {fewest} to {most}, got {size}")
         for name, field in type(self).__dataclass_fields__.items():
             value = getattr(self, name, None)
+            # 1e6: far above any rate or factor, and JSON's NaN and Infinity are refused with it
             if isinstance(value, float) and not (math.isfinite(value) and abs(value) <= 1e6):
                 raise ValueError(f"{name} must be a number between -1e6 and 1e6, got {value}")
-            if "float" in str(field.type) and isinstance(value, bool):
+            if "float" in str(field.type) and isinstance(value, bool):  # `strict` takes True for 1
                 raise ValueError(f"{name} must be a number, got {value}")
         for name in ("layer_norm_eps", "group_norm_eps", "weight_standardization_eps"):
             if not 0 <= getattr(self, name) < 1:
@@ -497,7 +505,7 @@ class HFViTConfig(BackboneConfigMixin, PreTrainedConfig):
             raise ValueError(f"image_size={self.image_size} makes {rows} x {columns} patches: make it smaller")
 
     def check_architecture(self) -> None:
-        """Raise ValueError, with the way out, for fields that make no network."""
+        """Check that the fields make a network; raise ValueError with the way out."""
         self._check_sizes()
         if self.hidden_act not in ACT2FN:
             close = difflib.get_close_matches(self.hidden_act, ACT2FN, n=1)
@@ -521,7 +529,7 @@ class HFViTConfig(BackboneConfigMixin, PreTrainedConfig):
         self._check_labels()
 
     def _check_positions(self) -> None:
-        """Rotary positions and relative position biases."""
+        """Check rotary positions and relative position biases."""
         options = {name: getattr(self, name) for name in self.__dataclass_fields__ if name.startswith("rope_")}
         if self.rope is None:
             needless = [name for name, value in options.items() if value not in (None, False, 0, "yx")]
@@ -562,7 +570,7 @@ class HFViTConfig(BackboneConfigMixin, PreTrainedConfig):
             )
 
     def _check_labels(self) -> None:
-        """Thresholds of labels, mean and standard deviation of targets: one finite number for each output."""
+        """Check thresholds of labels, mean and standard deviation of targets: one finite number for each output."""
         for name in HEAD_FIELDS:
             values = getattr(self, name)
             if values is not None and (len(values) != self.num_labels or not all(map(math.isfinite, values))):
@@ -575,7 +583,7 @@ class HFViTConfig(BackboneConfigMixin, PreTrainedConfig):
             raise ValueError(f"target_std must be above 0, got {str(self.target_std)[:60]}")
 
     def _check_head(self) -> None:
-        """Pooling, the last norm and what the classifier reads."""
+        """Check pooling, the last norm and the classifier's input."""
         if self.num_class_tokens > 1 and not self.use_class_token:
             raise ValueError(f"num_class_tokens={self.num_class_tokens} needs use_class_token=True")
         if self.pooling == "prefix_mean" and not self.num_prefix_tokens:
@@ -611,12 +619,12 @@ class HFViTConfig(BackboneConfigMixin, PreTrainedConfig):
         """The configuration of a published size, e.g. `vit-base-patch16-224` or `r50-vit-base-patch16-384`.
 
         Args:
-            name: a key of `PRESETS` followed by `-RESOLUTION` in pixels (224 where left out), or Google's own name
+            name: a key of `PRESETS` followed by `-RESOLUTION` in pixels (default 224), or Google's own name
                 (`ViT-B_16`, `R50+ViT-B_16`).
             overrides: any field of the configuration.
 
         Raises:
-            ValueError: unknown preset (the nearest is named) or unknown field.
+            ValueError: unknown preset or field; the message names the nearest.
         """
         match = re.fullmatch(r"(.+?)(?:-(\d{2,4}))?", name)
         key, resolution = (match[1], match[2]) if match else (name, None)
@@ -650,7 +658,7 @@ class HFViTConfig(BackboneConfigMixin, PreTrainedConfig):
 
     @classmethod
     def get_config_dict(cls, pretrained_model_name_or_path, **kwargs) -> tuple[dict[str, Any], dict[str, Any]]:
-        """As transformers' own. Raises ValueError for a file that is nested without end, or holds no object."""
+        """As transformers' own. Raises ValueError for a file that is nested too deeply or is not a JSON object."""
         try:
             config_dict, unused = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
         except RecursionError:
@@ -661,18 +669,18 @@ class HFViTConfig(BackboneConfigMixin, PreTrainedConfig):
 
     @classmethod
     def reads(cls, config_dict: dict[str, Any]) -> bool:
-        """Whether a config.json is one that `from_dict` reads: ours, or transformers' `vit`, `deit`, `vit-hybrid`."""
+        """Whether `from_dict` reads this config.json: ours, or transformers' `vit`, `deit`, `vit-hybrid`."""
         family = config_dict.get("model_type")
         if family in (None, ""):
-            return "architecture" not in config_dict  # timm's has that
+            return "architecture" not in config_dict  # a field of timm's config.json
         return not isinstance(family, str) or family == cls.model_type or family in _UPSTREAM_NUMERICS
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs):
-        """As transformers' own, and reads the config.json of its `vit`, `deit` and removed `vit-hybrid`.
+        """As transformers' own, and for the config.json of its `vit`, `deit` and removed `vit-hybrid`.
 
         Raises:
-            ValueError: another architecture, or a field that makes no network; one line that names it.
+            ValueError: another architecture, or an invalid field; one line that names it.
         """
         family = config_dict.get("model_type")
         if not isinstance(family, (str, type(None))):
@@ -686,22 +694,22 @@ class HFViTConfig(BackboneConfigMixin, PreTrainedConfig):
             )
         try:
             config_dict = _checked_config(config_dict)
-            if "num_hidden_layers" in kwargs:  # a backbone's map of the last block is then that of another one
+            if "num_hidden_layers" in kwargs:  # a backbone's default map is that of the last block: choose it anew
                 if config_dict.get("out_features") == [f"stage{config_dict.get('num_hidden_layers')}"]:
                     config_dict = {k: v for k, v in config_dict.items() if k not in ("out_features", "out_indices")}
                 config_dict["num_hidden_layers"] = kwargs["num_hidden_layers"]
             names, count = kwargs.get("id2label"), kwargs.get("num_labels")
-            if names is not None or count is not None:  # another head, which these do not belong to
+            if names is not None or count is not None:  # thresholds and target statistics are not those of a new head
                 before = len(config_dict["id2label"]) if config_dict.get("id2label") else config_dict.get("num_labels")
                 if before != (len(names) if names is not None else count):
                     config_dict = {k: v for k, v in config_dict.items() if k not in HEAD_FIELDS}
             result = super().from_dict(config_dict, **kwargs)
             config = result[0] if isinstance(result, tuple) else result
-            config.check_architecture()  # fields given by name are set on a checked configuration
+            config.check_architecture()  # again: transformers sets keyword arguments after construction
         except StrictDataclassError as error:
             raise ValueError(f"config.json: {_one_line(error)}") from None
         except (AttributeError, KeyError, TypeError, OverflowError, RecursionError) as error:
-            # whatever transformers makes of values of the wrong kind
+            # the various errors that transformers raises for values of the wrong type
             raise ValueError(f"config.json describes no model ({type(error).__name__}: {_one_line(error)})") from None
         return result
 
@@ -715,10 +723,13 @@ def _one_line(error: Exception) -> str:
 
 
 def _checked_config(config_dict: dict[str, Any]) -> dict[str, Any]:
-    """The contents of a config.json, whose fields of transformers are of the kinds that it expects.
+    """Check the types of transformers' own fields of a config.json, before transformers reads them.
+
+    Returns:
+        a copy with sorted class names and dtypes by name.
 
     Raises:
-        ValueError: class names that are not numbered from 0, an unknown dtype, or values of the wrong kind.
+        ValueError: class names that are not numbered from 0, an unknown dtype, or values of the wrong type.
     """
     checked = dict(config_dict)
     labels = checked.get("id2label")
@@ -737,7 +748,7 @@ def _checked_config(config_dict: dict[str, Any]) -> dict[str, Any]:
         if not all(isinstance(name, str) or _is_int(name) for name in names.values()):
             raise ValueError("config.json: id2label maps class numbers to names; a name is no text")
         checked["id2label"] = {number: str(names[number]) for number in sorted(names)}
-        checked.pop("label2id", None)  # the same map the other way round
+        checked.pop("label2id", None)  # derived from id2label
         checked.pop("num_labels", None)
     elif "num_labels" in checked:
         count = checked["num_labels"]
@@ -759,12 +770,13 @@ def _checked_config(config_dict: dict[str, Any]) -> dict[str, Any]:
 
 
 def _translate_upstream(config_dict: dict[str, Any], family: str) -> dict[str, Any]:
-    """The fields of a transformers config.json in our words, numerics that it does not specify spelled out."""
+    """Translate a transformers config.json to our fields, and add the numerics that it leaves out."""
     ours = {
         key: value for key, value in config_dict.items() if key not in (*_UPSTREAM_UNUSED, "model_type", "auto_map")
     }
     ours = _UPSTREAM_NUMERICS[family] | ours
     if family == "vit-hybrid":
+        # stages after the one that the backbone returns are in its config, but not in the network
         backbone = config_dict.get("backbone_config") or {}
         if backbone.get("layer_type", "bottleneck") != "bottleneck":
             raise ValueError(f"vit-hybrid with layer_type={backbone['layer_type']} has no counterpart in hf_vit")

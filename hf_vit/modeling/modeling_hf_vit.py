@@ -6,9 +6,9 @@ google-research/vision_transformer at c6de1e5 and of `models/vit.py` in google-r
 
     B batch   C image channels   H, W image size   P patch size   N tokens   D hidden size   k heads   d = D / k
 
-Encoders after the paper (DINOv2, CLIP, BEiT, EVA-02, ...) differ in some modules, which are chosen when the network is
-built: `nn.Identity` stands where the plain ViT has none. Not transformers' `models/vit`: it has no hybrid, no drop
-path and no patch dropout.
+Later encoders (DINOv2, CLIP, BEiT, EVA-02, ...) differ in some modules, which are chosen when the network is built;
+the plain ViT has `nn.Identity` there. Not transformers' `models/vit`: it has no hybrid, no drop path and no patch
+dropout.
 """
 
 from collections.abc import Callable
@@ -50,15 +50,15 @@ logger = logging.get_logger(__name__)
 
 def norm_layer(config: HFViTConfig, width: int | None = None) -> nn.Module:
     """LN of Eqs. 2 to 4, over `width` channels [D]."""
-    kind = nn.RMSNorm if config.norm_type == "rms" else nn.LayerNorm
-    return kind(width or config.hidden_size, eps=config.layer_norm_eps)
+    norm_class = nn.RMSNorm if config.norm_type == "rms" else nn.LayerNorm
+    return norm_class(width or config.hidden_size, eps=config.layer_norm_eps)
 
 
 # -- Eq. 1: an image becomes tokens ----------------------------------------------------------------
 
 
 class HFViTPatchEmbeddings(nn.Module):
-    """x_p E of Eq. 1: every patch, of pixels or of a ResNet's feature map, projected to D numbers."""
+    """x_p E of Eq. 1: each patch of the image, or of a ResNet's feature map, projected to D channels."""
 
     def __init__(self, config: HFViTConfig):
         super().__init__()
@@ -73,7 +73,7 @@ class HFViTPatchEmbeddings(nn.Module):
         )
 
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """`(B, C, H, W)` -> `(B, D, rows, columns)`; what the patch does not divide is cut, right and bottom."""
+        """`(B, C, H, W)` -> `(B, D, rows, columns)`; pixels beyond the last whole patch are dropped."""
         height, width = pixel_values.shape[-2:]
         if pixel_values.shape[1] != self.config.num_channels:
             raise ValueError(
@@ -93,14 +93,14 @@ class HFViTPatchEmbeddings(nn.Module):
         x = pixel_values.to(self.projection.weight.dtype)  # processors give float32, also to bfloat16 models
         if self.backbone is not None:
             x = self.backbone(x)  # (B, C', H', W')
-        # Flax's patch convolution is VALID: what is left at the right and the bottom is dropped, not padded.
-        rest = x.shape[-2] % self.projection.stride[0], x.shape[-1] % self.projection.stride[1]
-        if any(rest) and not torch.compiler.is_compiling():
+        # Flax's patch convolution is VALID: a remainder at the right and the bottom is dropped, not padded.
+        rows, columns = x.shape[-2] % self.projection.stride[0], x.shape[-1] % self.projection.stride[1]
+        if (rows or columns) and not torch.compiler.is_compiling():
             logger.warning_once(
-                f"{height} x {width} pixels are not a multiple of the patch: the last {rest[0]} rows and {rest[1]} "
+                f"{height} x {width} pixels are not a multiple of the patch: the last {rows} rows and {columns} "
                 f"columns of the {'image' if self.backbone is None else 'feature map'} are not used."
             )
-        return self.projection(x)
+        return self.projection(x)  # (B, D, rows, columns)
 
 
 class HFViTEmbeddings(nn.Module):
@@ -126,8 +126,8 @@ class HFViTEmbeddings(nn.Module):
     def patch_positions(self, grid: tuple[int, int]) -> torch.Tensor | None:
         """E_pos of the patches of an image with this grid, `(1, rows * columns, D)`; None without positions.
 
-        A table refitted for inference is kept until the weights change, or until `train()` and `eval()`: fused
-        optimizers change a table without another version.
+        A table refitted for inference is cached until the weights change or `train()` or `eval()` is called: fused
+        optimizers change a table without raising its version.
         """
         if self.config.position_embedding_type == "none":
             return None
@@ -136,27 +136,27 @@ class HFViTEmbeddings(nn.Module):
             fixed = sincos2d if self.config.position_embedding_type == "sincos2d" else sincos_aim
             return fixed(grid, self.config.hidden_size, device=weight.device, dtype=weight.dtype)
         table = self.position_embeddings
-        rows = table[:, self.config.num_class_rows :]  # (1, rows * columns, D)
+        patch_rows = table[:, self.config.num_class_rows :]  # (1, rows * columns, D)
         if grid == self.grid_size:
-            return rows
+            return patch_rows
         # With gradients the refit is part of the graph; a tensor of inference mode has no version to compare.
         if torch.is_grad_enabled() or torch.compiler.is_compiling() or table.is_inference():
-            return self._refit(rows, grid)
+            return self._refit(patch_rows, grid)
         key = (grid, table._version, table.data_ptr(), table.dtype, table.device)
         if key not in self._refitted:
-            # tables of earlier weights go, those of other grids stay: evaluation comes back to a few sizes
-            self._refitted = {old: tables for old, tables in self._refitted.items() if old[1:] == key[1:]}
-            self._refitted[key] = self._refit(rows, grid)
+            # drop tables of earlier weights, keep those of other grids: evaluation returns to the same few sizes
+            self._refitted = {old: table for old, table in self._refitted.items() if old[1:] == key[1:]}
+            self._refitted[key] = self._refit(patch_rows, grid)
         return self._refitted[key]
 
     def train(self, mode: bool = True):
         self._refitted = {}
         return super().train(mode)
 
-    def _refit(self, rows: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
+    def _refit(self, patch_rows: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
         if self.config.position_embedding_type == "learned1d":
-            return resize_position_sequence(rows, grid[0] * grid[1])
-        return resize_position_grid(rows, self.grid_size, grid, self.config.position_interpolation)
+            return resize_position_sequence(patch_rows, grid[0] * grid[1])
+        return resize_position_grid(patch_rows, self.grid_size, grid, self.config.position_interpolation)
 
     def forward(
         self, pixel_values: torch.Tensor, corrupt: Callable[[torch.Tensor], torch.Tensor] | None = None
@@ -169,11 +169,11 @@ class HFViTEmbeddings(nn.Module):
         batch, grid = x.shape[0], (x.shape[2], x.shape[3])
         x = self.patch_norm(x.flatten(2).transpose(1, 2))  # (B, N, D)
         if corrupt is not None:
-            x = corrupt(x)
+            x = corrupt(x)  # before positions: a masked patch still tells where it is
         positions = self.patch_positions(grid)
         if positions is not None:
-            x = x + positions
-        x = self._drop_patches(x)  # after positions, so that what is left knows its place
+            x = x + positions  # E_pos, Eq. 1
+        x = self._drop_patches(x)  # after positions, so that the remaining patches keep theirs
         prefix = []
         if self.cls_token is not None:
             token = self.cls_token
@@ -191,9 +191,9 @@ class HFViTEmbeddings(nn.Module):
             return x
         batch, tokens, dim = x.shape
         keep = max(1, round(tokens * (1 - rate)))
-        # ranks of random numbers: every image keeps as many patches, so the batch stays one tensor
-        chosen = torch.rand(batch, tokens, device=x.device).argsort(dim=1)[:, :keep, None]  # (B, kept, 1)
-        return x.gather(1, chosen.expand(-1, -1, dim))  # (B, kept, D)
+        # ranks of random numbers: every image keeps the same number of patches, so the batch stays one tensor
+        indices = torch.rand(batch, tokens, device=x.device).argsort(dim=1)[:, :keep, None]  # (B, keep, 1)
+        return x.gather(1, indices.expand(-1, -1, dim))  # (B, keep, D)
 
 
 # -- Eqs. 5-8 (appendix A): multi-head self-attention ----------------------------------------------
@@ -209,7 +209,7 @@ def eager_attention_forward(
     dropout: float = 0.0,
     **kwargs,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The reference that every other backend agrees with; `(B, k, N, d)` each -> `(B, N, k, d)` and the weights."""
+    """The reference for every other attention backend; `(B, k, N, d)` each -> `(B, N, k, d)` and the weights."""
     weights = attention_weights(query, key, scaling, attention_mask)  # Eq. 6
     dropped = F.dropout(weights, p=dropout, training=module.training)
     return torch.matmul(dropped, value).transpose(1, 2).contiguous(), weights  # Eq. 7: (B, N, k, d)
@@ -239,7 +239,7 @@ class HFViTAttention(nn.Module):
         self.head_dim = dim // (num_heads or config.num_attention_heads)
         self.scaling = self.head_dim**-0.5
         self.is_causal = False  # read by transformers' attention functions
-        # three layers, not one of width 3 D: tensor-parallel plans and LoRA name them, and biases may differ
+        # three layers, not one of width 3 D: tensor parallelism and LoRA address them by name, and biases may differ
         self.q_proj = nn.Linear(dim, dim, bias=config.qkv_bias)
         self.k_proj = nn.Linear(dim, dim, bias=config.qkv_bias and config.key_bias)
         self.v_proj = nn.Linear(dim, dim, bias=config.qkv_bias)
@@ -253,13 +253,13 @@ class HFViTAttention(nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """q and k of Eq. 5, `(B, N, D)` -> `(B, k, N, d)` each.
 
-        `positions` are what `HFViTModel.relative_positions` hands to every block: nothing for the plain ViT.
+        `positions` come from `HFViTModel.relative_positions`; the plain ViT has none.
         """
         source = hidden_states if queries_from is None else queries_from
         return self.q_norm(self._heads(self.q_proj(source))), self.k_norm(self._heads(self.k_proj(hidden_states)))
 
     def score_bias(self, **positions) -> torch.Tensor | None:
-        """What is added to the scores of Eq. 6, `(1, k, N, N)`; None: nothing."""
+        """Bias added to the scores of Eq. 6, `(1, k, N, N)`, or None."""
         return None
 
     def weights(self, hidden_states: torch.Tensor, **positions) -> torch.Tensor:
@@ -268,57 +268,53 @@ class HFViTAttention(nn.Module):
         return attention_weights(query, key, self.scaling, self.score_bias(**positions))
 
     def _heads(self, x: torch.Tensor) -> torch.Tensor:
-        # the number of heads comes from x: under tensor parallelism a rank has a part of them
+        # the number of heads comes from x: under tensor parallelism each rank holds only some of them
         return x.view(*x.shape[:-1], x.shape[-1] // self.head_dim, self.head_dim).transpose(1, 2)  # (B, k, N, d)
 
     def forward(
         self, hidden_states: torch.Tensor, queries_from: torch.Tensor | None = None, **kwargs
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """`(B, N, D)` -> `(B, N, D)` and, where asked for by `output_attentions`, the weights `(B, k, N, N)`."""
-        query, key = self.queries_and_keys(hidden_states, queries_from)  # Eq. 5
-        value = self._heads(self.v_proj(hidden_states))
-        return self.attend(query, key, value, None, **kwargs)
+        """`(B, N, D)` -> `(B, N, D)` and, with `output_attentions`, the weights `(B, k, N, N)`; else None.
 
-    def attend(
-        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, bias: torch.Tensor | None, **kwargs
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Eqs. 6 to 8: `(B, k, N, d)` each -> `(B, N, D)` and the weights where asked for."""
-        wants_weights = kwargs.pop("output_attentions", None) or self.config.output_attentions
+        `queries_from`: tokens that ask, `(B, M, D)`, where they are not all of `hidden_states`; the result is theirs.
+        """
+        positions = {name: kwargs.pop(name) for name in ("rotary", "grid", "shared_bias") if name in kwargs}
+        output_attentions = kwargs.pop("output_attentions", None) or self.config.output_attentions
+        query, key = self.queries_and_keys(hidden_states, queries_from, **positions)  # Eq. 5: (B, k, N, d) each
+        value = self._heads(self.v_proj(hidden_states))  # Eq. 5: (B, k, N, d)
+        bias = self.score_bias(**positions)
+        if bias is not None:
+            bias = bias[:, :, : query.shape[2]]  # (1, k, M, N): the first tokens are the ones that ask
         attention: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation, eager_attention_forward
         )
         dropout = self.config.attention_probs_dropout_prob if self.training else 0.0
-        x, weights = attention(self, query, key, value, bias, dropout=dropout, scaling=self.scaling, **kwargs)
-        if not wants_weights:
+        x, weights = attention(  # Eqs. 6 and 7: (B, N, k, d)
+            self, query, key, value, bias, dropout=dropout, scaling=self.scaling, **kwargs
+        )
+        if not output_attentions:
             weights = None
         elif weights is None or weights.shape[-2:] != (query.shape[2], key.shape[2]):
-            # fused backends keep no weights, or something else in their place
+            # fused backends return no weights, or another tensor (flash: the log-sum-exp) in their place
             weights = attention_weights(query, key, self.scaling, bias)
         return self.o_proj(self.norm(x.flatten(2))), weights  # Eq. 8: (B, N, D)
 
 
 class HFViTRotaryAttention(HFViTAttention):
-    """Attention whose queries and keys turn by the place of their patch (arXiv:2104.09864): DINOv3, EVA-02, PE."""
+    """Attention with rotary positions of queries and keys (arXiv:2104.09864): DINOv3, EVA-02, PE."""
 
     def queries_and_keys(
         self, hidden_states: torch.Tensor, queries_from: torch.Tensor | None = None, **positions
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """As above, turned by the angles `rotary`: cosine and sine, `(N, d)` each."""
+        """As above, rotated by the angles `rotary`: cosine and sine, `(N, d)` each."""
         query, key = super().queries_and_keys(hidden_states, queries_from)
         cos, sin = positions["rotary"]
         prefix, layout = self.config.num_prefix_tokens, self.config.rope_layout
         return rotate(query, cos, sin, prefix, layout), rotate(key, cos, sin, prefix, layout)
 
-    def forward(
-        self, hidden_states: torch.Tensor, queries_from: torch.Tensor | None = None, **kwargs
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        query, key = self.queries_and_keys(hidden_states, queries_from, rotary=kwargs.pop("rotary"))  # Eq. 5
-        value = self._heads(self.v_proj(hidden_states))
-        return self.attend(query, key, value, None, **kwargs)
-
 
 class HFViTRelativeAttention(HFViTAttention):
-    """Attention with learned biases of the scores by relative place: BEiT, data2vec."""
+    """Attention with learned relative position biases of the scores (arXiv:2106.08254): BEiT, data2vec."""
 
     def __init__(self, config: HFViTConfig):
         super().__init__(config)
@@ -337,22 +333,18 @@ class HFViTRelativeAttention(HFViTAttention):
         bias = relative_bias(self.relative_position_bias_table, self.grid_size, positions["grid"])
         return bias if shared is None else bias + shared
 
-    def forward(
-        self, hidden_states: torch.Tensor, queries_from: torch.Tensor | None = None, **kwargs
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def forward(self, hidden_states: torch.Tensor, queries_from: torch.Tensor | None = None, **kwargs):
+        """As above. Raises ValueError under flash attention, whose kernels ignore the bias."""
         if "flash" in str(self.config._attn_implementation):
             raise ValueError(
                 "flash attention adds no biases to the scores, which relative_position_bias needs: choose "
                 'attn_implementation="sdpa"'
             )
-        query, key = self.queries_and_keys(hidden_states, queries_from)
-        value = self._heads(self.v_proj(hidden_states))
-        bias = self.score_bias(grid=kwargs.pop("grid"), shared_bias=kwargs.pop("shared_bias"))
-        return self.attend(query, key, value, None if bias is None else bias[:, :, : query.shape[2]], **kwargs)
+        return super().forward(hidden_states, queries_from, **kwargs)
 
 
 def attention_layer(config: HFViTConfig) -> HFViTAttention:
-    """The attention of a block."""
+    """The attention that the configuration asks for."""
     if config.rope is not None:
         return HFViTRotaryAttention(config)
     return HFViTAttention(config) if config.relative_position_bias is None else HFViTRelativeAttention(config)
@@ -416,23 +408,24 @@ class HFViTDropPath(nn.Module):
     def forward(
         self, branch: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor, every_sample: bool = False
     ) -> torch.Tensor:
-        """`branch(x)`, `(B, N, D)`; while training zero for random samples, and scaled so that its mean stays.
+        """`branch(x)`, `(B, N, D)`; while training zero for random samples, the others scaled to keep the mean.
 
         Args:
-            every_sample: run the branch on all samples, also on those for which the result is zero.
+            every_sample: run the branch also on the samples for which the result is zero.
         """
         if not self.training or self.rate == 0:
             return branch(x)
         keep, batch = 1 - self.rate, x.shape[0]
-        if every_sample or torch.compiler.is_compiling():  # compiled code needs shapes that do not depend on the draw
-            kept = x.new_empty(batch).bernoulli_(keep)
-            return branch(x) * (kept / keep)[:, None, None]
+        # compiled code needs shapes that do not depend on the draw
+        if every_sample or torch.compiler.is_compiling():
+            mask = x.new_empty(batch).bernoulli_(keep)
+            return branch(x) * (mask / keep)[:, None, None]  # 1 / keep: the mean over draws is branch(x)
         # Dropped samples are not computed at all: half of the work of a deep block at rate 0.5.
-        kept = torch.empty(batch).bernoulli_(keep)  # drawn on the CPU: counting it there does not wait for the GPU
-        if not kept.any():  # still run the branch on one sample, times zero: every weight gets a gradient under DDP
+        mask = torch.empty(batch).bernoulli_(keep)  # drawn on the CPU: counting it there does not wait for the GPU
+        if not mask.any():  # still run the branch on one sample, times zero: every weight gets a gradient under DDP
             return branch(x[:1]).mul(0).expand(batch, -1, -1)
-        samples = kept.nonzero()[:, 0].to(x.device, non_blocking=True)
-        y = branch(x.index_select(0, samples)) / keep  # (kept, N, D)
+        samples = mask.nonzero()[:, 0].to(x.device, non_blocking=True)
+        y = branch(x.index_select(0, samples)) / keep  # (samples, N, D)
         return y.new_zeros(batch, *y.shape[1:]).index_copy(0, samples, y)  # (B, N, D)
 
     def extra_repr(self) -> str:
@@ -455,8 +448,8 @@ class HFViTLayer(GradientCheckpointingLayer):
         self.drop_path = HFViTDropPath(drop_path_rate)
 
     def forward(self, hidden_states: torch.Tensor, tokens: int | None = None, **kwargs) -> torch.Tensor:
-        """`(B, N, D)` -> `(B, N, D)`, or only the first `tokens`, which attend to all N."""
-        # Recorded attention weights are those of the whole batch, also where drop path discards the branch.
+        """`(B, N, D)` -> `(B, N, D)`, or `(B, tokens, D)`: only the first tokens, which attend to all N."""
+        # attention weights are recorded for the whole batch, also for samples whose branch is dropped
         every_sample = bool(kwargs.get("output_attentions") or self.attention.config.output_attentions)
 
         def msa(z: torch.Tensor) -> torch.Tensor:
@@ -485,7 +478,7 @@ class HFViTMapHead(nn.Module):
         self.attention = HFViTAttention(config, config.map_num_heads)
         if not config.map_query_proj:
             self.attention.q_proj = nn.Identity()
-        if not config.dense_bias:  # AIMv2's blocks have no biases, its head has this one
+        if not config.dense_bias:  # AIMv2 has no biases in its blocks, but one here
             self.attention.o_proj = nn.Linear(config.hidden_size, config.hidden_size)
         self.layernorm = norm_layer(config) if config.map_mlp else nn.Identity()
         self.mlp = HFViTMLP(config, config.map_intermediate_size) if config.map_mlp else None
@@ -554,13 +547,17 @@ class HFViTModel(HFViTPreTrainedModel):
 
         Args:
             corrupt: changes the projected patches `(B, N, D)` before positions are added.
-            tokens: how many first tokens the last block computes, for a caller who reads no others; None: all.
+            tokens: number of leading tokens that the last block computes, if the caller reads no others; None: all.
             output_hidden_states, output_attentions, return_dict: as everywhere in transformers.
 
         Returns:
             `last_hidden_state` `(B, prefix + N, D)` after the final LayerNorm, and `pooler_output`, the image's
-            representation: `(B, D)`, or `(B, R)` with a representation layer. With `final_norm="pooled"` the norm is
-            in `pooler_output` alone.
+            representation: `(B, D)`, or `(B, R)` with a representation layer. `final_norm="pooled"` normalizes only
+            `pooler_output`.
+
+        Raises:
+            ValueError: not normalized images of `num_channels`, images smaller than a patch, or `tokens` with a
+                pooling that reads all of them.
         """
         if tokens is not None and self.config.pooling not in ("token", "first"):
             raise ValueError(f'pooling="{self.config.pooling}" reads all tokens: leave tokens={tokens} out')
@@ -573,7 +570,7 @@ class HFViTModel(HFViTPreTrainedModel):
         return self.represent(x)  # y, Eq. 4
 
     def represent(self, x: torch.Tensor) -> BaseModelOutputWithPooling:
-        """The outputs of `forward` from the last block's `(B, prefix + N, D)`: y = LN(z_L^0) (Eq. 4)."""
+        """Outputs of `forward` from those of the last block `(B, prefix + N, D)`: y = LN(z_L^0) (Eq. 4)."""
         if self.config.final_norm == "pooled":
             pooled = self.layernorm(self.pool(x))
         else:
@@ -584,7 +581,7 @@ class HFViTModel(HFViTPreTrainedModel):
         )
 
     def relative_positions(self, pixel_values: torch.Tensor) -> dict:
-        """What the attention of every block needs to know of the patches' places; the plain ViT's needs nothing."""
+        """Rotary angles or relative biases that every block's attention takes; `{}` for the plain ViT."""
         if self.config.rope is None and self.config.relative_position_bias is None:
             return {}
         grid = self.config.grid_for((pixel_values.shape[-2], pixel_values.shape[-1]))
@@ -624,7 +621,7 @@ class HFViTForImageClassification(HFViTPreTrainedModel):
             else nn.Identity()
         )
         self.post_init()
-        self._freeze_what_is_not_read()
+        self._freeze_unread_parameters()
 
     @can_return_tuple
     def forward(
@@ -637,19 +634,19 @@ class HFViTForImageClassification(HFViTPreTrainedModel):
                 `config.problem_type` set, what transformers' losses of that name expect.
 
         Returns:
-            `logits` `(B, K)`, `loss` where labels are given, and hidden states and attentions where asked for.
-            Logits of a regression are in the unit of its targets.
+            `logits` `(B, K)`, `loss` if labels are given, hidden states and attentions if requested. Logits of a
+            regression are in the unit of its targets.
         """
         if self._reads_first_token_only(kwargs):
             kwargs["tokens"] = 1
         outputs = self.vit(pixel_values, **kwargs)
         logits = self.classifier(self.head_input(outputs))
         if self.config.target_std is not None and self.config.target_mean is not None:
-            # float32: bfloat16 has three digits, and a mean may be large beside its standard deviation
+            # float32: bfloat16 has three digits, and a mean may be large compared with its standard deviation
             logits = logits.float()
             logits = logits * logits.new_tensor(self.config.target_std) + logits.new_tensor(self.config.target_mean)
         loss = None
-        # not transformers' loss where no problem_type is set: it takes soft labels for a multi-label problem
+        # without a problem_type transformers' loss would take soft labels for a multi-label problem
         if labels is not None and self.config.problem_type is not None:
             loss = self.loss_function(labels, logits, self.config)
         elif labels is not None:
@@ -658,15 +655,15 @@ class HFViTForImageClassification(HFViTPreTrainedModel):
             loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
         )
 
-    def _freeze_what_is_not_read(self) -> None:
-        """Parameters that no logit depends on never have a gradient, which DistributedDataParallel waits for."""
+    def _freeze_unread_parameters(self) -> None:
+        """Freeze parameters that no logit depends on: DistributedDataParallel would wait for their gradients."""
         if self.config.head_input != "pooled" and self.vit.map_head is not None:
             self.vit.map_head.requires_grad_(False)
         if self.config.head_input == "mean_unnormalised":
             self.vit.layernorm.requires_grad_(False)
 
     def head_input(self, outputs: BaseModelOutputWithPooling) -> torch.Tensor:
-        """What the classifier reads of an encoder's outputs, `(B, config.head_width)`."""
+        """The classifier's input, from the encoder's outputs, `(B, config.head_width)`."""
         kind, x = self.config.head_input, outputs.last_hidden_state  # (B, prefix + N, D)
         assert x is not None and outputs.pooler_output is not None
         if kind == "pooled":
@@ -677,36 +674,36 @@ class HFViTForImageClassification(HFViTPreTrainedModel):
         return torch.cat([x[:, 0], mean], dim=1) if kind == "token_and_mean" else mean
 
     def _reads_first_token_only(self, kwargs: dict) -> bool:
-        """Whether the last block may compute the one token that Eq. 4 reads, 6 % fewer operations for ViT-B.
+        """Whether the last block computes only the token that Eq. 4 reads: 6 % fewer operations for ViT-B.
 
-        It does while training, and in an encoder optimized for inference. Evaluation of the plain network computes
-        all tokens: its matrix products then have the shapes, and so the last bits, of transformers' ViT. A hook on
-        the last block sees what it computes; ask for hidden states or attentions to have all tokens.
+        It does in training, and in an encoder optimized for inference. Evaluation of the plain network computes all
+        tokens: its matmuls then have the same shapes as transformers' ViT, and so the same last bits. A hook on the
+        last block sees that one token; request hidden states or attentions to get all.
         """
-        saves = self.vit.training or self.vit.optimized
+        may_differ_in_last_bits = self.vit.training or self.vit.optimized
         records = any(
             kwargs.get(name) or getattr(self.config, name) for name in ("output_hidden_states", "output_attentions")
         )
-        reads_one = self.config.pooling in ("token", "first") and self.config.head_input == "pooled"
-        return saves and reads_one and not records
+        reads_one_token = self.config.pooling in ("token", "first") and self.config.head_input == "pooled"
+        return may_differ_in_last_bits and reads_one_token and not records
 
     def _change_head(self, requested: HFViTConfig, keep_representation: bool) -> None:
         drops = requested.representation_size is None and self.config.representation_size is not None
         if drops or requested.num_labels != self.config.num_labels:
             self.replace_head(requested.num_labels, requested.id2label, keep_representation and not drops)
         self.config.id2label, self.config.label2id = requested.id2label, requested.label2id
-        self._freeze_what_is_not_read()  # again: loaded parameters are new ones
+        self._freeze_unread_parameters()  # again: loaded parameters are new ones
 
     @torch.no_grad()
     def replace_head(
         self, num_labels: int, id2label: dict[int, str] | None = None, keep_representation: bool = False
     ) -> None:
-        """Put a zero-initialized linear layer in the head's place, of the same device and dtype (section 3.2).
+        """Replace the head by a zero-initialized linear layer of the same device and dtype (section 3.2).
 
         Args:
-            num_labels: classes; 0 leaves no classifier.
-            id2label: their names, one for each number from 0; LABEL_0, LABEL_1, ... where left out.
-            keep_representation: keep the dense + tanh layer of pre-training under it; the paper drops it.
+            num_labels: number of classes; 0 removes the classifier.
+            id2label: class names by number, from 0; default LABEL_0, LABEL_1, ...
+            keep_representation: keep the dense + tanh layer of pre-training below the head; the paper drops it.
 
         Raises:
             ValueError: names that do not match the number of classes.
@@ -727,7 +724,7 @@ class HFViTForImageClassification(HFViTPreTrainedModel):
             self.classifier = with_role(head, "classifier")
         self.config.id2label = {int(index): name for index, name in names.items()}
         self.config.label2id = {name: index for index, name in self.config.id2label.items()}
-        # they belong to the labels of the head that goes
+        # these belong to the labels of the old head
         self.config.label_thresholds = self.config.target_mean = self.config.target_std = None
 
     def freeze_backbone(self) -> None:
@@ -737,10 +734,10 @@ class HFViTForImageClassification(HFViTPreTrainedModel):
 
 
 class HFViTBackbone(BackboneMixin, HFViTPreTrainedModel):
-    """Feature maps of chosen blocks, as `AutoBackbone` gives them to detection and segmentation models.
+    """Feature maps of chosen blocks, for `AutoBackbone` in detection and segmentation models.
 
-    `config.out_features` or `out_indices` choose among "stem" (the embeddings) and "stage1" ... "stageL"; each map is
-    the block's patch tokens after the final LayerNorm, where the config has one for tokens.
+    `config.out_features` or `out_indices` select from "stem" (the embeddings) and "stage1" ... "stageL"; each map is
+    the block's patch tokens, after the final LayerNorm if the config has one for tokens.
     """
 
     _keys_to_ignore_on_load_unexpected = [r"pooler\.dense\.", r"classifier\.", r"map_head\."]
@@ -749,7 +746,7 @@ class HFViTBackbone(BackboneMixin, HFViTPreTrainedModel):
         super().__init__(config)
         self.num_features = [config.hidden_size] * (config.num_hidden_layers + 1)
         self.vit = HFViTModel(config)
-        self.vit.pooler = self.vit.map_head = None  # maps of tokens are read, no pooled vector
+        self.vit.pooler = self.vit.map_head = None  # feature maps are read, not a pooled vector
         self.post_init()
 
     @can_return_tuple
@@ -773,8 +770,8 @@ class HFViTBackbone(BackboneMixin, HFViTPreTrainedModel):
 class HFViTForMaskedPatchPrediction(HFViTPreTrainedModel):
     """The paper's self-supervision (section 4.6, appendix B.1.2): mean colors of corrupted patches, 3 bits a channel.
 
-    Half of the patches are corrupted: of these 80 % become a learned [mask] embedding, 10 % the embedding of another
-    patch of the batch, 10 % stay. Each answers with one of 8^C colors.
+    Half of the patches are corrupted: of these, 80 % become a learned [mask] embedding, 10 % the embedding of another
+    patch of the batch, and 10 % stay. Each is classified into one of 8^C colors.
     """
 
     corrupted, masked, swapped = 0.5, 0.8, 0.1
@@ -791,22 +788,26 @@ class HFViTForMaskedPatchPrediction(HFViTPreTrainedModel):
         self.post_init()
 
     def patch_colors(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """Classes of the patches' mean colors, `(B, C, H, W)` in [-1, 1] -> `(B, N)`; channel 0 counts most."""
+        """Classes of the patches' mean colors, `(B, C, H, W)` in [-1, 1] -> `(B, N)`.
+
+        The class is a number of C digits to base 8, channel 0 first: 3 bits a channel as in the paper.
+        """
         rows, columns = self.config.grid_for(tuple(pixel_values.shape[-2:]))
         down, across = self.config.total_stride
-        pixels = pixel_values[..., : rows * down, : columns * across].float()  # what the patches see
+        pixels = pixel_values[..., : rows * down, : columns * across].float()  # without the cut remainder
         mean = F.adaptive_avg_pool2d(pixels, (rows, columns))  # (B, C, rows, columns)
-        level = ((mean + 1) / 2 * self.levels).long().clamp(0, self.levels - 1)
+        level = ((mean + 1) / 2 * self.levels).long().clamp(0, self.levels - 1)  # 1.0 would be level 8
         weights = self.levels ** torch.arange(pixels.shape[1] - 1, -1, -1, device=pixels.device)
         return (level * weights[:, None, None]).sum(1).flatten(1)  # (B, N)
 
     def draw_corruption(self, batch: int, patches: int, device: torch.device) -> torch.Tensor:
-        """`(B, N)` of 0 (left alone), 1 (masked), 2 (swapped), 3 (kept, but asked for), from torch's generator."""
+        """`(B, N)` of 0 (not predicted), 1 (masked), 2 (swapped), 3 (unchanged, but predicted); torch's generator."""
         count = round(patches * self.corrupted)
-        chosen = torch.rand(batch, patches, device=device).argsort(dim=1).argsort(dim=1) < count  # exactly half
-        kind = torch.rand(batch, patches, device=device)
-        kinds = 1 + (kind >= self.masked).long() + (kind >= self.masked + self.swapped).long()
-        return kinds * chosen
+        # ranks below `count`: exactly half of each image, where a threshold on the numbers would vary
+        is_corrupted = torch.rand(batch, patches, device=device).argsort(dim=1).argsort(dim=1) < count
+        draw = torch.rand(batch, patches, device=device)
+        kind = 1 + (draw >= self.masked).long() + (draw >= self.masked + self.swapped).long()
+        return kind * is_corrupted
 
     @can_return_tuple
     def forward(
@@ -820,8 +821,8 @@ class HFViTForMaskedPatchPrediction(HFViTPreTrainedModel):
 
         Args:
             pixel_values: `(B, C, H, W)`, normalized to [-1, 1] (mean and standard deviation 0.5).
-            corruption: `(B, N)` as from `draw_corruption`, which draws it where it is left out.
-            labels: `(B, N)` color classes; computed from the pixels where left out.
+            corruption: `(B, N)` as from `draw_corruption`; drawn if left out.
+            labels: `(B, N)` color classes; computed from the pixels if left out.
 
         Returns:
             `loss` over the corrupted patches and `logits` `(B, N, 8^C)`.
@@ -834,7 +835,7 @@ class HFViTForMaskedPatchPrediction(HFViTPreTrainedModel):
             labels = self.patch_colors(pixel_values)
 
         def corrupt(x: torch.Tensor) -> torch.Tensor:
-            # another patch of the batch, not of the image: the paper's "random other patch embedding"
+            # of the batch, not of the image: the paper's "random other patch embedding"
             flat = x.flatten(0, 1)  # (B * N, D)
             others = flat[torch.randint(max(len(flat), 1), (len(flat),), device=x.device)].view_as(x)
             x = torch.where((corruption == 1)[..., None], self.mask_token.to(x.dtype), x)
@@ -842,8 +843,8 @@ class HFViTForMaskedPatchPrediction(HFViTPreTrainedModel):
 
         outputs = self.vit(pixel_values, corrupt=corrupt, **kwargs)
         logits = self.colours(outputs.last_hidden_state[:, self.config.num_prefix_tokens :])  # (B, N, 8^C)
-        asked = labels.masked_fill(corruption == 0, -100)
-        loss = F.cross_entropy(logits.flatten(0, 1).float(), asked.flatten(), ignore_index=-100)
+        targets = labels.masked_fill(corruption == 0, -100)  # the loss is over corrupted patches only
+        loss = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=-100)
         return MaskedLMOutput(
             loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
         )

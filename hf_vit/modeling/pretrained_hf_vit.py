@@ -1,7 +1,7 @@
-"""What every class of the model shares: initialization, loading at any resolution, saving with code, attention maps.
+"""The base class of all models: initialization, loading at any resolution, saving with code, attention maps.
 
 This file travels to the Hub beside the weights: it imports only torch, safetensors, transformers and its sibling
-files. Layers name their part in the network (`role`) where their initialization depends on it.
+files. Layers whose initialization depends on their part in the network name it (`role`).
 
 Sources: the Flax modules of google-research/vision_transformer `vit_jax/models_vit.py`, `models_resnet.py` at c6de1e5
 and google-research/big_vision `models/vit.py` at 0127fb6.
@@ -30,7 +30,7 @@ from .configuration_hf_vit import HFViTConfig, as_pair
 from .position_embedding import resize_patch_kernel, resize_relative_table
 
 
-FLOAT_KINDS = ("F64", "F32", "F16", "BF16")  # as safetensors calls them
+FLOAT_KINDS = ("F64", "F32", "F16", "BF16")  # dtypes in safetensors' names
 TRAVELLING_FILES = (
     "configuration_hf_vit.py",
     "position_embedding.py",
@@ -44,10 +44,10 @@ Size: TypeAlias = int | list[int] | tuple[int, int]  # pixels: one number, or (h
 
 @cache
 def register_key_layouts() -> None:
-    """Have every `from_pretrained` below read what transformers has written: ViT before v5, the removed vit-hybrid.
+    """Register transformers' own layouts for `from_pretrained`: ViT before v5 and the removed vit-hybrid.
 
-    Called by the first model that is made: transformers then builds the layouts of all its own models, which would be
-    most of the time that importing our classes adds to that of any other model.
+    Called when the first model is made, not at import: transformers builds the layouts of all its own models on the
+    first registration, which is most of the time that importing our classes would take.
     """
     layouts: list[WeightConverter | WeightRenaming] = [
         WeightRenaming(r"encoder\.layer\.", r"(?<!\d\.)layers."),
@@ -70,7 +70,7 @@ def register_key_layouts() -> None:
 
 
 class HFViTPreTrainedModel(PreTrainedModel):
-    """Initialization, loading at any resolution, saving with code, and attention maps, for every class below."""
+    """Base class: initialization, loading at any resolution, saving with code, and attention maps."""
 
     config: HFViTConfig
     config_class = HFViTConfig
@@ -78,14 +78,14 @@ class HFViTPreTrainedModel(PreTrainedModel):
     main_input_name = "pixel_values"
     input_modalities = ["image"]
     supports_gradient_checkpointing = True
-    accepts_loss_kwargs = False
+    accepts_loss_kwargs = False  # transformers' Trainer then divides the loss by the accumulation steps
     _no_split_modules = ["HFViTEmbeddings", "HFViTLayer"]
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_flex_attn = True
     _supports_attention_backend = True
     _can_compile_fullgraph = True
-    _input_embed_layer = "patch_embeddings"
+    _input_embed_layer = "patch_embeddings"  # for `get_input_embeddings`
 
     def __init__(self, config: HFViTConfig, *inputs, **kwargs):
         register_key_layouts()
@@ -98,7 +98,7 @@ class HFViTPreTrainedModel(PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        """Every tensor and its distribution under `initializer="jax"` (Flax modules of vit_jax and big_vision).
+        """Initialize a layer. Distributions under `initializer="jax"` (Flax modules of vit_jax and big_vision):
 
         LayerNorm, GroupNorm        ones, zeros; the last norm of a residual unit (`gn3`) has scale zero
         patch projection            LeCun normal (truncated, variance 1 / fan_in), bias zeros
@@ -113,11 +113,12 @@ class HFViTPreTrainedModel(PreTrainedModel):
         representation layer        LeCun normal, bias zeros
         classifier                  zeros, bias `head_bias_init`
 
-        `"truncated_normal"`: every weight and token from a normal of std 0.02 cut at two stds, biases zero
+        `"truncated_normal"`: every weight and token from a normal of std 0.02 truncated at two stds, biases zero
         except the classifier's. `"normal_tokens"`: as `"jax"`, class token and positions from N(0, 1).
         """
         scheme, role = self.config.initializer, getattr(module, "role", None)
         if isinstance(module, (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)):
+            # zero: a residual unit is the identity at first (arXiv:1706.02677, section 5.1)
             (init.zeros_ if role == "end_of_branch" else init.ones_)(module.weight)
             if not isinstance(module, nn.RMSNorm):
                 init.zeros_(module.bias)
@@ -130,6 +131,7 @@ class HFViTPreTrainedModel(PreTrainedModel):
                 _lecun_normal(module.weight)
             else:
                 init.xavier_uniform_(module.weight)
+            # transformers' `init` functions leave alone what a checkpoint has just filled
             if module.bias is not None and role == "mlp" and scheme != "truncated_normal":
                 init.normal_(module.bias, std=1e-6)
             elif module.bias is not None:
@@ -137,6 +139,7 @@ class HFViTPreTrainedModel(PreTrainedModel):
         elif role == "layer_scale":
             init.constant_(module.get_parameter("lambda1"), float(self.config.layer_scale_init or 0.0))
         elif role == "probe" and scheme != "truncated_normal":
+            # Xavier by Flax's fans of a (1, 1, D) tensor: 1 in, D out
             limit = math.sqrt(6 / (1 + self.config.hidden_size))
             init.uniform_(module.get_parameter("probe"), -limit, limit)
         elif role == "relative_positions":
@@ -160,35 +163,37 @@ class HFViTPreTrainedModel(PreTrainedModel):
     def from_pretrained(
         cls, pretrained_model_name_or_path, *model_args, config=None, keep_representation=False, **kwargs
     ):
-        """As transformers' own; a config that differs from the folder's is met after an exact load.
+        """As transformers' own; differences between config and checkpoint are applied after an exact load.
 
         Args:
             pretrained_model_name_or_path: folder or Hub id, ours or in the layouts of transformers' `vit` and
-                removed `vit-hybrid`; where hf_vit is installed, of every family that `hf_vit.load_checkpoint` reads.
-            config: a configuration; or give its fields by name: `image_size` refits the position table, `patch_size`
-                and `num_channels` the patch kernel, `num_labels` or an `id2label` of another length put a zero head in
-                place.
-            keep_representation: keep the dense + tanh layer under a new head.
+                removed `vit-hybrid`; with hf_vit installed, of every family that `hf_vit.load_checkpoint` reads.
+            config: a configuration; or give its fields by name: `image_size` resizes the position table, `patch_size`
+                and `num_channels` the patch kernel, `num_labels` or an `id2label` of another length make a new zero
+                head.
+            keep_representation: keep the dense + tanh layer below a new head.
 
         Raises:
-            OSError: nothing at that path or id. ValueError: another architecture, or fields that make no network.
+            OSError: nothing at that path or id. ValueError: another architecture, invalid fields, or weights that
+                are damaged, not finite or not of this configuration.
         """
         path = pretrained_model_name_or_path
-        if path is None:
+        if path is None:  # transformers loads `state_dict` into a new model then
             return super().from_pretrained(None, *model_args, config=config, **kwargs)
         hub = {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
-        described, _ = cls.config_class.get_config_dict(path, **hub)
-        if not cls.config_class.reads(described) and config is None:
+        config_dict, _ = cls.config_class.get_config_dict(path, **hub)
+        if not cls.config_class.reads(config_dict) and config is None:
             return cls._from_other_family(path, hub, kwargs | {"keep_representation": keep_representation})
         source = cls.config_class.from_pretrained(path, **hub)
         if config is None and kwargs == hub:
-            config = source
+            config = source  # nothing is changed: the file is read once
         elif config is None or isinstance(config, (str, Path)):
             config, kwargs = cls.config_class.from_pretrained(config or path, return_unused_kwargs=True, **kwargs)
             kwargs |= hub
         else:
-            config = copy.deepcopy(config)  # the caller's stays as it is
-        load = copy.copy(config)  # transformers copies it whole
+            config = copy.deepcopy(config)  # the caller's object is not changed
+        # Load the checkpoint with its own sizes and labels first, so that a mismatch is an error; then resize.
+        load = copy.copy(config)  # shallow: transformers makes a deep copy
         for name in ("image_size", "patch_size", "num_channels", "representation_size", "id2label", "label2id"):
             setattr(load, name, getattr(source, name))
         shapes, dtypes = _stored_tensors(path, hub)
@@ -199,6 +204,7 @@ class HFViTPreTrainedModel(PreTrainedModel):
         _check_sizes_of_file(load, shapes, path)  # before a network of another size is built
         _check_tensor_parallel(load, kwargs.get("tp_plan"))
         wants_info, strict = kwargs.pop("output_loading_info", False), not kwargs.pop("ignore_mismatched_sizes", False)
+        # mismatched sizes are reported by `_check_loaded`, in one line with the way out
         loaded: Any = super().from_pretrained(
             path, *model_args, config=load, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
         )
@@ -210,7 +216,7 @@ class HFViTPreTrainedModel(PreTrainedModel):
 
     @classmethod
     def _from_other_family(cls, path, hub: dict, requested: dict):
-        """A folder of DINOv2, CLIP, timm, ...: read by `hf_vit.checkpoints`, which does not travel with this file."""
+        """Load a folder of DINOv2, CLIP, timm, ... by `hf_vit.checkpoints`, which does not travel with this file."""
         try:
             from hf_vit.checkpoints import load_checkpoint
         except ImportError as error:
@@ -222,6 +228,7 @@ class HFViTPreTrainedModel(PreTrainedModel):
         }
         if dtype is not None:
             fields["dtype"] = dtype
+        # `HFViTModel.from_pretrained` of a classifier gives its encoder
         model: Any = load_checkpoint(path, revision=hub.get("revision"), **fields)
         if cls.base_model_prefix and not isinstance(model, cls):
             model = model.base_model
@@ -236,33 +243,33 @@ class HFViTPreTrainedModel(PreTrainedModel):
 
     @classmethod
     def _check_loaded(cls, path, info: dict, strict: bool, load: HFViTConfig, source: HFViTConfig) -> None:
-        """Raise ValueError where weights and configuration are not of one network."""
-        lost = sorted(key for key in info["missing_keys"] if not key.startswith(cls._may_be_missing))
-        if lost:
+        """Check that weights and configuration belong together; raise ValueError."""
+        missing = sorted(key for key in info["missing_keys"] if not key.startswith(cls._may_be_missing))
+        if missing:
             raise ValueError(
-                f"{path} lacks {len(lost)} encoder tensors ({', '.join(lost[:3])}, ...): a checkpoint in another "
-                "layout; hf_vit.load_checkpoint reads those of Google, timm, torchvision and DeiT"
+                f"{path} lacks {len(missing)} encoder tensors ({', '.join(missing[:3])}, ...): a checkpoint in "
+                "another layout; hf_vit.load_checkpoint reads those of Google, timm, torchvision and DeiT"
             )
-        other = sorted(str(key[0]) for key in info["mismatched_keys"])
-        if other and strict:
+        mismatched = sorted(str(key[0]) for key in info["mismatched_keys"])
+        if mismatched and strict:
             raise ValueError(
-                f"{path}: config.json does not fit the weights, {len(other)} tensors have other shapes "
-                f"({', '.join(other[:3])}): correct config.json"
+                f"{path}: config.json does not fit the weights, {len(mismatched)} tensors have other shapes "
+                f"({', '.join(mismatched[:3])}): correct config.json"
             )
         changed = {name for name in _STRUCTURE if getattr(load, name) != getattr(source, name)}
         unused = sorted(key for key in info["unexpected_keys"] if re.search(cls._has_to_be_used, key))
-        if unused and not changed:  # who asks for fewer blocks knows that some are left out
+        if unused and not changed:  # with num_hidden_layers=6, for example, unused blocks are intended
             raise ValueError(
                 f"{path}: config.json describes a network without {len(unused)} tensors of the file "
                 f"({', '.join(unused[:3])}): correct config.json"
             )
 
-    _reads_upstream_pooler = False
+    _reads_upstream_pooler = False  # whether transformers' `pooler.dense` becomes the representation layer
     _may_be_missing = ("classifier.", "colours.", "mask_token")  # a head that is trained next
     _has_to_be_used = r"^(vit\.)?(embeddings\.(?!mask_token)|layers\.|encoder\.|layernorm\.|map_head\.)"
 
     def _change_to(self, requested: HFViTConfig, keep_representation: bool) -> None:
-        """Bring a loaded model to the resolution, patch, channels and labels of another configuration."""
+        """Change a loaded model to the resolution, patch, channels and labels of another configuration."""
         config = self.config
         if requested.patch_size_hw != config.patch_size_hw or requested.num_channels != config.num_channels:
             self.resize_patch_embeddings(requested.patch_size, requested.num_channels, image_size=requested.image_size)
@@ -276,7 +283,7 @@ class HFViTPreTrainedModel(PreTrainedModel):
         self._change_head(requested, keep_representation)
 
     def _change_head(self, requested: HFViTConfig, keep_representation: bool) -> None:
-        """What a model without classifier does with another number of labels: it keeps the names."""
+        """Take over the requested labels; a model without classifier keeps only their names."""
         if requested.representation_size is None:
             self.encoder.pooler, self.config.representation_size = None, None
         self.config.id2label, self.config.label2id = requested.id2label, requested.label2id
@@ -284,7 +291,7 @@ class HFViTPreTrainedModel(PreTrainedModel):
     def save_pretrained(  # type: ignore[override]
         self, save_directory, *, save_original_format=False, push_to_hub=False, **kwargs
     ):
-        """As transformers' own, and lays the travelling code beside the weights.
+        """As transformers' own; also copies the model's code next to the weights.
 
         The folder loads on any machine with `trust_remote_code=True`. Keys are those of transformers v5;
         `save_original_format=True` writes those that the model came with.
@@ -293,9 +300,9 @@ class HFViTPreTrainedModel(PreTrainedModel):
         super().save_pretrained(save_directory, save_original_format=save_original_format, **kwargs)
         if kwargs.get("is_main_process", True):
             for name in TRAVELLING_FILES:
-                here, there = Path(__file__).parent / name, Path(save_directory) / name
-                if here.resolve() != there.resolve():
-                    shutil.copyfile(here, there)
+                source, target = Path(__file__).parent / name, Path(save_directory) / name
+                if source.resolve() != target.resolve():  # a folder that was loaded with its code is saved in place
+                    shutil.copyfile(source, target)
         if push_to_hub:
             hub.setdefault("repo_id", Path(save_directory).name)
             self.push_to_hub(**hub, token=kwargs.get("token"))
@@ -304,9 +311,9 @@ class HFViTPreTrainedModel(PreTrainedModel):
 
     @torch.no_grad()
     def resize_position_embeddings(self, image_size: Size) -> None:
-        """Refit the position table to the grid of another image size (section 3.2).
+        """Resize the position table to the grid of another image size (section 3.2).
 
-        `image_size` is in pixels, one number or (height, width). Class and register tokens are left as they are.
+        `image_size` is in pixels, one number or (height, width). Class and register tokens stay as they are.
         Raises ValueError for an image smaller than one patch.
         """
         embeddings = self.encoder.embeddings
@@ -317,7 +324,7 @@ class HFViTPreTrainedModel(PreTrainedModel):
         table = embeddings.position_embeddings
         patches = embeddings.patch_positions(grid)
         if table is not None and patches is not None and grid != embeddings.grid_size:
-            prefix = table[:, : self.config.num_class_rows]
+            prefix = table[:, : self.config.num_class_rows]  # class tokens are not on the grid
             rows = torch.cat([prefix, patches], dim=1)  # (1, [1 +] rows * columns, D)
             embeddings.position_embeddings = nn.Parameter(rows.clone(), requires_grad=table.requires_grad)
         if self.config.relative_position_bias is not None and grid != embeddings.grid_size:
@@ -341,20 +348,20 @@ class HFViTPreTrainedModel(PreTrainedModel):
         num_channels: int | None = None,
         image_size: Size | None = None,
     ) -> None:
-        """Refit the patch kernel to another patch size (FlexiViT's pseudo-inverse) or number of channels.
+        """Resize the patch kernel to another patch size (FlexiViT's pseudo-inverse) or number of channels.
 
-        The position table follows to the grid of `image_size` (default: the present one) under the new patch.
-        Channels are repeated in turn and scaled so that a gray image given in every channel answers the same.
+        The position table is resized to the grid of `image_size` (default: the present one) with the new patch.
+        Kernels of channels are repeated in turn and scaled so that a gray image in all channels gives the same tokens.
         """
         config, embeddings = self.config, self.encoder.embeddings
         patches = embeddings.patch_embeddings
         first = patches.projection if patches.backbone is None else patches.backbone.conv_root
         if num_channels is not None and num_channels != config.num_channels:
             old = first.weight
-            order = torch.arange(num_channels) % config.num_channels
+            order = torch.arange(num_channels) % config.num_channels  # RGB to 5 channels: R G B R G
             counts = torch.bincount(order, minlength=config.num_channels)[order].to(old)
             weight = old[:, order] / counts[:, None, None]  # (D, C', P, P)
-            if num_channels < config.num_channels:
+            if num_channels < config.num_channels:  # the mean over channels, so that no color is favored
                 weight = old.sum(dim=1, keepdim=True).expand(-1, num_channels, -1, -1) / num_channels
             first.weight = nn.Parameter(weight.clone(), requires_grad=old.requires_grad)
             first.in_channels = config.num_channels = num_channels
@@ -370,28 +377,28 @@ class HFViTPreTrainedModel(PreTrainedModel):
     # -- speed
 
     def optimize_for_inference(self, dtype: torch.dtype | None = None, int8_calibration: torch.Tensor | None = None):
-        """Replace layers by faster ones, in place; evaluation mode from here on. Returns the model.
+        """Replace layers by faster ones, in place, and switch to evaluation mode. Returns the model.
 
         Under `torch.inference_mode()` or `no_grad()` patches, blocks and a hybrid's ResNet are computed by the
-        implementations that are the fastest on this machine. They are measured once, for each batch size, and kept
-        in a table on disk: the first pass takes longer, and every process computes the same bits. C++ kernels are
-        compiled in some seconds where a compiler is found. Training, `output_attentions`, hooks, `torch.compile` and
-        LoRA go to the plain layers; saving writes their weights. Packed copies of weights need about as much memory
-        again (in bfloat16 up to 1.7 times as much) and are made anew when weights change.
+        implementations that are the fastest on this machine. They are measured once for each batch size and kept in
+        a table on disk: the first pass takes longer, and every process computes the same bits. If there is a compiler,
+        C++ kernels are compiled, which takes some seconds. Training, `output_attentions`, hooks, `torch.compile` and
+        LoRA use the plain layers; saving writes their weights. Packed copies of weights need about as much memory
+        again (in bfloat16 up to 1.7 times as much) and are made again when weights change.
 
         Args:
-            dtype: a floating dtype that weights are converted to, such as `torch.bfloat16`. Float32 logits stay within
-                2e-5 (hybrids 5e-5) of the plain model's, bfloat16 ones as near to float32 as plain bfloat16, up to
-                1.1 times its distance in ViT-B, whose wide layers are added in parts. Where the processor only
-                emulates bfloat16, a warning says how much slower that is.
-            int8_calibration: `(B, C, H, W)`, some dozens of normalized images like those to come: the blocks' linear
-                layers become int8 (weights and activations) with steps measured on them. CPU only; logits move by
-                some percent of the largest: check the accuracy on images with labels.
+            dtype: a floating dtype to convert weights to, such as `torch.bfloat16`. Float32 logits stay within 2e-5
+                (hybrids 5e-5) of the plain model's. Bfloat16 logits are as close to float32 as plain bfloat16, in
+                ViT-B, whose wide layers are summed in parts, up to 1.1 times as far. If the processor only emulates
+                bfloat16, a warning says how much slower that is.
+            int8_calibration: `(B, C, H, W)`, a few dozen normalized images like those to come: the blocks' linear
+                layers become int8 (weights and activations) with quantization steps measured on these images. CPU
+                only; logits move by some percent of the largest: check the accuracy on labeled images.
 
         Raises:
             ImportError: the package is not installed; the files that travel to the Hub are the plain model.
-            ValueError: a dtype that is not floating; int8 for layers, a device or a processor that have none, or where
-                it would not be faster.
+            ValueError: a dtype that is not floating; int8 for layers, devices or processors that do not support it,
+                or that it does not make faster.
         """
         try:
             from hf_vit.inference.optimize import optimize_encoder
@@ -411,14 +418,14 @@ class HFViTPreTrainedModel(PreTrainedModel):
 
     @torch.no_grad()
     def attention_maps(self, pixel_values: torch.Tensor, layers: Sequence[int] = (-1,)) -> dict[int, torch.Tensor]:
-        """Attention weights of chosen blocks, whatever the attention backend, without keeping those of the others.
+        """Attention weights of chosen blocks, with any attention backend, without storing those of the others.
 
         Args:
             pixel_values: `(B, C, H, W)`.
             layers: indices of blocks; negative ones count from the last.
 
         Returns:
-            for each index as given, `(B, heads, queries, keys)`; rows sum to one.
+            for each index of `layers`, `(B, heads, queries, keys)`; rows sum to one.
 
         Raises:
             ValueError: an index out of range.
@@ -429,13 +436,13 @@ class HFViTPreTrainedModel(PreTrainedModel):
             if not -len(blocks) <= index < len(blocks):
                 raise ValueError(f"layer {index} does not exist: the model has {len(blocks)}, 0 to {len(blocks) - 1}")
 
-        def keep(index: int) -> Callable:
+        def record(index: int) -> Callable:
             def hook(attention, args: tuple, kwargs: dict, output: tuple) -> None:
                 maps[index] = attention.weights(args[0], **kwargs)
 
             return hook
 
-        hooks = [blocks[index].attention.register_forward_hook(keep(index), with_kwargs=True) for index in layers]
+        hooks = [blocks[index].attention.register_forward_hook(record(index), with_kwargs=True) for index in layers]
         try:
             with torch.compiler.set_stance("force_eager"):  # a compiled encoder does not see new hooks
                 self.encoder(pixel_values)
@@ -446,12 +453,12 @@ class HFViTPreTrainedModel(PreTrainedModel):
 
 
 def _lecun_normal(weight: torch.Tensor) -> None:
-    """Flax's default: a normal cut at two stds whose variance after the cut is 1 / fan_in."""
-    std = math.sqrt(1 / weight[0].numel()) / 0.87962566103423978
+    """Flax's default: a normal truncated at two stds, whose variance after truncation is 1 / fan_in."""
+    std = math.sqrt(1 / weight[0].numel()) / 0.87962566103423978  # std of a unit normal truncated at two stds
     init.trunc_normal_(weight, std=std, a=-2 * std, b=2 * std)
 
 
-# -- is it a file of this configuration?
+# -- checks that a file belongs to its configuration
 
 # Fields that decide which tensors there are.
 _STRUCTURE = tuple(
@@ -478,7 +485,7 @@ _STRUCTURE = tuple(
 
 
 def _stored_tensors(path, hub: dict) -> tuple[dict[str, list[int]], dict[str, str]]:
-    """Shape and dtype of every tensor in a safetensors checkpoint, one file or shards; empty for other kinds."""
+    """Shape and dtype of every tensor in a safetensors checkpoint, one file or shards; empty for other formats."""
     shapes: dict[str, list[int]] = {}
     dtypes: dict[str, str] = {}
     files = [cached_file(path, "model.safetensors", _raise_exceptions_for_missing_entries=False, **hub)]
@@ -491,42 +498,44 @@ def _stored_tensors(path, hub: dict) -> tuple[dict[str, list[int]], dict[str, st
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             raise ValueError(f"{index}: not the index of a sharded checkpoint; download it again") from None
         files = [cached_file(path, name, **hub) for name in shards]
-    for stored in files:
+    # headers only: get_slice reads no values
+    for file in files:
         try:
-            with safe_open(stored, framework="pt") as tensors:
+            with safe_open(file, framework="pt") as tensors:
                 slices = {key: tensors.get_slice(key) for key in tensors.keys()}  # noqa: SIM118
                 shapes |= {key: part.get_shape() for key, part in slices.items()}
                 dtypes |= {key: part.get_dtype() for key, part in slices.items()}
         except SafetensorError as error:
-            raise ValueError(f"{stored}: damaged or not a safetensors file ({error}); download it again") from None
+            raise ValueError(f"{file}: damaged or not a safetensors file ({error}); download it again") from None
     return shapes, dtypes
 
 
 def _check_floats(dtypes: dict[str, str], path) -> None:
-    """Raise ValueError for weights of whole numbers, which transformers would take for the values themselves."""
-    counters = ("_ids", "_index", "_tracked")
-    other = [name for name, kind in dtypes.items() if kind not in FLOAT_KINDS and not name.endswith(counters)]
-    if other:
+    """Refuse integer weights with ValueError: transformers would load the quantized numbers as the values."""
+    buffers = ("_ids", "_index", "_tracked")  # position_ids, relative_position_index, num_batches_tracked
+    integers = [name for name, kind in dtypes.items() if kind not in FLOAT_KINDS and not name.endswith(buffers)]
+    if integers:
+        name = integers[0]
         raise ValueError(
-            f"{path}: '{other[0]}' holds {dtypes[other[0]]} numbers ({len(other)} tensors do): quantized without the "
+            f"{path}: '{name}' holds {dtypes[name]} numbers ({len(integers)} tensors do): quantized without the "
             "settings that tell what they mean; load the weights that they were made from"
         )
 
 
 def _stored_pooler_width(shapes: dict[str, list[int]]) -> int | None:
-    """Width of `pooler.dense` in a checkpoint of transformers, whose config does not tell, or None."""
+    """Width of `pooler.dense` in a checkpoint of transformers, whose config does not have it, or None."""
     return next((shape[0] for name, shape in shapes.items() if name.endswith("pooler.dense.weight")), None)
 
 
 def _check_sizes_of_file(config: HFViTConfig, shapes: dict[str, list[int]], path) -> None:
-    """Raise ValueError where the configuration's large sizes are not the file's, whatever layout its names have.
+    """Compare the configuration's sizes with the file's, in any layout of names; raise ValueError.
 
-    A wrong number in config.json would otherwise build as many modules, or take as much memory, as it says.
+    Checked before the network is built: a wrong number in config.json could make it take all memory.
     """
 
-    def stored(*ends: str) -> list[int] | None:
-        left_out = ("decoder", "map_head")
-        names = (name for name in shapes if name.endswith(ends) and not any(part in name for part in left_out))
+    def stored(*suffixes: str) -> list[int] | None:
+        other_parts = ("decoder", "map_head")  # have tensors of the same names, of other sizes
+        names = (name for name in shapes if name.endswith(suffixes) and not any(part in name for part in other_parts))
         return next((shapes[name] for name in names), None)
 
     numbers = [re.match(r"(?:\w+\.)*?layers?\.(\d+)\.", name) for name in shapes]
@@ -547,16 +556,17 @@ def _check_sizes_of_file(config: HFViTConfig, shapes: dict[str, list[int]], path
         ("the channels that the patch projection reads", config.stem_channels, patch and patch[1]),
         ("rows of the position table", config.num_position_rows, table and table[-2]),
     ]
-    for name, said, found in pairs:
-        fewer = name == "num_hidden_layers" and found is not None and config.num_hidden_layers < found
-        if found is not None and said is not None and said != found and not fewer:
+    for name, configured, actual in pairs:
+        fewer = name == "num_hidden_layers" and actual is not None and config.num_hidden_layers < actual
+        if actual is not None and configured is not None and configured != actual and not fewer:
             raise ValueError(
-                f"{path}: config.json says {name}={said}, the weights have {found}: correct config.json; "
+                f"{path}: config.json says {name}={configured}, the weights have {actual}: correct config.json; "
                 "hf_vit.load_checkpoint reads checkpoints in other layouts"
             )
 
 
 def _check_tensor_parallel(config: HFViTConfig, plan: Any) -> None:
+    """Raise ValueError for fields that tensor parallelism does not support."""
     whole = [name for name in ("attention_norm", "mlp_norm", "relative_position_bias") if getattr(config, name)]
     if plan is not None and whole:
         raise ValueError(
@@ -566,11 +576,12 @@ def _check_tensor_parallel(config: HFViTConfig, plan: Any) -> None:
 
 
 def _check_finite(model: nn.Module, path) -> None:
-    """Raise ValueError for weights that are NaN or infinite: every answer of such a model is."""
+    """Raise ValueError for weights that are NaN or infinite: every output of such a model would be."""
     weights = {name: p.detach() for name, p in model.named_parameters() if type(p) is nn.Parameter and not p.is_meta}
     weights = {name: weight for name, weight in weights.items() if weight.is_floating_point() and weight.numel()}
     if not weights:
         return
+    # one sum a tensor finds the suspects at the speed of memory; `isfinite` would make a mask of each
     sums = torch.stack([weight.sum(dtype=torch.float32).cpu() for weight in weights.values()])
     suspicious = [name for name, total in zip(weights, sums.tolist()) if not math.isfinite(total)]
     broken = [name for name in suspicious if not weights[name].isfinite().all()]  # a sum may overflow by itself

@@ -1,4 +1,4 @@
-"""The hybrid's ResNet (paper section 3.1): an image in, a feature map out that takes the place of the image.
+"""The hybrid's ResNet (paper section 3.1), whose feature map takes the place of the image.
 
 Post-activation bottlenecks (ResNet v1.5) with GroupNorm and weight-standardized convolutions, padded as XLA's SAME.
 This file travels to the Hub beside the weights: it imports only torch.
@@ -14,13 +14,13 @@ import torch.nn.functional as F
 from torch import nn
 
 
-GROUPS = 32
+GROUPS = 32  # of every GroupNorm, whatever its width
 
 
 def same_amounts(x: torch.Tensor, kernel: int, stride: int) -> tuple[int, int, int, int]:
-    """XLA's SAME padding of `(B, C, H, W)`: left, right, top, bottom; the odd pixel goes to the bottom and the right.
+    """XLA's SAME padding of `(B, C, H, W)` as (left, right, top, bottom): an odd pixel goes to the bottom and right.
 
-    With it a VALID window of this kernel and stride gives ceil(H / stride) rows.
+    A VALID convolution of the padded input has ceil(H / stride) rows.
     """
     height, width = x.shape[-2:]
     down = max((-(-height // stride) - 1) * stride + kernel - height, 0)
@@ -29,12 +29,12 @@ def same_amounts(x: torch.Tensor, kernel: int, stride: int) -> tuple[int, int, i
 
 
 def same_padding(x: torch.Tensor, kernel: int, stride: int, value: float = 0.0) -> torch.Tensor:
-    """`(B, C, H, W)`, padded as XLA's SAME does."""
+    """Pad `(B, C, H, W)` as XLA's SAME does."""
     return F.pad(x, same_amounts(x, kernel, stride), value=value)
 
 
 def with_role(module: nn.Module, role: str):
-    """The module, marked with its part in the network where its initialization depends on it."""
+    """Mark a module with its part in the network, on which its initialization depends; returns the module."""
     module.role = role  # type: ignore[assignment]
     return module
 
@@ -52,56 +52,64 @@ class StdConv2d(nn.Conv2d):
         return standardize(self.weight, self.eps, self.variant)[0]
 
     def kernel(self) -> torch.Tensor:
-        """The standardized weight; without gradients computed once for each value of the weight and kept.
+        """The standardized weight; without gradients it is computed once and cached until the weight changes.
 
-        A change is seen by the weight's version (`load_state_dict`, averages), its address, its place being taken
-        (FSDP), or by `train()` and forward passes with gradients in between: fused optimizers change a weight without
-        another version. `weight.data` must not be written to. Compiled and traced code computes it.
+        A change shows in the weight's version (`load_state_dict`, averages) or address, by a new parameter (FSDP), or
+        is assumed after `train()`, `eval()` and forward passes with gradients: fused optimizers change a weight
+        without raising its version. `weight.data` must not be written to. Compiled and traced code does not cache.
         """
         weight = self.weight
         traced = torch.compiler.is_compiling() or torch.jit.is_tracing() or torch._C._are_functorch_transforms_active()
+        # a sharded or quantized weight is another class, and a tensor of inference mode has no version
         if traced or type(weight) is not nn.Parameter or weight.is_inference():
             return self.standardized_weight()
         if torch.is_grad_enabled() and weight.requires_grad:
-            self._forget()
+            self._clear_cache()
             with torch.no_grad():
+                # by its closed-form gradient: autograd would keep the intermediate tensors of every convolution
                 standardized, *factors = standardize(weight, self.eps, self.variant)
             return StandardizationGradient.apply(weight, standardized, *factors)
-        value = (weight._version, weight.data_ptr(), weight.dtype, weight.device)
-        if self._kept is None or self._kept[0] != value:
+        fingerprint = (weight._version, weight.data_ptr(), weight.dtype, weight.device)
+        if self._cached is None or self._cached[0] != fingerprint:
+            # outside inference mode: a tensor made there could not be used with gradients later
             with torch.inference_mode(False), torch.no_grad():
-                self._kept = value, standardize(weight, self.eps, self.variant)[0]
-        return self._kept[1]
+                self._cached = fingerprint, standardize(weight, self.eps, self.variant)[0]
+        return self._cached[1]
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         left, right, top, bottom = amounts = self.padding_of(x)
-        if left == right and top == bottom:
+        if left == right and top == bottom:  # the convolution pads by itself: no padded copy
             return F.conv2d(x, self.kernel(), stride=self.stride, padding=(top, left))
         return F.conv2d(F.pad(x, amounts), self.kernel(), stride=self.stride)
 
     def padding_of(self, x: torch.Tensor) -> tuple[int, int, int, int]:
+        """(left, right, top, bottom) of SAME padding for an input `(B, C, H, W)`."""
         return same_amounts(x, self.kernel_size[0], self.stride[0])
 
-    _kept: tuple | None = None
+    _cached: tuple | None = None  # (fingerprint of the weight, its standardized value)
 
     def __setattr__(self, name: str, value) -> None:
         if name == "weight":  # also when FSDP puts the gathered weight in its place, at an unchanged version
-            self._forget()
+            self._clear_cache()
         super().__setattr__(name, value)
 
     def train(self, mode: bool = True) -> "StdConv2d":
-        self._forget()
+        self._clear_cache()
         return super().train(mode)
 
-    def _forget(self) -> None:
-        self.__dict__.pop("_kept", None)
+    def _clear_cache(self) -> None:
+        self.__dict__.pop("_cached", None)
 
-    def __getstate__(self) -> dict:
-        return {name: value for name, value in self.__dict__.items() if name != "_kept"}
+    def __getstate__(self) -> dict:  # copies and pickles make their own
+        return {name: value for name, value in self.__dict__.items() if name != "_cached"}
 
 
 def standardize(weight: torch.Tensor, eps: float, variant: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """w^, the standardized kernel, and the factors r and t per output channel that its gradient takes."""
+    """Standardize a kernel `(out, in, height, width)` per output channel, by `config.weight_standardization`.
+
+    Returns:
+        the standardized kernel w^, and the factors r and t of its gradient, `(out, 1, 1, 1)` each.
+    """
     centered = weight - weight.mean(dim=(1, 2, 3), keepdim=True)
     variance = centered.square().mean(dim=(1, 2, 3), keepdim=True)
     if variant == "std_plus_eps":
@@ -112,7 +120,7 @@ def standardize(weight: torch.Tensor, eps: float, variant: str) -> tuple[torch.T
 
 
 class StandardizationGradient(torch.autograd.Function):
-    """The gradient of w^ = r (w - mean w), where w^ was computed before: r (g - mean g) - t mean(g w^) w^."""
+    """The gradient of w^ = r (w - mean w), for w^ that is already computed: r (g - mean g) - t mean(g w^) w^."""
 
     @staticmethod
     def forward(ctx, weight, standardized, r, t):
@@ -123,13 +131,13 @@ class StandardizationGradient(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx, gradient):
         standardized, r, t = ctx.saved_tensors
-        over = {"dim": (1, 2, 3), "keepdim": True}
-        centered = gradient - gradient.mean(**over)
-        return r * centered - t * (gradient * standardized).mean(**over) * standardized, None, None, None
+        per_output = {"dim": (1, 2, 3), "keepdim": True}
+        centered = gradient - gradient.mean(**per_output)
+        return r * centered - t * (gradient * standardized).mean(**per_output) * standardized, None, None, None
 
 
 class ResidualUnit(nn.Module):
-    """Bottleneck of width f: 1x1, 3x3 (carries the stride), 1x1 to 4f; the sum is activated."""
+    """Bottleneck of width f: 1x1, 3x3 with the stride (v1.5), 1x1 to 4 f; the ReLU comes after the sum."""
 
     def __init__(self, config, in_channels: int, features: int, stride: int):
         super().__init__()
@@ -158,7 +166,7 @@ class ResidualUnit(nn.Module):
 
 
 class ResNetStage(nn.Module):
-    """Units of one width; the first halves the map in every stage but the first."""
+    """Residual units of one width; the first of them has the stride."""
 
     def __init__(self, config, in_channels: int, features: int, depth: int, stride: int):
         super().__init__()
@@ -174,7 +182,7 @@ class ResNetStage(nn.Module):
 
 
 class ResNetStem(nn.Module):
-    """Root (stride 4) and the stages of `config.resnet_depths`; no norm after the last stage.
+    """Root (stride 4) and the stages of `config.resnet_depths`, each but the first of stride 2.
 
     `(B, C, H, W)` -> `(B, config.stem_channels, H', W')`, H' = H / 4 / 2^(stages - 1), rounded up at each halving.
     """
@@ -194,7 +202,8 @@ class ResNetStem(nn.Module):
 
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
         x = F.relu(self.gn_root(self.conv_root(pixel_values)))  # (B, width, H/2, W/2)
+        # -inf, not zero: padding must never be the largest
         x = F.max_pool2d(same_padding(x, 3, 2, value=float("-inf")), 3, stride=2)  # (B, width, H/4, W/4)
         for stage in self.stages:
-            x = stage(x)
-        return x
+            x = stage(x)  # (B, 4 * width * 2^stage, H', W')
+        return x  # without a norm: Google's has none after the last stage

@@ -80,7 +80,7 @@ def test_standardized_once_for_each_value_of_the_weight(computed):
         computed.clear()
         run()
         assert len(computed) == expected
-        assert torch.equal(conv._kept[1], standardize(conv.weight, conv.eps, conv.variant)[0])
+        assert torch.equal(conv._cached[1], standardize(conv.weight, conv.eps, conv.variant)[0])
 
     with torch.inference_mode():
         computes(1, lambda: conv(x))
@@ -123,7 +123,7 @@ def test_copies_and_pickles_leave_the_kept_kernel_behind():
     x = torch.randn(2, 3, 6, 6)
     expected = conv(x)
     twin = copy.deepcopy(conv)
-    assert twin._kept is None
+    assert twin._cached is None
     torch.testing.assert_close(twin(x), expected)
     with torch.no_grad():
         twin.weight.mul_(-1)
