@@ -391,7 +391,7 @@ def directory_reader(name: str, path: Path, columns: Columns, cache_dir: str | P
     only_for_tables(name, columns)
     layout = layout or Layout({})
     layout.notes[:0] = notes
-    return folder_reader(name, path, walk, tree, layout)
+    return folder_reader(name, path, walk, tree, layout, cache_dir)
 
 
 def open_part(reader: Reader, part: str, names: list[str] | None, on_unreadable: str, split: str) -> ImageDataset:

@@ -2,18 +2,20 @@
 
 One walk of the whole tree (hf_vit/image_files.py) finds images, tables and archives together. The index of a large
 tree is kept in the cache and is good as long as no folder has changed. Names are kept as bytes in one NumPy buffer: a
-list of a million strings would be copied into every worker, page by page, as it is read. Not torchvision's
+list of a million strings would be copied into every worker, page by page, as it is read. That of a large split is
+mapped from a file, so that the processes of a machine share its memory. Not torchvision's
 `ImageFolder`: its list of tuples is such a list, and it knows neither splits nor tables.
 """
 
 import contextlib
+import itertools
 import json
 import os
 import time
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -228,8 +230,13 @@ def class_order(names: Sequence[str]) -> Any:
     return (lambda name: (int(name), name)) if numbers else (lambda name: name)
 
 
-def folder_reader(name: str, root: Path, walk: Walk, tree: Tree, layout: Layout) -> Reader:
+def folder_reader(
+    name: str, root: Path, walk: Walk, tree: Tree, layout: Layout, cache_dir: str | os.PathLike | None = None
+) -> Reader:
     """Reader of `SPLIT/CLASS/*` or of `CLASS/*`, which is all "train".
+
+    Args:
+        cache_dir: where large splits are mapped from.
 
     Raises:
         HFViTError: no class folders.
@@ -274,7 +281,12 @@ def folder_reader(name: str, root: Path, walk: Walk, tree: Tree, layout: Layout)
             train_names = list(layout.splits["train"])
             labels, names = relabel(labels, names, train_names, f"split '{split}' of '{name}'"), train_names
         of = np.concatenate(counts) if counts else np.empty(0, np.int32)
-        return file_source(os.fsencode(root), folders, of, blobs, labels, names)
+        source = file_source(os.fsencode(root), folders, of, blobs, labels, names)
+        if len(labels) <= LARGE:
+            return source
+        file = index_folder(cache_dir) / f"files-{digest(os.path.realpath(source.root), split)}.bin"
+        labels, ends, of, blob = mapped([source.labels, source.ends, source.folder_of, source.names], file)
+        return replace(source, labels=labels, ends=ends, folder_of=of, names=blob)
 
     return Reader(name, list(layout.splits), load, notes)
 
@@ -385,7 +397,7 @@ def cached_walk(root: Path, cache_dir: str | os.PathLike | None, notes: list[str
             try:
                 index.parent.mkdir(parents=True, exist_ok=True)
                 until_written.enter_context(FileLock(f"{index}.lock"))
-            except OSError:  # a cache that cannot be written: every process for itself
+            except (OSError, NotImplementedError):  # a cache that cannot be written, or locked: every one for itself
                 return None
             written = read_index(index, base)
             to_be_written = written is None
@@ -396,6 +408,40 @@ def cached_walk(root: Path, cache_dir: str | os.PathLike | None, notes: list[str
             with contextlib.suppress(OSError, HFViTError):  # a full disk, say
                 write_index(index, found, began)
     return found
+
+
+def mapped(arrays: Sequence[np.ndarray], path: Path) -> Sequence[np.ndarray]:
+    """The same arrays, mapped from a file whose memory all processes of a machine share: the first one writes it.
+
+    Args:
+        arrays: contiguous; those of larger items first, which aligns them. They are the result where the file cannot
+            be written.
+    """
+    from filelock import FileLock
+
+    sizes = [array.nbytes for array in arrays]
+
+    def read() -> list[np.ndarray] | None:
+        if not path.exists() or path.stat().st_size != sum(sizes):
+            return None
+        places = itertools.accumulate(sizes[:-1], initial=0)
+        parts = [
+            np.asarray(np.memmap(path, array.dtype, "r", offset=place, shape=array.shape))
+            for array, place in zip(arrays, places)
+        ]
+        return parts if all(map(np.array_equal, parts, arrays)) else None  # of a set that has changed, or damaged
+
+    try:
+        if (parts := read()) is None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with FileLock(f"{path}.lock"):
+                if (parts := read()) is None:
+                    with atomic_path(path) as temporary, open(temporary, "wb") as file:
+                        file.writelines(array.data for array in arrays)
+                    parts = read()
+    except (OSError, NotImplementedError, HFViTError):  # a full disk, say
+        parts = None
+    return arrays if parts is None else parts
 
 
 def index_folder(cache_dir: str | os.PathLike | None) -> Path:

@@ -3,9 +3,12 @@
 python -m pytest tests/training/data/test_folders.py
 """
 
+import multiprocessing
 import os
 import time
 import unicodedata
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -35,6 +38,12 @@ def tree(root, *paths):
             (root / name).parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(PIXELS + np.uint8(number)).save(root / name, "PNG")
     return root
+
+
+def settle(root: Path) -> None:
+    """Date the folders back: their index is trusted then."""
+    for folder in (root, *(path for path in root.rglob("*") if path.is_dir())):
+        os.utime(folder, (1e9, 1e9))
 
 
 def opened(root, **options):
@@ -166,8 +175,7 @@ def test_an_evaluation_split_may_be_a_link_to_a_class_or_split_of_another(tmp_pa
 
 def test_the_index_of_a_large_tree_is_kept_until_a_folder_changes(tmp_path, monkeypatch):
     root, cache = tree(tmp_path / "data", "a/x*5", "a/y*5", "b*5"), tmp_path / "cache"
-    for folder in (root, *(path for path in root.rglob("*") if path.is_dir())):
-        os.utime(folder, (1e9, 1e9))
+    settle(root)
     alone = open_dataset(str(root), split="train", cache_dir=cache)
     assert not cache.exists()  # small
     monkeypatch.setattr(folders, "LARGE", 3)
@@ -230,8 +238,7 @@ def test_a_second_process_waits_for_the_index(tmp_path, monkeypatch):
     """What one has written while another waited for the lock is read; the walk of the other goes no further."""
     monkeypatch.setattr(folders, "LARGE", 3)
     root = tree(tmp_path / "data", "a*5", "b*5", "c*5")
-    for folder in (root, *(path for path in root.rglob("*") if path.is_dir())):
-        os.utime(folder, (1e9, 1e9))
+    settle(root)
     kept = folders.index_folder(tmp_path) / f"folders-{folders.digest(os.path.realpath(os.fsencode(root)))}.npz"
 
     class WrittenMeanwhile:
@@ -251,3 +258,46 @@ def test_a_second_process_waits_for_the_index(tmp_path, monkeypatch):
     monkeypatch.setattr(image_files, "scan", lambda *args: scanned.append(args[1]) or scan(*args))
     assert len(cached_walk(root, tmp_path).images()) == 15
     assert len(scanned) < 4 + 4  # all folders by the one that wrote, fewer by the one that waited
+
+
+def scans_and_maps(root: str, cache: str, barrier) -> tuple[int, bool, str]:
+    """Open a folder: how many folders were walked through, whether its file of names is mapped, the fingerprint."""
+    scanned = []
+    scan = image_files.scan
+    image_files.scan = lambda *args: scanned.append(args[1]) or scan(*args)
+    barrier.wait()
+    dataset = open_dataset(root, split="train", cache_dir=cache)
+    maps = Path("/proc/self/maps").read_text()
+    return len(scanned), f"{cache}/files-" in maps, dataset.fingerprint
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="shows what is mapped")
+@pytest.mark.parametrize("count", [2, 4])
+def test_of_several_processes_one_walks_and_all_map_the_same_file(tmp_path, monkeypatch, count):
+    monkeypatch.setattr(folders, "LARGE", 3)
+    root = tree(tmp_path / "data", *(f"{letter}*5" for letter in "abcdefgh"))
+    settle(root)
+    context = multiprocessing.get_context("fork")
+    with context.Manager() as manager, ProcessPoolExecutor(count, context) as pool:
+        words = (str(root), str(tmp_path / "cache"), manager.Barrier(count))
+        found = [future.result() for future in [pool.submit(scans_and_maps, *words) for _ in range(count)]]
+    scans = sorted(number for number, _, _ in found)
+    assert scans[-1] == 1 + 8 and scans[-2] <= 1 + 1  # the others only as far as shows that the folder is large
+    assert all(is_mapped for _, is_mapped, _ in found) and len({mark for _, _, mark in found}) == 1
+
+
+def test_the_file_that_processes_share_is_not_trusted(tmp_path):
+    numbers, names = np.arange(5), np.frombuffer(b"abcde", np.uint8)
+    path = tmp_path / "cache" / "files.bin"
+
+    def read() -> list[list[int]]:
+        return [part.tolist() for part in folders.mapped([numbers, names], path)]
+
+    wanted = [[0, 1, 2, 3, 4], [97, 98, 99, 100, 101]]
+    assert read() == wanted
+    good = path.read_bytes()
+    for content in (good[:10], good[:-1] + b"x", b""):  # half a file, one of other images
+        path.write_bytes(content)
+        assert read() == wanted and path.read_bytes() == good
+    assert not folders.mapped([numbers, names], path)[0].flags.writeable
+    assert folders.mapped([numbers], tmp_path / "cache" / "files.bin" / "below a file")[0] is numbers
