@@ -1,6 +1,6 @@
 """Batches on their way to the loop: which ones make a step, who reads them, how long the loop waits.
 
-For the Trainer. Which images they hold is samplers.py's, and a function of (seed, position) alone.
+For the Trainer. Which images they hold is decided by samplers.py, as a function of (seed, position) alone.
 
 Tests: tests/training/engine/test_distributed.py.
 """
@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Iterator
 
 import torch
+from accelerate import Accelerator
 from torch.utils.data import DataLoader, Dataset
 from transformers.trainer_callback import CallbackHandler
 
@@ -29,11 +30,11 @@ class Batches:
     """The batches of a run, as this process sees them.
 
     Args:
-        dataset: addressed by (epoch, index). rank, world_size: of this process, and how many there are.
-        handler: of the callbacks, which are shown the loader in use. timer: learns how long the loop waited.
+        dataset: addressed by (epoch, index).
+        handler: of the callbacks, which see the loader in use. timer: adds up how long the loop waits.
 
     Attributes:
-        error: what this process could not read, where there are others, who have to hear of it.
+        error: raised by reading on this process, and not yet reported to the other ones; always None on a single one.
     """
 
     def __init__(
@@ -41,19 +42,17 @@ class Batches:
         dataset: Dataset,
         args: TrainArguments,
         schedule: TrainingSchedule,
-        rank: int,
-        world_size: int,
-        device: torch.device,
+        accelerator: Accelerator,
         handler: CallbackHandler,
         timer: Timer,
     ):
-        self.dataset, self.args, self.schedule, self.device = dataset, args, schedule, device
-        self.rank, self.world_size = rank, world_size
+        self.dataset, self.args, self.schedule, self.device = dataset, args, schedule, accelerator.device
+        self.rank, self.world_size = accelerator.process_index, accelerator.num_processes
         self.handler, self.timer = handler, timer
         self.error: HFViTError | None = None
 
     def steps(self, step: int, position: int) -> Iterator[list[dict]]:
-        """The batches of one step after another, from `step`, whose first image stands at `position`."""
+        """The micro-batches of one step after another, from `step`, whose first image is at `position`."""
         for stage in self.schedule.stages:
             if step >= stage.stop:
                 continue
@@ -77,7 +76,7 @@ class Batches:
         self.error = error
 
     def order(self, stage: Stage, position: int, stop: int) -> TrainSampler | StreamSampler:
-        """The batches of this process from one place of the row to another."""
+        """The batches of this process from one position to another."""
         where = {"position": position, "stop": stop, "rank": self.rank, "world_size": self.world_size}
         if isinstance(self.dataset, ImageStream):
             return self.dataset.order(stage.batch_size, seed=self.args.seed, **where)
@@ -87,25 +86,25 @@ class Batches:
         return TrainSampler(len(self.dataset), stage.batch_size, seed=self.args.seed, **where)
 
     def names(self, step: int, position: int) -> tuple[list[str], list[str]]:
-        """The files that this process reads for `step`, whose first image stands at `position`; and those of
-        them that it cannot read."""
+        """The files that this process reads for `step`, whose first image is at `position`; and unreadable ones."""
         stage = self.schedule.stage_of(step)
         order = self.order(stage, position, position + stage.images)
         items = [self.dataset[key] for keys in order for key in keys]
         return [str(i["name"]) for i in items if "name" in i], [i["unreadable"] for i in items if "unreadable" in i]
 
     def next_epoch(self, position: int) -> int:
-        """The next place of the row at which an epoch begins, for all processes alike."""
+        """The position at which the next epoch begins, the same on all processes."""
         size = len(self.dataset)
+        # A multiple of the processes, since each takes every world_size-th image from there.
         return math.ceil(math.ceil(position / size) * size / self.world_size) * self.world_size
 
 
 def all_batches(loader: DataLoader, keep: Callable[[HFViTError], None] | None) -> Iterator[dict]:
-    """As many batches as the loader has.
+    """The batches of a loader, always as many as it promises.
 
     Args:
-        keep: where other processes wait for this one at every batch: takes the error that would end it, and empty
-            batches follow. None raises it.
+        keep: takes an error in place of raising it; empty batches follow. For runs of several processes, which wait
+            for this one at every batch.
     """
     batches, failed = iter(loader), None
     for _ in range(len(loader)):
@@ -114,11 +113,11 @@ def all_batches(loader: DataLoader, keep: Callable[[HFViTError], None] | None) -
                 batch = next(batches)
             except HFViTError as error:
                 failed = as_raised(error)
-            except (ConnectionError, EOFError, FileNotFoundError) as error:  # a worker's end of a pipe is gone
+            except (ConnectionError, EOFError, FileNotFoundError) as error:  # a worker died with its end of a pipe
                 if not loader.num_workers:
                     raise
                 failed = HFViTError(f"{worker_message(loader.num_workers)} ({type(error).__name__})")
-            if failed is not None:  # not in the handler: its error holds on to the workers, which this ends
+            if failed is not None:  # not in the handler, whose traceback would keep the workers alive
                 del batches
                 if keep is None:
                     raise failed
@@ -127,7 +126,7 @@ def all_batches(loader: DataLoader, keep: Callable[[HFViTError], None] | None) -
 
 
 def as_raised(error: HFViTError) -> HFViTError:
-    """The error as it was raised: torch puts the stack of the worker that raised it into its message."""
+    """The error as it was raised in a worker: torch puts the worker's whole stack into the message."""
     text = str(error).strip()
     return type(error)(text.splitlines()[-1].partition(": ")[2]) if text.startswith("Caught ") else error
 
@@ -135,7 +134,7 @@ def as_raised(error: HFViTError) -> HFViTError:
 def create_loader(
     dataset: Dataset, order: TrainSampler | StreamSampler | EvalSampler, args: TrainArguments, device: torch.device
 ) -> DataLoader:
-    """A loader with the workers that `args` asks for; signals to stop are not for them."""
+    """A loader with the workers of `args`, which ignore signals: the loop ends them."""
     workers = args.dataloader_num_workers
     return DataLoader(
         dataset,

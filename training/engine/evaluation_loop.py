@@ -1,6 +1,6 @@
-"""Exact evaluation: every image counted once, on any number of processes, with the plain loss.
+"""Exact evaluation: every image counts once, on any number of processes, with the plain loss.
 
-For the Trainer and score.py. What is counted, and how, is training/metrics/metric_state.py. Not transformers'
+For the Trainer and score.py. The scores are computed in training/metrics/metric_state.py. Not transformers'
 `evaluation_loop`: it gathers the logits of all images, unless each metric is written for batches.
 
 Tests: tests/training/engine/test_trainer.py.
@@ -26,7 +26,7 @@ from ..config.arguments import TrainArguments
 from ..data.samplers import EvalSampler
 from ..metrics.metric_state import LossState, Metrics, MetricState
 from ..metrics.outcomes import Outcomes, OutcomeState
-from ..metrics.target_scores import target_scores
+from ..metrics.target_scores import sigmoid, target_scores
 from ..reporting.progress import Display
 from .accelerator import memory_advice
 from .checkpoints.full_tensors import reshard
@@ -37,11 +37,12 @@ from .distributed import raise_on_all_ranks
 
 @dataclass
 class Evaluated:
-    """What an evaluation found; outputs are there only where they were asked for, in the data's order.
+    """The result of an evaluation; outputs only if requested, in the order of the data.
 
     Attributes:
-        scores: loss and those of `MetricState`. count: images. counts: of classes, where labels are such.
-        outcomes: of each image, where they were asked for.
+        scores: the loss, and those of `MetricState`. count: images. unreadable: names of the images left out.
+        counts: hits and confusions by class, if labels are classes.
+        logits, labels: (n, K) and (n,) or (n, K). outcomes: of each image, if requested.
     """
 
     scores: dict[str, float]
@@ -50,11 +51,11 @@ class Evaluated:
     counts: Metrics | None
     logits: np.ndarray | None = None
     labels: np.ndarray | None = None
-    index: np.ndarray | None = None  # of the images in the dataset: those that could not be read are missing
+    index: np.ndarray | None = None  # (n,), of the images in the dataset, without the unreadable ones
     outcomes: Outcomes | None = None
 
     def metrics(self, prefix: str, more: Callable[[EvalPrediction], dict] | None = None) -> dict[str, float]:
-        """The scores under transformers' names, `prefix_loss` and so on, and what `more` finds in the outputs."""
+        """The scores under transformers' names, `prefix_loss` and so on, and those that `more` computes."""
         metrics = {f"{prefix}_{name}": value for name, value in self.scores.items()}
         if more is not None:
             extra = more(EvalPrediction(predictions=self.logits, label_ids=self.labels))
@@ -63,12 +64,12 @@ class Evaluated:
 
 
 class Evaluator:
-    """The evaluations of a run: each over a loader of its own, with the average of the weights where one is kept.
+    """The evaluations of a run, with the average of the weights if one is kept.
 
     Args:
         loss_module: prepared network and loss. config: of the model. inputs: brings a batch to the device.
-        handler: of the callbacks, which are shown the loader in use. averaged: holds the weights to evaluate.
-        on_step: called after every batch.
+        handler: of the callbacks, which see the loader in use. on_step: called after every batch.
+        averaged: context in which the model holds the weights to evaluate.
     """
 
     def __init__(
@@ -101,7 +102,7 @@ class Evaluator:
             self.on_step()
 
         try:
-            with self.averaged(), memory_advice(self.args, evaluating=True):
+            with self.averaged(), memory_advice(lambda: self.args, evaluating=True):
                 return evaluate(
                     self.loss_module, loader, order, process, self.inputs, keep_outputs, on_batch,
                     None if self.problem_type == SINGLE_LABEL else self.score_outputs,
@@ -116,6 +117,13 @@ class Evaluator:
         thresholds = getattr(self.config, "label_thresholds", None)
         return target_scores(self.problem_type, logits, labels, names, thresholds)
 
+    def tune_thresholds(self, logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+        """Set the configuration's thresholds to those with the highest F1, and return the scores at them."""
+        from ..metrics.multilabel.multilabel import best_thresholds  # with `evaluate`, which takes seconds to import
+
+        self.config.label_thresholds = best_thresholds(sigmoid(logits), labels).tolist()
+        return self.score_outputs(logits, labels)
+
 
 @torch.no_grad()
 def evaluate(
@@ -129,18 +137,18 @@ def evaluate(
     score_outputs: Callable[[np.ndarray, np.ndarray], dict[str, float]] | None = None,
     outcome_state: OutcomeState | None = None,
 ) -> Evaluated:
-    """Run `loss_module` over a loader of `order` and add up.
+    """Run `loss_module` over a loader of `order` and compute the scores.
 
     Args:
         loss_module: prepared network and loss: `loss_module(pixel_values, labels) -> losses, logits, labels`.
         prepare: brings a batch to the device: `prepare(batch) -> (pixel_values, labels)`.
         keep_outputs: also gather all logits and labels, for metrics that need them.
         on_batch: called after every batch.
-        score_outputs: the scores of all logits (n, K) and labels (n, K) where these are not classes; keeps outputs.
-        outcome_state: collects what each image came to.
+        score_outputs: computes the scores of all logits and labels, both (n, K), if labels are not classes.
+        outcome_state: collects the outcome of each image.
 
     Raises:
-        HFViTError: nothing can be read, or with "stop" one image cannot; in all processes.
+        HFViTError: no image can be read, or one cannot and `on_decode_error` is "stop"; in all processes.
     """
     loss_module.eval()
     keep_outputs |= score_outputs is not None
@@ -149,13 +157,13 @@ def evaluate(
     )
     outputs: list[tuple[torch.Tensor, ...]] = []
     unreadable: list[str] = []
-    asked: tuple[int, ...] = (0,)  # of one image: classes, or questions and their answers
+    shape: tuple[int, ...] = (0,)  # of one image's logits: (K,), or (n, K) for n masked patches
     failures: list[HFViTError] = []
     for batch in all_batches(loader, failures.append if accelerator.num_processes > 1 else None):
         pixel_values, labels = prepare(batch)
         losses, logits, labels = loss_module(pixel_values, labels)
         indices = own_indices(batch["index"], order.filler)
-        asked = tuple(logits.shape[1:])
+        shape = tuple(logits.shape[1:])
         losses, logits, labels = losses[: len(indices)], logits[: len(indices)], labels[: len(indices)]
         state.update(logits, labels, losses)
         if outcome_state is not None:
@@ -165,7 +173,7 @@ def evaluate(
             outputs.append((logits.float(), labels, indices.to(accelerator.device)))
         if on_batch is not None:
             on_batch()
-    reshard(loss_module)
+    reshard(loss_module)  # no backward pass has done it
     raise_on_all_ranks(failures[0] if failures else None)
     counted = state.reduce(accelerator)
     if not counted.images:
@@ -177,32 +185,32 @@ def evaluate(
     result.outcomes = None if outcome_state is None else outcome_state.gather(accelerator)
     if keep_outputs:
         classes = score_outputs is None
-        result.logits, result.labels, result.index = gather_outputs(outputs, accelerator, *asked, classes=classes)
+        result.logits, result.labels, result.index = gather_outputs(outputs, accelerator, *shape, classes=classes)
     if score_outputs is not None and result.logits is not None and result.labels is not None:
         result.scores |= score_outputs(result.logits, result.labels)
     return result
 
 
 def own_indices(index: torch.Tensor, filler: int | None) -> torch.Tensor:
-    """The batch's indices without the filler, which can only stand last."""
+    """The batch's indices without the filler, which can only be the last one."""
     return index[:-1] if filler is not None and len(index) and int(index[-1]) == filler else index
 
 
 def gather_outputs(
-    outputs: list[tuple], accelerator: Accelerator, *asked: int, classes: bool = True
+    outputs: list[tuple], accelerator: Accelerator, *shape: int, classes: bool = True
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """All processes' logits, labels and indices, in the order of the data.
 
     Args:
-        asked: shape of one image's logits, for a process without images.
-        classes: whether labels are class numbers; otherwise one float for each logit.
+        shape: of one image's logits, for a process without images.
+        classes: labels are class numbers; otherwise one float for each logit.
     """
     if outputs:
         logits, labels, index = (torch.cat(part) for part in zip(*outputs))
     else:
-        logits = torch.zeros(0, *asked, device=accelerator.device)
-        shape, dtype = (asked[:-1], torch.int64) if classes else (asked, torch.float32)
-        labels = torch.zeros(0, *shape, dtype=dtype, device=accelerator.device)
+        logits = torch.zeros(0, *shape, device=accelerator.device)
+        label_shape, dtype = (shape[:-1], torch.int64) if classes else (shape, torch.float32)
+        labels = torch.zeros(0, *label_shape, dtype=dtype, device=accelerator.device)
         index = torch.zeros(0, dtype=torch.int64, device=accelerator.device)
     padded = [accelerator.pad_across_processes(part, dim=0, pad_index=-1) for part in (logits, labels, index)]
     logits, labels, index = (accelerator.gather_for_metrics(part).cpu().numpy() for part in padded)

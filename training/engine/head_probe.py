@@ -102,7 +102,7 @@ def training_features(
     model.to(device).eval()
     half = torch.bfloat16 if args.bf16 else torch.float16
     rows: dict[int, tuple[np.ndarray, int]] = {}
-    with memory_advice(args, evaluating=True):
+    with memory_advice(lambda: args, evaluating=True):
         for number, batch in enumerate(create_loader(dataset, order, args, device), start=1):
             if len(batch["labels"]):
                 with torch.autocast(device.type, dtype=half, enabled=args.bf16 or args.fp16):

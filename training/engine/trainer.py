@@ -1,4 +1,4 @@
-"""The loop: a visible one, over Accelerate, with the surface of transformers.Trainer.
+"""The training loop, over Accelerate, with the interface of transformers.Trainer.
 
     trainer = Trainer(model, TrainArguments(output_dir="out", max_steps=500), train_dataset, eval_dataset, processor)
     trainer.train(resume_from_checkpoint=True)
@@ -6,11 +6,12 @@
 transformers' own callbacks (TrainerCallback, EarlyStoppingCallback, ...) run in it unchanged. It is not a subclass:
 transformers' loop turns soft labels into binary problems and decays norms and position embeddings.
 
-Every random draw is a function of (seed, step, process), the order of the data of (seed, position): so a checkpoint
-remembers two numbers, and a resumed run is the uninterrupted one, bit for bit, with any number of workers.
+Every random draw is a function of (seed, step, process), and the order of the data of (seed, position). A checkpoint
+therefore stores two numbers, and a resumed run equals the uninterrupted one, bit for bit, with any number of workers.
 """
 
 import dataclasses
+import functools
 import math
 import time
 from collections.abc import Callable
@@ -20,7 +21,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate.utils import DistributedType
 from huggingface_hub import get_token
 from torch.utils.data import Dataset
 from transformers import PreTrainedModel
@@ -46,16 +46,14 @@ from ..config.arguments import TrainArguments
 from ..data.dataset import check_problem_type
 from ..data.mixup import MixupCutmix
 from ..data.normalize import Normalize
-from ..data.samplers import keyed, seed_draw
-from ..data.shards.streaming import ImageStream
+from ..data.samplers import keyed
 from ..metrics.metric_state import Metrics
 from ..metrics.outcomes import Outcomes
-from ..metrics.target_scores import sigmoid
 from ..reporting import attention_examples, facts, progress
 from ..reporting.flops import measured_peak
 from .accelerator import create_accelerator, memory_advice
 from .checkpoints import checkpoint_io, save_outputs
-from .checkpoints.full_tensors import gathered, model_weights
+from .checkpoints.full_tensors import model_weights
 from .checkpoints.output_folder import checkpoint_to_resume, locked
 from .checkpoints.resume import resume_run
 from .checkpoints.resume_check import RunIdentity
@@ -65,44 +63,43 @@ from .checkpoints.trainer_state import TrainingState
 from .cpu_kernels import bfloat16_note, kernels_for
 from .dataloaders import Batches
 from .device_inputs import DeviceInputs
-from .distributed import agreed, all_ranks, raise_on_all_ranks
+from .distributed import all_ranks, raise_on_all_ranks
 from .ema import WeightAverage
 from .evaluation_loop import Evaluator
 from .losses import create_loss_module
 from .masked_patch_prediction import MASKED_PATCHES
-from .nan_check import FiniteCheck, nothing_readable
-from .optimizers import GradualUnfreezing, averaged_by, create_optimizer
-from .planning.auto_batch_size import largest_that_fits, pass_sizes, with_passes_of
+from .nan_check import FiniteCheck
+from .optimizers import averaged_by, create_optimizer
+from .planning.auto_batch_size import fit_batch_size
 from .planning.lr_schedules import create_scheduler
-from .planning.run_estimate import RunEstimate
-from .planning.schedule import TrainingSchedule, at_image_size, with_accumulation_steps
+from .planning.run_estimate import CHECKPOINT_COPIES, RunEstimate, probe_is_alternative
+from .planning.schedule import TrainingSchedule, with_accumulation_steps
 from .planning.time_plan import TimePlan
-from .planning.trial import Passes, Trial, measure, sample_images
+from .planning.trial import Passes, try_out
 from .preemption import StopRequest
 from .run_log import RunLog
 from .trackers import flat
-
-
-OPTIMIZER_COPIES = 2  # of the trained weights: AdamW's moments, the most that an optimizer here keeps
-COPIES_SAVED = 3  # of the weights, in a checkpoint: they and AdamW's moments
+from .train_step import TrainStep
 
 
 class Trainer:
     """Trains and evaluates an image classifier.
 
     Args:
-        model: `model(pixel_values).logits` is all that is asked of it.
-        args: the numbers of the run.
+        model: any network whose `model(pixel_values).logits` are the outputs to train.
+        args: the hyperparameters of the run.
         train_dataset, eval_dataset: `training.data.ImageDataset` with a transform (for training also
             `training.data.shards.streaming.ImageStream`), or any map-style dataset of {"pixel_values": uint8 or
             normalized float (C, H, W), "labels": int}.
-        image_processor: saved beside the weights; its mean and std normalize uint8 images on the device.
+        image_processor: saved with the weights; its mean and std normalize uint8 images on the device.
         compute_metrics: `EvalPrediction -> dict`, in addition to loss, accuracy and top-5 accuracy.
         callbacks: transformers' TrainerCallback instances or classes.
         optimizers: (optimizer, scheduler) in place of those that `args` name.
         about: entries for the facts that the Trainer cannot know: stage, recipe, base_model, arguments, augmentation.
-        started: `time.monotonic()` at which the run began, which `args.time_limit` counts from; None: now.
+        started: `time.monotonic()` at which the run began, from which `args.time_limit` counts; None: now.
     """
+
+    # -- construction ------------------------------------------------------------------------------------------------
 
     def __init__(
         self,
@@ -130,56 +127,34 @@ class Trainer:
         attention_examples.check_attention_examples(args.card_examples, model, self.eval_dataset, image_processor)
         self.accelerator = create_accelerator(args)
         self.rank, self.world_size = self.accelerator.process_index, self.accelerator.num_processes
+        device, config = self.accelerator.device, model.config
         if args.activation_checkpointing:
             # gradient_checkpointing_enable: its name before transformers 5.23
             getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()
-        optimizer, scheduler = optimizers
-        self.normalize = Normalize.of(image_processor, num_channels(model.config))
+
+        self.normalize = Normalize.of(image_processor, num_channels(config))
         processing = image_processor and ImageProcessing.from_transformers(image_processor.to_dict())
-        self.image_size = input_size(model.config, processing)  # height, width
+        self.image_size = input_size(config, processing)  # height, width
+        optimizer, scheduler = optimizers
         self.loss_module, self.optimizer = self.accelerator.prepare(
             create_loss_module(model, args, self.normalize, self.train_dataset),
             optimizer or create_optimizer(model, args),
         )
-        self._parameters = list(self.loss_module.parameters())
-        self.kernels = kernels_for(self.accelerator.device, args.cpu_kernels, args.torch_compile)
-        data, config, device = self.train_dataset, model.config, self.accelerator.device
-        self.schedule = TrainingSchedule(args, config, None if data is None else len(data), self.world_size)
+        self.kernels = kernels_for(device, args.cpu_kernels, args.torch_compile)
+        images = None if self.train_dataset is None else len(self.train_dataset)
+        self.schedule = TrainingSchedule(args, config, images, self.world_size)
         if args.time_limit is not None and scheduler is not None:
             raise HFViTError("--time_limit fits the schedule of the arguments: leave out the scheduler that was given")
+        # Not prepared: Accelerate would step it once for each process.
         self.lr_scheduler = scheduler or create_scheduler(
             self.optimizer.optimizer, args, self.schedule.length, self.schedule.epoch, self.schedule.scheduled
         )
-        every = self.schedule.steps_of("unfreeze_every")
-        self.unfreezing = GradualUnfreezing(self.loss_module, every) if every else None
-        mixes = args.mixup_alpha or args.cutmix_alpha
-        self.inputs = DeviceInputs(
-            self.normalize,
-            MixupCutmix(args.mixup_alpha, args.cutmix_alpha, config.num_labels, args.seed) if mixes else None,
-            self.schedule,
-            (num_channels(config), *self.image_size),
-            None if self.problem_type == SINGLE_LABEL else config.num_labels,
-            device,
-            self._note_unreadable,
-        )
-        self.display = progress.Display(self.accelerator.is_main_process, not args.disable_tqdm)
-        self.stop_request, self.interrupted = StopRequest(self.accelerator), False
-        self.checkpoints = RunCheckpoints(args.save_total_limit, args.async_save, self.display.log)
-        self.run_log = RunLog(self.accelerator, self.display)
-        self.lock: RunLock | None = None
-        self.seconds = 0.0
-        self.last_outputs: tuple[np.ndarray, np.ndarray] | None = None  # of the last evaluation, where they are kept
-        self.time_plan: TimePlan | None = None
-        self.trial: Trial | None = None
-        self._flops_of: dict[tuple[int, int] | None, int] = {}  # training on one image of a stage's size
-        self._best_is_loaded = False
-        self._counts: Metrics | None = None  # of the last evaluation, where this process made it
-        self.outcomes: Outcomes | None = None  # of each image of it, where the run is to be reported
-        self.reports = args.report and not masked
-        self._grad_norm: torch.Tensor | None = None
+
         self.control = TrainerControl()
+        # early stopping is transformers' callback, which keeps its count in checkpoints
+        early_stopping = [] if args.patience is None else [EarlyStoppingCallback(args.patience)]
         self.callback_handler = CallbackHandler(
-            [DefaultFlowCallback, *self._early_stopping(), *(callbacks or [])],
+            [DefaultFlowCallback, *early_stopping, *(callbacks or [])],
             model,
             image_processor,
             self.optimizer,
@@ -201,18 +176,44 @@ class Trainer:
             ema=WeightAverage(model, args.ema_decay) if args.ema_decay else None,
             rates_from_arguments=optimizer is None and scheduler is None,
         )
-        self.control = self._event("on_init_end")
-        self.estimate = RunEstimate(self.schedule, self.timer, device, self.display.log, self._probe_seconds)
+        self._event("on_init_end")
+
+        self.display = progress.Display(self.accelerator.is_main_process, not args.disable_tqdm)
+        self.run_log = RunLog(self.accelerator, self.display)
+        self.checkpoints = RunCheckpoints(args.save_total_limit, args.async_save, self.display.log)
+        self.stop_request, self.interrupted = StopRequest(self.accelerator), False
+        mixes = args.mixup_alpha or args.cutmix_alpha
+        self.inputs = DeviceInputs(
+            self.normalize,
+            MixupCutmix(args.mixup_alpha, args.cutmix_alpha, config.num_labels, args.seed) if mixes else None,
+            self.schedule,
+            (num_channels(config), *self.image_size),
+            None if self.problem_type == SINGLE_LABEL else config.num_labels,
+            device,
+            self._note_unreadable,
+        )
         self.batches = Batches(
-            data, args, self.schedule, self.rank, self.world_size, device, self.callback_handler, self.timer
+            self.train_dataset, args, self.schedule, self.accelerator, self.callback_handler, self.timer
         )
         self.finite = FiniteCheck(self.accelerator, self.batches)
+        self.train_step = TrainStep(
+            args, self.accelerator, self.loss_module, self.optimizer, self.training_state, self.schedule, self.inputs,
+            self.kernels, self.batches, self.finite, self.stop_request, self._event,
+        )  # fmt: skip
         self.evaluator = Evaluator(
             self.loss_module, config, self.problem_type, args, self.accelerator, self.inputs, self.display,
-            self.callback_handler, self.averaged, self._on_prediction_step,
+            self.callback_handler, self.averaged, lambda: self._event("on_prediction_step"),
         )  # fmt: skip
-
-    # -- what a run is -----------------------------------------------------------------------------------------------
+        self.estimate = RunEstimate(self.schedule, self.timer, device, self.display.log)
+        self.time_plan: TimePlan | None = None
+        self._flops_of: dict[tuple[int, int] | None, int] = {}  # training on one image of a stage's size
+        self.lock: RunLock | None = None
+        self.reports = args.report and not masked
+        self.seconds = 0.0
+        self.last_outputs: tuple[np.ndarray, np.ndarray] | None = None  # of the last evaluation, if they are kept
+        self._counts: Metrics | None = None  # of the last evaluation, if this process made it
+        self.outcomes: Outcomes | None = None  # of each image of it, if the run will be reported
+        self._best_is_loaded = False
 
     @property
     def output_dir(self) -> Path:
@@ -222,22 +223,22 @@ class Trainer:
 
     @property
     def name(self) -> str:
-        """What the model is called: its repository, or its folder."""
+        """Name of the model: its repository, or its folder."""
         return self.args.hub_model_id or self.output_dir.resolve().name
 
     @property
     def precision(self) -> str:
-        chosen = str(self.accelerator.mixed_precision)
-        return "fp32" if chosen == "no" else chosen
+        mixed = str(self.accelerator.mixed_precision)
+        return "fp32" if mixed == "no" else mixed
 
     @property
     def max_steps(self) -> int:
-        """Steps of the run, as planned at present."""
+        """Steps of the run; a time limit may change them on the way."""
         return self.schedule.max_steps
 
     @property
     def global_batch_size(self) -> int:
-        """Images of one step, over all processes and accumulation steps; where it changes, of the present one."""
+        """Images of the present step, over all processes and accumulation steps."""
         return self.schedule.stage_of(self.state.global_step).images
 
     @property
@@ -247,7 +248,7 @@ class Trainer:
 
     @property
     def position(self) -> int:
-        """Images of the endless row of epochs that are behind us."""
+        """Images seen so far, as a position in the endless sequence of epochs."""
         return self.training_state.position
 
     @property
@@ -261,48 +262,45 @@ class Trainer:
 
     @property
     def unreadable(self) -> dict[str, None]:
-        """Names of the images that this process could not read, in the order met."""
+        """Names of the images that this process could not read, in the order in which they came."""
         return self.training_state.unreadable
 
-    def _early_stopping(self) -> list[TrainerCallback]:
-        """transformers' callback, which remembers its count in checkpoints."""
-        return [] if self.args.patience is None else [EarlyStoppingCallback(self.args.patience)]
+    def add_callback(self, callback: TrainerCallback | type[TrainerCallback]) -> None:
+        """Add one of transformers' callbacks, or one of the same interface."""
+        self.callback_handler.add_callback(callback)
+
+    def _event(self, name: str, **kwargs) -> None:
+        """Call every callback; they answer in `self.control`."""
+        self.control = getattr(self.callback_handler, name)(self.args, self.state, self.control, **kwargs)
 
     def _stateful_callbacks(self) -> list[ExportableState]:
-        """The callbacks that remember something, and the control flags."""
+        """What checkpoints keep of the callbacks: those with a state, and the control flags."""
         return [c for c in [*self.callback_handler.callbacks, self.control] if isinstance(c, ExportableState)]
-
-    def _event(self, name: str, **kwargs) -> TrainerControl:
-        return getattr(self.callback_handler, name)(self.args, self.state, self.control, **kwargs)
-
-    def add_callback(self, callback: TrainerCallback | type[TrainerCallback]) -> None:
-        """Add one of transformers' callbacks, or one in their manner."""
-        self.callback_handler.add_callback(callback)
 
     # -- training ----------------------------------------------------------------------------------------------------
 
     def train(self, resume_from_checkpoint: str | bool | None = None) -> TrainOutput:
-        """Train from the beginning, or from a checkpoint as if there had been no interruption.
+        """Train from the start, or from a checkpoint as if there had been no interruption.
 
         Args:
-            resume_from_checkpoint: path of a checkpoint, or True for the newest complete one of `output_dir` (the
-                beginning if there is none). None takes `args.resume_from_checkpoint`.
+            resume_from_checkpoint: path of a checkpoint, or True for the newest complete one of `output_dir` (from
+                the start if there is none). None takes `args.resume_from_checkpoint`.
 
         Raises:
-            HFViTError: bad input; a loss that is not finite; no memory; no space on the disk.
+            HFViTError: bad input; a loss that is not finite; out of memory; the disk is full.
         """
         resume = self.args.resume_from_checkpoint if resume_from_checkpoint is None else resume_from_checkpoint
         with all_ranks():
             self._check_data()
         # Outermost: torch reports a killed data worker from a signal handler, wherever the loop is at that moment.
-        with memory_advice(self.args), self.output_folder_lock(), self.display, self.checkpoints.writing():
+        with memory_advice(lambda: self.args), self.output_folder_lock(), self.display, self.checkpoints.writing():
             self._begin(resume)
-            with memory_advice(self.args), self.stop_request.listening():
+            with self.stop_request.listening():
                 self._loop()
             return self._end()
 
     def output_folder_lock(self) -> AbstractContextManager[None]:
-        """Within it, no other run may write into the output folder; may be entered again within itself.
+        """Keep other runs out of the output folder; may be entered again within itself.
 
         Raises:
             HFViTError: another run is at work there.
@@ -310,311 +308,22 @@ class Trainer:
         self.lock = self.lock or RunLock(self.output_dir)
         return locked(self.lock)
 
-    def _loop(self) -> None:
-        """Step after step, until the end of the run, a callback or a signal."""
-        while self.state.global_step < self.max_steps and not self.control.should_training_stop:
-            self.control = self._event("on_epoch_begin")
-            for micro_batches in self.batches.steps(self.state.global_step, self.position):
-                self.control = self._event("on_step_begin")
-                self._step(micro_batches)
-                epoch_ended = self._advance()
-                stages_changed = self._keep_time()
-                self.control = self._event("on_step_end")
-                if epoch_ended:
-                    self.control = self._event("on_epoch_end")
-                if self.checkpoints.failed:  # a full disk, say, which the next checkpoint or the end raises
-                    self.stop_request.request()
-                if self.stop_request.requested(self.state.global_step):
-                    self.interrupted = self.control.should_training_stop = True
-                self._log_evaluate_save()
-                if self.control.should_training_stop:
-                    break
-                if self.control.should_epoch_stop:
-                    self.training_state.position = self.batches.next_epoch(self.position)
-                    break
-                if epoch_ended:
-                    self.control = self._event("on_epoch_begin")
-                if stages_changed:  # the loader has read ahead for the old ones
-                    break
-                self.timer.start()
-
     def first_batch(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """The run's first forward pass: normalized images (B, C, H, W), and labels (B,), or (B, K) where mixed."""
+        """The run's first micro-batch: normalized images (B, C, H, W), and labels (B,), or (B, K) if mixed."""
         self._check_data()
         batch = next(self.batches.steps(0, 0))[0]
         raise_on_all_ranks(self.batches.error)
         return self.inputs(batch, 0)
 
-    def _step(self, micro_batches: list[dict]) -> None:
-        """One optimizer step, equal to one on a single large batch."""
-        step, passes = self.state.global_step, len(micro_batches)
-        most = max(stage.accumulation_steps for stage in self.schedule.stages)
-        self.finite.begin(step, self.position)
-        count = self._count(micro_batches)
-        self.accelerator.gradient_accumulation_steps, self.accelerator.step = passes, 0
-        if not self.loss_module.training:
-            self.loss_module.train()
-        for number, batch in enumerate(micro_batches):
-            # Dropout and drop path depend on (seed, step, micro-batch, rank) alone: nothing to save for a resume.
-            seed_draw(self.args.seed, step * most + number, self.rank, self.accelerator.device)
-            with self.accelerator.accumulate(self.loss_module):
-                pixel_values, labels = self.inputs(batch, step)
-                with self.kernels:
-                    outputs = self.loss_module(pixel_values, labels)
-                    losses, logits, labels = (part[: len(batch["labels"])] for part in outputs)
-                    # Accelerate divides by the micro-batches, DDP averages over processes: the mean over all remains.
-                    self.accelerator.backward(losses.sum() * (passes * self.world_size) / count)
-                self.finite.see(self.training_state.meter.add(losses.detach(), logits.detach(), labels), step)
-                if self.accelerator.sync_gradients:
-                    if self.unfreezing is not None:
-                        self.unfreezing.drop_gradients(self.schedule.scheduled(step))
-                    self._clip(step)
-                self.optimizer.step()
-                self.optimizer.zero_grad()
-            if not self.accelerator.sync_gradients:
-                self.control = self._event("on_substep_end")
-        self.control = self._event("on_optimizer_step")
-        self._rate = max(self.lr_scheduler.get_last_lr())
-        self.lr_scheduler.step()
-        if self.training_state.ema is not None:
-            self.training_state.ema.update(step + 1)
-
-    def _clip(self, step: int) -> None:
-        if self.args.max_grad_norm > 0:
-            norm = self.accelerator.clip_grad_norm_(self._parameters, self.args.max_grad_norm)
-            self._grad_norm = gathered(norm)
-            if self.accelerator.scaler is None:  # a scaled loss overflows now and then, and its step is left out
-                self.finite.see(self._grad_norm, step)
-        self.control = self._event("on_pre_optimizer_step")
-
-    def _count(self, batches: list[dict]) -> int | torch.Tensor:
-        """Images of this step over all processes: what the sum of the losses is divided by."""
-        count, step = sum(len(batch["labels"]) for batch in batches), self.state.global_step
-        if self.world_size > 1:
-            total = self.accelerator.reduce(torch.tensor(float(count), device=self.accelerator.device), "sum")
-            self.finite.see(1 / total, step)
-            if self.batches.error is not None:
-                self.finite.see(torch.full_like(total, math.nan), step)
-                self.stop_request.request()
-            return total.clamp(min=1)
-        if not count:
-            raise HFViTError(nothing_readable(step, [name for batch in batches for name in batch["unreadable"]]))
-        return count
-
-    def _note_unreadable(self, name: str) -> None:
-        if name not in self.unreadable:
-            self.unreadable[name] = None
-            self.display.log(f"skipped: {name}")
-
-    def _advance(self) -> bool:
-        """Count a step; True if an epoch ended with it."""
-        size, before, stage = len(self.train_dataset), self.position, self.schedule.stage_of(self.state.global_step)
-        self.training_state.position += stage.images
-        self.state.global_step += 1
-        self.state.epoch = self.position / size
-        self.state.total_flos += self._flops_of[stage.image_size] * stage.images
-        self.timer.lap(stage.images)
-        self.display.advance()
-        self.estimate.after_step(self.state.global_step)
-        return self.position // size > before // size
-
-    def _keep_time(self) -> bool:
-        """Look at the clock where there is a time limit; True if what is to be read next has changed."""
-        if self.time_plan is None:
-            return False
-        changed = self.time_plan.after_step(self.state.global_step)
-        self.state.max_steps = self.display.max_steps = self.max_steps
-        return changed
-
-    def _try_out(self) -> None:
-        """Measure a few passes, say what the run will take, and plan its time; where images are streamed, later."""
-        stage, workers = self.schedule.stage_of(self.state.global_step), self.args.dataloader_num_workers
-        if self.max_steps and not isinstance(self.train_dataset, ImageStream):
-            images = at_image_size(self.train_dataset, stage.image_size)
-            batch, reading = sample_images(images, self.eval_dataset, self.args.seed, self.position, stage.batch_size)
-            if batch is not None:
-                inputs = self.inputs(batch | {"unreadable": []}, self.state.global_step)  # the run says which
-                passes = Passes(self.loss_module, self.accelerator, self.kernels, *inputs)
-                self.trial = measure(passes, reading, stage.batch_size, self.args.torch_compile)
-        if self.time_plan is not None:
-            trained = sum(p.numel() * p.element_size() for p in self._parameters)
-            images = 0 if self.eval_dataset is None else len(self.eval_dataset)
-            self.time_plan.begin(
-                self.state.global_step, self.trial, images, workers, self.world_size, COPIES_SAVED * trained
-            )
-            self.state.max_steps = self.max_steps
-        if self.trial is not None:
-            seconds = self.trial.step_seconds(stage.images // self.world_size, workers)
-            state = OPTIMIZER_COPIES * sum(p.numel() * p.element_size() for p in self._parameters if p.requires_grad)
-            rate = stage.images / agreed(seconds)
-            self.estimate.log_estimate(self.state.global_step, rate, self.trial.peak_bytes + state)
-
-    def _probe_seconds(self) -> float | None:
-        """Seconds of the recipe `probe` in place of this run; None where it does not serve the same purpose."""
-        labelled = self.args.loss != MASKED_PATCHES and self.about.get("base_model") is not None
-        head_alone = not any(p.requires_grad for p in self.model.base_model.parameters())
-        if self.trial is None or not labelled or not facts.is_hf_vit(self.model) or head_alone:
-            return None
-        images = len(self.train_dataset) + (0 if self.eval_dataset is None else len(self.eval_dataset))
-        return self.trial.evaluation_seconds(-(-images // self.world_size), self.args.dataloader_num_workers)
-
-    # -- logging, evaluating, saving ---------------------------------------------------------------------------------
-
-    def _log_evaluate_save(self) -> None:
-        """What the callbacks asked for after a step. The loss is looked at before anything is kept."""
-        plan, at_end = self.time_plan, self.state.global_step >= self.max_steps
-        self.control.should_log |= at_end
-        if plan is not None and self.eval_dataset is not None and not self.interrupted:
-            # where the limit ends the run, those are the weights that the whole schedule made
-            self.control.should_evaluate |= at_end and self.args.eval_strategy != "no"
-            if self.control.should_evaluate:
-                self.control.should_evaluate = plan.allows_evaluation(last=at_end)
-            if self.args.save_strategy == "steps":
-                self.control.should_save |= plan.save_is_due()
-        save = self.control.should_save
-        if self.control.should_log or self.control.should_evaluate or save or self.interrupted:
-            self.finite.check(self.output_dir)  # waits for the device, whose time counts
-            self.timer.pause()
-        if self.control.should_log:
-            self._log_training()
-        if self.control.should_evaluate:
-            with self._timed("evaluation"):
-                metrics = self.evaluate()
-            save |= self.training_state.note_best(metrics, self.args)
-        if save or self.interrupted:
-            with self._timed("saving"):
-                self.save_checkpoint()
-            self.control = self._event("on_save")
-
-    def _timed(self, name: str) -> AbstractContextManager[None]:
-        """Within it, time is no training's."""
-        return nullcontext() if self.time_plan is None else self.time_plan.measuring(name)
-
-    def _log_training(self) -> None:
-        loss, hits, count = self.accelerator.reduce(self.training_state.meter.sums, "sum").tolist()
-        self.training_state.meter.reset()
-        logs = {"loss": loss / max(count, 1), "accuracy": hits / max(count, 1), "learning_rate": self._rate}
-        if self.problem_type != SINGLE_LABEL:
-            del logs["accuracy"]
-        if self._grad_norm is not None:
-            logs["grad_norm"] = float(self._grad_norm)
-        left = self.schedule.images_after(self.state.global_step)
-        self.log(logs, self.run_log.speed(self.timer, left, self.state.total_flos))
-
-    def log(self, logs: dict[str, float], speed: dict[str, float] | None = None) -> None:
-        """Add a line to the history, the display, the trackers and the callbacks.
-
-        Args:
-            logs: what is a function of arguments and data. speed: what the clock said.
-        """
-        self.run_log.add(self.state, logs, speed or {})
-        self.control = self._event("on_log", logs=dict(logs))
-
-    def evaluate(self, eval_dataset: Dataset | None = None, metric_key_prefix: str = "eval") -> dict[str, float]:
-        """Score every image of the evaluation split once.
-
-        Returns:
-            `eval_loss`, `eval_accuracy`, `eval_top5_accuracy` (above five classes), and what `compute_metrics` adds.
-            Of several labels `eval_mean_average_precision`, `eval_macro_f1`, `eval_micro_f1`; of numbers `eval_r2`,
-            `eval_mae`, `eval_rmse`.
-        """
-        dataset = self.eval_dataset if eval_dataset is None else keyed(eval_dataset)
-        if dataset is None:
-            raise HFViTError("nothing to evaluate on: give an eval_dataset")
-        evaluated = self.evaluator.run(
-            dataset, keep_outputs=self.compute_metrics is not None, keep_outcomes=self.reports and eval_dataset is None
-        )
-        metrics = evaluated.metrics(metric_key_prefix, self.compute_metrics)
-        if eval_dataset is None:
-            self.training_state.last_evaluation = (self.state.global_step, metrics, evaluated.count)
-            self.last_outputs = None if evaluated.logits is None else (evaluated.logits, evaluated.labels)
-            self._counts, self.outcomes = evaluated.counts, evaluated.outcomes
-        if not self._best_is_loaded:  # those weights belong to an earlier step, which has its line
-            self.log(metrics)
-        self.control = self._event("on_evaluate", metrics=metrics)
-        return metrics
-
-    def predict(self, test_dataset: Dataset, metric_key_prefix: str = "test") -> PredictionOutput:
-        """Logits (N, K), labels (N,) and scores, in the order of the data."""
-        evaluated = self.evaluator.run(keyed(test_dataset), keep_outputs=True)
-        metrics = evaluated.metrics(metric_key_prefix, self.compute_metrics)
-        self.control = self._event("on_predict", metrics=metrics)
-        return PredictionOutput(evaluated.logits, evaluated.labels, metrics)
-
-    def tune_thresholds(self) -> int:
-        """Set `config.label_thresholds` to those with the highest F1 on the evaluation images; returns their number.
-
-        The scores at these thresholds join those of the last evaluation.
-        """
-        from ..metrics.multilabel.multilabel import best_thresholds  # with `evaluate`, which takes seconds to import
-
-        if self.last_outputs is None:
-            self.evaluate()
-        assert self.last_outputs is not None and self.last_evaluation is not None
-        logits, labels = self.last_outputs
-        self.model.config.label_thresholds = best_thresholds(sigmoid(logits), labels).tolist()
-        step, metrics, count = self.last_evaluation
-        scores = {f"eval_{name}": value for name, value in self.evaluator.score_outputs(logits, labels).items()}
-        self.training_state.last_evaluation = (step, metrics | scores, count)
-        return count
-
-    def _on_prediction_step(self) -> None:
-        self.control = self._event("on_prediction_step")
-
-    def averaged(self) -> AbstractContextManager[None]:
-        """Within it, the model holds the average of its weights, if one is kept."""
-        ema = self.training_state.ema
-        return averaged_by(self.optimizer.optimizer) if ema is None else ema.applied()
-
-    def save_checkpoint(self) -> Path:
-        """Write `checkpoint-N`, whole or not at all; then older ones beyond `save_total_limit` go.
-
-        With `async_save` it appears while the next steps are taken.
-        """
-        folder = self.output_dir / f"checkpoint-{self.state.global_step}"
-        self.training_state.callbacks = self._stateful_callbacks()
-        counters = self.identity.as_dict() | {"global_batch_size": self.global_batch_size}
-        if self.time_plan is not None:
-            counters["time_plan"] = self.time_plan.state_dict()
-        self.checkpoints.write(
-            folder,
-            self.training_state,
-            counters,
-            lambda path, weights: save_outputs.write_model(
-                path, self.model, weights, self.image_processor, to_resume=True
-            ),
-        )
-        if self.args.push_to_hub and self.args.hub_strategy != "end":
-            self.checkpoints.finish()
-            self._push_midway(folder if self.args.hub_strategy == "checkpoint" else None)
-        return folder
-
-    def _push_midway(self, checkpoint: Path | None) -> None:
-        """Upload the run as it stands, whole: what anybody loads meanwhile is a model with its card.
-
-        Args:
-            checkpoint: folder that goes along, for whoever wants to train on.
-        """
-        self.seconds = time.time() - self.training_state.began
-        self.save_model()
-        measured = self.last_evaluation is not None and self.last_evaluation[0] == self.state.global_step
-        self.create_model_card(**({} if measured else {"results": []}))
-        try:
-            self.push_to_hub(checkpoint, attempts=2)
-        except HFViTError as error:  # the network is no reason to stop; the end of the run uploads again
-            self.display.log(f"not uploaded: {error}")
-
-    # -- beginning and end -------------------------------------------------------------------------------------------
-
-    @property
-    def identity(self) -> RunIdentity:
-        """What a checkpoint of this run has to be resumed with."""
-        architecture = facts.architecture_of(self.model.config)
-        other = self.about.get("arguments", {})
-        return RunIdentity.of(self.train_dataset, self.eval_dataset, architecture, self.args, other)
+    def _check_data(self) -> None:
+        if self.train_dataset is None:
+            raise HFViTError("nothing to train on: give a train_dataset")
+        self.schedule.check(self.train_dataset)
+        if self.train_step.unfreezing is not None:
+            self.train_step.unfreezing.check(self.max_steps)
 
     def _begin(self, resume: str | bool | None) -> None:
-        """Check everything that can be checked, then make the output folder and go to where the run stands."""
+        """Check everything that can be checked, then prepare the output folder and restore the state of the run."""
         with all_ranks():
             if self.args.push_to_hub and get_token() is None:
                 raise HFViTError("--push_to_hub needs a Hugging Face token: run `hf auth login`, or set HF_TOKEN")
@@ -625,15 +334,10 @@ class Trainer:
         self.training_state.began = time.time()
         if self.args.time_limit is not None:
             self.time_plan = TimePlan.of_run(
-                self.args,
-                self.schedule,
-                self._flops_of,
-                len(self.train_dataset),
-                evaluates=self.eval_dataset is not None,
-                device=self.accelerator.device,
-                log=self.display.log,
+                self.args, self.schedule, self._flops_of, len(self.train_dataset),
+                evaluates=self.eval_dataset is not None, device=self.accelerator.device, log=self.display.log,
                 started=self.started,
-            )
+            )  # fmt: skip
         resumed = folder is not None and self._resume(folder, resume == checkpoint_io.NEWEST_INTACT)
         self.run_log.flops_logged = self.state.total_flos
         low_on_cpu = self.precision == "bf16" and self.accelerator.device.type == "cpu"
@@ -652,9 +356,9 @@ class Trainer:
         self.state.train_batch_size = self.args.per_device_train_batch_size
         self.state.compute_steps(self.args, self.max_steps)
         self.accelerator.init_trackers(self.args.run_name or self.name, flat(dataclasses.asdict(self.args)))
-        self._try_out()
+        self._estimate()
         self.display.begin(self.state.global_step, self.max_steps)
-        self.control = self._event("on_train_begin")
+        self._event("on_train_begin")
         if self.args.eval_on_start and self.eval_dataset is not None and self.state.global_step == 0:
             with self._timed("evaluation"):
                 save = self.training_state.note_best(self.evaluate(), self.args)
@@ -662,72 +366,166 @@ class Trainer:
                 self.save_checkpoint()
 
     def _resume(self, folder: Path, set_damaged_aside: bool) -> bool:
-        """Become the run that wrote `folder`, or, where it is damaged and that was asked for, the one before it.
+        """Restore a checkpoint, or the newest intact one before it if it is damaged and may be set aside.
 
         Returns:
-            False where there is none that is whole.
+            False if there is no intact checkpoint.
 
         Raises:
-            HFViTError: the checkpoint is damaged, or belongs to another run; the message says what differs.
+            HFViTError: the checkpoint is damaged, or of another run; the message says what differs.
         """
         checkpoint = self.checkpoints.read(folder, set_damaged_aside)
         if checkpoint is not None:
             folder, saved = checkpoint
             if self.args.auto_batch_size:
-                self._keep_batch_size(saved["counters"]["arguments"])
+                self._find_batch_size(saved["counters"]["arguments"])
             self.training_state.callbacks = self._stateful_callbacks()
             resume_run(
-                self.training_state, saved, folder, self.output_dir, self.identity, self.schedule, self.time_plan,
+                self.training_state, saved, folder, self.output_dir, self._identity(), self.schedule, self.time_plan,
                 self.display.log,
             )  # fmt: skip
             self.control.should_training_stop = False
         return checkpoint is not None
 
-    def _find_batch_size(self) -> None:
-        """Take the largest micro-batch that fits, for the same images in each step."""
-        if self.accelerator.distributed_type == DistributedType.FSDP:
-            raise HFViTError(
-                "--auto_batch_size tries passes of one process alone, which shards of a model cannot do: give "
-                "--per_device_train_batch_size"
-            )
-        sizes = pass_sizes(self.args, self.model.config, self.world_size, self.model)
-        size = max((stage.image_size or self.image_size for stage in self.schedule.stages), key=math.prod)
-        config, classes = self.model.config, self.problem_type == SINGLE_LABEL
-        device, labels = self.accelerator.device, () if classes else (config.num_labels,)
-        passes = Passes(  # of the network alone: a process whose memory is full leaves no other one waiting
-            self.accelerator.unwrap_model(self.loss_module, keep_torch_compile=False), self.accelerator, self.kernels,
-            torch.zeros((1, num_channels(config), *size), device=device),
-            torch.zeros((1, *labels), dtype=torch.int64 if classes else torch.float32, device=device),
-        )  # fmt: skip
-        trained = sum(p.numel() * p.element_size() for p in self._parameters if p.requires_grad)
-        copies = 1 + OPTIMIZER_COPIES + COPIES_SAVED * self.args.async_save  # the gradients are one
-        waiting = self.args.dataloader_num_workers * self.args.dataloader_prefetch_factor
-        self._set_batch_size(largest_that_fits(passes, sizes, copies * trained, waiting + 1))
-        step = self.schedule.stages[0]
-        self.display.log(
-            f"micro-batch: {step.batch_size} images in each of {step.accumulation_steps} passes of a step of "
-            f"{step.images} on {self.world_size} x {device}, the most that fit in memory"
-        )
+    def _identity(self) -> RunIdentity:
+        """What a checkpoint of this run has to be resumed with."""
+        architecture = facts.architecture_of(self.model.config)
+        other = self.about.get("arguments", {})
+        return RunIdentity.of(self.train_dataset, self.eval_dataset, architecture, self.args, other)
 
-    def _keep_batch_size(self, saved: dict[str, Any]) -> None:
-        """Take the micro-batch of the arguments that a checkpoint was made with, where steps are still the same."""
-        size = saved["per_device_train_batch_size"]
-        if size in pass_sizes(self.args, self.model.config, self.world_size, self.model):
-            self._set_batch_size(size)
-            self.args.per_device_eval_batch_size = saved["per_device_eval_batch_size"]
-        else:
-            self._find_batch_size()
+    def _find_batch_size(self, saved: dict[str, Any] | None = None) -> None:
+        """Take the largest micro-batch that fits, or that of a checkpoint's arguments, for the same steps."""
+        network = self.accelerator.unwrap_model(self.loss_module, keep_torch_compile=False)
+        sizes = (stage.image_size or self.image_size for stage in self.schedule.stages)
+        passes = Passes(network, self.accelerator, self.kernels, *self.inputs.blank(max(sizes, key=math.prod)))
+        log = self.display.log
+        self.args = self.evaluator.args = fit_batch_size(self.args, self.schedule, self.model, passes, log, saved)
 
-    def _set_batch_size(self, size: int) -> None:
-        self.args = self.evaluator.args = with_passes_of(self.args, size)
-        self.schedule.share_steps_out(self.args)
+    def _estimate(self) -> None:
+        """Time a few passes, and from them plan the run's time and log what it will take."""
+        step, workers = self.state.global_step, self.args.dataloader_num_workers
 
-    def _check_data(self) -> None:
-        if self.train_dataset is None:
-            raise HFViTError("nothing to train on: give a train_dataset")
-        self.schedule.check(self.train_dataset)
-        if self.unfreezing is not None:
-            self.unfreezing.check(self.max_steps)
+        def passes_of(batch: dict) -> Passes:
+            inputs = self.inputs(batch | {"unreadable": []}, step)  # the run itself reports unreadable images
+            return Passes(self.loss_module, self.accelerator, self.kernels, *inputs)
+
+        stage, eval_images = self.schedule.stage_of(step), 0 if self.eval_dataset is None else len(self.eval_dataset)
+        trial = None
+        if self.max_steps:
+            trial = try_out(passes_of, self.train_dataset, self.eval_dataset, self.args, stage, self.position)
+        if self.time_plan is not None:
+            weights = sum(p.nbytes for p in self.train_step.parameters)
+            self.time_plan.begin(step, trial, eval_images, workers, self.world_size, CHECKPOINT_COPIES * weights)
+            self.state.max_steps = self.max_steps
+        if trial is not None:
+            trained = sum(p.nbytes for p in self.train_step.parameters if p.requires_grad)
+            probe = probe_is_alternative(self.model, self.args, self.about.get("base_model"))
+            probe_images = len(self.train_dataset) + eval_images if probe else None
+            self.estimate.begin(step, trial, self.world_size, workers, trained, probe_images)
+
+    def _loop(self) -> None:
+        """Step after step, until the end of the run, a callback or a signal."""
+        while self.state.global_step < self.max_steps and not self.control.should_training_stop:
+            self._event("on_epoch_begin")
+            for micro_batches in self.batches.steps(self.state.global_step, self.position):
+                self._event("on_step_begin")
+                self.train_step(micro_batches)
+                epoch_ended = self._advance()
+                stages_changed = self._keep_time()
+                self._event("on_step_end")
+                if epoch_ended:
+                    self._event("on_epoch_end")
+                if self.checkpoints.failed:  # on a full disk, say; the next checkpoint or the end raises the error
+                    self.stop_request.request()
+                if self.stop_request.requested(self.state.global_step):
+                    self.interrupted = self.control.should_training_stop = True
+                self._log_evaluate_save()
+                if self.control.should_training_stop:
+                    break
+                if self.control.should_epoch_stop:
+                    self.training_state.position = self.batches.next_epoch(self.position)
+                    break
+                if epoch_ended:
+                    self._event("on_epoch_begin")
+                if stages_changed:  # the loader has read ahead for the old stages
+                    break
+                self.timer.start()
+
+    def _advance(self) -> bool:
+        """Count a step; True if an epoch ended with it."""
+        size, before, stage = len(self.train_dataset), self.position, self.schedule.stage_of(self.state.global_step)
+        self.training_state.position += stage.images
+        self.state.global_step += 1
+        self.state.epoch = self.position / size
+        self.state.total_flos += self._flops_of[stage.image_size] * stage.images
+        self.timer.lap(stage.images)
+        self.display.advance()
+        self.estimate.after_step(self.state.global_step)
+        return self.position // size > before // size
+
+    def _keep_time(self) -> bool:
+        """Fit the schedule to a time limit; True if its stages, and so what is to be read next, have changed."""
+        if self.time_plan is None:
+            return False
+        changed = self.time_plan.after_step(self.state.global_step)
+        self.state.max_steps = self.display.max_steps = self.max_steps
+        return changed
+
+    def _timed(self, name: str) -> AbstractContextManager[None]:
+        """Count the time within it as "evaluation" or "saving", not as training."""
+        return nullcontext() if self.time_plan is None else self.time_plan.measuring(name)
+
+    def _note_unreadable(self, name: str) -> None:
+        if name not in self.unreadable:
+            self.unreadable[name] = None
+            self.display.log(f"skipped: {name}")
+
+    def _log_evaluate_save(self) -> None:
+        """Do what the callbacks asked for after a step. The loss is checked before anything is kept."""
+        plan, at_end = self.time_plan, self.state.global_step >= self.max_steps
+        self.control.should_log |= at_end
+        if plan is not None and self.eval_dataset is not None and not self.interrupted:
+            # where the limit ends the run, those are the weights that the whole schedule made
+            self.control.should_evaluate |= at_end and self.args.eval_strategy != "no"
+            if self.control.should_evaluate:
+                self.control.should_evaluate = plan.allows_evaluation(last=at_end)
+            if self.args.save_strategy == "steps":
+                self.control.should_save |= plan.save_is_due()
+        save = self.control.should_save
+        if self.control.should_log or self.control.should_evaluate or save or self.interrupted:
+            self.finite.check(self.output_dir)  # waits for the device; that time still counts as training
+            self.timer.pause()
+        if self.control.should_log:
+            self._log_training()
+        if self.control.should_evaluate:
+            with self._timed("evaluation"):
+                metrics = self.evaluate()
+            save |= self.training_state.note_best(metrics, self.args)
+        if save or self.interrupted:
+            with self._timed("saving"):
+                self.save_checkpoint()
+            self._event("on_save")
+
+    def _log_training(self) -> None:
+        loss, hits, count = self.accelerator.reduce(self.training_state.meter.sums, "sum").tolist()
+        self.training_state.meter.reset()
+        logs = {"loss": loss / max(count, 1)}
+        if self.problem_type == SINGLE_LABEL:
+            logs["accuracy"] = hits / max(count, 1)
+        logs["learning_rate"] = self.train_step.learning_rate
+        if self.train_step.grad_norm is not None:
+            logs["grad_norm"] = float(self.train_step.grad_norm)
+        left = self.schedule.images_after(self.state.global_step)
+        self.log(logs, self.run_log.speed(self.timer, left, self.state.total_flos))
+
+    def log(self, logs: dict[str, float], speed: dict[str, float] | None = None) -> None:
+        """Add a line to the history, the display, the trackers and the callbacks.
+
+        Args:
+            logs: reproducible numbers, functions of arguments and data alone. speed: times and rates.
+        """
+        self.run_log.add(self.state, logs, speed or {})
+        self._event("on_log", logs=dict(logs))
 
     def _end(self) -> TrainOutput:
         self.checkpoints.finish()
@@ -736,7 +534,7 @@ class Trainer:
             self.training_state.load_weights(checkpoint_io.read_training_checkpoint(Path(best)))
             self._best_is_loaded, self.training_state.last_evaluation = True, None
             self.display.log(f"best evaluated weights: those of step {self.state.best_global_step}")
-        self.control = self._event("on_train_end")
+        self._event("on_train_end")
         self.seconds = time.time() - self.training_state.began
         losses = [line["loss"] for line in self.state.log_history if "loss" in line]
         metrics = {
@@ -746,7 +544,78 @@ class Trainer:
         }
         return TrainOutput(self.state.global_step, losses[-1] if losses else math.nan, metrics)
 
-    # -- what stays --------------------------------------------------------------------------------------------------
+    # -- evaluation --------------------------------------------------------------------------------------------------
+
+    def evaluate(self, eval_dataset: Dataset | None = None, metric_key_prefix: str = "eval") -> dict[str, float]:
+        """Score every image of the evaluation split once.
+
+        Returns:
+            `eval_loss`, `eval_accuracy`, `eval_top5_accuracy` (above five classes), and what `compute_metrics` adds.
+            For several labels `eval_mean_average_precision`, `eval_macro_f1`, `eval_micro_f1`; for numbers `eval_r2`,
+            `eval_mae`, `eval_rmse`.
+        """
+        dataset = self.eval_dataset if eval_dataset is None else keyed(eval_dataset)
+        if dataset is None:
+            raise HFViTError("nothing to evaluate on: give an eval_dataset")
+        evaluated = self.evaluator.run(
+            dataset, keep_outputs=self.compute_metrics is not None, keep_outcomes=self.reports and eval_dataset is None
+        )
+        metrics = evaluated.metrics(metric_key_prefix, self.compute_metrics)
+        if eval_dataset is None:
+            self.training_state.last_evaluation = (self.state.global_step, metrics, evaluated.count)
+            self.last_outputs = None if evaluated.logits is None else (evaluated.logits, evaluated.labels)
+            self._counts, self.outcomes = evaluated.counts, evaluated.outcomes
+        if not self._best_is_loaded:  # the best weights belong to an earlier step, whose line is there already
+            self.log(metrics)
+        self._event("on_evaluate", metrics=metrics)
+        return metrics
+
+    def predict(self, test_dataset: Dataset, metric_key_prefix: str = "test") -> PredictionOutput:
+        """Logits (N, K), labels (N,) and scores, in the order of the data."""
+        evaluated = self.evaluator.run(keyed(test_dataset), keep_outputs=True)
+        metrics = evaluated.metrics(metric_key_prefix, self.compute_metrics)
+        self._event("on_predict", metrics=metrics)
+        return PredictionOutput(evaluated.logits, evaluated.labels, metrics)
+
+    def tune_thresholds(self) -> int:
+        """Set `config.label_thresholds` to those with the highest F1 on the evaluation images; returns their number.
+
+        The scores at these thresholds replace those of the last evaluation.
+        """
+        if self.last_outputs is None:
+            self.evaluate()
+        assert self.last_outputs is not None and self.last_evaluation is not None
+        step, metrics, count = self.last_evaluation
+        scores = self.evaluator.tune_thresholds(*self.last_outputs)
+        metrics = metrics | {f"eval_{name}": value for name, value in scores.items()}
+        self.training_state.last_evaluation = (step, metrics, count)
+        return count
+
+    def averaged(self) -> AbstractContextManager[None]:
+        """Let the model hold the average of its weights, if one is kept."""
+        ema = self.training_state.ema
+        return averaged_by(self.optimizer.optimizer) if ema is None else ema.applied()
+
+    # -- saving ------------------------------------------------------------------------------------------------------
+
+    def save_checkpoint(self) -> Path:
+        """Write `checkpoint-N`, whole or not at all; then remove older ones beyond `save_total_limit`.
+
+        With `async_save` it is written while the next steps are taken.
+        """
+        folder = self.output_dir / f"checkpoint-{self.state.global_step}"
+        self.training_state.callbacks = self._stateful_callbacks()
+        counters = self._identity().as_dict() | {"global_batch_size": self.global_batch_size}
+        if self.time_plan is not None:
+            counters["time_plan"] = self.time_plan.state_dict()
+        write_model = functools.partial(
+            save_outputs.write_model, model=self.model, image_processor=self.image_processor, to_resume=True
+        )
+        self.checkpoints.write(folder, self.training_state, counters, write_model)
+        if self.args.push_to_hub and self.args.hub_strategy != "end":
+            self.checkpoints.finish()
+            self._push_midway(folder if self.args.hub_strategy == "checkpoint" else None)
+        return folder
 
     def save_model(self, output_dir: str | Path | None = None) -> None:
         """Write weights (their average, if one is kept), config, code and processor; each file appears whole."""
@@ -769,26 +638,25 @@ class Trainer:
         classes = self.problem_type == SINGLE_LABEL
         missing = (classes and self._counts is None) or (self.reports and self.outcomes is None)
         if missing and last is not None and last[0] == self.state.global_step:
-            # The run was resumed at its end: the evaluation is in the checkpoint, and its counts are not
+            # The run was resumed at its end: checkpoints hold the evaluation's scores, but not its counts.
             evaluated = self.evaluator.run(self.eval_dataset, keep_outcomes=self.reports)
             self._counts, self.outcomes = evaluated.counts, evaluated.outcomes
         measured = facts.run_facts(self._record(len(unreadable))) | entries
-
-        def add_examples(facts_with: dict[str, Any]) -> None:
-            attention_examples.add(
-                facts_with, self.output_dir, self.args.card_examples, self.model, self.eval_dataset, self.normalize,
-                self.image_processor,
-            )  # fmt: skip
-
         with all_ranks():
             if self.accelerator.is_main_process:
                 with self.averaged(), full_disk_is_an_error(self.output_dir):
                     save_outputs.write_facts_and_card(
-                        self.output_dir, measured, self.model, self.state.log_history, add_examples, unreadable
+                        self.output_dir, measured, self.model, self.state.log_history, self._add_examples, unreadable
                     )
-                    if self._counts is not None and self.args.loss != facts.MASKED_PATCHES:
+                    if self._counts is not None and self.args.loss != MASKED_PATCHES:
                         save_outputs.write_classes(self.output_dir, self._counts, self.model.config.id2label)
         return measured
+
+    def _add_examples(self, measured: dict[str, Any]) -> None:
+        attention_examples.add(
+            measured, self.output_dir, self.args.card_examples, self.model, self.eval_dataset, self.normalize,
+            self.image_processor,
+        )  # fmt: skip
 
     def _record(self, unreadable: int) -> facts.RunRecord:
         return facts.RunRecord(
@@ -815,14 +683,29 @@ class Trainer:
         )
 
     def push_to_hub(self, checkpoint: Path | None = None, **kwargs) -> str | None:
-        """Upload `output_dir` (weights, code, processor, card, facts); its address, on the main process.
+        """Upload `output_dir` (weights, code, processor, card, facts); returns its address on the main process.
 
         Args:
-            checkpoint: folder that goes along as `last-checkpoint/`.
+            checkpoint: folder to upload with it as `last-checkpoint/`.
             kwargs: further arguments of `hf_vit.hub.push_folder`.
         """
-        self.control = self._event("on_push_begin")
+        self._event("on_push_begin")
         if not self.accelerator.is_main_process:
             return None
         private = self.args.hub_private_repo
         return push_folder(self.output_dir, self.name, private=private, checkpoint=checkpoint, **kwargs)
+
+    def _push_midway(self, checkpoint: Path | None) -> None:
+        """Upload the unfinished run as a complete model with its card.
+
+        Args:
+            checkpoint: folder to upload with it, for whoever wants to continue the training.
+        """
+        self.seconds = time.time() - self.training_state.began
+        self.save_model()
+        measured = self.last_evaluation is not None and self.last_evaluation[0] == self.state.global_step
+        self.create_model_card(**({} if measured else {"results": []}))
+        try:
+            self.push_to_hub(checkpoint, attempts=2)
+        except HFViTError as error:  # the network is no reason to stop; the end of the run uploads again
+            self.display.log(f"not uploaded: {error}")

@@ -44,20 +44,20 @@ def test_out_of_memory_says_what_to_lower(values, words):
         torch.OutOfMemoryError("CUDA out of memory."),
         RuntimeError("DefaultCPUAllocator: can't allocate memory"),
     ):
-        with pytest.raises(HFViTError, match=words), memory_advice(TrainArguments(**values)):
+        with pytest.raises(HFViTError, match=words), memory_advice(lambda: TrainArguments(**values)):
             raise error
 
 
 def test_evaluation_and_workers_without_memory_say_what_to_lower():
     args = TrainArguments(per_device_eval_batch_size=128, dataloader_num_workers=4)
-    with pytest.raises(HFViTError, match="lower --per_device_eval_batch_size 64"), memory_advice(args, True):
+    with pytest.raises(HFViTError, match="lower --per_device_eval_batch_size 64"), memory_advice(lambda: args, True):
         raise torch.OutOfMemoryError("CUDA out of memory.")
-    with pytest.raises(HFViTError, match=r"lower --dataloader_num_workers \(now 4\)"), memory_advice(args):
+    with pytest.raises(HFViTError, match=r"lower --dataloader_num_workers \(now 4\)"), memory_advice(lambda: args):
         raise RuntimeError("DataLoader worker (pid 12) is killed by signal: Killed. ")
 
 
 def test_other_errors_pass():
-    with pytest.raises(RuntimeError, match="shapes"), memory_advice(TrainArguments()):
+    with pytest.raises(RuntimeError, match="shapes"), memory_advice(TrainArguments):
         raise RuntimeError("shapes do not match")
 
 

@@ -28,8 +28,8 @@ UNREADABLE_NAME = "unreadable.txt"  # the images that were skipped, of all proce
 
 def write_model(
     folder: Path,
-    model: PreTrainedModel,
     weights: dict[str, torch.Tensor],
+    model: PreTrainedModel,
     image_processor,
     to_resume: bool = False,
 ) -> None:
@@ -47,7 +47,7 @@ def write_model(
 def place_model(folder: Path, model: PreTrainedModel, weights: dict[str, torch.Tensor], image_processor) -> None:
     """Write the model among a run's other files; config.json, which makes the folder loadable, comes last."""
     with atomic_folder(folder / FINISHED_NAME, advice(folder)) as temporary:
-        write_model(temporary, model, weights, image_processor)
+        write_model(temporary, weights, model, image_processor)
     move_checkpoint(folder / FINISHED_NAME, folder)
 
 

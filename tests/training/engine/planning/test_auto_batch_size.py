@@ -82,7 +82,7 @@ def test_a_resumed_run_keeps_the_choice_also_where_more_memory_is_free(tmp_path,
 
 
 def test_the_search_on_an_accelerator_tries_passes_and_keeps_some_memory_back(monkeypatch, tmp_path):
-    monkeypatch.setattr("training.engine.trainer.largest_that_fits", lambda *given: largest_tried(*given[:3]))
+    monkeypatch.setattr(auto_batch_size, "largest_that_fits", lambda *given: largest_tried(*given[:3]))
     trainer = Trainer(tiny(), arguments(tmp_path, auto_batch_size=True, per_device_train_batch_size=32), Images(64))
     small = trainer.loss_module.model = SmallDevice(trainer.loss_module.model, 10)
     trainer._find_batch_size()
@@ -91,7 +91,7 @@ def test_the_search_on_an_accelerator_tries_passes_and_keeps_some_memory_back(mo
 
 
 def test_an_error_that_is_not_of_memory_is_not_taken_for_one(monkeypatch, tmp_path):
-    monkeypatch.setattr("training.engine.trainer.largest_that_fits", lambda *given: largest_tried(*given[:3]))
+    monkeypatch.setattr(auto_batch_size, "largest_that_fits", lambda *given: largest_tried(*given[:3]))
     trainer = Trainer(tiny(), arguments(tmp_path, auto_batch_size=True), Images(64))
 
     def broken(pixel_values):

@@ -21,7 +21,7 @@ def estimate(lines):
     """Of a run of 8000 images."""
     schedule = SimpleNamespace(images_after=lambda step: 8000 - 8 * step)
     timer = SimpleNamespace(seconds=0.0, images=0)
-    return RunEstimate(schedule, timer, torch.device("cpu"), lines.append, lambda: None)
+    return RunEstimate(schedule, timer, torch.device("cpu"), lines.append)
 
 
 def steps(estimate, seconds, count=6):

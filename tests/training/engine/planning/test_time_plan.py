@@ -16,6 +16,7 @@ from training.config.arguments import TrainArguments
 from training.engine.planning.schedule import TrainingSchedule
 from training.engine.planning.time_plan import TimePlan
 from training.engine.planning.trial import Trial
+from training.engine.train_step import TrainStep
 from training.engine.trainer import Trainer
 
 
@@ -167,14 +168,14 @@ def ticking(monkeypatch):
     monkeypatch.setattr(
         TimePlan.__init__, "__kwdefaults__", TimePlan.__init__.__kwdefaults__ | {"now": clock.monotonic}
     )
-    monkeypatch.setattr("training.engine.trainer.measure", lambda *args: Trial(8, 1 / 8, 0.01, 0.0, 0.0, 0))
-    step = Trainer._step
+    monkeypatch.setattr("training.engine.planning.trial.measure", lambda *args: Trial(8, 1 / 8, 0.01, 0.0, 0.0, 0))
+    step = TrainStep.__call__
 
-    def slow(trainer, batches):
+    def slow(train_step, batches):
         clock.time += 1.0
-        step(trainer, batches)
+        step(train_step, batches)
 
-    monkeypatch.setattr(Trainer, "_step", slow)
+    monkeypatch.setattr(TrainStep, "__call__", slow)
     return clock
 
 
