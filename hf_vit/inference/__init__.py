@@ -1,4 +1,4 @@
-"""Optional speed: layers in the place of a model's own that compute the same faster, in int8, or with fewer tokens.
+"""Optional speed: layers that replace a model's own and compute the same faster, in int8, or with fewer tokens.
 
-The model imports nothing of it: `model.optimize_for_inference()` finds it where the package is installed.
+The model does not import it: `model.optimize_for_inference()` does, if the package is installed.
 """

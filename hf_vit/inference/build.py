@@ -1,9 +1,9 @@
-"""C++ sources become loaded libraries: compiled for this processor at their first use, and kept for the next process.
+"""Compile C++ sources for this processor at their first use, cache the libraries, and load them.
 
-Where there is no compiler, or it fails, hangs or builds nothing, `library` is None and PyTorch's operations serve; one
-line says why. A kept library is loaded only if nobody but this user can have written it and its digest is the one
-recorded when it was built: a file that is cut short would kill the process, not raise. Not
-`torch.utils.cpp_extension.load`: it needs ninja and Python's headers, and waits for a compiler that hangs.
+If there is no compiler, or it fails, hangs or builds nothing, `library` returns None and PyTorch's operations serve;
+one line says why. A cached library is loaded only if no other user can have written it and its digest is the one
+recorded when it was built: a truncated file would kill the process, not raise. Not `torch.utils.cpp_extension.load`:
+it needs ninja and Python's headers, and waits for a compiler that hangs.
 """
 
 import contextlib
@@ -31,18 +31,18 @@ logger = logging.get_logger(__name__)
 
 SOURCES = Path(__file__).parent / "cpp"
 FLAGS = ("-O3", "-std=c++17", "-march=native", "-fopenmp", "-shared", "-fPIC")
-COMPILE_SECONDS = 120.0  # each source takes one or two
-LOCK_SECONDS = COMPILE_SECONDS + 30  # to wait for another process that compiles
+COMPILE_SECONDS = 120.0  # a source takes one or two; more is a compiler that hangs
+LOCK_SECONDS = COMPILE_SECONDS + 30  # timeout of waiting for another process that compiles
 
 Functions = Mapping[str, Sequence]  # name -> types of its arguments
 
 
 def library(source: Path, functions: Functions) -> ctypes.CDLL | None:
-    """A source compiled for this processor, with its functions ready to be called; None where that cannot be.
+    """A source compiled for this processor, with the types of its functions set; None if that is not possible.
 
     Args:
-        source: a C++ file that needs nothing but the standard library and OpenMP.
-        functions: those that are called; a library without one of them is not used.
+        source: a C++ file that needs only the standard library and OpenMP.
+        functions: the functions to call; a library that lacks one is not used.
     """
     if sys.platform != "linux" or platform.machine() != "x86_64" or not source.exists():
         return None
@@ -50,14 +50,15 @@ def library(source: Path, functions: Functions) -> ctypes.CDLL | None:
         command = compiler()
         if command is None:
             return None
-        described = repr((command, FLAGS, sorted(hardware_features()))).encode()
-        name = f"{source.stem}-{hashlib.sha256(source.read_bytes() + described).hexdigest()[:16]}"
+        # features too: -march=native code of a newer processor would crash on an older one that shares the home
+        key = repr((command, FLAGS, sorted(hardware_features()))).encode()
+        name = f"{source.stem}-{hashlib.sha256(source.read_bytes() + key).hexdigest()[:16]}"
         folder = cache_folder()
         if folder is None:  # built for this process alone
             with tempfile.TemporaryDirectory(prefix="hf_vit-") as temporary:
                 return _compile_and_rename(command, source, Path(temporary), name, functions)
         with FileLock(folder / f"{name}.lock", timeout=LOCK_SECONDS, mode=0o600):
-            compiled = _load_kept(folder / f"{name}.so", functions)
+            compiled = _load_cached(folder / f"{name}.so", functions)
             return compiled or _compile_and_rename(command, source, folder, name, functions)
     except (OSError, ValueError, NotImplementedError, Timeout) as error:  # filelock: a file system without locks
         reason = str(error).strip().splitlines() or [type(error).__name__]
@@ -66,18 +67,18 @@ def library(source: Path, functions: Functions) -> ctypes.CDLL | None:
 
 
 def compiler() -> list[str] | None:
-    """The words that start the compiler: `CXX`, which may have several ("ccache g++"), else g++ or clang++."""
+    """The compiler's command: `CXX`, which may have several words ("ccache g++"), else g++ or clang++."""
     if words := shlex.split(os.environ.get("CXX", "")):
         return words
     path = shutil.which("g++") or shutil.which("clang++")
     return [path] if path else None
 
 
-# -- kept libraries
+# -- cached libraries
 
 
-def _load_kept(path: Path, functions: Functions) -> ctypes.CDLL | None:
-    """A library built before, or None where there is none or it must be built again."""
+def _load_cached(path: Path, functions: Functions) -> ctypes.CDLL | None:
+    """A library built before, or None if there is none or it must be built again."""
     digest = path.with_suffix(".sha256")
     if not (path.exists() and digest.exists()):
         return None
@@ -89,7 +90,7 @@ def _load_kept(path: Path, functions: Functions) -> ctypes.CDLL | None:
         return None
     try:
         return _load(path, functions)
-    except (OSError, ValueError):  # of another C library, for example, where homes are shared between machines
+    except (OSError, ValueError):  # built with another C library, for example, if machines share a home
         return None
 
 
@@ -113,8 +114,8 @@ def _digest(path: Path) -> str:
 def _compile_and_rename(
     command: list[str], source: Path, folder: Path, name: str, functions: Functions
 ) -> ctypes.CDLL:
-    """Compile in a folder of its own, then rename. Raises OSError or ValueError with the compiler's first line."""
-    for stale in folder.glob(f"{name}.build-*"):  # of a process that was killed: only the holder of the lock builds
+    """Compile in a temporary folder, then rename. Raises OSError or ValueError with the compiler's first line."""
+    for stale in folder.glob(f"{name}.build-*"):  # of a process that was killed: we hold the lock
         shutil.rmtree(stale, ignore_errors=True)
     with tempfile.TemporaryDirectory(dir=folder, prefix=f"{name}.build-") as temporary:
         built, digest = Path(temporary, f"{name}.so"), Path(temporary, f"{name}.sha256")
@@ -124,15 +125,15 @@ def _compile_and_rename(
         built.chmod(0o700)
         digest.write_text(_digest(built), encoding="utf-8")
         digest.chmod(0o600)
-        loaded = _load(built, functions)  # before it is kept; the mapping stays valid when the file moves
+        loaded = _load(built, functions)  # before it is cached; the mapping stays valid when the file moves
         os.replace(built, folder / built.name)
         os.replace(digest, folder / digest.name)
         return loaded
 
 
 def _compile(command: list[str], errors: Path) -> None:
-    """Run a compiler, and end it with all its children when it takes too long."""
-    with errors.open("wb") as file:  # not a pipe: a child of the compiler that lives on would keep it open
+    """Run a compiler, and kill it with all its children when it takes too long."""
+    with errors.open("wb") as file:  # not a pipe: a child that outlives the compiler would keep it open
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=file, stderr=file, start_new_session=True)
         try:
             status = process.wait(COMPILE_SECONDS)
@@ -143,5 +144,5 @@ def _compile(command: list[str], errors: Path) -> None:
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
     if status:
-        said = errors.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-        raise ValueError(said[0] if said else f"{command[0]} failed with exit status {status}")
+        lines = errors.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+        raise ValueError(lines[0] if lines else f"{command[0]} failed with exit status {status}")

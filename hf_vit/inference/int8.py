@@ -1,9 +1,9 @@
-"""Blocks whose linear layers are int8, weights (one step a row) and activations (one step a layer) alike.
+"""Blocks with int8 linear layers: weights have one quantization step per row, activations one per layer.
 
-Steps of activations come from calibration images. oneDNN computes where the processor has VNNI or AMX. On other x86
-processors u8 x s8 products are added in 16 bits, which full-range weights overflow: FBGEMM computes there, with
-weights of 7 bits. int8 that is not clearly faster than what it replaces is refused. Not torchao's PT2E: it quantizes a
-captured graph, which runs fast on x86 only under torch.compile.
+Steps of activations are measured on calibration images. oneDNN serves processors with VNNI or AMX. On other x86
+processors u8 x s8 products are summed in 16 bits, which full-range weights overflow: FBGEMM serves there, with 7-bit
+weights. int8 that is not clearly faster than the float layers is refused. Not torchao's PT2E: it quantizes a captured
+graph, which runs fast on x86 only under torch.compile.
 
 Tests: tests/hf_vit/inference/test_optimize.py.
 """
@@ -23,18 +23,18 @@ from .layers import BlockLinears, OptimizedLayer, gelu_form
 from .wrapper import plain_module, wrap
 
 
-LARGEST_STEP = 127  # of an activation, either side of zero, and of a weight for oneDNN
-LARGEST_STEP_7_BITS = 63  # of a weight for FBGEMM: 255 * 63 * 2 stays below 2^15
-MIN_SPEEDUP = {"onednn": 1.0, "fbgemm": 1.4}  # over the float layer; 7 bits cost accuracy, so they have to pay
+MAX_INT8 = 127  # of an activation, on either side of zero, and of a weight for oneDNN
+MAX_INT7 = 63  # of a weight for FBGEMM: 255 * 63 * 2 stays below 2^15
+MIN_SPEEDUP = {"onednn": 1.0, "fbgemm": 1.4}  # over the float layer; 7 bits cost accuracy, so they must gain more
 MAX_MEASURED_IMAGES = 8
-SMALLEST = 1e-12  # of what a step is worth, for layers that answer with zeros
+MIN_STEP = 1e-12  # for layers whose inputs or weights are all zero
 
 
 class Int8Layer(OptimizedLayer):
-    """A block of the encoder in int8. Within it tokens are float32, to which each half is added.
+    """An encoder block in int8. The residual stream inside it is float32.
 
     Settings:
-        steps: what 1 is worth in the inputs of "qkv", "out", "fc1" and "fc2".
+        steps: quantization step of the inputs of "qkv", "out", "fc1" and "fc2".
     """
 
     steps: dict[str, float]
@@ -50,13 +50,14 @@ class Int8Layer(OptimizedLayer):
         by_onednn = capabilities.int8_backend() == "onednn"
         linears: dict[str, Any] = {}
         for name, (weight, bias) in weights.items():
-            norm = copy.deepcopy(norms[name]).float() if name in norms else None
+            norm = copy.deepcopy(norms[name]).float() if name in norms else None  # reads the float32 residual stream
             parts, gelu = 3 if name == "qkv" else 1, name == "fc1"
             if by_onednn:
+                # fc1 writes fc2's int8 input, q, k and v are bfloat16 for attention, out and fc2 are added in float32
                 hidden = torch.uint8 if capabilities.int8_zero() else torch.int8
-                result = {"qkv": torch.bfloat16, "fc1": hidden}.get(name, torch.float32)
+                dtype = {"qkv": torch.bfloat16, "fc1": hidden}.get(name, torch.float32)
                 linears[name] = OneDNNLinear(
-                    weight, bias, self.steps[name], norm, parts, gelu, result, self.steps["fc2"] if gelu else 1.0
+                    weight, bias, self.steps[name], norm, parts, gelu, dtype, self.steps["fc2"] if gelu else 1.0
                 )
             else:
                 linears[name] = FBGEMMLinear(weight, bias, self.steps[name], norm, parts, gelu)
@@ -66,8 +67,9 @@ class Int8Layer(OptimizedLayer):
         return self.groups(tokens, x)
 
     def block(self, x: torch.Tensor, tokens: int | None, linears: BlockLinears) -> torch.Tensor:
-        if linears is not self.__dict__.get("linears"):
+        if linears is not self.__dict__.get("linears"):  # the block's own modules, under hooks or LoRA
             return super().block(x, tokens, linears)
+        # a copy, also of float32: int8_linear_add_ writes into the residual
         return super().block(x.to(torch.float32, copy=True), tokens, linears).to(x.dtype)
 
     def normalize(self, norm: nn.Module, heads: torch.Tensor) -> torch.Tensor:
@@ -81,11 +83,11 @@ class OneDNNLinear:
 
     Args:
         weight, bias: `(out, in)` and `(out,)` or None.
-        step: what 1 is worth in the input.
+        step: quantization step of the input.
         norm: in float32, applied to the input.
-        parts: results of equal width side by side.
-        gelu: applied to the result.
-        dtype, step_out: of the result; int8 and uint8 count in steps of `step_out`.
+        parts: number of results of equal width, of concatenated weights.
+        gelu: whether a GELU is applied to the result.
+        dtype, step_out: of the result; `step_out` is the quantization step of int8 and uint8.
     """
 
     def __init__(
@@ -99,22 +101,22 @@ class OneDNNLinear:
         dtype: torch.dtype,
         step_out: float,
     ):
-        steps, self.weight_steps = int8_weight(weight, LARGEST_STEP)
+        steps, self.weight_steps = int8_weight(weight, MAX_INT8)
         self.packed = kernels.pack_int8(steps)
         self.bias = None if bias is None else bias.float()
         self.step, self.layer_norm, self.parts, self.gelu = step, norm, parts, gelu
         self.dtype, self.step_out, self.zero = dtype, step_out, capabilities.int8_zero()
 
-    def __call__(self, x: torch.Tensor, *rest: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """`(B, N, in)` -> results `(B, N, out)`; a contiguous float32 rest becomes the sum with it."""
+    def __call__(self, x: torch.Tensor, *residual: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """`(B, N, in)` -> results `(B, N, out)`; a contiguous float32 residual is added to in place."""
         if self.layer_norm is not None:
             x = kernels.norm_to_int8(x, self.layer_norm, self.step, self.zero)
         elif x.is_floating_point():
             x = kernels.round_to_int8(x, self.step, self.zero)
         rows = x.flatten(0, 1)
         weight = self.packed, self.weight_steps, self.bias
-        if rest:
-            total = rest[0].float().contiguous()
+        if residual:
+            total = residual[0].float().contiguous()
             kernels.int8_linear_add_(total.flatten(0, 1), rows, self.step, self.zero, *weight)
             return (total,)
         result = kernels.int8_linear(rows, self.step, self.zero, *weight, self.dtype, self.gelu, self.step_out)
@@ -133,25 +135,25 @@ class FBGEMMLinear:
         parts: int,
         gelu: bool,
     ):
-        steps, weight_steps = int8_weight(weight, LARGEST_STEP_7_BITS)
+        steps, weight_steps = int8_weight(weight, MAX_INT7)
         self.packed = kernels.pack_int8_fbgemm(steps, weight_steps, None if bias is None else bias.float())
         self.step, self.layer_norm, self.parts, self.gelu = step, norm, parts, gelu
 
-    def __call__(self, x: torch.Tensor, *rest: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """`(B, N, in)` -> results `(B, N, out)` with the rest added."""
+    def __call__(self, x: torch.Tensor, *residual: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """`(B, N, in)` -> results `(B, N, out)` with the residual added."""
         if self.layer_norm is not None:
             x = self.layer_norm(x)
         rows = x.float().reshape(-1, x.shape[-1])
-        result = kernels.int8_linear_fbgemm(rows, self.step, LARGEST_STEP + 1, self.packed)  # zero is 128 of 0..255
+        result = kernels.int8_linear_fbgemm(rows, self.step, MAX_INT8 + 1, self.packed)  # uint8 with zero point 128
         if self.gelu:
-            torch.ops.aten.gelu_(result)
+            kernels.gelu_(result, "none")
         parts = tuple(part.unflatten(0, x.shape[:2]) for part in result.chunk(self.parts, dim=1))
-        return tuple(part.add_(rest[0]) for part in parts) if rest else parts
+        return tuple(part.add_(residual[0]) for part in parts) if residual else parts
 
 
 def int8_weight(weight: torch.Tensor, largest: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """A weight `(out, in)` as int8 of at most `largest`, and what 1 is worth in each row."""
-    steps = weight.float().abs().amax(dim=1).clamp(min=SMALLEST) / largest
+    """A weight `(out, in)` as int8 of at most `largest`, and the quantization step of each row."""
+    steps = weight.float().abs().amax(dim=1).clamp(min=MIN_STEP) / largest
     return (weight.float() / steps[:, None]).round().to(torch.int8), steps
 
 
@@ -160,16 +162,16 @@ def int8_weight(weight: torch.Tensor, largest: int) -> tuple[torch.Tensor, torch
 
 @torch.no_grad()
 def calibrate(encoder: Any, pixel_values: torch.Tensor) -> list[dict[str, float]]:
-    """For each block the steps that an `Int8Layer` takes: the largest activations that these images cause, by 127.
+    """The `steps` of each block's `Int8Layer`: the largest absolute inputs of its layers on these images, / 127.
 
     Raises:
-        HFViTError: not images; blocks that have no int8 form; a device, precision or processor without int8.
+        HFViTError: not images; blocks, devices, dtypes or processors that int8 does not support.
     """
     check_int8(encoder, pixel_values)
     largest: list[dict[str, float]] = []
     hooks = []
 
-    def keep(maxima: dict[str, float], name: str) -> Callable:
+    def record(maxima: dict[str, float], name: str) -> Callable:
         def hook(module, args) -> None:
             maxima[name] = max(maxima[name], args[0].abs().max().item())
 
@@ -179,20 +181,20 @@ def calibrate(encoder: Any, pixel_values: torch.Tensor) -> list[dict[str, float]
         attention, mlp = layer.attention, layer.mlp
         linears = {"qkv": attention.q_proj, "out": attention.o_proj, "fc1": mlp.fc1, "fc2": mlp.fc2}
         largest.append(dict.fromkeys(linears, 0.0))
-        hooks += [linear.register_forward_pre_hook(keep(largest[-1], name)) for name, linear in linears.items()]
+        hooks += [linear.register_forward_pre_hook(record(largest[-1], name)) for name, linear in linears.items()]
     try:
         encoder(pixel_values)
     finally:
         for hook in hooks:
             hook.remove()
-    worst = max(value for scales in largest for value in scales.values())
-    if not worst < float("inf"):
+    peak = max(value for maxima in largest for value in maxima.values())
+    if not peak < float("inf"):  # NaN, too
         raise HFViTError("int8_calibration causes activations that are not finite: give normalized images")
-    return [{name: max(value / LARGEST_STEP, SMALLEST) for name, value in scales.items()} for scales in largest]
+    return [{name: max(value / MAX_INT8, MIN_STEP) for name, value in maxima.items()} for maxima in largest]
 
 
 def check_int8(encoder: Any, pixel_values: Any) -> None:
-    """Raise HFViTError where int8 cannot be, before any work."""
+    """Raise HFViTError for inputs, layers, devices or processors that int8 does not support, before any work."""
     if not torch.is_tensor(pixel_values) or pixel_values.ndim != 4 or not len(pixel_values):
         shape = tuple(pixel_values.shape) if torch.is_tensor(pixel_values) else type(pixel_values).__name__
         raise HFViTError(
@@ -217,7 +219,7 @@ def check_int8(encoder: Any, pixel_values: Any) -> None:
 
 @torch.no_grad()
 def check_int8_speed(encoder: Any, pixel_values: torch.Tensor, steps: dict[str, float]) -> None:
-    """Raise HFViTError where the first block is not clearly faster in int8; measured once on a machine."""
+    """Raise HFViTError if the first block is not clearly faster in int8; measured once on a machine."""
     backend = capabilities.int8_backend()
     assert backend is not None
     plain: Any = plain_module(encoder.layers[0])
@@ -226,9 +228,10 @@ def check_int8_speed(encoder: Any, pixel_values: torch.Tensor, steps: dict[str, 
         dtype = torch.float32  # what int8 competes with where bfloat16 is emulated
     x = encoder.embeddings(pixel_values[:MAX_MEASURED_IMAGES]).to(dtype)
     block = copy.deepcopy(plain).to(dtype)
+    # optimized float against int8, since int8 would replace that
     floating, int8 = wrap(OptimizedLayer, block), wrap(Int8Layer, block, steps=steps)
-    case = ("int8", backend, *x.shape, plain.attention.head_dim, plain.mlp.fc1.out_features, x.dtype)
-    factor = speedup(case, floating, int8, x)
+    key = ("int8", backend, *x.shape, plain.attention.head_dim, plain.mlp.fc1.out_features, x.dtype)
+    factor = speedup(key, floating, int8, x)
     if factor < MIN_SPEEDUP[backend]:
         raise HFViTError(
             f"int8 is refused: on this processor ({capabilities.processor_name()}) a block of this model is "

@@ -1,7 +1,7 @@
-"""Operations that PyTorch does not offer in public: kernels in C++ (`cpp/`) and oneDNN's, MKL's and FBGEMM's own.
+"""Operations without a public PyTorch function: kernels in C++ (`cpp/`), and those of oneDNN, MKL and FBGEMM.
 
-Each stands behind one check of what the processor and this PyTorch have. Whoever calls has the public operation as
-the other branch: `packs_linear` and its kin in `capabilities.py` say whether an operation below may be called.
+Callers check that the processor and this PyTorch support an operation (`packs_linear`, `int8_backend`, ... in
+`capabilities.py`, and the `*_library` functions below), and use the public operation otherwise.
 """
 
 import ctypes
@@ -15,7 +15,7 @@ from ..capabilities import features
 from . import build
 
 
-POINTER, COUNT, NUMBER, FLAG = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float, ctypes.c_int
+POINTER, COUNT, NUMBER, FLAG = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float, ctypes.c_int  # of C++ signatures
 
 
 # -- linear layers and convolutions with weights in the library's own layout -----------------------------------------
@@ -29,28 +29,28 @@ def pack_linear(weight: torch.Tensor) -> torch.Tensor:
 def packed_linear(
     rows: torch.Tensor, packed: torch.Tensor, bias: torch.Tensor | None, gelu: str | None = None
 ) -> torch.Tensor:
-    """`(rows, in)` -> `(rows, out)`; a GELU ("none" or "tanh") is applied before a result leaves the cache."""
+    """`(rows, in)` -> `(rows, out)`; a GELU ("none" or "tanh") is applied while the result is in the cache."""
     if gelu is not None:
         return torch.ops.mkldnn._linear_pointwise(rows, packed, bias, "gelu", [], gelu)
     return torch.ops.mkldnn._linear_pointwise(rows, packed, bias, "none", [], "")
 
 
 def packed_linear_add(
-    rows: torch.Tensor, rest: torch.Tensor, packed: torch.Tensor, bias: torch.Tensor | None
+    rows: torch.Tensor, residual: torch.Tensor, packed: torch.Tensor, bias: torch.Tensor | None
 ) -> torch.Tensor:
-    """`packed_linear(rows) + rest`, added before a result leaves the cache."""
-    return torch.ops.mkldnn._linear_pointwise.binary(rows, rest, packed, bias, "add")
+    """`packed_linear(rows) + residual`, added while the result is in the cache."""
+    return torch.ops.mkldnn._linear_pointwise.binary(rows, residual, packed, bias, "add")
 
 
 def pack_linear_by_mkl(weight: torch.Tensor, rows: int) -> torch.Tensor:
-    """A float32 weight in MKL's layout, which serves for one number of rows."""
+    """A float32 weight `(out, in)` in MKL's layout, for one number of rows."""
     return torch.ops.mkl._mkl_reorder_linear_weight(weight, rows)
 
 
 def packed_linear_by_mkl(
     rows: torch.Tensor, packed: torch.Tensor, shape: torch.Tensor, bias: torch.Tensor | None
 ) -> torch.Tensor:
-    """`(rows, in)` -> `(rows, out)`; of `shape`, `(out, in)`, only the sizes are read."""
+    """`(rows, in)` -> `(rows, out)`; of the tensor `shape`, `(out, in)`, only the sizes are read."""
     return torch.ops.mkl._mkl_linear(rows, packed, shape, bias, len(rows))
 
 
@@ -64,9 +64,15 @@ def pack_convolution(
 def packed_convolution(
     x: torch.Tensor, packed: torch.Tensor, padding: tuple[int, int], stride: tuple[int, int]
 ) -> torch.Tensor:
+    """`(B, C, H, W)` -> `(B, C', H', W')` with the same zeros on both sides of an axis."""
     return torch.ops.mkldnn._convolution_pointwise(
         x, packed, None, list(padding), list(stride), [1, 1], 1, "none", [], ""
     )
+
+
+def gelu_(x: torch.Tensor, approximate: str) -> torch.Tensor:
+    """GELU in place, "none" (erf) or "tanh": `F.gelu` has no in-place form."""
+    return torch.ops.aten.gelu_(x, approximate=approximate)
 
 
 # -- int8 by oneDNN, for processors with VNNI or AMX -----------------------------------------------------------------
@@ -91,10 +97,10 @@ def int8_linear(
     """`step * weight_steps * ((rows - zero) W^T) + b` of int8 or uint8 rows `(rows, in)`, in this dtype.
 
     Args:
-        step, weight_steps: what 1 is worth in the rows, and in each row of the weight.
-        zero: what stands for zero in the rows, and in a uint8 result.
-        gelu: apply the erf form.
-        step_out: what 1 is worth in an int8 or uint8 result.
+        step, weight_steps: quantization steps, of the rows and of each row of the weight.
+        zero: zero point of the rows, and of a uint8 result.
+        gelu: whether GELU, in its erf form, is applied.
+        step_out: quantization step of an int8 or uint8 result.
     """
     zeros = _zeros(len(weight_steps))
     activation, form = ("gelu", "none") if gelu else ("none", "")
@@ -113,7 +119,7 @@ def int8_linear_add_(
     weight_steps: torch.Tensor,
     bias: torch.Tensor | None,
 ) -> torch.Tensor:
-    """Adds `int8_linear(rows)` to a contiguous float32 `(rows, out)` in its place."""
+    """Add `int8_linear(rows)` to a contiguous float32 `total` `(rows, out)` in place."""
     zeros = _zeros(len(weight_steps))
     torch.ops.onednn.qlinear_pointwise.binary(
         rows, step, zero, packed, weight_steps, zeros, total, bias,
@@ -125,7 +131,7 @@ def int8_linear_add_(
 @functools.cache
 def _zeros(count: int) -> torch.Tensor:
     """Zero points of a symmetric weight's rows."""
-    with torch.inference_mode(False):
+    with torch.inference_mode(False):  # cached for calls in and out of inference mode
         return torch.zeros(count, dtype=torch.int32)
 
 
@@ -133,16 +139,16 @@ def _zeros(count: int) -> torch.Tensor:
 
 
 def pack_int8_fbgemm(steps: torch.Tensor, weight_steps: torch.Tensor, bias: torch.Tensor | None):
-    """An int8 weight `(out, in)`, its steps `(out,)` and the bias as FBGEMM keeps them."""
+    """An int8 weight `(out, in)`, its steps `(out,)` and the bias in FBGEMM's layout."""
     zeros = torch.zeros(len(steps), dtype=torch.int64)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # quantized tensors are deprecated; FBGEMM reads no other
+        warnings.simplefilter("ignore", UserWarning)  # quantized tensors are deprecated, but FBGEMM takes no others
         weight = torch._make_per_channel_quantized_tensor(steps, weight_steps.double(), zeros, 0)
         return torch.ops.quantized.linear_prepack(weight, bias)
 
 
 def int8_linear_fbgemm(rows: torch.Tensor, step: float, zero: int, packed) -> torch.Tensor:
-    """Float32 `(rows, in)`, rounded to uint8 steps above a zero point, -> float32 `(rows, out)`."""
+    """Float32 `(rows, in)` -> float32 `(rows, out)`; the rows are quantized to uint8 with this step and zero point."""
     return torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32(rows, step, zero, packed)
 
 
@@ -151,7 +157,7 @@ def int8_linear_fbgemm(rows: torch.Tensor, step: float, zero: int, packed) -> to
 
 @functools.cache
 def attention_library() -> ctypes.CDLL | None:
-    """`cpp/attention.cpp`, where the processor multiplies bfloat16 in tiles (AMX) and the kernel lets us."""
+    """`cpp/attention.cpp`, if the processor multiplies bfloat16 in tiles (AMX) and the Linux kernel permits it."""
     if "amx_bf16" not in features():
         return None
     functions: build.Functions = {"attend": [POINTER] * 6 + [COUNT] * 5 + [NUMBER, FLAG], "ready": []}
@@ -160,9 +166,9 @@ def attention_library() -> ctypes.CDLL | None:
 
 
 def tiles_take(*heads: torch.Tensor) -> bool:
-    """Whether `attend_by_tiles` takes this query, key and value."""
-    ours = all(x.dtype == torch.bfloat16 and x.device.type == "cpu" and x.stride(3) == 1 for x in heads)
-    return ours and attention_library() is not None
+    """Whether `attend_by_tiles` supports this query, key and value."""
+    supported = all(x.dtype == torch.bfloat16 and x.device.type == "cpu" and x.stride(3) == 1 for x in heads)
+    return supported and attention_library() is not None
 
 
 def attend_by_tiles(
@@ -175,10 +181,10 @@ def attend_by_tiles(
     kernel = attention_library()
     assert kernel is not None
     images, heads, queries, depth = query.shape
-    out = query.new_empty(images, queries, heads, depth)
-    added = None if bias is None else bias.float().contiguous()
+    out = query.new_empty(images, queries, heads, depth)  # heads side by side: the output projection reads rows of D
+    bias = None if bias is None else bias.float().contiguous()
     strides = (ctypes.c_int64 * 9)(*(stride for x in (query, key, value) for stride in x.stride()[:3]))
-    tensors = (query, key, value, added, out)
+    tensors = (query, key, value, bias, out)
     pointers = [None if tensor is None else tensor.data_ptr() for tensor in tensors]
     sizes = (images, heads, queries, key.shape[2], depth)
     kernel.attend(*pointers, strides, *sizes, scale, torch.get_num_threads())
@@ -190,7 +196,7 @@ def attend_by_tiles(
 
 @functools.cache
 def int8_library() -> ctypes.CDLL | None:
-    """`cpp/int8.cpp`, where the processor has AVX-512."""
+    """`cpp/int8.cpp`, if the processor has AVX-512."""
     if not {"avx512f", "avx512bw", "avx512vl"} <= features():
         return None
     functions: build.Functions = {
@@ -201,7 +207,7 @@ def int8_library() -> ctypes.CDLL | None:
 
 
 def round_to_int8(x: torch.Tensor, step: float, zero: int = 0) -> torch.Tensor:
-    """x / step, bfloat16 or float32, rounded to the nearest and cut to -127..127; uint8 above a zero of 128."""
+    """x / step, of bfloat16 or float32, rounded to the nearest and clipped to -127..127; uint8 if `zero` is 128."""
     kernels, x = int8_library(), x.contiguous()
     dtype = torch.uint8 if zero else torch.int8
     if kernels is None:
@@ -228,7 +234,7 @@ def norm_to_int8(x: torch.Tensor, norm: torch.nn.LayerNorm, step: float, zero: i
 
 
 class Norm(ctypes.Structure):
-    """A GroupNorm as `cpp/group_norm.cpp` reads it; its weight and bias are float32."""
+    """The struct of a GroupNorm in `cpp/group_norm.cpp`; weight and bias are float32."""
 
     _fields_ = [
         ("weight", ctypes.c_void_p),
@@ -240,60 +246,58 @@ class Norm(ctypes.Structure):
 
 @functools.cache
 def maps_library() -> ctypes.CDLL | None:
-    """`cpp/group_norm.cpp`, for any processor that a compiler is on."""
+    """`cpp/group_norm.cpp`, for any processor with a compiler."""
     functions: build.Functions = {
-        "group_norm": [POINTER, POINTER, POINTER, FLAG, COUNT, COUNT, COUNT, FLAG, FLAG, FLAG],
+        "group_norm": [POINTER, POINTER, POINTER, FLAG, COUNT, COUNT, COUNT, FLAG, FLAG],
         "max_pool": [POINTER, POINTER, COUNT, POINTER, POINTER, POINTER, COUNT, FLAG, FLAG],
     }
     return build.library(build.SOURCES / "group_norm.cpp", functions)
 
 
 def takes_map(x: torch.Tensor) -> bool:
-    """Whether `group_norm_` and `max_pool` take this `(B, C, H, W)`."""
-    ours = x.device.type == "cpu" and x.dtype in (torch.bfloat16, torch.float32)
-    return ours and x.is_contiguous(memory_format=torch.channels_last) and maps_library() is not None
+    """Whether `group_norm_` and `max_pool` support this `(B, C, H, W)`."""
+    supported = x.device.type == "cpu" and x.dtype in (torch.bfloat16, torch.float32)
+    return supported and x.is_contiguous(memory_format=torch.channels_last) and maps_library() is not None
 
 
 def group_norm_(
     x: torch.Tensor,
     *norms: tuple[torch.Tensor, torch.Tensor, float, int],
-    rest: torch.Tensor | None = None,
-    relu: bool = True,
+    shortcut: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """`relu(norm(x) + rest)` in the place of x, `(B, C, H, W)` in channels-last memory.
+    """`relu(norm(x) + shortcut)` in place of x, `(B, C, H, W)` in channels-last memory.
 
     Args:
-        norms: weight and bias `(C,)` in float32, eps and number of groups: of x, and of the rest where it has one.
-        rest: of x's shape and memory.
-        relu: whether the result is activated.
+        norms: weight and bias `(C,)` in float32, eps and number of groups: of x, and of the shortcut if it has a norm.
+        shortcut: of x's shape and memory format.
     """
     kernels = maps_library()
     assert kernels is not None
     images, channels, height, width = x.shape
-    read = (Norm * len(norms))(*(Norm(weight.data_ptr(), bias.data_ptr(), *more) for weight, bias, *more in norms))
-    kind = 0 if rest is None else len(norms)
+    structs = (Norm * len(norms))(*(Norm(weight.data_ptr(), bias.data_ptr(), *more) for weight, bias, *more in norms))
+    kind = 0 if shortcut is None else len(norms)  # none, added, or normalized and added
     kernels.group_norm(
-        x.data_ptr(), None if rest is None else rest.data_ptr(), read, kind, images, height * width, channels,
-        x.dtype == torch.bfloat16, relu, torch.get_num_threads(),
+        x.data_ptr(), None if shortcut is None else shortcut.data_ptr(), structs, kind, images, height * width,
+        channels, x.dtype == torch.bfloat16, torch.get_num_threads(),
     )  # fmt: skip
     return x
 
 
 def max_pool(x: torch.Tensor, padding: tuple[int, int, int, int]) -> torch.Tensor:
-    """The largest of each 3 x 3 at every second place of `(B, C, H, W)` in channels-last memory.
+    """3 x 3 max pooling with stride 2 of `(B, C, H, W)` in channels-last memory.
 
     Args:
-        padding: left, right, top and bottom, as `F.pad` takes it.
+        padding: left, right, top and bottom, in the order of `F.pad`.
     """
     kernels = maps_library()
     assert kernels is not None
     images, channels, *size = x.shape
     left, right, top, bottom = padding
-    after = [(size[0] + top + bottom - 3) // 2 + 1, (size[1] + left + right - 3) // 2 + 1]
-    out = x.new_empty(images, *after, channels).permute(0, 3, 1, 2)
+    new_size = [(size[0] + top + bottom - 3) // 2 + 1, (size[1] + left + right - 3) // 2 + 1]
+    out = x.new_empty(images, *new_size, channels).permute(0, 3, 1, 2)
     pair = ctypes.c_int64 * 2
     kernels.max_pool(
-        x.data_ptr(), out.data_ptr(), images, pair(*size), pair(*after), pair(top, left), channels,
+        x.data_ptr(), out.data_ptr(), images, pair(*size), pair(*new_size), pair(top, left), channels,
         x.dtype == torch.bfloat16, torch.get_num_threads(),
     )  # fmt: skip
     return out

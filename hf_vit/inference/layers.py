@@ -1,7 +1,7 @@
-"""Patches and blocks of the encoder, computed by the fastest implementations that this machine has.
+"""The patch projection and the encoder blocks, computed by the fastest implementations of this machine.
 
-The one place outside the model where the arithmetic of a block stands; `int8.py` puts other linear layers into it and
-`token_merging.py` a step between its two halves. Which implementation serves is looked up in `kernel_table.py`.
+The only copy of a block's arithmetic outside the model; `int8.py` replaces its linear layers and `token_merging.py`
+adds a step between its two halves. `kernel_table.py` chooses the implementation.
 
 Tests: tests/hf_vit/inference/test_optimize.py.
 """
@@ -21,15 +21,15 @@ from . import kernels
 from .wrapper import OptimizedModule
 
 
-MAX_TOKENS_AT_ONCE = 1600  # of as many images as fit; what is between the layers then stays in the caches
-MAX_MEASURED_TOKENS = 1024  # attention of more is measured on as many
-MLP_PART = 1024  # hidden features that are computed at a time, of as many tokens or more
+MAX_TOKENS_AT_ONCE = 1600  # of a group of whole images: activations between the layers then stay in the caches
+MAX_MEASURED_TOKENS = 1024  # attention of a larger batch is measured on a part of it
+MLP_PART = 1024  # hidden features that are computed at a time, for at least as many tokens
 
-Linear = Callable[..., tuple[torch.Tensor, ...]]  # x `(B, N, in)` and what is added -> for each weight `(B, N, out)`
+Linear = Callable[..., tuple[torch.Tensor, ...]]  # x `(B, N, in)` and a residual -> for each weight `(B, N, out)`
 
 
 class BlockLinears(NamedTuple):
-    """The linear layers of a block with what stands next to each: LayerNorm before, GELU or the residual after."""
+    """The linear layers of a block, fused with the LayerNorm before and the GELU or residual after them."""
 
     qkv: Linear
     out: Linear
@@ -41,7 +41,7 @@ class BlockLinears(NamedTuple):
 
 
 class FusedLinear:
-    """`activation(norm(x) W^T + b)`, or `x W^T + b + rest`; of several W (q, k and v) side by side.
+    """`activation(norm(x) W^T + b)`, or `x W^T + b + residual`; of several W (q, k and v) side by side.
 
     Args:
         parts: weights `(out, in)` and biases `(out,)` or None.
@@ -64,56 +64,57 @@ class FusedLinear:
             self.implementations["packed"] = self.packed
             if weight.dtype == torch.float32 and activation is None and capabilities.packs_linear_by_mkl():
                 self.implementations["packed by MKL"] = self.packed_by_mkl
-        elif len(parts) > 1:
+        elif len(parts) > 1:  # packing joins q, k and v already
             self.implementations["joined"] = self.joined
+        # packed at the first call of an implementation that needs it: memory only for the one that is chosen
         self._packed: torch.Tensor | None = None
         self._mkl_packed: torch.Tensor | None = None
         self._mkl_rows = self._last_rows = 0
 
-    def __call__(self, x: torch.Tensor, *rest: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """`(B, N, in)` -> for each W `(B, N, out)`; `rest`, of that shape, is added."""
+    def __call__(self, x: torch.Tensor, *residual: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """`(B, N, in)` -> for each W `(B, N, out)`; a `residual` of that shape is added."""
         if self.norm is not None:
             x = self.norm(x)
         rows = x.reshape(-1, x.shape[-1])
-        flat = [y.reshape(-1, y.shape[-1]) for y in rest]
+        flat = [y.reshape(-1, y.shape[-1]) for y in residual]
         activation = type(self.activation).__name__
-        key = ("linear", *self.widths, rows.shape[1], activation, len(rest), rows.dtype, len(rows).bit_length())
-        # 2 %: weights and inputs are measured where a model finds them, and the block as a whole once more
+        key = ("linear", *self.widths, rows.shape[1], activation, len(residual), rows.dtype, len(rows).bit_length())
+        # 2 % is enough: cold weights are measured as a model finds them, and the whole block is measured again
         linear = choose(key, self.implementations, rows, *flat, min_speedup=1.02)
         return tuple(result.view(*x.shape[:-1], -1) for result in linear(rows, *flat))
 
-    def eager(self, rows: torch.Tensor, *rest: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        return tuple(self._finish(F.linear(rows, weight, bias), *rest) for weight, bias in self.parts)
+    def eager(self, rows: torch.Tensor, *residual: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return tuple(self._finish(F.linear(rows, weight, bias), *residual) for weight, bias in self.parts)
 
-    def joined(self, rows: torch.Tensor, *rest: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        return self._finish(F.linear(rows, *self.joined_weights), *rest).split(self.widths, dim=1)
+    def joined(self, rows: torch.Tensor, *residual: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return self._finish(F.linear(rows, *self.joined_weights), *residual).split(self.widths, dim=1)
 
-    def packed(self, rows: torch.Tensor, *rest: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """By oneDNN, which applies a GELU and adds the rest before a result leaves the cache."""
+    def packed(self, rows: torch.Tensor, *residual: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """By oneDNN, which applies the GELU and adds the residual while the result is in the cache."""
         if self._packed is None:
             weight, self._bias = self.join()
             self._packed = kernels.pack_linear(weight)
-        if rest:
-            return (kernels.packed_linear_add(rows, rest[0], self._packed, self._bias),)
+        if residual:
+            return (kernels.packed_linear_add(rows, residual[0], self._packed, self._bias),)
         result = kernels.packed_linear(rows, self._packed, self._bias, self.gelu)
         if self.gelu is None and self.activation is not None:
             result = self.activation(result)
         return result.split(self.widths, dim=1)
 
-    def packed_by_mkl(self, rows: torch.Tensor, *rest: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """MKL packs for one number of rows: for the first, and for another one when it comes twice in a row."""
+    def packed_by_mkl(self, rows: torch.Tensor, *residual: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """By MKL, which packs for one number of rows: the first, or another that comes twice in succession."""
         count, self._last_rows, last = len(rows), len(rows), self._last_rows
         if self._mkl_packed is None or count == last != self._mkl_rows:
             weight, self._mkl_bias = self.join()
             self._mkl_packed, self._mkl_rows = kernels.pack_linear_by_mkl(weight, count), count
         if count != self._mkl_rows:
-            return self.eager(rows, *rest)
-        shape = self.parts[0][0][:1].expand(sum(self.widths), -1)  # without memory of its own
+            return self.eager(rows, *residual)
+        shape = self.parts[0][0][:1].expand(sum(self.widths), -1)  # only its sizes are read
         result = kernels.packed_linear_by_mkl(rows, self._mkl_packed, shape, self._mkl_bias)
-        return self._finish(result, *rest).split(self.widths, dim=1)
+        return self._finish(result, *residual).split(self.widths, dim=1)
 
     def join(self) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """All weights as one, and all biases."""
+        """All weights concatenated, and all biases."""
         if len(self.parts) == 1:
             return self.parts[0]
         weights = torch.cat([weight for weight, _ in self.parts])
@@ -124,17 +125,17 @@ class FusedLinear:
     def joined_weights(self) -> tuple[torch.Tensor, torch.Tensor | None]:
         return self.join()
 
-    def _finish(self, x: torch.Tensor, *rest: torch.Tensor) -> torch.Tensor:
-        """Add and activate in place: x is a result of ours that nobody else has."""
-        for y in rest:
+    def _finish(self, x: torch.Tensor, *residual: torch.Tensor) -> torch.Tensor:
+        """Add and activate in place: x is a fresh result."""
+        for y in residual:
             x.add_(y)
         if self.activation is None:
             return x
-        return torch.ops.aten.gelu_(x, approximate=self.gelu) if self.gelu else self.activation(x)
+        return kernels.gelu_(x, self.gelu) if self.gelu else self.activation(x)
 
 
 class ModuleLinear:
-    """The same by a block's own modules as they stand: with gradients, hooks and LoRA."""
+    """The same interface over a block's own modules, which may have gradients, hooks and LoRA."""
 
     def __init__(
         self,
@@ -143,9 +144,10 @@ class ModuleLinear:
         activation: nn.Module | None = None,
         scale: nn.Module | None = None,
     ):
-        self.modules, self.norm, self.after = modules, norm, [one for one in (activation, scale) if one is not None]
+        self.modules, self.norm = modules, norm
+        self.after = [module for module in (activation, scale) if module is not None]
 
-    def __call__(self, x: torch.Tensor, *rest: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    def __call__(self, x: torch.Tensor, *residual: torch.Tensor) -> tuple[torch.Tensor, ...]:
         if self.norm is not None:
             x = self.norm(x)
         results = []
@@ -153,15 +155,15 @@ class ModuleLinear:
             y = module(x)
             for function in self.after:
                 y = function(y)
-            results.append(rest[0] + y if rest else y)
+            results.append(residual[0] + y if residual else y)
         return tuple(results)
 
 
 def gelu_form(activation: nn.Module | None, dtype: torch.dtype) -> str | None:
-    """The `approximate` of a GELU, "none" (erf) or "tanh"; None for other activations.
+    """The `approximate` argument of a GELU, "none" (erf) or "tanh"; None for other activations.
 
-    In bfloat16 the erf form stands for both: they differ by 4.8e-4 at most, less than bfloat16 rounds, and it is
-    computed three times as fast.
+    In bfloat16 the erf form serves for both: they differ by at most 4.8e-4, less than bfloat16 rounds, and it is three
+    times as fast.
     """
     forms: dict[type, str] = {GELUActivation: "none", GELUTanh: "tanh"}
     form = forms.get(type(activation))
@@ -169,7 +171,7 @@ def gelu_form(activation: nn.Module | None, dtype: torch.dtype) -> str | None:
 
 
 def with_scale(linear: nn.Linear, layer_scale: nn.Module) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Weight and bias of a linear layer with the LayerScale (or nothing) that follows it."""
+    """Weight and bias of a linear layer, multiplied by the LayerScale (or identity) that follows it."""
     if isinstance(layer_scale, nn.Identity):
         return linear.weight, linear.bias
     factor = layer_scale.get_parameter("lambda1")
@@ -189,7 +191,7 @@ def attend_by_sdpa(
 def attend_by_matmul(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float, bias: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """The same as two matmuls and a softmax: some processors are faster at it in bfloat16."""
+    """The same as two matmuls and a softmax, which is faster in bfloat16 on some processors."""
     scores = torch.matmul(query * scale, key.transpose(2, 3))  # (B, k, N, N)
     if bias is not None:
         scores += bias
@@ -199,22 +201,21 @@ def attend_by_matmul(
 def attend(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float, bias: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """Eqs. 6 and 7 by the implementation that serves for these shapes."""
+    """Eqs. 6 and 7 by the fastest implementation for these shapes."""
     implementations: dict[str, Callable] = {"sdpa": attend_by_sdpa, "matmul": attend_by_matmul}
     if kernels.tiles_take(query, key, value):
         implementations["tiles"] = kernels.attend_by_tiles
-    some = max(1, min(len(query), MAX_MEASURED_TOKENS // query.shape[2]))
-    case = ("attention", *query.shape[1:], key.shape[2], bias is not None, query.dtype, some)
-    few = None if bias is None else bias[:some]
-    inputs = query[:some], key[:some], value[:some], scale, few
-    return choose(case, implementations, *inputs)(query, key, value, scale, bias)
+    images = max(1, min(len(query), MAX_MEASURED_TOKENS // query.shape[2]))
+    table_key = ("attention", *query.shape[1:], key.shape[2], bias is not None, query.dtype, images)
+    inputs = query[:images], key[:images], value[:images], scale, None if bias is None else bias[:images]
+    return choose(table_key, implementations, *inputs)(query, key, value, scale, bias)
 
 
-# -- what stands in the place of modules
+# -- the wrappers
 
 
 class OptimizedPatches(OptimizedModule):
-    """x_p E of Eq. 1, a convolution whose windows lie side by side: one matmul of all patches."""
+    """x_p E of Eq. 1: a convolution without overlap is one matmul of all patches."""
 
     def is_supported(self) -> bool:
         return super().is_supported() and type(self.plain) is nn.Conv2d
@@ -225,8 +226,8 @@ class OptimizedPatches(OptimizedModule):
     def run(self, x: torch.Tensor, **kwargs) -> torch.Tensor:
         """`(B, C, H, W)` -> `(B, D, rows, columns)`, in memory `(B, rows, columns, D)`."""
         implementations = {"convolution": self.run_plain, "matmul": self.by_matmul}
-        case = ("patches", *self.plain.weight.shape, *x.shape[1:], x.dtype, len(x).bit_length())
-        return choose(case, implementations, x)(x)
+        key = ("patches", *self.plain.weight.shape, *x.shape[1:], x.dtype, len(x).bit_length())
+        return choose(key, implementations, x)(x)
 
     def by_matmul(self, x: torch.Tensor) -> torch.Tensor:
         down, across = self.plain.stride
@@ -240,17 +241,15 @@ class OptimizedLayer(OptimizedModule):
     """A block of the encoder, Eqs. 2 and 3.
 
     Settings:
-        merging: what makes fewer tokens between the two halves (`token_merging.py`), or None.
-        fast: False where only tokens are merged, by the block's own modules.
+        merging: merges tokens between the two halves (`token_merging.py`), or None.
+        fast: False: tokens are merged, and the block's own modules compute.
     """
 
     merging: Any = None
     fast = True
 
-    # -- what serves
-
     def forward(self, x: torch.Tensor, tokens: int | None = None, **kwargs) -> torch.Tensor:
-        """`(B, N, D)` -> `(B, N, D)`, or only so many first `tokens`, to which the others give keys and values."""
+        """`(B, N, D)` -> `(B, N, D)`, or `(B, tokens, D)`: only the first tokens, which attend to all N."""
         if self.merging is None or self.plain.training:
             return self.run(x, tokens) if self.serves(x, kwargs) else self.run_plain(x, tokens=tokens, **kwargs)
         self.merging.begin(self, kwargs)
@@ -308,30 +307,30 @@ class OptimizedLayer(OptimizedModule):
 
     def run(self, x: torch.Tensor, tokens: int | None = None, **kwargs) -> torch.Tensor:
         msa = self.plain.attention
-        case = ("block", *x.shape[1:], msa.head_dim, self.plain.mlp.fc1.out_features, tokens)
-        case += (x.dtype, len(x).bit_length(), kernels.tiles_take(x[None]))
+        key = ("block", *x.shape[1:], msa.head_dim, self.plain.mlp.fc1.out_features, tokens)
+        key += (x.dtype, len(x).bit_length(), kernels.tiles_take(x[None]))
         plain, optimized = functools.partial(self.run_plain, tokens=tokens), functools.partial(self.groups, tokens)
-        # whatever single operations gain, the whole must not take longer than the plain block
-        return choose(case, {"plain": plain, "optimized": optimized}, x, min_speedup=1.0)(x)
+        # whatever single operations gain, the whole must not be slower than the plain block
+        return choose(key, {"plain": plain, "optimized": optimized}, x, min_speedup=1.0)(x)
 
     def groups(self, tokens: int | None, x: torch.Tensor) -> torch.Tensor:
-        """The block, of some images at a time."""
+        """The block, a group of images at a time."""
         images = max(1, MAX_TOKENS_AT_ONCE // x.shape[1])
-        done = [self.block(group, tokens, self.linears) for group in x.split(images)]
-        return done[0] if len(done) == 1 else torch.cat(done)
+        results = [self.block(group, tokens, self.linears) for group in x.split(images)]
+        return results[0] if len(results) == 1 else torch.cat(results)
 
     def block(self, x: torch.Tensor, tokens: int | None, linears: BlockLinears) -> torch.Tensor:
-        """`(B, N, D)` -> `(B, N, D)`, of the first `tokens` where so many are asked for."""
+        """`(B, N, D)` -> `(B, N, D)`, or `(B, tokens, D)`."""
         msa = self.plain.attention
         query, key, value = (self.split_heads(part) for part in linears.qkv(x))  # Eq. 5: (B, k, N, d) each
         query, key = self.normalize(msa.q_norm, query[:, :, :tokens]), self.normalize(msa.k_norm, key)
-        sizes = None if self.merging is None else self.merging.bias(query)
-        mix = attend_by_sdpa if torch.is_grad_enabled() or torch.compiler.is_compiling() else attend
-        mixed = mix(query, key, value, msa.scaling, sizes)  # Eqs. 6 and 7
-        mixed = mixed.transpose(1, 2).flatten(2)  # (B, N, D)
-        (x,) = linears.out(mixed, x[:, :tokens])  # Eqs. 8 and 2
+        bias = None if self.merging is None else self.merging.bias(query)
+        # the tiles have no gradient, and the table on disk cannot be read while compiling
+        attention = attend_by_sdpa if torch.is_grad_enabled() or torch.compiler.is_compiling() else attend
+        heads = attention(query, key, value, msa.scaling, bias)  # Eqs. 6 and 7: (B, k, N, d)
+        (x,) = linears.out(heads.transpose(1, 2).flatten(2), x[:, :tokens])  # Eqs. 8 and 2: (B, N, D)
         if self.merging is not None:
-            x = self.merging(x, key)
+            x = self.merging(x, key)  # (B, N - r, D)
         return self.add_mlp(x, linears)  # Eq. 3
 
     def split_heads(self, x: torch.Tensor) -> torch.Tensor:
@@ -339,7 +338,7 @@ class OptimizedLayer(OptimizedModule):
         return x.unflatten(2, (-1, self.plain.attention.head_dim)).transpose(1, 2)
 
     def normalize(self, norm: nn.Module, heads: torch.Tensor) -> torch.Tensor:
-        """LayerNorm of queries or keys, or nothing."""
+        """LayerNorm of queries or keys, or the identity; int8 changes the dtype."""
         return norm(heads)
 
     def add_mlp(self, x: torch.Tensor, linears: BlockLinears) -> torch.Tensor:
@@ -351,11 +350,11 @@ class OptimizedLayer(OptimizedModule):
         tokens = x.shape[0] * x.shape[1]
         if linears is not self.__dict__.get("linears") or not self.mlp_parts or tokens < MLP_PART:
             return whole(x)
-        case = ("mlp", x.shape[2], self.plain.mlp.fc1.out_features, x.dtype, tokens.bit_length())
-        return choose(case, {"whole": whole, "in parts": self.add_mlp_in_parts}, x)(x)
+        key = ("mlp", x.shape[2], self.plain.mlp.fc1.out_features, x.dtype, tokens.bit_length())
+        return choose(key, {"whole": whole, "in parts": self.add_mlp_in_parts}, x)(x)
 
     def add_mlp_in_parts(self, x: torch.Tensor) -> torch.Tensor:
-        """A part of the hidden layer at a time, which the caches hold; each part's sum is rounded once."""
+        """A part of the hidden features at a time, which fits the caches; the sum is rounded after each part."""
         normed = self.plain.layernorm_after(x)
         for fc1, fc2 in self.mlp_parts:
             (x,) = fc2(*fc1(normed), x)

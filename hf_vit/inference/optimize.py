@@ -1,4 +1,4 @@
-"""`model.optimize_for_inference()`: which modules are replaced, and what a user has to know before."""
+"""`model.optimize_for_inference()`: which modules are replaced, what is refused and what is warned of."""
 
 import math
 from typing import Any
@@ -20,14 +20,14 @@ logger = logging.get_logger(__name__)
 
 
 def optimize_encoder(encoder: Any, int8_calibration: torch.Tensor | None = None) -> None:
-    """Put optimized modules in the place of an encoder's patches, blocks and ResNet; again where they are already.
+    """Replace an encoder's patch projection, blocks and ResNet by optimized ones; replaced ones are made again.
 
     Args:
         encoder: `HFViTModel` in evaluation mode.
         int8_calibration: `(B, C, H, W)`; the blocks become int8.
 
     Raises:
-        HFViTError: int8 that this model or processor does not have, or where it would not be faster.
+        HFViTError: int8 that this model or processor does not support, or that would not be faster.
     """
     if is_sharded(encoder):
         if int8_calibration is not None:
@@ -44,11 +44,12 @@ def optimize_encoder(encoder: Any, int8_calibration: torch.Tensor | None = None)
         check_int8(encoder, int8_calibration)
         int8_calibration = int8_calibration.to(encoder.layers[0].mlp.fc1.weight.dtype)
         steps = calibrate(encoder, int8_calibration)
+        # after calibration, since the speed is measured with its steps, and before anything is replaced
         check_int8_speed(encoder, int8_calibration, steps[0])
     if unsupported:
         logger.warning_once(f"blocks stay as they are, optimized ones do not know {_named(encoder.config)}")
     for index, layer in enumerate(() if unsupported else encoder.layers):
-        merging = layer.merging if isinstance(layer, OptimizedLayer) else None
+        merging = layer.merging if isinstance(layer, OptimizedLayer) else None  # `merge_tokens` may come first
         plain = plain_module(layer)
         if steps is None:
             encoder.layers[index] = wrap(OptimizedLayer, plain, merging=merging)
@@ -58,7 +59,7 @@ def optimize_encoder(encoder: Any, int8_calibration: torch.Tensor | None = None)
     patches.projection = wrap(OptimizedPatches, plain_module(patches.projection))
     if patches.backbone is not None:
         patches.backbone = wrap(OptimizedStem, plain_module(patches.backbone))
-    # the last block may then compute the one token that a classifier reads; not where its other tokens merge
+    # the last block may then compute only the token that a classifier reads, unless tokens merge, which needs all
     encoder.optimized = not unsupported and all(layer.merging is None for layer in encoder.layers)
     if not unsupported:
         warn_if_bfloat16_is_emulated(encoder)
@@ -69,7 +70,7 @@ def _named(config: Any) -> str:
 
 
 def warn_if_bfloat16_is_emulated(encoder: Any) -> None:
-    """Say once how much slower bfloat16 is than float32 on a processor without its instructions."""
+    """Warn once how much slower bfloat16 is than float32 on a processor without its instructions."""
     weight = encoder.layers[0].mlp.fc1.weight
     if weight.dtype != torch.bfloat16 or weight.device.type != "cpu" or capabilities.native_bfloat16():
         return

@@ -1,4 +1,4 @@
-"""A hybrid's ResNet: packed convolutions, and one kernel for a GroupNorm and the addition and ReLU after it.
+"""A hybrid's ResNet: packed convolutions, and one kernel for a GroupNorm, the shortcut's addition and the ReLU.
 
 Tests: tests/hf_vit/inference/test_optimize.py.
 """
@@ -17,14 +17,14 @@ from . import kernels
 from .wrapper import OptimizedModule
 
 
-MAX_MEASURED_IMAGES = 8  # a larger batch is measured on as many
+MAX_MEASURED_IMAGES = 8  # a larger batch is measured on this many
 
 
 class OptimizedStem(OptimizedModule):
-    """The ResNet, in the order of memory that is the faster."""
+    """The ResNet, in channels-first or channels-last memory, whichever is faster."""
 
     def is_supported(self) -> bool:
-        """Whether convolutions and norms are the model's own; so named also in code from a Hub folder."""
+        """Whether convolutions and norms are the model's own, by name: code from a Hub folder has its own classes."""
         layers = [module for module in self.plain.modules() if not list(module.children())]
         ours = all(type(layer).__name__ == "StdConv2d" or type(layer) is nn.GroupNorm for layer in layers)
         return super().is_supported() and ours
@@ -36,11 +36,11 @@ class OptimizedStem(OptimizedModule):
 
     def run(self, x: torch.Tensor, **kwargs) -> torch.Tensor:
         """`(B, C, H, W)` -> `(B, C', H', W')`."""
-        some = x[:MAX_MEASURED_IMAGES]
-        case = ("resnet", *self.plain.conv_root.weight.shape, len(self.units), *x.shape[2:], x.dtype)
-        case += (len(some).bit_length(), kernels.maps_library() is not None)
+        images = x[:MAX_MEASURED_IMAGES]
+        key = ("resnet", *self.plain.conv_root.weight.shape, len(self.units), *x.shape[2:], x.dtype)
+        key += (len(images).bit_length(), kernels.maps_library() is not None)
         implementations = {"plain": self.run_plain, "channels first": self.stem, "channels last": self.channels_last}
-        return choose(case, implementations, some, min_speedup=1.02)(x)
+        return choose(key, implementations, images, min_speedup=1.02)(x)
 
     def channels_last(self, x: torch.Tensor) -> torch.Tensor:
         return self.stem(x.contiguous(memory_format=torch.channels_last))
@@ -48,7 +48,7 @@ class OptimizedStem(OptimizedModule):
     def stem(self, x: torch.Tensor) -> torch.Tensor:
         x = self.root_norm(self.root(x))  # (B, width, H/2, W/2)
         if kernels.takes_map(x):
-            x = kernels.max_pool(x, same_amounts(x, 3, 2))
+            x = kernels.max_pool(x, same_amounts(x, 3, 2))  # (B, width, H/4, W/4)
         else:
             x = F.max_pool2d(same_padding(x, 3, 2, value=float("-inf")), 3, stride=2)
         for unit in self.units:  # (B, 4 * features, H', W')
@@ -57,7 +57,7 @@ class OptimizedStem(OptimizedModule):
 
 
 class FastUnit:
-    """A residual unit."""
+    """A residual unit: `relu(norm3(conv3(...)) + shortcut)`, the last three steps fused."""
 
     def __init__(self, unit: Any):
         self.convs = [FastConvolution(conv) for conv in (unit.conv1, unit.conv2, unit.conv3)]
@@ -69,42 +69,42 @@ class FastUnit:
         y = self.norms[0](self.convs[0](x))
         y = self.norms[1](self.convs[1](y))
         y = self.convs[2](y)
-        rest = x if self.conv_proj is None else self.conv_proj(x)
-        return self.norms[2](y, rest, self.gn_proj)
+        shortcut = x if self.conv_proj is None else self.conv_proj(x)
+        return self.norms[2](y, shortcut, self.gn_proj)
 
 
 class FastNorm:
-    """`relu(norm(x) + rest)`, by one kernel where x is in channels-last memory."""
+    """`relu(norm(x) + shortcut)`, by one kernel where x is in channels-last memory."""
 
     def __init__(self, norm: nn.GroupNorm):
         self.norm = norm
         self.as_float32 = norm.weight.float(), norm.bias.float(), norm.eps, norm.num_groups
 
     def __call__(
-        self, x: torch.Tensor, rest: torch.Tensor | None = None, rest_norm: "FastNorm | None" = None
+        self, x: torch.Tensor, shortcut: torch.Tensor | None = None, shortcut_norm: "FastNorm | None" = None
     ) -> torch.Tensor:
-        """x, `(B, C, H, W)`, is overwritten; the rest is normalized by a norm of its own where it has one."""
+        """x, `(B, C, H, W)`, is overwritten; `shortcut_norm` is applied to the shortcut."""
         if kernels.takes_map(x):
-            if rest is not None:
-                rest = rest.contiguous(memory_format=torch.channels_last)
-            norms = [self.as_float32] + ([rest_norm.as_float32] if rest_norm is not None else [])
-            return kernels.group_norm_(x, *norms, rest=rest)
+            if shortcut is not None:
+                shortcut = shortcut.contiguous(memory_format=torch.channels_last)
+            norms = [self.as_float32] + ([shortcut_norm.as_float32] if shortcut_norm is not None else [])
+            return kernels.group_norm_(x, *norms, shortcut=shortcut)
         y = self.norm(x)
-        if rest is not None:
-            y = y + (rest if rest_norm is None else rest_norm.norm(rest))
+        if shortcut is not None:
+            y = y + (shortcut if shortcut_norm is None else shortcut_norm.norm(shortcut))
         return F.relu_(y)
 
 
 class FastConvolution:
-    """A standardized convolution, by the implementation that serves for the input's shape."""
+    """A standardized convolution, by the fastest implementation for the input's shape."""
 
     def __init__(self, conv: Any):
         self.conv = conv
-        self.packed: tuple | None = None  # for one size of input
+        self.packed: tuple | None = None  # for one size of input: oneDNN's layout depends on it
         self.packed_pixel: torch.Tensor | None = None
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        """`(B, C, H, W)` -> `(B, C', H', W')`, in memory of its own and the input's order."""
+        """`(B, C, H, W)` -> a new `(B, C', H', W')` in the input's memory format."""
         conv = self.conv
         channels_last = x.is_contiguous(memory_format=torch.channels_last)
         implementations: dict[str, Callable] = {"eager": self.eager}
@@ -112,8 +112,8 @@ class FastConvolution:
             implementations["packed"] = self.by_onednn
             if channels_last and conv.kernel_size == conv.stride == (1, 1):
                 implementations["matmul"] = self.by_matmul
-        case = ("convolution", *conv.weight.shape, *conv.stride, *x.shape[2:], channels_last, x.dtype, len(x) > 1)
-        result = choose(case, implementations, x, min_speedup=1.02)(x)
+        key = ("convolution", *conv.weight.shape, *conv.stride, *x.shape[2:], channels_last, x.dtype, len(x) > 1)
+        result = choose(key, implementations, x, min_speedup=1.02)(x)
         return result.contiguous(memory_format=torch.channels_last) if channels_last else result
 
     def eager(self, x: torch.Tensor) -> torch.Tensor:
@@ -123,19 +123,19 @@ class FastConvolution:
         conv, size = self.conv, x.shape[2:]
         if self.packed is None or self.packed[0] != size:
             left, right, top, bottom = amounts = conv.padding_of(x)
-            apart = left != right or top != bottom  # oneDNN pads both sides alike
-            padding = (0, 0) if apart else (top, left)
-            shape = (F.pad(x, amounts) if apart else x).shape
+            uneven = left != right or top != bottom  # oneDNN pads both sides equally
+            padding = (0, 0) if uneven else (top, left)
+            shape = (F.pad(x, amounts) if uneven else x).shape
             weight = kernels.pack_convolution(conv.kernel(), padding, conv.stride, shape)
-            self.packed = size, amounts if apart else None, padding, weight
+            self.packed = size, amounts if uneven else None, padding, weight
         _, amounts, padding, weight = self.packed
         x = F.pad(x, amounts) if amounts else x
         return kernels.packed_convolution(x, weight, padding, conv.stride)
 
     def by_matmul(self, x: torch.Tensor) -> torch.Tensor:
-        """A kernel of one pixel: a matmul of the pixels and packed weights."""
+        """A 1 x 1 kernel: a matmul of the pixels and packed weights."""
         if self.packed_pixel is None:
             self.packed_pixel = kernels.pack_linear(self.conv.kernel().flatten(1))
-        pixels = x.permute(0, 2, 3, 1)
+        pixels = x.permute(0, 2, 3, 1)  # (B, H, W, C), a view of channels-last memory
         result = kernels.packed_linear(pixels.flatten(0, 2), self.packed_pixel, None)
-        return result.view(*pixels.shape[:3], -1).permute(0, 3, 1, 2)
+        return result.view(*pixels.shape[:3], -1).permute(0, 3, 1, 2)  # (B, C', H, W)

@@ -1,9 +1,9 @@
-"""Token merging (ToMe, arXiv:2210.09461): after the attention of each block, the r most alike patch tokens become one.
+"""Token merging (ToMe, arXiv:2210.09461): after the attention of each block, the r most similar pairs of tokens merge.
 
-For inference, without training: `merge_tokens(model, r=8)`. Class and register tokens (and the token that pooling
-"first" reads) are never merged. Keys, averaged over heads, say what is alike; a token that stands for s patches counts
-s times in attention and pooling. Works with models optimized by `optimize_for_inference`, before or after. Not the
-authors' `tome` package: it replaces the forward pass of timm's classes.
+For inference without training: `merge_tokens(model, r=8)`. Class and register tokens (and the token that pooling
+"first" reads) are never merged. Similarity is that of keys, averaged over heads; a token of s merged patches counts s
+times in attention and pooling. Works with `optimize_for_inference`, before or after it. Not the authors' `tome`
+package: it replaces the forward pass of timm's classes.
 """
 
 from collections.abc import Sequence
@@ -18,19 +18,19 @@ from .layers import OptimizedLayer
 from .wrapper import has_forward_hooks, plain_module, wrap
 
 
-# fields beyond the plain ViT's that merging does not touch
+# fields beyond the plain ViT's that merging supports: they do not depend on a token's position in the grid
 MERGEABLE = {"pre_layernorm", "patch_bias", "patch_norm", "final_norm", "num_class_tokens", "pooling"}
 
 
 def merge_tokens(model: nn.Module, r: int | Sequence[int], proportional: bool = True) -> nn.Module:
-    """Let every block of a model merge r pairs of tokens, in place. Returns the model; `r=0` is the plain model again.
+    """Merge r pairs of tokens in every block of a model, in place; `r=0` restores the plain model. Returns the model.
 
-    In training mode nothing is merged. `last_hidden_state` has as many tokens as are left.
+    In training mode nothing is merged. `last_hidden_state` has only the remaining tokens.
 
     Args:
         model: `HFViTForImageClassification` or `HFViTModel`.
-        r: pairs merged in each block, or a number for each block; no more than half of the patch tokens are.
-        proportional: attention and pooling count a merged token as often as it has patches (the paper's choice).
+        r: pairs merged in each block, or a number for each block; at most half of the patch tokens.
+        proportional: whether a token counts in attention and pooling as often as it has patches (the paper's choice).
 
     Raises:
         HFViTError: another kind of model, a negative r, or not one number for each block.
@@ -45,18 +45,19 @@ def merge_tokens(model: nn.Module, r: int | Sequence[int], proportional: bool = 
     if len(pairs) != len(encoder.layers) or any(not isinstance(count, int) or count < 0 for count in pairs):
         raise HFViTError(f"r={r}: give one number from 0, or {len(encoder.layers)} of them, one for each block")
     state = MergeState(encoder.config, proportional)
-    for index, count in enumerate(pairs):
+    for index, count in enumerate(pairs):  # also blocks of r = 0, whose attention weighs by the sizes
         merging = Merging(count, state, first=index == 0) if any(pairs) else None
         encoder.layers[index] = with_merging(encoder.layers[index], merging)
+    # only then may the last block compute the one token that a classifier reads
     encoder.optimized = not any(pairs) and any(isinstance(layer, OptimizedLayer) for layer in encoder.layers)
-    encoder.__dict__.pop("pool", None)
+    encoder.__dict__.pop("pool", None)  # the class's own method again
     if any(pairs) and encoder.config.pooling in ("gap", "map"):
         encoder.pool = MergedPool(encoder, state)
     return model
 
 
 def with_merging(layer: nn.Module, merging: "Merging | None") -> nn.Module:
-    """A block, plain or optimized, that merges tokens in this way; None: the block without merging."""
+    """A plain or optimized block with this merging, or, for None, without merging."""
     if not isinstance(layer, OptimizedLayer):
         return layer if merging is None else wrap(OptimizedLayer, layer, merging=merging, fast=False)
     if merging is None and not layer.fast:
@@ -65,7 +66,7 @@ def with_merging(layer: nn.Module, merging: "Merging | None") -> nn.Module:
 
 
 class MergeState:
-    """What the blocks of one forward pass hand on: for how many patches each token stands, `(B, N)`; None for one."""
+    """State of a forward pass: the number of patches in each token, `sizes` `(B, N)`; None: one each."""
 
     def __init__(self, config, proportional: bool):
         self.protected = max(config.num_prefix_tokens, int(config.pooling == "first"))
@@ -73,25 +74,28 @@ class MergeState:
         self.sizes: torch.Tensor | None = None
 
     def bias(self, like: torch.Tensor) -> torch.Tensor | None:
-        """log s, added to the scores of Eq. 6: `(B, 1, 1, N)`, or None where every token stands for itself."""
+        """log s, added to the scores of Eq. 6: `(B, 1, 1, N)`; None while no tokens are merged.
+
+        softmax then weighs a token of s patches as s tokens with the same key.
+        """
         if self.sizes is None or not self.proportional:
             return None
         return self.sizes.log().to(like.dtype)[:, None, None]
 
 
 class Merging:
-    """What an `OptimizedLayer` does between Eq. 2 and Eq. 3: merge r pairs of tokens by the keys of its attention."""
+    """The step of an `OptimizedLayer` between Eqs. 2 and 3: merge r pairs of tokens by the keys of its attention."""
 
     def __init__(self, r: int, state: MergeState, first: bool):
         self.r, self.state, self.first = r, state, first
 
     def begin(self, layer: Any, kwargs: dict) -> None:
-        """Before a block: the first one starts with single patches. Raises HFViTError where maps are asked for."""
+        """Called before a block; the first one resets the sizes. Raises HFViTError if attention maps are requested."""
         if self.first:
             self.state.sizes = None
         attention = layer.plain.attention
-        asks = kwargs.get("output_attentions") or attention.config.output_attentions
-        if asks or has_forward_hooks(attention):
+        requested = kwargs.get("output_attentions") or attention.config.output_attentions
+        if requested or has_forward_hooks(attention):
             raise HFViTError("attention maps are of unmerged tokens: call merge_tokens(model, r=0) first")
 
     def bias(self, like: torch.Tensor) -> torch.Tensor | None:
@@ -103,7 +107,7 @@ class Merging:
 
 
 class MergedPool:
-    """Stands before `HFViTModel.pool` for the poolings that read all tokens."""
+    """Replaces `HFViTModel.pool` for the poolings that read all tokens: weighted by the tokens' sizes."""
 
     def __init__(self, encoder: nn.Module, state: MergeState):
         self.encoder: Any = encoder
@@ -125,10 +129,10 @@ class MergedPool:
 
 
 def merge(x: torch.Tensor, keys: torch.Tensor, r: int, state: MergeState) -> torch.Tensor:
-    """Average the r most alike pairs of tokens, weighted by what they stand for: `(B, N, D)` -> `(B, N - r, D)`.
+    """Average the r most similar pairs of tokens, weighted by their sizes: `(B, N, D)` -> `(B, N - r, D)`.
 
-    The paper's bipartite matching: every second token looks for its nearest among the others, and the r nearest pairs
-    merge. Order: protected tokens, those left of the first half in their order, the second half.
+    The paper's bipartite matching (section 3): each token of even index is paired with the most similar one of odd
+    index, and the r most similar pairs merge. Order of the result: protected tokens, remaining even ones, odd ones.
     """
     batch, tokens, _ = x.shape
     free = tokens - state.protected
@@ -136,23 +140,23 @@ def merge(x: torch.Tensor, keys: torch.Tensor, r: int, state: MergeState) -> tor
     if r == 0:
         return x
     sizes = x.new_ones(batch, tokens, dtype=torch.float32) if state.sizes is None else state.sizes
-    protected, kept_sizes = x[:, : state.protected], sizes[:, : state.protected]
-    keys = F.normalize(keys[:, state.protected :], dim=-1)
-    nearness, partner = (keys[:, ::2] @ keys[:, 1::2].transpose(1, 2)).max(dim=-1)  # (B, ceil(free / 2)) each
-    order = nearness.argsort(dim=-1, descending=True)
-    leaving, staying = order[:, :r], order[:, r:].sort(dim=-1).values
-    target = partner.gather(1, leaving)  # (B, r), among the second half
+    protected, protected_sizes = x[:, : state.protected], sizes[:, : state.protected]
+    keys = F.normalize(keys[:, state.protected :], dim=-1)  # cosine similarity
+    similarity, partner = (keys[:, ::2] @ keys[:, 1::2].transpose(1, 2)).max(dim=-1)  # (B, ceil(free / 2)) each
+    order = similarity.argsort(dim=-1, descending=True)
+    source, unmerged = order[:, :r], order[:, r:].sort(dim=-1).values  # indices of even tokens
+    target = partner.gather(1, source)  # (B, r), indices of odd tokens
 
-    def halves(values: torch.Tensor) -> torch.Tensor:
-        """`(B, free, width)` -> `(B, free - r, width)`: sums where tokens merge."""
-        first, second = values[:, ::2], values[:, 1::2]
-        wide = values.shape[2]
-        moved = first.gather(1, leaving[..., None].expand(-1, -1, wide))
-        rest = first.gather(1, staying[..., None].expand(-1, -1, wide))
-        return torch.cat([rest, second.scatter_add(1, target[..., None].expand(-1, -1, wide), moved)], dim=1)
+    def add_pairs(values: torch.Tensor) -> torch.Tensor:
+        """`(B, free, width)` -> `(B, free - r, width)`: the sums of merged pairs, other values unchanged."""
+        even, odd = values[:, ::2], values[:, 1::2]
+        width = values.shape[2]
+        moved = even.gather(1, source[..., None].expand(-1, -1, width))
+        remaining = even.gather(1, unmerged[..., None].expand(-1, -1, width))
+        return torch.cat([remaining, odd.scatter_add(1, target[..., None].expand(-1, -1, width), moved)], dim=1)
 
     weights = sizes[:, state.protected :, None]
-    merged_sizes = halves(weights)
-    merged = halves(x[:, state.protected :] * weights.to(x.dtype)) / merged_sizes.to(x.dtype)
-    state.sizes = torch.cat([kept_sizes, merged_sizes[..., 0]], dim=1)
-    return torch.cat([protected, merged], dim=1)
+    merged_sizes = add_pairs(weights)
+    merged = add_pairs(x[:, state.protected :] * weights.to(x.dtype)) / merged_sizes.to(x.dtype)
+    state.sizes = torch.cat([protected_sizes, merged_sizes[..., 0]], dim=1)
+    return torch.cat([protected, merged], dim=1)  # (B, N - r, D)

@@ -1,8 +1,8 @@
-"""What stands in the place of a module and computes the same faster: it holds the plain module and steps aside for it.
+"""Wrappers that replace a module by a faster equivalent; they hold the plain module and fall back to it.
 
-Parameters, children, buffers and hooks are the plain module's own, under the same names, so training, saving,
-loading, `torch.compile`, LoRA and hooks go to it. Fast copies of weights are made at the first call that can use
-them, and again when weights have changed.
+Parameters, children, buffers and hooks are those of the plain module, under the same names, so training, saving,
+loading, `torch.compile`, LoRA and hooks use it. Fast copies of weights are made at the first call that can use them,
+and again when weights have changed.
 
 Tests: tests/hf_vit/inference/test_optimize.py.
 """
@@ -18,21 +18,23 @@ from transformers.utils import logging
 
 logger = logging.get_logger(__name__)
 
+# A warning: copies of weights that FSDP gathers for each call would go stale without a trace.
 SHARDED = "sharded weights (FSDP) are not optimized for inference: the plain layers serve"
-BOOKKEEPING = ("torch.distributed.fsdp", "transformers.utils.output_capturing")  # hooks that show nobody anything
+BOOKKEEPING = ("torch.distributed.fsdp", "transformers.utils.output_capturing")  # modules whose hooks do not count
 
 
 class OptimizedModule(nn.Module):
-    """Base of what replaces a module. `wrap(kind, module)` makes one.
+    """Base class of the wrappers. `wrap(kind, module)` makes one.
 
-    Subclasses give `build`, which prepares weights, and `run`, the fast computation. Settings become attributes.
+    Subclasses define `build`, which prepares weights, and `run`, the fast computation. Settings become attributes.
     """
 
-    own = frozenset({"plain", "fingerprint", "watched", "forward", "_compiled_call_impl"})  # the rest is the plain's
+    # Attributes that are set here; all others are set on the plain module.
+    wrapper_attributes = frozenset({"plain", "fingerprint", "watched", "forward", "_compiled_call_impl"})
     plain: Any
-    fingerprint: list | None
-    watched: list[nn.Module]
-    kind: type["OptimizedModule"]  # of which the class of the wrapper is made
+    fingerprint: list | None  # of the layers and weights that were prepared; None: not prepared
+    watched: list[nn.Module]  # the modules inside, whose hooks would not see the fast computation
+    kind: type["OptimizedModule"]  # the subclass; the class of an instance is also the plain module's
 
     def __init__(self, plain: nn.Module, **settings: Any):
         shared = {name: value for name, value in plain.__dict__.items() if isinstance(value, dict | set)}
@@ -40,7 +42,7 @@ class OptimizedModule(nn.Module):
         self.__dict__.update(plain=plain, fingerprint=None, watched=[], settings=settings)
         self.__dict__.update(settings)
 
-    # -- whatever is not fast belongs to the plain module
+    # -- attributes and module methods go to the plain module
 
     def __getattr__(self, name: str) -> Any:
         if "plain" not in self.__dict__:  # while it is copied or unpickled
@@ -50,21 +52,21 @@ class OptimizedModule(nn.Module):
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "__class__":  # `fully_shard` gives the module that it is called with another class
             object.__setattr__(self, name, value)
-        elif name in self.own:
+        elif name in self.wrapper_attributes:
             self.__dict__[name] = value
         else:
-            if name in self.__dict__:  # a shared dict is replaced as a whole
+            if name in self.__dict__:  # a shared dict is replaced in both
                 self.__dict__[name] = value
             setattr(self.plain, name, value)
 
     def __delattr__(self, name: str) -> None:
-        if name in self.__dict__ and name in self.own:
+        if name in self.__dict__ and name in self.wrapper_attributes:
             del self.__dict__[name]
         else:
             delattr(self.plain, name)
 
     def train(self, mode: bool = True):
-        if mode:  # weights may change in ways that leave no trace (`parameter.data`): prepared again at eval()
+        if mode:  # fused optimizers and `parameter.data` change weights without a trace: prepare again afterwards
             self.fingerprint = None
         self.plain.train(mode)
         return self
@@ -77,7 +79,7 @@ class OptimizedModule(nn.Module):
         return self.plain._replicate_for_data_parallel()
 
     def __reduce__(self) -> tuple:
-        """Copies and pickles keep the plain module and the settings; the rest is prepared again."""
+        """Copy and pickle only the plain module and the settings; fast weights are prepared again."""
         return wrap, (self.kind, self.plain), {"settings": self.settings}
 
     def __setstate__(self, state: dict) -> None:
@@ -94,7 +96,8 @@ class OptimizedModule(nn.Module):
         return type(self.plain).forward(self.plain, x, **kwargs)  # hooks of the module have run: they are shared
 
     def serves(self, x: torch.Tensor, kwargs: dict) -> bool:
-        """Whether the fast computation may answer this call; prepares it where weights or layers are new."""
+        """Whether the fast computation may serve this call; prepares it if weights or layers have changed."""
+        # cheap conditions first: this runs for every block of every call
         if self.plain.training or torch.compiler.is_compiling() or torch.jit.is_tracing():
             return False
         if torch.is_autocast_enabled(x.device.type) or torch._C._are_functorch_transforms_active():
@@ -111,16 +114,16 @@ class OptimizedModule(nn.Module):
     # -- fast copies of weights
 
     def is_current(self) -> bool:
-        """Whether layers and weights are those that were prepared, with the same contents."""
+        """Whether layers and weights are still those that were prepared, with the same values."""
         return self.fingerprint is not None and self.fingerprint == self._fingerprint()
 
     def _fingerprint(self) -> list:
-        """Changes when a layer or a weight is replaced, added or written to."""
-        members = [id(member) for held in self._held for member in held.values()]
-        return members + [(weight._version, weight.data_ptr()) for weight in self._weights]
+        """A value that changes when a layer or a weight is replaced, added or written to."""
+        ids = [id(member) for members in self._member_dicts for member in members.values()]
+        return ids + [(weight._version, weight.data_ptr()) for weight in self._weights]
 
     def prepare(self) -> bool:
-        """Remember layers and weights, and build from them; False where they are not what the fast code is for."""
+        """Remember layers and weights and build from them; False if the fast code does not support them."""
         self.fingerprint = None
         if is_sharded(self.plain):
             logger.warning_once(SHARDED)
@@ -129,11 +132,12 @@ class OptimizedModule(nn.Module):
             logger.warning_once("replaced layers and unusual weights are not optimized for inference")
             return False
         modules = list(self.plain.modules())
-        held = [part for module in modules for part in (module._modules, module._parameters)]
+        member_dicts = [members for module in modules for members in (module._modules, module._parameters)]
         self.__dict__["watched"] = [module for module in modules if module is not self.plain]
-        self.__dict__["_held"] = held
+        self.__dict__["_member_dicts"] = member_dicts
         self.__dict__["_weights"] = list(self.plain.parameters())
-        self.__dict__["_alive"] = [member for part in held for member in part.values()]  # so that ids stay theirs
+        # keeps them alive: a new object could get the id of a freed one
+        self.__dict__["_members"] = [member for members in member_dicts for member in members.values()]
         with torch.no_grad():
             self.build()
         self.fingerprint = self._fingerprint()
@@ -145,7 +149,7 @@ class OptimizedModule(nn.Module):
 
     @abstractmethod
     def build(self) -> None:
-        """Prepare what is computed once from the weights; attributes go into `self.__dict__`."""
+        """Prepare fast copies of the weights; attributes go into `self.__dict__`, past `__setattr__`."""
 
     @abstractmethod
     def run(self, x: torch.Tensor, **kwargs) -> torch.Tensor:
@@ -153,12 +157,12 @@ class OptimizedModule(nn.Module):
 
 
 def wrap(kind: type[OptimizedModule], plain: nn.Module, **settings: Any) -> Any:
-    """A wrapper of this kind around a module; it is an instance of the module's class too, for `isinstance`."""
+    """A wrapper of this kind around a module; `isinstance` also sees the module's class."""
     return _class_of(kind, type(plain))(plain, **settings)  # type: ignore[arg-type]
 
 
 def plain_module(module: nn.Module) -> nn.Module:
-    """The module that a wrapper holds; any other module is itself."""
+    """The module inside a wrapper; any other module itself."""
     return module.plain if isinstance(module, OptimizedModule) else module
 
 
@@ -168,14 +172,15 @@ def _class_of(kind: Any, plain: Any) -> Any:
 
 
 def is_sharded(module: nn.Module) -> bool:
-    """Whether FSDP gathers weights of this module for each call: copies of them would go stale without a trace."""
+    """Whether FSDP gathers weights of this module for each call."""
     return any(getattr(member, "_is_fsdp_managed_module", False) for member in module.modules())
 
 
 def has_forward_hooks(module: nn.Module) -> bool:
-    """Whether somebody's hook sees this module's calls. Sharding's hooks do not count, nor transformers' recorders,
-    which record only in calls that ask for outputs.
+    """Whether a user's hook sees this module's calls: not those of FSDP, nor transformers' recorders, which record
+    only in calls that request outputs.
     """
+    # most modules have none, and this runs for every module of every block: look at the dicts before their values
     if not (
         module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
     ):

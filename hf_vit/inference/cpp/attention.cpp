@@ -28,19 +28,19 @@ struct alignas(64) TileLayout {  // what LDTILECFG reads
 };
 
 template <typename T>
-struct Room {  // zeros, aligned to cache lines
+struct Buffer {  // zeros, aligned to cache lines
   T* at;
-  explicit Room(int64_t count) {
+  explicit Buffer(int64_t count) {
     const size_t bytes = (count * sizeof(T) + 63) / 64 * 64;
     at = static_cast<T*>(std::aligned_alloc(64, bytes));
     std::fill_n(reinterpret_cast<char*>(at), bytes, 0);
   }
-  ~Room() { std::free(at); }
+  ~Buffer() { std::free(at); }
 };
 
 static int64_t up(int64_t n, int64_t step) { return (n + step - 1) / step * step; }
 
-// The first so many of 32 bfloat16, zeros after them; fetches those of the next head, which lie `ahead`.
+// Loads the first `count` of 32 bfloat16, zeros after them, and prefetches those of the next head, `ahead` of them.
 static __m512i some(const bf16* from, int64_t count, int64_t ahead) {
   _mm_prefetch(reinterpret_cast<const char*>(from + ahead), _MM_HINT_T0);
   return count >= 32 ? _mm512_loadu_si512(from) : _mm512_maskz_loadu_epi16((1u << count) - 1, from);
@@ -153,13 +153,13 @@ extern "C" void attend(
   {
     const TileLayout layout;
     _tile_loadconfig(&layout);
-    Room<uint32_t> right_k(wide / 2 * pitch), right_v(pitch / 2 * wide);  // k^T and v in pairs
-    Room<bf16> left_q(QUERIES * wide), weights(QUERIES * pitch);
-    Room<float> scores(QUERIES * pitch), sums(QUERIES * wide);
+    Buffer<uint32_t> right_k(wide / 2 * pitch), right_v(pitch / 2 * wide);  // k^T and v in pairs
+    Buffer<bf16> left_q(QUERIES * wide), weights(QUERIES * pitch);
+    Buffer<float> scores(QUERIES * pitch), sums(QUERIES * wide);
     float inverse[QUERIES];
 #pragma omp for schedule(static)
-    for (int64_t one = 0; one < images * heads; ++one) {
-      const int64_t image = one / heads, head = one % heads;
+    for (int64_t unit = 0; unit < images * heads; ++unit) {
+      const int64_t image = unit / heads, head = unit % heads;
       auto start = [&](const bf16* x, Strides stride) { return x + image * stride.image + head * stride.head; };
       const bf16 *q0 = start(q, by_q), *k0 = start(k, by_k), *v0 = start(v, by_v);
       for (int64_t d = 0; d < depth; d += 32) {

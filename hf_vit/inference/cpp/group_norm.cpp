@@ -1,9 +1,9 @@
-// What stands between a ResNet's convolutions, in place on channels-last maps (images, pixels, channels) of bfloat16 or
-// float32: group normalization with the addition of the residual and the ReLU after it, and the max pool of the root.
+// The operations between a ResNet's convolutions, in place on channels-last maps (images, pixels, channels) of bfloat16
+// or float32: GroupNorm fused with the addition of the shortcut and the ReLU, and the max pooling of the root.
 //
 // A map is read twice and written once. Statistics are of the differences to the first pixel, in float32 for 64 pixels
-// and in double beyond. 32 channels at a time are two of the compiler's own vectors, which any processor has, in one
-// register or in several: of bfloat16 the even and the odd channels, which need no shuffle, of float32 16 and 16.
+// and in double beyond. 32 channels at a time are two of the compiler's portable vectors, in one register or in
+// several: of bfloat16 the even and the odd channels, which need no shuffle, of float32 16 and 16.
 
 #include <algorithm>
 #include <cmath>
@@ -29,10 +29,10 @@ static int64_t up(int64_t n) { return (n + WIDE - 1) / WIDE * WIDE; }
 
 // Copied by vectors, not by pairs: compilers keep those in registers.
 static inline Pair load(const float* from) {
-  Pair found;
-  std::memcpy(&found.one, from, sizeof(Vector));
-  std::memcpy(&found.two, from + HALF, sizeof(Vector));
-  return found;
+  Pair result;
+  std::memcpy(&result.one, from, sizeof(Vector));
+  std::memcpy(&result.two, from + HALF, sizeof(Vector));
+  return result;
 }
 
 static inline Pair load(const Bfloat16* from) {
@@ -46,7 +46,7 @@ static inline void store(float* to, Pair x) {
   std::memcpy(to + HALF, &x.two, sizeof(Vector));
 }
 
-// Rounded to the nearest, to even between two; NaNs of bfloat16 and of arithmetic have nothing there to round.
+// Rounded to the nearest, ties to even. A NaN of bfloat16 or of arithmetic has zeros in its low bits and stays one.
 static inline Bits rounded(Vector x) { return (Bits)x + 0x7fff + (((Bits)x >> 16) & 1); }
 
 static inline void store(Bfloat16* to, Pair x) {
@@ -54,7 +54,7 @@ static inline void store(Bfloat16* to, Pair x) {
   std::memcpy(to, &both, sizeof(Bits));
 }
 
-// The first so many of 32 channels, zeros after them.
+// The first `count` of 32 channels, zeros after them.
 template <typename T>
 static inline Pair load(const T* from, int64_t count) {
   if (count == WIDE) return load(from);
@@ -79,7 +79,7 @@ static int64_t place(const Bfloat16*, int64_t channel) {
 
 struct Sums { double first, second; };  // of the differences to the first pixel, of their squares
 
-// What these pixels of an image add to the sums of each channel; `floats` has room for two of each.
+// Adds pixels of an image to the sums of each channel; `floats` holds two float32 sums of each.
 template <typename T>
 static void add_up(
     const T* x, const T* origin, int64_t pixels, int64_t channels, std::vector<float>& floats, Sums* sums) {
@@ -95,8 +95,8 @@ static void add_up(
         const Pair zero = load(origin + c, wide);
         Pair sum = load(first + c), squares = load(second + c);
         const auto add = [&](int64_t row, int64_t wide) {
-          const Pair found = load(rows + row * channels + c, wide);
-          const Vector one = found.one - zero.one, two = found.two - zero.two;
+          const Pair pixel = load(rows + row * channels + c, wide);
+          const Vector one = pixel.one - zero.one, two = pixel.two - zero.two;
           sum.one += one, sum.two += two;
           squares.one += one * one, squares.two += two * two;
         };
@@ -120,7 +120,7 @@ static Affine affine(
     const T* origin, const Sums* sums, int64_t parts, int64_t pixels, int64_t channels, const Norm& norm) {
   const int64_t width = channels / norm.groups, pitch = up(channels);
   std::vector<float> zero(pitch);
-  Affine found{zero, zero, zero};
+  Affine result{zero, zero, zero};
   for (int64_t c = 0; c < channels; c += WIDE) store(&zero[c], load(origin + c, std::min(WIDE, channels - c)), WIDE);
   for (int64_t group = 0; group < channels; group += width) {
     const double base = zero[place(origin, group)];
@@ -130,20 +130,21 @@ static Affine affine(
       double first = 0, second = 0;
       for (int64_t part = 0; part < parts; ++part)
         first += sums[part * pitch + at].first, second += sums[part * pitch + at].second;
-      const double own = first / pixels, apart = zero[at] - base + own;
-      squares += second - first * own;
-      mean += apart / width, mean_squares += apart * apart;
+      const double offset = first / pixels, from_base = zero[at] - base + offset;
+      squares += second - first * offset;
+      mean += from_base / width, mean_squares += from_base * from_base;
     }
     const double variance = (squares / pixels + mean_squares) / width - mean * mean;
     const double factor = 1 / std::sqrt((variance < 0 ? 0 : variance) + norm.eps);
     for (int64_t c = group; c < group + width; ++c) {
       const int64_t at = place(origin, c);
-      found.mean[at] = base + mean;
-      found.factor[at] = norm.weight[c] * factor;
-      found.bias[at] = norm.bias[c] + (found.mean[at] - (base + mean)) * found.factor[at];  // what rounding took
+      result.mean[at] = base + mean;
+      result.factor[at] = norm.weight[c] * factor;
+      // the mean rounded to float32: its error goes into the bias
+      result.bias[at] = norm.bias[c] + (result.mean[at] - (base + mean)) * result.factor[at];
     }
   }
-  return found;
+  return result;
 }
 
 static inline Pair normalized(Pair x, const Affine& by, int64_t c) {
@@ -155,8 +156,8 @@ enum class Rest { none, added, normalized };
 
 template <Rest REST, typename T>
 static void finish(
-    T* x, const T* rest, int64_t pixels, int64_t channels, const Affine& own, const Affine& other, bool relu) {
-  const Vector least = Vector{} + (relu ? 0.f : -INFINITY);
+    T* x, const T* rest, int64_t pixels, int64_t channels, const Affine& own, const Affine& other) {
+  const Vector least{};  // the ReLU's zero; NaN is not less, and stays
   for (int64_t pixel = 0; pixel < pixels; ++pixel, x += channels, rest += channels) {
     const auto some = [&](int64_t c, int64_t wide) {
       Pair sum = normalized(load(x + c, wide), own, c), added{};
@@ -173,8 +174,7 @@ static void finish(
 
 template <typename T>
 static void normalize(
-    T* x, const T* rest, const Norm* norms, Rest kind, int64_t images, int64_t pixels, int64_t channels, bool relu,
-    int threads) {
+    T* x, const T* rest, const Norm* norms, Rest kind, int64_t images, int64_t pixels, int64_t channels, int threads) {
   const int64_t maps = kind == Rest::normalized ? 2 : 1, pitch = up(channels);
   std::vector<Sums> shared(maps * threads * pitch);
 #pragma omp parallel num_threads(threads)
@@ -192,10 +192,10 @@ static void normalize(
         std::fill_n(own, pitch, Sums{0, 0});
         add_up(inputs[map] + from * channels, inputs[map], count, channels, floats, own);
       }
-      Affine found[2];
+      Affine affines[2];
       const auto statistics = [&] {
         for (int64_t map = 0; map < maps; ++map)
-          found[map] = affine(inputs[map], &sums[map * parts * pitch], parts, pixels, channels, norms[map]);
+          affines[map] = affine(inputs[map], &sums[map * parts * pitch], parts, pixels, channels, norms[map]);
       };
       if (parts > 1) {
 #pragma omp barrier
@@ -205,9 +205,9 @@ static void normalize(
 #pragma omp barrier
       }
       to += from * channels, other += from * channels;
-      if (kind == Rest::none) finish<Rest::none>(to, other, count, channels, found[0], found[1], relu);
-      else if (kind == Rest::added) finish<Rest::added>(to, other, count, channels, found[0], found[1], relu);
-      else finish<Rest::normalized>(to, other, count, channels, found[0], found[1], relu);
+      if (kind == Rest::none) finish<Rest::none>(to, other, count, channels, affines[0], affines[1]);
+      else if (kind == Rest::added) finish<Rest::added>(to, other, count, channels, affines[0], affines[1]);
+      else finish<Rest::normalized>(to, other, count, channels, affines[0], affines[1]);
     };
     std::vector<Sums> mine(alone ? maps * pitch : 0);
 #pragma omp for schedule(static)
@@ -216,13 +216,13 @@ static void normalize(
   }
 }
 
-// x becomes relu(norms[0](x) + rest), of the rest itself or of norms[1](rest); without a rest, or without the ReLU.
+// x becomes relu(norms[0](x) + rest) by kind 1, relu(norms[0](x) + norms[1](rest)) by 2, relu(norms[0](x)) by 0.
 extern "C" void group_norm(
     void* x, const void* rest, const Norm* norms, int kind, int64_t images, int64_t pixels, int64_t channels, int half,
-    int relu, int threads) {
+    int threads) {
   const auto run = [&](auto* map) {
     using T = std::remove_pointer_t<decltype(map)>;
-    normalize<T>(map, static_cast<const T*>(rest), norms, Rest(kind), images, pixels, channels, relu, threads);
+    normalize<T>(map, static_cast<const T*>(rest), norms, Rest(kind), images, pixels, channels, threads);
   };
   half ? run(static_cast<Bfloat16*>(x)) : run(static_cast<float*>(x));
 }
@@ -253,8 +253,8 @@ static void pool(
   }
 }
 
-// The largest of each 3 x 3 at every second place: (images, *from, channels) -> (images, *to, channels), where `before`
-// so many rows and columns are lacking.
+// 3 x 3 max pooling with stride 2: (images, *from, channels) -> (images, *to, channels), with `before` rows and columns
+// of padding at the top and the left.
 extern "C" void max_pool(
     const void* x, void* out, int64_t images, const int64_t* from, const int64_t* to, const int64_t* before,
     int64_t channels, int half, int threads) {

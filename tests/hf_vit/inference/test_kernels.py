@@ -130,13 +130,12 @@ def channels_last(*size, dtype=torch.float32):
     width=st.integers(1, 9),
     size=st.tuples(st.integers(1, 19), st.integers(1, 19)),
     offset=st.sampled_from([0.0, 3.0, -300.0]),
-    rest=st.sampled_from(["none", "added", "normalized"]),
-    relu=st.booleans(),
+    kind=st.sampled_from(["none", "added", "normalized"]),
     dtype=st.sampled_from([torch.float32, torch.bfloat16]),
     threads=st.integers(1, 3),
 )
-def test_group_norm_rest_and_relu_are_exact_to_one_rounding(
-    images, groups, width, size, offset, rest, relu, dtype, threads
+def test_group_norm_shortcut_and_relu_are_exact_to_one_rounding(
+    images, groups, width, size, offset, kind, dtype, threads
 ):
     torch.manual_seed(images * width + size[0])
     channels = groups * width
@@ -146,14 +145,13 @@ def test_group_norm_rest_and_relu_are_exact_to_one_rounding(
     by_torch = [
         torch.group_norm(y.double(), g, w.double(), b.double(), eps) for y, (w, b, eps, g) in zip((x, other), norms)
     ]
-    exact = by_torch[0] + {"none": 0, "added": other, "normalized": by_torch[1]}[rest]
-    exact = exact.relu() if relu else exact
+    exact = (by_torch[0] + {"none": 0, "added": other, "normalized": by_torch[1]}[kind]).relu()
     kept = other.clone()
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        used = norms if rest == "normalized" else norms[:1]
-        ours = kernels.group_norm_(x, *used, rest=None if rest == "none" else other, relu=relu)
+        used = norms if kind == "normalized" else norms[:1]
+        ours = kernels.group_norm_(x, *used, shortcut=None if kind == "none" else other)
     finally:
         torch.set_num_threads(before)
     assert ours is x and torch.equal(other, kept)

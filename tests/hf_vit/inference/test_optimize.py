@@ -671,7 +671,7 @@ def test_int8_branches_are_near_those_of_the_plain_block(backend):
 
 def test_weights_of_7_bits_do_not_saturate_16_bits():
     weight = torch.randn(8, 32)
-    steps, worth = int8.int8_weight(weight, int8.LARGEST_STEP_7_BITS)
+    steps, worth = int8.int8_weight(weight, int8.MAX_INT7)
     assert steps.abs().max() == 63 and 255 * 2 * 63 < 2**15
     torch.testing.assert_close(steps * worth[:, None], weight, atol=float(worth.max()) / 2 + 1e-6, rtol=0)
 
