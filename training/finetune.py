@@ -32,4 +32,4 @@ sys.modules[__name__].__class__ = FinetuneModule
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

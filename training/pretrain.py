@@ -34,4 +34,4 @@ sys.modules[__name__].__class__ = PretrainModule
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

@@ -17,6 +17,7 @@ from typing import Any
 
 import accelerate
 import numpy as np
+import psutil
 import transformers
 
 from hf_vit.atomic_file import atomic_path, atomic_write, check_folder, full_disk_is_an_error
@@ -51,22 +52,33 @@ from .sweep import sweep
 
 
 DUPLICATES_NAME, HELD_OUT_NAME = "duplicates.json", "held_out.txt"
+MAX_LOADING = 600.0  # seconds: a process that is older was not started for this run
 INTERRUPTED = 130  # exit status of a command that Ctrl-C ended
 
 
 def command(stage: str, argv: list[str] | None = None) -> dict[str, Any]:
-    """Parse, build, train, report; bad input is one line on stderr and exit status 2."""
+    """Parse, build, train, report; bad input is one line on stderr and exit status 2.
+
+    Args:
+        argv: None reads sys.argv, and `--time_limit` counts from the start of the process.
+    """
+    loading = seconds_of_process() if argv is None else 0.0
+    starts = iter([time.monotonic() - loading])  # the first of several runs also has the time before it
     arguments: Arguments | None = None
+
+    def one_run(arguments: Arguments, stage: str, **more: Any) -> dict[str, Any]:
+        return run(arguments, stage, started=next(starts, None), loading=loading, **more)
+
     try:
         with handle_peer_exit():
             arguments = parse(argv, stage)
             folder = Path(arguments.train.output_dir or ".")
             with full_disk_is_an_error(folder, advice(folder)):
                 if arguments.train.sweep and not arguments.train.preview:
-                    return sweep(arguments, stage, run)
+                    return sweep(arguments, stage, one_run)
                 if is_cross_validation(arguments):
-                    return cross_validate(arguments, stage, run)
-                return run(arguments, stage)
+                    return cross_validate(arguments, stage, one_run)
+                return one_run(arguments, stage)
     except KeyboardInterrupt:
         last = checkpoints(Path(arguments.train.output_dir)) if arguments and arguments.train.output_dir else []
         go_on = f"the last checkpoint is {last[-1]}" if last else "there is no checkpoint yet"
@@ -74,6 +86,12 @@ def command(stage: str, argv: list[str] | None = None) -> dict[str, Any]:
         raise SystemExit(INTERRUPTED) from None
     except (HFViTError, OSError) as error:
         raise SystemExit(report_launch_error(error)) from None
+
+
+def seconds_of_process() -> float:
+    """Seconds since this process began, in which Python and its libraries were loaded."""
+    seconds = time.time() - psutil.Process().create_time()
+    return seconds if 0 < seconds < MAX_LOADING else 0.0  # the clock of the day may have been set meanwhile
 
 
 def is_cross_validation(arguments: Arguments) -> bool:
@@ -92,14 +110,17 @@ def run_trainer(
     more_follow: bool = False,
     swept: list[dict] | None = None,
     data: Any = None,
+    started: float | None = None,
+    loading: float = 0.0,
 ) -> tuple[Trainer, dict[str, Any]]:
     """Train and evaluate as the arguments say; the facts are empty if a signal ended the run early.
 
     Args:
         more_follow: other runs of this process come after. swept: results of earlier ones, for the facts.
         data: images and labels that Python holds, in place of the named data set.
+        started: `time.monotonic()` from which the time limit counts; None: now. loading: see `Trainer`.
     """
-    started = time.monotonic()
+    started = time.monotonic() if started is None else started
     if arguments.train.output_dir is None:
         raise HFViTError("--output_dir is missing: give the folder for the results")
     check_folder(arguments.train.output_dir)
@@ -163,6 +184,7 @@ def run_trainer(
         about=about,
         callbacks=[KeepConfig(arguments, splits.duplicates, held_out_images(train, evaluation))],
         started=started,
+        loading=loading,
     )
     if arguments.train.preview:
         return trainer, preview(trainer, train.label_names, log)

@@ -276,8 +276,9 @@ class TrainArguments:
     )
     time_limit: str | float | None = option(
         None,
-        "end within this time, from opening the data to the finished folder: as many of the steps asked for as fit, "
-        "with the whole schedule (warm-up, decay) done; a resumed run has what is left",
+        "end within this time, counted from the start of the command (of the call, from Python) to its end: loading, "
+        "evaluation, card and report included. As many of the steps asked for as fit are done, with the whole "
+        "schedule (warm-up, decay); a resumed run has what is left",
         "such as 20m, 1h30m, 90s; or seconds",
         "Ultralytics time, AutoGluon time_limit",
     )

@@ -51,6 +51,7 @@ from ..metrics.metric_state import Metrics
 from ..metrics.outcomes import Outcomes
 from ..reporting import attention_examples, facts, progress
 from ..reporting.flops import measured_peak
+from ..reporting.rehearsal import rehearse_finish
 from .accelerator import create_accelerator, memory_advice
 from .checkpoints import checkpoint_io, save_outputs
 from .checkpoints.full_tensors import model_weights
@@ -74,8 +75,8 @@ from .planning.auto_batch_size import fit_batch_size
 from .planning.lr_schedules import create_scheduler
 from .planning.run_estimate import CHECKPOINT_COPIES, RunEstimate, probe_is_alternative
 from .planning.schedule import TrainingSchedule, with_accumulation_steps
-from .planning.time_plan import TimePlan
-from .planning.trial import Passes, try_out
+from .planning.time_plan import TimePlan, saving_seconds
+from .planning.trial import Passes, try_out, untouched
 from .preemption import StopRequest
 from .run_log import RunLog
 from .trackers import flat
@@ -97,6 +98,7 @@ class Trainer:
         optimizers: (optimizer, scheduler) in place of those that `args` name.
         about: entries for the facts that the Trainer cannot know: stage, recipe, base_model, arguments, augmentation.
         started: `time.monotonic()` at which the run began, from which `args.time_limit` counts; None: now.
+        loading: seconds from then on in which Python was loaded, where the process is to end within the limit.
     """
 
     # -- construction ------------------------------------------------------------------------------------------------
@@ -113,8 +115,9 @@ class Trainer:
         optimizers: tuple[torch.optim.Optimizer | None, Any] = (None, None),
         about: dict[str, Any] | None = None,
         started: float | None = None,
+        loading: float = 0.0,
     ):
-        self.started = time.monotonic() if started is None else started
+        self.started, self.loading = time.monotonic() if started is None else started, loading
         masked = args.loss == MASKED_PATCHES
         self.problem_type = SINGLE_LABEL if masked else problem_type_of(model.config)
         args = with_accumulation_steps(args.for_problem(self.problem_type))
@@ -336,7 +339,7 @@ class Trainer:
             self.time_plan = TimePlan.of_run(
                 self.args, self.schedule, self._flops_of, len(self.train_dataset),
                 evaluates=self.eval_dataset is not None, device=self.accelerator.device, log=self.display.log,
-                started=self.started,
+                started=self.started, loading=self.loading,
             )  # fmt: skip
         resumed = folder is not None and self._resume(folder, resume == checkpoint_io.NEWEST_INTACT)
         self.run_log.flops_logged = self.state.total_flos
@@ -414,14 +417,29 @@ class Trainer:
         if self.max_steps:
             trial = try_out(passes_of, self.train_dataset, self.eval_dataset, self.args, stage, self.position)
         if self.time_plan is not None:
-            weights = sum(p.nbytes for p in self.train_step.parameters)
-            self.time_plan.begin(step, trial, eval_images, workers, self.world_size, CHECKPOINT_COPIES * weights)
+            if self.time_plan.finishing is None:  # else the run goes on with what an earlier process measured
+                weights = sum(p.nbytes for p in self.train_step.parameters)
+                saving = saving_seconds(self.output_dir, CHECKPOINT_COPIES * weights)
+                self.time_plan.expect(saving, self._finish_seconds())
+            self.time_plan.begin(step, trial, eval_images, workers, self.world_size)
             self.state.max_steps = self.max_steps
         if trial is not None:
             trained = sum(p.nbytes for p in self.train_step.parameters if p.requires_grad)
             probe = probe_is_alternative(self.model, self.args, self.about.get("base_model"))
             probe_images = len(self.train_dataset) + eval_images if probe else None
             self.estimate.begin(step, trial, self.world_size, workers, trained, probe_images)
+
+    def _finish_seconds(self) -> float:
+        """Seconds of card and report, rehearsed by the main process; the plan is its, and the others wait for it."""
+        if not self.accelerator.is_main_process:
+            return 0.0
+        examples = self.args.card_examples
+        with untouched(self.loss_module, self.accelerator.device):
+            finish = rehearse_finish(
+                self.model, self.eval_dataset, self.normalize, self.image_processor, self.problem_type, self.reports,
+                examples,
+            )  # fmt: skip
+        return finish.total(examples, self.reports)
 
     def _loop(self) -> None:
         """Step after step, until the end of the run, a callback or a signal."""

@@ -99,7 +99,11 @@ def run_input(trainer: Any, facts: dict[str, Any]) -> Any:
     def looked_at() -> list[tuple[str, Image.Image]] | str:
         if images is None:
             return "The images are not at hand."
-        return attention_sheets(trainer.model, images, trainer.normalize, trainer.image_processor)
+        left = MAX_ATTENTION_SECONDS if trainer.time_plan is None else trainer.time_plan.left()
+        return attention_sheets(
+            trainer.model, images, trainer.normalize, trainer.image_processor,
+            seconds=min(MAX_ATTENTION_SECONDS, left),
+        )  # fmt: skip
 
     def duplicates() -> tuple[list[Duplicate], ImageDataset | None, str]:
         return duplicates_for_page(images, train)
@@ -147,9 +151,18 @@ def run_overview(facts: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def attention_sheets(
-    model: Any, dataset: ImageDataset, normalize: Any, processor: Any
+    model: Any,
+    dataset: ImageDataset,
+    normalize: Any,
+    processor: Any,
+    count: int = REPORT_EXAMPLES,
+    seconds: float = MAX_ATTENTION_SECONDS,
 ) -> list[tuple[str, Image.Image]] | str:
-    """(title, the image beside its maps) of some images; or why there are none."""
+    """(title, the image beside its maps) of some images; or why there are none.
+
+    Args:
+        count: images. seconds: after which no further one is drawn; the first one always is.
+    """
     from .attention_examples import attention_columns, readable_examples
     from .report_page import beside
 
@@ -159,8 +172,8 @@ def attention_sheets(
     if any(isinstance(parameter, DTensor) for parameter in network.parameters()):
         return "The weights are spread over processes: `hf-vit inspect` shows what the saved model looks at."
     began, found = time.monotonic(), []
-    for index in readable_examples(dataset, REPORT_EXAMPLES):
-        if found and time.monotonic() - began > MAX_ATTENTION_SECONDS:
+    for index in readable_examples(dataset, count):
+        if found and time.monotonic() - began > seconds:
             break
         columns, guesses, _ = attention_columns([index], network, dataset, normalize, processor)
         title = dataset.image_name(index)

@@ -24,24 +24,32 @@ class Machine:
     """A clock that goes on as work is done.
 
     Args:
-        seconds: of a step, as a function of the seconds that have gone by. evaluation, saving, finishing: of one.
+        seconds: of a step, as a function of the seconds that have gone by. evaluation, saving, finishing: of one, on
+            a machine that is as fast as at the beginning.
     """
 
     def __init__(self, seconds, evaluation=0.0, saving=0.0, finishing=3.0):
         self.seconds, self.evaluation, self.saving, self.finishing = seconds, evaluation, saving, finishing
         self.time = 0.0
 
+    def work(self, seconds):
+        """What takes so many seconds on a machine that stays as it is at the beginning."""
+        while seconds > 0:
+            self.time += min(seconds, 0.1) * self.seconds(self.time) / self.seconds(0.0)
+            seconds -= 0.1
+
     def now(self):
         return self.time
 
     def trial(self, wrong=1.0):
         a_step = self.seconds(0.0) * wrong
-        return Trial(8, a_step / 8, self.evaluation / 100, 0.0, 0.0, 0)
+        return Trial(8, a_step / 8, self.evaluation * wrong / 100, 0.0, 0.0, 0)
 
     def run(self, plan, step=0, stop=None, eval_steps=None, starting=5.0, trial=None):
         """Go through a run; returns the steps done."""
         self.time += starting
-        plan.begin(step, trial, 100, 0, 1, 0)
+        plan.expect(self.saving, self.finishing)
+        plan.begin(step, trial, 100, 0, 1)
         while step < plan.schedule.max_steps and step != stop:
             self.time += self.seconds(self.time)
             step += 1
@@ -49,12 +57,13 @@ class Machine:
             at_end = step >= plan.schedule.max_steps
             if eval_steps and (step % eval_steps == 0 or at_end) and plan.allows_evaluation(at_end):
                 with plan.measuring("evaluation"):
-                    self.time += self.evaluation
+                    self.work(self.evaluation)
             if at_end or plan.save_is_due():
                 with plan.measuring("saving"):
                     self.time += self.saving
         if stop is None:
-            self.time += self.finishing + self.saving + (0 if eval_steps else self.evaluation)
+            self.time += self.finishing + self.saving
+            self.work(0 if eval_steps else self.evaluation)
         return step
 
 
@@ -169,6 +178,8 @@ def ticking(monkeypatch):
         TimePlan.__init__, "__kwdefaults__", TimePlan.__init__.__kwdefaults__ | {"now": clock.monotonic}
     )
     monkeypatch.setattr("training.engine.planning.trial.measure", lambda *args: Trial(8, 1 / 8, 0.01, 0.0, 0.0, 0))
+    monkeypatch.setattr("training.engine.trainer.saving_seconds", lambda *args: 0.0)
+    monkeypatch.setattr(Trainer, "_finish_seconds", lambda trainer: 3.0)
     step = TrainStep.__call__
 
     def slow(train_step, batches):
