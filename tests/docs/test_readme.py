@@ -35,6 +35,7 @@ SUBJECTS = (
     *("export-and-demo", "studies", "platforms", "architecture", "troubleshooting"),
 )
 NAMES = ["README.md", *(f"docs/{subject}.md" for subject in SUBJECTS), "CONTRIBUTING.md"]
+NAMES += ["training/launch/README.md", "model_cards/README.md", "benchmarks/studies/README.md"]
 PAGES = {name: (ROOT / name).read_text(encoding="utf-8") for name in NAMES}
 
 

@@ -76,6 +76,8 @@ NOT_RUN = {
     "source ": "a word of the shell, for people",
     "hf auth login": "huggingface_hub's own, asks for a token",
     "sbatch ": "needs Slurm; tests/training/test_launch.py runs slurm.sh with a stand-in for it",
+    "accelerate launch --config_file ": "needs several devices; tests/training/test_launch.py parses these commands",
+    "hf-vit card model_cards/": "of a card to add; tests/hf_vit/hub/test_model_cards.py renders those that are there",
     "torchrun ": "needs eight GPUs; tests/training/engine/test_distributed.py has several processes",
     "python -m training.study ": "minutes to hours; tests/training/test_study.py runs studies at the scale smoke",
     "python -m benchmarks.mislabelled": "needs CIFAR-10; tests/benchmarks/test_mislabelled.py runs it on few images",

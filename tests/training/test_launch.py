@@ -5,16 +5,22 @@ python -m pytest tests/training/test_launch.py
 
 import os
 import re
+import shlex
 import subprocess
 
 import pytest
+from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 from torch.distributed.run import get_args_parser
 
 from tests.conftest import ROOT
 from training.config.parser import parse
 
 
-SCRIPT = ROOT / "training" / "launch" / "slurm.sh"
+LAUNCH = ROOT / "training" / "launch"
+SCRIPT = LAUNCH / "slurm.sh"
+README = (LAUNCH / "README.md").read_text(encoding="utf-8")
+STARTS = [line for line in README.replace("\\\n", "").splitlines() if line.startswith("accelerate launch")]
+STARTS += re.findall(r"`(accelerate launch --config_file [^`]*)`", README)
 
 
 @pytest.fixture
@@ -49,3 +55,20 @@ def test_slurm_without_a_module_says_how_it_is_called(slurm):
 def test_slurm_reads_the_options_of_the_head():
     options = re.findall(r"^#SBATCH (--[a-z-]+)(?:=(\S+))?$", SCRIPT.read_text(encoding="utf-8"), re.MULTILINE)
     assert dict(options)["--signal"].startswith("TERM@") and ("--ntasks-per-node", "1") in options
+
+
+def test_the_page_names_every_file():
+    assert {path.name for path in LAUNCH.iterdir()} == {"README.md", *re.findall(r"^\| `(.+?)`", README, re.MULTILINE)}
+
+
+@pytest.mark.parametrize("line", STARTS)
+def test_accelerate_takes_the_commands_of_the_page(line, monkeypatch):
+    """Its parser reads them with their configuration file, and ours the rest."""
+    monkeypatch.chdir(ROOT)
+    words = line.replace("$RANK", "1").replace("--machine_rank N", "--machine_rank 1").replace("$HOST0", "HOST0")
+    launch, config, _ = _validate_launch_command(launch_command_parser().parse_args(shlex.split(words)[2:]))
+    assert launch.module and launch.num_processes == config.num_processes
+    if "fsdp2" in line:
+        assert launch.machine_rank == 1 and launch.main_process_ip == "HOST0" and launch.use_fsdp
+    words = [word for word in launch.training_script_args if word != "..."]
+    parse(words or ["--model", "m", "--dataset", "d", "--output_dir", "out"], launch.training_script.split(".")[1])
