@@ -20,9 +20,23 @@ import transformers
 from hf_vit.errors import HFViTError, Parser, report_error
 
 from .config.arguments import RENAMED
+from .config.parser import TRUTH
 from .data.transforms import RESAMPLING
 from .evaluation.evaluate_classifier import TTA, create_context
 from .evaluation.few_shot import L2
+
+
+def true_or_false(word: str) -> bool:
+    """The value of a switch, as the commands that train read it."""
+    if word.lower() not in TRUTH:
+        raise argparse.ArgumentTypeError(f"'{word}' is not true or false")
+    return TRUTH[word.lower()]
+
+
+# A switch is on where it is named alone, and takes a value as those of the commands that train do.
+SWITCH: dict[str, Any] = {
+    "nargs": "?", "const": True, "default": False, "type": true_or_false, "metavar": "true|false",
+}  # fmt: skip
 
 
 class CurrentName(argparse.Action):
@@ -50,11 +64,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--suite", help="many data sets by a fixed protocol: imagenet, paper or vtab (training/evaluation/suites.yaml)"
     )
     add("--output_dir", help="folder for facts, tables and figures")
-    add(
-        "--report",
-        action="store_true",
-        help="also write report.html there: mistakes and likely wrong labels, with images",
-    )
+    add("--report", help="also write report.html there: mistakes and likely wrong labels, with images", **SWITCH)
     data = parser.add_argument_group("images")
     data.add_argument(
         "--split", "--eval_split", help="default: the first of validation, val, dev, test that the data has"
@@ -88,7 +98,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     view.add_argument("--image_size", type=int, nargs="+", metavar="PX", help="one number, or height and width")
     view.add_argument("--crop_pct", type=float, help="resize the short side to size / crop_pct, crop the center")
-    view.add_argument("--squash", action="store_true", help="resize to height x width, as the ViT paper evaluates")
+    view.add_argument("--squash", help="resize to height x width, as the ViT paper evaluates", **SWITCH)
     view.add_argument("--resample", choices=tuple(RESAMPLING), help="filter of the resize")
     view.add_argument("--tta", default="none", choices=tuple(TTA), help="average over mirrored images, crops (none)")
     probes = parser.add_argument_group("probes on frozen features, in place of the head")
@@ -100,9 +110,9 @@ def build_parser() -> argparse.ArgumentParser:
     machine.add_argument(
         "--dataloader_num_workers", type=int, default=0, help="processes that decode, per process (0)"
     )
-    machine.add_argument("--bf16", action="store_true", help="mixed precision")
-    machine.add_argument("--use_cpu", action="store_true", help="leave a GPU alone")
-    machine.add_argument("--no_speed", action="store_true", help="do not measure throughput, latency and memory")
+    machine.add_argument("--bf16", help="mixed precision", **SWITCH)
+    machine.add_argument("--use_cpu", help="leave a GPU alone", **SWITCH)
+    machine.add_argument("--no_speed", help="do not measure throughput, latency and memory", **SWITCH)
     suite = parser.add_argument_group("suites")
     suite.add_argument(
         "--data", nargs="+", default=[], metavar="TASK=PATH", help="local copies of a suite's data sets"

@@ -16,6 +16,7 @@ import pytest
 import torch
 import yaml
 from accelerate import Accelerator
+from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from PIL import Image
 from pyarrow import Table
@@ -24,6 +25,7 @@ from scipy.sparse import csr_array
 from transformers.models.vit import ViTImageProcessorPil
 
 from hf_vit import HFViTForImageClassification, save_checkpoint
+from hf_vit.errors import HFViTError
 from hf_vit.hub.model_card import render_card
 from hf_vit.hub.upload import files_to_upload
 from tests.conftest import ROOT
@@ -132,6 +134,16 @@ def test_the_confusion_of_21841_classes_is_drawn_several_classes_to_a_row(tmp_pa
     drawn.clear()
     plot_confusion_matrix(tmp_path / "few.png", confusion[:3, :3], names[:3])
     np.testing.assert_array_equal(drawn[0], [[1, 0, 0], [0, 0, 0], [0, 0, 0]])
+
+
+@pytest.mark.parametrize(("classes", "numbers"), [(3, ["1200", "7", "5"]), (31, [])])
+def test_a_cell_of_few_classes_has_its_number(tmp_path, monkeypatch, classes, numbers):
+    written = []
+    monkeypatch.setattr(Axes, "text", lambda axes, column, row, text, **options: written.append((text, options)))
+    confusion = csr_array(([1200, 7, 5], ([0, 0, 2], [0, 1, 2])), shape=(classes, classes))
+    plot_confusion_matrix(tmp_path / "cells.png", confusion, [f"n{number}" for number in range(classes)])
+    assert [text for text, _ in written] == numbers
+    assert [options["color"] for _, options in written] == ["white", "black", "white"][: len(numbers)]
 
 
 def test_accuracy_is_that_of_a_plain_loop(models):
@@ -249,6 +261,15 @@ def test_the_page_of_a_scoring_is_not_what_the_card_was_to_show(tmp_path, capsys
     assert f"{value(json.loads((folder / 'facts.json').read_text()), 'accuracy'):.2%}" in text
     assert "report.html" not in (folder / "README.md").read_text()
     assert "report.html" not in files_to_upload(folder)
+
+
+def test_a_switch_takes_a_value_as_in_training():
+    needed = ["--model", "m", "--dataset", "digits", "--output_dir", "out"]
+    for words, on in (([], False), (["--report"], True), (["--report", "true"], True), (["--report", "no"], False)):
+        assert score.parse_score([*needed, *words]).report is on
+    assert score.parse_score([*needed, "--bf16", "--use_cpu=true", "--no_speed", "false"]).bf16 is True
+    with pytest.raises(HFViTError, match="--report: 'maybe' is not true or false"):
+        score.parse_score([*needed, "--report", "maybe"])
 
 
 def test_a_page_needs_a_folder_and_a_head(models, capsys):

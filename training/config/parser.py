@@ -41,6 +41,7 @@ NOT_SWEPT = (
     "dev_fraction",
     "seed",
 )
+TRUTH = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 TYPES: dict[str, Any] = {
     name: hint for group in GROUPS.values() for name, hint in typing.get_type_hints(group).items()
 }
@@ -261,8 +262,7 @@ def _as_kind(kind: Any, value: Any) -> Any:
     if isinstance(value, list | tuple | dict):
         raise ValueError(value)
     if kind is bool:
-        words = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
-        return words[value.lower()] if isinstance(value, str) and value.lower() in words else _only(bool, value)
+        return TRUTH[value.lower()] if isinstance(value, str) and value.lower() in TRUTH else _only(bool, value)
     if kind is int:
         if isinstance(value, bool) or not math.isfinite(float(value)) or float(value) != int(float(value)):
             raise ValueError(value)

@@ -43,6 +43,9 @@ CONFUSION_NAME, MODEL_INDEX_NAME = "confusion_matrix.png", "model_index.yaml"
 EVAL_RESULTS_FOLDER = ".eval_results"
 MAX_WEAKEST = 5  # classes named on the screen
 MAX_NAMED_TICKS = 40  # classes up to which the figure names them
+MAX_NUMBERED_CLASSES = 30  # up to which each cell has its number
+NUMBER_POINTS, NUMBER_DIGITS = 8.0, 3  # size of such a number, and digits that fit at that size
+DARK = 0.5  # fraction from which a cell is too dark for black numbers
 MAX_PLOTTED_ROWS = 1024  # of the figure, which has about as many pixels; of more classes several share a row
 METRIC_LABELS = {"mean_per_class": "balanced accuracy (mean per class)", "macro_f1": "macro F1"}
 
@@ -236,8 +239,9 @@ def describe_view(view: dict[str, Any]) -> str:
 
 
 def plot_confusion_matrix(path: Path, confusion: csr_array, names: list[str]) -> None:
-    """The confusion matrix (K, K) as a figure: a row for each right class, as fractions of its images.
+    """The confusion matrix (K, K) as a figure: a row for each right class, colored by fractions of its images.
 
+    Of at most MAX_NUMBERED_CLASSES classes each cell has its number of images; in more they would not be legible.
     Of more than MAX_PLOTTED_ROWS classes several that follow each other share a row, and a column.
     """
     classes = confusion.shape[0]
@@ -252,6 +256,11 @@ def plot_confusion_matrix(path: Path, confusion: csr_array, names: list[str]) ->
     axes = figure.add_subplot()
     colors = ScalarMappable(Normalize(0, 1), "Blues")
     axes.imshow(colors.to_rgba(fractions, bytes=True), interpolation="nearest")  # half the memory of drawing numbers
+    if classes <= MAX_NUMBERED_CLASSES:
+        for row, column, count in zip(pairs.row, pairs.col, pairs.data):
+            color, digits = "white" if fractions[row, column] > DARK else "black", len(str(count))
+            size = NUMBER_POINTS * NUMBER_DIGITS / max(NUMBER_DIGITS, digits)
+            axes.text(column, row, str(count), ha="center", va="center", color=color, fontsize=size)
     axes.set_xlabel("predicted" if each == 1 else f"predicted, {each} classes a column")
     axes.set_ylabel("right class" if each == 1 else f"right class, {each} classes a row")
     if len(names) <= MAX_NAMED_TICKS:

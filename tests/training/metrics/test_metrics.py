@@ -366,3 +366,31 @@ def test_bad_input_is_one_clear_error(call, words):
 def test_equal_scores_count_the_lower_class_first():
     assert topk_accuracy([[1.0, 1.0, 1.0]], [0], 1) == 1.0
     assert topk_accuracy([[1.0, 1.0, 1.0]], [1], 1) == 0.0
+
+
+@pytest.mark.parametrize("classes", [1, 10])
+def test_an_interval_has_a_width_where_all_or_no_answers_are_right(classes):
+    references = np.arange(60) % classes
+    for predictions, value in ((references, 1.0), (references + 1, 0.0)):
+        expected = wilson_interval(60 * value, 60)
+        for interval in bootstrap_intervals(*count_pairs(predictions, references)):
+            assert interval == pytest.approx(expected)
+
+
+def test_the_fewer_errors_the_higher_the_interval():
+    references, lows = np.arange(300) % 10, []
+    for errors in range(10):
+        predictions = references.copy()
+        predictions[:errors] = (references[:errors] + 1) % 10
+        balanced, f1 = bootstrap_intervals(*count_pairs(predictions, references))
+        assert balanced[0] < 1 - errors / 300 <= balanced[1] and f1[0] < f1[1]
+        lows.append(balanced[0])
+    assert lows[:5] == sorted(lows[:5], reverse=True)
+    assert max(lows[5:]) < lows[3]  # where resampling takes over
+
+
+def test_a_rare_class_leaves_the_mean_over_classes_uncertain():
+    references = np.array([0] * 96 + [1] * 4)
+    (low, _), _ = bootstrap_intervals(*count_pairs(references, references))
+    assert low == pytest.approx(wilson_interval(15, 15)[0])  # 2**2 / (1 / 96 + 1 / 4) = 15.4
+    assert wilson_interval(100, 100)[0] > 0.96 > 0.8 > low

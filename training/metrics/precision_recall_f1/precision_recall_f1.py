@@ -10,12 +10,14 @@ Tests: tests/training/metrics/test_metrics.py.
 import datasets
 import evaluate
 import numpy as np
+from scipy.stats import binomtest
 
 
 DESCRIPTION = "Precision, recall and F1 of each class; macro F1 over the classes that occur, with a 95 % interval."
 CITATION = "Efron, Tibshirani: An introduction to the bootstrap. doi:10.1201/9780429246593"
 INPUTS = "predictions: class numbers (N,). references: class numbers (N,). num_classes: K; the largest number + 1."
 RESAMPLES, BLOCK = 1000, 100  # of the bootstrap; resamples held at once
+FEW = 5  # wrong answers, or right ones, below which resampling shows too little of what is possible
 
 
 def precision_recall_f1(hits: np.ndarray, predicted: np.ndarray, support: np.ndarray) -> tuple[np.ndarray, ...]:
@@ -45,6 +47,11 @@ def count_pairs(predictions: np.ndarray, references: np.ndarray) -> tuple[np.nda
 def bootstrap_intervals(references: np.ndarray, predictions: np.ndarray, counts: np.ndarray, seed: int = 0):
     """95 % intervals ((low, high) of balanced accuracy, (low, high) of macro F1) by the percentile bootstrap.
 
+    Where fewer than FEW answers are wrong, or right, resamples hardly differ: of right answers alone all of them score
+    100 %, which is no interval. It is then made as wide as Wilson's for an accuracy, at the number of images that
+    would leave the mean over the classes as uncertain if all classes had as many (as Korn and Graubard 1998, Survey
+    Methodology 24(2), have it for strata).
+
     Args:
         references, predictions, counts: distinct pairs (U,), as `count_pairs` returns them.
         seed: of the draws; the same counts give the same interval.
@@ -68,6 +75,15 @@ def bootstrap_intervals(references: np.ndarray, predictions: np.ndarray, counts:
         recall = (hits / np.maximum(support, 1)).sum(-1) / (support > 0).sum(-1)
         samples.append(np.stack([recall, macro_f1(hits, predicted, support)]))
     low, high = np.percentile(np.concatenate(samples, axis=1), [2.5, 97.5], axis=1)  # (2,) each
+    support, predicted = by_class(counts[None], 0)[0], by_class(counts[None], 1)[0]
+    hits = by_class((counts * (sides[0] == sides[1]))[None], 0)[0]
+    if min(hits.sum(), total - hits.sum()) < FEW:
+        there = support > 0
+        values = (hits[there] / support[there]).mean(), float(macro_f1(hits, predicted, support))
+        images = max(1, int(there.sum() ** 2 / (1 / support[there]).sum()))
+        wilson = [binomtest(round(value * images), images).proportion_ci(method="wilson") for value in values]
+        low = np.minimum(low, [interval.low for interval in wilson])
+        high = np.maximum(high, [interval.high for interval in wilson])
     return (float(low[0]), float(high[0])), (float(low[1]), float(high[1]))
 
 
