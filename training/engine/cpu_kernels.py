@@ -1,4 +1,4 @@
-"""Faster forward and backward passes on CPUs, in place of some of PyTorch's functions while a model trains.
+"""Faster kernels on CPUs, forward and backward, in place of some of PyTorch's functions while a model trains.
 
     with CPUKernels():
         loss = ...
@@ -8,25 +8,22 @@ For the Trainer, with any model; the model's code stays as it is. Each function 
 
     linear                         each of its three matmuls (output, gradient of the input, gradient of the weight) by
                                    oneDNN, which uses AVX-512 on processors where MKL does not
-    scaled_dot_product_attention   written out as matmuls and a softmax: in bfloat16 and with few tokens PyTorch's
-                                   kernel takes longer
+    scaled_dot_product_attention   matmuls and a softmax: PyTorch's is slower in bfloat16, and with few tokens
     conv2d of patches              a matmul: the gradient of the convolution's weight takes longer
-    gelu (tanh)                    in bfloat16 the erf form, 4.8e-4 apart at most
+    gelu (tanh)                    in bfloat16 the erf form, at most 4.8e-4 apart
     layer_norm                     under autocast rounded once, where each layer that reads it would round it again
-    linear, attention, conv2d      computed in float32 where the processor emulates bfloat16
+    linear, attention, conv2d      computed in float32 if the processor emulates bfloat16
 
-A candidate is used only where it was measured faster than PyTorch's own function on this machine, forward and backward
-together, for this dtype and about this size (hf_vit/kernel_table.py). It is measured once, on tensors made for it,
-when a shape is met for the first time (half a minute in all for a ViT-B), logged at level INFO. Times are kept in the
-table's file, so that every process and a resumed run use the same kernels; where no file can be written, PyTorch's own
-functions are used. Results agree to rounding. What was tried is in benchmarks/LOG.md.
+A candidate is used only if it was measured faster than PyTorch's own function on this machine, for this dtype and
+about this size (kernel_choice.py). The measurement runs when a shape comes for the first time (half a minute in all
+for a ViT-B), and is logged at level INFO. If its table cannot be written, PyTorch's own functions are used. Results
+agree to rounding. What was tried is in benchmarks/LOG.md.
 """
 
 import functools
-import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -35,6 +32,8 @@ from transformers.utils import logging
 
 from hf_vit import kernel_table
 from hf_vit.capabilities import native_bfloat16, packs_linear
+
+from .kernel_choice import Implementations, fastest, fastest_of, in_own_thread, no_autocast, random_tensor
 
 
 logger = logging.get_logger(__name__)
@@ -52,20 +51,17 @@ MAX_EMULATED_OPERATIONS = 1 << 28  # multiply-adds in emulated bfloat16, which m
 
 MIN_LINEAR_SPEEDUP = 1.05  # of a whole linear layer, of which single matmuls were faster by the table's MIN_SPEEDUP
 
-Implementations = dict[str, Callable]  # the first is PyTorch's own
-T = TypeVar("T")
-
 PLAIN_TYPES = (torch.Tensor, torch.nn.Parameter)
 
 
 class CPUKernels(TorchFunctionMode):
-    """Within it, the functions above run the fastest measured kernels for CPU tensors that need a gradient.
+    """Context in which the functions above use the fastest measured kernels, for CPU tensors that need a gradient.
 
-    Forward and backward belong into the same `with`: activation checkpointing computes the forward pass again during
-    the backward pass, and has to find the same kernels. It may be entered any number of times.
+    Forward and backward belong into the same `with`: activation checkpointing repeats the forward pass during the
+    backward pass, and has to find the same kernels. It may be entered any number of times.
 
-    A function mode and not replaced modules, because attention, GELU and many linear layers are function calls inside
-    other libraries' modules.
+    A function mode rather than replaced modules, because attention, GELU and many linear layers are function calls
+    inside other libraries' modules.
     """
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
@@ -80,9 +76,9 @@ class CPUKernels(TorchFunctionMode):
         return func(*args, **kwargs)
 
     def _backward(self, loss: torch.Tensor) -> None:
-        """As `loss.backward()`, within the mode: PyTorch leaves a mode while it handles a function, and calls it again
-        for `torch.autograd.backward`. So the engine is called as that function calls it.
-        """
+        """`loss.backward()` with the mode on."""
+        # PyTorch leaves a mode while it handles a function, and would call it again for torch.autograd.backward: so
+        # the mode is entered again, and the engine called as that function calls it.
         with self:
             torch.autograd.Variable._execution_engine.run_backward(
                 (loss,), (torch.ones_like(loss),), False, False, (), allow_unreachable=True, accumulate_grad=True
@@ -90,12 +86,12 @@ class CPUKernels(TorchFunctionMode):
 
 
 def kernels_for(device: torch.device, requested: bool, compiled: bool) -> AbstractContextManager:
-    """The context of training steps on a device; torch.compile makes kernels of its own."""
+    """Context for training steps on a device: `CPUKernels`, or nothing on GPUs and under torch.compile."""
     return CPUKernels() if requested and device.type == "cpu" and not compiled else nullcontext()
 
 
 def _on_cpu(args: tuple) -> bool:
-    """Whether the tensors among the positional arguments are ordinary ones (no DTensor) on the CPU."""
+    """Whether the tensors among the positional arguments are ordinary CPU tensors, no DTensors or other subclasses."""
     tensors = [x for x in args[:3] if torch.is_tensor(x)]
     return bool(tensors) and all(type(x) in PLAIN_TYPES and x.device.type == "cpu" for x in tensors)
 
@@ -104,111 +100,14 @@ def _compute_dtype(tensor: torch.Tensor) -> torch.dtype:
     return torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else tensor.dtype
 
 
-def _no_autocast() -> AbstractContextManager:
-    return torch.autocast("cpu", enabled=False) if torch.is_autocast_enabled("cpu") else nullcontext()
-
-
 def _round_down(size: int, most: int) -> int:
-    """The next lower power of four, at most `most`."""
+    """The largest power of four that is neither above `size` nor above `most`."""
     size = max(1, min(size, most))
     return 1 << ((size.bit_length() - 1) // 2 * 2)
 
 
-# -- measuring --------------------------------------------------------------------------------------------------------
-
-
-def _random(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-    """Numbers in [-0.5, 0.5); a generator of its own leaves the run's random numbers alone."""
-    return torch.rand(shape, generator=torch.Generator().manual_seed(sum(shape))).sub_(0.5).to(dtype)
-
-
-_thread = threading.local()
-
-
-def _in_own_thread(work: Callable[[], T]) -> T:
-    """Run a measurement apart from the training step: autocast, saved-tensor hooks (activation checkpointing counts
-    saved tensors) and counting modes belong to a thread. Measurements within it stay in that thread, which holds the
-    table's lock.
-    """
-    if getattr(_thread, "measures", False):
-        return work()
-    results: list[T] = []
-    errors: list[BaseException] = []
-
-    def run() -> None:
-        _thread.measures = True
-        try:
-            results.append(work())
-        except BaseException as error:
-            errors.append(error)
-
-    thread = threading.Thread(target=run, name="measure CPU kernels")
-    thread.start()
-    thread.join()
-    if errors:
-        raise errors[0]
-    return results[0]
-
-
-def fastest(
-    key: tuple, functions: Implementations, *inputs: torch.Tensor, min_speedup: float = kernel_table.MIN_SPEEDUP
-) -> str:
-    """Name of the function that is the fastest, forward and backward together, by the table of this machine.
-
-    Args:
-        key: what is measured; functions: by name, each takes the inputs and returns a tensor or a list of them; the
-            first is PyTorch's own, and stays unless another is `min_speedup` times as fast.
-        inputs: float tensors that get gradients.
-    """
-    plain, *others = functions
-    if not others:
-        return plain
-    leaves = [x.requires_grad_() for x in inputs]
-    reference: list[torch.Tensor] = []
-
-    def measured(name: str) -> Callable:
-        unchecked = True
-
-        def run(*_: torch.Tensor) -> None:
-            nonlocal unchecked
-            with _no_autocast():  # a measurement within a measurement: each function says what it needs
-                outputs = functions[name](*leaves)
-            outputs = [outputs] if torch.is_tensor(outputs) else outputs
-            gradients = torch.autograd.grad(outputs, leaves, [torch.ones_like(output) for output in outputs])
-            if unchecked:  # in the first round, which is not timed
-                results = [x.detach() for x in (*outputs, *gradients)]
-                reference.extend([] if reference else results)
-                _check_close(name, results, reference)
-                unchecked = False
-
-        return run
-
-    candidates = {name: measured(name) for name in functions}
-    times = _in_own_thread(lambda: kernel_table.seconds(key, candidates, *leaves, cold=False))
-    chosen = _best(times, min_speedup)
-    logger.info(f"{key}: {chosen} of {times}")
-    return chosen
-
-
-def _best(times: kernel_table.Times, min_speedup: float) -> str:
-    """Name of the shortest time where the first one, PyTorch's own, is `min_speedup` times as long, else the first."""
-    plain = next(iter(times))
-    measured = {name: time for name, time in times.items() if time is not None}
-    best = min(measured, key=measured.__getitem__)
-    return best if measured[best] * min_speedup < measured[plain] else plain
-
-
-def _check_close(name: str, results: list[torch.Tensor], reference: list[torch.Tensor]) -> None:
-    """Raise where a candidate computes something else: the table leaves out what raises."""
-    low = any(x.dtype == torch.bfloat16 for x in (*results, *reference))
-    for result, expected in zip(results, reference, strict=True):
-        difference = (result.float() - expected.float()).abs().max()
-        if not difference <= (0.05 if low else 1e-4) * expected.float().abs().max():
-            raise RuntimeError(f"{name} differs from PyTorch's own function by {difference:.3g}")
-
-
 def forget_measurements() -> None:
-    """Drop what this process remembers of measurements; the table on the disk stays."""
+    """Clear the choices that this process has cached; the table on disk stays."""
     for function in (_linear_for, _attention_for, _convolution_for, _gelu_for, _layer_norm_for, bfloat16_slowdown):
         function.cache_clear()
     kernel_table.forget_table()
@@ -218,7 +117,7 @@ def forget_measurements() -> None:
 
 
 def linear(x, weight, bias=None) -> torch.Tensor | None:
-    """As `F.linear`; None where PyTorch's own is to be used."""
+    """`F.linear`; None if PyTorch's own is to be used."""
     out, width = weight.shape if weight.ndim == 2 else (0, 0)
     if x.numel() * out < MIN_OPERATIONS or not (x.requires_grad or weight.requires_grad):
         return None
@@ -232,7 +131,8 @@ def linear(x, weight, bias=None) -> torch.Tensor | None:
 
 @functools.cache
 def _linear_for(dtype: torch.dtype, rows: int, width: int, out: int, threads: int) -> Callable | None:
-    """The function to use in place of `F.linear` for so many rows, or None."""
+    """The replacement of `F.linear` for about this number of rows, or None."""
+    # `threads` is only a key of the cache: another number of threads may make another kernel the fastest.
     if dtype == torch.bfloat16 and not native_bfloat16():
         rows = min(rows, _round_down(MAX_EMULATED_OPERATIONS // (width * out), MAX_ROWS))
     functions: Implementations = {"torch": _autocast(F.linear, dtype)}
@@ -242,17 +142,17 @@ def _linear_for(dtype: torch.dtype, rows: int, width: int, out: int, threads: in
             functions["matmuls"] = functools.partial(_linear_by, matmuls, dtype)
     if dtype == torch.bfloat16 and not native_bfloat16():
         functions["float32"] = _linear_in_float32
-    inputs = _random(rows, width, dtype=dtype), _random(out, width), _random(out)
+    inputs = random_tensor(rows, width, dtype=dtype), random_tensor(out, width), random_tensor(out)
     key = ("training, linear", dtype, rows, width, out)
     name = fastest(key, functions, *inputs, min_speedup=MIN_LINEAR_SPEEDUP)
     return None if name == "torch" else functions[name]
 
 
 def _autocast(function: Callable, dtype: torch.dtype) -> Callable:
-    """A function under autocast to bfloat16 as in a training step, or as it is for float32."""
+    """For bfloat16, the function under autocast, as in a training step; for float32 the function itself."""
 
     def run(*inputs: torch.Tensor) -> torch.Tensor:
-        # Without the cache of cast weights: each weight is cast once in a step, and here in each round.
+        # Without autocast's cache of cast weights, since a training step casts each weight once.
         with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16, cache_enabled=False):
             return function(*inputs)
 
@@ -260,7 +160,7 @@ def _autocast(function: Callable, dtype: torch.dtype) -> Callable:
 
 
 class Matmuls(NamedTuple):
-    """The three matmuls of a linear layer, x `(T, in)`, W `(out, in)`, gradient of the output g `(T, out)`."""
+    """Kernels of the three matmuls of a linear layer: x (T, in), W (out, in), gradient of the output g (T, out)."""
 
     output: Callable  # (x, W, b) -> x W^T + b, (T, out)
     input_gradient: Callable  # (g, W) -> g W, (T, in)
@@ -268,15 +168,15 @@ class Matmuls(NamedTuple):
 
 
 class Linear(torch.autograd.Function):
-    """x W^T + b in the precision of x, `(..., in)` and `(out, in)` -> `(..., out)`; parameters may be of another."""
+    """x W^T + b in the precision of x, (..., in) to (..., out); the parameters may have another precision."""
 
     @staticmethod
     def forward(ctx, x, weight, bias, matmuls):
-        rows, low = x.reshape(-1, x.shape[-1]), weight.detach().to(x.dtype)
-        ctx.save_for_backward(rows, low)
+        rows, cast_weight = x.reshape(-1, x.shape[-1]), weight.detach().to(x.dtype)
+        ctx.save_for_backward(rows, cast_weight)  # the cast weight: the backward pass would have to cast it again
         ctx.matmuls, ctx.shape = matmuls, x.shape
         ctx.dtypes = weight.dtype, None if bias is None else bias.dtype
-        result = matmuls.output(rows, low, None if bias is None else bias.detach().to(x.dtype))
+        result = matmuls.output(rows, cast_weight, None if bias is None else bias.detach().to(x.dtype))
         return result.view(*x.shape[:-1], -1)
 
     @staticmethod
@@ -292,13 +192,13 @@ class Linear(torch.autograd.Function):
 
 
 def _linear_by(matmuls: Matmuls, dtype: torch.dtype, x, weight, bias=None) -> torch.Tensor:
-    with _no_autocast():
+    with no_autocast():
         return Linear.apply(x.to(dtype), weight, bias, matmuls)
 
 
 def _linear_in_float32(x, weight, bias=None) -> torch.Tensor:
-    """Rounded once at the end, as oneDNN's bfloat16 matmuls, which add in float32."""
-    with _no_autocast():
+    # Rounded once at the end, as by oneDNN's bfloat16 matmuls, which also add in float32.
+    with no_autocast():
         x, weight = x.float(), weight.float()
         bias = None if bias is None else bias.float()
         result = linear(x, weight, bias)
@@ -306,9 +206,9 @@ def _linear_in_float32(x, weight, bias=None) -> torch.Tensor:
 
 
 def _fastest_matmuls(dtype: torch.dtype, rows: int, width: int, out: int) -> Matmuls | None:
-    """The fastest implementation of each matmul of a linear layer; None where it is PyTorch's own for all three."""
-    x, gradient = _random(rows, width, dtype=dtype), _random(rows, out, dtype=dtype)
-    weight, bias = _random(out, width, dtype=dtype), _random(out, dtype=dtype)
+    """The fastest kernel of each matmul of a linear layer; None if PyTorch's own are the fastest for all three."""
+    x, gradient = random_tensor(rows, width, dtype=dtype), random_tensor(rows, out, dtype=dtype)
+    weight, bias = random_tensor(out, width, dtype=dtype), random_tensor(out, dtype=dtype)
     inputs = {"output": (x, weight, bias), "input gradient": (gradient, weight), "weight gradient": (gradient, x)}
     chosen: dict[str, str] = {}
     candidates = matmul_candidates(dtype)
@@ -316,10 +216,10 @@ def _fastest_matmuls(dtype: torch.dtype, rows: int, width: int, out: int) -> Mat
         key, tensors = (f"training, linear, {matmul}", dtype, rows, width, out), inputs[matmul]
 
         def measure(key=key, functions=functions, tensors=tensors) -> kernel_table.Times:
-            with torch.no_grad(), _no_autocast():
+            with torch.no_grad(), no_autocast():
                 return kernel_table.seconds(key, functions, *tensors, cold=False)
 
-        chosen[matmul] = _best(_in_own_thread(measure), kernel_table.MIN_SPEEDUP)
+        chosen[matmul] = fastest_of(in_own_thread(measure), kernel_table.MIN_SPEEDUP)
         logger.info(f"{key}: {chosen[matmul]}")
     if set(chosen.values()) == {"torch"}:
         return None
@@ -327,7 +227,7 @@ def _fastest_matmuls(dtype: torch.dtype, rows: int, width: int, out: int) -> Mat
 
 
 def matmul_candidates(dtype: torch.dtype) -> dict[str, Implementations]:
-    """Implementations of each matmul by oneDNN, PyTorch's public operation first; where `packs_linear(dtype)`."""
+    """Kernels of each matmul by name, PyTorch's public operation first; needs `packs_linear(dtype)`."""
     output: Implementations = {
         "torch": F.linear,
         "onednn": _onednn,  # in bfloat16 adds the bias inside the matmul, where PyTorch writes it first
@@ -354,12 +254,12 @@ def matmul_candidates(dtype: torch.dtype) -> dict[str, Implementations]:
 
 
 def _onednn(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-    """x W^T + b; W `(out, in)` in any layout."""
+    """x W^T + b; W (out, in) in any memory layout."""
     return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
 
 
 def _onednn_packed(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-    """The same, W first copied into the blocked layout that oneDNN's kernel reads."""
+    """The same, with W copied into the blocked layout that oneDNN's kernel reads."""
     return _onednn(x, torch.ops.mkldnn._reorder_linear_weight(weight, x.shape[0]), bias)
 
 
@@ -371,7 +271,7 @@ def _onednn_weight_gradient(gradient: torch.Tensor, x: torch.Tensor) -> torch.Te
 
 
 def _copied_transpose(matrix: torch.Tensor, rows: int = 64) -> torch.Tensor:
-    """A contiguous transpose, by blocks that stay in the cache."""
+    """A contiguous transpose, in blocks that stay in the cache."""
     result = matrix.new_empty(matrix.shape[::-1])
     for part, block in zip(result.split(rows, dim=1), matrix.split(rows)):
         part.copy_(block.t())
@@ -384,9 +284,9 @@ def _copied_transpose(matrix: torch.Tensor, rows: int = 64) -> torch.Tensor:
 def attention(
     query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, enable_gqa=False
 ) -> torch.Tensor | None:
-    """As `F.scaled_dot_product_attention`, `(B, k, M, d)` and twice `(B, k, N, d)`; None: PyTorch's own is used."""
-    plain = attn_mask is None and not dropout_p and not is_causal and not enable_gqa
-    if not plain or query.ndim != 4 or query.shape[:2] != key.shape[:2] or key.shape != value.shape:
+    """`F.scaled_dot_product_attention` of (B, k, M, d) and twice (B, k, N, d); None if PyTorch's own is to be used."""
+    unmasked = attn_mask is None and not dropout_p and not is_causal and not enable_gqa
+    if not unmasked or query.ndim != 4 or query.shape[:2] != key.shape[:2] or key.shape != value.shape:
         return None
     dtype = _compute_dtype(query)
     if dtype not in (torch.float32, torch.bfloat16) or key.numel() < MIN_KEYS or not query.requires_grad:
@@ -396,7 +296,7 @@ def attention(
     function = _attention_for(dtype, heads, queries, keys, depth, torch.get_num_threads())
     if function is None:
         return None
-    with _no_autocast():
+    with no_autocast():
         return function(query.to(dtype), key.to(dtype), value.to(dtype), scale)
 
 
@@ -404,13 +304,13 @@ def attention(
 def _attention_for(
     dtype: torch.dtype, heads: int, queries: int, keys: int, depth: int, threads: int
 ) -> Callable | None:
-    """The function to use in place of PyTorch's attention for so many heads of all images together, or None."""
+    """The replacement of PyTorch's attention for about this number of heads over all images, or None."""
     functions: Implementations = {"torch": F.scaled_dot_product_attention}
     if keys <= MAX_TOKENS:
         functions["matmuls"] = _attention_by_matmuls
     if dtype == torch.bfloat16:
         functions["float32"] = _attention_in_float32
-    tensors = [_random(heads, 1, count, depth, dtype=dtype) for count in (queries, keys, keys)]
+    tensors = [random_tensor(heads, 1, count, depth, dtype=dtype) for count in (queries, keys, keys)]
     name = fastest(("training, attention", dtype, heads, queries, keys, depth), functions, *tensors)
     return None if name == "torch" else functions[name]
 
@@ -419,14 +319,14 @@ def _attention_by_matmuls(query, key, value, scale=None) -> torch.Tensor:
     """softmax(scale q k^T) v."""
     scale = query.shape[-1] ** -0.5 if scale is None else scale
     q, k, v = (x.flatten(0, 1) for x in (query, key, value))  # (B * k, M, d), twice (B * k, N, d)
-    # the scale is applied before the scores are rounded
+    # baddbmm applies the scale before the scores are rounded to bfloat16, and beta=0 ignores the first argument
     scores = torch.baddbmm(q.new_empty(1), q, k.transpose(1, 2), beta=0, alpha=scale)  # (B * k, M, N)
     return torch.bmm(scores.softmax(-1), v).view(query.shape)
 
 
 def _attention_in_float32(query, key, value, scale=None) -> torch.Tensor:
     q, k, v = query.float(), key.float(), value.float()
-    with _no_autocast():
+    with no_autocast():
         result = attention(q, k, v, scale=scale)
         result = F.scaled_dot_product_attention(q, k, v, scale=scale) if result is None else result
     return result.to(query.dtype)
@@ -436,7 +336,7 @@ def _attention_in_float32(query, key, value, scale=None) -> torch.Tensor:
 
 
 def convolution(x, weight, bias=None, stride=1, padding=0, dilation=1, groups=1) -> torch.Tensor | None:
-    """As `F.conv2d` for windows that lie side by side, as in a patch embedding, and in emulated bfloat16."""
+    """`F.conv2d` of windows side by side, as in a patch embedding, or in emulated bfloat16; None: PyTorch's own."""
     if x.ndim != 4 or isinstance(padding, str) or x.numel() < MIN_ELEMENTS or not weight.requires_grad:
         return None
     dtype, kernel = _compute_dtype(x), tuple(weight.shape[2:])
@@ -461,27 +361,28 @@ def _pair(value) -> tuple[int, int]:
 def _convolution_for(
     dtype, shape, kernel, stride, padding, dilation, groups, patches: bool, gradient: bool, threads: int
 ) -> Callable | None:
-    """The function to use in place of `F.conv2d`, or None."""
+    """The replacement of `F.conv2d`, or None."""
 
-    def plain(x, weight, bias) -> torch.Tensor:
+    def original(x, weight, bias) -> torch.Tensor:
         return F.conv2d(x, weight, bias, stride, padding, dilation, groups)
 
     def in_float32(x, weight, bias) -> torch.Tensor:
-        with _no_autocast():
+        with no_autocast():
             bias = None if bias is None else bias.float()
-            return plain(x.float(), weight.float(), bias).bfloat16()
+            return original(x.float(), weight.float(), bias).bfloat16()
 
-    functions: Implementations = {"torch": plain}
+    functions: Implementations = {"torch": original}
     if patches:
         functions["matmul"] = _convolution_by_matmul
     if dtype == torch.bfloat16 and not native_bfloat16():
         functions["float32"] = in_float32
-    x = _random(*shape)
+    x = random_tensor(*shape)
 
-    def first_layer(function: Callable) -> Callable:  # the image needs no gradient
+    def first_layer(function: Callable) -> Callable:
+        # the input is an image, which needs no gradient: that gradient must not be timed
         return _autocast(lambda weight, bias: function(x, weight, bias), dtype)
 
-    tensors = (_random(*kernel), _random(kernel[0]))
+    tensors = (random_tensor(*kernel), random_tensor(kernel[0]))
     measured = {
         name: _autocast(function, dtype) if gradient else first_layer(function) for name, function in functions.items()
     }
@@ -491,7 +392,7 @@ def _convolution_for(
 
 
 def _convolution_by_matmul(x, weight, bias) -> torch.Tensor:
-    """Each window, flattened, times the kernels; `(B, C, H, W)` -> `(B, out, H / h, W / w)`."""
+    """A matmul of the flattened windows with the kernels; (B, C, H, W) to (B, out, H / h, W / w)."""
     (batch, channels, *size), (down, across) = x.shape, weight.shape[2:]
     rows, columns = size[0] // down, size[1] // across
     x = x[..., : rows * down, : columns * across].reshape(batch, channels, rows, down, columns, across)
@@ -505,7 +406,7 @@ def _convolution_by_matmul(x, weight, bias) -> torch.Tensor:
 
 
 def gelu(x, approximate="none") -> torch.Tensor | None:
-    """As `F.gelu`: in bfloat16 the erf form for the tanh form, where that is faster."""
+    """`F.gelu`: in bfloat16 the erf form for the tanh form, if that is faster."""
     if approximate != "tanh" or x.dtype != torch.bfloat16 or x.numel() < MIN_ELEMENTS or not x.requires_grad:
         return None
     return F.gelu(x) if _gelu_for(_round_down(x.numel(), MAX_ELEMENTS), torch.get_num_threads()) else None
@@ -514,11 +415,11 @@ def gelu(x, approximate="none") -> torch.Tensor | None:
 @functools.cache
 def _gelu_for(elements: int, threads: int) -> bool:
     functions: Implementations = {"torch": lambda x: F.gelu(x, approximate="tanh"), "erf": F.gelu}
-    return fastest(("training, gelu", elements), functions, _random(elements, dtype=torch.bfloat16)) == "erf"
+    return fastest(("training, gelu", elements), functions, random_tensor(elements, dtype=torch.bfloat16)) == "erf"
 
 
 def layer_norm(x, normalized_shape, weight=None, bias=None, eps=1e-5) -> torch.Tensor | None:
-    """As `F.layer_norm`, rounded to autocast's precision where that is faster; None without autocast."""
+    """`F.layer_norm`, rounded to autocast's precision if that is faster; None without autocast."""
     if x.dtype != torch.float32 or _compute_dtype(x) != torch.bfloat16 or weight is None or bias is None:
         return None
     if x.numel() < MIN_ELEMENTS or not x.requires_grad or weight.ndim != 1:
@@ -540,7 +441,7 @@ def _layer_norm_for(rows: int, width: int, threads: int) -> bool:
         return [y.view_as(y) for _ in range(3)]
 
     functions: Implementations = {"torch": rounded_by_each, "rounded once": rounded_once}
-    tensors = (_random(rows, width), _random(width), _random(width))
+    tensors = (random_tensor(rows, width), random_tensor(width), random_tensor(width))
     return fastest(("training, layer_norm", rows, width), functions, *tensors) == "rounded once"
 
 
@@ -557,7 +458,7 @@ REPLACEMENTS: dict[Callable, Callable[..., torch.Tensor | None]] = {
 
 
 def bfloat16_note(kernels: bool) -> str | None:
-    """What a run in bfloat16 should say on a processor that has no instructions for it, else None."""
+    """Note for a run in bfloat16 on a processor without instructions for it, else None."""
     if native_bfloat16():
         return None
     factor = bfloat16_slowdown(kernels)
@@ -569,16 +470,17 @@ def bfloat16_note(kernels: bool) -> str | None:
 
 @functools.cache
 def bfloat16_slowdown(kernels: bool = True) -> float | None:
-    """How many times as long a training step takes in emulated bfloat16 as in float32, of one encoder block of width
-    384; None where the processor has bfloat16 instructions, or nothing can be measured.
+    """Time of a training step in emulated bfloat16 divided by that in float32, for one encoder block of width 384.
+
+    None if the processor has bfloat16 instructions, or nothing can be measured.
 
     Args:
-        kernels: with the kernels of this file.
+        kernels: use the kernels of this file.
     """
     if native_bfloat16():
         return None
-    width, tokens = 384, _random(4, 197, 384)
-    weights = [_random(rows, width) for rows in (width, width, width, width)] + [_random(4 * width, width)]
+    width, tokens = 384, random_tensor(4, 197, 384)
+    weights = [random_tensor(rows, width) for rows in (width, width, width, width)] + [random_tensor(4 * width, width)]
     leaves = [x.mul_(0.1).requires_grad_() for x in weights]
 
     def step(dtype: torch.dtype) -> Callable:
@@ -597,9 +499,9 @@ def bfloat16_slowdown(kernels: bool = True) -> float | None:
 
     def measure() -> kernel_table.Times:
         for run in steps.values():
-            run()  # chooses kernels, which must not happen within the measurement
+            run()  # chooses kernels, which must not be timed
         return kernel_table.seconds(("training, step", kernels), steps, tokens, cold=False)
 
-    times = _in_own_thread(measure)
+    times = in_own_thread(measure)
     low, high = times.get("bfloat16"), times.get("float32")
     return low / high if low and high else None

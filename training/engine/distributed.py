@@ -1,7 +1,7 @@
-"""Several processes end as one: what stops one of them, all of them say.
+"""Errors across processes: what stops one rank is raised on all ranks.
 
-For train.py, the Trainer and what it calls. A process that ended alone would leave the others waiting in their next
-collective operation, until a time limit or the launcher kills them.
+For train.py, the Trainer and what it calls. A rank that ended alone would leave the others waiting in their next
+collective operation, until a timeout or the launcher kills them.
 """
 
 import atexit
@@ -17,12 +17,12 @@ from hf_vit.errors import HFViTError
 
 
 THREADS_PAUSE = 0.1  # seconds
-PEER_EXIT = ("Connection closed by peer", "Connection reset by peer", "Broken pipe")  # as gloo says it
+PEER_EXIT = ("Connection closed by peer", "Connection reset by peer", "Broken pipe")  # in gloo's messages
 
 
 @contextmanager
 def all_ranks() -> Iterator[None]:
-    """Within it, processes do not wait for each other; what one cannot do, all raise when they come out."""
+    """A block without collective operations: an error on one rank is raised on all ranks at its end."""
     error: Exception | None = None
     try:
         yield
@@ -32,7 +32,7 @@ def all_ranks() -> Iterator[None]:
 
 
 def raise_on_all_ranks(error: Exception | None) -> None:
-    """Raise the error of this process, or that of another; every process has to call it."""
+    """Raise the error of this rank, or else that of another one; every rank has to call it."""
     if PartialState().num_processes > 1:
         messages = gather_object([] if error is None else [str(error)])
         free_gathered()
@@ -43,7 +43,7 @@ def raise_on_all_ranks(error: Exception | None) -> None:
 
 
 def agreed(value: Any) -> Any:
-    """The main process's value, in all of them: clocks differ, and what follows must not."""
+    """The main process's value, on all ranks: for decisions from clocks, which differ."""
     if PartialState().num_processes == 1:
         return value
     values = [value]
@@ -53,9 +53,9 @@ def agreed(value: Any) -> Any:
 
 @atexit.register
 def free_gathered() -> None:
-    """Give gloo's threads the interpreter's lock, under which they free what was gathered.
+    """Let gloo's threads take the interpreter's lock, which they need to free what was gathered.
 
-    A process that ends at once holds the lock and waits for them, or is aborted by them.
+    A process that exits at once would hold the lock and wait for them, or be aborted by them.
     """
     if PartialState._shared_state and PartialState().num_processes > 1:
         time.sleep(THREADS_PAUSE)
@@ -63,7 +63,7 @@ def free_gathered() -> None:
 
 @contextmanager
 def handle_peer_exit() -> Iterator[None]:
-    """Within it, another process that was killed is an HFViTError."""
+    """Turn the lost connection to a rank that was killed into an HFViTError."""
     try:
         yield
     except RuntimeError as error:

@@ -1,7 +1,7 @@
 """Exponential moving average of the weights (Polyak; Table 2 of arXiv:2010.11929 evaluates with decay 0.9999).
 
 For the Trainer: updated after every optimizer step, evaluated and saved in place of the raw weights. Not torch's
-`AveragedModel` or timm's `ModelEmaV3`: both keep a second module; these are tensors by name, as in a checkpoint.
+`AveragedModel` or timm's `ModelEmaV3`: both keep a second module, while a checkpoint needs tensors by name.
 """
 
 from collections.abc import Iterator
@@ -14,8 +14,8 @@ from torch import nn
 class WeightAverage:
     """Average of a model's trainable parameters, on their device, in float32.
 
-    With it, as timm does, the average of what BatchNorm has measured: it belongs to the weights that it was measured
-    with.
+    As in timm, BatchNorm's running statistics are averaged too, since they belong to the weights that they were
+    measured with.
     """
 
     def __init__(self, model: nn.Module, decay: float):
@@ -24,21 +24,23 @@ class WeightAverage:
         averaged = {name: p for name, p in model.named_parameters() if p.requires_grad}
         averaged |= {name: b for name, b in model.named_buffers() if name in stored and b.is_floating_point()}
         self.names, self.weights = list(averaged), list(averaged.values())
+        # float32 also for bfloat16 weights, in which a step of 1 - decay = 1e-4 would round to nothing
         self.average = [p.detach().clone().float() for p in self.weights]
 
     @torch.no_grad()
     def update(self, step: int) -> None:
-        """Move towards the weights; early on by more, so that the initialization is soon forgotten.
+        """Move towards the weights, by more in the first steps, so that the initialization is soon forgotten.
 
         Args:
             step: steps done, from 1; the decay used is min(decay, (1 + step) / (10 + step)), as in TensorFlow.
         """
         decay = min(self.decay, (1 + step) / (10 + step))
+        # one call for all tensors in place of a loop in Python
         torch._foreach_lerp_(self.average, [p.detach().float() for p in self.weights], 1 - decay)
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """Within it, the model holds the average."""
+        """Let the model hold the average; the weights are restored at exit."""
         weights = [p.detach().clone() for p in self.weights]
         self._write(self.average)
         try:

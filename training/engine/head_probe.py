@@ -1,9 +1,9 @@
-"""A head fitted to the features of a frozen backbone, before training begins: `--head_init probe`.
+"""`--head_init probe`: fit the head to features of the frozen backbone, before training begins.
 
-For train.py. Each image is computed once, as it is evaluated; features stay on disk under the fingerprints of weights,
-view and images, so that a second run has them at once. The classifier is scikit-learn's logistic regression, its L2
-penalty chosen on a part of the training images, by likelihood (CLIP, arXiv:2103.00020, A.3, by accuracy); the
-evaluation images are not looked at.
+For train.py. The features of each image are computed once, with the evaluation transform, and cached on disk under the
+fingerprints of weights, transform and images. The classifier is scikit-learn's logistic regression. Its L2 penalty is
+chosen on a part of the training images, by likelihood (CLIP, arXiv:2103.00020, A.3, by accuracy); the evaluation
+images are not used.
 """
 
 import hashlib
@@ -35,7 +35,7 @@ PENALTIES = tuple(10.0**power for power in range(-4, 3))  # scikit-learn's C: th
 HELD_OUT = 0.2  # of the training images, on which C is chosen
 MAX_ITERATIONS = 1000
 SMALLEST_STD = 1e-5
-ABSENT = -10.0  # bias of a class without training images, relative to the lowest
+ABSENT_BIAS = -10.0  # of a class without training images, relative to the lowest bias
 
 
 def model_fingerprint(model: nn.Module) -> str:
@@ -55,16 +55,17 @@ def init_head(
     cache_dir: Path,
     on_batch: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, float]:
-    """Fit the model's classifier to what its frozen backbone makes of the training images.
+    """Fit the model's classifier to the features of the training images.
 
     Args:
-        dataset: with the transform of evaluation. cache_dir: where features are kept. on_batch: told how far it is.
+        dataset: with the evaluation transform. cache_dir: where features are kept.
+        on_batch: called with the number of finished batches, and of all.
 
     Returns:
-        The penalty C that was chosen, the accuracy on the images that chose it, and how many those were.
+        {"C": the chosen penalty, "accuracy": on the images held out for the choice, "n": their number}.
 
     Raises:
-        HFViTError: one class alone; a model or data that have no such head.
+        HFViTError: images of a single class; a model without a linear head, or streamed data.
     """
     if not isinstance(model, HFViTForImageClassification) or not isinstance(model.classifier, nn.Linear):
         raise HFViTError("--head_init probe needs a ViT of hf_vit with a linear classifier: leave it out")
@@ -87,9 +88,9 @@ def training_features(
     cache_dir: Path,
     on_batch: Callable[[int, int], None] = lambda done, total: None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """What the classifier reads of every image, float32 (N, D), and the labels (N,), in the data's order."""
-    view = [repr(dataset.transform), normalize.mean, normalize.std, normalize.scale, args.bf16, args.fp16]
-    fingerprint = digest(model_fingerprint(model), dataset.fingerprint, view)
+    """The classifier's input for every image, float32 (N, D), and the labels (N,), in the order of the data."""
+    transform = [repr(dataset.transform), normalize.mean, normalize.std, normalize.scale, args.bf16, args.fp16]
+    fingerprint = digest(model_fingerprint(model), dataset.fingerprint, transform)
     path = Path(cache_dir) / f"head-features-{fingerprint}.npz"
     if agreed(path.is_file()):
         with np.load(path) as saved:
@@ -109,7 +110,7 @@ def training_features(
                     outputs = model.base_model(normalize(batch["pixel_values"].to(device)))
                     read = model.head_input(outputs).float().cpu().numpy()
                 for index, feature, label in zip(batch["index"].tolist(), read, batch["labels"].tolist()):
-                    rows[index] = (feature, label)  # a filler of the last batch is an image that is there already
+                    rows[index] = (feature, label)  # the filler of a last batch repeats an image
             on_batch(number, len(order))
     model.train(training)
     rows = {index: row for part in gather_object([rows]) for index, row in part.items()}
@@ -142,8 +143,9 @@ def fit(features: np.ndarray, labels: np.ndarray, num_labels: int, seed: int) ->
         raise HFViTError("--head_init probe: the features are not finite; leave out --bf16 or --fp16")
     features = features.astype(np.float64)
     mean, std = features.mean(0), features.std(0) + SMALLEST_STD
+    # Standardized for the penalty, which would otherwise weigh on features of small scale; undone at the end.
     x = (features - mean) / std
-    # A class with one image has none to hold out; a stratified part holds at least one of each other class.
+    # A class with a single image has none to hold out; the stratified part has at least one of every other class.
     several = np.flatnonzero(np.isin(labels, classes[counts > 1]))
     held_out = max(int(HELD_OUT * len(several)), int((counts > 1).sum()))
     choice = {"C": 1.0, "accuracy": float("nan"), "n": 0}
@@ -162,11 +164,11 @@ def fit(features: np.ndarray, labels: np.ndarray, num_labels: int, seed: int) ->
         choice = {"C": best[2], "accuracy": best[1], "n": len(chosen)}
     probe = _logistic(x, labels, choice["C"])
     coefficients, intercepts = probe.coef_, probe.intercept_
-    if len(classes) == 2:  # one row for both
+    if len(classes) == 2:  # scikit-learn fits one row for the difference of the two
         coefficients = np.concatenate([-coefficients, coefficients]) / 2
         intercepts = np.concatenate([-intercepts, intercepts]) / 2
     weight = np.zeros((num_labels, features.shape[1]))
-    bias = np.full(num_labels, intercepts.min() + ABSENT)
+    bias = np.full(num_labels, intercepts.min() + ABSENT_BIAS)
     weight[classes] = coefficients / std
     bias[classes] = intercepts - (coefficients / std) @ mean
     return weight.astype(np.float32), bias.astype(np.float32), choice

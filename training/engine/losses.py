@@ -1,9 +1,9 @@
-"""What is minimised: network and cross-entropy in one module, so that torch.compile sees them as one graph.
+"""Losses: network and loss in one module, so that torch.compile sees them as one graph.
 
-For the Trainer. Classes of unequal size: weights (`balanced_weights`), or logits adjusted by the classes' frequencies
-(`log_priors`). The loss is computed here from logits, and not by the model, because transformers' classification loss
-turns soft labels into independent binary problems. Sources: big_vision `utils.py` softmax_xent and sigmoid_xent; Menon
-et al. 2020, arXiv:2007.07314.
+For the Trainer. Classes of unequal size can be weighted (`balanced_weights`), or their logits adjusted by their
+frequencies (`log_priors`). The loss is not the model's own, because transformers' classification loss turns soft
+labels into independent binary problems. Sources: big_vision `utils.py` softmax_xent and sigmoid_xent; Menon et al.
+2020, arXiv:2007.07314.
 """
 
 import torch
@@ -36,7 +36,7 @@ def cross_entropy(
         smoothing: fraction of each target spread evenly over the classes.
         weights: (K,), of the classes, for softmax.
     """
-    logits = logits.float()
+    logits = logits.float()  # autocast leaves them in half precision, in which the exponentials lose digits
     if kind == "softmax":
         return F.cross_entropy(logits, labels, weights, reduction="none", label_smoothing=smoothing)
     if labels.ndim == 1:
@@ -46,7 +46,7 @@ def cross_entropy(
 
 
 class LossModule(nn.Module):
-    """A network whose loss is computed beside it."""
+    """A network with a loss outside of it."""
 
     def __init__(self, model: nn.Module):
         super().__init__()
@@ -54,8 +54,9 @@ class LossModule(nn.Module):
         self._no_split_modules = getattr(model, "_no_split_modules", None)  # what FSDP wraps one by one
 
     def train(self, mode: bool = True) -> "LossModule":
-        """As everywhere, but a frozen part stays in evaluation: a probe reads what the network computes for users."""
+        """As `nn.Module.train`, but frozen parts stay in evaluation mode."""
         super().train(mode)
+        # A probe is trained on the features that the network will compute in use: without dropout or drop path.
         for part in self.model.children():
             parameters = list(part.parameters())
             if parameters and not any(p.requires_grad for p in parameters):
@@ -64,10 +65,10 @@ class LossModule(nn.Module):
 
 
 class ClassificationLoss(LossModule):
-    """Network and loss; in evaluation mode the plain cross-entropy, without smoothing, weights or adjustment.
+    """Network and cross-entropy. Smoothing, weights and adjustment apply in training mode only.
 
     Args:
-        class_weights: (K,), of the classes. logit_adjustment: (K,), added to the logits in the loss of training.
+        kind, smoothing: see `cross_entropy`. class_weights: (K,). logit_adjustment: (K,), added to the logits.
     """
 
     def __init__(
@@ -79,6 +80,7 @@ class ClassificationLoss(LossModule):
         logit_adjustment: torch.Tensor | None = None,
     ):
         super().__init__(model)
+        # buffers, so that they move to the device with the model; not persistent: they belong to the run
         self.register_buffer("class_weights", class_weights, persistent=False)
         self.register_buffer("logit_adjustment", logit_adjustment, persistent=False)
         self.kind, self.smoothing = kind, smoothing
@@ -86,7 +88,7 @@ class ClassificationLoss(LossModule):
     def forward(
         self, pixel_values: torch.Tensor, labels: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """(B, C, H, W) and labels to loss of each image (B,), logits (B, K), and the labels."""
+        """Images (B, C, H, W) and labels (B,) or (B, K) to losses (B,), logits (B, K), and the labels."""
         logits = self.model(pixel_values).logits
         smoothing = self.smoothing if self.training else 0.0
         weights = self.class_weights if self.training else None
@@ -97,10 +99,13 @@ class ClassificationLoss(LossModule):
 
 
 class TargetLoss(LossModule):
-    """Network and loss of several labels (binary cross-entropy), or of numbers (squared error, or Huber's).
+    """Network and loss for several labels (binary cross-entropy), or for numbers (squared error, or Huber's).
 
-    The mean over labels or numbers, as transformers' own losses. Numbers count in standard deviations of the training
-    targets (`config.target_std`), so that those of a large unit do not outweigh the others.
+    The mean over labels or numbers, as in transformers. Errors of numbers are measured in standard deviations of the
+    training targets (`config.target_std`), so that a number of a large unit does not outweigh the others.
+
+    Args:
+        kind: "sigmoid", "mse" or "huber".
     """
 
     def __init__(self, model: nn.Module, kind: str):
@@ -112,7 +117,7 @@ class TargetLoss(LossModule):
     def forward(
         self, pixel_values: torch.Tensor, labels: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """(B, C, H, W) and labels (B, K) to loss of each image (B,), logits (B, K), and the labels.
+        """Images (B, C, H, W) and labels (B, K) to losses (B,), logits (B, K), and the labels.
 
         Raises:
             HFViTError: labels of another shape.
@@ -134,27 +139,27 @@ class TargetLoss(LossModule):
 
 
 def class_counts(dataset, num_labels: int, option: str) -> torch.Tensor:
-    """Training images (K,) of each class, float32.
+    """Number of training images of each class, float32 (K,).
 
     Raises:
-        HFViTError: data whose labels are not known before they are read, which `option` needs.
+        HFViTError: the labels are not known before the images are read, as `option` needs.
     """
     return torch.bincount(torch.as_tensor(known_labels(dataset, option)), minlength=num_labels).float()
 
 
 def log_priors(dataset, num_labels: int) -> torch.Tensor:
-    """(K,) logarithm of each class's fraction of the training images; a class without any counts as one image."""
+    """Logarithm of each class's fraction of the training images, (K,); a class without any counts as one image."""
     counts = class_counts(dataset, num_labels, "--logit_adjustment").clamp(min=1)
     return (counts / counts.sum()).log()
 
 
 def balanced_weights(dataset, num_labels: int) -> torch.Tensor:
-    """(K,) images / (classes * images of the class): their mean over the training images is 1, so rates stay.
+    """images / (classes * images of the class), (K,); 0 for a class without images.
 
-    A class without images gets 0: nothing of it is trained.
+    Their mean over the training images is 1, so the learning rate need not change.
 
     Raises:
-        HFViTError: data whose labels are not known before they are read.
+        HFViTError: the labels are not known before the images are read.
     """
     counts = class_counts(dataset, num_labels, "--class_weights balanced")
     present = (counts > 0).sum()
@@ -162,19 +167,19 @@ def balanced_weights(dataset, num_labels: int) -> torch.Tensor:
 
 
 def create_loss_module(model: nn.Module, args: TrainArguments, normalize: Normalize, train_dataset=None) -> nn.Module:
-    """What `args.loss` names, around the model.
+    """The loss module `args.loss` around a model.
 
     Args:
-        train_dataset: whose labels `args.class_weights` and `args.logit_adjustment` count.
+        train_dataset: its labels are counted for `args.class_weights` and `args.logit_adjustment`.
 
     Returns:
-        A module `(pixel_values, labels) -> losses (B,), logits, labels`: answers, and what they should have been.
+        A module `(pixel_values, labels) -> losses (B,), logits, labels`.
 
     Raises:
-        HFViTError: a network or pixels that this loss cannot be had from.
+        HFViTError: a network or a normalization that does not fit the loss.
     """
     if args.loss != MASKED_PATCHES and problem_type_of(model.config) != SINGLE_LABEL:
-        assert args.loss is not None
+        assert args.loss is not None  # TrainArguments.for_problem has chosen it
         return TargetLoss(model, args.loss)
     if args.loss != MASKED_PATCHES:
         weights = adjustment = None

@@ -1,9 +1,9 @@
-"""The paper's self-supervision: the mean colors of patches that the network does not see (arXiv:2010.11929, B.1.2).
+"""Masked patch prediction, the paper's self-supervision: mean colors of masked patches (arXiv:2010.11929, B.1.2).
 
-For the Trainer, as `--loss masked_patches`: labels are not read. Half of the patches are corrupted, and each of these
-is asked for its color, 3 bits a channel; the network and its corruption are
-`hf_vit.HFViTForMaskedPatchPrediction`. In evaluation the corrupted patches are all masked, at the same places in every
-image, so that the score depends neither on batches nor on processes.
+For the Trainer, as `--loss masked_patches`; labels are not read. Half of the patches are corrupted, and the network
+predicts the mean color of each, 3 bits per channel; corruption and network are `hf_vit.HFViTForMaskedPatchPrediction`.
+In evaluation the corrupted patches are all masked, at the same places in every image, so that the score depends
+neither on batches nor on processes.
 """
 
 import torch
@@ -15,11 +15,11 @@ from hf_vit.errors import HFViTError
 
 
 MASKED_PATCHES = "masked_patches"
-MASKED = 1  # what `corruption` calls a patch that is replaced by the mask embedding
+MASKED = 1  # value in `corruption` of a patch that is replaced by the mask embedding
 
 
 class MaskedPatchLoss(nn.Module):
-    """Network and loss, as `loss_module.ClassificationLoss` for classes."""
+    """Network and loss, as `losses.ClassificationLoss` for classes."""
 
     def __init__(self, model: HFViTForMaskedPatchPrediction):
         super().__init__()
@@ -29,14 +29,14 @@ class MaskedPatchLoss(nn.Module):
     def forward(
         self, pixel_values: torch.Tensor, labels: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Ask for colors.
+        """Predict the colors of corrupted patches.
 
         Args:
             pixel_values: (B, C, H, W) in [-1, 1]. labels: not read.
 
         Returns:
-            Loss of each image (B,), the mean over its n corrupted patches; their logits (B, n, 8^C), their colors
-            (B, n).
+            Losses (B,), each the mean over an image's n corrupted patches; logits (B, n, 8^C) and colors (B, n) of
+            these patches.
         """
         rows, columns = self.model.config.grid_for(tuple(pixel_values.shape[-2:]))
         batch, patches, device = len(pixel_values), rows * columns, pixel_values.device
@@ -45,27 +45,28 @@ class MaskedPatchLoss(nn.Module):
             corruption = self.model.draw_corruption(batch, patches, device)
         else:
             corruption = same_places(patches, count).to(device).expand(batch, -1)
-        asked = corruption.argsort(dim=1, descending=True)[:, :count]  # (B, n)
+        # corrupted patches have values above 0, so that they sort first
+        targets = corruption.argsort(dim=1, descending=True)[:, :count]  # (B, n)
         logits = self.model(pixel_values, corruption=corruption).logits.float()  # (B, N, 8^C)
-        logits = logits.gather(1, asked[:, :, None].expand(-1, -1, logits.shape[-1]))  # (B, n, 8^C)
-        colors = self.model.patch_colors(pixel_values).gather(1, asked)  # (B, n)
+        logits = logits.gather(1, targets[:, :, None].expand(-1, -1, logits.shape[-1]))  # (B, n, 8^C)
+        colors = self.model.patch_colors(pixel_values).gather(1, targets)  # (B, n)
         losses = F.cross_entropy(logits.flatten(0, 1), colors.flatten(), reduction="none")  # (B * n,)
         return losses.view(batch, count).mean(dim=1), logits, colors
 
 
 @torch.compiler.disable
 def same_places(patches: int, count: int) -> torch.Tensor:
-    """(N,) with MASKED at `count` places: the same ones each time."""
+    """(N,) with MASKED at `count` random places, the same ones each time."""
     corruption = torch.zeros(patches, dtype=torch.long)
     corruption[torch.randperm(patches, generator=torch.Generator().manual_seed(0))[:count]] = MASKED
     return corruption
 
 
 def masked_model(source: HFViTForImageClassification | HFViTConfig) -> HFViTForMaskedPatchPrediction:
-    """The network of this task, from scratch or around the encoder of another one.
+    """The network for masked patch prediction, from scratch or around the encoder of a classifier.
 
     Raises:
-        HFViTError: a part that this task would leave untrained.
+        HFViTError: a network with parts that this task would leave untrained.
     """
     config = source if isinstance(source, HFViTConfig) else source.config
     if config.pooling == "map" or config.representation_size is not None:
@@ -82,7 +83,7 @@ def masked_model(source: HFViTForImageClassification | HFViTConfig) -> HFViTForM
 
 
 def check_normalization(mean: list[float], std: list[float]) -> None:
-    """Raise HFViTError unless images lie in [-1, 1], whose eighths the colors are."""
+    """Raise HFViTError unless images lie in [-1, 1]: the colors are eighths of that range."""
     if {*mean, *std} != {0.5}:
         raise HFViTError(
             f"--loss masked_patches reads colors from images in [-1, 1], this model's processor has mean {mean} "

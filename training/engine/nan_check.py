@@ -1,6 +1,7 @@
-"""A loss that is not a number stops the run, and is named: the step, its files, the last good checkpoint.
+"""Stop the run at a loss that is not finite, with an error that names the step, its files and the last checkpoint.
 
-For the Trainer. Nothing waits for the device: what it found is looked at when something is logged or kept.
+For the Trainer. The check stays on the device, and is read only before something is logged or saved: a read in every
+step would make the CPU wait for the GPU.
 
 Tests: tests/training/engine/test_trainer.py.
 """
@@ -18,7 +19,7 @@ from .dataloaders import Batches
 from .distributed import raise_on_all_ranks
 
 
-NEVER = 1 << 62
+NEVER = 1 << 62  # a step that no run reaches
 
 
 class FiniteCheck:
@@ -30,12 +31,12 @@ class FiniteCheck:
         self._places: dict[int, int] = {}  # step -> position, since the last check
 
     def begin(self, step: int, position: int) -> None:
-        """Step `step` begins, its first image stands at `position`."""
+        """Note that the first image of `step` is at `position`."""
         self._places[step] = position
 
     @torch.no_grad()
     def see(self, value: torch.Tensor, step: int) -> None:
-        """Remember `step` if `value` is not finite and no earlier one was."""
+        """Remember `step` if `value`, a scalar on the device, is the first that is not finite."""
         self.bad_step = torch.where(torch.isfinite(value), self.bad_step, self.bad_step.clamp(max=step))
 
     def check(self, output_dir: Path) -> None:
@@ -46,6 +47,7 @@ class FiniteCheck:
             self._places.clear()
             return
         raise_on_all_ranks(self.batches.error)
+        # A rank without an error of its own read other files: only those that were bad name theirs.
         names, unreadable = self.batches.names(step, self._places[step]) if bad_here == step else ([], [])
         if self.accelerator.num_processes > 1:
             names, unreadable = gather_object(names), gather_object(unreadable)
@@ -61,5 +63,5 @@ class FiniteCheck:
 
 
 def nothing_readable(step: int, names: list[str]) -> str:
-    """What to say of a step (from 0) without an image."""
+    """Message for a step (from 0) without a readable image."""
     return f"no image of step {step + 1} can be read: {', '.join(names[:3])}"

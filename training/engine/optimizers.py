@@ -1,8 +1,8 @@
-"""Which parameters decay, which optimizer moves them, and how fast each layer moves.
+"""Optimizers, and their parameter groups: weight decay, and a learning rate for each layer.
 
 For the Trainer. Sources: big_vision `optax.py` (decay mask `.*/kernel$`); Table 3 and Table 4 of arXiv:2010.11929;
-layer-wise decay as in MAE `util/lr_decay.py`; Muon with AdamW's rates, arXiv:2502.16982; gradual
-unfreezing, arXiv:1801.06146.
+layer-wise decay as in MAE `util/lr_decay.py`; Muon with AdamW's rates, arXiv:2502.16982; gradual unfreezing,
+arXiv:1801.06146.
 """
 
 import re
@@ -19,12 +19,12 @@ from hf_vit.errors import HFViTError
 from ..config.arguments import TrainArguments
 
 
-# Tables and tokens: they are matrices, but not kernels.
+# Matrices that are not kernels: position tables and tokens, which big_vision's mask leaves out of the decay.
 NOT_KERNELS = (
     *("position_embeddings", "cls_token", "register_tokens", "probe", "mask_token", "distillation_token"),
     *("relative_position_bias_table", "shared_relative_position_bias_table"),
 )
-# What Muon leaves to AdamW: last layers, as first ones, are not hidden. The other names are those of transformers.
+# Muon is for hidden layers: last ones are left to AdamW. Names beside `classifier` and `colours` are transformers'.
 HEADS = ("classifier", "colours", "classifier_distill", "head", "dist_head", "fc")
 
 BLOCK = re.compile(r"(?:^|\.)layers\.(\d+)\.")
@@ -36,15 +36,15 @@ FIRST = re.compile(r"(?:^|\.)embeddings\.|(?:^|\.)(?:mask_token|shared_relative_
 
 
 def decays(name: str, parameter: torch.Tensor) -> bool:
-    """Whether weight decay applies: kernels only, so no norm, bias, scale, position or token."""
+    """Whether weight decay applies: to kernels, not to norms, biases, scales, positions or tokens."""
     return parameter.ndim >= 2 and name.rsplit(".", 1)[-1] not in NOT_KERNELS
 
 
 def layer_of_parameters(names: Iterable[str]) -> dict[str, int]:
-    """The layer that each parameter belongs to, from 0 at the image.
+    """The number of the layer that each parameter belongs to, from 0 at the image.
 
-    Plain ViT: 0 the embeddings (projection, positions, tokens), then the blocks, then all that reads them (last
-    LayerNorm, pooling, head). Hybrid: 0 the ResNet's root, then its stages, then as above.
+    Plain ViT: 0 for the embeddings (projection, positions, tokens), then the blocks, then everything after them (last
+    LayerNorm, pooling, head). Hybrid: 0 for the ResNet's root, then its stages, then as above.
     """
     names = list(names)
     stages = [int(hit[1]) for name in names if (hit := STAGE.search(name))]
@@ -66,10 +66,10 @@ def layer_of_parameters(names: Iterable[str]) -> dict[str, int]:
 
 
 def check_layers_known(model: nn.Module, option: str) -> None:
-    """Raise HFViTError for a network whose parameters have no numbers that `layer_of_parameters` knows.
+    """Raise HFViTError if `layer_of_parameters` does not know the layers of a network.
 
     Args:
-        option: that needs them. model: prepared or not; a module around a model is looked into.
+        model: prepared or not, also inside a loss module. option: that needs the layers.
     """
     classifier = next((part for part in model.modules() if hasattr(part, "base_model_prefix")), None)
     if classifier is None or isinstance(classifier.config, HFViTConfig):
@@ -83,9 +83,9 @@ def check_layers_known(model: nn.Module, option: str) -> None:
 
 
 def parameter_groups(model: nn.Module, weight_decay: float, layer_decay: float = 1.0) -> list[dict]:
-    """Split the trainable parameters into those that decay and those that do not, and by layer where rates differ.
+    """Groups of the trainable parameters: with and without decay, and with `layer_decay` one pair for each layer.
 
-    Each group has its `lr_scale`: `layer_decay ** (layers above)`. Within a group, the model's order.
+    Each group has an `lr_scale`, `layer_decay ** (layers above it)`.
     """
     if layer_decay < 1:
         check_layers_known(model, "--layer_decay")
@@ -134,12 +134,12 @@ def create_optimizer(model: nn.Module, args: TrainArguments) -> torch.optim.Opti
 
 
 def _fused_works(groups: Iterable[list[torch.Tensor]]) -> bool:
-    """One kernel for all tensors exists for floating point on CPU, CUDA and MPS."""
+    """Whether PyTorch has a fused AdamW for all parameters."""
     return all(p.device.type in ("cpu", "cuda", "mps") and p.is_floating_point() for group in groups for p in group)
 
 
 def _hidden_matrices(model: nn.Module, groups: list[dict]) -> tuple[list[dict], list[dict]]:
-    """Each group's two-dimensional kernels between first and last layer, and the rest of it."""
+    """Split each group into its two-dimensional kernels between first and last layer, and the rest."""
     names = {parameter: name for name, parameter in model.named_parameters()}
 
     def hidden(parameter: torch.Tensor) -> bool:
@@ -154,9 +154,9 @@ def _hidden_matrices(model: nn.Module, groups: list[dict]) -> tuple[list[dict], 
 class MuonWithAdamW(torch.optim.Optimizer):
     """torch's Muon for hidden matrices and AdamW for everything else, as one optimizer.
 
-    Muon's steps are scaled to AdamW's size (`match_rms_adamw`), so that one learning rate and one decay serve both.
-    Sharded matrices (FSDP2) are orthogonalized as wholes; in bfloat16, so that sums in another order change a step
-    by up to 3 % of its length, about as much as bfloat16 does itself.
+    Muon's steps are scaled to AdamW's size (`match_rms_adamw`), so that both share one learning rate and one decay.
+    Sharded matrices (FSDP2) are orthogonalized as a whole, in bfloat16; another order of summation changes a step by
+    up to 3 % of its length, about as much as bfloat16 does anyway.
 
     Args:
         matrices, others: parameter groups with their own `lr` and `weight_decay`. momentum: Muon's.
@@ -171,7 +171,7 @@ class MuonWithAdamW(torch.optim.Optimizer):
         self._share()
 
     def _share(self) -> None:
-        """Both halves work on the groups and the state of the whole."""
+        """Let both halves use the groups and the state of the whole, which schedulers and checkpoints see."""
         count = len(self.muon.param_groups)
         self.muon.param_groups, self.adamw.param_groups = self.param_groups[:count], self.param_groups[count:]
         self.muon.state = self.adamw.state = self.state
@@ -194,8 +194,8 @@ class MuonWithAdamW(torch.optim.Optimizer):
 class Lamb(torch.optim.Optimizer):
     """AdamW whose step has, tensor by tensor, the length of the weights (arXiv:1904.00962), as DeiT-III trains.
 
-    As NVIDIA's FusedLAMB: bias-corrected moments; tensors without decay take AdamW's step as it is. Clipping the
-    global norm is the loop's. Lengths are those of whole tensors, also of sharded ones (FSDP2).
+    As NVIDIA's FusedLAMB: bias-corrected moments; tensors without decay take AdamW's step as it is. The loop clips the
+    global norm. Lengths are those of whole tensors, also of sharded ones (FSDP2).
 
     Args:
         groups: with their own `lr` and `weight_decay`. betas, eps: of the moments.
@@ -224,19 +224,21 @@ class Lamb(torch.optim.Optimizer):
                 self.state[p] = {"step": 0, "exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p)}
             self.state[p]["step"] += 1
         gradients = [p.grad for p in parameters]
+        # torch._foreach_*: one call for all tensors, as in PyTorch's own optimizers
         first, second = ([self.state[p][slot] for p in parameters] for slot in ("exp_avg", "exp_avg_sq"))
         counts = [self.state[p]["step"] for p in parameters]
         torch._foreach_lerp_(first, gradients, 1 - beta1)
         torch._foreach_mul_(second, beta2)
         torch._foreach_addcmul_(second, gradients, gradients, value=1 - beta2)
-        below = torch._foreach_div(second, [1 - beta2**count for count in counts])
-        torch._foreach_sqrt_(below)
-        torch._foreach_add_(below, group["eps"])
+        denominators = torch._foreach_div(second, [1 - beta2**count for count in counts])
+        torch._foreach_sqrt_(denominators)
+        torch._foreach_add_(denominators, group["eps"])
         directions = torch._foreach_div(first, [1 - beta1**count for count in counts])
-        torch._foreach_div_(directions, below)
+        torch._foreach_div_(directions, denominators)
         if group["weight_decay"]:
             torch._foreach_add_(directions, parameters, alpha=group["weight_decay"])
             pairs = zip(torch._foreach_norm(parameters), torch._foreach_norm(directions))
+            # A tensor of zeros (a new head) has no length to scale the step to, and takes it as it is.
             ratios = [torch.where((w > 0) & (u > 0), w / u, 1.0) for w, u in pairs]
             torch._foreach_mul_(directions, ratios)
         torch._foreach_add_(parameters, directions, alpha=-group["lr"])
@@ -253,17 +255,18 @@ def _schedule_free(model: nn.Module, groups: list[dict], rate: float, adamw: dic
     except ImportError:
         raise HFViTError("--optim schedule_free_adamw needs its package: pip install 'hf-vit[schedulefree]'") from None
     optimizer = schedulefree.AdamWScheduleFree(groups, lr=rate, **adamw)
-    optimizer.train()
+    optimizer.train()  # the weights to take gradients at; `averaged_by` switches to those to evaluate
     return optimizer
 
 
 @contextmanager
 def averaged_by(optimizer: torch.optim.Optimizer) -> Iterator[None]:
-    """Within it, a schedule-free optimizer's model holds the averaged weights; afterwards bit for bit the old ones."""
+    """Let the model of a schedule-free optimizer hold the averaged weights; other optimizers do nothing."""
     groups = optimizer.param_groups
     if not groups[0].get("train_mode", False):
         yield
         return
+    # eval() and train() compute one from the other, which rounds: only a copy restores the same bits.
     weights = [p.detach().clone() for group in groups for p in group["params"]]
     optimizer.eval()
     try:
@@ -276,12 +279,12 @@ def averaged_by(optimizer: torch.optim.Optimizer) -> Iterator[None]:
 
 
 class GradualUnfreezing:
-    """Layers that begin to train one after another, from the head down: a function of the step alone.
+    """Layers begin to train one after another, from the head down, as a function of the step alone.
 
-    A layer that waits has its gradient dropped before clipping, so that no optimizer touches or remembers it.
+    Until then a layer's gradient is dropped before clipping, so that the optimizer neither moves it nor keeps state.
 
     Args:
-        model: prepared or not. every: steps between one layer's beginning and the next.
+        model: prepared or not. every: steps between the beginnings of two layers.
     """
 
     def __init__(self, model: nn.Module, every: int):
@@ -289,6 +292,7 @@ class GradualUnfreezing:
         numbers = layer_of_parameters(name for name, _ in model.named_parameters())
         top = max(numbers.values())
         self.last = top * every  # the step at which the lowest layer begins
+        # requires_grad stays: DDP and FSDP were prepared for all of them, and need a gradient from each
         self.waiting = [(p, (top - numbers[name]) * every) for name, p in model.named_parameters()]
 
     def check(self, max_steps: int) -> None:

@@ -1,4 +1,4 @@
-"""A run that is asked to stop: SIGTERM, as schedulers of clusters send it, and Ctrl-C end it after the current step.
+"""Stopping a run from outside: SIGTERM, which cluster schedulers send, and Ctrl-C end it after the current step.
 
 For the Trainer. A second Ctrl-C ends it at once.
 """
@@ -15,8 +15,8 @@ from contextlib import contextmanager
 from accelerate import Accelerator
 
 
-AGREE_EVERY = 10  # steps between the processes' agreeing whether one of them was asked to stop
-SAME_KEYPRESS = 1.0  # seconds: a launcher passes on the signal that the terminal has sent to all processes already
+AGREE_EVERY = 10  # steps between two collective checks whether any rank was asked to stop
+SAME_KEYPRESS = 1.0  # seconds in which a second SIGINT is the launcher's, forwarded after the terminal's own
 
 
 class StopRequest:
@@ -29,11 +29,12 @@ class StopRequest:
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Within it, SIGTERM and a first Ctrl-C are noted and nothing else; outside of the main thread nothing is.
+        """Note SIGTERM and a first Ctrl-C in place of their usual effect.
 
         Raises:
             KeyboardInterrupt: a second Ctrl-C.
         """
+        # Python allows signal handlers in the main thread only; elsewhere the signals keep their usual effect.
         if threading.current_thread() is not threading.main_thread():
             yield
             return
@@ -52,11 +53,11 @@ class StopRequest:
                 signal.signal(number, handler)
 
     def request(self) -> None:
-        """Ask it of all processes, where they compare next."""
+        """Ask all ranks to stop, from their next collective check on."""
         self._asked = True
 
     def requested(self, step: int) -> bool:
-        """Whether to stop after `step` steps, for all processes alike: they agree every AGREE_EVERY steps."""
+        """Whether to stop after `step` steps; the same on all ranks, which agree every AGREE_EVERY steps."""
         if self.accelerator.num_processes == 1:
             return self._asked
         if step % AGREE_EVERY:
@@ -67,19 +68,17 @@ class StopRequest:
 
 
 def ignore_signals(worker: int) -> None:
-    """For data workers: a signal to the whole process group is for the loop, which ends the workers itself.
-
-    What fails in a worker reaches the loop through its queue. What its other threads print when the loop closes their
-    connections (multiprocessing's resource sharer) would stand after the one line that says what happened.
-    """
+    """Make a data worker ignore signals to the whole process group: the loop ends its workers itself."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # An error in a worker reaches the loop through its queue. What a worker's threads print when the loop closes their
+    # connections (multiprocessing's resource sharer) would only follow the one line that names the cause.
     sys.excepthook = threading.excepthook = lambda *error: None
 
 
 @atexit.register
 def end_workers() -> None:
-    """At exit Python ends daemons by the signal that they leave to the loop, and waits for them: these are killed."""
+    """Kill data workers: Python's own exit sends them SIGTERM, which they ignore, and then waits for them."""
     for child in multiprocessing.active_children():
         if child.daemon:
             child.kill()

@@ -1,7 +1,7 @@
-"""Where the lines of a run go: the history, the file of speeds, the display and the trackers.
+"""The log of a run: history.jsonl, speed.jsonl, the display and the trackers.
 
-For the Trainer. What is a function of arguments and data stands in history.jsonl, what the clock said in speed.jsonl:
-the first is the same in a resumed run, bit for bit.
+For the Trainer. Losses and scores, which depend on arguments and data alone, go to history.jsonl; a resumed run writes
+the same bytes. Times and rates go to speed.jsonl.
 
 Tests: tests/training/engine/test_trainer.py.
 """
@@ -18,10 +18,10 @@ from .checkpoints import checkpoint_io
 
 
 class RunLog:
-    """Logs a run; writes files once it has begun.
+    """Logs a run, into files from `begin` on.
 
     Attributes:
-        peak_flops: of the device, or None where it is not known. flops_logged: of the run, up to the last line.
+        peak_flops: FLOP/s of the device; None if unknown. flops_logged: FLOPs of the run up to the last line.
     """
 
     def __init__(self, accelerator: Accelerator, display: progress.Display):
@@ -31,14 +31,14 @@ class RunLog:
         self.flops_logged = 0.0
 
     def begin(self, folder: Path, peak_flops: float | None) -> None:
-        """From here on, keep the lines in `folder`: an evaluation without a run leaves no files."""
+        """Write lines to `folder` from now on; an evaluation without training leaves no files."""
         self.folder, self.peak_flops = folder, peak_flops
 
     def add(self, state: TrainerState, logs: dict[str, float], speed: dict[str, float]) -> None:
         """Add a line.
 
         Args:
-            logs: what is a function of arguments and data. speed: what the clock said, or nothing.
+            logs: reproducible numbers. speed: times and rates; may be empty.
         """
         line = {"step": state.global_step, "epoch": state.epoch or 0.0, **logs}
         state.log_history.append(line)
@@ -51,10 +51,10 @@ class RunLog:
         self.accelerator.log({**logs, **speed}, step=state.global_step)
 
     def speed(self, timer: progress.Timer, images_left: int, flops: float) -> dict[str, float]:
-        """What the clock says since the last line.
+        """Times and rates since the last line.
 
         Args:
-            images_left: to train on. flops: of the run so far.
+            images_left: images until the end of the run. flops: of the run so far.
         """
         speed = timer.interval()
         speed["eta_seconds"] = images_left / max(speed["images_per_second"], 1e-9)

@@ -1,6 +1,6 @@
-"""Where the numbers of a run also go: Accelerate's trackers, by name (`--report_to tensorboard`).
+"""Accelerate's trackers, by name (`--report_to tensorboard`).
 
-For the Trainer. Without any, `history.jsonl` and `speed.jsonl` in the output folder hold the same numbers.
+For the Trainer. `history.jsonl` and `speed.jsonl` in the output folder hold the same numbers without any tracker.
 """
 
 from typing import Any
@@ -11,7 +11,7 @@ from hf_vit.errors import HFViTError
 
 
 def check_trackers(names: list[str]) -> list[str]:
-    """What `Accelerator(log_with=...)` takes for these names.
+    """The names for `Accelerator(log_with=...)`, checked.
 
     Raises:
         HFViTError: an unknown tracker, or one whose package is not installed.
@@ -30,7 +30,7 @@ def check_trackers(names: list[str]) -> list[str]:
 
 
 def flat(values: dict[str, Any]) -> dict[str, Any]:
-    """What trackers accept as a run's configuration."""
+    """A run's configuration with values of the types that trackers accept."""
     return {
         name: value if isinstance(value, int | float | str | bool) else str(value) for name, value in values.items()
     }

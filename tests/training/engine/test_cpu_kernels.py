@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from hf_vit import HFViTConfig, HFViTForImageClassification, kernel_table
 from hf_vit.capabilities import packs_linear
 from training.config.arguments import TrainArguments
-from training.engine import cpu_kernels
+from training.engine import cpu_kernels, kernel_choice
 from training.engine.cpu_kernels import CPUKernels, kernels_for
 from training.engine.trainer import Trainer
 
@@ -217,7 +217,7 @@ def test_a_candidate_that_fails_or_is_wrong_is_left_out(monkeypatch, favor):
         raise RuntimeError("could not create a primitive descriptor")
 
     def name(**functions) -> str:
-        return cpu_kernels.fastest(("test", *functions), {"torch": torch.sin, **functions}, torch.randn(5))
+        return kernel_choice.fastest(("test", *functions), {"torch": torch.sin, **functions}, torch.randn(5))
 
     assert name(failing=failing) == "torch"
     assert name(wrong=lambda x: 1.01 * x.sin()) == "torch"
@@ -233,7 +233,7 @@ def test_a_shape_is_measured_once_on_a_machine_whatever_the_clock_says(monkeypat
 
     def choice() -> str:
         functions = {"torch": torch.sin, "other": lambda x: x.sin()}
-        return cpu_kernels.fastest(("test",), functions, torch.randn(5), min_speedup=0.9)
+        return kernel_choice.fastest(("test",), functions, torch.randn(5), min_speedup=0.9)
 
     first = choice()
     monkeypatch.setattr(kernel_table, "measure_times", lambda *_, **__: pytest.fail("measured again"))

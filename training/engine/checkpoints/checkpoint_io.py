@@ -1,14 +1,14 @@
-"""The files of a checkpoint: whole or not there, checked when read. Nothing that is read back can run code.
+"""The files of a checkpoint: complete or absent, verified when read, and without pickles, which could run code.
 
 A folder `checkpoint-N` holds
 
     model.safetensors, config.json, ...     a folder that `from_pretrained` loads
-    optimizer.safetensors, ema.safetensors  tensors by the name of their parameter
+    optimizer.safetensors, ema.safetensors  tensors by parameter name
     trainer_state.json                      transformers' TrainerState: history, best metric, callbacks
-    resume.json                             counters, schedule, and what data, model and arguments they belong to
+    resume.json                             counters, schedule, and the identity of data, model and arguments
     checksums.json                          CRC-32 of each file above that a resumed run reads
 
-Not `accelerate.save_state`: it pickles, writes in place, and keeps generators that we compute from (seed, step).
+Not `accelerate.save_state`: it pickles, writes in place, and saves generators that we compute from (seed, step).
 """
 
 import json
@@ -31,7 +31,7 @@ from hf_vit.errors import HFViTError
 RESUME_NAME, STATE_NAME, CHECKSUMS_NAME = "resume.json", "trainer_state.json", "checksums.json"
 TENSORS = {"model": "model.safetensors", "optimizer": "optimizer.safetensors", "ema": "ema.safetensors"}
 PATTERN = re.compile(r"checkpoint-(\d+)")
-DAMAGED = "damaged-"  # before the name of a checkpoint that could not be read and was set aside
+DAMAGED = "damaged-"  # prefix of a checkpoint that could not be read and was set aside
 NEWEST_INTACT = "intact"  # --resume_from_checkpoint intact
 RESUME_ADVICE = (
     "earlier checkpoints are intact; free some space (or lower --save_total_limit) and start again with "
@@ -42,17 +42,17 @@ START_FILES = ("history.jsonl", "speed.jsonl", "config_resolved.yaml", "duplicat
 
 
 class DamagedCheckpointError(HFViTError):
-    """A checkpoint whose files are not those that were written."""
+    """A file of a checkpoint is missing, or differs from what was written."""
 
 
 # -- one checkpoint ------------------------------------------------------------------------------------------------
 
 
 def write_checkpoint(folder: Path, state: dict[str, Any], write_model: Callable[[Path, dict], None]) -> None:
-    """Write what `TrainingState.state_dict` returned, whole or not at all.
+    """Write what `TrainingState.state_dict` returned, completely or not at all.
 
     Args:
-        write_model: `write_model(folder, weights)`, which writes what `from_pretrained` reads.
+        write_model: `write_model(folder, weights)`, writes the files for `from_pretrained`.
 
     Raises:
         HFViTError: the disk is full.
@@ -89,7 +89,7 @@ def read_training_checkpoint(folder: Path) -> dict[str, Any]:
 
 
 def damaged(folder: Path, error: Exception) -> DamagedCheckpointError:
-    """The one line about a checkpoint that cannot be read."""
+    """The error for a checkpoint that cannot be read."""
     reason = " ".join(str(error).split()) or type(error).__name__
     return DamagedCheckpointError(
         f"{folder} is damaged ({reason}): --resume_from_checkpoint {NEWEST_INTACT} sets it aside and goes on from "
@@ -98,7 +98,8 @@ def damaged(folder: Path, error: Exception) -> DamagedCheckpointError:
 
 
 def check_files(folder: Path) -> None:
-    """Raise HFViTError for a file that differs from what was written; checkpoints of version 0.1.0 have no sums."""
+    """Raise HFViTError for a file that differs from what was written."""
+    # checkpoints of version 0.1.0 have no checksums
     if not (folder / CHECKSUMS_NAME).is_file():
         return
     for name, expected in read_json(folder / CHECKSUMS_NAME).items():
@@ -109,7 +110,7 @@ def check_files(folder: Path) -> None:
 
 
 def checksum(path: Path) -> str:
-    """CRC-32 of a file: against damage, not against forgery, and faster than the disk."""
+    """CRC-32 of a file: detects damage, not forgery, and is faster than the disk."""
     value = 0
     with path.open("rb") as file:
         while block := file.read(1 << 22):
@@ -121,7 +122,7 @@ def checksum(path: Path) -> str:
 
 
 def checkpoints(output_dir: Path) -> list[Path]:
-    """The complete checkpoints, oldest first (by number, not by letters)."""
+    """The complete checkpoints, by step."""
     if not output_dir.is_dir():
         return []
     numbered = [(int(m[1]), p) for p in output_dir.iterdir() if (m := PATTERN.fullmatch(p.name))]
@@ -129,17 +130,19 @@ def checkpoints(output_dir: Path) -> list[Path]:
 
 
 def remove_old_checkpoints(output_dir: Path, limit: int | None, keep: str | None) -> None:
-    """Remove the oldest checkpoints beyond `limit`; the one at `keep` (the best) stays and does not count."""
+    """Remove the oldest checkpoints beyond `limit`; `keep` (the best) stays and does not count."""
     best = None if keep is None else Path(keep).name
     others = [path for path in checkpoints(output_dir) if path.name != best]
     for path in others[: max(0, len(others) - limit)] if limit is not None else []:
-        removed = path.with_name(REPLACED + path.name)  # out of sight in one step: killed here, it leaves no half
+        # Renamed first: a run that is killed while files are removed must not leave half a checkpoint.
+        removed = path.with_name(REPLACED + path.name)
         os.rename(path, removed)
         shutil.rmtree(removed)
 
 
 def remove_leftovers(output_dir: Path) -> None:
-    """Remove what a killed run was writing; `.finished` is version 0.1.0's name for a model that was being placed."""
+    """Remove what a killed run was writing."""
+    # `.finished` is version 0.1.0's name of a model that was being moved into place
     for pattern in (f"{TEMPORARY}*", f"{REPLACED}*", ".finished"):
         for path in output_dir.glob(pattern):
             if path.is_dir():
@@ -149,17 +152,20 @@ def remove_leftovers(output_dir: Path) -> None:
 
 
 def is_unused(output_dir: Path) -> bool:
-    """Whether a run may start here: nothing there, or only what a start that failed has left."""
+    """Whether a new run may use the folder: it is empty, or holds only files of a failed start."""
     if not output_dir.is_dir():
         return True
     return all(path.name in START_FILES or path.name.startswith(TEMPORARY) for path in output_dir.iterdir())
 
 
 def find_checkpoint(output_dir: Path, requested: str | bool | None) -> Path | None:
-    """The folder to resume from: None for a fresh start.
+    """The checkpoint to resume from; None for a fresh start.
+
+    Args:
+        requested: True or "intact" for the newest one, or a path.
 
     Raises:
-        HFViTError: a path that holds no complete checkpoint.
+        HFViTError: the path is no complete checkpoint, or not the newest of its run.
     """
     if not requested:
         return None
@@ -191,7 +197,7 @@ def set_aside(folder: Path) -> Path:
 
 
 def advice(output_dir: Path) -> str:
-    """The way out of a full disk: what is safe, and how the run goes on."""
+    """What to do about a full disk."""
     return RESUME_ADVICE if checkpoints(output_dir) else START_ADVICE
 
 
@@ -199,7 +205,7 @@ def advice(output_dir: Path) -> str:
 
 
 def move_checkpoint(source: Path, target: Path) -> None:
-    """Move every file of `source` into `target`, the ones that make it loadable last."""
+    """Move every file of `source` into `target`, config.json last: with it the folder can be loaded."""
     target.mkdir(parents=True, exist_ok=True)
     for path in sorted(source.iterdir(), key=lambda p: p.name == "config.json"):
         os.replace(path, target / path.name)
@@ -207,7 +213,7 @@ def move_checkpoint(source: Path, target: Path) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write JSON that reads back to the same numbers; the file appears whole."""
+    """Write JSON; numbers read back exactly, and the file appears whole."""
     atomic_write(path, json.dumps(value, indent=2) + "\n")
 
 
@@ -216,7 +222,7 @@ def read_json(path: Path) -> Any:
 
 
 def write_tensors(path: Path, tensors: dict[str, torch.Tensor]) -> None:
-    """Write tensors as safetensors, in no more memory than they have."""
+    """Write a safetensors file, without a copy of the tensors in memory."""
     with atomic_path(path, advice(path.parent)) as temporary:
         save_file(tensors, str(temporary))
 
@@ -226,7 +232,7 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
 
 
 def differences(then: dict[str, Any], now: dict[str, Any]) -> str:
-    """`name: 3 there, 4 here` for every entry that differs; empty if none does."""
+    """`name: 3 there, 4 here` for every entry that differs, separated by semicolons."""
     keys = sorted(k for k in {*then, *now} if then.get(k) != now.get(k))
     return "; ".join(f"{k}: {_short_value(then.get(k))} there, {_short_value(now.get(k))} here" for k in keys)
 

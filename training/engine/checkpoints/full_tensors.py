@@ -1,6 +1,6 @@
-"""State as full tensors by the name of their parameter, whatever sharding the run has (FSDP2's DTensor).
+"""Model and optimizer state as full tensors by parameter name, whatever the sharding of the run (FSDP2's DTensor).
 
-For `trainer_state.py`: a checkpoint written by eight sharded processes is read by one, and the other way round.
+For `trainer_state.py`: a checkpoint that eight sharded processes wrote can be read by one, and the other way round.
 
 Tests: tests/training/engine/checkpoints/test_checkpoint_io.py.
 """
@@ -15,30 +15,30 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from hf_vit.errors import HFViTError
 
 
-# What an optimizer keeps in its groups that is not one of its arguments (schedule-free AdamW).
+# State that schedule-free AdamW keeps in its groups, among the hyperparameters.
 GROUP_STATE = ("k", "train_mode", "weight_sum", "lr_max", "scheduled_lr")
 
 
 def gathered(value: torch.Tensor) -> torch.Tensor:
-    """The tensor itself, or the whole of a sharded one."""
+    """The full tensor of a sharded one; others as they are."""
     return value.full_tensor() if isinstance(value, DTensor) else value
 
 
 def full(tensor: torch.Tensor, keep: bool = True, copies: bool = False) -> torch.Tensor:
-    """The full tensor on the CPU; collects a sharded one's pieces from all processes.
+    """The full tensor on the CPU; gathers a sharded one from all processes.
 
     Args:
-        keep: False on processes that only take part in the collecting.
-        copies: also where the tensor is on the CPU already, which training goes on changing.
+        keep: False on processes that only take part in the gathering, and get an empty tensor.
+        copies: copy a tensor that is on the CPU already, for a checkpoint that is written while training goes on.
     """
-    whole = gathered(tensor.detach())
-    return whole.to("cpu", copy=copies).contiguous() if keep else whole.new_empty(0)
+    complete = gathered(tensor.detach())
+    return complete.to("cpu", copy=copies).contiguous() if keep else complete.new_empty(0)
 
 
 def reshard(module: nn.Module) -> None:
-    """Give up what a forward pass without a backward pass has left gathered: FSDP2 keeps the outermost weights.
+    """Free the weights that FSDP2 leaves gathered after a forward pass without a backward pass.
 
-    Until then the module's parameters are whole copies, which the optimizer and the average do not know.
+    Until then the module's parameters are full copies, not the shards that the optimizer and the average hold.
     """
     for part in module.modules():
         if isinstance(part, FSDPModule):
@@ -46,7 +46,7 @@ def reshard(module: nn.Module) -> None:
 
 
 def shard_like(value: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
-    """`value` on the parameter's device, sharded as it is."""
+    """`value` on the device of `parameter`, and sharded like it."""
     value = value.to(parameter.device)
     if isinstance(parameter, DTensor) and value.shape == parameter.shape:
         return distribute_tensor(value, parameter.device_mesh, parameter.placements)
@@ -54,7 +54,7 @@ def shard_like(value: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
 
 
 def model_weights(model: nn.Module, keep: bool = True, copies: bool = False) -> dict[str, torch.Tensor]:
-    """Full weights by name, on the CPU; arguments as of `full`. Every process has to call it."""
+    """Full weights by name, on the CPU; arguments as in `full`. Every process has to call it."""
     return {name: full(value, keep, copies) for name, value in model.state_dict().items()}
 
 
@@ -66,11 +66,13 @@ def set_model_weights(model: nn.Module, weights: dict[str, torch.Tensor]) -> Non
         HFViTError: names or shapes differ.
     """
     parameters = model.state_dict()
-    wrong = sorted(set(parameters) ^ set(weights)) or [
-        n for n in parameters if parameters[n].shape != weights[n].shape
+    different = sorted(set(parameters) ^ set(weights)) or [
+        name for name in parameters if parameters[name].shape != weights[name].shape
     ]
-    if wrong:
-        raise HFViTError(f"the weights are of another architecture: {wrong[0]} and {len(wrong) - 1} others differ")
+    if different:
+        raise HFViTError(
+            f"the weights are of another architecture: {different[0]} and {len(different) - 1} others differ"
+        )
     for name, value in parameters.items():
         value.copy_(shard_like(weights[name], value))
 
@@ -78,7 +80,7 @@ def set_model_weights(model: nn.Module, weights: dict[str, torch.Tensor]) -> Non
 def optimizer_state(
     optimizer: torch.optim.Optimizer, names: dict, keep: bool = True, copies: bool = False
 ) -> tuple[dict, dict]:
-    """The optimizer's tensors by `parameter name/slot`, and the rest as JSON; arguments as of `full`.
+    """The optimizer's tensors by "parameter name/slot", and the rest of its state for JSON; arguments as in `full`.
 
     Every process has to call it.
     """
@@ -96,10 +98,10 @@ def optimizer_state(
 
 
 def set_optimizer_state(optimizer, names: dict, tensors: dict, rest: dict[str, Any], hyperparameters: bool) -> None:
-    """Undo `optimizer_state`.
+    """Restore what `optimizer_state` returned.
 
     Args:
-        hyperparameters: also take over rates, decays and betas; False where this run's arguments have set them.
+        hyperparameters: also restore rates, decays and betas; False if this run's arguments have set them.
 
     Raises:
         HFViTError: another optimizer, or other parameters are trained.
@@ -129,7 +131,7 @@ def set_optimizer_state(optimizer, names: dict, tensors: dict, rest: dict[str, A
 
 
 def _slot_on_device(slot: str, value: Any, parameter: torch.Tensor, group: dict) -> Any:
-    """Step counters stay on the CPU unless the optimizer is fused or capturable, as in torch's own loading."""
+    # Step counters stay on the CPU unless the optimizer is fused or capturable, as in torch's own loading.
     if not isinstance(value, torch.Tensor):
         return value
     if slot == "step" and not (group.get("fused") or group.get("capturable")):

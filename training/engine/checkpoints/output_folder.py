@@ -1,4 +1,4 @@
-"""The output folder of a run: taken by one run at a time, and either unused or the one that is resumed.
+"""The output folder of a run: used by one run at a time, and either empty or that of the resumed run.
 
 For the Trainer.
 
@@ -22,10 +22,10 @@ from .run_lock import RunLock
 
 @contextmanager
 def locked(lock: RunLock) -> Iterator[None]:
-    """Within it, the main process holds the lock of the folder, which is made; all processes have to enter.
+    """Create the folder, and hold its lock on the main process; all processes have to enter.
 
     Raises:
-        HFViTError: another run is at work in the folder; in all processes.
+        HFViTError: another run is at work in the folder; on all ranks.
     """
     folder, main = lock.path.parent, PartialState().is_main_process
     with all_ranks(), full_disk_is_an_error(folder, checkpoint_io.advice(folder)):
@@ -40,10 +40,10 @@ def locked(lock: RunLock) -> Iterator[None]:
 
 
 def checkpoint_to_resume(folder: Path, resume: str | bool | None) -> Path | None:
-    """The checkpoint that a run goes on from, None for one that begins; leftovers of killed runs are removed.
+    """The checkpoint to resume from, None for a new run; leftovers of killed runs are removed.
 
     Raises:
-        HFViTError: the folder belongs to another run; no such checkpoint; processes see different ones.
+        HFViTError: a new run in a folder that is not empty; no such checkpoint; ranks that see different ones.
     """
     process = PartialState()
     with all_ranks():

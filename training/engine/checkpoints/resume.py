@@ -1,6 +1,6 @@
-"""Going on from a checkpoint: the state of this run becomes the one that was saved.
+"""Resuming: restore the state of a run from a checkpoint.
 
-For the Trainer. Whether a run may go on from a checkpoint is resume_check.py's question.
+For the Trainer. resume_check.py decides whether a checkpoint belongs to the run.
 
 Tests: tests/training/engine/test_trainer.py.
 """
@@ -28,14 +28,13 @@ def resume_run(
     time_plan: TimePlan | None,
     log: Callable[[str], None],
 ) -> None:
-    """Go on from a checkpoint.
+    """Restore `state`, `schedule` and `time_plan` of this run from a checkpoint.
 
     Args:
-        state: of this run, which becomes the saved one. saved: content of the checkpoint `folder`.
-        identity: of this run. schedule, time_plan: of this run; they take over what the checkpoint's had planned.
+        saved: content of the checkpoint `folder`. identity: of this run.
 
     Raises:
-        HFViTError: the checkpoint belongs to another run, or is of a longer one; the message says what differs.
+        HFViTError: the checkpoint belongs to another run, or to a longer one; the message says what differs.
     """
     changes = identity.check(saved["counters"], folder)
     step = saved["trainer_state"]["global_step"]
@@ -55,7 +54,7 @@ def resume_run(
     if changes:
         state.argument_changes.append({"step": step, "changes": changes})
         log(f"going on with other arguments than the checkpoint's: {changes_in_words(changes)}")
-    if "evaluation images" in changes:  # scores of other images cannot be compared
+    if "evaluation images" in changes:  # scores on other images cannot be compared
         best = state.trainer_state
         best.best_metric = best.best_model_checkpoint = best.best_global_step = None
         state.last_evaluation = None
@@ -65,7 +64,7 @@ def resume_run(
 def resume_time_plan(
     saved: dict[str, Any] | None, step: int, schedule: TrainingSchedule, time_plan: TimePlan | None
 ) -> None:
-    """Go on with the time plan of a checkpoint; without a limit now, the rest of the schedule goes as asked."""
+    """Restore the time plan of a checkpoint; without a time limit now, the rest of the schedule is not compressed."""
     if saved is not None:
         schedule.load_fitted(saved["fitted"])
         if time_plan is not None:

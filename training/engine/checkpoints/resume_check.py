@@ -1,8 +1,8 @@
-"""Whether a run may go on from a checkpoint: what must be the same, what may change, and what is said of it.
+"""Whether a run may be resumed from a checkpoint: what must be the same, and what may change.
 
-Other data, another network or optimizer make the checkpoint's numbers meaningless: they are refused by name. Another
-rate, decay, length, augmentation or evaluation split is a decision that one may take in the middle of a run: it holds
-from the checkpoint on, and is named on the screen and in the facts.
+Other data, another network or another optimizer would make the checkpoint's numbers meaningless, and are refused by
+name. The learning rate, weight decay, length, augmentation or evaluation split may be changed in the middle of a run;
+the change applies from the checkpoint on, and is logged and noted in the facts.
 """
 
 import dataclasses
@@ -21,22 +21,22 @@ from ...reporting.facts import architecture_of
 from .checkpoint_io import differences
 
 
-# Arguments that change neither weights nor history; the data are compared by content and not by name.
+# Arguments that change neither weights nor history; data are compared by content, not by name.
 WITHOUT_EFFECT = {
     *OF_THE_LAUNCH, "dataloader_num_workers", "dataloader_prefetch_factor", "disable_tqdm", "output_dir", "dataset",
     "cache_dir", "dataset_config_name", "train_split", "image_column", "label_column", "problem_type",
     "label_separator", "split_column", "image_root", "train_file", "eval_file", "model", "preset", "set", "image_size",
     "group_column", "keep_representation", "run_name", "read_threads", "async_save",
 }  # fmt: skip
-# How streams were shuffled before there were options for it.
+# How streams were shuffled before there were options for it: a checkpoint of that time does not name these.
 EARLIER_SHUFFLE = {"shuffle_buffer_size": 2048, "shuffle_run_length": 256}
-# The optimizer's state belongs to these.
+# The optimizer's state only fits these values.
 FIXED = ("optim", "layer_decay", "freeze_backbone")
 
 
 @dataclasses.dataclass(frozen=True)
 class RunIdentity:
-    """What a run is: its data, its network, and the arguments that shape it, ready for JSON."""
+    """What identifies a run: data, architecture, and the arguments that have an effect; ready for JSON."""
 
     data: dict[str, Any]
     evaluation: dict[str, Any] | None
@@ -45,11 +45,11 @@ class RunIdentity:
 
     @classmethod
     def of(cls, train_dataset, eval_dataset, architecture: dict, args: TrainArguments, other: dict) -> "RunIdentity":
-        """Of a run that is about to begin.
+        """The identity of this run.
 
         Args:
             architecture: the fields of the config that define the network.
-            other: arguments besides `args` that are not at their defaults, by name; of a run from Python none.
+            other: non-default arguments besides `args`, by name; empty for a run without the command line.
         """
         known = {name: _default(name) for name in FIELDS if name not in WITHOUT_EFFECT} if other else {}
         arguments = {**known, **other, **dataclasses.asdict(args)}
@@ -65,15 +65,15 @@ class RunIdentity:
         return dataclasses.asdict(self)
 
     def check(self, saved: dict[str, Any], folder: Path) -> dict[str, Any]:
-        """Compare with the identity that a checkpoint holds.
+        """Compare with the identity in a checkpoint.
 
         Returns:
-            {argument: [value of the checkpoint, value now]} for what changed and may.
+            {argument: [value in the checkpoint, value now]} for permitted changes.
 
         Raises:
-            HFViTError: what changed must not.
+            HFViTError: a change that is not permitted.
         """
-        # A field that came with a later version is at its default in a network of an earlier one.
+        # A field that a later version added is at its default in a network of an earlier one.
         defaults = architecture_of(HFViTConfig())
         architecture = {name: defaults[name] for name in self.architecture if name in defaults} | saved["architecture"]
         for name, then, now in (
@@ -107,12 +107,12 @@ class RunIdentity:
 
 
 def changes_in_words(changes: dict[str, Any]) -> str:
-    """One line: what was there, what is here."""
+    """The changes in one line: the checkpoint's value ("there"), and that of this run ("here")."""
     return "; ".join(f"{name}: {then} there, {now} here" for name, (then, now) in changes.items())
 
 
 def data_identity(dataset) -> dict[str, Any]:
-    """What a resumed run has to find again."""
+    """What must be the same in a resumed run's data."""
     if not isinstance(dataset, ImageDataset | ImageStream):
         return {"images": len(dataset)}
     return {
@@ -125,7 +125,7 @@ def data_identity(dataset) -> dict[str, Any]:
 
 
 def raise_if_checkpoints_differ(folder: Path | None, world_size: int) -> None:
-    """Raise HFViTError where processes, on machines without a common disk, found different checkpoints."""
+    """Raise HFViTError if the ranks found different checkpoints, on machines without a shared disk."""
     if world_size > 1:
         names = sorted(set(gather_object(["none" if folder is None else folder.name])))
         if len(names) > 1:
@@ -136,7 +136,7 @@ def raise_if_checkpoints_differ(folder: Path | None, world_size: int) -> None:
 
 
 def _without_names(identity: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
-    """Where contents are equal, how their path was written is not looked at."""
+    # Equal contents may be found under another path.
     if identity.get("fingerprint") is None or identity["fingerprint"] != other.get("fingerprint"):
         return identity
     return {name: value for name, value in identity.items() if name not in ("name", "split")}

@@ -1,8 +1,8 @@
-"""The checkpoints of one run, for all its processes: when they are written, which of them stay, which one is read.
+"""The checkpoints of one run, over all its processes: writing, rotating and reading them.
 
-With `background`, the state is copied and a thread of the main process writes the copy while training goes on. A
-folder `checkpoint-N` is the same in both cases, whole or not there; until it is there, the one before it serves.
-checkpoint_io.py knows the files of a checkpoint. Not torch's `dcp.async_save`: its folders are loaded by torch alone.
+With `background`, a thread of the main process writes a copy of the state while training goes on. Either way, a folder
+`checkpoint-N` is complete or absent. The files of a checkpoint are checkpoint_io.py's. Not torch's `dcp.async_save`:
+only torch can load its folders.
 """
 
 import copy
@@ -22,12 +22,12 @@ from .trainer_state import TrainingState
 
 
 class RunCheckpoints:
-    """Writes, counts and reads the checkpoints of a run. Every process has to call every method.
+    """Writes and reads the checkpoints of a run. Every process has to call every method.
 
     Args:
         limit: checkpoints that are kept besides the best; None keeps all.
-        background: write beside the next steps; takes the memory of a copy of the state.
-        log: called with what the user should know.
+        background: write during the next steps, from a copy of the state in memory.
+        log: called with lines for the user.
     """
 
     def __init__(self, limit: int | None, background: bool, log: Callable[[str], None]):
@@ -39,7 +39,7 @@ class RunCheckpoints:
 
     @contextmanager
     def writing(self) -> Iterator[None]:
-        """Around a run: what is being written is finished also where the run fails."""
+        """Wait for the writing thread at exit, also if the run fails."""
         try:
             yield
         finally:
@@ -48,7 +48,7 @@ class RunCheckpoints:
 
     @property
     def failed(self) -> bool:
-        """Whether writing beside the steps has failed on this process; `finish` raises what happened."""
+        """Whether the writing thread of this process has failed; `finish` raises its error."""
         return self._error is not None
 
     def write(
@@ -58,17 +58,19 @@ class RunCheckpoints:
         identity: dict[str, Any],
         write_model: Callable[[Path, dict], None],
     ) -> None:
-        """Write `checkpoint-N`; then older ones beyond the limit go. One at a time: waits for the one before.
+        """Write `checkpoint-N` and remove older ones beyond the limit, after the checkpoint before is finished.
 
         Args:
-            identity: what the run has to be resumed with. write_model: `write_model(folder, weights)`.
+            identity: of the run, which a resumed one is compared with. write_model: `write_model(folder, weights)`.
 
         Raises:
             HFViTError: the disk is full, now or while the checkpoint before was written.
         """
         self.finish()
         content = state.state_dict(copies=self.background)
-        content["counters"] = copy.deepcopy(content["counters"]) | identity
+        content["counters"] = (
+            copy.deepcopy(content["counters"]) | identity
+        )  # the loop goes on counting in the original
         best = state.trainer_state.best_model_checkpoint
 
         def write() -> None:
@@ -86,14 +88,14 @@ class RunCheckpoints:
     def _catch(self, write: Callable[[], None]) -> None:
         try:
             write()
-        except Exception as error:  # raised by `finish`, where all processes hear of it
+        except Exception as error:  # `finish` raises it on all ranks
             self._error = error
 
     def finish(self) -> None:
         """Wait until the last checkpoint is written.
 
         Raises:
-            HFViTError: it could not be.
+            HFViTError: writing it failed.
         """
         with all_ranks():
             if self._thread is not None:
@@ -105,12 +107,13 @@ class RunCheckpoints:
     # -- reading -----------------------------------------------------------------------------------------------------
 
     def read(self, folder: Path, set_damaged_aside: bool) -> tuple[Path, dict[str, Any]] | None:
-        """A checkpoint's folder and content; where it is damaged and that was asked for, those of the one before it.
+        """Folder and content of a checkpoint; None if no checkpoint is intact.
 
-        None where no checkpoint is whole.
+        Args:
+            set_damaged_aside: rename a damaged checkpoint, and read the newest one before it instead.
 
         Raises:
-            HFViTError: the checkpoint is damaged.
+            HFViTError: the checkpoint is damaged, and is not to be set aside.
         """
         process = PartialState()
         while True:

@@ -1,8 +1,8 @@
-"""One run in one output folder: a lock that names its owner, and that ends with it.
+"""A lock on the output folder, so that only one run writes into it.
 
-A POSIX record lock on OUTPUT_DIR/.lock: the kernel gives it back when the process dies, however it dies, and data
-workers do not inherit it. The file says who holds it, for the message, and for network disks whose locks other
-machines do not see. Not `filelock`: it does not tell who holds the lock.
+A POSIX record lock on OUTPUT_DIR/.lock: the kernel releases it when the process dies, however it dies, and data
+workers do not inherit it. The file names the owner, for the message, and for network disks whose locks other machines
+do not see. Not `filelock`, which does not tell who holds the lock.
 """
 
 import contextlib
@@ -22,16 +22,16 @@ class RunLock:
     """The lock of an output folder.
 
     Args:
-        output_dir: of the run; has to exist.
+        output_dir: folder of the run, which must exist.
     """
 
     def __init__(self, output_dir: Path):
         self.path = output_dir / LOCK_NAME
         self._handle: int | None = None
-        self._depth = 0  # times that this process has taken it
+        self._depth = 0  # how often this process has taken it
 
     def acquire(self) -> None:
-        """Take the lock, also from an owner that has died; may be taken again by who has it.
+        """Take the lock, also from an owner that has died; the holder may take it again.
 
         Raises:
             HFViTError: another run is at work in the folder.
@@ -51,7 +51,8 @@ class RunLock:
                 raise HFViTError(self._refusal(owner)) from None
             if os.path.exists(self.path) and os.path.samestat(os.fstat(handle), os.stat(self.path)):
                 break
-            os.close(handle)  # the owner removed the file between our two calls: a lock on nothing
+            os.close(handle)  # the owner removed the file between open and lock: we hold a lock on a deleted file
+        # The lock is ours, but a network disk may not show the locks of other machines: the name in the file decides.
         owner = self._owner(handle)
         if owner and owner.get("host") != socket.gethostname():
             os.close(handle)
@@ -61,12 +62,13 @@ class RunLock:
         return handle
 
     def release(self) -> None:
-        """Give the lock back, once for each `acquire`; the file goes with it, and so does a folder without others."""
+        """Release the lock, once for each `acquire`; the last release removes the file, and an empty folder."""
         self._depth -= 1
         if self._depth == 0 and self._handle is not None:
             self.path.unlink(missing_ok=True)
             with contextlib.suppress(OSError):  # not empty
                 self.path.parent.rmdir()
+            # last: whoever waits for the lock must find that its file is gone
             os.close(self._handle)
             self._handle = None
 

@@ -1,4 +1,4 @@
-"""What a run leaves in its folder: weights that anybody can load, the facts, the figures and the card.
+"""The outputs of a run: a model folder that anybody can load, facts, figures and the card.
 
 For the Trainer; only the main process calls these. Every file appears whole.
 
@@ -21,9 +21,9 @@ from ...reporting.per_class import PER_CLASS_NAME, write_per_class
 from .checkpoint_io import advice, move_checkpoint
 
 
-FINISHED_NAME = ".finished"  # where a model is written before its files are moved to their place
+FINISHED_NAME = ".finished"  # folder in which a model is written before its files are moved into place
 PREDICTIONS_NAME = "predictions.npz"  # of the evaluation images, with --do_predict
-UNREADABLE_NAME = "unreadable.txt"  # the images that were skipped, of all processes, and why; never uploaded
+UNREADABLE_NAME = "unreadable.txt"  # skipped images of all processes, with the reason; never uploaded
 
 
 def write_model(
@@ -33,11 +33,11 @@ def write_model(
     image_processor,
     to_resume: bool = False,
 ) -> None:
-    """Write a folder that `from_pretrained` loads: these weights, config, code, and the processor if there is one.
+    """Write a folder for `from_pretrained`: weights, config, code, and the image processor if there is one.
 
     Args:
-        to_resume: keep the names that the weights have in memory. transformers gives those of some classes (Swin)
-            back the names of its earlier versions, and a run that goes on reads the file itself.
+        to_resume: keep the weights' names in memory. transformers writes some classes (Swin) under the names of its
+            earlier versions, and a resumed run reads the file directly.
     """
     model.save_pretrained(folder, state_dict=weights, **({"save_original_format": False} if to_resume else {}))
     if image_processor is not None:
@@ -45,7 +45,7 @@ def write_model(
 
 
 def place_model(folder: Path, model: PreTrainedModel, weights: dict[str, torch.Tensor], image_processor) -> None:
-    """Write the model among a run's other files; config.json, which makes the folder loadable, comes last."""
+    """Write the model among a run's other files, config.json last: only with it can the folder be loaded."""
     with atomic_folder(folder / FINISHED_NAME, advice(folder)) as temporary:
         write_model(temporary, weights, model, image_processor)
     move_checkpoint(folder / FINISHED_NAME, folder)
@@ -62,10 +62,11 @@ def write_facts_and_card(
     """Write facts.json, the figures, and the card rendered from them.
 
     Args:
-        facts: figures are added to it. model: holds the weights that were evaluated.
-        add_examples: draws attention maps, if any were asked for, and names them in the facts.
+        facts: figures are added to it. model: holds the weights that were evaluated. history: lines of the log.
+        add_examples: draws the requested attention maps, and names them in the facts.
+        unreadable: names of skipped images.
     """
-    from ...reporting import run_figures  # not above: with it comes matplotlib
+    from ...reporting import run_figures  # not above: it imports matplotlib
 
     folder.mkdir(parents=True, exist_ok=True)
     if run_figures.draw_curve(history, folder / run_figures.CURVE_NAME):
@@ -81,6 +82,6 @@ def write_facts_and_card(
 
 
 def write_classes(folder: Path, counts: Metrics, names: dict[int, str]) -> None:
-    """per_class.csv, where each image has one class."""
+    """Write per_class.csv, if each image has one class."""
     if counts.references is not None:
         write_per_class(folder / PER_CLASS_NAME, counts, [names[number] for number in range(counts.num_classes)])

@@ -1,8 +1,8 @@
-"""The state of a run: one object that a checkpoint holds, and that a resumed run becomes again.
+"""The state of a run in one object, which checkpoints save and resumed runs restore.
 
-The order of images, dropout and mixup are functions of (seed, position), so no generator's state is in it: `position`
-is the sampler's state. `checkpoint_io.py` writes and reads what `state_dict` returns; whether a run may go on from a
-checkpoint is `resume_check.py`'s question.
+It holds no generator's state: the order of images, dropout and mixup are functions of (seed, position), and `position`
+is the state of the sampler. checkpoint_io.py writes and reads what `state_dict` returns; resume_check.py decides
+whether a run may be resumed from a checkpoint.
 """
 
 import dataclasses
@@ -31,13 +31,13 @@ class TrainingState:
     Attributes:
         model, optimizer: not wrapped by Accelerate; weights may be sharded.
         scheduler: of the learning rate. scaler: of float16's loss, or None. ema: average of the weights, or None.
-        meter: sums since the last log. timer: of training proper.
-        trainer_state: transformers' step, epoch, history and best metric. callbacks: those that remember something.
-        rates_from_arguments: optimizer and schedule were built from this run's arguments, whose rates, decay and
-            schedule then hold also after loading; False for objects that the caller built.
-        position: images of the endless row of epochs that are behind us.
-        last_evaluation: step, metrics, images.
-        unreadable: names in the order met; one met again counts once.
+        meter: sums since the last log. timer: of the training steps.
+        trainer_state: transformers' step, epoch, history and best metric. callbacks: those with a state.
+        rates_from_arguments: optimizer and scheduler were built from this run's arguments, whose rates, decay and
+            schedule stay in force after loading; False for objects that the caller built.
+        position: images seen so far, as a position in the endless sequence of epochs.
+        last_evaluation: step, metrics, number of images.
+        unreadable: names of unreadable images, each once, in the order in which they came.
         began: `time.time()` at which the run would have begun without interruptions.
         argument_changes: for every resume with other arguments, the step and what changed.
     """
@@ -59,17 +59,17 @@ class TrainingState:
     argument_changes: list[dict[str, Any]] = dataclasses.field(default_factory=list)
 
     def state_dict(self, copies: bool = False) -> dict[str, Any]:
-        """Tensors of model, optimizer and average by name, and the rest as JSON.
+        """Tensors of model, optimizer and average by name, and the rest ready for JSON.
 
         Every process has to call it; only the main one's tensors are complete.
 
         Args:
-            copies: False where no step is taken before the tensors are written: those on the CPU are the run's own.
+            copies: copy tensors that are on the CPU already, because steps are taken before they are written.
         """
         main = PartialState().is_main_process
         tensors, optimizer = optimizer_state(self.optimizer, self._names(), main, copies)
         ema = self.ema
-        # transformers' TrainerState turns callbacks into what they export when it is made.
+        # transformers' TrainerState exports the callbacks' state in its constructor.
         exported = TrainerState(stateful_callbacks=self.callbacks).stateful_callbacks
         return {
             "model": model_weights(self.model, main, copies),
@@ -91,7 +91,7 @@ class TrainingState:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Undo `state_dict`, on any number of processes.
+        """Restore what `state_dict` returned, on any number of processes.
 
         Raises:
             HFViTError: another architecture, optimizer, or set of trained parameters.
@@ -111,7 +111,7 @@ class TrainingState:
         sums = torch.tensor(counters["sums"], dtype=self.meter.sums.dtype, device=self.meter.sums.device)
         if len(sums) == process.num_processes:
             self.meter.sums.copy_(sums[process.process_index])
-        else:  # another number of processes: the first one carries what all had
+        else:  # another number of processes: the first one takes the sums of all
             self.meter.sums.copy_(sums.sum(0) if process.is_main_process else torch.zeros_like(sums[0]))
         last = counters["last_evaluation"]
         self.last_evaluation = None if last is None else tuple(last)
@@ -122,7 +122,7 @@ class TrainingState:
         self._load_callbacks(self.trainer_state.stateful_callbacks)
 
     def load_weights(self, state: dict[str, Any]) -> None:
-        """The weights of a checkpoint, and their average."""
+        """Restore the weights of a checkpoint, and their average."""
         set_model_weights(self.model, state["model"])
         if self.ema is not None:
             saved = state["ema"] or {}
@@ -136,7 +136,7 @@ class TrainingState:
         return names if PartialState().num_processes == 1 else sorted(set(gather_object(names)))
 
     def note_best(self, metrics: dict[str, float], args: TrainArguments) -> bool:
-        """Remember the best score; True if its weights have to be kept."""
+        """Remember the best score; True if a checkpoint of its weights has to be saved."""
         name = "eval_" + args.metric_for_best_model.removeprefix("eval_")
         if name not in metrics:
             raise HFViTError(f"--metric_for_best_model {name}: evaluation gives {', '.join(metrics)}")
@@ -151,21 +151,21 @@ class TrainingState:
         return False
 
     def find_best_again(self, output_dir: Path, resumed_from: Path) -> None:
-        """Point to the best checkpoint where it is now: the folder may have moved, or the run goes on in another."""
+        """Look for the best checkpoint again: its folder may have moved, or the run continues in another one."""
         best = self.trainer_state.best_model_checkpoint
         if best is not None:
-            recorded = Path(best)
+            recorded = Path(best)  # as the checkpoint names it
             candidates = (output_dir / recorded.name, resumed_from.parent / recorded.name, recorded)
             self.trainer_state.best_model_checkpoint = str(
                 next((path for path in candidates if path.is_dir()), candidates[0])
             )
 
     def _load_schedule(self, saved: dict[str, Any]) -> None:
-        """Go on at the checkpoint's step, along this run's own schedule where its arguments made it."""
+        """Continue at the checkpoint's step, on this run's own schedule if its arguments made it."""
         if not self.rates_from_arguments:
             self.scheduler.load_state_dict(saved)
             return
-        # LambdaLR would take over the checkpoint's base rates and leave the old rate in the groups for a step.
+        # LambdaLR.load_state_dict would restore the old base rates, and leave the old rate in the groups for a step.
         scheduler = self.scheduler
         scheduler.last_epoch, scheduler._step_count = saved["last_epoch"], saved["_step_count"]
         factors = [factor(scheduler.last_epoch) for factor in scheduler.lr_lambdas]
@@ -174,7 +174,7 @@ class TrainingState:
             group["lr"] = rate
 
     def _load_callbacks(self, saved: dict[str, Any]) -> None:
-        """Give each callback what it remembered; several of one class in their order."""
+        """Restore the state of each callback; several of one class in their order."""
         waiting = {name: list(entry) if isinstance(entry, list) else [entry] for name, entry in saved.items()}
         for callback in self.callbacks:
             entries = waiting.get(type(callback).__name__)

@@ -1,4 +1,4 @@
-"""How the learning rate changes over a run.
+"""Learning-rate schedules.
 
 For the Trainer. Sources: google-research/vision_transformer `vit_jax/utils.py` (cosine, linear, warm-up) and
 big_vision `utils.py` (rsqrt, cooldown). Not transformers' `get_scheduler`: it has no rsqrt with a timescale, no
@@ -30,9 +30,13 @@ def rate_factor(
 ) -> float:
     """Learning rate of `step` (from 0) as a fraction of the peak.
 
-    Google's `vit_jax.utils.create_learning_rate_schedule`: with warm-up, the first step has rate 0. `end` is the
-    fraction that cosine and linear fall to; `drops`, fractions of the run after which `step` divides by 10; `cooldown`
-    multiplies any of them by a line to 0 over the last steps, as in big_vision.
+    As Google's `vit_jax.utils.create_learning_rate_schedule`: with warm-up, the first step has rate 0.
+
+    Args:
+        max_steps, warmup, cooldown, timescale: steps.
+        end: fraction that cosine and linear fall to.
+        cooldown: multiplies any schedule by a linear fall to 0 over the last steps, as in big_vision.
+        drops: fractions of the run at which `step` divides the rate by 10.
     """
     progress = min(1.0, max(0.0, (step - warmup) / max(1, max_steps - warmup)))
     if kind == "cosine":
@@ -40,6 +44,7 @@ def rate_factor(
     elif kind == "linear":
         factor = end + (1 - end) * (1 - progress)
     elif kind == "rsqrt":
+        # big_vision's form, which is 1 at the end of the warm-up for any timescale
         factor = 1 / math.sqrt(1 + max(0, step - warmup) / timescale)
     elif kind == "step":
         factor = 0.1 ** sum(step > fraction * max_steps for fraction in drops)
@@ -61,10 +66,10 @@ def create_scheduler(
     epoch: float = 0.0,
     scheduled: Callable[[int], float] = float,
 ) -> LambdaLR:
-    """Build the schedule; one `step()` per step, whatever the number of processes.
+    """Build the schedule; it needs one `step()` per optimizer step, whatever the number of processes.
 
     Args:
-        epoch: steps of one epoch. scheduled: the step of the schedule that a step of the run stands for.
+        epoch: steps of one epoch. scheduled: maps a step of the run to its step of the schedule (time limits).
 
     Raises:
         HFViTError: warm-up and cooldown longer than the run.
@@ -73,6 +78,7 @@ def create_scheduler(
     check_ramps(warmup, cooldown, max_steps)
     end = args.lr_end / args.learning_rate if args.learning_rate else 0.0
 
+    # LambdaLR multiplies each group's own rate, which layer-wise decay has set, by this factor.
     def factor(step: int) -> float:
         return rate_factor(
             scheduled(step),

@@ -1,9 +1,9 @@
-"""How long a run is, and what changes in its course besides the rate: size of the images, how many make a step.
+"""The length of a run, and its stages: image size and batch size may change on the way.
 
-For the Trainer. A run is a row of stages, each a function of the step alone, so that a resumed run goes on in the
-right one. Small images first save most of the compute of early training (EfficientNetV2, arXiv:2104.00298); the
-network refits its positions to every size, and is evaluated and saved at its own. Batches that grow do what a falling
-rate does (arXiv:1711.00489).
+For the Trainer. A run is a sequence of stages, each a function of the step alone, so that a resumed run continues in
+the right one. Small images first save most of the compute of early training (EfficientNetV2, arXiv:2104.00298); the
+network resizes its position embeddings to each size, and is evaluated and saved at its own. Growing batches have the
+effect of a falling learning rate (arXiv:1711.00489).
 """
 
 import dataclasses
@@ -29,11 +29,13 @@ BATCH_OPTIONS = ("per_device_train_batch_size", "gradient_accumulation_steps", "
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
-    """Steps `start` up to `stop`, which are alike.
+    """The steps from `start` up to, not including, `stop`.
 
     Attributes:
-        image_size: height and width in pixels; None: that of the model. batch_size: images of one forward pass on
-        one device. accumulation_steps: forward passes of one step. images: of one step, over all devices.
+        image_size: height and width in pixels; None: those of the model.
+        batch_size: images of one forward pass on one device.
+        accumulation_steps: forward passes of one step.
+        images: of one step, over all devices and passes.
     """
 
     start: int
@@ -49,18 +51,18 @@ class Stage:
 
 
 class TrainingSchedule:
-    """How many steps a run has, and what each of them is.
+    """The number of steps of a run, and the stage of each.
 
     Args:
-        config: of the model. images: of the training data, None without any. devices: processes of the run.
+        config: of the model. images: number of training images; None without training data. devices: processes.
 
     Attributes:
-        length: steps that the arguments ask for; epochs are rounded up, and end at `step_limit`. Warm-up, stages and
-            all other lengths count in these. max_steps: steps of the run, fewer than `length` where `fit` says so.
-        epoch: steps of one, where no schedule changes them.
-        stages: in order, in steps of the run. asked: the same in steps of the schedule.
-        fitted: for each call of `fit`, the step of the run, the step of the schedule that it stood for, and the
-            steps of the run from then on; empty for a run that goes as asked.
+        length: requested steps; epochs are rounded up and end at `step_limit`. Warm-up, stages and all other lengths
+            are measured in these.
+        max_steps: steps that the run takes; differs from `length` after `fit`.
+        epoch: steps of one epoch, at a constant batch size.
+        stages: in order, in steps of the run. asked: the same in requested steps.
+        fitted: for each call of `fit`: the step of the run, its step of the schedule, and the new `max_steps`.
     """
 
     def __init__(self, args: TrainArguments, config, images: int | None, devices: int):
@@ -80,20 +82,20 @@ class TrainingSchedule:
         return steps_of(name, getattr(self.args, name), self.length, self.epoch)
 
     def share_steps_out(self, args: TrainArguments) -> None:
-        """Make the same steps of other passes: those of `args`, which must be of as many images."""
+        """Change the micro-batches to those of `args`, whose steps must have as many images."""
         self.args, fitted = args, self.fitted
         self.asked = stages_of(args, self._config, self.length, self.epoch, self.devices)
         self.load_fitted(fitted)
 
     def fit(self, step: int, max_steps: int) -> None:
-        """From `step` on, go through the rest of the schedule in the steps up to `max_steps`, faster or slower.
+        """From `step` on, compress or stretch the rest of the schedule to end at `max_steps`.
 
-        Rate, stages and whatever else changes with the step go through all of their course in fewer steps.
+        Learning rate, stages and everything else that depends on the step still go through their whole course.
         """
         self.load_fitted([*self.fitted, (step, self.scheduled(step), max_steps)])
 
     def load_fitted(self, fitted: list[tuple[int, float, int]]) -> None:
-        """Take over what another process of this run has fitted; a schedule that is longer now goes on from there."""
+        """Take over the `fitted` of a checkpoint; `length` may have been changed since."""
         self.fitted = [(int(step), float(scheduled), int(stop)) for step, scheduled, stop in fitted]
         self.max_steps = self.fitted[-1][2] if self.fitted else self.length
         starts = [self._first_step(stage.start) for stage in self.asked]
@@ -101,20 +103,22 @@ class TrainingSchedule:
             dataclasses.replace(stage, start=start, stop=stop)
             for stage, start, stop in zip(self.asked, starts, [*starts[1:], self.max_steps])
         ]
+        # A run that was cut short may have skipped stages; one without any steps keeps its last stage, for its size.
         self.stages = [stage for stage in stages if stage.start < stage.stop] or stages[-1:]
 
     def scheduled(self, step: int) -> float:
-        """The step of the schedule, 0 to `length`, that `step` of the run stands for; itself if nothing was fitted."""
+        """The step of the schedule, 0 to `length`, at `step` of the run; the same step unless `fit` was called."""
         if not self.fitted or step < self.fitted[0][0]:
             return step
         begin, before, stop = next(part for part in reversed(self.fitted) if part[0] <= step)
         return min(self.length, before + (self.length - before) * (step - begin) / max(1, stop - begin))
 
     def _first_step(self, scheduled: float) -> int:
-        """The first step of the run that stands for this step of the schedule, or for a later one."""
+        """The first step of the run at or after this step of the schedule."""
         parts = [(0, 0.0, self.length), *self.fitted]
         for (begin, before, stop), following in zip(parts, [*(part[0] for part in parts[1:]), self.max_steps]):
             fraction = (scheduled - before) / max(self.length - before, 1e-9)
+            # 1e-6: a product that rounding has put just above a whole step must not count as the next one
             step = begin + max(0, math.ceil(fraction * (stop - begin) - 1e-6))
             if step <= following:
                 return step
@@ -129,7 +133,7 @@ class TrainingSchedule:
         return sum(max(0, stage.stop - max(stage.start, step)) * stage.images for stage in self.stages)
 
     def check(self, dataset) -> None:
-        """Raise HFViTError for data that are too few or have no size to choose, and for mixup that never happens."""
+        """Raise HFViTError for too few images, images that cannot be resized, and mixup that is never on."""
         for stage in self.asked:
             at_image_size(dataset, stage.image_size)
         if (self.args.mixup_alpha or self.args.cutmix_alpha) and self.steps_of("mixup_off_steps") >= self.length:
@@ -137,7 +141,7 @@ class TrainingSchedule:
                 f"--mixup_off_steps {self.args.mixup_off_steps}: mixup and cutmix would be off in all "
                 f"{self.length} steps: lower it, or leave them out"
             )
-        if self.length == 0:  # the head was fitted before: no batch is needed
+        if self.length == 0:  # --max_steps 0 only fits the head, which needs no batch
             return
         largest, size = max(self.asked, key=lambda stage: stage.images), len(dataset)
         if largest.images > size:
@@ -148,7 +152,7 @@ class TrainingSchedule:
             )
 
     def _smaller(self, stage: Stage, images: int) -> str:
-        """What to lower for steps of no more than so many images."""
+        """Which option to lower, and to what, for steps of at most `images` images."""
         args, parts = self.args, stage.accumulation_steps * self.devices
         if stage.images != args.per_device_train_batch_size * args.gradient_accumulation_steps * self.devices:
             return f"--batch_size_schedule to {images} or less"
@@ -160,10 +164,10 @@ class TrainingSchedule:
 
 
 def stages_of(args: TrainArguments, config, max_steps: int, epoch: float, devices: int) -> list[Stage]:
-    """The stages of a run, in order; one, where nothing changes.
+    """The stages of a run, in order; a single one without schedules of sizes or batches.
 
     Args:
-        config: of the model. max_steps: steps of the run. epoch: steps of one epoch.
+        config: of the model. max_steps: steps of the run. epoch: steps of one epoch. devices: processes.
 
     Raises:
         HFViTError: sizes, batches or steps that are out of range.
@@ -183,7 +187,7 @@ def stages_of(args: TrainArguments, config, max_steps: int, epoch: float, device
 
 
 def _changes(name: str, schedule: dict[str, Any], max_steps: int, epoch: float) -> dict[int, Any]:
-    """{step: value from it on}."""
+    """{step: value from that step on}."""
     changes = {steps_of(name, begin, max_steps, epoch): value for begin, value in schedule.items()}
     if len(changes) < len(schedule):
         raise HFViTError(f"--{name} {_words(schedule)}: two of these begin at the same of {max_steps} steps")
@@ -209,7 +213,7 @@ def _image_size(value: Any, config) -> tuple[int, int]:
 
 
 def _parts_of(images: Any, largest: int, devices: int) -> tuple[int, int]:
-    """Images of one pass, at most `largest`, and passes, for a step of so many on so many devices."""
+    """Images of one pass, at most `largest`, and number of passes, for a step of `images` on `devices`."""
     if not isinstance(images, int) or images < 1:
         raise HFViTError(f"--batch_size_schedule {images!r}: give images of one step, 1 or more")
     passes = -(-images // (largest * devices))
@@ -223,13 +227,13 @@ def _parts_of(images: Any, largest: int, devices: int) -> tuple[int, int]:
 
 
 def with_accumulation_steps(args: TrainArguments) -> TrainArguments:
-    """Where `global_batch_size` is given, the passes that it takes on these devices."""
+    """`args` with the accumulation steps that a `global_batch_size` takes on these devices."""
     if args.global_batch_size is None:
         return args
     devices, size = PartialState(cpu=on_cpu(args)).num_processes, args.per_device_train_batch_size
-    if args.auto_batch_size and args.global_batch_size % devices == 0:  # any part will do until the largest is found
+    if args.auto_batch_size and args.global_batch_size % devices == 0:  # the search for the largest one follows
         share = args.global_batch_size // devices
-        size = next(part for part in range(min(size, share), 0, -1) if share % part == 0)
+        size = next(divisor for divisor in range(min(size, share), 0, -1) if share % divisor == 0)
         args = dataclasses.replace(args, per_device_train_batch_size=size)
     passes, rest = divmod(args.global_batch_size, size * devices)
     steps = args.gradient_accumulation_steps
@@ -247,10 +251,10 @@ def with_accumulation_steps(args: TrainArguments) -> TrainArguments:
 
 
 def with_batch_of(args: TrainArguments, images: int, given: Collection[str]) -> TrainArguments:
-    """Where a data set has fewer images than a step takes by default, or by the recipe, steps of all of its images.
+    """`args` with steps of all `images`, if the data have fewer than a step of the defaults or the recipe.
 
     Args:
-        given: options that the user gave; a batch among them is kept, and refused by the schedule's check.
+        given: options that the user gave. A batch size among them is kept, and refused by the schedule's check.
     """
     devices = PartialState(cpu=on_cpu(args)).num_processes
     step = args.global_batch_size or args.per_device_train_batch_size * args.gradient_accumulation_steps * devices
@@ -266,10 +270,10 @@ def with_batch_of(args: TrainArguments, images: int, given: Collection[str]) -> 
 
 
 def at_image_size(dataset, image_size: tuple[int, int] | None):
-    """The same images at another size.
+    """The same images at another size; None leaves the data set as it is.
 
     Raises:
-        HFViTError: data whose images have no size to choose.
+        HFViTError: data whose images cannot be resized.
     """
     if image_size is None:
         return dataset
