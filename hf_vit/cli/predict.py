@@ -58,9 +58,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--top-k",
         type=positive,
         metavar="K",
-        help="labels for each image (default 5; of a model of several labels all that reach their threshold)",
+        help="labels for each image (default 5; of a model of several labels all that reach their threshold); with "
+        "--out, the file has these and their scores in place of all",
     )
-    parser.add_argument("--out", metavar="FILE", help="write all scores: .csv, .jsonl or .parquet")
+    parser.add_argument(
+        "--out", metavar="FILE", help="write all scores (with --top-k, the best): .csv, .jsonl or .parquet"
+    )
     parser.add_argument("--resume", action="store_true", help="go on with --out where an earlier run stopped")
     parser.add_argument(
         "--copy-to", metavar="FOLDER", help="copy each image into FOLDER/LABEL/, of each of its labels"
@@ -165,16 +168,22 @@ def classify(model: PreTrainedModel, processor: Any, paths: Sequence[Any], argum
 def write_scores(
     arguments: argparse.Namespace, model: PreTrainedModel, paths: Sequence[Any], results: Results
 ) -> list[dict[str, str]]:
-    """All scores into the file of `--out`, as they come."""
+    """All scores into the file of `--out`, as they come; with `--top-k`, the best labels and theirs.
+
+    Of several labels `--top-k` limits those that are named, and the file has all scores.
+    """
     names: dict[Any, str] = model.config.id2label or {}
     problem, said = problem_type_of(model.config), 0
     classes = [names[number] for number in range(len(names))]
-    with ScoresFile(arguments.out, classes, arguments.resume, labels=problem != REGRESSION) as file:
+    ranks = None if arguments.top_k is None or problem != SINGLE_LABEL else min(arguments.top_k, len(classes))
+    with ScoresFile(arguments.out, classes, arguments.resume, problem != REGRESSION, ranks) as file:
         results.skip = file.done
         for rows in results.batches:
             table = (
-                (printable(path), labels_in_a_cell(hits, problem), max(scores), scores) for path, hits, scores in rows
-            )
+                (printable(path), labels_in_a_cell(hits, problem), max(scores),
+                 scores if ranks is None else [cell for hit in hits[1:] for cell in hit.values()])
+                for path, hits, scores in rows
+            )  # fmt: skip
             errors = [(row["image"], row["reason"]) for row in results.unreadable[said:]]
             said += len(errors)
             file.add(table, errors)

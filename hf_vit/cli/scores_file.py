@@ -7,6 +7,7 @@ Tests: tests/hf_vit/cli/test_cli.py.
 """
 
 import csv
+import functools
 import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
@@ -32,19 +33,32 @@ class ScoresFile:
         path: `.csv`, `.jsonl` or `.parquet`.
         class_names: columns of the scores of each class; `score: ` stands before a name that another column has.
         labels: False for numbers, which have no "label" and no "score".
+        ranks: of the best labels that are written in place of the scores of all, as "label_2", "score_2" and so on;
+            None writes all.
         resume: keep what an earlier run of the same command wrote, and name these images in `done`.
 
     Raises:
         HFViTError: another suffix, a file that is there already, an earlier run with other columns.
     """
 
-    def __init__(self, path: str | Path, class_names: Sequence[str], resume: bool = False, labels: bool = True):
+    def __init__(
+        self,
+        path: str | Path,
+        class_names: Sequence[str],
+        resume: bool = False,
+        labels: bool = True,
+        ranks: int | None = None,
+    ):
         self.path = regular_file(path)
         self.partial = self.path.with_name(self.path.name + ".partial")
         self.kind = check_suffix(self.path)
-        columns = ("image", "label", "score", "error") if labels else ("image", "error")
-        self.classes = [f"score: {name}" if name in columns else name for name in class_names]
-        self.columns = [*columns, *self.classes]
+        self.leading = ("image", "label", "score", "error") if labels else ("image", "error")
+        if ranks is None:
+            self.scores = [f"score: {name}" if name in self.leading else name for name in class_names]
+        else:
+            self.scores = [f"{what}_{rank}" for rank in range(2, ranks + 1) for what in ("label", "score")]
+        self.ranked = ranks is not None
+        self.columns = [*self.leading, *self.scores]
         self.done: set[str] = set()
         if self.path.exists() and not resume:
             raise HFViTError(f"{self.path} exists: remove it, give another name, or add images to it with --resume")
@@ -54,7 +68,7 @@ class ScoresFile:
             raise HFViTError(f"no folder {self.path.parent} for {self.path.name}: make it first")
         if resume:
             self.done = self._keep_whole_rows()
-        self._waiting: list[tuple[dict[str, Any], np.ndarray | None]] = []  # parquet's rows, and float32 (K,) scores
+        self._waiting: list[tuple[dict[str, Any], Any]] = []  # parquet's rows, and float32 (K,) scores or other labels
         self._parquet: Any = None
         with full_disk_is_an_error(self.partial):
             self._file = None if self.kind == ".parquet" else self.partial.open("a", encoding="utf-8", newline="")
@@ -62,23 +76,29 @@ class ScoresFile:
                 csv.writer(self._file).writerow(self.columns)
 
     def add(
-        self, rows: Iterable[tuple[str, str, float, Sequence[float]]], errors: Iterable[tuple[str, str]] = ()
+        self, rows: Iterable[tuple[str, str, float, Sequence[Any]]], errors: Iterable[tuple[str, str]] = ()
     ) -> None:
-        """Append (image, label, score, score of each class) and (image, reason why it could not be read)."""
-        leading = self.columns[: -len(self.classes)]
-        table: list[tuple[dict[str, Any], Sequence[float] | None]] = []
+        """Append (image, label, score, score of each class) and (image, reason why it could not be read).
+
+        Of ranks, the last of a row are the labels and scores from the second on, as many as there are.
+        """
+        leading = self.leading
+        table: list[tuple[dict[str, Any], Sequence[Any] | None]] = []
         for image, label, score, scores in rows:
             cells = {"image": image, "label": label, "score": score, "error": None}
+            if self.ranked:
+                scores = [*scores, *[None] * (len(self.scores) - len(scores))]
             table.append(({name: cells[name] for name in leading}, scores))
         table += [(dict.fromkeys(leading) | {"image": image, "error": why}, None) for image, why in errors]
         with full_disk_is_an_error(self.partial, "free some space and run the command again with --resume"):
             if self._file is None:
-                self._waiting += [(row, None if s is None else np.asarray(s, dtype=np.float32)) for row, s in table]
+                kept = list if self.ranked else functools.partial(np.asarray, dtype=np.float32)
+                self._waiting += [(row, None if s is None else kept(s)) for row, s in table]
                 if len(self._waiting) >= PARQUET_ROWS:
                     self._write_parquet()
                 return
-            nothing = [None] * len(self.classes)
-            text = [row | dict(zip(self.classes, nothing if s is None else s, strict=True)) for row, s in table]
+            nothing = [None] * len(self.scores)
+            text = [row | dict(zip(self.scores, nothing if s is None else s, strict=True)) for row, s in table]
             self._write_text(self._file, text)
             self._file.flush()
 
@@ -147,7 +167,9 @@ class ScoresFile:
 
     def _check_columns(self, columns: Sequence[str]) -> None:
         if list(columns) != self.columns:
-            raise HFViTError(f"{self.partial} has the columns of another model: remove it or give another name")
+            raise HFViTError(
+                f"{self.partial} has the columns of another model or --top-k: remove it or give another name"
+            )
 
     def _write_text(self, file: TextIO, rows: list[dict[str, Any]]) -> None:
         if self.kind == ".csv":
@@ -161,22 +183,26 @@ class ScoresFile:
             from pyarrow import parquet
         except ImportError:
             raise HFViTError(NEEDS_PYARROW) from None
-        kinds = {"image": pa.string(), "label": pa.string(), "error": pa.string()}
-        schema = pa.schema([(name, kinds.get(name, pa.float32())) for name in self.columns])
+        text = {"image", "label", "error", *(self.scores[::2] if self.ranked else ())}
+        schema = pa.schema([(name, pa.string() if name in text else pa.float32()) for name in self.columns])
         if self._parquet is None:
             self._parquet = parquet.ParquetWriter(self.partial, schema)
         rows = [row for row, _ in self._waiting]
         missing = np.array([scores is None for _, scores in self._waiting], dtype=bool)
-        scores = np.zeros((len(self.classes), len(rows)), dtype=np.float32)  # as arrays: lists take ten times as much
-        for number, (_, row_scores) in enumerate(self._waiting):
-            if row_scores is not None:
-                scores[:, number] = row_scores
-        self._waiting = []
-        leading = self.columns[: -len(self.classes)]
         arrays = [
-            pa.array([row[name] for row in rows], schema.field(place).type) for place, name in enumerate(leading)
+            pa.array([row[name] for row in rows], schema.field(place).type) for place, name in enumerate(self.leading)
         ]
-        arrays += [pa.array(column, mask=missing) for column in scores]
+        if self.ranked:
+            cells = [[None] * len(self.scores) if row is None else row for _, row in self._waiting]
+            for place, name in enumerate(self.scores):
+                arrays.append(pa.array([row[place] for row in cells], schema.field(name).type))
+        else:
+            scores = np.zeros((len(self.scores), len(rows)), dtype=np.float32)  # lists take ten times as much
+            for number, (_, row_scores) in enumerate(self._waiting):
+                if row_scores is not None:
+                    scores[:, number] = row_scores
+            arrays += [pa.array(column, mask=missing) for column in scores]
+        self._waiting = []
         self._parquet.write_table(pa.Table.from_arrays(arrays, schema=schema))
 
 

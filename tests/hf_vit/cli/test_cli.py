@@ -268,6 +268,14 @@ def csv_rows(path):
         return list(csv.DictReader(file))
 
 
+def scores_rows(path):
+    if path.suffix == ".csv":
+        return csv_rows(path)
+    if path.suffix == ".jsonl":
+        return [json.loads(line) for line in path.read_text().splitlines()]
+    return parquet.read_table(path).to_pylist()
+
+
 @pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])
 def test_predict_writes_all_scores_and_what_could_not_be_read(capsys, model, images, tmp_path, suffix):
     _, out, _ = run(capsys, "predict", images, "--model", model, "--json")
@@ -275,12 +283,7 @@ def test_predict_writes_all_scores_and_what_could_not_be_read(capsys, model, ima
     path = tmp_path / f"scores{suffix}"
     status, out, err = run(capsys, "predict", images, "--model", model, "--out", path, "--batch-size", 2)
     assert status == 1 and "broken.png" in err and "scores of 5 images" in out
-    if suffix == ".csv":
-        rows = csv_rows(path)
-    elif suffix == ".jsonl":
-        rows = [json.loads(line) for line in path.read_text().splitlines()]
-    else:
-        rows = parquet.read_table(path).to_pylist()
+    rows = scores_rows(path)
     read = {row["image"]: row for row in rows if not row["error"]}
     (broken,) = [row for row in rows if row["error"]]
     assert broken["image"].endswith("broken.png") and "not an image" in broken["error"] and not broken["label"]
@@ -294,6 +297,29 @@ def test_predict_writes_all_scores_and_what_could_not_be_read(capsys, model, ima
         )
     assert not path.with_name(path.name + ".partial").exists()
     assert "exists: remove it" in error_of(capsys, "predict", images, "--model", model, "--out", path)
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])
+def test_top_k_writes_the_best_labels_in_place_of_all_scores(capsys, model, images, tmp_path, suffix):
+    words = ("predict", images, "--model", model)
+    _, printed, _ = run(capsys, *words, "--top-k", 2, "--json")
+    expected = {row["image"]: row["labels"] for row in json.loads(printed)["predictions"]}
+    rows = {}
+    for most in (1, 2, 99):  # the last is more than there are
+        path = tmp_path / f"scores-{most}{suffix}"
+        assert run(capsys, *words, "--top-k", most, "--out", path)[0] == 1
+        table = scores_rows(path)
+        ranks = [f"{what}_{rank}" for rank in range(2, min(most, len(LABELS)) + 1) for what in ("label", "score")]
+        assert list(table[0]) == ["image", "label", "score", "error", *ranks]
+        rows[most] = {row["image"]: row for row in table}
+    for image, labels in expected.items():
+        for most, row in ((most, rows[most][image]) for most in rows):
+            assert (row["label"], float(row["score"])) == (labels[0]["label"], pytest.approx(labels[0]["score"]))
+            assert most == 1 or row["label_2"] == labels[1]["label"]
+            assert most == 1 or float(row["score_2"]) == pytest.approx(labels[1]["score"])
+    path = tmp_path / f"sure{suffix}"
+    run(capsys, *words, "--top-k", 2, "--min-score", 1, "--out", path)
+    assert all(not row["label_2"] and not row["score_2"] for row in scores_rows(path))
 
 
 def test_scores_of_many_classes_wait_for_a_parquet_file_as_numbers_of_four_bytes(tmp_path):
