@@ -1,13 +1,14 @@
 """How cost grows with the data: folders of up to a million images, shards of up to a million records.
 
-    python -m benchmarks.scale                      # ten minutes on two cores
-    python -m benchmarks.scale --full               # 100,000 images read instead of 10,000
+    python -m benchmarks.scale --save               # ten minutes on two cores
+    python -m benchmarks.scale --full               # a folder of four million too, and more steps and seeds
     python -m benchmarks.scale --parts shards shuffle
 
 Images are hard links to a few files, shards to one, so that the disk holds little. Each measurement is a process of
 its own. Seconds are of processor time, of the process and its workers, which other work on the machine disturbs less;
-memory is private memory (smaps_rollup), in MB. `exponent` is the slope of log(cost) over log(size) from the smallest
-size to the largest: 0 does not grow, 1 grows as the data do, 2 as their square.
+memory is what a process alone has written to (smaps_rollup), in MB. A worker is compared with one that hands out
+zeros: torch's own needs that much for any data set. `exponent` is the slope of log(cost) over log(size) from the
+smallest size to the largest: 0 does not grow, 1 grows as the data do, 2 as their square.
 """
 
 import io
@@ -47,6 +48,8 @@ RESULTS = Path(__file__).parent / "results" / "scale.json"
 PARTS = ("folders", "shards", "processes", "shuffle", "losses", "predict")
 PER_FOLDER, PER_SHARD = 1000, 1000  # images
 WORKERS, BATCH = 2, 128
+READ = 100_000  # images, after which memory is looked at again
+ORDER = {"seed": 0, "position": 0, "stop": 10**9, "rank": 0, "world_size": 1}
 NEIGHBORS = 1024
 MB = 1e6
 
@@ -113,21 +116,47 @@ def first_step(
         else open_dataset(folder, split="train", cache_dir=cache)
     )
     dataset = opened.with_transform(transform, seed=0)
-    where = {"seed": 0, "position": 0, "stop": 10**9, "rank": 0, "world_size": 1}
-    order = dataset.order(BATCH, **where) if streaming else TrainSampler(len(dataset), BATCH, **where)
-    loader = torch.utils.data.DataLoader(dataset, batch_sampler=order, collate_fn=collate, num_workers=WORKERS)
-    batches = iter(loader)
+    order = dataset.order(BATCH, **ORDER) if streaming else TrainSampler(len(dataset), BATCH, **ORDER)
+    batches = start_loader(dataset, order)
     next(batches)
     found = {"first batch, s": processor_seconds() - began, "first batch, wall s": time.perf_counter() - wall}
     children = [process.pid for process in multiprocessing.active_children()]
     parent, workers = private_memory(os.getpid()), max(map(private_memory, children))
     for _ in range(images // BATCH):
         next(batches)
+    read = f"after {images:,} images"
     return found | {
         "parent at the first batch, MB": parent,
-        "parent's growth after that, MB": private_memory(os.getpid()) - parent,
+        f"parent {read}, MB": private_memory(os.getpid()),
         "a worker at the first batch, MB": workers,
-        "a worker's growth after that, MB": max(map(private_memory, children)) - workers,
+        f"a worker {read}, MB": max(map(private_memory, children)),
+    }
+
+
+def start_loader(dataset: torch.utils.data.Dataset, order: Any) -> Iterator[dict]:
+    """Batches from forked workers; without a word they would be started as this process was, by a fork server."""
+    words = {"collate_fn": collate, "num_workers": WORKERS, "multiprocessing_context": "fork"}
+    return iter(torch.utils.data.DataLoader(dataset, batch_sampler=order, **words))
+
+
+class Zeros(torch.utils.data.Dataset):
+    """A data set that holds nothing: what its workers need, those of every other need too."""
+
+    def __getitem__(self, key: tuple[int, int]) -> dict:
+        return {"pixel_values": torch.zeros(3, 32, 32, dtype=torch.uint8), "labels": 0, "index": key[1]}
+
+
+def first_step_of_zeros(images: int) -> dict[str, float]:
+    """`first_step` of a data set that holds nothing."""
+    batches = start_loader(Zeros(), TrainSampler(1000, BATCH, **ORDER))
+    next(batches)
+    children = [process.pid for process in multiprocessing.active_children()]
+    workers = max(map(private_memory, children))
+    for _ in range(images // BATCH):
+        next(batches)
+    return {
+        "a worker of zeros at the first batch, MB": workers,
+        f"a worker of zeros after {images:,} images, MB": max(map(private_memory, children)),
     }
 
 
@@ -166,7 +195,16 @@ def predict(folder: str, model: str, out: str, kept_lines: int | None = None) ->
 
 TASKS: dict[str, Callable[..., dict[str, float]]] = {
     task.__name__: task
-    for task in (scan, scan_as_torchvision, open_folder, open_shards, first_step, resume_stream, predict)
+    for task in (
+        scan,
+        scan_as_torchvision,
+        open_folder,
+        open_shards,
+        first_step,
+        first_step_of_zeros,
+        resume_stream,
+        predict,
+    )
 }
 
 
@@ -249,7 +287,7 @@ def make_shards(folder: Path, shards: int) -> Path:
 
 
 def folders(root: Path, full: bool) -> Iterator[tuple[int, dict[str, float]]]:
-    for images in (1_000, 10_000, 100_000, 1_000_000):
+    for images in (1_000, 10_000, 100_000, 1_000_000, *[4_000_000] * full):
         folder, cache = str(make_folder(root / f"folder-{images}", images)), str(root / f"cache-{images}")
         in_a_process("scan", folder=folder)  # into the kernel's cache
         found = in_a_process("scan", folder=folder) | in_a_process(
@@ -257,8 +295,13 @@ def folders(root: Path, full: bool) -> Iterator[tuple[int, dict[str, float]]]:
         )
         found |= in_a_process("scan_as_torchvision", folder=folder)
         found |= in_a_process("open_folder", folder=folder, cache=cache, again=True)
-        read = 100_000 if full else 10_000
-        yield images, found | in_a_process("first_step", folder=folder, cache=cache, streaming=False, images=read)
+        found |= in_a_process("first_step", folder=folder, cache=cache, streaming=False, images=READ)
+        found |= in_a_process("first_step_of_zeros", images=READ)
+        for when in ("at the first batch", f"after {READ:,} images"):
+            found[f"of it for the images {when}, MB"] = (
+                found[f"a worker {when}, MB"] - found[f"a worker of zeros {when}, MB"]
+            )
+        yield images, found
 
 
 def shards(root: Path, full: bool) -> Iterator[tuple[int, dict[str, float]]]:
@@ -266,8 +309,7 @@ def shards(root: Path, full: bool) -> Iterator[tuple[int, dict[str, float]]]:
         folder, cache = str(make_shards(root / f"shards-{count}", count)), str(root / f"cache-shards-{count}")
         found = in_a_process("open_shards", folder=folder, cache=cache, again=False)
         found |= in_a_process("open_shards", folder=folder, cache=cache, again=True)
-        read = 100_000 if full else 10_000
-        found |= in_a_process("first_step", folder=folder, cache=cache, streaming=True, images=read)
+        found |= in_a_process("first_step", folder=folder, cache=cache, streaming=True, images=READ)
         empty = {"cache": str(root / f"cache-groups-{count}"), "group_size": 10}
         grouped = in_a_process("first_step", folder=folder, streaming=True, images=0, **empty)
         found["first batch, no index, 10 shards at a time, s"] = grouped["first batch, s"]
@@ -448,7 +490,7 @@ def save(part: str, rows: list[dict[str, Any]], run: dict[str, Any]) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     parser = Parser(prog="python -m benchmarks.scale", description="How cost grows with the data.")
-    parser.add_argument("--full", action="store_true", help="a million images too, and ten times as many are read")
+    parser.add_argument("--full", action="store_true", help="four million images too, more steps and seeds")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="default: all")
     parser.add_argument("--folder", type=Path, help="where files are made and removed (default: the temporary folder)")
     parser.add_argument("--save", action="store_true", help=f"write the results to {RESULTS.name}")

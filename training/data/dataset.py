@@ -25,7 +25,7 @@ from PIL import Image
 
 from hf_vit.errors import HFViTError, listed
 from hf_vit.image_files import join
-from hf_vit.image_io import UnreadableImage, decode
+from hf_vit.image_io import UnreadableImage, decode, readable_formats
 from hf_vit.image_tables import SUFFIXES_OF_TABLES
 
 from ..rng import FOLDS, SPLIT, TRANSFORM, generator
@@ -150,6 +150,7 @@ class ImageDataset(torch.utils.data.Dataset):
 
         Generated images are drawn at the size of the transform's result, unless their name gives a size.
         """
+        readable_formats()  # loads Pillow's plugins: here once, not in every worker
         source = self.source
         if isinstance(source, SyntheticSource) and isinstance(transform, ImageTransform):
             source = source.drawn_for(*transform.image_size_hw)

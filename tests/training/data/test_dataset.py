@@ -13,8 +13,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from hf_vit.errors import HFViTError
+from hf_vit.image_io import readable_formats
 from training.data import folders
 from training.data.dataset import UnreadableImage, carve_dev_split, collate, open_dataset, take_fraction
+from training.data.shards.streaming import open_stream
 from training.data.sources import nested_subset
 from training.data.transforms import EvalTransform, TrainTransform
 
@@ -415,6 +417,15 @@ def test_a_worker_collates_into_shared_memory(folder, workers):
     batch = next(iter(torch.utils.data.DataLoader(dataset, **words)))
     assert batch["shared"] == bool(workers)
     assert torch.equal(batch["pixel_values"], collate([dataset[i] for i in range(4)])["pixel_values"])
+
+
+@pytest.mark.parametrize("open_images", [open_dataset, open_stream])
+def test_plugins_of_pillow_are_loaded_before_workers_start(open_images):
+    """Each worker would load them for itself, 5 MB."""
+    images = open_images("synthetic:glyphs@2,4,16", split="train")
+    readable_formats.cache_clear()
+    images.with_transform(TrainTransform(8), seed=0)
+    assert readable_formats.cache_info().currsize == 1
 
 
 def test_collate_refuses_mixed_sizes(folder):

@@ -30,7 +30,7 @@ import numpy as np
 import torch
 
 from hf_vit.errors import HFViTError, listed
-from hf_vit.image_io import UnreadableImage
+from hf_vit.image_io import UnreadableImage, readable_formats
 
 from ...rng import STREAM, SUBSET, generator, hashed
 from ..dataset import Transform, View, check_reading
@@ -133,6 +133,7 @@ class ImageStream(torch.utils.data.Dataset):
 
     def with_transform(self, transform: Transform | None, seed: int = 0) -> "ImageStream":
         """The same stream seen through `transform(image, rng) -> uint8 (H, W, C)`."""
+        readable_formats()  # loads Pillow's plugins: here once, not in every worker
         chunks = self.chunks
         if isinstance(transform, ImageTransform):
             chunks = chunks.drawn_for(*transform.image_size_hw)
