@@ -5,6 +5,7 @@ pytest tests/training/test_python_api.py
 
 import os
 import signal
+from pathlib import Path
 
 import datasets
 import numpy as np
@@ -127,3 +128,42 @@ def test_objects_that_cannot_be_read_are_one_line():
     stream = datasets.Dataset.from_dict({"image": ["a.png"], "label": [0]}).to_iterable_dataset()
     with pytest.raises(HFViTError, match="IterableDataset has no rows to choose from: give a Dataset"):
         open_dataset(stream)
+
+
+def test_a_polars_frame_trains_as_the_pandas_one_does(tmp_path, frame):
+    polars = pytest.importorskip("polars", reason="polars is not installed: pip install polars")
+    theirs = polars.DataFrame({name: frame[name].to_list() for name in frame})
+    results = [
+        finetune(dataset=data, image_column="path", label_column="species", output_dir=tmp_path / str(n), **SMALL)
+        for n, data in enumerate((frame, theirs, theirs.lazy()))
+    ]
+    weights = results[0].model.state_dict()
+    for result in results[1:]:
+        assert all(torch.equal(value, weights[name]) for name, value in result.model.state_dict().items())
+
+
+def test_columns_of_a_polars_frame(frame):
+    pl = pytest.importorskip("polars", reason="polars is not installed: pip install polars")
+    paths = frame["path"].to_list()
+    images = {
+        "paths": paths,
+        "bytes": [Path(path).read_bytes() for path in paths],
+        "structs": [{"bytes": Path(path).read_bytes(), "path": None} for path in paths],
+        "objects": pl.Series([Image.open(path) for path in paths], dtype=pl.Object),
+    }
+    words = frame["species"].to_list()
+    labels = {
+        "strings": words,
+        "categories": pl.Series(words, dtype=pl.Categorical),
+        "fixed categories": pl.Series(words, dtype=pl.Enum(["light", "dark"])),
+    }
+    for column in images.values():
+        for cells in labels.values():
+            data = open_dataset(pl.DataFrame({"image": column, "label": cells}))
+            assert data.label_names == ["dark", "light"] and data.labels.tolist() == [0, 1] * 12
+            assert data.read(1)[0].size == (16, 16)
+    several = open_dataset(pl.DataFrame({"image": paths, "label": [["a", "b"], ["b"], None] * 8}))
+    assert several.labels[:3].tolist() == [[True, True], [False, True], [False, False]]
+    numbers = [None, *np.linspace(0, 1, 23)]
+    with pytest.raises(HFViTError, match="1 of 24 rows of 'DataFrame' have no number in column 'label'"):
+        open_dataset(pl.DataFrame({"image": paths, "label": numbers}))

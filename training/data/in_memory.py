@@ -48,11 +48,13 @@ def object_reader(data: Any, columns: Columns, cache_dir: str | os.PathLike | No
 
 
 def columns_of(data: Any) -> dict[str, list[Any]]:
-    """The columns of a DataFrame, or of a list of pairs.
+    """The columns of a DataFrame (polars' LazyFrame is computed), or of a list of pairs.
 
     Raises:
         HFViTError: neither.
     """
+    if type(data).__module__.startswith("polars") and hasattr(data, "collect"):  # a LazyFrame
+        data = data.collect()
     if hasattr(data, "columns") and hasattr(data, "__getitem__"):
         names = [str(column) for column in data.columns]
         if twice := listed(sorted({name for name in names if names.count(name) > 1})):
