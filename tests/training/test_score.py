@@ -414,7 +414,7 @@ def bad(tmp_path, models):
         ({"model": "{bad}/narrow", "dataset": "digits", "label_map": "number"}, "label 9 of the data is outside"),
         ({"dataset": "{bad}/pets"}, "the data has 2 classes, the model 10 outputs"),
         ({"model": "{bad}/spelled", "dataset": "{bad}/pets"}, "the nearest are '0ne': 'one', 'zer0': 'zero'"),
-        ({"dataset": "{bad}/pets", "label_map": "{bad}/map.json"}, "says nothing of 0ne"),
+        ({"dataset": "{bad}/pets", "label_map": "{bad}/map.json"}, "has no entry for 0ne"),
         ({"dataset": "{bad}/unlabelled-test.parquet"}, "no column of labels"),
         ({"dataset": "{bad}/marked-test.parquet"}, "1 of 1 rows"),
         ({"dataset": "{bad}/empty-test.parquet"}, "is empty"),

@@ -1,6 +1,6 @@
 """Any image classifier behind one interface: ours, in any format, and transformers' (ViT, BiT, EfficientNet, ...).
 
-For score_model.py and features.py. What an image has to look like comes from the model's own image processor.
+For score_model.py and features.py. The model's own image processor says how images are prepared.
 """
 
 import inspect
@@ -9,9 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub.errors import (
-    StrictDataclassError,
-)
+from huggingface_hub.errors import StrictDataclassError
 from PIL import Image
 from transformers import AutoImageProcessor, AutoModelForImageClassification, PreTrainedConfig, PreTrainedModel
 from transformers.models.vit import ViTImageProcessorPil
@@ -33,8 +31,8 @@ class Classifier:
     """A classifier and the images it expects.
 
     Attributes:
-        name: as it was asked for. model: in evaluation mode, float32.
-        transform: the processor's resize and crop. normalize: its mean and std, on the device.
+        name: as requested. model: in evaluation mode, float32.
+        transform: the processor's resize and crop. normalize: its mean and std, applied on the device.
     """
 
     name: str
@@ -43,12 +41,12 @@ class Classifier:
     normalize: Normalize
 
     def __post_init__(self):
-        asked = "interpolate_pos_encoding" in inspect.signature(self.model.forward).parameters
-        self._options = {"interpolate_pos_encoding": True} if asked else {}  # other sizes than the model's own
+        interpolates = "interpolate_pos_encoding" in inspect.signature(self.model.forward).parameters
+        self._options = {"interpolate_pos_encoding": True} if interpolates else {}  # to accept other image sizes
 
     @property
     def label_names(self) -> list[str]:
-        """Names of the outputs, in order; none for a model without a head."""
+        """Names of the outputs, in order; empty for a model without a head."""
         names = self.model.config.id2label or {}
         return [str(names.get(number, number)) for number in range(self.model.config.num_labels)]
 
@@ -61,7 +59,7 @@ class Classifier:
         return self.model(pixel_values, **self._options).logits.float()
 
     def features(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """Float32 (B, D): what the classifier reads, big_vision's `pre_logits`."""
+        """Float32 (B, D): the input of the head, big_vision's `pre_logits`."""
         if isinstance(self.model, HFViTForImageClassification):
             return self.model.base_model(pixel_values).pooler_output.float()
         return classifier_features(self.model, pixel_values, **self._options)
@@ -75,17 +73,17 @@ def open_classifier(
     squash: bool = False,
     resample: str | None = None,
 ) -> Classifier:
-    """Load a classifier and settle how it sees images.
+    """Load a classifier and its preprocessing.
 
     Args:
         name: folder, checkpoint file or Hub id.
-        image_size: another resolution than the model's own, in pixels; position embeddings are resized.
-        crop_pct: resize the short side to size / crop_pct and crop the center, whatever the processor says.
-        squash: resize to height and width, whatever the processor says.
-        resample: filter of the resize, whatever the processor says.
+        image_size: in pixels, in place of the model's own; position embeddings are resized.
+        crop_pct: resize the short side to size / crop_pct and crop the center, in place of the processor's steps.
+        squash: resize to height and width, in place of the processor's steps.
+        resample: filter of the resize, in place of the processor's.
 
     Raises:
-        HFViTError: nothing there, or no image classifier.
+        HFViTError: nothing found, or not an image classifier.
     """
     if squash and crop_pct is not None:
         raise HFViTError("give --squash or --crop_pct, not both")
@@ -95,10 +93,10 @@ def open_classifier(
     channels = getattr(model.config, "num_channels", 3)
     try:
         processing = ImageProcessing.from_transformers(processor.to_dict())
-    except HFViTError as error:  # one that does something else: its results are taken as they are
+    except HFViTError as error:  # it does more than resize, crop and normalize: use its output as it is
         if image_size is not None or crop_pct is not None or squash or resample is not None:
             raise HFViTError(
-                f"{name}: {error}; leave out --image_size, --crop_pct, --squash and --resample to use it as it is"
+                f"{name}: {error}; leave out --image_size, --crop_pct, --squash and --resample to use it unchanged"
             ) from error
         height, width = output_size(processor, channels)
         view: ImageTransform = ProcessorTransform((height, width), num_channels=channels, processor=processor)
@@ -114,13 +112,13 @@ def open_classifier(
 
 
 def output_size(processor: Any, channels: int) -> tuple[int, int]:
-    """Height and width of what an image processor gives."""
+    """Height and width of an image processor's output."""
     gray = Image.new("L" if channels == 1 else "RGB", (64, 64))
     return tuple(processor(gray, return_tensors="np")["pixel_values"].shape[-2:])
 
 
 def load_with_processor(name: str, image_size: int | tuple[int, int] | None) -> tuple[PreTrainedModel, Any]:
-    """Model and image processor: through transformers' Auto classes if config.json lets them, else as a checkpoint."""
+    """Model and image processor: by transformers' Auto classes if its config.json allows it, else as a checkpoint."""
     size = {} if image_size is None else {"image_size": image_size}
     path = Path(name)
     if not path.exists():
@@ -131,14 +129,14 @@ def load_with_processor(name: str, image_size: int | tuple[int, int] | None) -> 
         try:
             return load_from_checkpoint(name, size)
         except HFViTError:
-            pass  # a network that is not ours: transformers' wrapper of timm may know it
+            pass  # not a plain ViT: transformers' wrapper of timm may know it
     try:
         model = AutoModelForImageClassification.from_pretrained(name, dtype=torch.float32, trust_remote_code=False)
     except (OSError, ValueError, KeyError, ImportError, StrictDataclassError, TypeError, RecursionError) as error:
         try:  # layouts that transformers does not know, such as timm's
             return load_from_checkpoint(name, size)
         except HFViTError as other:
-            code = "trust_remote_code" in str(error)  # transformers' line tells to allow it, which nothing here does
+            code = "trust_remote_code" in str(error)  # transformers suggests to allow it, but nothing here does
             reason = "it needs code of its own repository, which is never run here" if code else first_line(error)
             raise HFViTError(
                 f"cannot load --model {name}: no classifier of transformers ({reason}), no checkpoint that "
@@ -150,10 +148,10 @@ def load_with_processor(name: str, image_size: int | tuple[int, int] | None) -> 
 
 
 def load_processor(name: str, config: PreTrainedConfig) -> Any:
-    """The model's own image processor; Google's numbers for weights that came without one.
+    """The model's own image processor; Google's settings for weights without one.
 
     Raises:
-        HFViTError: a processor that cannot be used: other pixels than the model's own would give a wrong score.
+        HFViTError: the processor cannot be used. Other preprocessing would give a wrong score.
     """
     path = processor_file(name)
     if path is None:
@@ -173,10 +171,10 @@ def load_processor(name: str, config: PreTrainedConfig) -> Any:
 
 
 def processor_file(name: str) -> Path | None:
-    """The file of a folder or Hub model that says how images are prepared; None where it has none.
+    """The image processor's file of a folder or Hub model; None if it has none.
 
     Raises:
-        HFViTError: the Hub cannot be asked whether it has one.
+        HFViTError: the Hub cannot be reached.
     """
     for file in ("processor_config.json", "preprocessor_config.json"):
         local = Path(name, file)
@@ -194,7 +192,7 @@ def own_code(named: list[str]) -> str:
 
 
 def bare(class_name: str) -> str:
-    """An image processor's name without that of its backend."""
+    """The class name of an image processor without its backend."""
     return class_name.removesuffix("Pil").removesuffix("Fast")
 
 
@@ -209,7 +207,7 @@ def first_line(error: BaseException) -> str:
 
 
 def fallback(config) -> dict[str, Any]:
-    """Settings of a processor for a model that came without one: squash, mean and std 0.5."""
+    """Processor settings for a model without any: squash, mean and std 0.5."""
     size = getattr(config, "image_size", 224)
     height, width = (size, size) if isinstance(size, int) else size
     half = [0.5] * getattr(config, "num_channels", 3)

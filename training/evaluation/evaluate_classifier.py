@@ -1,6 +1,6 @@
-"""A classifier over a data set: every image once, on any number of processes, from one or several views.
+"""Run a classifier over a data set: every image once, on any number of processes, from one or several views.
 
-For score_model.py, features.py and suites.py. What is counted is training/metrics/metric_state.py.
+For score_model.py, features.py and suites.py. The metrics are in training/metrics/metric_state.py.
 
 Tests: tests/training/test_score.py.
 """
@@ -35,12 +35,12 @@ from .label_mapping import LabelMatch
 CORNERS = ((0.0, 0.0), (1.0, 0.0), (0.0, 1.0), (1.0, 1.0), (0.5, 0.5))  # right, down
 TTA = {"none": (1, False), "flip": (1, True), "five_crop": (5, False), "ten_crop": (5, True)}  # crops, mirrored too
 CROP_PCT = 0.875  # of the five crops, unless the model has its own: 224 of 256
-MAX_KEPT_LOGITS = 60_000_000  # images x outputs up to which logits are kept, for the temperature; ImageNet's are 50 M
+MAX_KEPT_LOGITS = 60_000_000  # images x outputs; up to it logits are kept to fit a temperature (ImageNet: 50 M)
 
 
 @dataclass(frozen=True)
 class EvalContext:
-    """How images get through the model: processes and device, images in a batch, decoding processes, precision."""
+    """How a model is evaluated: processes and device, images per batch, decoding processes, precision."""
 
     accelerator: Accelerator
     batch_size: int = 32
@@ -54,7 +54,7 @@ class EvalContext:
 
 
 def create_context(use_cpu: bool, **settings) -> EvalContext:
-    """The context of this process; how many there are is the launcher's to say."""
+    """The context of this process; the launcher decides how many there are."""
     cpu = use_cpu or not torch.accelerator.is_available()
     PartialState(cpu=cpu)
     return EvalContext(Accelerator(cpu=cpu), **settings)
@@ -78,11 +78,11 @@ class FiveCrops:
 
 @dataclass
 class Predictions:
-    """What scoring found.
+    """The result of scoring.
 
     Attributes:
         metrics: counts over all processes. unreadable: images left out.
-        logits, labels: float32 (N, K) and int64 (N,) in the data's order, on the main process, if few enough to keep.
+        logits, labels: float32 (N, K) and int64 (N,) in the data's order; on the main process, up to MAX_KEPT_LOGITS.
     """
 
     metrics: Metrics
@@ -92,7 +92,7 @@ class Predictions:
 
 
 class KeptLogits:
-    """Logits of all processes, on the main process in the data's order, without a second copy.
+    """Collects the logits of all processes on the main process, in the data's order, without a second copy.
 
     Args:
         images, outputs: N and K. batch_size: images of one `add`, at most.
@@ -101,12 +101,12 @@ class KeptLogits:
     def __init__(self, images: int, outputs: int, batch_size: int, accelerator: Accelerator):
         self.accelerator, self.batch_size, self.outputs = accelerator, batch_size, outputs
         rows = images if accelerator.is_main_process else 0
-        self.logits = np.empty((rows, outputs), dtype=np.float32)  # pages are taken as they are written
+        self.logits = np.empty((rows, outputs), dtype=np.float32)  # memory is used as it is written
         self.labels = np.full(rows, -1, dtype=np.int64)
         self._to_send: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
 
     def add(self, logits: torch.Tensor, labels: torch.Tensor, index: torch.Tensor) -> None:
-        """Keep a batch: (B, K), (B,), and the images' places in the data (B,)."""
+        """Keep a batch: (B, K), (B,), and the images' indices in the data (B,)."""
         if self.accelerator.is_main_process:
             self.logits[index.numpy()] = logits.float().cpu().numpy()
             self.labels[index.numpy()] = labels.cpu().numpy()
@@ -114,21 +114,21 @@ class KeptLogits:
             self._to_send.append((logits.float().cpu(), labels.cpu(), index))
 
     def gather(self) -> tuple[np.ndarray | None, np.ndarray | None]:
-        """Logits (n, K) and labels (n,) of the readable images on the main process, None elsewhere; all call it."""
+        """Logits (n, K) and labels (n,) of readable images on the main process, else None; all processes call it."""
         accelerator, device = self.accelerator, self.accelerator.device
         rounds = int(accelerator.gather(torch.tensor([len(self._to_send)], device=device)).max())
         for number in range(rounds):
             logits = torch.zeros(self.batch_size, self.outputs)
             labels, index = torch.full((2, self.batch_size), -1)  # -1: no image
             if number < len(self._to_send):
-                for whole, part in zip((logits, labels, index), self._to_send[number]):
-                    whole[: len(part)] = part
+                for padded, values in zip((logits, labels, index), self._to_send[number]):
+                    padded[: len(values)] = values
             logits, labels, index = (
                 accelerator.gather(part.to(device)).cpu().numpy() for part in (logits, labels, index)
             )
             if accelerator.is_main_process:
-                there = index >= 0
-                self.logits[index[there]], self.labels[index[there]] = logits[there], labels[there]
+                valid = index >= 0
+                self.logits[index[valid]], self.labels[index[valid]] = logits[valid], labels[valid]
         if not accelerator.is_main_process:
             return None, None
         readable = np.flatnonzero(self.labels >= 0)
@@ -139,7 +139,7 @@ class KeptLogits:
 
 
 def preprocessing(classifier: Classifier, tta: str) -> dict[str, Any]:
-    """How images were cut and normalized, for the facts."""
+    """How images were cropped and normalized, for the facts."""
     view = classifier.transform
     crop_pct = view.crop_fraction
     if crop_pct is None and TTA[tta][0] > 1:
@@ -160,7 +160,7 @@ def batches(
     """This process's images: normalized views (B, V, C, H, W) on the device, labels and indices (B,), unreadable.
 
     Raises:
-        HFViTError: at the end and on all processes, where one of them could not read its images.
+        HFViTError: at the end, on all processes, if one of them could not read its images.
     """
     if not len(dataset):
         raise HFViTError(f"'{dataset.name}' ({dataset.split}) has no images to score")
@@ -211,11 +211,11 @@ def score_dataset(
     """Score every image once; several views are averaged as probabilities.
 
     Args:
-        match: which outputs mean the classes of the data. real: int64 (N, any) of ReaL labels, filled up with -1.
-        outcomes: collects what each image came to.
+        match: the outputs for the classes of the data. real: int64 (N, any), ReaL labels padded with -1.
+        outcomes: collects the result of each image.
 
     Raises:
-        HFViTError: no image that can be read, outputs that are not finite, ReaL labels outside the head.
+        HFViTError: no image can be read; outputs are not finite; ReaL labels beyond the outputs.
     """
     accelerator, device = context.accelerator, context.accelerator.device
     outputs = len(match.names)

@@ -1,4 +1,4 @@
-"""Features of a frozen model, computed once: kept on disk under the fingerprints of weights, view and images.
+"""Features of a frozen model, computed once and cached by the fingerprints of weights, preprocessing and images.
 
 For score_model.py and suites.py; the probes are few_shot.py.
 """
@@ -22,7 +22,7 @@ from .evaluate_classifier import EvalContext, batches, preprocessing
 
 @dataclass(frozen=True)
 class Features:
-    """features: float32 (N, D); labels: int64 (N,), counting in the data's classes; cached: read, not computed."""
+    """features: float32 (N, D); labels: int64 (N,), numbers of the data's classes; cached: read from disk."""
 
     features: np.ndarray
     labels: np.ndarray
@@ -31,18 +31,18 @@ class Features:
 
 @torch.no_grad()
 def compute_features(
-    classifier: Classifier, dataset: ImageDataset, context: EvalContext, cache_dir: str | Path | None = None
+    classifier: Classifier, dataset: ImageDataset, context: EvalContext, cache_dir: str | Path | None
 ) -> Features:
-    """What the classifier reads of every image, in the data's order; from the disk where it was computed before.
+    """The input of the classifier's head for every image, in the data's order; read from disk if cached.
 
     Args:
-        cache_dir: where features are kept; by default below `datasets`' cache.
+        cache_dir: folder of the cache; None: inside `datasets`' cache.
 
     Raises:
-        HFViTError: no image that can be read.
+        HFViTError: no image can be read.
     """
-    view = preprocessing(classifier, "none") | {"bf16": context.bf16}
-    fingerprint = digest(model_fingerprint(classifier.model), dataset.fingerprint, sorted(view.items()))
+    settings = preprocessing(classifier, "none") | {"bf16": context.bf16}
+    fingerprint = digest(model_fingerprint(classifier.model), dataset.fingerprint, sorted(settings.items()))
     path = Path(own_cache(cache_dir)) / f"features-{fingerprint}.npz"
     if path.is_file():
         with np.load(path) as saved:

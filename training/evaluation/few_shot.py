@@ -20,10 +20,10 @@ from hf_vit.errors import HFViTError
 
 
 L2 = 1024.0
-SHOTS, SEEDS = (1, 5, 10, 25), (0, 1, 2)
+SEEDS = (0, 1, 2)
 BIAS = 100.0  # so large that l2 hardly reaches its weight
-SMALLEST_STD = 1e-5
-BLOCK = 1024  # test images whose votes are counted at a time
+STD_OFFSET = 1e-5  # added to each, as big_vision does
+VOTING_BATCH = 1024  # test images whose votes are counted at once
 
 
 @dataclass
@@ -49,7 +49,7 @@ class RidgeProbe:
         self.classes_, index = np.unique(labels, return_inverse=True)
         if len(self.classes_) < 2:
             raise HFViTError(f"a probe needs two or more classes, got {len(self.classes_)}")
-        self.mean_, self.std_ = features.mean(0), features.std(0) + SMALLEST_STD
+        self.mean_, self.std_ = features.mean(0), features.std(0) + STD_OFFSET
         x = self._standardized(features)  # (N, D + 1)
         y = 2.0 * np.eye(len(self.classes_))[index] - 1.0  # (N, K)
         count, width = x.shape
@@ -100,18 +100,18 @@ class NeighborProbe:
         return self
 
     def predict(self, features: np.ndarray) -> np.ndarray:
-        """Labels (N,) of features (N, D); of classes with equal votes the first."""
+        """Labels (N,) of features (N, D); if classes have equal votes, the first."""
         distance, nearest = self._search.kneighbors(unit(features))  # (N, k) each
         weights = np.ones_like(distance)
         if self.temperature is not None:
             weights = np.exp(-(distance**2) / 2 / self.temperature)  # exp((s - 1) / temperature)
-        chosen = np.empty(len(features), dtype=np.int64)
-        for first in range(0, len(features), BLOCK):
-            rows = slice(first, first + BLOCK)
+        winners = np.empty(len(features), dtype=np.int64)
+        for start in range(0, len(features), VOTING_BATCH):
+            rows = slice(start, start + VOTING_BATCH)
             votes = np.zeros((len(nearest[rows]), len(self.classes_)))
             np.add.at(votes, (np.arange(len(votes))[:, None], self._class[nearest[rows]]), weights[rows])
-            chosen[rows] = votes.argmax(1)
-        return self.classes_[chosen]
+            winners[rows] = votes.argmax(1)
+        return self.classes_[winners]
 
     def score(self, features: np.ndarray, labels: np.ndarray) -> float:
         """Accuracy on features (N, D) with labels (N,)."""
@@ -145,7 +145,7 @@ def checked_features(features: np.ndarray, labels: np.ndarray) -> tuple[np.ndarr
 
 
 def choose_shots(labels: np.ndarray, seed: int, shots: int) -> np.ndarray:
-    """Rows of the first `shots` images per class in big_vision's order for this seed; fewer lie among more."""
+    """Rows of `shots` images per class, in big_vision's order for this seed; smaller sets lie within larger ones."""
     rng = np.random.default_rng(seed)
     return np.concatenate([rng.permutation(np.flatnonzero(labels == label))[:shots] for label in np.unique(labels)])
 
@@ -155,31 +155,34 @@ def few_shot(
     train_labels: np.ndarray,
     test_features: np.ndarray,
     test_labels: np.ndarray,
-    shots: Sequence[int] = SHOTS,
+    shots: Sequence[int],
     seeds: Sequence[int] = SEEDS,
     l2: float = L2,
 ) -> list[dict[str, Any]]:
-    """The official protocol: a probe for every seed and number of images per class.
+    """The official protocol: one probe per seed and number of images per class.
+
+    Args:
+        shots: images per class, such as 1, 5, 10, 25; numbers that some class does not have are left out.
 
     Returns:
-        {"shots", "seed", "accuracy", "n"} each; numbers of shots that some class does not have are left out.
+        {"shots", "seed", "accuracy", "n"} of each probe.
 
     Raises:
-        HFViTError: no class has that many images, or what `RidgeProbe` refuses.
+        HFViTError: a class has fewer images than any of `shots`; invalid features.
     """
     train_features, train_labels = checked_features(train_features, train_labels)
     test_features, test_labels = checked_features(test_features, test_labels)
     scarcest = int(np.unique(train_labels, return_counts=True)[1].min())
-    possible = [count for count in shots if 1 <= count <= scarcest]
-    if not possible:
+    usable = [count for count in shots if 1 <= count <= scarcest]
+    if not usable:
         raise HFViTError(
             f"few-shot with {', '.join(map(str, shots))} images per class: the scarcest class has {scarcest}"
         )
     rows = []
     for seed in seeds:
-        for count in possible:
-            chosen = choose_shots(train_labels, seed, count)
-            probe = RidgeProbe(l2).fit(train_features[chosen], train_labels[chosen])
+        for count in usable:
+            sample = choose_shots(train_labels, seed, count)
+            probe = RidgeProbe(l2).fit(train_features[sample], train_labels[sample])
             value = probe.score(test_features, test_labels)
             rows.append({"shots": count, "seed": seed, "accuracy": value, "n": len(test_labels)})
     return rows

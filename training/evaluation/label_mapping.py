@@ -1,7 +1,7 @@
-"""Which output of a classifier means which class of a data set.
+"""Match the classes of a data set with the outputs of a classifier.
 
-For score_model.py. Classes are matched by name; what does not match is an error that offers the nearest names, never a
-score of the wrong classes. imagenet.yaml holds ImageNet's classes and the subsets that its relatives have.
+For score_model.py. Classes are matched by name. If one does not match, the error suggests the nearest names;
+classes are never matched by position. imagenet.yaml holds ImageNet's classes and those of its variants.
 """
 
 import difflib
@@ -23,17 +23,17 @@ IMAGENET = Path(__file__).with_name("imagenet.yaml")
 BY_NUMBER = "number"
 OF_THE_DATA = "data"
 REAL_FILE = re.compile(r"ILSVRC2012_val_(\d{8})")
-OWN_AMONG_REAL = 0.5
-OFFERED = 5  # pairs that an error message offers
+MIN_OWN_AMONG_REAL = 0.5  # of the images, whose own class is among their ReaL labels
+MAX_SUGGESTED = 5  # pairs in an error message
 
 
 @dataclass(frozen=True)
 class LabelMatch:
-    """How labels become places among the outputs that compete.
+    """The output of each class of the data, among the outputs that compete.
 
     Attributes:
-        places: int64 (classes of the data,), the output of each. columns: outputs of the head that compete; None: all.
-        names: of the competing outputs. how: in a few words, for the facts.
+        places: int64 (classes of the data,), the index of its output among `columns`.
+        columns: outputs of the head that compete; None: all. names: of these. how: in a few words, for the facts.
     """
 
     places: np.ndarray
@@ -75,7 +75,7 @@ def match_labels(
         places, how = by_name(data_names, head_names)
     twice = [data_names[i] for i in np.flatnonzero(np.bincount(places, minlength=1)[places] > 1)]
     if twice:
-        raise HFViTError(f"several classes of the data lead to one output of the model: {listed(twice)}")
+        raise HFViTError(f"several classes of the data are mapped to the same output of the model: {listed(twice)}")
     columns = np.sort(places) if label_subset == OF_THE_DATA else subset
     if columns is None:
         names = dict(enumerate(head_names))
@@ -91,36 +91,36 @@ def match_labels(
 
 
 def subset_columns(name: str, outputs: int) -> np.ndarray:
-    """The class numbers of a known subset, or of a file with one per line."""
-    known = imagenet()["subsets"]
-    if name in known:
-        columns = known[name]
+    """The class numbers of a known subset, or of a file with one number per line."""
+    subsets = imagenet()["subsets"]
+    if name in subsets:
+        columns = subsets[name]
     elif Path(name).is_file():
         words = Path(name).read_text(encoding="utf-8-sig").split()
         if not all(word.isdecimal() for word in words):
-            raise HFViTError(f"--label_subset {name}: expected one class number a line")
+            raise HFViTError(f"--label_subset {name}: expected one class number per line")
         columns = [int(word) for word in words]
     else:
-        raise HFViTError(f"--label_subset {name}: neither a file nor one of data, {', '.join(known)}")
+        raise HFViTError(f"--label_subset {name}: neither a file nor one of data, {', '.join(subsets)}")
     if not columns or max(columns) >= outputs or len(set(columns)) < len(columns):
         raise HFViTError(f"--label_subset {name}: numbers must differ and lie within the head's 0..{outputs - 1}")
     return np.array(columns, dtype=np.int64)
 
 
 def unnamed(names: Sequence[str]) -> bool:
-    """Whether names only number the classes: 0, 1, ... or LABEL_0, LABEL_1, ..., in any order."""
+    """Whether names are only numbers: 0, 1, ... or LABEL_0, LABEL_1, ..., in any order."""
     return numbers_of_names(names) is not None
 
 
 def numbers_of_names(names: Sequence[str]) -> list[int] | None:
-    """The numbers that names such as 7, 007 or LABEL_7 write; None unless all are different numbers."""
+    """The numbers in names such as 7, 007 or LABEL_7; None unless all names are different numbers."""
     matches = [re.fullmatch(r"(?:LABEL_)?(\d+)", name, re.ASCII) for name in names]
     numbers = [int(match[1]) for match in matches if match]
     return numbers if len(numbers) == len(names) == len(set(numbers)) else None
 
 
 def by_number(data_names: Sequence[str], head_names: Sequence[str], subset: np.ndarray | None = None) -> np.ndarray:
-    """Class i is output i, or the i-th of the subset; i is what a name such as 7 writes, else its place."""
+    """Class i is output i, or the i-th of the subset; i is the number in its name, else its position."""
     outputs = np.arange(len(head_names)) if subset is None else subset
     numbers = numbers_of_names(data_names) or list(range(len(data_names)))
     if max(numbers, default=-1) >= len(outputs):
@@ -133,9 +133,9 @@ def by_number(data_names: Sequence[str], head_names: Sequence[str], subset: np.n
 
 
 def by_name(data_names: Sequence[str], head_names: Sequence[str]) -> tuple[np.ndarray, str]:
-    """Equal names, then equal numbers, then ImageNet's wnids, then names that differ in spelling only.
+    """Equal names, then equal numbers, then ImageNet's wnids, then names that differ only in spelling.
 
-    Never by place: folders 0, 1, 10, 11, 2 stand in another order than the numbers that they write.
+    Never by position: folders named 0, 1, 10, 11, 2 are not in the order of their numbers.
     """
     places = {name: place for place, name in enumerate(head_names)}
     if len(places) == len(head_names) and set(data_names) <= set(places):
@@ -148,8 +148,8 @@ def by_name(data_names: Sequence[str], head_names: Sequence[str]) -> tuple[np.nd
     wnids = imagenet()["wnids"]
     if set(data_names) <= set(wnids) and len(head_names) == len(wnids):
         return np.array([wnids.index(name) for name in data_names]), "by ImageNet's class ids"
-    place = spelled_places(head_names)
-    matches = [place.get(spelling(name), same_place(name, i, head_names)) for i, name in enumerate(data_names)]
+    by_spelling = spelled_places(head_names)
+    matches = [by_spelling.get(spelling(name), same_place(name, i, head_names)) for i, name in enumerate(data_names)]
     missing = [name for name, number in zip(data_names, matches) if number is None]
     if missing:
         raise HFViTError(mismatch(missing, data_names, head_names))
@@ -157,14 +157,14 @@ def by_name(data_names: Sequence[str], head_names: Sequence[str]) -> tuple[np.nd
 
 
 def by_written_number(data_names: Sequence[str], head_names: Sequence[str]) -> np.ndarray:
-    """Where names of the data or of the outputs are numbers: by these numbers, if both sides have as many classes.
+    """By the numbers in the names of the data or of the outputs, if both have the same number of classes.
 
     Raises:
-        HFViTError: another number of classes, or numbers on one side that are no places of the other.
+        HFViTError: the numbers of classes differ, or a number of one side does not exist on the other.
     """
     numbers, head_numbers = numbers_of_names(data_names), numbers_of_names(head_names)
     if len(data_names) != len(head_names):
-        by_number(data_names, head_names)  # too many is an error of its own
+        by_number(data_names, head_names)  # raises its own error for too many classes
         raise HFViTError(
             f"the data has {len(data_names)} classes, the model {len(head_names)} outputs, and one of them has no "
             "class names: give --label_subset where the data has some of the model's classes, or --label_map "
@@ -176,66 +176,66 @@ def by_written_number(data_names: Sequence[str], head_names: Sequence[str]) -> n
             f"({listed(list(data_names))}): give --label_map number if the classes in this order are the outputs in "
             "theirs, or --label_map FILE with `class of the data: number of the output` for each"
         )
-    place = dict(zip(head_numbers if head_numbers is not None else range(len(head_names)), range(len(head_names))))
-    strange = [name for name, number in zip(data_names, numbers) if number not in place]
-    if strange:
+    output_of = dict(zip(head_numbers if head_numbers is not None else range(len(head_names)), range(len(head_names))))
+    unmatched = [name for name, number in zip(data_names, numbers) if number not in output_of]
+    if unmatched:
         raise HFViTError(
-            f"classes {listed(strange)} of the data are no numbers of the model's outputs "
+            f"classes {listed(unmatched)} of the data are not among the numbers of the model's outputs "
             f"({listed(list(head_names))}): give --label_map FILE with `class of the data: class of the model` for "
             "each"
         )
-    return np.array([place[number] for number in numbers], dtype=np.int64)
+    return np.array([output_of[number] for number in numbers], dtype=np.int64)
 
 
 def spelling(name: str) -> str:
-    """A name without case, punctuation and the difference between space, dash and underscore."""
+    """A name in lower case without punctuation; space, dash and underscore are the same."""
     return " ".join(re.findall(r"[^\W_]+", name.casefold())) or name
 
 
 def same_place(name: str, number: int, head_names: Sequence[str]) -> int | None:
-    """The output of the same number, if it is called the same: ImageNet has two classes `crane`."""
+    """The output with the same number, if it has the same name: ImageNet has two classes `crane`."""
     return number if number < len(head_names) and spelling(head_names[number]) == spelling(name) else None
 
 
 def spelled_places(names: Sequence[str]) -> dict[str, int]:
-    """Output by spelling: of the whole name, or of a synonym (between commas); none that two outputs share."""
+    """Outputs by spelling, of the whole name or of a synonym (between commas); without spellings of two outputs."""
     places: dict[str, int] = {}
     for spellings in ([name.split(",") for name in names], [[name] for name in names]):
         numbers: dict[str, set[int]] = {}
         for number, words in enumerate(spellings):
             for word in words:
                 numbers.setdefault(spelling(word), set()).add(number)
-        for word, found in numbers.items():
-            if len(found) == 1:
-                places[word] = min(found)
+        for word, outputs in numbers.items():
+            if len(outputs) == 1:
+                places[word] = min(outputs)
             else:
                 places.pop(word, None)
     return places
 
 
 def mismatch(missing: Sequence[str], data_names: Sequence[str], head_names: Sequence[str]) -> str:
-    """The error for classes that the model has not, with the nearest that it has."""
-    pairs = [f"{name!r}: {near!r}" for name, near in suggested_map(missing[:OFFERED], head_names).items()]
-    more = f" and {len(missing) - OFFERED} more" if len(missing) > OFFERED else ""
+    """The error for classes that the model does not have, with the nearest that it has."""
+    pairs = [f"{name!r}: {near!r}" for name, near in suggested_map(missing[:MAX_SUGGESTED], head_names).items()]
+    more = f" and {len(missing) - MAX_SUGGESTED} more" if len(missing) > MAX_SUGGESTED else ""
     return (
-        f"{len(missing)} of the data's {len(data_names)} classes are no classes of the model ({listed(head_names)}); "
-        f"the nearest are {', '.join(pairs)}{more}. Give --label_map FILE (JSON or YAML) with "
+        f"{len(missing)} of the data's {len(data_names)} classes are not among those of the model "
+        f"({listed(head_names)}); the nearest are {', '.join(pairs)}{more}. Give --label_map FILE (JSON or YAML) with "
         "`class of the data: class of the model` for each"
     )
 
 
 def suggested_map(data_names: Sequence[str], head_names: Sequence[str]) -> dict[str, str]:
-    """The nearest class of the model for each of the data."""
+    """For each class of the data the nearest of the model."""
     spelled = {spelling(name): name for name in head_names}
     nearest = {
         name: difflib.get_close_matches(spelling(name), spelled, n=1, cutoff=0.0)[:1] or [next(iter(spelled))]
         for name in data_names
     }
-    return {name: spelled[found[0]] for name, found in nearest.items()}
+    return {name: spelled[spellings[0]] for name, spellings in nearest.items()}
 
 
 def places_of_map(path: str, data_names: Sequence[str], head_names: Sequence[str]) -> np.ndarray:
-    """Outputs as a file says."""
+    """Outputs as given in a file."""
     if not Path(path).is_file():
         raise HFViTError(f"--label_map {path}: no such file, and not `{BY_NUMBER}`")
     text = Path(path).read_text(encoding="utf-8-sig")
@@ -248,14 +248,14 @@ def places_of_map(path: str, data_names: Sequence[str], head_names: Sequence[str
     table = {str(key): value for key, value in table.items()}
     missing = [name for name in data_names if name not in table]
     if missing:
-        raise HFViTError(f"--label_map {path} says nothing of {listed(missing)}")
-    number = {name: place for place, name in enumerate(head_names)}
-    outputs = [table[name] if type(table[name]) is int else number.get(str(table[name])) for name in data_names]
+        raise HFViTError(f"--label_map {path} has no entry for {listed(missing)}")
+    number_of = {name: number for number, name in enumerate(head_names)}
+    outputs = [table[name] if type(table[name]) is int else number_of.get(str(table[name])) for name in data_names]
     unknown = [
-        table[name] for name, place in zip(data_names, outputs) if place is None or not 0 <= place < len(head_names)
+        table[name] for name, number in zip(data_names, outputs) if number is None or not 0 <= number < len(head_names)
     ]
     if unknown:
-        raise HFViTError(f"--label_map {path} leads to what is no class of the model: {listed(unknown)}")
+        raise HFViTError(f"--label_map {path} names outputs that the model does not have: {listed(unknown)}")
     return np.array(outputs, dtype=np.int64)
 
 
@@ -289,14 +289,14 @@ def read_real_labels(path: str) -> list[list[int]]:
 
 
 def real_rows(lists: Sequence[Sequence[int]], names: Sequence[str], rows: Sequence[int], total: int) -> np.ndarray:
-    """The ReaL labels of images as int64 (N, most labels), -1 where there are no more.
+    """The ReaL labels of images, int64 (N, largest number of labels), padded with -1.
 
     Args:
-        names: what the images are called; ILSVRC2012_val_%08d finds the list by its number, from 1.
-        rows: place of each image in its source, for those without such a name. total: images of the source.
+        names: of the images; the number in ILSVRC2012_val_%08d, from 1, is that of the image's list.
+        rows: index of each image in its source, used if the names have no numbers. total: images in the source.
 
     Raises:
-        HFViTError: places that cannot be told: another number of images, or a file number beyond the lists.
+        HFViTError: the images cannot be matched with the lists.
     """
     numbers = [REAL_FILE.search(name) for name in names]
     if all(numbers):
@@ -317,16 +317,16 @@ def real_rows(lists: Sequence[Sequence[int]], names: Sequence[str], rows: Sequen
 
 
 def check_real(real: np.ndarray, places: np.ndarray) -> None:
-    """Raise HFViTError where ReaL labels are those of other images.
+    """Raise HFViTError if the ReaL labels seem to be those of other images.
 
     Args:
-        real: int64 (N, any), filled up with -1. places: int64 (N,), the outputs of the images' own classes, which
-            are among their ReaL labels nine times of ten.
+        real: int64 (N, any), padded with -1. places: int64 (N,), the outputs of the images' own classes, about 90 %
+            of which are among the ReaL labels.
     """
     counted = (real >= 0).any(1)
     fraction = (real == places[:, None]).any(1)[counted].mean() if counted.any() else 1.0
-    if fraction < OWN_AMONG_REAL:
+    if fraction < MIN_OWN_AMONG_REAL:
         raise HFViTError(
             f"the ReaL labels name the images' own class in {fraction:.0%} of {int(counted.sum()):,} cases (about "
-            "90 % is usual): images or outputs stand in another order than ImageNet's"
+            "90 % is usual): images or outputs are not in ImageNet's order"
         )

@@ -1,7 +1,7 @@
-"""What scoring leaves behind: facts, tables, the confusion matrix as a figure, entries for a model card.
+"""Write the results of scoring: facts, tables, the confusion matrix as a figure, entries for a model card.
 
-For score_model.py. Metadata go through huggingface_hub's own classes: `model-index` (EvalResult) and
-`.eval_results/*.yaml` (EvalResultEntry), which the Hub shows for data sets that it holds.
+For score_model.py. Metadata are written by huggingface_hub's own classes: `model-index` (EvalResult) and
+`.eval_results/*.yaml` (EvalResultEntry), which the Hub shows for data sets that it hosts.
 
 Tests: tests/training/test_score.py.
 """
@@ -43,10 +43,10 @@ CONFUSION_NAME, MODEL_INDEX_NAME = "confusion_matrix.png", "model_index.yaml"
 EVAL_RESULTS_FOLDER = ".eval_results"
 MAX_WEAKEST = 5  # classes named on the screen
 MAX_NAMED_TICKS = 40  # classes up to which the figure names them
-MAX_NUMBERED_CLASSES = 30  # up to which each cell has its number
+MAX_NUMBERED_CLASSES = 30  # up to which each cell shows its number
 NUMBER_POINTS, NUMBER_DIGITS = 8.0, 3  # size of such a number, and digits that fit at that size
 DARK = 0.5  # fraction from which a cell is too dark for black numbers
-MAX_PLOTTED_ROWS = 1024  # of the figure, which has about as many pixels; of more classes several share a row
+MAX_PLOTTED_ROWS = 1024  # about the pixels of the figure; of more classes several share a row
 METRIC_LABELS = {"mean_per_class": "balanced accuracy (mean per class)", "macro_f1": "macro F1"}
 
 
@@ -58,7 +58,7 @@ def facts_of(
     rows: list[dict[str, Any]],
     speed: dict[str, Any],
 ) -> dict[str, Any]:
-    """The facts of one scoring, in the form that cards are rendered from."""
+    """The facts of one scoring, from which cards are rendered."""
     config, name = classifier.model.config, public_name(dataset.name)
     seed = training_seed(args.model)
     return {
@@ -87,7 +87,7 @@ def facts_of(
 
 
 def training_seed(model: str) -> int:
-    """The seed that a model of ours was trained with, under which its card files results; 0 where nobody says."""
+    """The seed that a model was trained with, by which its card lists results; 0 if unknown."""
     path = Path(model) / FACTS_NAME
     if not path.is_file():
         return 0
@@ -102,7 +102,7 @@ def is_fraction(metric: str) -> bool:
 
 
 def format_score(row: dict[str, Any]) -> str:
-    """A score as people read it, with its 95 % interval where it has one, and the images behind it."""
+    """A score as text, with its number of images and, if it has one, its 95 % interval."""
     metric, value = row["metric"], row["value"]
     text = f"{value:.2%}" if is_fraction(metric) else f"{value:.4f}"
     low, high = row.get("interval") or (None, None)
@@ -139,7 +139,7 @@ def score_summary(facts: dict[str, Any]) -> str:
 
 
 def weakest(metrics: Metrics, names: list[str]) -> str:
-    """The classes with the lowest recall below 100 %, and what they are taken for."""
+    """The classes with the lowest recall, and what they are taken for."""
     recall, support = metrics.precision_recall_f1()[1], metrics.support
     confused = metrics.most_confused()
     order = [int(i) for i in np.argsort(recall, kind="stable") if support[i] and recall[i] < 1][:MAX_WEAKEST]
@@ -153,13 +153,13 @@ def weakest(metrics: Metrics, names: list[str]) -> str:
 
 
 def check_output(folder: Path, model: str) -> None:
-    """Raise HFViTError if the folder holds the facts of a training run, unless it is that of the scored model."""
+    """Raise HFViTError if the folder holds another trained model than the scored one."""
     if trained(folder) is not None and Path(model).resolve() != folder.resolve():
         raise HFViTError(f"{folder} holds a trained model that is not --model {model}: give another --output_dir")
 
 
 def trained(folder: Path) -> dict[str, Any] | None:
-    """The facts of the training run that a folder came from, if it did."""
+    """The facts of the training run that wrote a folder, if one did."""
     path = folder / FACTS_NAME
     if not path.is_file():
         return None
@@ -168,13 +168,13 @@ def trained(folder: Path) -> dict[str, Any] | None:
 
 
 def joined(scored: dict[str, Any], facts: dict[str, Any]) -> dict[str, Any]:
-    """Facts of a training run with the scores of this one added, in place of those of the same name."""
+    """Facts of a training run with these scores added; they replace scores of the same name."""
 
     def key(row: dict[str, Any]) -> tuple:
         return row["dataset"], row["split"], row["metric"], row["seed"]
 
-    new = {key(row) for row in facts["results"]}
-    results = [row for row in scored["results"] if key(row) not in new] + facts["results"]
+    replaced = {key(row) for row in facts["results"]}
+    results = [row for row in scored["results"] if key(row) not in replaced] + facts["results"]
     figures = list(dict.fromkeys([*scored.get("figures", []), *facts.get("figures", [])]))
     added = {name: facts[name] for name in ("scoring", "speed") if name in facts}
     return {**scored, **added, "results": results, "figures": figures}
@@ -183,7 +183,7 @@ def joined(scored: dict[str, Any], facts: dict[str, Any]) -> dict[str, Any]:
 def write_report_files(
     folder: Path, facts: dict[str, Any], predictions: Predictions | None, match: LabelMatch | None
 ) -> None:
-    """Write every file of one scoring; in the model's own folder, its facts and its card gain the scores."""
+    """Write every file of one scoring; the scores are added to the facts and card of a model's own folder."""
     folder.mkdir(parents=True, exist_ok=True)
     if predictions is not None and match is not None:
         metrics = predictions.metrics
@@ -207,7 +207,7 @@ def write_report_files(
 
 
 def write_eval_results(folder: Path, facts: dict[str, Any]) -> None:
-    """Entries for the leaderboard of a data set on the Hub; other data sets have none."""
+    """Write entries for the leaderboards of data sets on the Hub; other data sets have none."""
     by_dataset: dict[str, list[EvalResultEntry]] = {}
     for row in facts["results"]:
         if is_hub_id(row["dataset"]) and is_fraction(row["metric"]):
@@ -239,10 +239,10 @@ def describe_view(view: dict[str, Any]) -> str:
 
 
 def plot_confusion_matrix(path: Path, confusion: csr_array, names: list[str]) -> None:
-    """The confusion matrix (K, K) as a figure: a row for each right class, colored by fractions of its images.
+    """Draw the confusion matrix (K, K): one row per true class, colored by fractions of its images.
 
-    Of at most MAX_NUMBERED_CLASSES classes each cell has its number of images; in more they would not be legible.
-    Of more than MAX_PLOTTED_ROWS classes several that follow each other share a row, and a column.
+    With at most MAX_NUMBERED_CLASSES classes, each cell shows its number of images; with more they would be illegible.
+    With more than MAX_PLOTTED_ROWS classes, several neighbors share a row, and a column.
     """
     classes = confusion.shape[0]
     each = -(-classes // MAX_PLOTTED_ROWS)

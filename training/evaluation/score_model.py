@@ -1,6 +1,6 @@
-"""One classifier on one data set: what is opened, what is measured, what is said; and the facts of it.
+"""Score one classifier on one data set: open both, measure, report.
 
-For score.py, and for suites.py, which opens its models and data sets the same way.
+For score.py, and for suites.py, which opens models and data sets in the same way.
 
 Tests: tests/training/test_score.py.
 """
@@ -20,6 +20,7 @@ from ..data.splits import EVAL_SPLITS
 from ..metrics.accuracy.accuracy import wilson_interval
 from ..metrics.calibration.calibration import METHOD, calibration
 from ..metrics.outcomes import OutcomeState
+from ..reporting.progress import discard
 from . import report
 from .classifier import Classifier, open_classifier
 from .evaluate_classifier import EvalContext, Predictions, preprocessing, score_dataset
@@ -38,7 +39,7 @@ from .throughput import measure_speed
 
 
 def score_model(args: argparse.Namespace, context: EvalContext) -> dict[str, Any]:
-    """One classifier on one data set, from options to facts."""
+    """Score a classifier as the options say; returns the facts."""
     if args.output_dir is not None:
         report.check_output(Path(args.output_dir), args.model)
     split = args.split or find_split(args)
@@ -59,7 +60,7 @@ def score_model(args: argparse.Namespace, context: EvalContext) -> dict[str, Any
         real = None if args.real_labels is None else real_labels(args.real_labels, dataset, match)
         predictions = score_dataset(classifier, dataset, match, context, args.tta, real, state)
         rows = score_rows(predictions)
-        predictions.logits = None  # as much memory again as the figure takes is free for it
+        predictions.logits = None  # frees memory for the figures
     else:
         rows = probe_rows(args, classifier, dataset, context)
     speed = {} if args.no_speed else measure_speed(classifier, context)
@@ -87,9 +88,9 @@ def write_score_outputs(
     facts: dict[str, Any],
     predictions: Predictions | None,
     match: LabelMatch | None,
-    targets: TargetPredictions | None = None,
+    targets: TargetPredictions | None,
 ) -> None:
-    """The table on the screen, and the files."""
+    """Print the table and write the files."""
     print(report.score_summary(facts))
     if predictions is not None and match is not None:
         print(report.weakest(predictions.metrics, match.names))
@@ -134,10 +135,9 @@ def open_scored_split(
 
 
 def open_scored_model(args: argparse.Namespace, context: EvalContext) -> Classifier:
-    """The model; what there is to know about its weights is printed."""
+    """Load the model; notes about its weights are printed."""
     size = args.image_size
-    log = print if context.accelerator.is_main_process else _silent
-    with warnings_as_notes(log):
+    with warnings_as_notes(print if context.accelerator.is_main_process else discard):
         return open_classifier(
             args.model,
             image_size=None if size is None else size[0] if len(size) == 1 else (size[0], size[1]),
@@ -147,12 +147,8 @@ def open_scored_model(args: argparse.Namespace, context: EvalContext) -> Classif
         )
 
 
-def _silent(line: str) -> None:
-    """Only the first process speaks."""
-
-
 def output_names(classifier: Classifier) -> list[str]:
-    """The names of the outputs; a model without any cannot be scored by its head."""
+    """The names of the outputs; an encoder has none, which is an error."""
     names = classifier.label_names
     if not names:
         raise HFViTError(f"{classifier.name} has no head to score: probe its features with --few_shot or --knn")
@@ -160,7 +156,7 @@ def output_names(classifier: Classifier) -> list[str]:
 
 
 def real_labels(path: str, dataset: ImageDataset, match: LabelMatch) -> np.ndarray:
-    """The ReaL labels of a data set's images: by file name, else in the order of the whole validation set."""
+    """The ReaL labels of a data set's images, matched by file name or by position in the whole validation set."""
     names = [dataset.image_name(index) for index in range(len(dataset))]
     rows = real_rows(read_real_labels(path), names, dataset.rows.tolist(), len(dataset.source.labels))
     check_real(rows, match.places[dataset.labels])
@@ -168,15 +164,15 @@ def real_labels(path: str, dataset: ImageDataset, match: LabelMatch) -> np.ndarr
 
 
 def score_rows(predictions: Predictions) -> list[dict[str, Any]]:
-    """{"metric", "value", "n"} of every score, with "interval" where it has one; for the main process.
+    """One row per score: {"metric", "value", "n"} and, if it has one, "interval"; on the main process.
 
-    Calibration also after a temperature, where logits were kept.
+    Includes calibration after temperature scaling if the logits were kept.
     """
     scores, intervals = predictions.metrics.scores(), predictions.metrics.intervals()
     if predictions.logits is not None and predictions.labels is not None and len(predictions.labels) > 1:
         after = calibration(predictions.logits, predictions.labels)
-        chosen = ("ece_after_temperature", "nll_after_temperature", "brier_after_temperature", "temperature")
-        scores |= {name: (after[name], len(predictions.labels)) for name in chosen}
+        names = ("ece_after_temperature", "nll_after_temperature", "brier_after_temperature", "temperature")
+        scores |= {name: (after[name], len(predictions.labels)) for name in names}
     rows = [{"metric": name, "value": value, "n": count} for name, (value, count) in scores.items()]
     return [row | ({"interval": list(intervals[row["metric"]])} if row["metric"] in intervals else {}) for row in rows]
 
@@ -184,22 +180,22 @@ def score_rows(predictions: Predictions) -> list[dict[str, Any]]:
 def probe_rows(
     args: argparse.Namespace, classifier: Classifier, dataset: ImageDataset, context: EvalContext
 ) -> list[dict[str, Any]]:
-    """Few-shot and nearest-neighbor accuracy; features are computed once and kept."""
+    """Few-shot and nearest-neighbor accuracy on frozen features, which are cached."""
     train = open_scored_split(args, args.train_split, dataset.label_names)
-    known = compute_features(classifier, train, context, args.cache_dir)
-    asked = compute_features(classifier, dataset, context, args.cache_dir)
+    learned = compute_features(classifier, train, context, args.cache_dir)
+    test = compute_features(classifier, dataset, context, args.cache_dir)
     rows = []
     if args.few_shot is not None:
-        for row in few_shot(known.features, known.labels, asked.features, asked.labels, args.few_shot, l2=args.l2):
+        for row in few_shot(learned.features, learned.labels, test.features, test.labels, args.few_shot, l2=args.l2):
             name = f"{row['shots']}_shot_accuracy"
             rows.append(accuracy_row(name, row["accuracy"], row["n"]) | {"seed": row["seed"]})
     if args.knn is not None:
-        probe = NeighborProbe(args.knn).fit(known.features, known.labels)
-        value = probe.score(asked.features, asked.labels)
-        rows.append(accuracy_row(f"{args.knn}_nn_accuracy", value, len(asked.labels)))
+        probe = NeighborProbe(args.knn).fit(learned.features, learned.labels)
+        value = probe.score(test.features, test.labels)
+        rows.append(accuracy_row(f"{args.knn}_nn_accuracy", value, len(test.labels)))
     return rows
 
 
 def accuracy_row(metric: str, value: float, count: int) -> dict[str, Any]:
-    """An accuracy of `count` images, with its interval."""
+    """An accuracy on `count` images, with its interval."""
     return {"metric": metric, "value": value, "n": count, "interval": list(wilson_interval(value * count, count))}

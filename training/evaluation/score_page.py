@@ -1,4 +1,4 @@
-"""report.html of a scoring (`training.score --report`), also for a folder whose training has ended long ago.
+"""report.html of a scored model (`training.score --report`), also for a model that was trained long ago.
 
 Tests: tests/training/test_score.py.
 """
@@ -29,16 +29,16 @@ def write_score_page(
     outcomes: Outcomes,
     names: list[str],
 ) -> None:
-    """Write the page into --output_dir; a failure is one line. A card that linked another page no longer does.
+    """Write the page into --output_dir; a failure is logged in one line. The card no longer links an earlier page.
 
     Args:
-        facts: of the scoring. names: of the outputs that the outcomes count in.
+        facts: of the scoring. names: of the model's outputs, in the order of `outcomes`.
     """
     folder, config = Path(args.output_dir), classifier.model.config
     history = folder / HISTORY_NAME  # of a training run whose folder this is
     lines = history.read_text(encoding="utf-8").splitlines() if history.is_file() else []
 
-    def looked_at() -> Any:
+    def attention() -> Any:
         processor = load_processor(args.model, config)
         return attention_sheets(
             classifier.model, dataset.with_transform(classifier.transform), classifier.normalize, processor
@@ -54,13 +54,13 @@ def write_score_page(
         dataset=dataset,
         unseen=f"the scored images ({dataset.split}); it holds where the model was not trained on them",
         thresholds=thresholds_of(config) if getattr(config, "label_thresholds", None) is not None else None,
-        looked_at=None if args.squash or args.crop_pct is not None else looked_at,
+        looked_at=None if args.squash or args.crop_pct is not None else attention,
     )
     try:
         print(f"report: {write_report_page(folder, report)}")
-        own = json.loads((folder / FACTS).read_text(encoding="utf-8"))
-        if own.pop(REPORT, None):  # these images may be others than those that the card was to show
-            write_facts(folder, own)
+        written = json.loads((folder / FACTS).read_text(encoding="utf-8"))
+        if written.pop(REPORT, None):  # the user agreed to show other images than these on the card
+            write_facts(folder, written)
             write_card(folder)
     except Exception as error:  # the scores are written
         print(f"note: no report.html: {error_in_one_line(error)}")

@@ -1,6 +1,6 @@
-"""A classifier of several labels, or a regression, over a data set: every image once, on any number of processes.
+"""Score a multi-label classifier or a regression on a data set: every image once, on any number of processes.
 
-For score_model.py. Classes are evaluate_classifier.py's; the scores are training/metrics/target_scores.py's.
+For score_model.py. evaluate_classifier.py is for classes; the metrics are in training/metrics/target_scores.py.
 
 Tests: tests/training/test_problem_types.py.
 """
@@ -30,16 +30,16 @@ from .evaluate_classifier import EvalContext, batches
 
 
 PER_LABEL_NAME = "per_label.csv"
-OF_CLASSES = ("few_shot", "knn", "label_map", "label_subset", "real_labels")  # options
+CLASS_OPTIONS = ("few_shot", "knn", "label_map", "label_subset", "real_labels")
 
 
 @dataclass
 class TargetPredictions:
-    """What scoring found, on every process.
+    """Outputs on all images, on every process.
 
     Attributes:
         logits, labels: float32 (N, K), in the data's order. names: of the outputs.
-        thresholds: (K,) of several labels, from which each counts; None: the model has none of its own.
+        thresholds: (K,) scores from which each label counts as predicted; None: the model has none.
     """
 
     problem_type: str
@@ -50,16 +50,16 @@ class TargetPredictions:
     unreadable: list[str]
 
     def rows(self) -> list[dict[str, Any]]:
-        """{"metric", "value", "n"} of every score."""
+        """One row per score: {"metric", "value", "n"}."""
         scores = target_scores(self.problem_type, self.logits, self.labels, self.names, self.thresholds)
         return [{"metric": name, "value": value, "n": len(self.labels)} for name, value in scores.items()]
 
 
 def refuse_options_of_classes(args: argparse.Namespace, problem_type: str) -> None:
-    """Raise HFViTError for options that need one class for each image."""
-    for name in OF_CLASSES:
+    """Raise HFViTError for options that need one class per image."""
+    for name in CLASS_OPTIONS:
         if getattr(args, name) is not None:
-            raise HFViTError(f"--{name} is for one class an image, and this is {problem_type}: leave it out")
+            raise HFViTError(f"--{name} is for one class per image, this model is for {problem_type}: leave it out")
 
 
 @torch.no_grad()
@@ -67,16 +67,16 @@ def score_targets(
     classifier: Classifier,
     dataset: ImageDataset,
     context: EvalContext,
-    tta: str = "none",
-    outcomes: OutcomeState | None = None,
+    tta: str,
+    outcomes: OutcomeState | None,
 ) -> TargetPredictions:
-    """Score every image once; of several views scores, or numbers, are averaged.
+    """Score every image once; the scores or numbers of several views are averaged.
 
     Args:
-        dataset: its labels count in the model's outputs. outcomes: collects what each image came to.
+        dataset: its labels are in the order of the model's outputs. outcomes: collects the result of each image.
 
     Raises:
-        HFViTError: labels of another problem type or for other outputs; no image that can be read.
+        HFViTError: labels of another problem type or for other outputs; no image can be read.
     """
     config, accelerator = classifier.model.config, context.accelerator
     problem, names = problem_type_of(config), classifier.label_names
@@ -110,9 +110,9 @@ def score_targets(
 
 
 def write_per_label(path: Path, predictions: TargetPredictions) -> None:
-    """CSV, a line for each label: images, average precision, threshold, and precision, recall and F1 there.
+    """CSV with one line per label: images, average precision, threshold; precision, recall and F1 at the threshold.
 
-    Empty where there is nothing to divide by.
+    A value that is not defined is empty.
     """
     from sklearn.metrics import average_precision_score
 
@@ -122,9 +122,10 @@ def write_per_label(path: Path, predictions: TargetPredictions) -> None:
     lines = csv.writer(text)
     lines.writerow(["label", "n", "average_precision", "threshold", "precision", "recall", "f1"])
     for index, (name, threshold) in enumerate(zip(predictions.names, thresholds)):
-        there, said = truth[:, index], scores[:, index] >= threshold
-        hits, parts = int((there & said).sum()), (said.sum(), there.sum(), (said.sum() + there.sum()) / 2)
-        fractions = [f"{hits / part:.6f}" if part else "" for part in parts]
-        precision = f"{average_precision_score(there, scores[:, index]):.6f}" if there.any() else ""
-        lines.writerow([name, int(there.sum()), precision, f"{threshold:.6f}", *fractions])
+        labeled, predicted = truth[:, index], scores[:, index] >= threshold
+        hits = int((labeled & predicted).sum())
+        totals = (predicted.sum(), labeled.sum(), (predicted.sum() + labeled.sum()) / 2)  # of precision, recall, F1
+        fractions = [f"{hits / total:.6f}" if total else "" for total in totals]
+        area = f"{average_precision_score(labeled, scores[:, index]):.6f}" if labeled.any() else ""
+        lines.writerow([name, int(labeled.sum()), area, f"{threshold:.6f}", *fractions])
     atomic_write(path, text.getvalue().encode("utf-8", errors="backslashreplace"))

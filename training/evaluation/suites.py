@@ -1,7 +1,7 @@
-"""Many data sets by one protocol, resumed where it stopped, beside what others published.
+"""Evaluate many data sets by one protocol, next to published results; resumes where it stopped.
 
-For score.py (`--suite NAME`). Tasks, protocol and published rows, with their sources, are suites.yaml. A data set that
-cannot be reached is said to be so: it has no score, and no mean is taken without it.
+For score.py (`--suite NAME`). suites.yaml has the tasks, the protocol and the published rows with their sources. A
+data set that is not available has no score and is listed; a mean that needs it is left out.
 """
 
 import argparse
@@ -37,14 +37,14 @@ from .throughput import measure_speed
 
 SUITES = Path(__file__).with_name("suites.yaml")
 SUITE_NAME, TABLE_NAME = "suite.json", "suite.md"
-ON_SCREEN = 5  # published rows beside ours on the screen; the file has all
+MAX_ON_SCREEN = 5  # published rows next to ours on the screen; the file has all
 # Table 4 and B.1.1 of arXiv:2010.11929; VTAB "at a resolution of 384 for all tasks".
 FINE_TUNING = {
     "image_size": 384, "optim": "sgd", "lr_scheduler_type": "cosine", "weight_decay": 0, "max_grad_norm": 1,
 }  # fmt: skip
 GLOBAL_BATCH = 512
-WITHOUT_EFFECT = ("where", "no_speed", "use_cpu", "dataloader_num_workers", "cache_dir", "data", "output_dir")
-GROUPS = ("natural", "specialized", "structured")
+NOT_IN_FINGERPRINT = ("where", "no_speed", "use_cpu", "dataloader_num_workers", "cache_dir", "data", "output_dir")
+VTAB_GROUPS = ("natural", "specialized", "structured")
 
 
 def read_suites(path: Path) -> dict[str, Any]:
@@ -70,7 +70,7 @@ def tasks_of(suite: str, content: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def run_suite(args: argparse.Namespace, context: EvalContext) -> dict[str, Any]:
-    """Every task of the suite, then our row beside the published ones.
+    """Run every task of the suite, then print our row next to the published ones.
 
     Returns:
         The facts, as they are in suite.json.
@@ -112,7 +112,7 @@ def run_suite(args: argparse.Namespace, context: EvalContext) -> dict[str, Any]:
     if main:
         write_json(folder / SUITE_NAME, facts)
         atomic_write(folder / TABLE_NAME, markdown(facts, tasks))
-        print(columns(rows_of(facts, tasks, ON_SCREEN)))
+        print(columns(rows_of(facts, tasks, MAX_ON_SCREEN)))
         if "speed" in facts:
             print(cost_in_words(facts["speed"]))
         print(f"written to {folder}")
@@ -121,7 +121,7 @@ def run_suite(args: argparse.Namespace, context: EvalContext) -> dict[str, Any]:
 
 
 def local_copies(pairs: list[str], tasks: dict[str, Any]) -> dict[str, str]:
-    """`TASK=PATH` words as a mapping."""
+    """`TASK=PATH` arguments as a mapping."""
     copies = {}
     for pair in pairs:
         name, equals, path = pair.partition("=")
@@ -134,13 +134,13 @@ def local_copies(pairs: list[str], tasks: dict[str, Any]) -> dict[str, str]:
 
 
 def fingerprint_of(weights: str, task: dict[str, Any], chosen: argparse.Namespace) -> str:
-    """Changes with everything that a task's result depends on."""
-    settings = {key: str(value) for key, value in vars(chosen).items() if key not in WITHOUT_EFFECT}
+    """A hash of everything that a task's result depends on."""
+    settings = {key: str(value) for key, value in vars(chosen).items() if key not in NOT_IN_FINGERPRINT}
     return digest(weights, sorted(task.items()), sorted(settings.items()))
 
 
 def kept_result(file: Path, fingerprint: str) -> dict[str, Any] | None:
-    """The result of an earlier run of the same task with the same weights and settings, if it got one."""
+    """The finished result of an earlier run of the task with the same weights and settings, if there is one."""
     if not file.is_file():
         return None
     result = json.loads(file.read_text(encoding="utf-8"))
@@ -148,10 +148,10 @@ def kept_result(file: Path, fingerprint: str) -> dict[str, Any] | None:
 
 
 def read_copy(args: argparse.Namespace, task: dict[str, Any]) -> tuple[ImageDataset, dict[str, Any]]:
-    """The test split, and what a result is measured on: {split: {"images", "fingerprint"}}.
+    """The test split, and the data that a result depends on: {split: {"images", "fingerprint"}}.
 
     Raises:
-        HFViTError: what cannot be opened, or has other labels.
+        HFViTError: the data cannot be opened, or has other labels.
     """
     test = open_scored_split(args, args.split)
     check_classes(test, task)
@@ -162,9 +162,9 @@ def read_copy(args: argparse.Namespace, task: dict[str, Any]) -> tuple[ImageData
 
 
 def refuse_changed(result: dict[str, Any], args: argparse.Namespace, task: dict[str, Any], file: Path) -> None:
-    """Raise HFViTError where a local copy is not what a kept result was measured on, and say what changed."""
+    """Raise HFViTError if a local copy has changed since a kept result was measured; says what changed."""
     if not is_shard_pattern(args.dataset) and not Path(args.dataset).expanduser().exists():
-        return  # measured and deleted
+        return  # deleted after it was measured
     now = read_copy(args, task)[1]
     for split, facts in now.items():
         before = result[split]
@@ -177,7 +177,7 @@ def refuse_changed(result: dict[str, Any], args: argparse.Namespace, task: dict[
 
 
 def task_arguments(args: argparse.Namespace, task: dict[str, Any], local: str | None) -> argparse.Namespace:
-    """The options with the task's data set in them."""
+    """The options for the task's data set."""
     chosen = copy.copy(args)
     chosen.dataset, chosen.split, chosen.train_split = local or task["dataset"], task["split"], task["train_split"]
     column = task.get("label_column", "")
@@ -192,7 +192,7 @@ def task_arguments(args: argparse.Namespace, task: dict[str, Any], local: str | 
 def run_task(
     name: str, task: dict[str, Any], args: argparse.Namespace, classifier: Classifier, context: EvalContext
 ) -> dict[str, Any]:
-    """One task: {"status": "done", "accuracy", "n", ...}, or why there is no score."""
+    """Run one task: {"status": "done", "accuracy", "n", ...}, or a status with the reason why there is no score."""
     try:
         test, data = read_copy(args, task)
     except (HFViTError, OSError) as error:
@@ -211,7 +211,7 @@ def run_task(
 
 
 def check_classes(test: ImageDataset, task: dict[str, Any]) -> None:
-    """A copy with other labels is not the task."""
+    """Raise HFViTError for a copy with another number of classes."""
     if len(test.label_names) != task["classes"]:
         raise HFViTError(f"'{test.name}' has {len(test.label_names)} classes, the task has {task['classes']}")
 
@@ -219,7 +219,7 @@ def check_classes(test: ImageDataset, task: dict[str, Any]) -> None:
 def score_head(
     task: dict[str, Any], args: argparse.Namespace, classifier: Classifier, test: ImageDataset, context: EvalContext
 ) -> dict[str, Any]:
-    """The model's own head on ImageNet or one of its relatives."""
+    """Score the model's own head, on ImageNet or one of its variants."""
     match = match_labels(test.label_names, output_names(classifier), args.label_map, args.label_subset)
     real = None
     if task.get("real"):
@@ -236,21 +236,21 @@ def linear_probe(
 ) -> dict[str, Any]:
     """Ridge regression on the frozen features of all training images."""
     train = open_scored_split(args, args.train_split, test.label_names)
-    known = compute_features(classifier, train, context, args.cache_dir)
-    asked = compute_features(classifier, test, context, args.cache_dir)
-    guesses = RidgeProbe(args.l2).fit(known.features, known.labels).predict(asked.features)
+    learned = compute_features(classifier, train, context, args.cache_dir)
+    scored = compute_features(classifier, test, context, args.cache_dir)
+    predicted = RidgeProbe(args.l2).fit(learned.features, learned.labels).predict(scored.features)
     return {
-        "accuracy": accuracy(guesses, asked.labels),
-        "mean_per_class": mean_per_class(guesses, asked.labels),
-        "n": len(asked.labels),
-        "train_images": len(known.labels),
+        "accuracy": accuracy(predicted, scored.labels),
+        "mean_per_class": mean_per_class(predicted, scored.labels),
+        "n": len(scored.labels),
+        "train_images": len(learned.labels),
     }
 
 
 def fine_tune(name: str, task: dict[str, Any], args: argparse.Namespace, context: EvalContext) -> dict[str, Any]:
     """The paper's protocol: choose the learning rate on a part of the training images, then train on all of them.
 
-    A finished run is read, one that was begun goes on; runs of other settings have other folders.
+    A finished run is not repeated, an unfinished one continues; other settings have other folders.
     """
     folder = Path(args.where) / "runs" / f"{name}-{args.fingerprint[:8]}"
     arguments = parse_training(training_flags(folder, task, args, context), "finetune")
@@ -261,7 +261,7 @@ def fine_tune(name: str, task: dict[str, Any], args: argparse.Namespace, context
     else:
         facts = run(arguments, "finetune", more_follow=True)
     if not facts:
-        raise HFViTError("stopped by a signal: the same command goes on from here")
+        raise HFViTError("stopped by a signal: run the same command again to continue")
     accuracy = next(row for row in facts["results"] if row["metric"] == "accuracy")
     chosen, tried = {"learning_rate": arguments.train.learning_rate}, facts["training"].get("sweep", [])
     if tried:
@@ -270,7 +270,7 @@ def fine_tune(name: str, task: dict[str, Any], args: argparse.Namespace, context
 
 
 def training_flags(folder: Path, task: dict[str, Any], args: argparse.Namespace, context: EvalContext) -> list[str]:
-    """Flags of training.finetune for the protocol; `--finetune_set` comes last and wins."""
+    """Flags of training.finetune for the protocol; `--finetune_set` overrides them."""
     flags = {}
     for pair in args.finetune_set:
         key, equals, value = pair.partition("=")
@@ -306,13 +306,13 @@ def training_flags(folder: Path, task: dict[str, Any], args: argparse.Namespace,
     return [word for key, value in (settings | flags).items() for word in (f"--{key}", str(value))]
 
 
-# -- our row beside the others ---------------------------------------------------------------------------------------
+# -- the table -------------------------------------------------------------------------------------------------------
 
 
 def means(results: dict[str, dict[str, Any]], tasks: dict[str, dict[str, Any]]) -> dict[str, float]:
-    """VTAB's means, of all 19 tasks and of each group; only where each task of it has a score."""
+    """VTAB's means over all 19 tasks and over each group, if all of its tasks have a score."""
     groups = {"vtab_mean": [name for name in tasks if "vtab" in tasks[name]]}
-    groups |= {f"vtab_{group}": [name for name in tasks if tasks[name].get("vtab") == group] for group in GROUPS}
+    groups |= {f"vtab_{group}": [name for name in tasks if tasks[name].get("vtab") == group] for group in VTAB_GROUPS}
     return {
         group: statistics.fmean(results[name]["accuracy"] for name in names)
         for group, names in groups.items()
@@ -321,7 +321,7 @@ def means(results: dict[str, dict[str, Any]], tasks: dict[str, dict[str, Any]]) 
 
 
 def published(content: dict[str, Any], facts: dict[str, Any], tasks: dict[str, Any]) -> list[dict[str, Any]]:
-    """Published rows that have a score on one of the tasks; group means where all their tasks are given."""
+    """Published rows with a score on one of the tasks; with group means if all tasks of the group are given."""
     rows = []
     for entry in content["published"]:
         scores = {name: entry[name] / 100 for name in (*tasks, "vtab_mean") if name in entry}
@@ -340,7 +340,7 @@ def task_in_words(result: dict[str, Any]) -> str:
 
 
 def cost_in_words(speed: dict[str, Any]) -> str:
-    """What the model costs, on one line."""
+    """The cost of the model, on one line."""
     return (
         f"{speed['parameters']:,} parameters, {speed['gmacs']:.4g} GMACs, {speed['images_per_second']:,.1f} images/s, "
         f"latency p50 {speed['latency_p50_ms']:.2f} ms, p99 {speed['latency_p99_ms']:.2f} ms, "
@@ -349,7 +349,7 @@ def cost_in_words(speed: dict[str, Any]) -> str:
 
 
 def rows_of(facts: dict[str, Any], tasks: dict[str, Any], others: int | None = None) -> list[list[str]]:
-    """Cells of the table: a line for each task and mean, a column for ours and for each published model."""
+    """Cells of the table: one line per task and mean, one column for ours and per published model."""
     rows = facts["published"][:others]
     table = [["", f"{facts['model']['name']} (ours)", *(row["model"] for row in rows)]]
     for name, task in tasks.items():
@@ -358,7 +358,7 @@ def rows_of(facts: dict[str, Any], tasks: dict[str, Any], others: int | None = N
         title = f"VTAB {task['title']}" if "vtab" in task else task["title"]
         table.append([title, ours, *(cell(row, name) for row in rows)])
     if any("vtab" in task for task in tasks.values()):
-        for name in ("vtab_mean", *(f"vtab_{group}" for group in GROUPS)):
+        for name in ("vtab_mean", *(f"vtab_{group}" for group in VTAB_GROUPS)):
             ours = f"{facts['means'][name]:.2%}" if name in facts["means"] else "-"
             table.append([name.replace("_", " "), ours, *(cell(row, name) for row in rows)])
     return table
@@ -369,13 +369,13 @@ def cell(row: dict[str, Any], name: str) -> str:
 
 
 def columns(table: list[list[str]]) -> str:
-    """Aligned text."""
+    """The table as aligned text."""
     widths = [max(len(line[index]) for line in table) for index in range(len(table[0]))]
     return "\n".join("  ".join(f"{text:<{width}}" for text, width in zip(line, widths)).rstrip() for line in table)
 
 
 def markdown(facts: dict[str, Any], tasks: dict[str, Any]) -> str:
-    """The whole table with its sources and what could not be had."""
+    """The whole table in Markdown, with its sources and the tasks without a score."""
     head, *body = rows_of(facts, tasks)
     lines = [f"# Suite {facts['suite']}", "", "| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     lines += ["| " + " | ".join(line) + " |" for line in body]

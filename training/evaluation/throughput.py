@@ -1,6 +1,6 @@
-"""What a classifier costs: multiply-adds, parameters, images per second, latency, memory.
+"""The cost of a classifier: multiply-adds, parameters, images per second, latency, memory.
 
-For score_model.py and suites.py. Synthetic images that are already on the device: the model alone, without decoding.
+For score_model.py and suites.py. Measures the model alone, on images that are already on the device.
 
 Tests: tests/training/test_score.py.
 """
@@ -20,11 +20,11 @@ from .evaluate_classifier import EvalContext
 
 
 LATENCY_RUNS = 50
-SECONDS = 5.0  # at most, for latency and for throughput each
+MAX_SECONDS = 5.0  # for latency and for throughput each
 
 
 def macs(classifier: Classifier) -> int:
-    """Multiply-adds of one image's forward pass: matrix products and convolutions."""
+    """Multiply-adds of one image's forward pass, in matrix products and convolutions."""
     config, (height, width) = classifier.model.config, classifier.transform.image_size_hw
     if isinstance(config, HFViTConfig):
         return forward_flops(config, (height, width)) // 2
@@ -32,7 +32,7 @@ def macs(classifier: Classifier) -> int:
 
 
 def timed(classifier: Classifier, context: EvalContext, batch_size: int, runs: int) -> np.ndarray:
-    """Seconds of single forward passes (after two that do not count), `runs` of them or fewer in `SECONDS`."""
+    """Seconds of each of `runs` forward passes, or as many as fit in MAX_SECONDS, after two for warm-up."""
     device = context.accelerator.device
     shape = (batch_size, classifier.transform.num_channels, *classifier.transform.image_size_hw)
     pixels, seconds = torch.zeros(shape, device=device), []
@@ -46,7 +46,7 @@ def timed(classifier: Classifier, context: EvalContext, batch_size: int, runs: i
         now = time.perf_counter()
         if number >= 2:
             seconds.append(now - start)
-        if seconds and now - began > SECONDS:
+        if seconds and now - began > MAX_SECONDS:
             break
     return np.array(seconds)
 
@@ -59,15 +59,15 @@ def measure_speed(classifier: Classifier, context: EvalContext) -> dict[str, Any
     facts: dict[str, Any] = {"parameters": classifier.parameters, "gmacs": macs(classifier) / 1e9}
     if context.accelerator.is_main_process:
         classifier.model.to(context.accelerator.device)
-        alone = timed(classifier, context, 1, LATENCY_RUNS) * 1e3
-        together = timed(classifier, context, context.batch_size, LATENCY_RUNS)
+        single = timed(classifier, context, 1, LATENCY_RUNS) * 1e3
+        batched = timed(classifier, context, context.batch_size, LATENCY_RUNS)
         facts |= {
-            "latency_p50_ms": float(np.percentile(alone, 50)),
-            "latency_p99_ms": float(np.percentile(alone, 99)),
-            "latency_runs": len(alone),
-            "images_per_second": context.batch_size / float(np.median(together)),
+            "latency_p50_ms": float(np.percentile(single, 50)),
+            "latency_p99_ms": float(np.percentile(single, 99)),
+            "latency_runs": len(single),
+            "images_per_second": context.batch_size / float(np.median(batched)),
             "throughput_batch_size": context.batch_size,
-            "throughput_runs": len(together),
+            "throughput_runs": len(batched),
             "memory_peak_bytes": memory_peak(context.accelerator.device),
         }
     context.accelerator.wait_for_everyone()

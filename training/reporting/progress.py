@@ -287,6 +287,10 @@ def format_number(name: str, value: float) -> str:
     return f"{value:.2e}" if name == "learning_rate" else f"{value:.4g}"
 
 
+def discard(line: str) -> None:
+    """A log function for processes that stay silent."""
+
+
 def hours_minutes_seconds(seconds: float) -> str:
     """h:mm:ss."""
     minutes, rest = divmod(round(seconds), 60)

@@ -77,12 +77,12 @@ def test_what_could_only_match_by_place_is_an_error_that_offers_the_map():
     with pytest.raises(HFViTError, match=r"have no names .*--label_map number .*--label_map FILE"):
         match_labels(["cat", "dog"], ["LABEL_0", "LABEL_1"])
     assert match_labels(["cat", "dog"], ["LABEL_0", "LABEL_1"], "number").places.tolist() == [0, 1]
-    with pytest.raises(HFViTError, match=r"classes 3 of the data are no numbers .*--label_map FILE"):
+    with pytest.raises(HFViTError, match=r"classes 3 of the data are not among the numbers .*--label_map FILE"):
         match_labels(["1", "3"], ["1", "2"])
 
 
 @pytest.mark.parametrize("place", ["-1", "2", "true", "1.5"])
 def test_a_map_to_what_is_no_class_of_the_model_is_refused(place, tmp_path):
     (tmp_path / "map.json").write_text(f'{{"cat": 0, "dog": {place}}}')
-    with pytest.raises(HFViTError, match="leads to what is no class of the model: "):
+    with pytest.raises(HFViTError, match="names outputs that the model does not have: "):
         match_labels(["cat", "dog"], ["a", "b"], str(tmp_path / "map.json"))
