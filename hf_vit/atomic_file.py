@@ -1,15 +1,16 @@
-"""The one way to write a file or folder: under a temporary name, flushed to the disk, then renamed.
+"""Write files and folders atomically: under a temporary name, flushed to the disk, then renamed.
 
-Whoever opens the final name sees the old content or the new one, never a half: not after a kill, a power cut, a full
-disk. For all of hf_vit but what travels to the Hub, and for training.
+A reader of the final name sees the old content or the new one, never a part of it: also after a kill, a power cut or
+on a full disk. All of hf_vit and training uses it, except the files that travel to the Hub.
 
-    atomic_write(path, text)                       # content at hand
+    atomic_write(path, text)                       # text or bytes
     with atomic_path(path) as temporary:           # a library that writes by itself, such as savefig or save_file
         figure.savefig(temporary)
     with atomic_folder(path) as temporary:         # a folder that is replaced as a whole
         model.save_pretrained(temporary)
 
-Not `transformers`' or `huggingface_hub`'s helpers: theirs do not flush, so a rename can outlive the content.
+Not `transformers`' or `huggingface_hub`'s helpers: they do not flush, so after a power cut a renamed file can be
+empty.
 """
 
 import errno
@@ -24,16 +25,16 @@ from pathlib import Path
 from .errors import HFViTError
 
 
-TEMPORARY, REPLACED = ".writing-", ".replaced-"  # what a killed process may leave, before the final name
+TEMPORARY, REPLACED = ".writing-", ".replaced-"  # prefixes of names that a killed process may leave behind
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 FREE_SPACE = "free some space, or choose another disk, and run the command again"
 
 
 def atomic_write(path: str | Path, content: str | bytes, advice: str = FREE_SPACE) -> None:
-    """Write text (UTF-8) or bytes to a file that appears whole.
+    """Write text (UTF-8) or bytes to a file atomically.
 
     Args:
-        advice: the way out that a full disk's message names.
+        advice: the last part of the error message for a full disk.
 
     Raises:
         HFViTError: the disk is full, or `path` is no regular file.
@@ -44,18 +45,18 @@ def atomic_write(path: str | Path, content: str | bytes, advice: str = FREE_SPAC
 
 @contextmanager
 def atomic_path(path: str | Path, advice: str = FREE_SPACE) -> Iterator[Path]:
-    """Give a temporary path, of the same suffix, to write a file at; on success it takes the place of `path`.
+    """A temporary path with the same suffix to write to; on success the file replaces `path`.
 
-    The file gets the mode that the umask says, or that of the file it replaces, whatever the writing library sets.
+    The file has the mode of the file it replaces, or the umask's, regardless of the writing library.
 
     Raises:
-        HFViTError: the disk is full (nothing is left of the attempt), or `path` is no regular file.
+        HFViTError: the disk is full (the temporary file is removed), or `path` is no regular file.
     """
     target = regular_file(path)
     temporary = _temporary_name(target)
     with full_disk_is_an_error(target, advice):
         try:
-            # Created here, not by the library: its mode shows the umask, which cannot be read without setting it.
+            # created here, not by the library: its mode shows the umask, which cannot be read without setting it
             os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
             mode = stat.S_IMODE((target if target.exists() else temporary).stat().st_mode)
             yield temporary
@@ -70,12 +71,12 @@ def atomic_path(path: str | Path, advice: str = FREE_SPACE) -> Iterator[Path]:
 
 @contextmanager
 def atomic_folder(path: str | Path, advice: str = FREE_SPACE) -> Iterator[Path]:
-    """Give a temporary folder to write in; on success it takes the place of `path`, on failure it disappears.
+    """A temporary folder to write to; on success it replaces `path`, on failure it is removed.
 
-    What stood at `path` goes as a whole: no file of the old folder is left among the new ones.
+    An old folder at `path` is replaced as a whole: none of its files remain among the new ones.
 
     Raises:
-        HFViTError: the disk is full (what stood at `path` is untouched), or `path` is neither a folder nor free.
+        HFViTError: the disk is full (`path` is unchanged), or `path` exists and is not a folder.
     """
     target = Path(path)
     if target.is_symlink() and target.is_dir():
@@ -91,7 +92,7 @@ def atomic_folder(path: str | Path, advice: str = FREE_SPACE) -> Iterator[Path]:
         yield temporary
         for file in sorted(temporary.rglob("*"), reverse=True):
             if file.is_file():
-                os.chmod(file, mode)  # as the umask says, whatever the writing library set
+                os.chmod(file, mode)  # that of the umask, regardless of the writing library
             _flush(file)
         _flush(temporary)
         if target.exists():
@@ -112,9 +113,9 @@ def atomic_folder(path: str | Path, advice: str = FREE_SPACE) -> Iterator[Path]:
 
 @contextmanager
 def full_disk_is_an_error(target: Path, advice: str = FREE_SPACE) -> Iterator[None]:
-    """Within it, a full disk is an HFViTError of one line: what did not fit, how much is free, the way out.
+    """Raise an HFViTError of one line for a full disk: the file, how much is free, the way out.
 
-    Libraries say it in their own ways: `OSError`, safetensors' `SafetensorError`, torch's `RuntimeError`.
+    Libraries raise different errors for it: `OSError`, safetensors' `SafetensorError`, torch's `RuntimeError`.
     """
     try:
         yield
@@ -127,7 +128,7 @@ def full_disk_is_an_error(target: Path, advice: str = FREE_SPACE) -> Iterator[No
 
 
 def is_full_disk(error: BaseException) -> bool:
-    """Whether an error, or one that caused it, says that no space is left."""
+    """Whether an error, or one that caused it, is about a full disk."""
     if isinstance(error, OSError) and error.errno in FULL_DISK:
         return True
     text = str(error)
@@ -138,20 +139,20 @@ def is_full_disk(error: BaseException) -> bool:
 
 
 def full_disk_message(target: Path, advice: str = FREE_SPACE, written: int = 0) -> str:
-    """The one line of a full disk."""
+    """The error message for a full disk, one line."""
     folder = next(parent for parent in target.absolute().parents if parent.is_dir())
     sizes = f"{written / 1e6:.1f} MB written, " if written else ""
     return f"no space left for {target} ({sizes}{shutil.disk_usage(folder).free / 1e6:.1f} MB free): {advice}"
 
 
 def check_folder(path: str | Path) -> None:
-    """Raise HFViTError where something that is no folder has the name that an output folder shall have."""
+    """Raise HFViTError if the path of an output folder exists and is not a folder."""
     if os.path.lexists(path) and not os.path.isdir(path):
         raise HFViTError(f"{path} is {_kind(Path(path))}, not a folder: give another path")
 
 
 def regular_file(path: str | Path) -> Path:
-    """`path`, or what it links to, where a regular file is or can be.
+    """`path`, or its link target, if it is a regular file or does not exist yet.
 
     Raises:
         HFViTError: a folder, FIFO, socket, device or dangling link, which a rename would silently replace.
@@ -183,17 +184,17 @@ def _kind(path: Path) -> str:
 
 
 def _temporary_name(target: Path) -> Path:
-    # The suffix stays last, since savefig, savez and others choose the format by it.
+    # the suffix stays at the end: savefig, savez and others choose the format by it
     return target.with_name(f"{TEMPORARY}{os.getpid()}-{secrets.token_hex(4)}-{target.name}")
 
 
 def _flush(path: Path) -> None:
-    """Bring a file's or folder's content to the disk, so that a rename never outlives it."""
+    """Flush a file or folder to the disk, so that a rename is never stored before its content."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
     except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # a file system without it, such as some network mounts
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # not supported, such as by some network mounts
             raise
     finally:
         os.close(handle)

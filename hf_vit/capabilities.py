@@ -1,7 +1,10 @@
-"""What this processor and this PyTorch can do: every fast path asks here, and none assumes.
+"""What this processor and this PyTorch support: every fast path asks here before it is used.
 
-Features have Linux's names (`avx2`, `avx512_vnni`, `amx_bf16`, on Arm `i8mm`). The limits that oneDNN and PyTorch
-read, `ONEDNN_MAX_CPU_ISA` and `ATEN_CPU_CAPABILITY`, hide features here too, so one machine can stand for an older
+Private operations of PyTorch are tried once on a small input, which covers their absence and changed signatures; the
+code that uses them is in `inference/kernels.py` and `training/engine/cpu_kernels.py`.
+
+Features have Linux's names (`avx2`, `avx512_vnni`, `amx_bf16`, on Arm `i8mm`). The limits of oneDNN and PyTorch,
+`ONEDNN_MAX_CPU_ISA` and `ATEN_CPU_CAPABILITY`, hide features here too, so that one machine can stand in for an older
 one. Not `torch.backends.cpu.get_cpu_capability`: it names AVX2 or AVX512, but neither VNNI nor AMX.
 """
 
@@ -17,7 +20,7 @@ import torch
 
 CPUINFO = Path("/proc/cpuinfo")
 
-# Vector features that remain under each limit; a limit that is not listed hides nothing.
+# Vector features that remain under each limit; other limits hide nothing.
 _AVX2 = ("avx", "avx2", "fma", "f16c")
 _AVX512 = (*_AVX2, "avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512cd")
 ONEDNN_LIMITS: dict[str, tuple[str, ...]] = {
@@ -39,7 +42,7 @@ ATEN_LIMITS: dict[str, tuple[str, ...]] = {"default": (), "avx2": (*_AVX2, "avx_
 
 @functools.cache
 def processor_name() -> str:
-    """The CPU's model name, or its architecture where the system does not tell."""
+    """The CPU's model name, or its architecture if the system does not give one."""
     if CPUINFO.is_file():
         for line in CPUINFO.read_text(encoding="utf-8", errors="replace").splitlines():
             if line.startswith("model name"):
@@ -49,7 +52,7 @@ def processor_name() -> str:
 
 @functools.cache
 def hardware_features() -> frozenset[str]:
-    """Every instruction set feature of the processor, whatever the environment limits."""
+    """Every instruction set feature of the processor, regardless of limits in the environment."""
     if CPUINFO.is_file():
         for line in CPUINFO.read_text(encoding="utf-8", errors="replace").splitlines():
             name, _, values = line.partition(":")
@@ -62,7 +65,7 @@ def hardware_features() -> frozenset[str]:
 
 @functools.cache
 def features() -> frozenset[str]:
-    """The features that may be used: the processor's, within `ONEDNN_MAX_CPU_ISA` and `ATEN_CPU_CAPABILITY`."""
+    """The usable features: the processor's, within `ONEDNN_MAX_CPU_ISA` and `ATEN_CPU_CAPABILITY`."""
     hardware = hardware_features()
     for variable, limits in (("ONEDNN_MAX_CPU_ISA", ONEDNN_LIMITS), ("ATEN_CPU_CAPABILITY", ATEN_LIMITS)):
         limit = {name.lower(): allowed for name, allowed in limits.items()}.get(os.environ.get(variable, "").lower())
@@ -72,7 +75,7 @@ def features() -> frozenset[str]:
 
 
 def widest_instructions() -> str:
-    """The widest vectors that may be used, in one word for tables: two processors of one name may differ in it."""
+    """The widest usable vectors, in one word for tables: processors of the same name may differ in it."""
     words = {"amx_tile": "AMX", "avx512f": "AVX-512", "avx2": "AVX2", "avx": "AVX", "sve": "SVE", "asimd": "NEON"}
     return next((word for feature, word in words.items() if feature in features()), platform.machine())
 
@@ -86,12 +89,12 @@ def is_x86() -> bool:
 
 
 def native_bfloat16() -> bool:
-    """Whether bfloat16 matmuls are instructions here. Where they are emulated they work, slower than float32."""
+    """Whether the processor has bfloat16 matmul instructions; emulated, they are slower than float32."""
     return bool(features() & {"avx512_bf16", "amx_bf16", "bf16"}) and _onednn_says_bfloat16()
 
 
 def int8_saturates() -> bool:
-    """Whether u8 x s8 products are added in 16 bits, which full-range int8 weights overflow (x86 without VNNI)."""
+    """Whether u8 x s8 products are summed in 16 bits, which full-range int8 weights overflow (x86 without VNNI)."""
     return is_x86() and not features() & {"avx512_vnni", "avx_vnni"}
 
 
@@ -105,7 +108,7 @@ def _onednn_says_bfloat16() -> bool:
 
 @functools.cache
 def packs_linear(dtype: torch.dtype) -> bool:
-    """Whether oneDNN keeps weights of a linear layer in a layout of its own, in this PyTorch, for this dtype."""
+    """Whether this PyTorch can pack weights of a linear layer for oneDNN, in this dtype."""
 
     def attempt() -> bool:
         x, weight = torch.ones(2, 16, dtype=dtype), torch.ones(16, 16, dtype=dtype)
@@ -122,7 +125,7 @@ def packs_linear(dtype: torch.dtype) -> bool:
 
 @functools.cache
 def packs_convolution(dtype: torch.dtype) -> bool:
-    """The same of a convolution's weights."""
+    """The same for a convolution's weights."""
 
     def attempt() -> bool:
         x, weight, unit = torch.ones(1, 16, 2, 2, dtype=dtype), torch.ones(16, 16, 1, 1, dtype=dtype), [1, 1]
@@ -135,7 +138,7 @@ def packs_convolution(dtype: torch.dtype) -> bool:
 
 @functools.cache
 def packs_linear_by_mkl() -> bool:
-    """Whether MKL packs float32 weights of a linear layer for a number of rows."""
+    """Whether this PyTorch can pack float32 weights of a linear layer for MKL."""
 
     def attempt() -> bool:
         x, weight = torch.ones(2, 16), torch.ones(16, 16)
@@ -146,7 +149,7 @@ def packs_linear_by_mkl() -> bool:
 
 
 def int8_zero() -> int:
-    """What stands for zero in oneDNN's activations: 0 of int8 with AMX, else 128 of uint8.
+    """Zero point of oneDNN's activations: 0 (int8) with AMX, else 128 (uint8).
 
     VNNI multiplies uint8 by int8; for int8 by int8 oneDNN takes a reference loop, a thousand times slower.
     """
@@ -155,9 +158,9 @@ def int8_zero() -> int:
 
 @functools.cache
 def int8_backend() -> str | None:
-    """Whose int8 matmul is correct and fast here: "onednn" with VNNI or AMX, "fbgemm" on other x86, or None.
+    """Library whose int8 matmul is correct and fast here: "onednn" with VNNI or AMX, "fbgemm" on other x86, or None.
 
-    oneDNN falls back to the reference loop without VNNI, too.
+    Without VNNI, oneDNN also falls back to the reference loop.
     """
 
     def by_onednn() -> bool:
@@ -188,7 +191,7 @@ def int8_backend() -> str | None:
 
 
 def _works(attempt: Callable[[], bool]) -> bool:
-    """What an attempt with a private operation says; False where the operation is not there or fails."""
+    """The result of an attempt with a private operation; False if the operation is missing or fails."""
     try:
         with torch.no_grad():
             return attempt()
@@ -200,10 +203,10 @@ def _works(attempt: Callable[[], bool]) -> bool:
 
 
 def usable_cores() -> int:
-    """Processor cores that this process may use."""
+    """Number of processor cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def machine_key() -> tuple[str, str, str, int]:
-    """Processor, features that may be used, PyTorch's version, threads: what a measured time depends on."""
+    """Processor, usable features, PyTorch's version and threads, on which a measured time depends."""
     return processor_name(), " ".join(sorted(features())), torch.__version__, torch.get_num_threads()

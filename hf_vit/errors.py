@@ -1,7 +1,7 @@
-"""Bad input: the one error that a user can fix, the parser that raises it, and the line that command lines print.
+"""HFViTError, the error for bad input; the parser of command lines that raises it, and how commands print it.
 
-Its message names the cause and the way out, in one line. For all of hf_vit but what travels to the Hub, for
-training and benchmarks.
+Its message names the cause and the way out, in one line. All of hf_vit, training and benchmarks uses it, except the
+files that travel to the Hub.
 """
 
 import argparse
@@ -15,10 +15,8 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NoReturn
 
 
-LISTED = 8  # how many names an error message lists
-
-
-LFS_POINTER = b"version https://git-lfs.github.com/spec/"  # what a clone without Git LFS holds in a file's place
+MAX_LISTED = 8  # names in an error message
+LFS_POINTER = b"version https://git-lfs.github.com/spec/"  # content of a file in a clone without Git LFS
 
 
 class HFViTError(ValueError):
@@ -26,9 +24,9 @@ class HFViTError(ValueError):
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse that raises a bad option as an HFViTError, in place of the usage on the screen.
+    """An argparse parser that raises HFViTError for bad options, instead of printing the usage.
 
-    The error names the nearest option, command or choice, and says in words what a number should be.
+    The error names the nearest option, command or choice, and in words the expected kind of number.
     """
 
     def __init__(self, *args: Any, **options: Any) -> None:
@@ -45,14 +43,14 @@ class Parser(argparse.ArgumentParser):
         return parsed
 
     def check_options(self, words: Sequence[str]) -> None:
-        """Refuse a misspelled option first: argparse would say that the one it was meant for is missing."""
+        """Refuse misspelled options first: argparse would report the intended one as missing."""
         for word in itertools.takewhile(lambda word: word != "--", words):
             name = word.partition("=")[0]
             if name.startswith("--") and not any(known.startswith(name) for known in self._option_string_actions):
                 self.refuse_unknown([word])
 
     def refuse_unknown(self, words: Sequence[str]) -> NoReturn:
-        """Raise HFViTError for words of the command line that are no option and no value of one."""
+        """Raise HFViTError for words that are neither an option nor the value of one."""
         option = next((word.partition("=")[0] for word in words if word.startswith("-")), None)
         if option is None:
             self.error(f"unexpected argument {words[0]!r}")
@@ -92,10 +90,10 @@ def _to_stderr(line: str) -> None:
 def warnings_as_notes(
     log: Callable[[str], Any] = _to_stderr, leave_out: tuple[type[Warning], ...] = ()
 ) -> Iterator[None]:
-    """What is warned of in the block is logged as `note: ...`, one line each, once; for command lines.
+    """Log the warnings of a block as `note: ...`, one line each, once; for command lines.
 
     Args:
-        log: takes a line; default: stderr. leave_out: kinds of warnings that do not matter to the command.
+        log: takes a line; default: stderr. leave_out: classes of warnings that do not matter to the command.
     """
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
@@ -108,19 +106,19 @@ def warnings_as_notes(
 
 
 def error_in_one_line(error: Exception) -> str:
-    """What an error says, on one line; of the operating system's errors the file and the reason."""
+    """An error's message on one line; for errors of the operating system the file and the reason."""
     if isinstance(error, OSError) and isinstance(error.filename, str) and error.strerror:
         return f"{error.filename}: {error.strerror[0].lower()}{error.strerror[1:]}"
     return " ".join(str(error).split())
 
 
 def report_error(error: Exception) -> int:
-    """Print an error as one line on stderr; returns the exit status of a command that ends with it."""
+    """Print an error as one line on stderr; returns the exit status of the command."""
     print(f"error: {error_in_one_line(error)}", file=sys.stderr)
     return 2
 
 
 def listed(names: Sequence[object]) -> str:
-    """Names for a message, the first few."""
-    shown = ", ".join(str(name) for name in names[:LISTED])
-    return shown if len(names) <= LISTED else f"{shown}, ... ({len(names)} in all)"
+    """The first `MAX_LISTED` names, for a message."""
+    shown = ", ".join(str(name) for name in names[:MAX_LISTED])
+    return shown if len(names) <= MAX_LISTED else f"{shown}, ... ({len(names)} in all)"

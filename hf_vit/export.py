@@ -1,9 +1,9 @@
 """ONNX and torch.export models for machines without transformers, checked against the model; int8 for CPUs.
 
-`export_model` writes, then checks: onnxruntime (or torch) runs the file on random images and must agree with the model
-to 1e-4. `quantize` makes the int8 version, `compare_int8` measures what it changes. Needs the packages of `pip install
-"hf-vit[export]"`. The command is `hf_vit/cli/export.py`. Not Optimum: it exports the model types that it knows, and
-not one with code of its own.
+`export_model` writes a file and checks it: onnxruntime (or torch) runs it on random images and must agree with the
+model to 1e-4. `quantize` makes the int8 version, `compare_int8` measures the difference. Needs the packages of `pip
+install "hf-vit[export]"`. The command is `hf_vit/cli/export.py`. Not Optimum: it exports a fixed list of model types,
+and none with its own code.
 """
 
 import contextlib
@@ -39,12 +39,12 @@ from .problem_type import MULTI_LABEL, REGRESSION, SINGLE_LABEL, output_scores, 
 
 FORMATS = {"onnx": "model.onnx", "torch-export": "model.pt2"}
 INT8_FILE = "model.int8.onnx"
-TOLERANCE = 1e-4  # of the largest logit, or of 1 where all are smaller
-SMALLEST_WEIGHT = 1024  # numbers in a weight below which int8 saves nothing
+TOLERANCE = 1e-4  # relative to the largest logit, or absolute if all are below 1
+MIN_INT8_WEIGHT = 1024  # elements; int8 saves nothing for smaller weights
 
 
 def need(packages: Sequence[str]) -> None:
-    """Raise HFViTError naming what has to be installed."""
+    """Raise HFViTError that names the missing packages."""
     missing = []
     for name in packages:
         try:
@@ -62,16 +62,16 @@ class ExportedClassifier(nn.Module):
     """A classifier with one tensor in and one out.
 
     Args:
-        dynamic_size: leave out the model's checks of the image size, which fix it while exporting, refit positions to
-            whatever grid comes (the identity, for the grid they are made for), and pad a ResNet as sizes that its
-            strides divide are padded.
+        dynamic_size: export for any image size: without the model's checks, which would fix the size; positions are
+            always resized (to their own grid that is the identity), and a ResNet is padded as for sizes that its
+            strides divide.
     """
 
     def __init__(self, model: HFViTForImageClassification, dynamic_size: bool = False):
         super().__init__()
         self.model = model
         if dynamic_size:
-            self.model = copy.deepcopy(model)
+            self.model = copy.deepcopy(model)  # methods are replaced on instances: the caller's model keeps its own
             embeddings: Any = self.model.vit.embeddings
             embeddings.patch_embeddings.forward = lambda pixels: _project(embeddings.patch_embeddings, pixels)
             if embeddings.position_embeddings is not None:
@@ -92,8 +92,8 @@ def _project(patches: Any, pixels: torch.Tensor) -> torch.Tensor:
 
 
 def _stem(stem: Any, pixels: torch.Tensor) -> torch.Tensor:
-    x = F.relu(stem.gn_root(stem.conv_root(pixels)))
-    x = F.max_pool2d(_pad(x, 3, 2, float("-inf")), 3, stride=2)
+    x = F.relu(stem.gn_root(stem.conv_root(pixels)))  # (B, width, H/2, W/2)
+    x = F.max_pool2d(_pad(x, 3, 2, float("-inf")), 3, stride=2)  # (B, width, H/4, W/4)
     for stage in stem.stages:
         x = stage(x)
     return x
@@ -105,13 +105,13 @@ def _convolve(convolution: StdConv2d, x: torch.Tensor) -> torch.Tensor:
 
 
 def _pad(x: torch.Tensor, kernel: int, stride: int, value: float = 0.0) -> torch.Tensor:
-    """`same_padding` of a map that the stride divides: it does not depend on the size then."""
-    both = max(kernel - stride, 0)
-    return F.pad(x, (both // 2, both - both // 2) * 2, value=value) if both else x
+    """`same_padding` for sizes that the stride divides, which does not depend on the size."""
+    total = max(kernel - stride, 0)
+    return F.pad(x, (total // 2, total - total // 2) * 2, value=value) if total else x
 
 
 def _positions(embeddings: Any, grid: tuple[int, int]) -> torch.Tensor:
-    """As `HFViTEmbeddings.patch_positions` of a grid that is not known yet: `(1, rows * columns, D)`."""
+    """`HFViTEmbeddings.patch_positions` for a symbolic grid: `(1, rows * columns, D)`."""
     config = embeddings.config
     table = embeddings.position_embeddings[:, config.num_class_rows :]
     if config.position_embedding_type == "learned1d":
@@ -123,7 +123,7 @@ def _positions(embeddings: Any, grid: tuple[int, int]) -> torch.Tensor:
 
 
 def check_any_size(config: HFViTConfig) -> None:
-    """Raise HFViTError for positions that the exporters can only write for one image size."""
+    """Raise HFViTError for positions that can only be exported for one image size."""
     fixed = None
     if config.relative_position_bias is not None:
         fixed = f'relative_position_bias="{config.relative_position_bias}"'
@@ -136,10 +136,10 @@ def check_any_size(config: HFViTConfig) -> None:
 
 
 def export_model(loaded: Loaded, folder: Path, format: str, dynamic_size: bool) -> dict[str, Any]:
-    """Write a model and what belongs to it into a folder, and check it; returns the account.
+    """Write a model with its config and image processor to a folder, and check it; returns the checks.
 
     Raises:
-        HFViTError: the exporter cannot, or the written model disagrees with ours.
+        HFViTError: the exporter fails, or the exported model disagrees with ours.
     """
     model = loaded.model.float().eval()
     if dynamic_size:
@@ -148,12 +148,12 @@ def export_model(loaded: Loaded, folder: Path, format: str, dynamic_size: bool) 
     down, across = model.config.total_stride
     batch, sizes = torch.export.Dim("batch", min=1, max=65536), {}
     example = torch.zeros(2, model.config.num_channels, height, width)
-    multiples = model.config.resnet_depths is not None  # the padding of any size keeps the exporter busy for minutes
+    multiples = model.config.resnet_depths is not None  # with padding for any size the exporter takes minutes
     if dynamic_size and multiples:
         sizes = {2: down * torch.export.Dim("rows", min=1), 3: across * torch.export.Dim("columns", min=1)}
     elif dynamic_size:
         sizes = {2: torch.export.Dim.DYNAMIC, 3: torch.export.Dim.DYNAMIC}
-    if dynamic_size:
+    if dynamic_size:  # not the native size, at which the exporter would specialize
         example = torch.zeros(2, model.config.num_channels, height + 2 * down, width + 3 * across)
     path = folder / FORMATS[format]
     with quiet():
@@ -164,12 +164,12 @@ def export_model(loaded: Loaded, folder: Path, format: str, dynamic_size: bool) 
                 dynamic_shapes={"pixel_values": {0: batch, **sizes}},
             )
             if format == "torch-export":
-                content = io.BytesIO()  # writing to a full disk itself, torch ends the process
+                content = io.BytesIO()  # torch.save to a file on a full disk aborts the process
                 torch.export.save(program, content)
                 path.write_bytes(content.getbuffer())
             else:
                 _write_onnx(program, path, dynamic_size, description(model.config))
-        except Exception as error:  # the exporters raise whatever their passes raise
+        except Exception as error:  # the exporters' passes raise many kinds
             if is_full_disk(error):
                 raise
             reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
@@ -194,7 +194,7 @@ def export_model(loaded: Loaded, folder: Path, format: str, dynamic_size: bool) 
 
 
 def description(config: HFViTConfig) -> dict[str, str]:
-    """What the outputs mean, for who has the file alone: names as a JSON list, the problem type, thresholds."""
+    """Metadata of the ONNX file for its outputs: names as a JSON list, the problem type, thresholds."""
     names: dict[Any, str] = config.id2label or {}
     fields = {
         "labels": json.dumps([names[number] for number in range(len(names))], ensure_ascii=False),
@@ -222,7 +222,7 @@ def _write_onnx(program: Any, path: Path, dynamic_size: bool, metadata: dict[str
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Within it, the exporters keep their progress and their remarks on missing packages to themselves."""
+    """Silence the exporters' progress and their remarks on missing packages."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
@@ -252,10 +252,10 @@ def runner(path: Path) -> Callable[[np.ndarray], np.ndarray]:
 def difference(
     model: HFViTForImageClassification, run: Callable[[np.ndarray], np.ndarray], shape: tuple[int, int, int]
 ) -> dict[str, Any]:
-    """Largest difference of the logits of model and `run` on random images of one shape (batch, height, width).
+    """Largest difference between the logits of model and `run`, on random images of one shape (batch, height, width).
 
     Raises:
-        HFViTError: it is above the tolerance.
+        HFViTError: the difference is above the tolerance.
     """
     batch, height, width = shape
     generator = torch.Generator().manual_seed(0)
@@ -279,9 +279,8 @@ def quantize(path: Path, target: Path, kind: str) -> None:
     """Write an int8 version of an ONNX model for CPUs.
 
     Args:
-        kind: "dynamic" (weights of matrix products in 7 bits, activations quantized in 8 while it runs) or
-            "weights" (weights of products and convolutions stored as int8, one scale for each output channel,
-            computed in float32).
+        kind: "dynamic" (7-bit weights of matmuls, activations quantized to 8 bits at run time) or "weights" (weights
+            of matmuls and convolutions stored as int8, one scale per output channel, and computed in float32).
     """
     import onnx
 
@@ -291,10 +290,10 @@ def quantize(path: Path, target: Path, kind: str) -> None:
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     model = onnx.load(path)
-    del model.graph.value_info[:]  # shapes of the exporter's, which contradict the quantizer's
+    del model.graph.value_info[:]  # the exporter's shapes contradict the quantizer's
     with quiet():
-        # Weights of 7 bits: processors without VNNI add u8 x s8 products in 16 bits, which 8 bits overflow. The file
-        # may run on any processor, whatever this one has.
+        # 7-bit weights: processors without VNNI sum u8 x s8 products in 16 bits, which 8 bits overflow, and the file
+        # may run on any processor
         quantize_dynamic(
             model,
             target,
@@ -306,7 +305,7 @@ def quantize(path: Path, target: Path, kind: str) -> None:
 
 
 def int8_weights(model: Any) -> Any:
-    """An ONNX model whose large weights are int8 with a DequantizeLinear behind each."""
+    """Replace the large weights of an ONNX model by int8 with a DequantizeLinear each; returns the model."""
     from onnx import helper, numpy_helper
 
     axes: dict[str, int] = {}  # initializer -> its axis of output channels
@@ -321,7 +320,7 @@ def int8_weights(model: Any) -> Any:
     initializers, nodes = [], []
     for tensor in model.graph.initializer:
         weight = numpy_helper.to_array(tensor)
-        if tensor.name not in axes or weight.size < SMALLEST_WEIGHT or weight.dtype != np.float32:
+        if tensor.name not in axes or weight.size < MIN_INT8_WEIGHT or weight.dtype != np.float32:
             initializers.append(tensor)
             continue
         axis = axes[tensor.name]
@@ -344,46 +343,51 @@ def int8_weights(model: Any) -> Any:
 
 
 def compare_int8(loaded: Loaded, folder: Path, images: Iterable[tuple[Path, Image.Image]]) -> dict[str, Any]:
-    """What int8 changes on given images: labels that stay, and accuracy where folders name the labels.
+    """Compare int8 and float32 outputs on images: unchanged labels, and accuracy if folders are named like labels.
 
-    Several labels stay where the image has the same ones. Of numbers, the largest change in the unit of each.
+    Of several labels all must be unchanged. For a regression, the largest change of each number in its unit.
 
     Args:
-        folder: holds the ONNX model and its int8 version.
+        folder: of the ONNX model and its int8 version.
         images: path and decoded image of each.
 
     Returns:
-        `n` images; where there are any `same_label` (fraction), `largest_probability_change`; where folders name
-        labels also `labelled` images, `accuracy_float32` and `accuracy_int8`. Of a regression `n` and
-        `largest_change` by name.
+        `n` images; if there are any, `same_label` (fraction) and `largest_probability_change`; if folders name labels,
+        also `labelled` images, `accuracy_float32` and `accuracy_int8`. For a regression `n` and `largest_change` by
+        name.
     """
-    original, small = runner(folder / FORMATS["onnx"]), runner(folder / INT8_FILE)
+    run_float32, run_int8 = runner(folder / FORMATS["onnx"]), runner(folder / INT8_FILE)
     processor = ViTImageProcessorPil(**loaded.processor)
     config = loaded.model.config
     problem, thresholds = problem_type_of(config), torch.tensor(thresholds_of(config))
     numbers = {name: number for number, name in (config.id2label or {}).items()} if problem == SINGLE_LABEL else {}
-    same, shift, hits, changes = [], [], [], []
+    same, probability_changes, correct, changes = [], [], [], []
     for path, image in images:
         pixels = processor_pixels(processor, image).numpy()
-        before, after = original(pixels)[0], small(pixels)[0]
-        scores, int8_scores = (output_scores(config, torch.from_numpy(logits)) for logits in (before, after))
+        float32, int8 = run_float32(pixels)[0], run_int8(pixels)[0]
+        scores, int8_scores = (output_scores(config, torch.from_numpy(logits)) for logits in (float32, int8))
         if problem == MULTI_LABEL:
             same.append(bool(((scores >= thresholds) == (int8_scores >= thresholds)).all()))
         else:
-            same.append(before.argmax() == after.argmax())
-        shift.append(float((scores - int8_scores).abs().max()))
-        changes.append(np.abs(before - after))
+            same.append(float32.argmax() == int8.argmax())
+        probability_changes.append(float((scores - int8_scores).abs().max()))
+        changes.append(np.abs(float32 - int8))
         label = numbers.get(path.parent.name)
         if label is not None:
-            hits.append((before.argmax() == label, after.argmax() == label))
+            correct.append((float32.argmax() == label, int8.argmax() == label))
     if not same:
         return {"n": 0}
     if problem == REGRESSION:
         names: dict[Any, str] = config.id2label or {}
         largest = np.max(changes, axis=0).tolist()
         return {"n": len(same), "largest_change": {names[number]: value for number, value in enumerate(largest)}}
-    account = {"n": len(same), "same_label": float(np.mean(same)), "largest_probability_change": float(max(shift))}
-    if hits:
-        float32, int8 = np.mean(hits, axis=0)
-        account |= {"labelled": len(hits), "accuracy_float32": float(float32), "accuracy_int8": float(int8)}
-    return account
+    result = {"n": len(same), "same_label": float(np.mean(same))}
+    result["largest_probability_change"] = float(max(probability_changes))
+    if correct:
+        accuracy = np.mean(correct, axis=0)
+        result |= {
+            "labelled": len(correct),
+            "accuracy_float32": float(accuracy[0]),
+            "accuracy_int8": float(accuracy[1]),
+        }
+    return result

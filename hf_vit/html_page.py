@@ -1,7 +1,7 @@
-"""Pages of one file: `hf-vit inspect` and the report of a run share this style, and these ways to put images inside.
+"""Self-contained HTML pages: the style and embedded images of `hf-vit inspect` and of a run's report.
 
-A page is HTML that opens without a network: images and charts lie in it, there are no scripts. Colors follow the
-reader's theme, light or dark; from 360 pixels of width on nothing but wide tables has to be scrolled.
+A page opens without a network: images and charts are embedded, there are no scripts. Colors follow the reader's theme,
+light or dark; from 360 pixels of width on, only wide tables have to be scrolled.
 """
 
 import base64
@@ -20,8 +20,7 @@ from .atomic_file import atomic_write
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-LAYOUT = "html_page.html"
-INK, FAINT = "#1f2933", "#8895a3"  # of figures; on a page they become the theme's colors
+INK, FAINT = "#1f2933", "#8895a3"  # of figures; on a page they are replaced by the theme's colors
 COLORS = ("#3d6fb4", "#d9822b", "#3f8f5f", "#b0413e", "#7a5195")
 THEME = {INK: "var(--ink)", FAINT: "var(--faint)"} | {
     color: f"var(--color-{number})" for number, color in enumerate(COLORS, start=1)
@@ -29,7 +28,7 @@ THEME = {INK: "var(--ink)", FAINT: "var(--faint)"} | {
 
 
 def image_uri(image: Image.Image | np.ndarray, side: int) -> str:
-    """An image as the source of an <img>, its longer side `side` pixels."""
+    """An image as a data URI for an <img>, its longer side `side` pixels."""
     image = image if isinstance(image, Image.Image) else Image.fromarray(image)
     factor = side / max(image.size)
     resample = Image.Resampling.LANCZOS if factor < 1 else Image.Resampling.NEAREST
@@ -39,19 +38,9 @@ def image_uri(image: Image.Image | np.ndarray, side: int) -> str:
     return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
-def figure_uri(figure: "Figure") -> str:
-    """A figure as it is, on white, as the source of an <img>."""
-    from .plot_text import plain_text  # with it comes matplotlib, a second that pages without charts need not wait for
-
-    buffer = io.BytesIO()
-    with plain_text(figure):
-        figure.savefig(buffer, format="png", facecolor="white")
-    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
-
-
 def figure_svg(figure: "Figure") -> Markup:
-    """A figure as an <svg> in the theme's colors (INK, FAINT, COLORS), its text drawn by the browser's fonts."""
-    from matplotlib import rc_context
+    """A figure as an <svg> in the theme's colors (INK, FAINT, COLORS), its text in the browser's fonts."""
+    from matplotlib import rc_context  # here, so that pages without charts do not wait a second for it
 
     from .plot_text import plain_text
 
@@ -62,12 +51,12 @@ def figure_svg(figure: "Figure") -> Markup:
     text = text[text.index("<svg") :]
     for color, variable in THEME.items():
         text = text.replace(color, variable)
-    # ids are unique in what a figure refers to; those of its groups are not, and nothing needs them
+    # several figures share a page: the ids that they refer to are unique, those of groups are not, and not used
     return Markup(text[: text.index("<metadata>")] + text[text.index("</metadata>") + len("</metadata>") :])
 
 
 def write_page(path: Path, template: Path, **values: Any) -> None:
-    """Render a template that imports from LAYOUT, all values escaped, and write the page whole."""
+    """Render a template that may import from html_page.html, with all values escaped, and write the page."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader([Path(__file__).parent, template.parent]),
         autoescape=True,
@@ -76,5 +65,5 @@ def write_page(path: Path, template: Path, **values: Any) -> None:
         undefined=jinja2.StrictUndefined,
     )
     text = environment.get_template(template.name).render(**values)
-    # Names of files and folders need not be UTF-8
+    # names of files and folders need not be UTF-8
     atomic_write(path, text.encode("utf-8", errors="backslashreplace"))

@@ -1,7 +1,8 @@
-"""Which files below a folder are images: one walk with `os.scandir`, for training and for the commands.
+"""Find the image files below a folder: one walk with `os.scandir`, for training and for the commands.
 
-No file is asked for its size or date. A name decides where its suffix is known, else the first bytes of the file.
-What is left out is counted by reason, with a few examples. Names are bytes: they need not be UTF-8.
+Sizes and dates of files are not read. A known suffix decides, otherwise the first bytes of the file. Skipped files are
+counted by reason, with a few examples. Names are bytes: they need not be UTF-8. Not `os.walk(followlinks=True)`: it
+does not end if a link leads to a folder above it.
 """
 
 import os
@@ -23,9 +24,9 @@ from .image_io import (
 IMAGE_SUFFIXES = frozenset(suffix.encode() for suffix in SUFFIXES)
 NO_IMAGE_SUFFIXES = frozenset(suffix.encode() for suffix in OTHER_SUFFIXES)
 HEIF_SUFFIXES = frozenset(suffix.encode() for suffix in HEIC_SUFFIXES)
-# Of nearly all files: asked first and as they are, which takes half the time of cutting a suffix off
+# Suffixes of nearly all files, compared first and without lower(): twice as fast as cutting the suffix off
 COMMON_SUFFIXES = (b".jpg", b".JPEG", b".png", b".jpeg", b".JPG", b".webp")
-# Files that hold many images or say something about them: reported, for those who look for them
+# Files that hold many images, or labels and paths: reported in `ScannedFolder.data`
 DATA_SUFFIXES = frozenset((
     b".parquet", b".csv", b".tsv", b".jsonl", b".arrow", b".tar", b".zip", b".tgz", b".gz", b".bz2", b".xz", b".zst",
     b".7z", b".rar",
@@ -33,8 +34,8 @@ DATA_SUFFIXES = frozenset((
 DATA_NAMES = frozenset((b"dataset_info.json", b"dataset_dict.json", b"state.json", b"label_names.json"))
 DOT = ord(".")
 SKIPPED_FOLDERS = frozenset((b"__MACOSX", b"@eaDir", b"$RECYCLE.BIN", b"System Volume Information"))
-EXAMPLES = 3  # names for each reason
-MAX_LINK_DEPTH = 2  # a link at the level of splits or classes may show a folder that is found elsewhere, too
+MAX_EXAMPLES = 3  # names for each reason
+MAX_LINK_DEPTH = 2  # links of splits or classes may lead to folders that are also read elsewhere
 
 NOT_IMAGES = "not images"
 HEIC = "HEIC, which Pillow cannot read"
@@ -44,12 +45,12 @@ SPECIAL = "not regular files"
 AGAIN = "links to folders that are read already"
 CLOSED = "folders that cannot be read"
 RUN = "outputs of a training run"
-RUN_FILE = b"config_resolved.yaml"  # training writes it into its output folder first of all
+RUN_FILE = b"config_resolved.yaml"  # the first file that training writes into its output folder
 
 
 @dataclass
 class LeftOut:
-    """What a walk did not take: how often for each reason, and the first names."""
+    """Files and folders that a walk skipped: a count for each reason, and the first names."""
 
     counts: Counter = field(default_factory=Counter)
     examples: dict[str, list[str]] = field(default_factory=dict)
@@ -57,13 +58,13 @@ class LeftOut:
     def add(self, reason: str, name: bytes) -> None:
         self.counts[reason] += 1
         names = self.examples.setdefault(reason, [])
-        if len(names) < EXAMPLES:
+        if len(names) < MAX_EXAMPLES:
             names.append(printable(name))
 
     def __str__(self) -> str:
-        """One line: `3 not images (a.txt, ...), 1 hidden (.b)`; empty where nothing was left out."""
+        """One line: `3 not images (a.txt, ...), 1 hidden (.b)`; empty if nothing was skipped."""
         return ", ".join(
-            f"{count:,} {reason} ({', '.join(self.examples[reason])}{', ...' if count > EXAMPLES else ''})"
+            f"{count:,} {reason} ({', '.join(self.examples[reason])}{', ...' if count > MAX_EXAMPLES else ''})"
             for reason, count in self.counts.most_common()
         )
 
@@ -90,7 +91,7 @@ class ScannedFolder:
 
 @dataclass
 class Walk:
-    """All folders below a root, in order of their paths, and what was left out."""
+    """All folders below a root, sorted by path, and what was skipped."""
 
     root: bytes
     folders: list[ScannedFolder]
@@ -108,12 +109,13 @@ def join(folder: bytes, name: bytes) -> bytes:
 def walk(
     root: "str | bytes | os.PathLike", limit: int | None = None, at_limit: Callable[[], Walk | None] | None = None
 ) -> Walk:
-    """Find all images below a folder, following links to folders, but none in a circle.
+    """Find all images below a folder; links to folders are followed, except in circles.
 
-    Hidden files and folders, and those that operating systems leave behind (`__MACOSX`), are left out.
+    Hidden files and folders, and those of operating systems (`__MACOSX`), are skipped.
 
     Args:
-        at_limit: called once, where there are more images than `limit`; a walk that it returns is the result.
+        at_limit: called once if there are more images than `limit`; if it returns a walk (from a cache), the search
+            ends with it.
     """
     count = 0
     base = os.fsencode(root)
@@ -122,14 +124,14 @@ def walk(
     links: list[bytes] = []
     seen = {identity(base)}
     pending = [b""]
-    while pending:  # folders first, then links to folders: what is reached both ways counts under its own name
+    while pending:  # folders before links to folders: what both lead to has the name of the folder
         path = pending.pop()
         folder, subfolders, new_links = scan(base, path, left_out)
         folders.append(folder)
         count += folder.count
         if at_limit is not None and limit is not None and count > limit:
-            if (known := at_limit()) is not None:
-                return known
+            if (cached := at_limit()) is not None:
+                return cached
             at_limit = None
         seen |= {identity(os.path.join(base, join(path, name))) for name in subfolders}
         pending += [join(path, name) for name in subfolders]
@@ -143,7 +145,7 @@ def walk(
 def follow(
     base: bytes, link: bytes, seen: set[tuple[int, int]], folders: list[ScannedFolder], left_out: LeftOut
 ) -> None:
-    """Read a link to a folder, unless it leads back to where it is, or lies deep and shows what is read already."""
+    """Read a link to a folder, unless that is above the link, or read already and the link is deep."""
     parts = link.split(b"/")
     above = {identity(os.path.join(base, *parts[:depth])) for depth in range(len(parts))}
     target = identity(os.path.join(base, link))
@@ -158,33 +160,33 @@ def follow(
         folders.append(folder)
         for name in subfolders + links:
             below = join(path, name)
-            mark = identity(os.path.join(base, below))
-            if mark in inside or (mark in seen and name in links):
+            folder_id = identity(os.path.join(base, below))
+            if folder_id in inside or (folder_id in seen and name in links):
                 left_out.add(AGAIN, below)
             else:
-                inside.add(mark)
+                inside.add(folder_id)
                 pending.append(below)
     seen |= inside
 
 
 def identity(path: bytes) -> tuple[int, int]:
-    """Device and number of a folder: the same by every path to it."""
+    """Device and inode of a folder: the same by every path to it."""
     try:
-        facts = os.stat(path)
+        status = os.stat(path)
     except OSError:
         return (-1, hash(path))
-    return (facts.st_dev, facts.st_ino)
+    return (status.st_dev, status.st_ino)
 
 
 def scan(base: bytes, path: bytes, left_out: LeftOut) -> tuple[ScannedFolder, list[bytes], list[bytes]]:
-    """One folder: what it holds, its subfolders, and its links to folders."""
+    """One folder, its subfolders, and its links to folders."""
     images: list[bytes] = []
     data: list[bytes] = []
     subfolders: list[bytes] = []
     links: list[bytes] = []
     heic = "HEIF" in readable_formats()
     here = os.path.join(base, path) if path else base
-    if path and os.path.lexists(os.path.join(here, RUN_FILE)):  # its figures are no images of a class
+    if path and os.path.lexists(os.path.join(here, RUN_FILE)):  # its figures are not images of a class
         left_out.add(RUN, path)
         return ScannedFolder(path, b"", 0, [], os.stat(here).st_mtime_ns), [], []
     try:
@@ -227,7 +229,7 @@ def scan(base: bytes, path: bytes, left_out: LeftOut) -> tuple[ScannedFolder, li
 
 
 def regular(entry: "os.DirEntry[bytes]") -> str:
-    """ "file", "folder" for a link to one, or the reason why an entry is left out."""
+    """ "file", "folder" for a link to one, or the reason why an entry is skipped."""
     if not entry.is_symlink():
         return "file" if entry.is_file(follow_symlinks=False) else SPECIAL
     try:

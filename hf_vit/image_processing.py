@@ -1,9 +1,9 @@
-"""What turns an image into pixel values: resize, crop, filter, rescale and normalize, whichever library wrote it down.
+"""Image preprocessing in one form: resize, crop, rescale and normalize, read from and written for each library.
 
 `ImageProcessing` is read from the `preprocessor_config.json` of transformers (ViT, DeiT, BiT, CLIP, SigLIP, BEiT,
 DINOv3, ..., also the feature extractors of version 4), from timm's `config.json` and from open_clip's. It is written
-as a `ViTImageProcessor` with every setting stated, and as timm's `pretrained_cfg`. Training, evaluation and the saved
-processor all follow it, so that a model sees the same pixels everywhere.
+as a `ViTImageProcessor` with every setting explicit, and as timm's `pretrained_cfg`. Training, evaluation and the
+saved processor all use it, so that a model sees the same pixels everywhere.
 
 Sources: transformers 5.23 `image_processing_backends.py` and `models/*/image_processing_*.py`; timm 1.0.31
 `data/config.py` and `data/transforms_factory.py`; open_clip 89fb801 `transform.py`.
@@ -16,20 +16,19 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from PIL import Image
 
 from .errors import HFViTError
 
 
-RESAMPLE = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")  # Pillow's and transformers' numbers
+RESAMPLE = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")  # index: Pillow's number of the filter
 HALF = (0.5, 0.5, 0.5)
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
-MAX_RESIZED_PIXELS = 1 << 26  # beyond it only the part that the crop keeps is resized
+MAX_RESIZED_PIXELS = 1 << 26  # of a larger image only the part under the crop is resized
 
 
-# -- the settings that transformers' classes have where a file leaves one out -----------------------------------------
+# -- defaults of transformers' classes, for settings that a file leaves out -------------------------------------------
 
 _SQUASH = {"size": {"height": 224, "width": 224}, "resample": 2, "image_mean": HALF, "image_std": HALF}
 _SHORT_SIDE = {
@@ -62,7 +61,7 @@ CLASS_DEFAULTS: dict[str, dict[str, Any]] = {
     "MobileNetV2": _SHORT_SIDE
     | {"size": {"shortest_edge": 256}, "resample": 2, "image_mean": HALF, "image_std": HALF},
 }
-# The class that goes with a model type, for files too old to name one.
+# The class of a model type, for files too old to name one.
 CLASS_OF_MODEL = {
     "deit": "DeiT",
     "beit": "Beit",
@@ -85,15 +84,15 @@ CLASS_OF_MODEL = {
 
 @dataclass(frozen=True)
 class ImageProcessing:
-    """How an image becomes `pixel_values`, in this order.
+    """The steps from an image to `pixel_values`, in this order.
 
     Attributes:
-        resize_to: (height, width) squashes the whole image to it; one number is the short side, the aspect ratio is
-            kept; None: the pixels stay as they are.
-        crop_to: (height, width) of the center crop after it, zeros where the image is smaller; None: no crop.
-        resample: Pillow's filter of the resize, one of `RESAMPLE` (antialiased where it shrinks).
-        rescale_factor: what uint8 values are multiplied with; None: not rescaled.
-        image_mean, image_std: subtracted and divided by after it, one number a channel (or one for all); None: not
+        resize_to: (height, width) to which the whole image is squashed; or one number, the short side in pixels, with
+            the aspect ratio kept; None: no resize.
+        crop_to: (height, width) of the center crop, padded with zeros if the image is smaller; None: no crop.
+        resample: Pillow's resize filter, one of `RESAMPLE` (antialiased when it shrinks).
+        rescale_factor: factor of uint8 values; None: not rescaled.
+        image_mean, image_std: subtracted and divided by after that, one number per channel (or one for all); None: not
             normalized.
     """
 
@@ -125,16 +124,16 @@ class ImageProcessing:
 
     @property
     def output_size(self) -> tuple[int, int] | None:
-        """(height, width) of every result; None where it depends on the image."""
+        """(height, width) of every result; None if it depends on the image."""
         if self.crop_to is not None:
             return self.crop_to
         return self.resize_to if isinstance(self.resize_to, tuple) else None
 
     def at_size(self, image_size: int | Sequence[int]) -> "ImageProcessing":
-        """The same for another output size, pixels or (height, width); the crop keeps the same fraction of the image.
+        """The same processing for another output size, pixels or (height, width), with the same fraction cropped.
 
-        The short side is resized to floor(edge * new / old), as timm does. Images are squashed to a rectangle: a short
-        side says nothing about its aspect ratio.
+        The short side is resized to floor(edge * new / old), as timm does. To a rectangle images are squashed, since
+        a short side does not determine its aspect ratio.
         """
         height, width = (image_size, image_size) if isinstance(image_size, int) else map(int, image_size)
         if (height, width) == self.output_size:
@@ -165,7 +164,7 @@ class ImageProcessing:
         return (edge, int(edge * width / short)) if height <= width else (int(edge * height / short), edge)
 
     def crop_corner(self, height: int, width: int) -> tuple[int, int]:
-        """(top, left) of the center crop in a resized image; negative where zeros are put before it."""
+        """(top, left) of the center crop in a resized image; negative if it is padded with zeros."""
         if self.crop_to is None:
             return 0, 0
         return _corner(height, self.crop_to[0]), _corner(width, self.crop_to[1])
@@ -173,9 +172,9 @@ class ImageProcessing:
     # -- pixels -------------------------------------------------------------------------------------------------------
 
     def resize_and_crop(self, image: Image.Image) -> Image.Image:
-        """The pixels of `ViTImageProcessorPil`, bit for bit; a mode that Pillow resamples (`RGB`, `L`) is expected.
+        """Resize and crop an image of mode `RGB` or `L` as `ViTImageProcessorPil` does, bit for bit.
 
-        An image so long that its resized form would take gigabytes is resized only where the crop looks.
+        Of an image so long that its resized form would take gigabytes, only the part under the crop is resized.
         """
         height, width = self.resized_size(image.height, image.width)
         top, left = self.crop_corner(height, width)
@@ -201,14 +200,8 @@ class ImageProcessing:
         whole.paste(part, (starts[1] - corner[1], starts[0] - corner[0]))
         return whole
 
-    def scale_and_shift(self, num_channels: int) -> tuple[np.ndarray, np.ndarray]:
-        """Two float64 arrays `(C,)` with which `pixel_values = uint8 * scale + shift`."""
-        mean, std = self._statistics(num_channels) or ((0.0,) * num_channels, (1.0,) * num_channels)
-        factor = 1.0 if self.rescale_factor is None else self.rescale_factor
-        return factor / np.asarray(std, np.float64), -np.asarray(mean, np.float64) / np.asarray(std, np.float64)
-
     def _statistics(self, num_channels: int) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
-        """Mean and std of each channel. Fewer channels than numbers take their mean, more repeat them in turn.
+        """Mean and std of each channel. For fewer channels than numbers, their mean; for more, they repeat in turn.
 
         `resize_patch_embeddings` adapts the first kernel in the same way.
         """
@@ -226,13 +219,13 @@ class ImageProcessing:
 
     @classmethod
     def from_transformers(cls, settings: Mapping[str, Any], model_type: str | None = None) -> "ImageProcessing":
-        """From a `preprocessor_config.json`, with its class's defaults where it says nothing or null.
+        """From a `preprocessor_config.json`; missing and null settings take the defaults of its class.
 
         Args:
             settings: the file's content. model_type: of the config.json next to it, for files that name no class.
 
         Raises:
-            HFViTError: settings that no such description holds (the key is named), or of the wrong type.
+            HFViTError: unsupported settings (the key is named), or settings of the wrong type.
         """
         name = settings.get("image_processor_type") or settings.get("feature_extractor_type") or ""
         if not isinstance(name, str):
@@ -240,7 +233,7 @@ class ImageProcessing:
         auto_map = settings.get("auto_map")
         custom = auto_map.get("AutoImageProcessor") if isinstance(auto_map, Mapping) else None
         custom = next(filter(None, custom), None) if isinstance(custom, list | tuple) else custom
-        if custom:  # the repository's code would run, whatever the type says; here it never does
+        if custom:  # transformers would run the repository's code, whatever the type is; here it is never run
             name = str(custom).rpartition(".")[2]
         kind = name.replace("FeatureExtractor", "ImageProcessor").partition("ImageProcessor")[0]
         if not kind:
@@ -252,13 +245,13 @@ class ImageProcessing:
             )
         switches = {"do_resize": True, "do_center_crop": False, "do_rescale": True, "do_normalize": True}
         defaults = switches | {"rescale_factor": 1 / 255, "crop_size": None} | CLASS_DEFAULTS[kind]
-        stated = {key: value for key, value in settings.items() if value is not None}
-        merged: dict[str, Any] = defaults | stated
+        explicit = {key: value for key, value in settings.items() if value is not None}
+        merged: dict[str, Any] = defaults | explicit
         for key in switches:
             if not isinstance(merged[key], bool):
                 raise HFViTError(f"{key} must be true or false, got {merged[key]!r}")
         for key in ("do_pad", "do_flip_channel_order"):
-            if stated.get(key):
+            if explicit.get(key):
                 raise HFViTError(f"{key} of its image processor has no counterpart in hf_vit")
         resize_to, crop_to = _geometry(kind, merged)
         mean = std = None
@@ -266,22 +259,22 @@ class ImageProcessing:
             mean, std = _numbers(merged["image_mean"], "image_mean"), _numbers(merged["image_std"], "image_std")
         rescale = _number(merged["rescale_factor"], "rescale_factor") if merged["do_rescale"] else None
         processing = cls(resize_to, crop_to, _resample(merged["resample"]), rescale, mean, std)
-        return processing._as_efficientnet(stated) if kind == "EfficientNet" else processing
+        return processing._as_efficientnet(explicit) if kind == "EfficientNet" else processing
 
-    def _as_efficientnet(self, stated: Mapping[str, Any]) -> "ImageProcessing":
-        """EfficientNet subtracts one after rescaling where told to, and divides by std twice where told to."""
+    def _as_efficientnet(self, settings: Mapping[str, Any]) -> "ImageProcessing":
+        """With EfficientNet's `rescale_offset` (subtract one) and `include_top` (divide by std twice)."""
         mean, std = self.image_mean or (0.0,), self.image_std or (1.0,)
-        if stated.get("rescale_offset", False) and self.rescale_factor is not None:
+        if settings.get("rescale_offset", False) and self.rescale_factor is not None:
             mean = tuple(value + 1 for value in mean)
-        if stated.get("include_top", True):
-            again = _numbers(stated.get("image_std", HALF), "image_std")
+        if settings.get("include_top", True):
+            again = _numbers(settings.get("image_std", HALF), "image_std")
             std = tuple(value * again[channel % len(again)] for channel, value in enumerate(std * len(again)))[:3]
         return replace(self, image_mean=tuple(mean), image_std=tuple(std))
 
     def to_transformers(self, num_channels: int = 3) -> dict[str, Any]:
-        """Every setting of a `ViTImageProcessor` that computes the same, for a model of that many channels.
+        """All settings of an equivalent `ViTImageProcessor`, for a model of that many channels.
 
-        Three channels are asked for as RGB: grayscale and palette images become three channels too.
+        For three channels images are converted to RGB, also grayscale and palette images.
         """
         statistics = self._statistics(num_channels)
         settings: dict[str, Any] = {
@@ -306,31 +299,31 @@ class ImageProcessing:
     # -- timm ---------------------------------------------------------------------------------------------------------
 
     @classmethod
-    def from_timm(cls, described: Mapping[str, Any]) -> "ImageProcessing":
-        """From the `pretrained_cfg` of timm's config.json, as `resolve_data_config` and its evaluation transform do.
+    def from_timm(cls, pretrained_cfg: Mapping[str, Any]) -> "ImageProcessing":
+        """From the `pretrained_cfg` of timm's config.json, as in `resolve_data_config` and its evaluation transform.
 
-        `crop_mode="center"`, the default, resizes the short side to floor(size / crop_pct) and crops; only `"squash"`
-        squashes. A rectangle is covered by timm; here it is squashed to, see `at_size`.
+        `crop_mode="center"`, the default, resizes the short side to floor(size / crop_pct) and crops; `"squash"`
+        squashes. For a rectangle timm resizes until it is covered; here images are squashed to it, see `at_size`.
 
         Raises:
             HFViTError: `crop_mode="border"`, or values of the wrong type.
         """
-        size = described.get("input_size") or (3, 224, 224)
+        size = pretrained_cfg.get("input_size") or (3, 224, 224)
         if not isinstance(size, (list, tuple)) or len(size) != 3:
             raise HFViTError(f"input_size is (channels, height, width), got {size!r}")
         height, width = (_whole(side, "input_size") for side in size[1:])
-        crop_pct = _number(described.get("crop_pct") or 0.875, "crop_pct")
+        crop_pct = _number(pretrained_cfg.get("crop_pct") or 0.875, "crop_pct")
         if not 0.01 <= crop_pct <= 1.0:
             raise HFViTError(f"crop_pct must lie in [0.01, 1], got {crop_pct}")
-        mode = described.get("crop_mode") or "center"
+        mode = pretrained_cfg.get("crop_mode") or "center"
         if mode not in ("center", "squash"):
             raise HFViTError(f"crop_mode {mode!r} has no counterpart in hf_vit, which knows center and squash")
         scaled = math.floor(height / crop_pct), math.floor(width / crop_pct)
         resize_to: tuple[int, int] | int = scaled[0] if mode == "center" and height == width else scaled
         crop_to = None if resize_to == (height, width) else (height, width)
-        resample = described.get("interpolation") or "bicubic"
-        mean = _numbers(described.get("mean") or IMAGENET_MEAN, "mean")
-        std = _numbers(described.get("std") or IMAGENET_STD, "std")
+        resample = pretrained_cfg.get("interpolation") or "bicubic"
+        mean = _numbers(pretrained_cfg.get("mean") or IMAGENET_MEAN, "mean")
+        std = _numbers(pretrained_cfg.get("std") or IMAGENET_STD, "std")
         return cls(resize_to, crop_to, "bilinear" if resample == "random" else _resample(resample), 1 / 255, mean, std)
 
     def to_timm(self, num_channels: int, image_size: tuple[int, int]) -> dict[str, Any]:
@@ -361,55 +354,49 @@ class ImageProcessing:
         Raises:
             HFViTError: `resize_mode="longest"`, which pads, or values of the wrong type.
         """
-        stated = config.get("preprocess_cfg") or {}
+        preprocess_cfg = config.get("preprocess_cfg") or {}
         vision = (config.get("model_cfg") or {}).get("vision_cfg") or {}
-        size = stated.get("size") or vision.get("image_size") or 224
+        size = preprocess_cfg.get("size") or vision.get("image_size") or 224
         sides = list(size) if isinstance(size, (list, tuple)) else [size, size]
         if len(sides) != 2:
             raise HFViTError(f"size is one number or (height, width), got {size!r}")
         height, width = (_whole(side, "size") for side in sides)
-        mode = stated.get("resize_mode") or "shortest"
+        mode = preprocess_cfg.get("resize_mode") or "shortest"
         if mode not in ("shortest", "squash"):
             raise HFViTError(f"resize_mode {mode!r} has no counterpart in hf_vit, which knows shortest and squash")
         short = mode == "shortest" and height == width
         return cls(
             height if short else (height, width),
             (height, width) if short else None,
-            _resample(stated.get("interpolation") or "bicubic"),
+            _resample(preprocess_cfg.get("interpolation") or "bicubic"),
             1 / 255,
-            _numbers(stated.get("mean") or CLIP_MEAN, "mean"),
-            _numbers(stated.get("std") or CLIP_STD, "std"),
+            _numbers(preprocess_cfg.get("mean") or CLIP_MEAN, "mean"),
+            _numbers(preprocess_cfg.get("std") or CLIP_STD, "std"),
         )
 
     # -- a folder -----------------------------------------------------------------------------------------------------
 
     @classmethod
-    def from_folder(cls, folder: str | Path) -> "ImageProcessing | None":
-        """From whichever of these files lies in a folder; None where none does.
+    def from_files(cls, contents: Mapping[str, Mapping[str, Any]], where: str) -> "ImageProcessing | None":
+        """From the contents of a folder's `FILES`, by name; None if none of them describes an image processor.
 
         Raises:
-            HFViTError: a file that is not JSON, or says what no such description holds; the file is named.
+            HFViTError: unsupported settings; the message begins with `where` and the file's name.
         """
-        contents = {name: read_settings(Path(folder) / name) for name in FILES if (Path(folder) / name).is_file()}
-        return cls.from_files(contents, str(folder))
-
-    @classmethod
-    def from_files(cls, contents: Mapping[str, Mapping[str, Any]], where: str) -> "ImageProcessing | None":
-        """As `from_folder`, from the contents of its files by name; `where` begins the errors."""
         config = contents.get("config.json") or {}
-        stated, name = contents.get("preprocessor_config.json"), "preprocessor_config.json"
-        whole = contents.get("processor_config.json") or {}
-        if stated is None and isinstance(whole.get("image_processor"), dict):  # transformers v5 saves CLIP's so
-            stated, name = whole["image_processor"], "processor_config.json"
+        settings, name = contents.get("preprocessor_config.json"), "preprocessor_config.json"
+        processor = contents.get("processor_config.json") or {}
+        if settings is None and isinstance(processor.get("image_processor"), dict):  # as transformers v5 saves CLIP's
+            settings, name = processor["image_processor"], "processor_config.json"
         try:
-            if stated is not None:
-                return cls.from_transformers(stated, config.get("model_type"))
+            if settings is not None:
+                return cls.from_transformers(settings, config.get("model_type"))
             if "open_clip_config.json" in contents:
                 name = "open_clip_config.json"
                 return cls.from_open_clip(contents[name])
             name = "config.json"
-            if isinstance(described := config.get("pretrained_cfg"), dict):
-                return cls.from_timm(described)
+            if isinstance(pretrained_cfg := config.get("pretrained_cfg"), dict):
+                return cls.from_timm(pretrained_cfg)
             if "architecture" in config and "mean" in config:  # timm before 0.9 had no nested pretrained_cfg
                 return cls.from_timm(config)
         except HFViTError as error:
@@ -419,7 +406,7 @@ class ImageProcessing:
         return None
 
     def describe(self) -> str:
-        """One line for people."""
+        """The steps in one line, for messages."""
         steps = []
         if isinstance(self.resize_to, tuple):
             steps.append(f"squash to {self.resize_to[0]}x{self.resize_to[1]} ({self.resample})")
@@ -440,10 +427,10 @@ class ImageProcessing:
 
 
 def input_size(config: Any, processing: "ImageProcessing | None") -> tuple[int, int]:
-    """(height, width) of the images that a model reads.
+    """(height, width) of the input of a model.
 
-    hf_vit's models fit their positions to the configuration's size. Others read what their image processor gives, or,
-    where it gives no size, what their configuration says.
+    For hf_vit's models the configuration's, to which their positions are resized. For others that of the image
+    processor, or, if it has no fixed size, of their configuration.
     """
     ours = getattr(config, "image_size_hw", None)
     if ours is not None:
@@ -456,13 +443,13 @@ def input_size(config: Any, processing: "ImageProcessing | None") -> tuple[int, 
 
 FILES = ("preprocessor_config.json", "processor_config.json", "open_clip_config.json", "config.json")
 
-# Google's ViTs read pixels in [-1, 1] of the whole image; torchvision, DeiT, DINO and MAE are evaluated on a crop.
+# Google's ViTs read the whole image in [-1, 1]; torchvision, DeiT, DINO and MAE are evaluated on a crop.
 GOOGLE = ImageProcessing()
 IMAGENET_CROP = ImageProcessing(256, (224, 224), "bicubic", 1 / 255, IMAGENET_MEAN, IMAGENET_STD)
 
 
 def read_settings(path: Path) -> dict[str, Any]:
-    """The JSON object of a file; HFViTError, which names the file, where there is none."""
+    """The JSON object in a file; HFViTError, which names the file, if there is none."""
     try:
         content = json.loads(path.read_text(encoding="utf-8-sig"))
     except (ValueError, OSError, RecursionError) as error:
@@ -473,12 +460,13 @@ def read_settings(path: Path) -> dict[str, Any]:
 
 
 def _corner(side: int, crop: int) -> int:
-    """Where a center crop begins; zeros before a side that is too short are rounded up (transformers' center_crop)."""
+    """First pixel of a center crop; for a side that is too short, the padding before it is rounded up as in
+    transformers' `center_crop`."""
     return (side - crop) // 2
 
 
 def _geometry(kind: str, merged: Mapping[str, Any]) -> tuple[tuple[int, int] | int | None, tuple[int, int] | None]:
-    """Resize and crop of merged settings of transformers."""
+    """`resize_to` and `crop_to` of transformers' settings."""
     crop_to = None
     if merged["do_center_crop"]:
         crop = _size(merged["crop_size"], "crop_size", square=True)
@@ -487,7 +475,7 @@ def _geometry(kind: str, merged: Mapping[str, Any]) -> tuple[tuple[int, int] | i
         crop_to = crop
     if not merged["do_resize"]:
         return None, crop_to
-    if kind == "Siglip2":  # NaFlex: as many patches as max_num_patches, here of a square image
+    if kind == "Siglip2":  # NaFlex: a square image of max_num_patches patches
         side = math.isqrt(_whole(merged.get("max_num_patches", 256), "max_num_patches"))
         side *= _whole(merged.get("patch_size", 16), "patch_size")
         return (side, side), crop_to
@@ -505,7 +493,7 @@ def _geometry(kind: str, merged: Mapping[str, Any]) -> tuple[tuple[int, int] | i
 
 
 def _size(value: Any, name: str, square: bool) -> tuple[int, int] | int:
-    """transformers' size: a number, a pair or a dictionary; (height, width), or one number for the short side."""
+    """transformers' size, a number, a pair or a dictionary, as (height, width) or the length of the short side."""
     if isinstance(value, (list, tuple)) and len(value) == 2:
         return _whole(value[0], name), _whole(value[1], name)
     if isinstance(value, Mapping):
@@ -558,7 +546,7 @@ def _numbers(value: Any, name: str) -> tuple[float, ...]:
 
 
 def _crop_pct(crop: tuple[int, int], scaled: Sequence[int]) -> float:
-    """A fraction with floor(crop / fraction) = scaled, in as few digits as that takes."""
+    """A fraction with floor(crop / fraction) = scaled, in as few digits as possible."""
     exact = crop[0] / scaled[0]
     sides = list(zip(crop, scaled))
     for digits in range(3, 12):

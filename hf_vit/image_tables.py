@@ -1,7 +1,7 @@
-"""Tables that list images: CSV, TSV, JSON lines and parquet as columns, and which column holds the images.
+"""Read tables that list images: CSV, TSV, JSON lines and parquet as columns, and find the column of the images.
 
-For training and the commands. Not `datasets.load_dataset("csv")`: it guesses types ("007" becomes 7), and says nothing
-of the line that is wrong.
+For training and the commands. Not `datasets.load_dataset("csv")`: it guesses types ("007" becomes 7), and its errors
+do not name the line.
 
 Tests: tests/hf_vit/cli/test_cli.py.
 """
@@ -22,16 +22,16 @@ PATH_COLUMNS = (
     "file_name", "filename", "file", "path", "filepath", "file_path", "image", "image_path", "img", "img_path",
     "images",
 )  # fmt: skip
-URL_COLUMNS = ("url", "URL", "image_url")  # where there is none of these
+URL_COLUMNS = ("url", "URL", "image_url")  # if there is none of `PATH_COLUMNS`
 DELIMITERS = ",;\t|"
 MAX_CELL = 4096  # characters of a path
 
 
 def read_rows(path: Path) -> dict[str, list[Any]]:
-    """The columns of a table; cells of CSV and TSV are text as it stands there.
+    """The columns of a table by name; cells of CSV and TSV are text, not converted.
 
     Raises:
-        HFViTError: another encoding than UTF-8, a damaged line, no rows; with the line's number.
+        HFViTError: no rows, an encoding other than UTF-8 or a damaged line, with the line's number.
     """
     try:
         if path.suffix == ".parquet":
@@ -41,7 +41,7 @@ def read_rows(path: Path) -> dict[str, list[Any]]:
         text = decoded(path, path.read_bytes())
     except HFViTError:
         raise
-    except Exception as error:  # pyarrow's own, of a file that is no parquet
+    except Exception as error:  # pyarrow's own errors for a file that is not parquet
         raise HFViTError(f"cannot read '{path}' ({' '.join(str(error).split())[:300]})") from error
     rows = json_rows(path, text) if path.suffix == ".jsonl" else csv_rows(path, text)
     if not rows or not next(iter(rows.values())):
@@ -50,24 +50,24 @@ def read_rows(path: Path) -> dict[str, list[Any]]:
 
 
 def decoded(path: Path, data: bytes) -> str:
-    """The text of a table, without a byte order mark; names the encoding that works where it is not UTF-8."""
+    """The text of a table, without a byte order mark; an error names an encoding that works if it is not UTF-8."""
     if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
         return data.decode("utf-16")
-    if b"\0" in data:  # no byte of text in UTF-8; every second one of most text in UTF-16
+    if b"\0" in data:  # never in UTF-8, but every second byte of most text in UTF-16
         return decoded_without_mark(path, data)
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
-        works = next(name for name in ("cp1252", "latin-1") if decodes(data, name))
+        encoding = next(name for name in ("cp1252", "latin-1") if decodes(data, name))
         raise HFViTError(
-            f"'{path}' is not UTF-8 (line {line}); it can be read as {works}: convert it with "
-            f"`iconv -f {works} -t utf-8`"
+            f"'{path}' is not UTF-8 (line {line}); it can be read as {encoding}: convert it with "
+            f"`iconv -f {encoding} -t utf-8`"
         ) from error
 
 
 def decoded_without_mark(path: Path, data: bytes) -> str:
-    """Text in UTF-16 that does not say so."""
+    """Text in UTF-16 without a byte order mark."""
     for encoding, zeros in (("utf-16-le", data[1::2]), ("utf-16-be", data[::2])):
         if zeros.count(0) > len(zeros) / 2 and decodes(data, encoding):
             return data.decode(encoding)
@@ -85,7 +85,7 @@ def decodes(data: bytes, encoding: str) -> bool:
 def csv_rows(path: Path, text: str) -> dict[str, list[Any]]:
     header = text.partition("\n")[0]
     delimiter = "\t" if path.suffix == ".tsv" else max(DELIMITERS, key=header.count)
-    csv.field_size_limit(1 << 24)  # images as text are told apart later
+    csv.field_size_limit(1 << 24)  # cells may hold images as text, which are refused later
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
     try:
         names = [name.strip() for name in next(reader, [])]
@@ -94,8 +94,8 @@ def csv_rows(path: Path, text: str) -> dict[str, list[Any]]:
                 f"'{path}' has no header: its first line is an image; put a line such as file,label there"
             )
         if len(set(names)) < len(names):
-            twice = sorted({name for name in names if names.count(name) > 1})
-            raise HFViTError(f"'{path}' has columns of the same name: {listed(twice)}")
+            repeated = sorted({name for name in names if names.count(name) > 1})
+            raise HFViTError(f"'{path}' has columns of the same name: {listed(repeated)}")
         rows: list[list[str]] = []
         for row in reader:
             if not row:
@@ -125,7 +125,7 @@ def json_rows(path: Path, text: str) -> dict[str, list[Any]]:
 
 
 def path_column(name: str, rows: dict[str, list[Any]], requested: str | None) -> str:
-    """The column of paths: the one asked for, or the only one of a usual name."""
+    """The column of paths: the requested one, or the only one with a usual name."""
     if requested is not None:
         if requested not in rows:
             raise HFViTError(f"'{name}' has no column '{requested}'; its columns are {listed(list(rows))}")
@@ -133,7 +133,8 @@ def path_column(name: str, rows: dict[str, list[Any]], requested: str | None) ->
     candidates = [column for column in PATH_COLUMNS if column in rows]
     candidates = candidates or [column for column in URL_COLUMNS if column in rows]
     if len(candidates) != 1:
-        which = f"no column of images among {listed(list(rows))}"
-        which = f"several columns that could hold the images, {listed(candidates)}" if candidates else which
-        raise HFViTError(f"'{name}' has {which}; choose one with --image_column")
+        problem = f"no column of images among {listed(list(rows))}"
+        if candidates:
+            problem = f"several columns that could hold the images, {listed(candidates)}"
+        raise HFViTError(f"'{name}' has {problem}; choose one with --image_column")
     return candidates[0]

@@ -1,11 +1,11 @@
-"""Which implementation of an operation serves: measured once on a machine and kept on disk.
+"""Choose the fastest implementation of an operation, measured once on a machine and stored on disk.
 
     implementation = choose(("linear", 768, 3072, torch.float32), {"eager": eager, "packed": packed}, x)
 
-The same machine, model and input give the same bits in every process, because no process measures what another has
-measured: a table in the cache folder, one file for each processor, set of features, PyTorch version and number of
-threads, holds the times. The first implementation is the plain one. Another takes its place only where it is
-clearly faster; one that fails on this machine is left out. Delete the folder to measure anew.
+The same machine, model and input give the same bits in every process, since times are measured only once: a table in
+the cache folder holds them, one file for each processor, set of features, PyTorch version and number of threads. The
+first implementation is the plain one; another replaces it only if it is clearly faster, and one that fails on this
+machine is skipped. Delete the folder to measure again.
 """
 
 import functools
@@ -28,36 +28,36 @@ from .private_cache import cache_folder, distrust
 
 logger = logging.get_logger(__name__)
 
-MIN_SPEEDUP = 1.1  # an implementation replaces the plain one where that takes 1.1 times as long
-MAX_ROUNDS = 6  # in turns, of which the best counts: other work on the machine only adds time
-MIN_MEASURE_SECONDS = 0.05  # what is short runs more rounds than these, so that other work does not hide its time
-MAX_ROUNDS_OF_SHORT_WORK = 200  # also where a clock stands still or jumps back
+MIN_SPEEDUP = 1.1  # over the plain implementation, to replace it
+MAX_ROUNDS = 6  # interleaved, of which the best counts: other work on the machine only adds time
+MIN_MEASURE_SECONDS = 0.05  # short operations run more rounds, so that other work does not hide their time
+MAX_ROUNDS_OF_SHORT_WORK = 200  # also if a clock stands still or jumps back
 MAX_MEASURE_SECONDS = 2.0  # no further round after this time, from the second on
 COLD_BYTES = 1 << 25  # written before each run, so that weights come from memory as they do within a model
-LOCK_SECONDS = 120.0  # to wait for another process that measures on this machine
-HOPELESS, HOPELESS_SECONDS = 20, 5.0  # not run again: so many times as slow as the plain one, and at least as long
-FORMAT = 2  # raise it when entries change their meaning
+LOCK_SECONDS = 120.0  # timeout of waiting for another process that measures on this machine
+MAX_SLOWDOWN, MAX_SLOW_SECONDS = 20, 5.0  # run only once: slower than the plain one by this, and at least this long
+FORMAT = 2  # increase it when entries change their meaning
 
-timer: Callable[[], float] = time.perf_counter  # tests put their own here
+timer: Callable[[], float] = time.perf_counter  # tests replace it
 
 Times = dict[str, float | None]  # seconds of each implementation; None for one that failed
 
 _measured: dict[tuple, Times] = {}
 _chosen: dict[tuple, str] = {}
 _thread_lock = threading.RLock()
-_spent = 0.0  # seconds that this process has measured: what is measured may itself choose, and measure first
+_spent = 0.0  # seconds of measuring in this process: an implementation may itself choose, and so measure, inside
 
 
 def choose(
     key: tuple, implementations: Mapping[str, Callable], *inputs: Any, min_speedup: float = MIN_SPEEDUP
 ) -> Callable:
-    """The implementation that serves for a key.
+    """The fastest implementation for a key.
 
     Args:
-        key: strings, numbers, dtypes and tuples of them that tell one case from another: operation, shapes, dtype.
+        key: operation, shapes, dtype: strings, numbers, dtypes and tuples of them.
         implementations: computations of the same result by name, the plain one first.
-        inputs: what they are measured on where this machine has not met the key, tensors first.
-        min_speedup: an implementation replaces the plain one where that takes so many times as long, or more.
+        inputs: arguments to measure them with, if this machine has no times for the key; tensors first.
+        min_speedup: over the plain implementation, to replace it.
 
     Raises whatever the plain implementation raises.
     """
@@ -72,14 +72,14 @@ def choose(
 
 
 def seconds(key: tuple, implementations: Mapping[str, Callable], *inputs: Any, cold: bool = True) -> Times:
-    """Best time of each implementation on this machine, from the table or measured now and kept.
+    """Best time of each implementation on this machine, from the table or measured now and stored.
 
     Args:
-        cold: whether the inputs come from memory, as weights do in inference, or may be in the caches, as what the
-            layer before has just written is in training.
+        cold: whether the caches are emptied before each run: weights in inference come from memory, but activations in
+            training have just been written.
 
-    Without a folder to keep times in nothing is measured, and only the plain implementation has a time (0): which code
-    runs must not depend on what one process happens to measure.
+    Without a cache folder nothing is measured, and only the plain implementation has a time (0): which code runs must
+    not depend on what one process happens to measure.
     """
     names = tuple(implementations)
     device = _device_name(inputs)
@@ -94,28 +94,28 @@ def seconds(key: tuple, implementations: Mapping[str, Callable], *inputs: Any, c
 
 
 def speedup(key: tuple, plain: Callable, other: Callable, *inputs: Any) -> float:
-    """How many times as long the plain implementation takes as the other on this machine; 0 where the other fails.
+    """Time of the plain implementation over that of the other on this machine; 0 if the other fails.
 
-    Measured once, as `seconds` does; without a folder to keep times in, once a process.
+    Measured once, as by `seconds`; without a cache folder, once in each process.
     """
     implementations = {"plain": plain, "other": other}
     with _thread_lock:
         times = seconds(key, implementations, *inputs)
         if "other" not in times:
             times.update(measure_times(implementations, *inputs))
-    taken, base = times["other"], times["plain"]
-    return 0.0 if taken is None else (base or 0.0) / max(taken, 1e-9)
+    other_seconds, plain_seconds = times["other"], times["plain"]
+    return 0.0 if other_seconds is None else (plain_seconds or 0.0) / max(other_seconds, 1e-9)
 
 
 def forget_table() -> None:
-    """Drop what this process remembers of the table; the file stays."""
+    """Clear this process's copy of the table; the file stays."""
     with _thread_lock:
         _measured.clear()
         _chosen.clear()
 
 
 def table_file() -> Path | None:
-    """Where times on this machine are kept, or None where no folder serves."""
+    """The file with the times of this machine, or None without a cache folder."""
     folder = cache_folder()
     digest = hashlib.sha256(repr((FORMAT, *machine_key())).encode()).hexdigest()[:16]
     return None if folder is None else folder / f"kernels-{digest}.json"
@@ -132,7 +132,7 @@ def _fastest(names: tuple[str, ...], times: Times, min_speedup: float) -> str:
 
 
 def measure_times(implementations: Mapping[str, Callable], *inputs: Any, cold: bool = True) -> Times:
-    """Best of some rounds in turns; the first, untimed round packs weights and finds those that fail."""
+    """Best time over interleaved rounds; the first, untimed round packs weights and skips those that fail."""
     plain = next(iter(implementations))
     times: Times = {}
     first: dict[str, float] = {}
@@ -148,15 +148,17 @@ def measure_times(implementations: Mapping[str, Callable], *inputs: Any, cold: b
             times[name] = None
             logger.info(f"implementation {name!r} does not work on this machine: {error}")
     # a reference loop can take a thousand times as long: once is enough
-    hopeless = {name for name, taken in first.items() if taken > max(HOPELESS_SECONDS, HOPELESS * first[plain])}
-    times.update({name: first[name] for name in hopeless})
+    slow = {name for name, length in first.items() if length > max(MAX_SLOW_SECONDS, MAX_SLOWDOWN * first[plain])}
+    times.update({name: first[name] for name in slow})
     began = timer()
-    for done in range(MAX_ROUNDS_OF_SHORT_WORK):
-        passed = timer() - began
-        if (done >= MAX_ROUNDS and passed >= MIN_MEASURE_SECONDS) or (done >= 2 and passed > MAX_MEASURE_SECONDS):
+    for completed in range(MAX_ROUNDS_OF_SHORT_WORK):
+        elapsed = timer() - began
+        if completed >= MAX_ROUNDS and elapsed >= MIN_MEASURE_SECONDS:
+            break
+        if completed >= 2 and elapsed > MAX_MEASURE_SECONDS:
             break
         for name, best in times.items():
-            if best is not None and name not in hopeless:
+            if best is not None and name not in slow:
                 if cold:
                     _cool_caches(inputs)
                 start = timer()
@@ -171,7 +173,7 @@ def measure_times(implementations: Mapping[str, Callable], *inputs: Any, cold: b
 
 def _read_or_measure(key: str, implementations: Mapping[str, Callable], inputs: tuple, cold: bool) -> Times:
     if " at 0x" in key:
-        raise TypeError(f"the key {key} has an object whose name differs from process to process")
+        raise TypeError(f"the key {key} has an object whose name differs from process to process")  # a mistake of ours
     path = table_file()
     if path is None:
         return {next(iter(implementations)): 0.0}
@@ -180,7 +182,7 @@ def _read_or_measure(key: str, implementations: Mapping[str, Callable], inputs: 
             table = _read(path)
             if key not in table:
                 times = measure_times(implementations, *inputs, cold=cold)
-                table = _read(path)  # what is measured may have chosen among implementations itself
+                table = _read(path)  # again: implementations may have measured their own parts
                 table[key] = times
                 _write(path, table)
             return table[key]
@@ -190,7 +192,7 @@ def _read_or_measure(key: str, implementations: Mapping[str, Callable], inputs: 
 
 
 def _read(path: Path) -> dict[str, Times]:
-    """The table, empty where there is none or it cannot be trusted; OSError where it cannot be read."""
+    """The table, empty if there is none or it cannot be trusted. Raises OSError if it cannot be read."""
     if not path.exists():
         return {}
     if reason := distrust(path):
@@ -211,7 +213,7 @@ def _are_times(entry: Any) -> bool:
 
 
 def _write(path: Path, table: dict[str, Times]) -> None:
-    """Replace the file at once, under the lock: a reader finds the old one or the new one, whole."""
+    """Replace the file atomically, under the lock: a reader sees the old one or the new one."""
     temporary = path.with_suffix(".tmp")  # one name, so that a killed process leaves at most one file
     temporary.unlink(missing_ok=True)
     handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
@@ -222,7 +224,7 @@ def _write(path: Path, table: dict[str, Times]) -> None:
 
 @functools.cache
 def _file_lock(path: Path) -> FileLock:
-    """One object a process, so that a measurement may choose within a measurement."""
+    """One lock object per process, which it can take again: implementations may measure their own parts."""
     return FileLock(path, timeout=LOCK_SECONDS, mode=0o600)
 
 
@@ -242,7 +244,7 @@ def _device_name(inputs: tuple) -> str:
 
 
 def _cool_caches(inputs: tuple) -> None:
-    """Push weights out of a CPU's caches, and have the inputs in them: what a layer meets in the middle of a model."""
+    """Evict weights from a CPU's caches and load the inputs, as for a layer in the middle of a model."""
     tensors = [x for x in inputs if torch.is_tensor(x)]
     if COLD_BYTES and all(x.device.type == "cpu" for x in tensors):
         torch.empty(COLD_BYTES, dtype=torch.uint8).fill_(1)

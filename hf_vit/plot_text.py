@@ -1,7 +1,7 @@
-"""Text in matplotlib figures as it stands: `$` is a dollar sign, and letters come from whichever font has them.
+"""Text in matplotlib figures: `$` is a dollar sign, and letters come from any installed font that has them.
 
-For every figure that shows class names. matplotlib draws a box and warns for a letter that its own font lacks,
-Japanese ones among them, also where a font that has it is installed.
+For every figure with class names. matplotlib draws a box and warns for a letter that its default font lacks, such as
+Japanese ones, even if another installed font has it.
 """
 
 import logging
@@ -17,25 +17,25 @@ from matplotlib.ft2font import FT2Font
 from matplotlib.text import Text
 
 
-# A font of matplotlib that has every code point: as a box
+# matplotlib's font of boxes, which has every code point
 PLACEHOLDER_FAMILY = "Last Resort"
-# Families with many scripts, which are tried before all others
+# families with many scripts, tried first
 WIDE_FAMILIES = ("Noto Sans CJK", "Source Han Sans", "WenQuanYi", "IPA", "Takao", "Hiragino", "Yu Gothic", "Meiryo",
                  "MS Gothic", "Malgun", "Nanum", "Microsoft YaHei", "PingFang", "SimHei", "Droid Sans Fallback",
                  "Arial Unicode", "Noto Sans")  # fmt: skip
 
 
 def families_for(texts: Iterable[str]) -> tuple[list[str], set[str]]:
-    """Font families that together have the letters of texts, matplotlib's own first; and the letters that none has."""
+    """Font families that together cover the letters of texts, the default first; and the letters that none has."""
     default = matplotlib.rcParams["font.family"]
     missing = {letter for text in texts for letter in text if letter.isprintable() and not letter.isspace()}
     missing -= {chr(code) for code in _letters(findfont(FontProperties(family=default)))}
     families = list(default)
     for family, path in _installed() if missing else ():
-        there = {letter for letter in missing if ord(letter) in _letters(path)}
-        if there:
+        covered = {letter for letter in missing if ord(letter) in _letters(path)}
+        if covered:
             families.append(family)
-            missing -= there
+            missing -= covered
         if not missing:
             break
     return families, missing
@@ -43,7 +43,9 @@ def families_for(texts: Iterable[str]) -> tuple[list[str], set[str]]:
 
 @contextmanager
 def plain_text(figure: Figure) -> Iterator[set[str]]:
-    """Prepare a finished figure's texts, and be silent while it is saved; gives the letters that cannot be drawn.
+    """Set the fonts of a finished figure's texts, and silence warnings of fonts while it is saved.
+
+    Yields the letters that no font has.
 
     with plain_text(figure) as missing:
         figure.savefig(path)
@@ -66,7 +68,7 @@ def plain_text(figure: Figure) -> Iterator[set[str]]:
 
 @cache
 def _installed() -> list[tuple[str, str]]:
-    """(family, path) of every font that matplotlib knows, those with many scripts first, one of each family."""
+    """(family, path) of one font of each family that matplotlib finds, those with many scripts first."""
     regular: dict[str, str] = {}
     for font in sorted(fontManager.ttflist, key=lambda font: (font.style != "normal", str(font.weight) not in "400")):
         regular.setdefault(font.name, font.fname)
@@ -80,7 +82,7 @@ def _installed() -> list[tuple[str, str]]:
 
 @cache
 def _letters(path: str) -> frozenset[int]:
-    """The code points that a font file has; none for one that cannot be read."""
+    """The code points of a font file; none if it cannot be read."""
     try:
         return frozenset(FT2Font(path).get_charmap())
     except (OSError, RuntimeError):

@@ -1,7 +1,7 @@
-"""What the outputs of a classifier mean: `config.problem_type`, in transformers' words.
+"""`config.problem_type`, transformers' word for what the outputs of a classifier mean, and the scores of each.
 
 Scores are those of transformers' image-classification pipeline: softmax, a sigmoid for each of several labels, or the
-numbers of a regression as they are.
+outputs of a regression unchanged.
 
 Tests: tests/training/test_problem_types.py.
 """
@@ -13,12 +13,12 @@ import torch
 
 SINGLE_LABEL, MULTI_LABEL, REGRESSION = "single_label_classification", "multi_label_classification", "regression"
 PROBLEM_TYPES = (SINGLE_LABEL, MULTI_LABEL, REGRESSION)
-THRESHOLD = 0.5  # from which a label counts, where the model has no thresholds of its own
-LABEL_JOINER = "|"  # between the labels of an image, in files
+THRESHOLD = 0.5  # score from which a label counts as present, by default
+LABEL_JOINER = "|"  # between the labels of an image in a table
 
 
 def problem_type_of(config: Any) -> str:
-    """That of a model's configuration, one label where it does not say; `config` may be any, also None."""
+    """The problem type of a model's configuration, by default a single label; `config` may be of any class or None."""
     return getattr(config, "problem_type", None) or SINGLE_LABEL
 
 
@@ -31,5 +31,5 @@ def output_scores(config: Any, logits: torch.Tensor) -> torch.Tensor:
 
 
 def thresholds_of(config: Any) -> list[float]:
-    """The score from which each label of a multi-label model counts as present, (K,)."""
+    """Score from which each label of a multi-label model counts as present, (K,)."""
     return list(getattr(config, "label_thresholds", None) or [THRESHOLD] * config.num_labels)

@@ -1,7 +1,7 @@
-"""Does the installed torchvision match torch? One that does not breaks imports of transformers far from the cause.
+"""Does the installed torchvision match torch? If not, imports of transformers fail far from the cause.
 
-Answered from what the two wheels say about themselves, since importing such a torchvision fails: the torch that its
-metadata requires, and the build (`+cpu`, `+cu130`) in each `version.py`, which PyPI's metadata leave out.
+Answered from the wheels' metadata, since importing such a torchvision fails: the torch that it requires, and the build
+(`+cpu`, `+cu130`) in each `version.py`, which the metadata on PyPI lack.
 """
 
 import re
@@ -15,17 +15,17 @@ from packaging.version import InvalidVersion, Version
 from .errors import HFViTError, report_error
 
 
-COMMANDS = ("hf_vit", "training")  # what follows `python -m`, before the first dot
-STABLE_SINCE = Version("2.14")  # from here on one torchvision serves later torch versions too
+COMMANDS = ("hf_vit", "training")  # packages of `python -m PACKAGE.MODULE`
+STABLE_SINCE = Version("2.14")  # from this torch on, a torchvision also works with later versions
 
 
 def check_torchvision() -> None:
-    """Refuse a torchvision that cannot be imported beside this torch; none at all, or one already imported, is fine.
+    """Refuse a torchvision that cannot be imported with this torch; none, or one already imported, is accepted.
 
     Raises:
         HFViTError: names both versions and the way out.
-        SystemExit: the same as one line and status 2, where a command of ours is being started: this runs while its
-            module is imported, before it could catch anything.
+        SystemExit: the same as one line and status 2, for a command of ours: it cannot catch an error that is raised
+            while its module is imported.
     """
     if "torchvision" in sys.modules:
         return

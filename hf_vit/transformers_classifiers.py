@@ -1,8 +1,8 @@
-"""Image classifiers of transformers that are no plain ViT: BiT, ResNet, EfficientNet, Swin, ConvNeXt and others.
+"""Image classifiers of transformers other than plain ViTs: BiT, ResNet, EfficientNet, Swin, ConvNeXt and others.
 
-Whatever `AutoModelForImageClassification` has a class for, and `hf_vit.checkpoints` does not read as a ViT. The model
-keeps its own class and is saved in its own format: hf_vit adds nothing to it. Images are prepared as its own image
-processor does (`hf_vit/image_processing.py`). Code that lies beside the weights is never run.
+All that `AutoModelForImageClassification` supports and `hf_vit.checkpoints` does not read as a ViT. The model keeps
+its own class and format. Images are preprocessed as its own image processor does (`hf_vit/image_processing.py`). Code
+in its repository is never run.
 
 Tests: tests/training/test_other_classifiers.py.
 """
@@ -32,7 +32,7 @@ from .image_processing import FILES, GOOGLE, ImageProcessing, input_size, read_s
 
 WRAPPER = "TimmWrapperForImageClassification"
 OURS = {"hf_vit", *(model_type for reader in FORMATS_READ for model_type in reader.MODEL_TYPES)}
-# What transformers raises for a folder that is damaged, incomplete or of another version.
+# Errors of transformers for a folder that is damaged, incomplete or of another version.
 LOADING_ERRORS = (
     *(OSError, ValueError, KeyError, TypeError, AttributeError, ImportError, RuntimeError),
     *(StrictDataclassError, SafetensorError),
@@ -44,9 +44,9 @@ class OtherClassifier:
     """A classifier of transformers with its own class.
 
     Attributes:
-        model: float32, in eval mode. image_processing: how its images are prepared, at `image_size`.
-        image_size: (height, width) of the images that it reads. license: of its model card, where it has one.
-        notes: what is good to know.
+        model: float32, in eval mode. image_processing: of its images, at `image_size`.
+        image_size: (height, width) of its input. license: of its model card, or None.
+        notes: remarks for the user.
     """
 
     model: PreTrainedModel
@@ -57,27 +57,27 @@ class OtherClassifier:
 
     @property
     def processor(self) -> dict[str, Any]:
-        """Settings of a `ViTImageProcessor` that prepares images in the same way."""
+        """Settings of an equivalent `ViTImageProcessor`."""
         return self.image_processing.to_transformers(num_channels(self.model.config))
 
 
 def num_channels(config: PreTrainedConfig) -> int:
-    """Channels of the images that a model reads; 3 where its configuration does not say."""
+    """Input channels of a model, by default 3."""
     return getattr(config, "num_channels", 3)
 
 
 def other_classifier_class(name: str) -> str | None:
-    """transformers' class for a folder or Hub model that hf_vit does not read as a plain ViT.
+    """Name of transformers' class for a folder or Hub model that hf_vit does not read as a plain ViT.
 
-    None for plain ViTs, for weights without a config.json, and where transformers has no classifier.
+    None for plain ViTs, for weights without a config.json, and if transformers has no such classifier.
     """
     if Path(name).is_file():
         return None
     try:
-        stored = _config_json(name)
-    except HFViTError:  # not JSON, no such model, no network: whoever reads the checkpoint says which
+        config = _config_json(name)
+    except HFViTError:  # not JSON, no such model, no network: the error comes when the checkpoint is read
         return None
-    architecture, model_type = entry_point_of(stored), stored.get("model_type")
+    architecture, model_type = entry_point_of(config), config.get("model_type")
     if architecture is not None and not is_plain(architecture):
         model_type = "timm_wrapper"
     elif model_type is None or model_type in OURS:
@@ -96,14 +96,14 @@ def load_other_classifier(
 
     Args:
         name: folder or Hub id.
-        labels: names of the classes by number. Where they are not the model's own, it gets a new head, initialized by
-            its class. None: the head stays.
-        image_size: of the images, in pixels or (height, width). Default: the size that its processor gives.
-        problem_type: transformers' word for what the labels are; a head that was trained for another is replaced.
+        labels: names of the classes by number. If they are not the model's own, it gets a new head, initialized by its
+            class. None: the head stays.
+        image_size: pixels or (height, width); default: that of its image processor.
+        problem_type: of the labels, in transformers' words; a head for another problem type is replaced.
 
     Raises:
-        HFViTError: it cannot be loaded, lacks weights, prepares images in a way that hf_vit does not know, or does
-            not read images of that size.
+        HFViTError: it cannot be loaded, lacks weights, has an unsupported image processor, or does not accept images
+            of that size.
     """
     if (architecture := entry_point_of(_config_json(name))) is not None and not is_timm_available():
         raise HFViTError(
@@ -129,8 +129,8 @@ def load_other_classifier(
 
 
 def head_names(model: PreTrainedModel) -> list[str]:
-    """Parameters of the classifier: those whose shape depends on the number of classes."""
-    shapes = []
+    """Names of the classifier's parameters: those whose shape depends on the number of classes."""
+    shapes = []  # of two models that differ only in that number
     for labels in (2, 3):
         config = copy.deepcopy(model.config)
         config.num_labels = labels
@@ -141,14 +141,14 @@ def head_names(model: PreTrainedModel) -> list[str]:
 
 
 def freeze_backbone(model: PreTrainedModel) -> None:
-    """Leave only the classifier trainable."""
+    """Freeze all parameters except the classifier's."""
     head = set(head_names(model))
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in head)
 
 
 def classifier_features(model: PreTrainedModel, pixel_values: torch.Tensor, **options: Any) -> torch.Tensor:
-    """Float32 (B, D): what the classifier's linear layer reads.
+    """Input of the classifier's last linear layer, float32 (B, D).
 
     Args:
         pixel_values: normalized images (B, C, H, W). options: of the model's forward.
@@ -160,20 +160,20 @@ def classifier_features(model: PreTrainedModel, pixel_values: torch.Tensor, **op
     heads = [layer for layer in model.modules() if isinstance(layer, nn.Linear) and layer.out_features == classes]
     if not heads:
         raise HFViTError(f"{type(model).__name__} has no linear classifier of {classes} outputs whose input to take")
-    seen: list[torch.Tensor] = []
-    hook = heads[-1].register_forward_pre_hook(lambda layer, inputs: seen.append(inputs[0]))
+    inputs: list[torch.Tensor] = []
+    hook = heads[-1].register_forward_pre_hook(lambda layer, args: inputs.append(args[0]))
     try:
         model(pixel_values, **options)
     finally:
         hook.remove()
-    return seen[-1].flatten(1).float()
+    return inputs[-1].flatten(1).float()
 
 
 # -- loading ----------------------------------------------------------------------------------------------------------
 
 
 def _load(name: str, labels: Mapping[int, str] | None, problem_type: str) -> tuple[PreTrainedModel, list[str]]:
-    """The model, and the names of tensors that it has no place for."""
+    """The model, and the names of tensors that are not part of it."""
     try:
         with _without_reports():
             model, info = AutoModelForImageClassification.from_pretrained(
@@ -201,7 +201,7 @@ def _load(name: str, labels: Mapping[int, str] | None, problem_type: str) -> tup
 
 @contextmanager
 def _without_reports() -> Iterator[None]:
-    """Within it, transformers does not print a table of the weights that it found, missed and initialized."""
+    """Silence transformers' table of missing, unexpected and newly initialized weights."""
     level = logging.get_verbosity()
     logging.set_verbosity_error()
     try:
@@ -211,11 +211,11 @@ def _without_reports() -> Iterator[None]:
 
 
 def _with_new_head(model: PreTrainedModel, head: list[str], labels: Mapping[int, str]) -> PreTrainedModel:
-    """The same weights without the head, which transformers then initializes as the class does."""
+    """The same model with a new head, which transformers initializes as its class does."""
     config = copy.deepcopy(model.config)
     config.id2label, config.label2id = dict(labels), {name: number for number, name in labels.items()}
     config.num_labels = len(labels)
-    if hasattr(config, "label_names"):  # where the wrapper of timm keeps them
+    if hasattr(config, "label_names"):  # of the wrapper of timm
         config.label_names = list(labels.values())
     weights = {name: value for name, value in model.state_dict().items() if name not in head}
     return type(model).from_pretrained(None, config=config, state_dict=weights, dtype=torch.float32)
@@ -223,25 +223,25 @@ def _with_new_head(model: PreTrainedModel, head: list[str], labels: Mapping[int,
 
 @torch.no_grad()
 def _check_image_size(model: PreTrainedModel, size: tuple[int, int]) -> None:
-    """Compute one blank image.
+    """Classify one blank image.
 
     Raises:
-        HFViTError: the model does not read images of that size, or is no classifier of pixels.
+        HFViTError: the model does not accept images of that size, or is not a classifier of pixels.
     """
-    kind, shape = type(model).__name__, (1, num_channels(model.config), *size)
+    class_name, shape = type(model).__name__, (1, num_channels(model.config), *size)
     try:
         logits = model(torch.zeros(shape)).logits
-    except Exception as error:  # whatever its layers raise for shapes that do not fit
+    except Exception as error:  # its layers raise many kinds for shapes that do not match
         raise HFViTError(
-            f"{kind} does not read images of {size[0]} x {size[1]} px ({_first_line(error)}): give another "
+            f"{class_name} does not read images of {size[0]} x {size[1]} px ({_first_line(error)}): give another "
             "--image_size; positions are fitted to other sizes in hf_vit's ViTs only"
         ) from error
     if logits.shape != (1, model.config.num_labels):
-        raise HFViTError(f"{kind} gives {list(logits.shape)} numbers for one image, not one for each class")
+        raise HFViTError(f"{class_name} gives {list(logits.shape)} numbers for one image, not one for each class")
 
 
 def _image_processing(name: str) -> ImageProcessing | None:
-    """As the files of a folder or Hub model say it."""
+    """From the files of a folder or Hub model; None if it has none."""
     files = {file: path for file in FILES if (path := _file_of(name, file)) is not None}
     return ImageProcessing.from_files({file: read_settings(path) for file, path in files.items()}, name)
 
@@ -252,10 +252,10 @@ def _config_json(name: str) -> dict[str, Any]:
 
 
 def _file_of(name: str, file: str) -> Path | None:
-    """A file of a folder or Hub model; None where it has none, or the user works offline and the cache has none.
+    """A file of a folder or Hub model; None if it has none, or if it is not in the cache in offline mode.
 
     Raises:
-        HFViTError: the Hub cannot be asked.
+        HFViTError: the Hub cannot be reached.
     """
     if Path(name).exists():
         return Path(name) / file if (Path(name) / file).is_file() else None

@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 # A module may import what stands before it, and nothing after. Names in one row do not import one another.
 ORDER = (
-    ("hf_vit.errors", "hf_vit.capabilities", "hf_vit.download"),
+    ("hf_vit.errors", "hf_vit.capabilities", "hf_vit.download", "hf_vit.tiff_check"),
     (
         "hf_vit.atomic_file",
         "hf_vit.private_cache",

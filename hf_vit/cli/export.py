@@ -1,8 +1,8 @@
-"""`hf-vit export MODEL OUT --format onnx|torch-export`: a model for machines without transformers, checked on the way.
+"""`hf-vit export MODEL OUT --format onnx|torch-export`: a model for machines without transformers, checked against it.
 
-OUT then holds `model.onnx` (or `model.pt2`), `config.json` with the label names, `preprocessor_config.json` and
-`export.json`, what was checked. Any batch size goes in; any image size too with `--dynamic-size`, for hybrids any that
-is a multiple of `size_multiple_of` in export.json. A written model that does not agree with ours is not kept.
+OUT contains `model.onnx` (or `model.pt2`), `config.json` with the label names, `preprocessor_config.json` and
+`export.json` with the checks. The model accepts any batch size; with `--dynamic-size` also any image size, for hybrids
+any multiple of `size_multiple_of` in export.json. A model whose logits differ from ours is removed.
 """
 
 import argparse
@@ -52,7 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Export, check, print the account; nothing is at OUT then that did not pass. Raises HFViTError."""
+    """Export, check, and print a summary; only a model that passed is left at OUT. Raises HFViTError."""
     if arguments.int8 and arguments.format != "onnx":
         raise HFViTError("--int8 is made of the ONNX model: leave --format out")
     if arguments.images and not arguments.int8:
@@ -75,7 +75,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def measure_int8(loaded: Loaded, folder: Path, patterns: Sequence[str]) -> dict[str, Any]:
-    """What int8 changes on the images that were given; those that could not be read are listed."""
+    """`compare_int8` on the images of `--images`; unreadable ones are listed."""
     unreadable: list[dict[str, str]] = []
     paths = find_images(patterns) if patterns else []
     account = compare_int8(loaded, folder, read_images(paths, loaded.model.config.num_channels, unreadable))
@@ -85,22 +85,23 @@ def measure_int8(loaded: Loaded, folder: Path, patterns: Sequence[str]) -> dict[
 
 
 def account_table(account: dict[str, Any]) -> str:
-    """The account for people."""
+    """The summary as text."""
     sizes = {name: size / 1e6 for name, size in account["files"].items() if name.startswith("model")}
     lines = [f"written     {account['output']}: " + ", ".join(f"{name} ({mb:.1f} MB)" for name, mb in sizes.items())]
     for check in account["checked"]:
         shape = f"{check['batch']} x {check['height']} x {check['width']}"
         lines.append(f"checked     {shape}: largest difference {check['largest_difference']:.1e}")
     if int8 := account.get("int8"):
-        said = "not measured (no --images)"
+        change = "not measured (no --images)"
         if "largest_change" in int8:
             changes = ", ".join(f"{name} by at most {value:.3g}" for name, value in int8["largest_change"].items())
-            said = f"{int8['n']} images: {changes}"
+            change = f"{int8['n']} images: {changes}"
         elif int8["n"]:
-            said = f"same label on {int8['same_label']:.1%} of {int8['n']} images"
-        if "labeled" in int8:
-            said += f", accuracy {int8['accuracy_float32']:.2%} -> {int8['accuracy_int8']:.2%} on {int8['labeled']}"
-        lines.append(f"int8        {int8['kind']}: {said}")
+            change = f"same label on {int8['same_label']:.1%} of {int8['n']} images"
+        if "labelled" in int8:
+            float32, quantized = int8["accuracy_float32"], int8["accuracy_int8"]
+            change += f", accuracy {float32:.2%} -> {quantized:.2%} on {int8['labelled']}"
+        lines.append(f"int8        {int8['kind']}: {change}")
         for row in int8.get("unreadable", []):
             print(f"unreadable: {row['image']}: {row['reason']}", file=sys.stderr)
     return "\n".join(lines)

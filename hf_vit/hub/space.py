@@ -18,7 +18,9 @@ from .upload import check_model_folder, files_to_upload
 
 PAGE = Path(__file__).with_name("space_app.py")
 # A Space decodes images as hf_vit does, and carries these files as its package `image_io`
-DECODER = {"image_io.py": "__init__.py", "image_processing.py": "image_processing.py", "errors.py": "errors.py"}
+DECODER = {"image_io.py": "__init__.py"} | {
+    name: name for name in ("image_processing.py", "tiff_check.py", "errors.py")
+}
 REQUIREMENTS = ("torch", "transformers")  # numpy and pillow come with gradio, which wants its own versions of them
 
 

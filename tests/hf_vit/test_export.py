@@ -13,6 +13,7 @@ from PIL import Image
 from transformers import ViTImageProcessor
 
 from hf_vit import HFViTConfig, HFViTForImageClassification
+from hf_vit.cli.export import account_table
 from hf_vit.cli.inputs import find_images, load_model, read_images
 from hf_vit.cli.main import main
 from hf_vit.export import _positions, compare_int8
@@ -136,6 +137,8 @@ def test_int8_is_measured_against_the_names_of_folders(tmp_path, monkeypatch):
     )
     assert (found["n"], found["same_label"], found["labelled"]) == (4, 0.75, 3)
     assert (found["accuracy_float32"], found["accuracy_int8"]) == pytest.approx((2 / 3, 1 / 3))
+    table = account_table({"output": "out", "files": {}, "checked": [], "int8": found | {"kind": "dynamic"}})
+    assert table.endswith("same label on 75.0% of 4 images, accuracy 66.67% -> 33.33% on 3")
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from hf_vit.image_io import (
-    END_OF_BLOCK,
     MAX_PIXELS,
     UnreadableImage,
     decode,
@@ -22,6 +21,7 @@ from hf_vit.image_io import (
     upright_size,
     without_rows_below,
 )
+from hf_vit.tiff_check import END_OF_BLOCK
 
 
 HEIGHT, WIDTH = 24, 40

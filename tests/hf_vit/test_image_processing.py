@@ -19,7 +19,7 @@ from transformers.models.siglip import SiglipImageProcessorPil
 from transformers.models.vit import ViTImageProcessorPil
 
 from hf_vit import HFViTError
-from hf_vit.image_processing import GOOGLE, IMAGENET_CROP, ImageProcessing
+from hf_vit.image_processing import FILES, GOOGLE, IMAGENET_CROP, ImageProcessing, read_settings
 
 
 IMAGENET = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
@@ -59,6 +59,19 @@ CASES = {
 }
 
 
+def scale_and_shift(processing):
+    """Two arrays with which RGB's `pixel_values = uint8 * scale + shift`."""
+    settings = processing.to_transformers(3)
+    factor = settings["rescale_factor"] if settings["do_rescale"] else 1.0
+    mean, std = np.array(settings["image_mean"]), np.array(settings["image_std"])
+    return factor / std, -mean / std
+
+
+def of_folder(folder):
+    contents = {name: read_settings(folder / name) for name in FILES if (folder / name).is_file()}
+    return ImageProcessing.from_files(contents, str(folder))
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_pixels_are_those_of_the_class(name):
     """As its own class computes them, by the saved ViT processor, and from uint8 by scale and shift."""
@@ -67,7 +80,7 @@ def test_pixels_are_those_of_the_class(name):
     theirs, processing = kind(**settings), ImageProcessing.from_transformers(stored)
     saved = ViTImageProcessorPil(**processing.to_transformers())
     again = ImageProcessing.from_transformers(json.loads(saved.to_json_string()))
-    scale, shift = processing.scale_and_shift(3)
+    scale, shift = scale_and_shift(processing)
     for height, width in ((50, 70), (71, 40), (20, 20), (37, 90)):
         expected = theirs(image(height, width), return_tensors="np")["pixel_values"][0]
         np.testing.assert_allclose(
@@ -98,13 +111,13 @@ def test_files_of_every_age_name_their_class(tmp_path):
     )
     (tmp_path / "config.json").write_text('{"model_type": "dinov2"}')
     (tmp_path / "preprocessor_config.json").write_text('{"size": {"shortest_edge": 36}}')
-    found = ImageProcessing.from_folder(tmp_path)
+    found = of_folder(tmp_path)
     assert found is not None and (found.resize_to, found.crop_to, found.resample) == (36, (224, 224), "bicubic")
     (tmp_path / "preprocessor_config.json").unlink()
-    assert ImageProcessing.from_folder(tmp_path) is None
+    assert of_folder(tmp_path) is None
     nested = {"image_processor": {"image_processor_type": "SiglipImageProcessor", "size": {"height": 8, "width": 8}}}
     (tmp_path / "processor_config.json").write_text(json.dumps(nested))
-    found = ImageProcessing.from_folder(tmp_path)
+    found = of_folder(tmp_path)
     assert found is not None and found.resize_to == (8, 8)
 
 
@@ -132,7 +145,7 @@ def test_timm_there_and_back():
             assert ImageProcessing.from_timm(processing.to_timm(3, (size, size))) == processing
     odd = ImageProcessing((32, 32), None, "bilinear", 1 / 127.5, (1.0,) * 3, (1.0,) * 3)
     back = ImageProcessing.from_timm(odd.to_timm(3, (32, 32)))
-    np.testing.assert_allclose(back.scale_and_shift(3), odd.scale_and_shift(3))
+    np.testing.assert_allclose(scale_and_shift(back), scale_and_shift(odd))
 
 
 def test_open_clip():
@@ -209,7 +222,7 @@ def test_a_very_long_image_is_resized_where_the_crop_looks():
 def test_what_it_cannot_say_is_refused_by_name(tmp_path, settings, what):
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(settings))
     with pytest.raises(HFViTError, match=f"preprocessor_config.json.*{what}"):
-        ImageProcessing.from_folder(tmp_path)
+        of_folder(tmp_path)
 
 
 @pytest.mark.parametrize("named", ["own.Own", [None, "owner/repository--own.Own"]])

@@ -71,6 +71,7 @@ def test_the_space_is_complete_and_accepted(models, tmp_path):
         "__init__.py",
         "errors.py",
         "image_processing.py",
+        "tiff_check.py",
     }
     front = yaml.safe_load((space / "README.md").read_text().split("---")[1])
     assert (front["sdk"], front["app_file"]) == ("gradio", "app.py")
