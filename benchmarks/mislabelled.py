@@ -26,7 +26,8 @@ from sklearn.preprocessing import StandardScaler
 from benchmarks.baselines import missing
 from hf_vit.capabilities import processor_name
 from hf_vit.errors import HFViTError, Parser, report_error
-from training.data.dataset import ImageDataset, fold_numbers, open_dataset
+from training.data.dataset import ImageDataset, open_dataset
+from training.data.subsets import fold_numbers
 from training.data.transforms import EvalTransform
 from training.reporting.mislabelled import find_label_issues
 

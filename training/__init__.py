@@ -5,10 +5,10 @@ Runs from a clone as `python -m training.finetune` and installed as `python -m h
 
 import importlib
 
-import hf_vit  # noqa: F401  # before any other import: it tells of a torchvision that would break them
+import hf_vit  # noqa: F401  # before any other import: it reports a torchvision that would break them
 
 
-# What is public; everything else may move. Nothing of it is imported until it is used.
+# The public names; everything else may move. Each is imported when it is first used.
 _PUBLIC = {
     "finetune": "finetune",
     "pretrain": "pretrain",

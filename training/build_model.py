@@ -1,4 +1,4 @@
-"""The network of a run: loaded or initialized for these classes, labels or numbers and this image size.
+"""The network of a run, loaded or initialized for the labels and the image size of its data.
 
 Tests: tests/training/test_finetune.py, tests/training/test_recipes.py.
 """
@@ -37,17 +37,21 @@ from .engine.masked_patch_prediction import MASKED_PATCHES, masked_model
 from .reporting.facts import public_name
 
 
-MAX_LAYERS, MAX_WIDTH = 1_000, 1_000_000  # of a network that is built before its memory is known
+MAX_LAYERS, MAX_WIDTH = 1_000, 1_000_000  # a larger network would exhaust the memory while it is built
 
 
 def build_model(arguments: Arguments, label_names: list[str], log=print, problem_type: str = SINGLE_LABEL):
-    """Load or initialize the model for these classes, labels or numbers and this image size.
+    """Load or initialize the model for these labels and the requested image size.
 
     Args:
-        log: called with what the user should know. problem_type: a head of another one is replaced.
+        label_names: of the classes, labels or numbers. log: called with lines for the user.
+        problem_type: of the data; a head for another one is replaced.
 
     Returns:
         (model, image processor, name of the base model or None).
+
+    Raises:
+        HFViTError: no model or two are named; a field or value of the configuration that does not exist.
     """
     requested, data = arguments.model, arguments.data
     transformers.set_seed(arguments.train.seed)
@@ -73,7 +77,7 @@ def build_model(arguments: Arguments, label_names: list[str], log=print, problem
             model = masked_model(config) if masked else HFViTForImageClassification(config)
     except HFViTError:
         raise
-    except KeyError as error:  # a word that transformers looks up, such as hidden_act
+    except KeyError as error:  # a name that transformers looks up in a table, such as hidden_act
         chosen = next((f"{name}={value}" for name, value in requested.set.items() if value == error.args[0]), error)
         raise HFViTError(f"--set {chosen}: there is no such value; see HFViTConfig") from None
     except (TypeError, ValueError, StrictDataclassError) as error:
@@ -90,7 +94,7 @@ def build_model(arguments: Arguments, label_names: list[str], log=print, problem
 
 
 def build_other_classifier(arguments: Arguments, labels: dict[int, str], log, problem_type: str):
-    """As `build_model`, for a classifier of transformers that is no plain ViT: it keeps its own class."""
+    """As `build_model`, for a classifier of transformers that is not a plain ViT; it keeps its own class."""
     requested = arguments.model
     size = None if requested.image_size is None else pixels(requested.image_size)
     size = tuple(size) if isinstance(size, list) else size
@@ -108,17 +112,18 @@ def build_other_classifier(arguments: Arguments, labels: dict[int, str], log, pr
 
 
 def set_problem(model: transformers.PreTrainedModel, train: ImageDataset | ImageStream, chosen: str | None) -> None:
-    """Tell the model what its labels are, and for numbers their mean and standard deviation.
+    """Set `config.problem_type`, and for a regression the mean and standard deviation of the training targets.
 
-    A head that stays, since it is for the same numbers, keeps its own; thresholds are those of the new training.
+    A head that is kept, because it is for the same numbers, keeps its mean and standard deviation. Thresholds of
+    labels are reset.
 
     Raises:
-        HFViTError: numbers, for a model that does not scale its outputs to their unit.
+        HFViTError: a regression with a model that cannot scale its outputs to the unit of the targets.
     """
     config: Any = model.config
     problem = train.problem_type if isinstance(train, ImageDataset) else SINGLE_LABEL
     before = problem_type_of(config)
-    # where nobody chose, one label stays unspecified, as in configurations before this field was used
+    # A single label that nobody chose stays unspecified, as in configurations before this field was used.
     config.problem_type = problem if problem != SINGLE_LABEL or (chosen and config.num_labels > 1) else None
     if problem == MULTI_LABEL or getattr(config, "label_thresholds", None) is not None:
         config.label_thresholds = None
@@ -135,7 +140,7 @@ def set_problem(model: transformers.PreTrainedModel, train: ImageDataset | Image
 
 
 def check_config_fields(fields: dict[str, Any]) -> None:
-    """Raise HFViTError for a field that HFViTConfig does not have, and for a network that no machine holds."""
+    """Raise HFViTError for unknown fields of HFViTConfig, and for a network that no machine can hold."""
     known = HFViTConfig().to_dict()
     for name, value in fields.items():
         if name not in known:
@@ -174,7 +179,11 @@ def scratch_config(requested, labels: dict[int, str]) -> HFViTConfig:
 def load_pretrained(
     requested, labels: dict[int, str], problem: str
 ) -> tuple[HFViTForImageClassification, ImageProcessing]:
-    """The pre-trained model at the requested size, a new head unless its labels are the data's; and its processor."""
+    """The pre-trained model at the requested size, with a new head unless its labels are those of the data.
+
+    Returns:
+        (model, its image processing).
+    """
     fields = dict(requested.set)
     if requested.image_size is not None:
         fields["image_size"] = pixels(requested.image_size)
@@ -182,7 +191,7 @@ def load_pretrained(
         check_hub_access(requested.model)
     try:
         loaded = read_checkpoint(requested.model, dtype=torch.float32, **fields)
-    except UnusableHeadError:  # a head made by hand goes: these classes get a new one
+    except UnusableHeadError:  # no linear head: it is replaced
         loaded = read_checkpoint(requested.model, dtype=torch.float32, id2label=labels, **fields)
         return with_license(loaded), loaded.image_processing
     model = with_license(loaded)
@@ -197,7 +206,7 @@ def load_pretrained(
 
 
 def with_license(loaded: Loaded) -> HFViTForImageClassification:
-    """The model, which knows the license of the card that it came with."""
+    """The model with its license, from its card, as attributes."""
     model: Any = loaded.model
     model.source_license = loaded.license.metadata() if loaded.license is not None else None
     model.non_commercial = loaded.license is not None and loaded.license.is_non_commercial()
@@ -205,14 +214,14 @@ def with_license(loaded: Loaded) -> HFViTForImageClassification:
 
 
 def pixels(size: list[int]) -> int | list[int]:
-    """One number, or height and width."""
+    """`--image_size` as one number, or height and width."""
     if len(size) not in (1, 2) or min(size) < 1:
         raise HFViTError(f"--image_size {' '.join(map(str, size))}: give one number, or height and width")
     return size[0] if len(size) == 1 else list(size)
 
 
 def image_processor_for(model, data: DataArguments, base: ImageProcessing | None) -> ViTImageProcessorPil:
-    """transformers' ViT processor for this size, every setting stated: the base model's, or Google's without one.
+    """transformers' ViT processor for this size with the settings of the base model, or Google's without one.
 
     Args:
         model: `ModelInput`, or the configuration of one of hf_vit's models.

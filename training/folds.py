@@ -1,8 +1,8 @@
 """Cross-validation: each of K stratified parts of the training images is held out once, in a run of its own.
 
-For train.py. Run k is what `--folds K --fold k` is, in OUTPUT_DIR/fold-k; a finished one is not run again, so the same
-command with --resume_from_checkpoint goes on after an interruption. folds.json sums up. On request the runs' models
-become one: by the average of their weights (Wortsman et al. 2022, arXiv:2203.05482) or by that of their logits.
+For train.py. Run k is that of `--folds K --fold k`, in OUTPUT_DIR/fold-k. A finished run is not repeated, so the same
+command with --resume_from_checkpoint continues after an interruption. folds.json is the summary. On request the models
+are combined, by averaging their weights (Wortsman et al. 2022, arXiv:2203.05482) or their logits.
 """
 
 import dataclasses
@@ -22,7 +22,7 @@ from hf_vit.hub.model_card import write_card
 from hf_vit.image_processing import ImageProcessing
 from hf_vit.transformers_classifiers import num_channels
 
-from .config.arguments import Arguments, TrainArguments
+from .config.arguments import Arguments, DataArguments, TrainArguments
 from .data.dataset import ImageDataset, holds_classes
 from .data.splits import open_splits, open_test_split, open_train
 from .data.transforms import EvalTransform
@@ -42,7 +42,7 @@ AVERAGE, ENSEMBLE = "average", "ensemble"
 
 
 def fold_arguments(arguments: Arguments, fold: int) -> Arguments:
-    """The run that holds out one part."""
+    """The arguments of the run that holds out one part."""
     folder = Path(str(arguments.train.output_dir)) / f"fold-{fold}"
     fixed = {"combine_folds": "none", "eval_split": None, "eval_file": None, "resume_from_checkpoint": True}
     fixed |= {"do_predict": True}  # the predictions become those of out_of_fold.npz
@@ -53,20 +53,20 @@ def fold_arguments(arguments: Arguments, fold: int) -> Arguments:
 def cross_validate(
     arguments: Arguments, stage: str, run: Callable[..., dict[str, Any]], data: Any = None
 ) -> dict[str, Any]:
-    """Run every fold; the summary, or nothing where a signal ended one of them.
+    """Run every fold and return the summary; an empty one if a signal ended a run.
 
     Args:
-        run: `run(arguments, stage, more_follow=...) -> facts`. data: images and labels that Python holds.
+        run: `run(arguments, stage, more_follow=...) -> facts`. data: images and labels in memory.
 
     Raises:
-        HFViTError: a folder that holds something else.
+        HFViTError: an output folder with other content; an error of a run, with its fold.
     """
     check_output_folder(arguments)
     folder, count = Path(str(arguments.train.output_dir)), arguments.data.folds
     main = PartialState(cpu=on_cpu(arguments.train)).is_main_process
     combine = arguments.train.combine_folds
-    named = arguments.data if data is None else dataclasses.replace(arguments.data, dataset=data)
-    if combine == ENSEMBLE:  # before hours are spent
+    named = data_arguments(arguments, data)
+    if combine == ENSEMBLE:  # checked before hours are spent
         evaluation = open_test_split(named)
         if evaluation is None:
             raise HFViTError(
@@ -76,15 +76,16 @@ def cross_validate(
             raise HFViTError("--combine_folds ensemble is for one class an image: give --combine_folds average")
     runs = [fold_arguments(arguments, fold) for fold in range(1, count + 1)]
     measured: list[dict[str, Any]] = []
-    for fold, arguments_of_fold in enumerate(runs, start=1):
+    folders = [Path(str(fold_run.train.output_dir)) for fold_run in runs]
+    for fold, fold_run in enumerate(runs, start=1):
         if main:
-            print(f"fold {fold} of {count}: {arguments_of_fold.train.output_dir}")
+            print(f"fold {fold} of {count}: {fold_run.train.output_dir}")
         try:
-            facts = finished(arguments_of_fold)
+            facts = finished(fold_run)
             if facts is not None:
-                check_same_images(facts, arguments_of_fold, data)
+                check_same_images(facts, fold_run, data)
             else:
-                facts = run(arguments_of_fold, stage, more_follow=fold < count or combine != "none")
+                facts = run(fold_run, stage, more_follow=fold < count or combine != "none")
         except HFViTError as error:
             raise HFViTError(f"fold {fold} of {count}: {error}") from error
         if not facts:
@@ -92,32 +93,32 @@ def cross_validate(
         measured.append(facts)
     summary = summary_of(measured)
     if combine != "none":
-        summary["combined"] = combined(
-            arguments, [Path(str(arguments_of_fold.train.output_dir)) for arguments_of_fold in runs], named
-        )
+        summary["combined"] = combined(arguments, folders, named)
     if main:
-        write_out_of_fold(folder, [Path(str(one.train.output_dir)) for one in runs], measured)
+        write_out_of_fold(folder, folders, measured)
         write_json(folder / SUMMARY_NAME, summary)
         if combine == AVERAGE:
             write_facts(folder, facts_of_average(arguments, measured, summary, named))
             write_card(folder)
         if arguments.train.report:
-            places = [Path(str(one.train.output_dir)) for one in runs]
-            write_folds_page(folder, places, lambda: [images_of_fold(one, data) for one in runs], summary)
+            write_folds_page(folder, folders, lambda: [images_of_fold(fold_run, data) for fold_run in runs], summary)
         print(in_words(summary, folder))
     return summary
 
 
-def images_of_fold(one: Arguments, data: Any) -> ImageDataset:
+def data_arguments(arguments: Arguments, data: Any) -> DataArguments:
+    """The data arguments; `data`, images and labels in memory, takes the place of a data set's name."""
+    return arguments.data if data is None else dataclasses.replace(arguments.data, dataset=data)
+
+
+def images_of_fold(arguments: Arguments, data: Any) -> ImageDataset:
     """The images that a fold is evaluated on."""
-    named = one.data if data is None else dataclasses.replace(one.data, dataset=data)
-    return open_splits(named, one.train.seed, lambda text: None).evaluation
+    return open_splits(data_arguments(arguments, data), arguments.train.seed, lambda text: None).evaluation
 
 
 def check_same_images(facts: dict[str, Any], arguments: Arguments, data: Any) -> None:
-    """Raise HFViTError where a finished fold was trained on other images than it would be now."""
-    named = arguments.data if data is None else dataclasses.replace(arguments.data, dataset=data)
-    train = open_splits(named, arguments.train.seed, lambda text: None).train
+    """Raise HFViTError if a finished fold was trained on other images than it would be now."""
+    train = open_splits(data_arguments(arguments, data), arguments.train.seed, lambda text: None).train
     if train.fingerprint != facts["data"]["fingerprint"]:
         raise HFViTError(
             f"{arguments.train.output_dir} was trained on other images: restore them, or give another --output_dir"
@@ -139,10 +140,10 @@ def summary_of(measured: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def write_out_of_fold(folder: Path, runs: list[Path], measured: list[dict[str, Any]]) -> None:
-    """Write out_of_fold.npz: what each image got from the run that did not train on it, fold after fold.
+    """Write out_of_fold.npz: the logits of each image from the run that was not trained on it, fold after fold.
 
-    `names` (N,), `logits` (N, K), `labels` (N,) or (N, K), `fold` (N,) from 1, `label_names` (K,). Images that could
-    not be read are missing.
+    `names` (N,), `logits` (N, K), `labels` (N,) or (N, K), `fold` (N,) from 1, `label_names` (K,). Unreadable images
+    are left out.
     """
     parts = []
     for run in runs:
@@ -156,7 +157,7 @@ def write_out_of_fold(folder: Path, runs: list[Path], measured: list[dict[str, A
 
 
 def combined(arguments: Arguments, folders: list[Path], data: Any) -> dict[str, Any]:
-    """The folds' models as one, scored on images that none of them has seen, where there are such.
+    """Combine the folds' models, and score the result on images that none of them was trained on, if there are any.
 
     Returns:
         {"kind": "average" or "ensemble", "results": rows as in facts.json}.
@@ -173,7 +174,7 @@ def combined(arguments: Arguments, folders: list[Path], data: Any) -> dict[str, 
             scores, (logits, _) = predict(arguments.train, model, folders[0], evaluation)
             count = len(logits)
     else:
-        assert evaluation is not None  # cross_validate has looked
+        assert evaluation is not None  # cross_validate has checked
         outputs = []
         for folder_of_fold in folders:
             model = AutoModelForImageClassification.from_pretrained(folder_of_fold)
@@ -197,7 +198,7 @@ def combined(arguments: Arguments, folders: list[Path], data: Any) -> dict[str, 
 def facts_of_average(
     arguments: Arguments, measured: list[dict[str, Any]], summary: dict[str, Any], data: Any
 ) -> dict[str, Any]:
-    """facts.json of the averaged model: what the folds' runs have in common, their times together, its own scores."""
+    """facts.json of the averaged model: what all folds share, the sum of their times, and the model's own scores."""
     first, results, folder = measured[0], summary["combined"]["results"], Path(str(arguments.train.output_dir))
     train = open_train(data)[1]
     about = {name: first["data"][name] for name in ("name", "config_name", "label_names") if name in first["data"]}
@@ -229,7 +230,7 @@ def facts_of_average(
 
 
 def averaged(folders: list[Path]) -> PreTrainedModel:
-    """The model whose weights are the mean of those in the folders; counters are the first one's."""
+    """The model whose weights are the mean of those in the folders; integer buffers are the first model's."""
     model = AutoModelForImageClassification.from_pretrained(folders[0])
     total = {name: tensor.double() for name, tensor in model.state_dict().items() if tensor.is_floating_point()}
     for folder in folders[1:]:
@@ -243,11 +244,11 @@ def averaged(folders: list[Path]) -> PreTrainedModel:
 def predict(
     args: TrainArguments, model: PreTrainedModel, folder: Path, dataset: ImageDataset
 ) -> tuple[dict[str, float], tuple[np.ndarray, np.ndarray]]:
-    """Scores, and (logits (N, K), labels (N,)) of a model, prepared as the processor in its folder says."""
+    """Scores and (logits (N, K), labels (N,)) of a model, on images prepared by the processor in its folder."""
     processor = AutoImageProcessor.from_pretrained(folder)
     processing = ImageProcessing.from_transformers(processor.to_dict())
     view = EvalTransform.of(processing, processing.output_size, num_channels(model.config))
-    # What is left of a run's arguments: devices, precision and batch sizes
+    # Only devices, precision and batch sizes matter; the rest would be checked against a training that is not run.
     args = dataclasses.replace(
         args, max_steps=1, step_limit=None, warmup_steps=0, cooldown_steps=0, unfreeze_every=0, mixup_off_steps=0,
         image_size_schedule={}, batch_size_schedule={}, card_examples=0, report_to=["none"],

@@ -23,16 +23,16 @@ from .sweep import sweep
 from .train import is_cross_validation, run_trainer
 
 
-IN_MEMORY = "in memory"  # what arguments and facts call data that Python holds
+IN_MEMORY = "in memory"  # name of Python objects as data, in arguments and facts
 
 
 @dataclasses.dataclass
 class TrainingResult:
-    """What a run from Python returns.
+    """The result of a run from Python.
 
     Attributes:
-        metrics: of the evaluation at the end, by name; empty if Ctrl-C or SIGTERM ended the run early.
-        model: with the weights that were saved, in evaluation mode. processor: its image processor.
+        metrics: of the final evaluation, by name; empty if Ctrl-C or SIGTERM ended the run early.
+        model: with the saved weights, in evaluation mode. processor: its image processor.
         output_dir: weights, processor, card, facts and checkpoints. facts: the content of facts.json.
     """
 
@@ -50,19 +50,19 @@ class TrainingResult:
             images: paths, or PIL images.
 
         Returns:
-            DataFrame with one row an image: `image`, `label`, `score`, and the probability of each class by name. Of
-            several labels `label` is a list, those at or above their threshold, and each score is by itself. Of a
-            regression `image` and each number by name, in the unit of the training targets.
+            DataFrame with one row per image: `image`, `label`, `score`, and the probability of each class by name.
+            With several labels, `label` is the list of those at or above their threshold, and each label has its own
+            probability. With a regression, `image` and each number by name, in the unit of the training targets.
 
         Raises:
             HFViTError: an image cannot be read.
         """
-        import pandas  # with `datasets`; nothing else here needs it
+        import pandas  # not above: nothing else here needs it
 
         device, names = next(self.model.parameters()).device, self.model.config.id2label
         config, rows = self.model.config, []
         problem, channels = problem_type_of(config), num_channels(config)
-        least_scores = thresholds_of(config)
+        thresholds = thresholds_of(config)
         for first in range(0, len(images), batch_size):
             batch = images[first : first + batch_size]
             opened = [open_image(image, num_channels=channels) for image in batch]
@@ -71,8 +71,8 @@ class TrainingResult:
                 by_class = {names[index]: score for index, score in enumerate(scores)}
                 row = {"image": image}
                 if problem == MULTI_LABEL:
-                    there = [name for name, least in zip(by_class, least_scores) if by_class[name] >= least]
-                    row |= {"label": there, "score": max(scores)}
+                    present = [name for name, least in zip(by_class, thresholds) if by_class[name] >= least]
+                    row |= {"label": present, "score": max(scores)}
                 elif problem == SINGLE_LABEL:
                     label = max(by_class, key=by_class.__getitem__)
                     row |= {"label": label, "score": by_class[label]}
@@ -81,13 +81,16 @@ class TrainingResult:
 
 
 def train_from_python(stage: str, options: dict[str, Any]) -> TrainingResult:
-    """The run that a command line with these options would be; `finetune(...)` and `pretrain(...)` of `training`.
+    """Train with the options of the command line; `finetune(...)` and `pretrain(...)` of `training`.
 
     Args:
+        stage: "finetune" or "pretrain".
         options: by the names of the command line. `dataset` may also be a DataFrame, a list of (path or image, label),
-            a `datasets.Dataset` or DatasetDict. Without `output_dir`, a new folder in `runs/`. With `folds`, the
-            metrics are means over the folds (and `NAME_std` their deviations), and the model is that of
-            `combine_folds="average"`, else the last fold's; `facts` is the summary.
+            a `datasets.Dataset` or DatasetDict. Without `output_dir`, a new folder in `runs/`.
+
+    Returns:
+        With `folds`, the metrics are means over the folds (`NAME_std` their standard deviations), the model is that of
+        `combine_folds="average"` or else the last fold's, and `facts` is the summary.
 
     Raises:
         HFViTError: bad input.
@@ -103,27 +106,27 @@ def train_from_python(stage: str, options: dict[str, Any]) -> TrainingResult:
     options["output_dir"] = str(options.get("output_dir") or unused_folder(stage))
     arguments = arguments_of(options, stage)
     trainers: list[Trainer] = []
-    held = data if options.get("dataset") == IN_MEMORY else None
+    in_memory = data if options.get("dataset") == IN_MEMORY else None
 
     def one_run(arguments: Arguments, stage: str, **more: Any) -> dict[str, Any]:
-        trainer, facts = run_trainer(arguments, stage, data=held, **more)
+        trainer, facts = run_trainer(arguments, stage, data=in_memory, **more)
         trainers.append(trainer)
         return facts
 
     with handle_peer_exit():
         if is_cross_validation(arguments):
-            return result_of_folds(arguments, cross_validate(arguments, stage, one_run, held))
+            return result_of_folds(arguments, cross_validate(arguments, stage, one_run, in_memory))
         facts = sweep(arguments, stage, one_run) if arguments.train.sweep else one_run(arguments, stage)
     trainer = trainers[-1]
     model = trainer.model
-    if facts:  # what was saved, which is the average of the weights where one is kept
+    if facts:  # the saved weights: with --ema_decay their average
         model = type(model).from_pretrained(trainer.output_dir).to(trainer.accelerator.device)
     metrics = {row["metric"]: row["value"] for row in facts.get("results", [])}
     return TrainingResult(metrics, model.eval(), trainer.image_processor, trainer.output_dir, facts)
 
 
 def result_of_folds(arguments: Arguments, summary: dict[str, Any]) -> TrainingResult:
-    """What a cross-validation from Python returns: means of the metrics; the averaged model, or the last fold's."""
+    """The result of a cross-validation: means of the metrics; the averaged model, or the last fold's."""
     folder = Path(str(arguments.train.output_dir))
     if not summary:
         last = next(iter(sorted(folder.glob("fold-*"), key=lambda path: int(path.name[5:]), reverse=True)), folder)
@@ -137,5 +140,5 @@ def result_of_folds(arguments: Arguments, summary: dict[str, Any]) -> TrainingRe
 
 
 def unused_folder(stage: str) -> Path:
-    """The first of runs/finetune-1, runs/finetune-2, ... that is not there."""
+    """The first of runs/STAGE-1, runs/STAGE-2, ... that does not exist."""
     return next(path for n in itertools.count(1) if not (path := Path("runs") / f"{stage}-{n}").exists())

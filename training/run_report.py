@@ -1,4 +1,4 @@
-"""What a run says of itself: of its data before the first step, of its scores and costs at the end.
+"""The tables that a run prints: model and data before the first step, scores and costs at the end.
 
 Tests: tests/training/test_train.py, tests/training/test_finetune.py.
 """
@@ -21,11 +21,11 @@ from .reporting import progress
 
 
 LABELS_IN_WORDS = {SINGLE_LABEL: "classes", MULTI_LABEL: "labels", REGRESSION: "numbers"}
-UNEQUAL = 10  # times as many images in the largest class as in the smallest
+UNEQUAL = 10  # ratio of the largest class to the smallest from which class weights are suggested
 
 
 def run_description(trainer: Trainer, train: ImageDataset | ImageStream, evaluation: ImageDataset) -> str:
-    """What is about to happen."""
+    """A table of model, data and steps, before the training."""
     parameters = sum(p.numel() for p in trainer.model.parameters())
     trainable = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
     height, width = trainer.image_size
@@ -53,7 +53,7 @@ def run_description(trainer: Trainer, train: ImageDataset | ImageStream, evaluat
 
 
 def data_facts(train: ImageDataset | ImageStream, evaluation: ImageDataset) -> list[tuple[str, str]]:
-    """Classes, sizes and duplicates of the images; of a stream, which has not been read, the classes."""
+    """Rows about classes, sizes and duplicates of the images; for a stream, which is not read yet, about classes."""
     if not isinstance(train, ImageDataset):
         return [("classes", listed(train.label_names))]
     rows = [(LABELS_IN_WORDS[train.problem_type], labels_in_words(train)), *class_balance(train)]
@@ -62,7 +62,7 @@ def data_facts(train: ImageDataset | ImageStream, evaluation: ImageDataset) -> l
 
 
 def class_balance(train: ImageDataset) -> list[tuple[str, str]]:
-    """The smallest and the largest class, where they differ; and what is there for classes that differ much."""
+    """A row about the smallest and the largest class, if they differ; with advice if they differ much."""
     if not holds_classes(train):
         return []
     counts = np.bincount(train.labels, minlength=len(train.label_names))
@@ -77,7 +77,7 @@ def class_balance(train: ImageDataset) -> list[tuple[str, str]]:
 
 
 def duplicate_facts(train: ImageDataset, evaluation: ImageDataset) -> list[tuple[str, str]]:
-    """Evaluation images that are also trained on, by perceptual hash; of large sets, among a sample."""
+    """A row about evaluation images that are also in training, by perceptual hash; of large sets a sample."""
     duplicates, among = sampled_duplicates(evaluation, train)
     if not duplicates:
         return [("duplicates", f"none between {among}")]
@@ -87,7 +87,7 @@ def duplicate_facts(train: ImageDataset, evaluation: ImageDataset) -> list[tuple
 
 
 def gain_of_training(trainer: Trainer) -> str | None:
-    """What the evaluation before the first step gave, and what the weights that are kept gave; None without one."""
+    """A line that compares the scores before and after training; None without an evaluation before the first step."""
     name = f"eval_{trainer.args.metric_for_best_model.removeprefix('eval_')}"
     scores = {line["step"]: line[name] for line in trainer.state.log_history if name in line}
     if 0 not in scores or len(scores) < 2:
@@ -100,7 +100,7 @@ def gain_of_training(trainer: Trainer) -> str | None:
 
     def score(step: int) -> str:
         text = progress.format_number(name, scores[step])
-        if name == "eval_loss" and step in accuracies:  # the number that people know
+        if name == "eval_loss" and step in accuracies:  # easier to judge than a loss
             text += f" with accuracy {progress.format_number('eval_accuracy', accuracies[step])}"
         return text
 
@@ -110,7 +110,7 @@ def gain_of_training(trainer: Trainer) -> str | None:
 
 
 def run_summary(facts: dict[str, Any], folder: Path) -> str:
-    """The run in a table."""
+    """A table of scores, time, memory and compute, after the training."""
     training, compute = facts["training"], facts["compute"]
     rows = []
     for row in facts["results"]:

@@ -1,8 +1,9 @@
-"""A grid of values tried on a dev split, then the run with the best of them: as Table 4 of arXiv:2010.11929 does.
+"""A grid search on a dev split, then a run with the best values, as for Table 4 of arXiv:2010.11929.
 
 For train.py and suites.py. Each trial trains on the training split without `dev_fraction` of it, and is scored on that
-part; the final run trains on all of it and is scored on the evaluation split. Trials: OUTPUT_DIR/sweep/NAME=VALUE; a
-finished one is not run again, so the same command with --resume_from_checkpoint goes on after an interruption. Not
+part; the final run trains on all of it and is scored on the evaluation split. Trials are in
+OUTPUT_DIR/sweep/NAME=VALUE. A finished trial is not repeated, so the same command with --resume_from_checkpoint
+continues after an interruption. Not
 Optuna or Ray Tune: the paper's grids have a few values, and a trial is an ordinary run that resumes exactly.
 """
 
@@ -25,7 +26,7 @@ from .reporting.facts import FACTS_NAME
 
 
 FOLDER, TABLE = "sweep", "sweep.json"
-OF_THE_PLACE = (*OF_THE_LAUNCH, "output_dir")  # a finished run stays finished where its folder is moved
+NOT_COMPARED = (*OF_THE_LAUNCH, "output_dir")  # a finished run stays finished if its folder is moved
 
 
 def grid(sweep: dict[str, list]) -> list[dict[str, Any]]:
@@ -34,7 +35,7 @@ def grid(sweep: dict[str, list]) -> list[dict[str, Any]]:
 
 
 def with_values(arguments: Arguments, values: dict[str, Any]) -> Arguments:
-    """The same arguments but for some, given by their flat names."""
+    """The arguments with other values for some options, by name."""
     changed = {
         key: dataclasses.replace(
             getattr(arguments, key), **{f.name: values[f.name] for f in dataclasses.fields(group) if f.name in values}
@@ -45,7 +46,7 @@ def with_values(arguments: Arguments, values: dict[str, Any]) -> Arguments:
 
 
 def with_part_of_time(arguments: Arguments, runs: int) -> Arguments:
-    """The arguments of one of so many runs, which have equal parts of the time limit, where there is one."""
+    """The arguments of one of `runs` runs, which share a time limit equally."""
     limit = arguments.train.time_limit
     if limit is None:
         return arguments
@@ -53,7 +54,7 @@ def with_part_of_time(arguments: Arguments, runs: int) -> Arguments:
 
 
 def trial_of(arguments: Arguments, values: dict[str, Any]) -> Arguments:
-    """The run that tries these values on the dev split."""
+    """The arguments of the run that tries these values on the dev split."""
     name = ",".join(f"{key}={value}" for key, value in values.items())
     folder = Path(str(arguments.train.output_dir)) / FOLDER / name
     fixed = {
@@ -69,19 +70,21 @@ def trial_of(arguments: Arguments, values: dict[str, Any]) -> Arguments:
 def sweep(
     arguments: Arguments, stage: str, run: Callable[..., dict[str, Any]], more_follow: bool = False
 ) -> dict[str, Any]:
-    """Run the grid, then the final run; its facts, or nothing where a signal ended one of them.
+    """Run the grid, then the final run, and return its facts; empty if a signal ended a run.
 
     Args:
-        run: `run(arguments, stage, more_follow=..., swept=...) -> facts`. more_follow: other runs come after.
+        run: `run(arguments, stage, more_follow=..., swept=...) -> facts`. more_follow: the process makes further runs.
 
     Raises:
-        HFViTError: a folder that holds something else.
+        HFViTError: an output folder with other content; an error of a trial, with its name.
     """
     check_output_folder(arguments)
     folder = Path(str(arguments.train.output_dir))
     main = PartialState(cpu=on_cpu(arguments.train)).is_main_process
     arguments = with_part_of_time(arguments, len(grid(arguments.train.sweep)) + 1)
-    trials = [(values, trial_of(arguments, values)) for values in grid(arguments.train.sweep)]  # all can be meant
+    trials = [
+        (values, trial_of(arguments, values)) for values in grid(arguments.train.sweep)
+    ]  # all are validated before the first
     rows = []
     for values, trial in trials:
         try:
@@ -104,7 +107,7 @@ def sweep(
 
 
 def check_output_folder(arguments: Arguments) -> None:
-    """Raise HFViTError without a folder for several runs, and for one that is not empty unless the runs go on."""
+    """Raise HFViTError for several runs without an output folder, or new ones in a folder that is not empty."""
     if arguments.train.output_dir is None:
         raise HFViTError("--output_dir is missing: give the folder for the results")
     folder = Path(arguments.train.output_dir)
@@ -115,20 +118,25 @@ def check_output_folder(arguments: Arguments) -> None:
 
 
 def best(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """The values of the trial that scored best; of equals the first."""
+    """The values of the trial with the highest accuracy; of several the first."""
     return max(rows, key=lambda row: row["dev_accuracy"])["values"]
 
 
 def finished(trial: Arguments) -> dict[str, Any] | None:
-    """The facts of a run that ended before, with equal arguments however they were written (0 or 0.0)."""
+    """The facts of a run that has already finished; None if it has not.
+
+    Raises:
+        HFViTError: it was trained with other arguments.
+    """
     folder = Path(str(trial.train.output_dir))
     if not (folder / FACTS_NAME).is_file():
         return None
+    # parsed again, so that 0 and 0.0 are equal
     saved = parse(["--config", str(folder / RESOLVED_NAME)], "finetune").as_dict()
-    changed = [name for name, value in trial.as_dict().items() if name not in OF_THE_PLACE and value != saved[name]]
+    changed = [name for name, value in trial.as_dict().items() if name not in NOT_COMPARED and value != saved[name]]
     if changed:
-        said = "; ".join(f"--{name} was {saved[name]}, is {trial.as_dict()[name]}" for name in changed)
+        differences = "; ".join(f"--{name} was {saved[name]}, is {trial.as_dict()[name]}" for name in changed)
         raise HFViTError(
-            f"{folder} was trained with other arguments ({said}): restore them, or give another --output_dir"
+            f"{folder} was trained with other arguments ({differences}): restore them, or give another --output_dir"
         )
     return read_json(folder / FACTS_NAME)

@@ -1,6 +1,6 @@
 """One run, from arguments to a finished folder: open the data, build the model, train, evaluate, report.
 
-For pretrain and finetune, which differ in their defaults and in what they may start from.
+For pretrain and finetune, which differ in their defaults.
 
 Tests: tests/training/test_finetune.py.
 """
@@ -44,7 +44,7 @@ from .engine.head_probe import init_head
 from .engine.masked_patch_prediction import MASKED_PATCHES
 from .engine.planning.schedule import with_batch_of
 from .engine.trainer import Trainer
-from .folds import cross_validate
+from .folds import cross_validate, data_arguments
 from .reporting import progress
 from .reporting.run_page import write_run_page
 from .run_report import gain_of_training, run_description, run_summary
@@ -95,12 +95,12 @@ def seconds_of_process() -> float:
 
 
 def is_cross_validation(arguments: Arguments) -> bool:
-    """Whether the arguments mean a run for each fold."""
+    """Whether the arguments ask for one run per fold."""
     return arguments.data.folds is not None and arguments.data.fold is None and not arguments.train.preview
 
 
 def run(arguments: Arguments, stage: str, **more: Any) -> dict[str, Any]:
-    """`run_trainer` for who needs the facts alone."""
+    """`run_trainer`, returning only the facts."""
     return run_trainer(arguments, stage, **more)[1]
 
 
@@ -131,22 +131,21 @@ def run_trainer(
     sign = progress.SignOfLife(main and (arguments.train.disable_tqdm or not sys.stderr.isatty()))
     with sign, all_ranks():
         sign.activity = lambda: f"opening {arguments.data.dataset}"
-        named = arguments.data if data is None else dataclasses.replace(arguments.data, dataset=data)
-        splits = open_splits(named, arguments.train.seed, log)
+        splits = open_splits(data_arguments(arguments, data), arguments.train.seed, log)
         train, evaluation = splits.train, splits.evaluation
         sign.activity = lambda: f"loading {arguments.model.model or 'the model'}"
         if arguments.train.loss != MASKED_PATCHES and isinstance(train, ImageDataset):
-            arguments.train.for_problem(train.problem_type)  # what cannot be is said before a model is loaded
+            arguments.train.for_problem(train.problem_type)  # raises before a model is loaded
             if arguments.model.head_init == "probe" and train.problem_type != SINGLE_LABEL:
                 raise HFViTError(
                     f"--head_init probe fits classes, and these labels are for {train.problem_type}: leave it out"
                 )
-        with warnings_as_notes(log, leave_out=(ZeroHeadWarning,)):  # training makes a head of zeros its own
+        with warnings_as_notes(log, leave_out=(ZeroHeadWarning,)):  # training starts from a head of zeros on purpose
             problem = getattr(train, "problem_type", SINGLE_LABEL)
             model, processor, base = build_model(arguments, train.label_names, log, problem)
         if arguments.train.loss != MASKED_PATCHES:
             set_problem(model, train, arguments.data.problem_type)
-    processing = ImageProcessing.from_transformers(processor.to_dict())  # what is saved is what is trained with
+    processing = ImageProcessing.from_transformers(processor.to_dict())  # trained with what will be saved
     train_transform, eval_transform = transforms(arguments.data, ModelInput.of(model.config, processing), processing)
     fitting = with_batch_of(arguments.train, len(train), arguments.given)
     if fitting is not arguments.train:
@@ -167,7 +166,7 @@ def run_trainer(
         "augmentation": train_transform.describe(),
         "data": {"config_name": arguments.data.dataset_config_name, "train_fraction": arguments.data.train_fraction},
     }
-    if base is not None:  # the license of the weights that it starts from, or none where that is not known
+    if base is not None:  # the license of the base model's weights; None if unknown
         about["license"] = getattr(model, "source_license", None)
         if getattr(model, "non_commercial", False):
             log(f"note: the license of {base}, {', '.join(about['license'].values())}, is non-commercial")
@@ -188,12 +187,12 @@ def run_trainer(
     )
     if arguments.train.preview:
         return trainer, preview(trainer, train.label_names, log)
-    if main:  # which looks at images
+    if main:  # it opens some images, which the other processes need not do
         log(run_description(trainer, train, evaluation))
     with trainer.output_folder_lock():
         train_or_leave_nothing(trainer)
         facts = finish_training(trainer, log)
-    if more_follow:  # ending the training would end the processes' group
+    if more_follow:  # end_training would also destroy the process group, which the next run needs
         for tracker in trainer.accelerator.trackers:
             tracker.finish()
     else:
@@ -202,7 +201,7 @@ def run_trainer(
 
 
 def fit_head(arguments: Arguments, model, train, processor, sign: progress.SignOfLife, log) -> None:
-    """Fit the new head to features of the frozen backbone, and say how good it is on images that it did not see."""
+    """Fit the new head to features of the frozen backbone, and log its accuracy on held-out training images."""
 
     def on_batch(done: int, total: int) -> None:
         sign.activity = lambda: f"computing features, batch {done} of {total}"
@@ -219,10 +218,10 @@ def fit_head(arguments: Arguments, model, train, processor, sign: progress.SignO
 
 
 def report_launch_error(error: Exception) -> int:
-    """Print the error as one line; under a launcher, also where it looks for a process's last words.
+    """Print the error as one line; under torchrun, also write it to the file that torchrun reports from.
 
-    `torchrun` and `accelerate launch` print tracebacks of their own after a process has failed. torchrun ends with
-    what stands in the file that it names to its processes; accelerate's single process has no such file.
+    `torchrun` and `accelerate launch` print tracebacks of their own after a process has failed. torchrun ends with the
+    content of the file that it names to its processes; accelerate's single process has no such file.
     """
     text = f"error: {error_in_one_line(error)}"
     summary = os.environ.get("TORCHELASTIC_ERROR_FILE")
@@ -237,9 +236,9 @@ def report_launch_error(error: Exception) -> int:
 
 
 def held_out_images(train: ImageDataset | ImageStream, evaluation: ImageDataset) -> list[str] | None:
-    """Names of the images that were carved out of the training split; None where the data have a split of their own.
+    """Names of the images that were carved out of the training split; None if the data have an evaluation split.
 
-    Whoever measures the model later needs them: every other image of the data was trained on.
+    A later evaluation needs them, since all other images of the data were trained on.
     """
     if isinstance(train, ImageStream) or train.source.fingerprint != evaluation.source.fingerprint:
         return None
@@ -247,8 +246,8 @@ def held_out_images(train: ImageDataset | ImageStream, evaluation: ImageDataset)
 
 
 def preview(trainer: Trainer, names: list[str], log) -> dict[str, Any]:
-    """Write the first batch as a PNG, and train nothing."""
-    from .reporting.preview import contact_sheet, undrawable  # not above: with it comes matplotlib
+    """Write the first batch as a PNG, without training."""
+    from .reporting.preview import contact_sheet, undrawable  # not above: it imports matplotlib
 
     requested, normalize = trainer.args.preview, trainer.normalize
     folder = trainer.output_dir
@@ -265,7 +264,7 @@ def preview(trainer: Trainer, names: list[str], log) -> dict[str, Any]:
 
 
 def train_or_leave_nothing(trainer: Trainer) -> None:
-    """Train; on invalid input, remove what the start wrote if there is no checkpoint yet."""
+    """Train; on an error, remove the files of the start if there is no checkpoint yet."""
     folder = trainer.output_dir
     fresh = is_unused(folder)
     try:
@@ -296,14 +295,14 @@ class KeepConfig(transformers.TrainerCallback):
 
 
 def _silent(*words) -> None:
-    """Only the first process speaks."""
+    """The `log` of processes other than the main one."""
 
 
 # -- report --------------------------------------------------------------------------------------------------------
 
 
 def finish_training(trainer: Trainer, log=print) -> dict[str, Any]:
-    """Evaluate, save and report; after a signal only say how to go on."""
+    """Evaluate, save and report; after a signal only log how to resume."""
     if trainer.interrupted:
         log(
             f"stopped by a signal after step {trainer.state.global_step}; see {trainer.output_dir}: "
@@ -334,10 +333,10 @@ def finish_training(trainer: Trainer, log=print) -> dict[str, Any]:
 
 
 def tune_thresholds(trainer: Trainer, log) -> dict[str, Any]:
-    """Tune the labels' thresholds on the evaluation images, unless these are a test split, whose scores would gain.
+    """Tune the labels' thresholds on the evaluation images, unless these are a test split, whose scores would rise.
 
     Returns:
-        What facts say of it.
+        Entries for the facts.
     """
     split = str(getattr(trainer.eval_dataset, "split", "")).split("[")[0].strip().lower()
     if SPLIT_NAMES.get(split) == "test":
@@ -350,10 +349,13 @@ def tune_thresholds(trainer: Trainer, log) -> dict[str, Any]:
 
 
 def save_predictions(trainer: Trainer) -> None:
-    """Write predictions.npz: `logits` (N, K), `labels` (N,) and `names` (N,) of the evaluation images that could be
-    read, in the data's order."""
-    found, dataset = trainer.evaluator.run(trainer.eval_dataset, keep_outputs=True), trainer.eval_dataset
+    """Write predictions.npz: `logits` (N, K), `labels` (N,) or (N, K), and `names` (N,), in the order of the data.
+
+    Evaluation images that cannot be read are left out.
+    """
+    dataset = trainer.eval_dataset
+    evaluated = trainer.evaluator.run(dataset, keep_outputs=True)
     if trainer.accelerator.is_main_process:
-        names = np.array([dataset.image_name(index) for index in found.index.tolist()])
+        names = np.array([dataset.image_name(index) for index in evaluated.index.tolist()])
         with atomic_path(trainer.output_dir / PREDICTIONS_NAME) as temporary:
-            np.savez(temporary, logits=found.logits, labels=found.labels, names=names)
+            np.savez(temporary, logits=evaluated.logits, labels=evaluated.labels, names=names)

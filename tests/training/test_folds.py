@@ -24,8 +24,9 @@ from hf_vit.hub.upload import files_to_upload
 from training import finetune, train
 from training.config.arguments import DataArguments
 from training.config.parser import parse
-from training.data.dataset import fold_numbers, open_dataset, take_fold
+from training.data.dataset import open_dataset
 from training.data.splits import open_splits
+from training.data.subsets import fold_numbers, take_fold
 from training.metrics.outcomes import Outcomes
 
 

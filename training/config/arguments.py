@@ -1,7 +1,7 @@
-"""Every number of a training run: name, default, unit and source; and which of them contradict each other.
+"""Every option of a training run: name, default, unit and source.
 
-For pretrain, finetune and the Trainer. Names are those of transformers' TrainingArguments where they mean the same.
-How recipes and flags become these is parser.py's.
+For pretrain, finetune and the Trainer. Names are those of transformers' TrainingArguments where the meaning is the
+same. parser.py reads recipes and flags into these dataclasses, argument_checks.py validates them.
 
 Sources: Dosovitskiy et al. 2020 (arXiv:2010.11929), Tables 3 and 4, appendix B.1; google-research/vision_transformer,
 `vit_jax/configs`; Steiner et al. 2021 (AugReg, arXiv:2106.10270); transformers TrainingArguments.
@@ -10,80 +10,29 @@ Sources: Dosovitskiy et al. 2020 (arXiv:2010.11929), Tables 3 and 4, appendix B.
 # ruff: noqa: RUF009  (`option` returns a dataclass field)
 
 import dataclasses
-import difflib
-import math
 from typing import Any
 
 import yaml
 
-from hf_vit.errors import HFViTError
-from hf_vit.problem_type import MULTI_LABEL, PROBLEM_TYPES, REGRESSION, SINGLE_LABEL
+from hf_vit.problem_type import PROBLEM_TYPES
 
-from .durations import LENGTHS, RAMPS, check_ramps, seconds_of, steps_of
+from .argument_checks import LOSSES, METRICS, check_data, check_problem, check_run, check_training, check_value
 from .recipes import ORIGIN
 
 
 RESOLVED_NAME = "config_resolved.yaml"
-ENDING = ("cosine", "linear")  # schedules that fall to lr_end
-# By problem type, the default first: losses, and metrics of an evaluation without a function of the user's own.
-LOSSES = {SINGLE_LABEL: ("softmax", "sigmoid"), MULTI_LABEL: ("sigmoid",), REGRESSION: ("mse", "huber")}
-METRICS = {
-    SINGLE_LABEL: ("accuracy", "top5_accuracy", "mean_per_class", "macro_f1", "loss"),
-    MULTI_LABEL: ("mean_average_precision", "macro_f1", "micro_f1", "loss"),
-    REGRESSION: ("r2", "mae", "rmse", "loss"),
-}
 SMALLER_IS_BETTER = ("loss", "mae", "rmse")
-# Options that count or mix classes, with the value that is without them, and the problem types that cannot have them.
-OF_CLASSES = {
-    "label_smoothing_factor": (0, (MULTI_LABEL, REGRESSION)),
-    "class_weights": ("none", (MULTI_LABEL, REGRESSION)),
-    "logit_adjustment": (0, (MULTI_LABEL, REGRESSION)),
-    "train_sampling_strategy": ("random", (MULTI_LABEL, REGRESSION)),
-    "mixup_alpha": (0, (REGRESSION,)),
-    "cutmix_alpha": (0, (REGRESSION,)),
-    "sweep": ({}, (MULTI_LABEL, REGRESSION)),
-    "card_examples": (0, (MULTI_LABEL, REGRESSION)),
-    "preview": (None, (REGRESSION,)),
-}
 # Options of version 0.1.0 under another name; the old spelling is understood for one release.
 RENAMED = {"mixing_off": "mixup_off_steps", "on_unreadable": "on_decode_error"}
-OF_THE_LAUNCH = ("resume_from_checkpoint", "preview")  # said anew at each launch, so not part of a resolved config
+OF_THE_LAUNCH = ("resume_from_checkpoint", "preview")  # given anew at each launch, so not part of a resolved config
 
 
 def option(default: Any, text: str, unit: str = "", source: str = "", choices: tuple = (), nargs: str | None = None):
-    """One field: its default, and what `--help` says of it (text, unit, source)."""
+    """A dataclass field with a default, and text, unit and source for `--help`."""
     metadata = {"help": text, "unit": unit, "source": source, "choices": choices, "nargs": nargs}
     if isinstance(default, list | dict):
         return dataclasses.field(default_factory=lambda: type(default)(default), metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
-
-
-# The largest values that can be meant; more is a slip that would end in no memory, or never.
-MAX_COUNT = 10**8
-MAX_VALUES = {
-    "seed": 2**32 - 1, "image_size": 16_384, "num_train_epochs": 10**6, "per_device_train_batch_size": 10**6,
-    "per_device_eval_batch_size": 10**6, "gradient_accumulation_steps": 10**6, "dataloader_num_workers": 1_000,
-    "dataloader_prefetch_factor": 1_000, "card_examples": 1_000, "resize_small": 10, "scale": 100,
-}  # fmt: skip
-
-
-def check_value(field: dataclasses.Field, value: Any) -> None:
-    """Raise HFViTError for a word that the field does not offer, and for numbers that are out of range."""
-    items = value if isinstance(value, list) else [value]
-    for item in items:
-        number = isinstance(item, int | float) and not isinstance(item, bool)
-        most = MAX_VALUES.get(field.name, MAX_COUNT if isinstance(item, int) else math.inf)
-        if number and math.isfinite(item) and item > most:
-            raise HFViTError(f"--{field.name} {' '.join(map(str, items))}: give at most {most:,}")
-    if not all(math.isfinite(item) for item in items if isinstance(item, float)):
-        raise HFViTError(f"--{field.name} {' '.join(map(str, items))}: give finite numbers")
-    choices = field.metadata["choices"]
-    if choices and value is not None and value not in choices:
-        near = difflib.get_close_matches(str(value), choices, 1)
-        raise HFViTError(
-            f"--{field.name} {value!r}: choose from {', '.join(choices)}"
-            + (f"; did you mean {near[0]}?" if near else "")
-        )
 
 
 @dataclasses.dataclass
@@ -240,28 +189,9 @@ class DataArguments:
             check_value(field, getattr(self, field.name))
         if isinstance(self.label_column, list) and len(self.label_column) == 1:
             self.label_column = self.label_column[0]
-        if self.label_separator is not None and self.problem_type not in (None, MULTI_LABEL):
-            raise HFViTError(f"--label_separator is for several labels, not for --problem_type {self.problem_type}")
-        if self.label_separator == "":
-            raise HFViTError("--label_separator is empty: give what stands between two labels, such as '|'")
-        if self.problem_type not in (None, SINGLE_LABEL) and self.samples_per_class is not None:
-            raise HFViTError(
-                f"--samples_per_class counts classes, not --problem_type {self.problem_type}: leave it out"
-            )
+        check_data(self)
         if self.train_file is not None:
-            if self.dataset not in (None, self.train_file):
-                raise HFViTError("give --dataset or --train_file, not both")
             self.dataset = self.train_file
-        if self.eval_file is not None and self.eval_split is not None:
-            raise HFViTError("give --eval_split or --eval_file, not both")
-        if not 0 < self.train_fraction <= 1:
-            raise HFViTError(f"--train_fraction {self.train_fraction}: give a fraction above 0, up to 1")
-        if self.dev_fraction is not None and not 0 < self.dev_fraction < 1:
-            raise HFViTError(f"--dev_fraction {self.dev_fraction}: give a fraction between 0 and 1")
-        if self.crop_pct is not None and not 0.01 <= self.crop_pct <= 1:
-            raise HFViTError(f"--crop_pct {self.crop_pct}: give a fraction of at least 0.01, up to 1")
-        if self.samples_per_class is not None and self.samples_per_class < 1:
-            raise HFViTError(f"--samples_per_class {self.samples_per_class}: give 1 or more")
 
 
 @dataclasses.dataclass
@@ -537,10 +467,12 @@ class TrainArguments:
         if self.greater_is_better is None and self.metric_for_best_model is not None:
             metric = self.metric_for_best_model.removeprefix("eval_")
             self.greater_is_better = not metric.endswith(SMALLER_IS_BETTER)
-        self.check()
+        for field in dataclasses.fields(self):
+            check_value(field, getattr(self, field.name))
+        check_training(self)
 
     def for_problem(self, problem_type: str) -> "TrainArguments":
-        """These arguments with what depends on the labels chosen: the loss, and the metric of the best model.
+        """These arguments with the loss and the metric of the best model that the problem type needs.
 
         Raises:
             HFViTError: options that have no meaning for such labels.
@@ -549,257 +481,44 @@ class TrainArguments:
             return self
         losses, metrics = LOSSES[problem_type], METRICS[problem_type]
         loss, metric = self.loss or losses[0], self.metric_for_best_model or metrics[0]
-        if loss not in losses:
-            raise HFViTError(
-                f"--loss {loss} is not for --problem_type {problem_type}: choose from {', '.join(losses)}"
-            )
-        elsewhere = {name for names in METRICS.values() for name in names} - set(metrics)
-        if metric.removeprefix("eval_") in elsewhere:
-            raise HFViTError(
-                f"--metric_for_best_model {metric} is not for --problem_type {problem_type}: choose from "
-                f"{', '.join(metrics)}"
-            )
-        for name, (off, without) in OF_CLASSES.items():
-            if problem_type in without and getattr(self, name) != off:
-                raise HFViTError(
-                    f"--{name} {getattr(self, name)} has no meaning for --problem_type {problem_type}: leave it out"
-                )
+        check_problem(self, problem_type, loss, metric)
         return dataclasses.replace(self, loss=loss, metric_for_best_model=metric)
-
-    def check(self) -> None:
-        """Validate all values; raise HFViTError."""
-        for field in dataclasses.fields(self):
-            check_value(field, getattr(self, field.name))
-        at_least_one = (
-            "per_device_train_batch_size",
-            "per_device_eval_batch_size",
-            "gradient_accumulation_steps",
-            "logging_steps",
-            "eval_steps",
-            "dataloader_prefetch_factor",
-        )
-        for name in at_least_one:
-            if getattr(self, name) < 1:
-                raise HFViTError(f"--{name} {getattr(self, name)}: give 1 or more")
-        for name in (
-            "label_smoothing_factor",
-            "ema_decay",
-            "adam_beta1",
-            "adam_beta2",
-            "momentum",
-            "muon_momentum",
-        ):
-            if not 0 <= getattr(self, name) < 1:
-                raise HFViTError(f"--{name} {getattr(self, name)}: give a number from 0 up to, not including, 1")
-        for name in (
-            "learning_rate",
-            "weight_decay",
-            "max_grad_norm",
-            "mixup_alpha",
-            "cutmix_alpha",
-            "lr_end",
-            "adam_epsilon",
-            "save_steps",
-            "dataloader_num_workers",
-            "card_examples",
-            "logit_adjustment",
-        ):
-            if getattr(self, name) < 0:
-                raise HFViTError(f"--{name} {getattr(self, name)}: give 0 or more")
-        if not 0 <= self.seed < 1 << 32:
-            raise HFViTError(f"--seed {self.seed}: give 0 to {(1 << 32) - 1}")
-        if self.lr_end > self.learning_rate:
-            raise HFViTError(f"--lr_end {self.lr_end} is above --learning_rate {self.learning_rate}: lower it")
-        if self.lr_end and self.lr_scheduler_type not in ENDING:
-            raise HFViTError(
-                f"--lr_end {self.lr_end} is only supported with --lr_scheduler_type {' or '.join(ENDING)}, not "
-                f"{self.lr_scheduler_type}: give --lr_end 0"
-            )
-        if not all(0 < fraction < 1 for fraction in self.lr_steps):
-            raise HFViTError(
-                f"--lr_steps {' '.join(map(str, self.lr_steps))}: give fractions of the run, between 0 and 1"
-            )
-        if self.max_steps < 0 and self.max_steps != -1:
-            raise HFViTError(f"--max_steps {self.max_steps}: give steps above 0, or -1 to count --num_train_epochs")
-        if self.max_steps < 0 and self.num_train_epochs <= 0:
-            raise HFViTError("nothing to train: give --max_steps or --num_train_epochs above 0")
-        if self.step_limit is not None:
-            if self.step_limit < 1:
-                raise HFViTError(f"--step_limit {self.step_limit}: give 1 or more")
-            if self.max_steps > 0:
-                raise HFViTError("--step_limit is for --num_train_epochs: leave out it or --max_steps")
-        if self.time_limit is not None:
-            seconds_of("time_limit", self.time_limit)
-        if self.batch_size_schedule:
-            if self.max_steps <= 0:
-                raise HFViTError("--batch_size_schedule needs --max_steps: epochs have no number of steps with it")
-            lengths = [*self.batch_size_schedule, *self.image_size_schedule, *(getattr(self, n) for n in LENGTHS)]
-            if any("epoch" in str(length) for length in lengths):
-                raise HFViTError("--batch_size_schedule gives epochs no fixed length: give steps or percent")
-        for name in LENGTHS:
-            steps_of(name, getattr(self, name), max(self.max_steps, 0), 0.0)
-        ramps = [steps_of(name, getattr(self, name), self.max_steps, 0.0) for name in RAMPS]
-        check_ramps(*ramps, self.max_steps)
-        if self.global_batch_size is not None and self.global_batch_size < 1:
-            raise HFViTError(f"--global_batch_size {self.global_batch_size}: give 1 or more")
-        if not 0 < self.layer_decay <= 1:
-            raise HFViTError(f"--layer_decay {self.layer_decay}: give a fraction above 0, up to 1 (off)")
-        if self.rsqrt_timescale <= 0:
-            raise HFViTError(f"--rsqrt_timescale {self.rsqrt_timescale}: give steps above 0")
-        if self.optim == "schedule_free_adamw":
-            if self.lr_scheduler_type != "constant":
-                raise HFViTError(
-                    "--optim schedule_free_adamw takes the place of a falling rate: give --lr_scheduler_type constant"
-                )
-            if self.ema_decay:
-                raise HFViTError("--optim schedule_free_adamw averages the weights itself: leave out --ema_decay")
-            if self.load_best_model_at_end:
-                raise HFViTError(
-                    "--optim schedule_free_adamw ends with its average: leave out --load_best_model_at_end"
-                )
-        if self.loss == "masked_patches":
-            for name in ("mixup_alpha", "cutmix_alpha", "label_smoothing_factor", "sweep", "do_predict"):
-                if getattr(self, name):
-                    raise HFViTError(f"--loss masked_patches has no labels for --{name}: leave out one of them")
-        if self.class_weights != "none" and self.loss not in (None, "softmax"):
-            raise HFViTError(f"--class_weights {self.class_weights} is for --loss softmax, not {self.loss}")
-        if self.logit_adjustment and self.loss not in (None, "softmax"):
-            raise HFViTError(f"--logit_adjustment {self.logit_adjustment} is for --loss softmax, not {self.loss}")
-        balancing = [
-            f"--{name} {getattr(self, name)}"
-            for name, off in (
-                ("class_weights", "none"),
-                ("logit_adjustment", 0),
-                ("train_sampling_strategy", "random"),
-            )
-            if getattr(self, name) != off
-        ]
-        if len(balancing) > 1:
-            raise HFViTError(f"{' and '.join(balancing)} would balance the classes twice: give one of them")
-        if self.bf16 + self.fp16 + self.fp8 > 1:
-            raise HFViTError("give one of --bf16, --fp16 and --fp8")
-        if self.save_total_limit is not None and self.save_total_limit < 1:
-            raise HFViTError("--save_total_limit: give 1 or more, or null to keep every checkpoint")
-        if self.patience is not None and self.patience < 1:
-            raise HFViTError(f"--patience {self.patience}: give 1 or more evaluations")
-        if self.patience is not None and self.eval_strategy == "no":
-            raise HFViTError("--patience counts evaluations: give --eval_steps or --eval_strategy epoch")
-        if self.load_best_model_at_end and self.eval_strategy == "no":
-            raise HFViTError(
-                "--load_best_model_at_end needs evaluations to choose from: give --eval_steps or --eval_strategy epoch"
-            )
-        if self.save_strategy == "best" and self.eval_strategy == "no":
-            raise HFViTError("--save_strategy best needs evaluations: give --eval_steps or --eval_strategy epoch")
 
 
 @dataclasses.dataclass
 class Arguments:
-    """One run: the three groups, the recipe and its variant that they came from, and what was given beside it."""
+    """The arguments of one run: the three groups, and the recipe and variant that they came from."""
 
     model: ModelArguments
     data: DataArguments
     train: TrainArguments
     recipe: str | None = None
     variant: str | None = None
-    # Names of the options on the command line, or of the call from Python.
+    # Names of the options that the user gave, on the command line or from Python.
     given: frozenset[str] = dataclasses.field(default=frozenset(), compare=False)
 
     def __post_init__(self):
-        self.check()
-
-    def check(self) -> None:
-        """Raise HFViTError for arguments that contradict each other across the groups."""
-        model, data, train = self.model, self.data, self.train
-        if train.max_steps == 0 and model.head_init != "probe":
-            raise HFViTError("--max_steps 0: give steps above 0, or -1 to count epochs; 0 is for --head_init probe")
-        if model.head_init == "probe" and (model.preset is not None or model.set) and model.model is None:
-            raise HFViTError(
-                "--head_init probe reads the features of a pre-trained --model: give one, or leave it out"
-            )
-        if model.head_init == "probe" and train.loss not in (None, "softmax"):
-            raise HFViTError(f"--head_init probe is for --loss softmax, not {train.loss}: leave out one of them")
-        if model.head_init == "probe" and data.streaming:
-            raise HFViTError("--head_init probe reads the training images twice: leave out --streaming")
-        if model.freeze_backbone and train.layer_decay < 1:
-            raise HFViTError("--layer_decay has no layers on a frozen backbone: leave out it or --freeze_backbone")
-        if model.freeze_backbone and train.unfreeze_every not in (0, "0"):
-            raise HFViTError("--unfreeze_every trains what --freeze_backbone does not: leave out one of them")
-        if train.loss == "masked_patches" and model.freeze_backbone:
-            raise HFViTError("--loss masked_patches trains the backbone: leave out --freeze_backbone")
-        if model.keep_representation and model.model is None:
-            raise HFViTError("--keep_representation is for the head of a pre-trained --model: leave it out")
-        if data.problem_type is not None:
-            if train.loss == "masked_patches":
-                raise HFViTError("--loss masked_patches reads no labels: leave out --problem_type")
-            train.for_problem(data.problem_type)
-        metric = None if train.metric_for_best_model is None else train.metric_for_best_model.removeprefix("eval_")
-        known = {name: None for names in METRICS.values() for name in names}
-        if metric is not None and metric not in known:
-            raise HFViTError(f"--metric_for_best_model {metric}: choose from {', '.join(known)}")
-        if train.sweep and isinstance(train.resume_from_checkpoint, str):
-            raise HFViTError(
-                f"--resume_from_checkpoint {train.resume_from_checkpoint}: a sweep is many runs, which go on by "
-                "--resume_from_checkpoint true"
-            )
-        self._check_folds()
-        if train.sweep and data.dev_fraction is None:
-            raise HFViTError("a sweep chooses on a dev split: give --dev_fraction, such as 0.1 (carved from train)")
-        if data.dev_fraction is not None and data.eval_split is not None and not train.sweep:
-            raise HFViTError(
-                "--dev_fraction carves evaluation images from train, --eval_split names them: leave out one of them"
-            )
-
-    def _check_folds(self) -> None:
-        data, train = self.data, self.train
-        if data.folds is None:
-            if data.fold is not None:
-                raise HFViTError(f"--fold {data.fold} is one of --folds K: give both, or leave it out")
-            if train.combine_folds != "none":
-                raise HFViTError(
-                    f"--combine_folds {train.combine_folds} combines --folds K: give both, or leave it out"
-                )
-            return
-        if data.folds < 2:
-            raise HFViTError(f"--folds {data.folds}: give 2 or more")
-        if data.fold is not None and not 1 <= data.fold <= data.folds:
-            raise HFViTError(f"--fold {data.fold}: give 1 to {data.folds}")
-        if data.fold is not None and train.combine_folds != "none":
-            raise HFViTError("--combine_folds combines all folds: leave out --fold")
-        if train.sweep or data.dev_fraction is not None:
-            other = "--sweep" if train.sweep else "--dev_fraction"
-            raise HFViTError(f"--folds and {other} both carve evaluation images from train: leave out one of them")
-        if train.combine_folds == "none" and (data.eval_split is not None or data.eval_file is not None):
-            other = "--eval_split" if data.eval_split is not None else "--eval_file"
-            raise HFViTError(f"--folds evaluates on the part that each run holds out: leave out {other}")
-        if train.loss == "masked_patches":
-            raise HFViTError("--loss masked_patches has no classes to cross-validate: leave out --folds")
-        if train.push_to_hub:
-            raise HFViTError("--folds makes several models: leave out --push_to_hub, and push one with hf-vit push")
-        if data.fold is None and isinstance(train.resume_from_checkpoint, str):
-            raise HFViTError(
-                f"--resume_from_checkpoint {train.resume_from_checkpoint}: --folds is many runs, which go on by "
-                "--resume_from_checkpoint true"
-            )
+        check_run(self.model, self.data, self.train)
 
     @property
     def origin(self) -> str | None:
-        """The recipe, and its variant where it has some, as one gives them to `--config`; None without a recipe."""
+        """The recipe and its variant, as given to `--config`; None without a recipe."""
         return f"{self.recipe} --variant {self.variant}" if self.variant else self.recipe
 
     def as_dict(self) -> dict[str, Any]:
-        """Every field by its flat name, resolved."""
+        """Every field of the three groups by its name."""
         flat: dict[str, Any] = {}
         for group in (self.model, self.data, self.train):
             flat |= dataclasses.asdict(group)
         return flat
 
     def non_default(self) -> dict[str, Any]:
-        """The fields that differ from their defaults, by flat name."""
+        """The fields that differ from their defaults, by name."""
         defaults = Arguments(ModelArguments(), DataArguments(), TrainArguments()).as_dict()
         return {name: value for name, value in self.as_dict().items() if value != defaults[name]}
 
     def to_yaml(self) -> str:
-        """The resolved config: given back as `--config`, it is the same run."""
+        """The resolved config as YAML: with `--config` it gives the same run again."""
         lines = ["# Every argument of this run, resolved. Give it back with --config; flags override it.\n"]
         lines.append(yaml.safe_dump({ORIGIN: {"recipe": self.recipe, "variant": self.variant}}))
         for title, group in (("Model", self.model), ("Data", self.data), ("Training", self.train)):

@@ -1,4 +1,4 @@
-"""Lengths of training, as people write them: `500` steps, `0.1` (a fraction of all), `"5 epochs"`, `"10%"`; and times.
+"""Lengths of training as users write them (`500` steps, `0.1` of all steps, `"5 epochs"`, `"10%"`), and times.
 
 For arguments.py, optimizers.py, lr_schedules.py, schedule.py and the Trainer.
 """
@@ -9,12 +9,12 @@ import re
 from hf_vit.errors import HFViTError
 
 
-# Arguments that are a length of training: steps, a fraction of them, epochs or percent.
+# Arguments that take a length of training: steps, a fraction of all steps, epochs or percent.
 RAMPS = ("warmup_steps", "cooldown_steps")
 LENGTHS = (*RAMPS, "mixup_off_steps", "unfreeze_every")
 MAX_LENGTH = 10**8
-LENGTH = re.compile(r"(\d+\.?\d*|\.\d+)\s*(|steps?|steps?|epochs?|%|percent)")
 NUMBER = r"(\d+\.?\d*|\.\d+)"
+LENGTH = re.compile(rf"{NUMBER}\s*(|steps?|epochs?|%|percent)")
 TIME = re.compile(
     rf"(?:{NUMBER}\s*h(?:ours?)?)?\s*(?:{NUMBER}\s*m(?:in(?:utes?)?)?)?\s*(?:{NUMBER}\s*(?:s(?:ec(?:onds?)?)?)?)?"
 )
@@ -24,10 +24,10 @@ def steps_of(name: str, value: float | str, max_steps: int, epoch: float) -> int
     """A length of training in steps: `500`, `0.1` (a fraction of all), `"5 epochs"`, `"10%"`.
 
     Args:
-        name: the argument's, for the message. max_steps: of the run. epoch: steps of one epoch.
+        name: of the argument, for the message. max_steps: of the run. epoch: steps of one epoch.
 
     Raises:
-        HFViTError: neither of these.
+        HFViTError: the value has none of these forms.
     """
     match = LENGTH.fullmatch(str(value).strip())
     if match is None:
@@ -55,10 +55,10 @@ def seconds_of(name: str, value: float | str) -> float:
     """A time in seconds: `"20m"`, `"1h30m"`, `"90s"`, or a number of seconds.
 
     Args:
-        name: the argument's, for the message.
+        name: of the argument, for the message.
 
     Raises:
-        HFViTError: none of these, or no time at all.
+        HFViTError: the value has none of these forms, or is 0.
     """
     match = TIME.fullmatch(str(value).strip())
     parts = [float(part) for part in match.groups(default="0")] if match else []

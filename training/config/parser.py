@@ -1,8 +1,8 @@
-"""From a recipe and the command line to the arguments of a run; every value gets its type, or one line says why not.
+"""Parse a recipe and the command line into the arguments of a run.
 
 For pretrain, finetune and whatever starts them. A recipe (YAML) and the flags have the same keys; flags override the
-recipe, both override the defaults; an unknown key is an error that gives the nearest known name. Not transformers'
-`HfArgumentParser`: it takes a file or flags, and no flags on top of a file.
+recipe, both override the defaults; an unknown key is an error that suggests the nearest known name. Not transformers'
+`HfArgumentParser`, which takes a file or flags, but no flags on top of a file.
 """
 
 import argparse
@@ -18,7 +18,8 @@ from typing import Any
 
 from hf_vit.errors import HFViTError, Parser
 
-from .arguments import FIELDS, GROUPS, RENAMED, RESOLVED_NAME, Arguments, ModelArguments, check_value
+from .argument_checks import check_value
+from .arguments import FIELDS, GROUPS, RENAMED, RESOLVED_NAME, Arguments, ModelArguments
 from .recipes import read_recipe
 from .strict_yaml import yaml_value
 
@@ -46,7 +47,7 @@ TYPES: dict[str, Any] = {
     name: hint for group in GROUPS.values() for name, hint in typing.get_type_hints(group).items()
 }
 
-# A flag takes the place of what a recipe, or a resolved config, says of the same under these names.
+# A flag also overrides these other names of a recipe or a resolved config, which mean the same thing.
 INSTEAD_OF: dict[str, tuple[str, ...]] = {
     "model": ("preset",),
     "preset": ("model",),
@@ -60,14 +61,14 @@ INSTEAD_OF: dict[str, tuple[str, ...]] = {
     "metric_for_best_model": ("greater_is_better",),
 }
 
-# What differs between the two scripts' defaults: from scratch, the paper's Table 3 for small data sets.
+# Defaults that differ between the two commands: from scratch, the paper's Table 3 for small data sets.
 STAGE_DEFAULTS: dict[str, dict[str, Any]] = {
     "pretrain": {"learning_rate": 1e-3, "weight_decay": 0.1},
     "finetune": {"report": True},
 }
 
 
-# The order of `--help`: what most runs need comes first, whatever dataclass it is in.
+# The order of `--help`: first what most runs need, from whichever dataclass.
 HELP_GROUPS: dict[str, list[str]] = {
     "what most runs need": [
         "model", "dataset", "output_dir", "image_size", "num_train_epochs", "max_steps",
@@ -113,7 +114,7 @@ HELP_GROUPS: dict[str, list[str]] = {
 }  # fmt: skip
 
 
-# Where an option that the table does not name stands, by its dataclass.
+# The group of an option that is missing above, by its dataclass.
 OTHER_OPTIONS = {"model": "model", "data": "data", "train": "evaluation, logging and checkpoints"}
 for _key, _group in GROUPS.items():
     _named = {name for names in HELP_GROUPS.values() for name in names}
@@ -144,7 +145,7 @@ def parse(argv: list[str] | None, stage: str) -> Arguments:
 
 
 def arguments_of(given: dict[str, Any], stage: str) -> Arguments:
-    """The arguments of one run, from options by name; their values may be words or of the option's type.
+    """The arguments of one run from options by name; values may be strings, or of the option's type.
 
     Args:
         given: the options; "config" for a recipe, "variant" for one of its variants.
@@ -174,9 +175,9 @@ def arguments_of(given: dict[str, Any], stage: str) -> Arguments:
 
 
 def _override(values: dict[str, Any], others: dict[str, Any]) -> dict[str, Any]:
-    """`values` with `others` in their place: of a recipe by its variant, and of both by the flags.
+    """`values` overridden by `others`: a recipe by its variant, and both by the flags.
 
-    Fields of the model's config are replaced one by one.
+    Fields of the model's config (`set`) are overridden one by one.
     """
     replaced = {name for other in others for name in INSTEAD_OF.get(other, ())}
     merged = {name: value for name, value in values.items() if name not in replaced} | others
@@ -186,7 +187,7 @@ def _override(values: dict[str, Any], others: dict[str, Any]) -> dict[str, Any]:
 
 
 def current_name(word: str) -> str:
-    """A word of the command line, an option's old spelling replaced by the new one, with one line that says so."""
+    """A word of the command line, with an option's old name replaced by the new one, and a line on stderr about it."""
     name, equals, value = word.removeprefix("--").partition("=")
     if not word.startswith("--") or name not in RENAMED:
         return word
@@ -195,9 +196,10 @@ def current_name(word: str) -> str:
 
 
 def _choose_once(values: dict[str, Any], given: dict[str, Any]) -> None:
-    """A flag takes its name out of a recipe's sweep; with nothing left to try, nothing is carved for it either.
+    """Resolve choices that a recipe and a flag would make twice.
 
-    Without a sweep, images to evaluate on are carved or named, whichever a flag says.
+    A flag removes its option from a recipe's sweep, and with the last option the dev split that the sweep needs.
+    Without a sweep, a flag for one of `dev_fraction` and `eval_split` removes the other.
     """
     if "sweep" not in given and any(name in given for name in values.get("sweep", {})):
         values["sweep"] = {name: items for name, items in values["sweep"].items() if name not in given}
@@ -210,7 +212,7 @@ def _choose_once(values: dict[str, Any], given: dict[str, Any]) -> None:
 
 
 def coerce(name: str, value: Any) -> Any:
-    """Bring a word of the command line or a value of a recipe to the type of the field `name`."""
+    """Convert a word of the command line or a value of a recipe to the type of the field `name`."""
     hint = TYPES[name]
     if name == "sweep":
         return _grid(_config_fields(value, name))
@@ -230,7 +232,7 @@ def _short(value: Any) -> str:
 
 
 def type_in_words(hint: Any) -> str:
-    """What a value of that type is called."""
+    """The type as error messages name it."""
     if isinstance(hint, types.UnionType):
         return " or ".join(type_in_words(kind) for kind in typing.get_args(hint) if kind is not type(None))
     if typing.get_origin(hint) is list:
@@ -239,10 +241,10 @@ def type_in_words(hint: Any) -> str:
 
 
 def _as_type(hint: Any, value: Any) -> Any:
-    """Convert, or raise ValueError; None is allowed where the hint says so."""
+    """Convert a value to the type `hint`, or raise ValueError."""
     options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
     if isinstance(value, list) and len(value) == 1 and str(value[0]).lower() in ("none", "null"):
-        value = value[0]  # an option of several words, with the one that stands for nothing
+        value = value[0]  # an option of several words, given the single word none
     if value is None or (isinstance(value, str) and value.lower() in ("none", "null") and type(None) in options):
         if type(None) not in options:
             raise ValueError(value)
@@ -279,7 +281,7 @@ def _only(kinds, value: Any) -> Any:
 
 
 def _grid(values: dict[str, Any]) -> dict[str, list]:
-    """The values of a sweep, each of its argument's type."""
+    """The values of a sweep, each converted to the type of its argument."""
     for name, items in values.items():
         if name not in FIELDS or name in NOT_SWEPT or name in {f.name for f in dataclasses.fields(ModelArguments)}:
             raise HFViTError(f"--sweep {name}: only arguments of training and of augmentation can be swept")
@@ -289,7 +291,7 @@ def _grid(values: dict[str, Any]) -> dict[str, list]:
 
 
 def _config_fields(value: Any, name: str) -> dict[str, Any]:
-    """`["pooling=gap", "layer_norm_eps=1e-6"]`, or a mapping, as fields of the model's config with YAML's types."""
+    """Fields of the model's config, from `["pooling=gap", "layer_norm_eps=1e-6"]` or a mapping, with YAML's types."""
     if isinstance(value, dict):
         pairs = value
     else:
@@ -303,14 +305,15 @@ def _config_fields(value: Any, name: str) -> dict[str, Any]:
 
 
 def as_number(value: Any) -> Any:
-    """YAML 1.1 reads 1e-6 as a word: numbers are what Python reads as one."""
+    """A string that Python reads as a number as that number; other values as they are."""
+    # YAML 1.1 reads 1e-6 as a string.
     if isinstance(value, str) and re.fullmatch(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?", value):
         return float(value)
     return value
 
 
 def _read_recipe(name: str, variant: str | None) -> tuple[str | None, str | None, dict[str, Any]]:
-    """The recipe's name, its variant, and their values; the keys of every variant are checked, chosen or not."""
+    """Name, variant and values of a recipe; the keys of all its variants are checked."""
     recipe = read_recipe(name, variant)
     values = _checked_recipe(recipe.common, str(recipe.path))
     variants = {key: _checked_recipe(v, f"variant {key} of {recipe.path}") for key, v in recipe.variants.items()}
@@ -320,7 +323,7 @@ def _read_recipe(name: str, variant: str | None) -> tuple[str | None, str | None
 
 
 def _checked_recipe(written: dict[str, Any], where: str) -> dict[str, Any]:
-    """The values of a recipe or a variant, each of its argument's type."""
+    """The values of a recipe or a variant, each converted to the type of its argument."""
     values = {RENAMED.get(key, key): value for key, value in written.items()}  # of version 0.1.0
     for key in values:
         if key not in FIELDS:
@@ -337,7 +340,7 @@ def _unknown(what: str, name: str, prefix: str = "") -> str:
 
 
 def _parser(stage: str) -> argparse.ArgumentParser:
-    """Flags from the dataclasses; every value stays a word here and is given its type by `coerce`."""
+    """A parser with one flag for each field; values stay strings, and are converted by `coerce`."""
     parser = Parser(
         prog=f"python -m training.{stage}",
         usage="%(prog)s [--config RECIPE] [--OPTION VALUE ...]",

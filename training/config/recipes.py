@@ -1,8 +1,8 @@
-"""Which file and which variant `--config NAME --variant NAME` mean.
+"""Find and read the recipe of `--config NAME --variant NAME`.
 
-For parser.py and what reads recipes by name. `training/recipes/measured/` holds recipes that were run here, with
-score, hardware, number of runs and spread in the header; `published/` those that were not: transcribed from papers, or
-our own and not yet run. Both are found by bare name. Keys and types of the values are parser.py's to check.
+For parser.py, which checks keys and types of the values. `training/recipes/measured/` holds recipes that were run
+here, with score, hardware, number of runs and spread in the header; `published/` those that were not: transcribed from
+papers, or our own and not yet run. Both are found by bare name.
 
 A recipe that comes in several sizes or lengths names them, with the keys in which each differs:
 
@@ -50,8 +50,8 @@ class Recipe:
     """A recipe as written, before its values are checked.
 
     Attributes:
-        path: of the file. name, variant: what the run is known by; a resolved config keeps those it came from.
-        common: keys of every variant. variants: keys of each one, which override the common ones.
+        path: of the file. name, variant: those that the facts name; a resolved config keeps those of its origin.
+        common: keys of every variant. variants: keys of each variant, which override the common ones.
     """
 
     path: Path
@@ -73,13 +73,13 @@ def recipe_path(name: str) -> Path | None:
 
 
 def read_recipe(name: str, variant: str | None = None) -> Recipe:
-    """Read a recipe by path or bare name, and decide on its variant.
+    """Read a recipe by path or bare name, and choose its variant.
 
     Args:
-        name: path of a YAML file, or the name of a recipe of the project. variant: one of its variants.
+        name: path of a YAML file, or name of a recipe of the project. variant: one of its variants; None: the default.
 
     Raises:
-        HFViTError: no such recipe or variant, a variant for a recipe without any, or none where there is no default.
+        HFViTError: no such recipe or variant, a variant for a recipe without any, or a missing variant.
     """
     path, renamed_variant = _find(name)
     if renamed_variant is not None:
@@ -114,7 +114,7 @@ def read_recipe(name: str, variant: str | None = None) -> Recipe:
 
 
 def _find(name: str) -> tuple[Path, str | None]:
-    """The file, and the variant that an old name stands for; a place or name of version 0.1.0 is said to be old."""
+    """The file, and the variant that an old name stands for; a path or name of version 0.1.0 prints the new one."""
     path = Path(name)
     if path.is_file():
         return path, None

@@ -1,7 +1,7 @@
-"""YAML as recipes write it: what another version of YAML would read as another value is refused, never guessed.
+"""A strict YAML reader for recipes: refuses what different versions of YAML read as different values.
 
 PyYAML follows YAML 1.1, where `010` is 8, `1:30` is 90, a repeated key silently takes the last value, and tags build
-objects. YAML 1.2's readers are not installed with transformers; this takes PyYAML's safe loader and closes these gaps.
+objects. Readers of YAML 1.2 are not installed with transformers; this restricts PyYAML's safe loader instead.
 """
 
 import re
@@ -13,7 +13,7 @@ import yaml
 from hf_vit.errors import HFViTError
 
 
-MAX_DEPTH = 20  # of lists and mappings inside each other; a recipe has three
+MAX_DEPTH = 20  # of nested lists and mappings; recipes have three
 MAX_BYTES = 1 << 20
 KINDS = ("null", "bool", "int", "float", "str", "seq", "map")
 NUMBER = re.compile(r"[-+]?(0|[1-9][0-9]*)")
@@ -69,7 +69,7 @@ StrictLoader.add_implicit_resolver(
     list("-+0123456789."),
 )
 for _first, _pairs in StrictLoader.yaml_implicit_resolvers.items():
-    # PyYAML's own pattern of a float comes first and takes `1:30.5`; ours stands last.
+    # PyYAML's own pattern of a float comes first and accepts `1:30.5`; ours is the last.
     _floats = [pair for pair in _pairs if pair[0].endswith(":float")][-1:]
     StrictLoader.yaml_implicit_resolvers[_first] = [p for p in _pairs if not p[0].endswith(":float")] + _floats
 StrictLoader.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(NUMBER.pattern + r"\Z"), list("-+0123456789"))
@@ -81,10 +81,10 @@ StrictLoader.add_constructor(None, _refuse_tag)
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """The mapping that a file holds.
+    """Read the mapping in a file.
 
     Raises:
-        HFViTError: it is no YAML, no UTF-8, no mapping, or means different things to different readers.
+        HFViTError: not YAML, not UTF-8, not a mapping, or ambiguous between versions of YAML.
     """
     if path.stat().st_size > MAX_BYTES:
         raise HFViTError(f"{path} has {path.stat().st_size:,} bytes: a recipe is lines of `name: value`")
@@ -102,7 +102,11 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def yaml_value(words: str, text: str) -> Any:
-    """The value that `text`, a part of these words of the command line, is in YAML."""
+    """Parse `text` as YAML.
+
+    Args:
+        words: of the command line that it is a part of, for the error.
+    """
     try:
         return yaml.load(text, StrictLoader)
     except (yaml.YAMLError, RecursionError, ValueError) as error:

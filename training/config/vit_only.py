@@ -15,7 +15,7 @@ def check_vit_only(arguments: Arguments, class_name: str) -> None:
         class_name: such as `SwinForImageClassification`.
     """
     model, train = arguments.model, arguments.train
-    asked = {
+    options = {
         "--set": (model.set, "changes fields of HFViTConfig"),
         "--keep_representation": (model.keep_representation, "keeps the tanh layer of a ViT's head"),
         "--head_init probe": (model.head_init == "probe", "reads the features of a ViT"),
@@ -25,7 +25,7 @@ def check_vit_only(arguments: Arguments, class_name: str) -> None:
         "--card_examples": (train.card_examples, "draws the attention of a ViT"),
         "--loss masked_patches": (train.loss == "masked_patches", "masks the patches of a ViT"),
     }
-    for option, (requested, reason) in asked.items():
+    for option, (requested, reason) in options.items():
         if requested:
             raise HFViTError(
                 f"{option} {reason}, and --model is a {class_name} of transformers: leave it out, or take a ViT"

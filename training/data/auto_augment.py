@@ -1,17 +1,18 @@
-"""Changes of color and shape that keep an image's class: RandAugment twice, three-augment, jitter, erasing.
+"""Augmentations of color and shape: two RandAugments, three-augment, color jitter, random erasing.
 
-For transforms.py, in the workers; all randomness comes from the generator given. Images are RGB of the final size.
+For transforms.py, in the workers; all random numbers come from the generator of the image. Images are RGB of the final
+size.
 
 Two RandAugments, because they differ (arXiv:1909.13719 leaves much open) and published recipes mean one of them:
     `randaug(2,10)` as google-research/big_vision `pp/archive/autoaugment.py` (AugReg, plain ViT-S/16): 16 operations,
         always applied, nearest neighbor, gray 128 outside; translations and cutout in pixels, meant for about 224 px.
-        Above 10 magnitudes extrapolate. Within rounding of the TensorFlow original; a Solarize threshold of 256 and
-        more leaves the image as it is.
+        Magnitudes above 10 extrapolate. Within rounding of the TensorFlow original, except that a Solarize threshold
+        of 256 and more leaves the image unchanged.
     `rand-m9-mstd0.5-inc1` as timm `data/auto_augment.py` (DeiT, MAE): 15 operations, each applied half of the time,
         magnitudes drawn about m and kept within 0 and mmax (10), bilinear or bicubic at random.
-    `3a` is DeiT-III's three-augment (arXiv:2204.07118): grayscale, solarise or blur, one of them.
+    `3a` is DeiT-III's three-augment (arXiv:2204.07118): grayscale, solarize or blur, one of them.
 
-Not timm's or torchvision's own: they draw from global generators, and an exact resume needs one for each image.
+Not timm's or torchvision's: they draw from global generators, and an exact resume needs one for each image.
 """
 
 import re
@@ -27,9 +28,7 @@ from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 from hf_vit.errors import HFViTError
 
 
-MAX_OPERATIONS = 20  # published recipes take 1 to 4; a thousand leave nothing of the image and hours of the day
-
-
+MAX_OPERATIONS = 20  # published recipes take 1 to 4; more is a typing error
 GRAY = (128, 128, 128)
 SMOOTH = (Image.Resampling.BILINEAR, Image.Resampling.BICUBIC)
 Operation = Callable[[Image.Image, float, Generator], Image.Image]  # (image, magnitude, rng)
@@ -44,7 +43,7 @@ def sign(rng: Generator) -> int:
 
 
 def remapped(image: Image.Image, table: Callable[[int], int]) -> Image.Image:
-    """Every channel's 256 values through a function."""
+    """Map the 256 values of every channel by a function."""
     return image.point([table(value) for value in range(256)] * 3)
 
 
@@ -55,12 +54,12 @@ def posterize(image: Image.Image, bits: int) -> Image.Image:
 
 
 def solarize(image: Image.Image, threshold: int) -> Image.Image:
-    """Invert what is not below the threshold."""
+    """Invert values at or above the threshold."""
     return remapped(image, lambda value: value if value < threshold else 255 - value)
 
 
 def solarize_add(image: Image.Image, addition: int) -> Image.Image:
-    """Add to what is below 128."""
+    """Add to values below 128."""
     return remapped(image, lambda value: min(255, value + addition) if value < 128 else value)
 
 
@@ -81,7 +80,7 @@ def moved(image: Image.Image, coefficients: tuple[float, ...], resample=Image.Re
 
 
 def cutout(image: Image.Image, pad: int, rng: Generator) -> Image.Image:
-    """A gray square of 2 * pad about a random pixel."""
+    """A gray square of side 2 * pad around a random pixel."""
     if pad == 0:
         return image
     x, y = int(rng.integers(image.width)), int(rng.integers(image.height))
@@ -142,7 +141,7 @@ TIMM: dict[str, Operation] = {
     ),
 }
 
-# inc1: the operations of timm's table whose strength would not grow with the magnitude, replaced by ones where it does
+# inc1: the operations of timm's table whose strength does not grow with the magnitude, replaced by some where it does
 TIMM_INCREASING: dict[str, Operation] = TIMM | {
     "Posterize": lambda image, m, rng: posterize(image, 4 - int(m / 10 * 4)),
     "Solarize": lambda image, m, rng: solarize(image, 256 - int(m / 10 * 256)),
@@ -158,12 +157,12 @@ TIMM_INCREASING: dict[str, Operation] = TIMM | {
 
 @dataclass(frozen=True)
 class RandAugment:
-    """`layers` operations, each drawn anew from all.
+    """`layers` operations, each drawn from all with replacement.
 
     Args:
-        magnitude: of every operation; 10 is what the definitions are written for.
+        magnitude: of every operation; the definitions are written for 10.
+        google: big_vision's definition, which ignores the arguments below.
         increasing: timm's `inc1`.
-        google: big_vision's definition, which ignores what follows.
         spread: standard deviation of the magnitude; above 100 it is uniform between 0 and `magnitude`.
         highest: largest magnitude.
     """
@@ -200,7 +199,7 @@ class RandAugment:
 
 
 def three_augment(image: Image.Image, rng: Generator) -> Image.Image:
-    """DeiT-III: grayscale, solarise at 128, or Gaussian blur of radius 0.1 to 2 px."""
+    """DeiT-III: grayscale, solarize at 128, or Gaussian blur of radius 0.1 to 2 px."""
     choice = int(rng.integers(3))
     if choice == 0:
         return ImageOps.grayscale(image).convert("RGB")
@@ -211,10 +210,10 @@ def three_augment(image: Image.Image, rng: Generator) -> Image.Image:
 
 @lru_cache
 def policy(text: str) -> Callable[[Image.Image, Generator], Image.Image]:
-    """The policy that a recipe names, in its library's own words: see the top of the file.
+    """The policy of a name in its library's own notation: see the top of the file.
 
     Raises:
-        HFViTError: words that neither library knows.
+        HFViTError: a name of neither library.
     """
     if text in ("3a", "three_augment"):
         return three_augment
@@ -224,8 +223,8 @@ def policy(text: str) -> Callable[[Image.Image, Generator], Image.Image]:
         return RandAugment(int(match[1]), float(match[2]), google=True)
     head, *sections = text.split("-")
     if head == "rand":
-        found_sections = [re.fullmatch(r"(mstd|mmax|inc|m|n)(\d+\.?\d*)", section) for section in sections]
-        values = {match[1]: float(match[2]) for match in found_sections if match}
+        matches = [re.fullmatch(r"(mstd|mmax|inc|m|n)(\d+\.?\d*)", section) for section in sections]
+        values = {match[1]: float(match[2]) for match in matches if match}
         if len(values) == len(sections) and values.get("inc", 1) == 1 and values.get("n", 2.0).is_integer():
             return RandAugment(
                 layers=int(values.get("n", 2.0)),
@@ -251,9 +250,9 @@ def color_jitter(image: Image.Image, strength: float, rng: Generator) -> Image.I
 
 
 def random_erasing(image: Image.Image, rng: Generator) -> Image.Image:
-    """A rectangle becomes noise: 2 to 33 % of the area, sides 0.3 to 3.3 (arXiv:1708.04896, timm's `pixel` mode).
+    """Replace a rectangle by noise: 2 to 33 % of the area, aspect 0.3 to 3.3 (arXiv:1708.04896, timm's `pixel` mode).
 
-    The noise is normal, as timm's is after normalization with mean and deviation 0.5, cut to 0 and 255.
+    The noise is normal, as timm's after normalization with mean and std 0.5, clipped to 0 and 255.
     """
     width, height = image.size
     for _ in range(10):

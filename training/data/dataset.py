@@ -1,18 +1,16 @@
-"""One way to data: a name goes in, images with labels come out, always the same for the same seed.
+"""Data sets of labelled images, opened by name: a folder, a table, shards, a Hub id, digits or generated images.
 
     train = open_dataset("path/or/hub-id", split="train").with_transform(TrainTransform(224), seed=0)
     item = train[epoch, index]      # {"pixel_values": uint8 (3, H, W), "labels": int, "index": int, "name": str}
 
-Workers decode, crop and flip, and hand over uint8; normalizing and mixing run on the device. What an image becomes
-depends on (seed, epoch, index) alone: neither on the number of workers, nor on the order in which they come.
-The sources are in sources.py, folders.py, tables.py, path_tables.py, in_memory.py and webdataset.py; image formats in
-hf_vit/image_io.py.
+Workers decode, crop and flip, and return uint8; normalizing and mixing run on the device. An item depends on (seed,
+epoch, index) alone, neither on the number of workers nor on their order. The sources are in sources.py, folders.py,
+tables.py, path_tables.py, in_memory.py and webdataset.py; image formats in hf_vit/image_io.py.
 """
 
 import itertools
 import os
 import re
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from os import PathLike
@@ -28,7 +26,7 @@ from hf_vit.image_files import join
 from hf_vit.image_io import UnreadableImage, decode, readable_formats
 from hf_vit.image_tables import SUFFIXES_OF_TABLES
 
-from ..rng import FOLDS, SPLIT, TRANSFORM, generator
+from ..rng import SPLIT, TRANSFORM, generator
 from .folders import METADATA_NAMES, Layout, Tree, cached_walk, folder_reader, metadata_of, read_layout
 from .in_memory import object_reader
 from .path_tables import metadata_reader, table_reader
@@ -43,16 +41,13 @@ from .sources import (
     by_split,
     digest,
     digits_split,
-    nested_subset,
     only_for_tables,
     only_on_the_hub,
     problem_type_of_labels,
     relabel,
-    rows_by_label,
-    shuffled_classes,
-    strata,
     synthetic_reader,
 )
+from .strata import nested_subset, shuffled_classes
 from .tables import hub_reader, parquet_reader, saved_reader
 from .transforms import ImageTransform
 
@@ -61,12 +56,12 @@ Transform = Callable[[Image.Image, np.random.Generator], np.ndarray]
 
 SPLIT_EXPRESSION = re.compile(r"(?P<name>[^\[\]+]+?)(?:\[(?P<start>-?\d+%?)?:(?P<stop>-?\d+%?)?\])?")
 ON_UNREADABLE = ("skip", "stop")
-FILE_SUFFIXES = (".parquet", ".tar", *SUFFIXES_OF_TABLES)  # of names that are no Hub ids
+FILE_SUFFIXES = (".parquet", ".tar", *SUFFIXES_OF_TABLES)  # of names that are not Hub ids
 
 
 @dataclass(frozen=True)
 class View:
-    """How an image becomes an item: shared by data sets and streams."""
+    """Turns an image into an item; shared by data sets and streams."""
 
     transform: Transform | None
     seed: int
@@ -89,7 +84,7 @@ class View:
         if self.transform is None:
             return np.asarray(decode(opened, name))
         rng = generator(TRANSFORM, self.seed, epoch, index)
-        if isinstance(self.transform, ImageTransform):  # these choose how large to decode
+        if isinstance(self.transform, ImageTransform):  # these decode no more of a file than they need
             return self.transform.from_file(opened, name, rng)
         return self.transform(decode(opened, name), rng)
 
@@ -99,9 +94,9 @@ class ImageDataset(torch.utils.data.Dataset):
     """A map-style data set of labelled images.
 
     Attributes:
-        source: where the images are. rows: int64 (n,), which of them, in order.
-        labels: int64 (n,), counting in `label_names`; bool (n, K) of several labels, float32 (n, K) of numbers.
-        name, split: what was asked for. fingerprint: changes when the images, labels or their order do.
+        source: of the images. rows: int64 (n,), the rows of the source, in order.
+        labels: int64 (n,), indices into `label_names`; bool (n, K) for several labels, float32 (n, K) for numbers.
+        name, split: as requested. fingerprint: changes with the images, the labels or their order.
     """
 
     source: Source
@@ -120,17 +115,17 @@ class ImageDataset(torch.utils.data.Dataset):
 
     @property
     def groups(self) -> np.ndarray | None:
-        """Text (n,), equal for images that must not be split; None where nothing was said of it."""
+        """Text (n,), equal for images that must stay together (`--group_column`); None without groups."""
         groups = getattr(self.source, "groups", None)
         return None if groups is None else groups[self.rows]
 
     @property
     def problem_type(self) -> str:
-        """What the labels are, in transformers' words."""
+        """The kind of the labels, as in transformers' `config.problem_type`."""
         return problem_type_of_labels(self.labels)
 
     def label(self, index: int) -> int | torch.Tensor:
-        """The class of an image; float32 (K,) of several labels (0 or 1), or of numbers."""
+        """The class of an image; for several labels (0 or 1) or numbers float32 (K,)."""
         if self.labels.ndim == 1:
             return int(self.labels[index])
         return torch.from_numpy(self.labels[index].astype(np.float32))
@@ -142,13 +137,13 @@ class ImageDataset(torch.utils.data.Dataset):
         return decode(self.source.open(row), name), self.label(index), name
 
     def image_name(self, index: int) -> str:
-        """What messages and lists call the image."""
+        """Name of the image for messages and lists."""
         return self.source.name(self._row(index))
 
     def with_transform(self, transform: Transform | None, seed: int = 0) -> "ImageDataset":
-        """The same images seen through `transform(image, rng) -> uint8 (H, W, C)`.
+        """The same images with `transform(image, rng) -> uint8 (H, W, C)`.
 
-        Generated images are drawn at the size of the transform's result, unless their name gives a size.
+        Generated images are drawn at the transform's image size, unless the data set's name has a size.
         """
         readable_formats()  # loads Pillow's plugins: here once, not in every worker
         source = self.source
@@ -159,14 +154,14 @@ class ImageDataset(torch.utils.data.Dataset):
     def select(self, indices: Sequence[int] | np.ndarray) -> "ImageDataset":
         """The images at `indices`, in that order."""
         chosen = np.asarray(indices, dtype=np.int64)
-        mark = digest(self.fingerprint, chosen.tobytes())
-        return replace(self, rows=self.rows[chosen], labels=self.labels[chosen], fingerprint=mark)
+        fingerprint = digest(self.fingerprint, chosen.tobytes())
+        return replace(self, rows=self.rows[chosen], labels=self.labels[chosen], fingerprint=fingerprint)
 
     def per_class(self, count: int, seed: int = 0) -> "ImageDataset":
-        """`count` images of every class, nested: 5 are among 10.
+        """`count` images of every class; the choice of 5 is a part of that of 10.
 
         Raises:
-            HFViTError: a class has fewer; images that have no class.
+            HFViTError: a class has fewer images; labels that are not classes.
         """
         if self.labels.ndim == 2:
             raise HFViTError(
@@ -188,7 +183,7 @@ class ImageDataset(torch.utils.data.Dataset):
         """One item. An unreadable image raises, or gives {"unreadable": name and reason, "index": index}.
 
         Args:
-            key: index, or (epoch, index): in another epoch, another random view.
+            key: index, or (epoch, index); each epoch draws another random view.
         """
         epoch, index = (int(key[0]), int(key[1])) if isinstance(key, tuple) else (0, int(key))
         row = self._row(index)
@@ -198,11 +193,11 @@ class ImageDataset(torch.utils.data.Dataset):
 
 
 def collate(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Items as one batch; unreadable ones are left out and listed.
+    """Collate items into a batch; unreadable ones are left out and listed.
 
     Returns:
         {"pixel_values": uint8 (B, C, H, W), "labels": int64 (B,) or float32 (B, K), "index": int64 (B,),
-        "unreadable": list[str]}; with nothing readable B is 0, so are C, H and W, and labels are (0,).
+        "unreadable": list[str]}. Without any readable item the shapes are (0, 0, 0, 0) and (0,).
     """
     good = [item for item in items if "unreadable" not in item]
     pixel_values = [item["pixel_values"] for item in good]
@@ -219,7 +214,7 @@ def collate(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def stack_labels(labels: Sequence[Any]) -> torch.Tensor:
-    """Labels of several images: int64 (B,) of classes, float32 (B, K) of several labels or numbers for each."""
+    """Stack labels: int64 (B,) for classes, float32 (B, K) for several labels or numbers."""
     if labels and isinstance(labels[0], torch.Tensor) and labels[0].ndim:
         return torch.stack(list(labels)).float()
     return torch.tensor([int(label) for label in labels], dtype=torch.int64)
@@ -254,22 +249,22 @@ def open_dataset(
         config_name: configuration of a Hub data set.
         split: "train", "test", ..., a slice such as "train[:98%]" or "train[800:1000]", or a sum "train+validation".
             Rows of tables keep their order; sources sorted by class are sliced in a fixed random order instead.
-        image_column, label_column: columns of a table; found by type and name where there is no doubt. COLUMN//NUMBER
-            makes one class of neighboring numbers: `cls//2.5` has 16 where `cls` has 40, as VTAB's dSprites. A list
-            of columns: one a label (0 or 1), or one a number.
-        problem_type: "single_label_classification", "multi_label_classification" or "regression", as transformers
-            has them; as the labels say, where they leave no doubt.
-        label_separator: between the labels of a cell of text.
-        image_root: folder that paths in a table count from; by default the table's. Cells may also be addresses
-            (`https://...`), which are downloaded into the cache, once.
-        split_column: column of a table that says which split a row belongs to; by default one called `split`,
-            `subset` or `partition`, where it holds the usual words.
-        fraction: of the split to keep; stratified and nested, so that 1 % lies inside 10 %.
-        label_names: classes that the labels must count in (those of the training data, for evaluation).
+        image_column, label_column: columns of a table; by default found by type and name. COLUMN//NUMBER joins
+            neighboring numbers into classes: `cls//2.5` has 16 classes where `cls` has 40, as in VTAB's dSprites. A
+            list of columns has one per label (0 or 1), or one per number.
+        problem_type: transformers' "single_label_classification", "multi_label_classification" or "regression"; by
+            default inferred from the labels.
+        label_separator: between several labels in one cell of text.
+        image_root: folder that paths in a table are relative to; by default the table's. Cells may also be addresses
+            (`https://...`), which are downloaded into the cache once.
+        split_column: column of a table with the split of each row; by default one called `split`, `subset` or
+            `partition`, if it holds the usual names.
+        fraction: of the split to keep; stratified and nested, so that 1 % is a part of 10 %.
+        label_names: the classes to use, for evaluation those of the training data.
         on_unreadable: "skip" lists unreadable images in the batch, "stop" raises UnreadableImage.
         cache_dir: where tables are unpacked; the default is `datasets`' own cache.
-        labelled: False where only the images matter: a table's columns of labels are not looked at.
-        log: called with what was assumed and left out, a line each.
+        labelled: False ignores a table's label columns.
+        log: called with one line for each assumption, and for what was left out.
 
     Raises:
         HFViTError: with cause and way out, for anything the user can fix.
@@ -288,12 +283,14 @@ def open_dataset(
 def open_split(
     reader: Reader, split: str, names: list[str] | None, on_unreadable: str, labelled: bool = True
 ) -> ImageDataset:
-    """A split, slice or sum of a data set that is open already; arguments as of `open_dataset`."""
+    """A split, slice or sum of an open data set; arguments as in `open_dataset`."""
     parts = [open_part(reader, part.strip(), names, on_unreadable, split) for part in split.split("+")]
     for first, other in itertools.combinations(parts, 2):
         same = first.source.fingerprint == other.source.fingerprint
-        if same and (twice := len(np.intersect1d(first.rows, other.rows))):
-            raise HFViTError(f"split '{split}' of '{reader.name}' takes {twice:,} images twice; name each part once")
+        if same and (repeated := len(np.intersect1d(first.rows, other.rows))):
+            raise HFViTError(
+                f"split '{split}' of '{reader.name}' takes {repeated:,} images twice; name each part once"
+            )
     dataset = parts[0] if len(parts) == 1 else concatenate(parts, split)
     if labelled and names is None and dataset.labels.ndim == 1 and len(dataset.label_names) < 2:
         raise HFViTError(
@@ -303,7 +300,7 @@ def open_split(
 
 
 def check_reading(on_unreadable: str, fraction: float) -> None:
-    """Raise HFViTError for values that are out of range."""
+    """Raise HFViTError for values out of range."""
     if on_unreadable not in ON_UNREADABLE:
         raise HFViTError(f"on_unreadable must be one of {', '.join(ON_UNREADABLE)}, got '{on_unreadable}'")
     if not 0.0 < fraction <= 1.0:
@@ -311,10 +308,10 @@ def check_reading(on_unreadable: str, fraction: float) -> None:
 
 
 def open_reader(name: Any, config_name: str | None, columns: Columns, cache_dir: str | PathLike | None) -> Reader:
-    """Find out what `name` means.
+    """The reader for a name, or for a Python object.
 
     Raises:
-        HFViTError: nothing of that name, or no images in it.
+        HFViTError: nothing of that name exists, or it holds no images.
     """
     if not isinstance(name, str | PathLike):
         only_on_the_hub(type(name).__name__, config_name)
@@ -356,9 +353,9 @@ def file_reader(name: str, path: Path, columns: Columns, cache_dir: str | PathLi
 
 
 def directory_reader(name: str, path: Path, columns: Columns, cache_dir: str | PathLike | None) -> Reader:
-    """Reader of a folder: what `save_to_disk` or `metadata.csv` describe, class folders, tar shards, tables.
+    """Reader of a folder: one of `save_to_disk`, with metadata.csv, with class folders, tar shards or tables.
 
-    Class folders of images come before archives and tables that lie beside them, which are named.
+    Class folders of images come before archives and tables next to them, which the notes name.
     """
     notes: list[str] = []
     walk = cached_walk(path, cache_dir, notes)
@@ -425,13 +422,13 @@ def open_part(reader: Reader, part: str, names: list[str] | None, on_unreadable:
     if names is not None and names != label_names:
         labels, label_names = relabel(labels, label_names, names, f"split '{base}' of '{reader.name}'"), names
     rows = slice_rows(source, part, match["start"], match["stop"])
-    mark = digest(source.fingerprint, *label_names, rows.tobytes())
-    chosen = labels if len(rows) == len(labels) else labels[rows]  # a split as it is: no copy
-    return ImageDataset(source, rows, chosen, label_names, reader.name, split, mark, on_unreadable)
+    fingerprint = digest(source.fingerprint, *label_names, rows.tobytes())
+    chosen = labels if len(rows) == len(labels) else labels[rows]  # no copy for a whole split
+    return ImageDataset(source, rows, chosen, label_names, reader.name, split, fingerprint, on_unreadable)
 
 
 def slice_rows(source: Source, part: str, start: str | None, stop: str | None) -> np.ndarray:
-    """Rows of a slice, ascending. `[:98%]` and `[98%:]` never overlap and together hold everything."""
+    """Rows of a slice, ascending. `[:98%]` and `[98%:]` are disjoint, and together complete."""
     count = len(source.labels)
     if start is None and stop is None:
         return np.arange(count)
@@ -487,17 +484,17 @@ def concatenate(parts: Sequence[ImageDataset], split: str) -> ImageDataset:
     starts = np.concatenate([[0], np.cumsum(sizes)[:-1]]).astype(np.int64)
     rows = np.concatenate([part.rows + start for part, start in zip(parts, starts)])
     labels = np.concatenate([part.labels for part in parts])
-    mark = digest(*(part.fingerprint for part in parts))
+    fingerprint = digest(*(part.fingerprint for part in parts))
     every_label = np.concatenate([part.source.labels for part in parts])
     groups = [getattr(part.source, "groups", None) for part in parts]
     every_group = None if any(group is None for group in groups) else np.concatenate(groups)
     sources = [part.source for part in parts]
-    chain = Chain(sources, every_label, first.label_names, mark, starts, groups=every_group)
-    return replace(first, source=chain, rows=rows, labels=labels, split=split, fingerprint=mark)
+    chain = Chain(sources, every_label, first.label_names, fingerprint, starts, groups=every_group)
+    return replace(first, source=chain, rows=rows, labels=labels, split=split, fingerprint=fingerprint)
 
 
 def take_fraction(dataset: ImageDataset, fraction: float, seed: int = 0) -> ImageDataset:
-    """A stratified fraction of the images; a smaller fraction lies inside a larger one."""
+    """A stratified fraction of the images; smaller fractions are parts of larger ones."""
     check_reading(dataset.on_unreadable, fraction)
     if fraction == 1.0:
         return dataset
@@ -509,40 +506,8 @@ def take_fraction(dataset: ImageDataset, fraction: float, seed: int = 0) -> Imag
     return dataset.select(nested_subset(dataset.labels, seed, count))
 
 
-def carve_dev_split(dataset: ImageDataset, fraction: float = 0.1, seed: int = 0) -> tuple[ImageDataset, ImageDataset]:
-    """Split off a stratified dev set, the same for the same data and seed.
-
-    The only image of a class stays in train: scikit-learn's `train_test_split` refuses such a class.
-
-    Returns:
-        (train, dev), disjoint; together they are `dataset`.
-
-    Raises:
-        HFViTError: too few images to leave one on each side.
-    """
-    if not 0.0 < fraction < 1.0:
-        raise HFViTError(f"the dev split's fraction must lie in (0, 1), got {fraction}")
-    count = max(1, round(fraction * len(dataset)))
-    if count >= len(dataset):
-        raise HFViTError(f"'{dataset.name}' has {len(dataset)} images, too few to carve a dev split out of them")
-    held_out = np.zeros(len(dataset), dtype=bool)
-    if dataset.groups is None:
-        held_out[nested_subset(dataset.labels, ~seed, count)] = True  # another choice than train_fraction's
-    else:
-        share = min(fraction, 1 - fraction)
-        numbers = group_fold_numbers(dataset, max(2, round(1 / share)), seed, exactly=False)
-        held_out = numbers == 1 if fraction <= 0.5 else numbers > 1
-    if holds_classes(dataset):
-        held_out &= np.bincount(dataset.labels)[dataset.labels] > 1
-    if not held_out.any():
-        raise HFViTError(f"'{dataset.name}' has one image in each class, too few to carve a dev split out of them")
-    train, dev = dataset.select(np.flatnonzero(~held_out)), dataset.select(np.flatnonzero(held_out))
-    text = f"{100 * fraction:g}% carved with seed {seed}"
-    return replace(train, split=f"{dataset.split} without {text}"), replace(dev, split=f"{dataset.split}, {text}")
-
-
 def check_problem_type(dataset: Any, problem_type: str) -> None:
-    """Raise HFViTError where labels are of another kind than the `config.problem_type` of the model."""
+    """Raise HFViTError if the labels do not fit the model's `config.problem_type`."""
     if isinstance(dataset, ImageDataset) and dataset.problem_type != problem_type:
         raise HFViTError(
             f"the labels of '{dataset.name}' ({dataset.split}) are for {dataset.problem_type}, the model is "
@@ -551,83 +516,5 @@ def check_problem_type(dataset: Any, problem_type: str) -> None:
 
 
 def holds_classes(dataset: ImageDataset) -> bool:
-    """Whether the labels are one class an image, and no other targets."""
+    """Whether the labels are one class per image, not several labels or numbers."""
     return dataset.labels.ndim == 1 and np.issubdtype(dataset.labels.dtype, np.integer)
-
-
-def take_fold(dataset: ImageDataset, folds: int, fold: int, seed: int = 0) -> tuple[ImageDataset, ImageDataset]:
-    """Hold out one of `folds` stratified parts, the same for the same data and seed; the parts are disjoint.
-
-    The only image of a class is in no part: it is always trained on.
-
-    Args:
-        fold: 1 to `folds`.
-
-    Returns:
-        (train, held out); together they are `dataset`.
-
-    Raises:
-        HFViTError: a class with fewer images than folds.
-    """
-    numbers = fold_numbers(dataset, folds, seed)
-    train, held_out = (dataset.select(np.flatnonzero(part)) for part in (numbers != fold, numbers == fold))
-    if not len(held_out):
-        raise HFViTError(f"'{dataset.name}' has {len(dataset)} images, too few for --folds {folds}")
-    which = f"fold {fold} of {folds}"
-    return replace(train, split=f"{dataset.split} without {which}"), replace(
-        held_out, split=f"{dataset.split}, {which}"
-    )
-
-
-def fold_numbers(dataset: ImageDataset, folds: int, seed: int = 0) -> np.ndarray:
-    """The fold (1 to `folds`) that each image is held out in, int64 (n,); 0 for the only image of a class.
-
-    Not scikit-learn's StratifiedKFold, which holds out single images with a warning. Targets that are no classes are
-    dealt out without regard to them.
-    """
-    if dataset.groups is not None:
-        return group_fold_numbers(dataset, folds, seed)
-    labels = dataset.labels if holds_classes(dataset) else np.zeros(len(dataset), dtype=np.int64)
-    numbers, dealt = np.zeros(len(dataset), dtype=np.int64), 0
-    for label, rows in rows_by_label(labels):
-        if len(rows) == 1:
-            continue
-        if len(rows) < folds:
-            raise HFViTError(
-                f"--folds {folds} is above the {len(rows)} images of class '{dataset.label_names[label]}' of "
-                f"'{dataset.name}': give --folds {len(rows)} or less, or leave the class out"
-            )
-        shuffled = generator(FOLDS, seed, label).permutation(rows)
-        numbers[shuffled] = (dealt + np.arange(len(rows))) % folds + 1  # going on where the class before ended
-        dealt += len(rows)
-    return numbers
-
-
-def group_fold_numbers(dataset: ImageDataset, folds: int, seed: int, exactly: bool = True) -> np.ndarray:
-    """As `fold_numbers`, with all images of a group in one fold, stratified as far as that goes (scikit-learn's
-    StratifiedGroupKFold); 0 for groups that hold all images of a class, which could not be learned without them."""
-    from sklearn.model_selection import StratifiedGroupKFold
-
-    assert dataset.groups is not None
-    _, groups = np.unique(dataset.groups, return_inverse=True)
-    classes = strata(dataset.labels)
-    free = np.ones(len(dataset), dtype=bool)
-    for _, rows in rows_by_label(classes) if holds_classes(dataset) else ():
-        if len(np.unique(groups[rows])) == 1:
-            free &= groups != groups[rows[0]]
-    count = len(np.unique(groups[free]))
-    option = f"--folds {folds}" if exactly else "--group_column"
-    folds = folds if exactly else min(folds, count)  # a larger part, where there are few groups
-    if folds < 2 or count < folds:
-        raise HFViTError(
-            f"{option} divides groups, and '{dataset.name}' has {count:,} that can be held out (each class has to be "
-            "in two groups): give fewer folds or another --group_column"
-        )
-    numbers = np.zeros(len(dataset), dtype=np.int64)
-    rows = np.flatnonzero(free)
-    splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # a class in fewer groups than folds, which the summary names
-        for number, (_, held_out) in enumerate(splitter.split(rows, classes[rows], groups[rows]), start=1):
-            numbers[rows[held_out]] = number
-    return numbers

@@ -1,10 +1,10 @@
-"""Images that two data sets share: found by a perceptual hash, so that training images are not tested on.
+"""Find images that two data sets share, by a perceptual hash, so that training images are not tested on.
 
 The ViT paper de-duplicates its pre-training data against the test sets (section 4.1; the method is of Kolesnikov et
-al., "Big Transfer", appendix). Here each image is shrunk to a 17 x 16 thumbnail, whose 256 bits say where brightness
-rises from left to right (a "difference hash"). Pairs whose hashes nearly agree are compared by their thumbnails'
-colors, which separates plain images, whose hashes mean nothing. It finds copies, also re-encoded or resized ones;
-crops and mirrored copies it does not. Not imagehash: it compares pair by pair, here a matrix product compares blocks.
+al., "Big Transfer", appendix). Here each image is shrunk to a 17 x 16 thumbnail; 256 bits tell where its brightness
+rises from left to right (a "difference hash"). Pairs of nearly equal hashes are then compared by the colors of their
+thumbnails, which separates plain images, whose hashes are random. It finds copies, also re-encoded or resized ones,
+but no crops or mirrored copies. Not imagehash: it compares pair by pair, while here a matrix product compares blocks.
 """
 
 import contextlib
@@ -32,9 +32,9 @@ MAX_COLORS_APART = 6.0  # mean difference of the thumbnails, of 255
 BLOCK_ELEMENTS = 2**24  # of the product of two blocks of hashes: 64 MB
 BLOCK_IMAGES = 4096  # of which one block has, at most
 MIN_IMAGES_FOR_WORKERS = 4096  # below, starting processes takes longer than they save
-SMALL_FILE = 1 << 16  # bytes of a file that is read, not mapped: no array without elements can be
+SMALL_FILE = 1 << 16  # bytes up to which a file is read and not mapped: an empty array cannot be mapped
 PAIR = np.dtype([("index", np.int64), ("other", np.int64), ("bits", np.int64), ("colors", np.float64)])
-SAMPLED = 500  # images of each set that are compared where that has to be quick
+SAMPLED = 500  # images of each set that `sampled_duplicates` compares
 _SAMPLED: dict[tuple[str, str], tuple[list["Duplicate"], str]] = {}  # by the fingerprints of both
 THUMBNAIL = np.dtype([("index", np.int64), ("pixels", np.uint8, (3, HEIGHT, WIDTH))])
 
@@ -57,7 +57,7 @@ def deduplicate(
     """Leave out the images that are also in `against`; arguments as in `find_duplicates`.
 
     Returns:
-        the remaining data set (the same object where nothing is shared), and what was left out.
+        The remaining data set (the same object without duplicates), and the duplicates.
     """
     duplicates = find_duplicates(dataset, against, num_workers=num_workers, cache_dir=cache_dir)
     if not duplicates:
@@ -77,21 +77,21 @@ def find_duplicates(
 ) -> list[Duplicate]:
     """Images of `dataset` that are in `against`, each with its nearest match, by index. Unreadable ones match none.
 
-    Memory is about 1 kB for each image of `against`, whatever the size of `dataset` where thumbnails are cached. Six
-    seconds of processor time for a billion pairs (AMD EPYC with bfloat16), by all cores.
+    Memory is about 1 kB for each image of `against`, whatever the size of `dataset` if thumbnails are cached. A
+    billion pairs take six seconds of processor time (AMD EPYC with bfloat16), on all cores.
 
     Args:
-        num_workers: processes that decode; by default one a core for large data sets.
-        cache_dir: where thumbnails and pairs are kept by the data's fingerprints, for other processes and later runs.
-        bits_apart: of 256 hash bits, how many may differ. colors_apart: mean difference of thumbnails, 0 to 255.
+        num_workers: processes that decode; by default one per core for large data sets.
+        cache_dir: for thumbnails and pairs, by the data's fingerprints, for other processes and later runs.
+        bits_apart: how many of the 256 bits may differ. colors_apart: mean difference of thumbnails, 0 to 255.
     """
 
     def compute() -> np.ndarray:
         ours, theirs = (read_thumbnails(data, num_workers, cache_dir) for data in (dataset, against))
         return match(ours, theirs, bits_apart, colors_apart)
 
-    kept = digest(dataset.fingerprint, against.fingerprint, HEIGHT, WIDTH, bits_apart, colors_apart)
-    pairs = cached(f"duplicates-{kept}.npy", PAIR, compute, cache_dir).tolist()
+    key = digest(dataset.fingerprint, against.fingerprint, HEIGHT, WIDTH, bits_apart, colors_apart)
+    pairs = cached(f"duplicates-{key}.npy", PAIR, compute, cache_dir).tolist()
     return [
         Duplicate(index, dataset.image_name(index), other, against.image_name(other), bits, colors)
         for index, other, bits, colors in pairs
@@ -99,7 +99,7 @@ def find_duplicates(
 
 
 def match(ours: np.ndarray, theirs: np.ndarray, bits_apart: int, colors_apart: float) -> np.ndarray:
-    """The nearest match of each thumbnail that has one, PAIR (n,); arguments as of `find_duplicates`."""
+    """The nearest match of each thumbnail that has one, PAIR (n,); arguments as in `find_duplicates`."""
     pairs: list[tuple] = []
     if not len(ours) or not len(theirs):
         return np.array(pairs, dtype=PAIR)
@@ -124,7 +124,7 @@ def match(ours: np.ndarray, theirs: np.ndarray, bits_apart: int, colors_apart: f
 
 @contextlib.contextmanager
 def all_cores() -> Iterator[None]:
-    """torch's threads for each core: torchrun gives a process one, and the others wait for this one."""
+    """Use all cores: torchrun gives each process one thread, and here the other processes wait for this one."""
     threads = torch.get_num_threads()
     torch.set_num_threads(max(threads, usable_cores()))
     try:
@@ -134,39 +134,39 @@ def all_cores() -> Iterator[None]:
 
 
 def sampled_duplicates(dataset: ImageDataset, against: ImageDataset) -> tuple[list[Duplicate], str]:
-    """`find_duplicates` among at most SAMPLED images of each, evenly spread, so that large sets take seconds.
+    """`find_duplicates` among at most SAMPLED images of each set, evenly spread, so that large sets take seconds.
 
     Returns:
-        what was found, and among how many images, in words.
+        The duplicates, and a phrase with the numbers of images.
     """
     key = (dataset.fingerprint, against.fingerprint)
     if key not in _SAMPLED:
-        places = [np.unique(np.linspace(0, len(data) - 1, min(SAMPLED, len(data)), dtype=np.int64))
+        rows = [np.unique(np.linspace(0, len(data) - 1, min(SAMPLED, len(data)), dtype=np.int64))
                   for data in (dataset, against)]  # fmt: skip
-        parts = [replace(data.select(where), on_unreadable="skip") for data, where in zip((dataset, against), places)]
-        found = [
-            replace(match, index=int(places[0][match.index]), other_index=int(places[1][match.other_index]))
+        parts = [replace(data.select(where), on_unreadable="skip") for data, where in zip((dataset, against), rows)]
+        duplicates = [
+            replace(match, index=int(rows[0][match.index]), other_index=int(rows[1][match.other_index]))
             for match in find_duplicates(*parts, num_workers=0)
         ]
         sampled = " (a sample)" if len(parts[0]) < len(dataset) or len(parts[1]) < len(against) else ""
         among = f"{len(parts[0]):,} evaluation and {len(parts[1]):,} training images{sampled}"
-        _SAMPLED.clear()  # one pair: a run asks before training, and for its report
-        _SAMPLED[key] = (found, among)
+        _SAMPLED.clear()  # only the last pair: a run asks before training, and again for its report
+        _SAMPLED[key] = (duplicates, among)
     return _SAMPLED[key]
 
 
 def read_thumbnails(
     dataset: ImageDataset, num_workers: int | None = None, cache_dir: Path | None = None
 ) -> np.ndarray:
-    """Thumbnails of the readable images, THUMBNAIL (n,), by index; mapped from the cache where there is one."""
+    """Thumbnails of the readable images, THUMBNAIL (n,), by index; mapped from the cache if there is one."""
     name = f"thumbnails-{digest(dataset.fingerprint, HEIGHT, WIDTH)}.npy"
     return cached(name, THUMBNAIL, lambda: compute_thumbnails(dataset, num_workers), cache_dir)
 
 
 def cached(name: str, kind: np.dtype, compute: Callable[[], np.ndarray], cache_dir: Path | None) -> np.ndarray:
-    """An array that is kept in the cache and mapped from it.
+    """A cached array, mapped from its file.
 
-    Of several processes that share the cache, one computes and the others wait for it and read.
+    Of several processes that share the cache, one computes it while the others wait.
     """
     if cache_dir is None:
         return compute()
@@ -175,31 +175,31 @@ def cached(name: str, kind: np.dtype, compute: Callable[[], np.ndarray], cache_d
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         lock.acquire()
-    except OSError:  # a cache that cannot be written costs time, not the run
+    except OSError:  # the run goes on without a cache that cannot be written
         return compute()
     try:
-        kept = load_cached(path, kind)
-        if kept is None:
+        array = load_cached(path, kind)
+        if array is None:
             computed = compute()
             try:
                 with atomic_path(path) as temporary:
                     np.save(temporary, computed)
             except (OSError, HFViTError):  # as above: a full disk, say
                 return computed
-            kept = load_cached(path, kind)
-            kept = computed if kept is None else kept
-        return kept
+            array = load_cached(path, kind)
+            array = computed if array is None else array
+        return array
     finally:
         lock.release()
 
 
 def load_cached(path: Path, kind: np.dtype) -> np.ndarray | None:
-    """An array mapped from a file; None where there is none, or one that is damaged."""
+    """An array mapped from a file; None if the file is missing or damaged."""
     try:
-        kept = np.load(path, mmap_mode="r" if path.stat().st_size > SMALL_FILE else None, allow_pickle=False)
+        array = np.load(path, mmap_mode="r" if path.stat().st_size > SMALL_FILE else None, allow_pickle=False)
     except (OSError, ValueError, EOFError):
         return None
-    return kept if kept.dtype == kind and kept.ndim == 1 else None
+    return array if array.dtype == kind and array.ndim == 1 else None
 
 
 def compute_thumbnails(dataset: ImageDataset, num_workers: int | None = None) -> np.ndarray:
@@ -207,7 +207,7 @@ def compute_thumbnails(dataset: ImageDataset, num_workers: int | None = None) ->
     if num_workers is None:
         num_workers = usable_cores()
         num_workers = num_workers if num_workers > 1 and len(dataset) >= MIN_IMAGES_FOR_WORKERS else 0
-    # Of the training kind, which decodes a JPEG at an eighth of its size where that is enough
+    # A training transform, which may decode a JPEG at an eighth of its size.
     shrunk = dataset.with_transform(TrainTransform((HEIGHT, WIDTH), crop="squash", flip=False))
     loader = torch.utils.data.DataLoader(shrunk, batch_size=256, collate_fn=collate, num_workers=num_workers)
     thumbnails, count = np.empty(len(dataset), dtype=THUMBNAIL), 0

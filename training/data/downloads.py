@@ -1,6 +1,6 @@
-"""Images of a table that are given by address: downloaded once into the cache, before training begins.
+"""Images of a table that are given as addresses: downloaded once into the cache, before training begins.
 
-Not `datasets`' DownloadManager: one address that fails ends all of its downloads.
+Not `datasets`' DownloadManager, which stops at the first address that fails.
 """
 
 import os
@@ -26,7 +26,7 @@ ATTEMPTS, PAUSE = 2, 1.0  # downloads of one address; seconds between them
 
 @dataclass(frozen=True)
 class Downloads:
-    """Where the images of addresses lie.
+    """Downloaded images.
 
     Attributes:
         folder: of the downloaded files. failed: the reason for each address that could not be downloaded.
@@ -36,21 +36,21 @@ class Downloads:
     failed: dict[str, str]
 
     def file(self, address: str) -> Path:
-        """The downloaded file; raises UnreadableImage where there is none."""
+        """The downloaded file; raises UnreadableImage if the download failed."""
         path = file_of(self.folder, address)
-        if address in self.failed and not path.exists():  # another process may have had it since
+        if address in self.failed and not path.exists():  # another process may have succeeded since
             raise UnreadableImage(f"{address}: could not be downloaded ({self.failed[address]})")
         return path
 
 
 def download_all(values: Iterable[object], cache_dir: str | os.PathLike | None, notes: list[str]) -> Downloads:
-    """Download those of `values` that are addresses, unless the cache has them; others are paths and not looked at.
+    """Download those of `values` that are addresses, unless they are in the cache; others are paths.
 
-    Of several processes that share the cache, one downloads and the others wait for it. What failed is tried again
-    by the next run.
+    Of several processes that share the cache, one downloads while the others wait. The next run tries failed addresses
+    again.
 
     Args:
-        notes: takes how many were downloaded and how many could not be.
+        notes: a line about downloads, and one about failures, are added.
     """
     addresses = list(dict.fromkeys(value for value in values if is_address(value)))
     folder = own_cache(cache_dir) / "downloads"
@@ -65,8 +65,8 @@ def download_all(values: Iterable[object], cache_dir: str | os.PathLike | None, 
     if missing:
         notes.append(f"{len(missing) - len(failed):,} of {len(addresses):,} addresses downloaded into {folder}")
     if failed:
-        said = listed([f"{address} ({reason})" for address, reason in failed.items()])
-        notes.append(f"{len(failed):,} of {len(addresses):,} addresses could not be downloaded: {said}")
+        reasons_in_words = listed([f"{address} ({reason})" for address, reason in failed.items()])
+        notes.append(f"{len(failed):,} of {len(addresses):,} addresses could not be downloaded: {reasons_in_words}")
     return Downloads(folder, failed)
 
 
@@ -75,7 +75,7 @@ def file_of(folder: Path, address: str) -> Path:
 
 
 def fetch(address: str, path: Path) -> str | None:
-    """Download into a file that appears whole; the reason where that fails."""
+    """Download to `path`, where the file appears whole; returns the reason if that fails."""
     for attempt in range(ATTEMPTS):
         try:
             content = download(address)

@@ -1,6 +1,6 @@
 """Mixup and CutMix of a batch, on its device (arXiv:1710.09412, arXiv:1905.04899).
 
-Not timm's `Mixup`: its draws come from a global generator, ours are a function of (seed, step), for an exact resume.
+Not timm's `Mixup`: it draws from a global generator; here draws are a function of (seed, step), for an exact resume.
 """
 
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ class MixupCutmix:
 
     Args:
         mixup_alpha: parameter of the Beta distribution of mixup's weight; 0 switches mixup off.
-        cutmix_alpha: the same for CutMix. With both on, every step tosses a coin.
+        cutmix_alpha: the same for CutMix. With both, each step uses one of them at random.
         num_labels: K, the width of the soft labels.
         seed: of the run. All processes draw the same weight in the same step, as in big_vision.
     """
@@ -60,15 +60,15 @@ class MixupCutmix:
             top, bottom, left, right = cut_rectangle(height, width, 1.0 - weight, rng)
             pixel_values = pixel_values.clone()
             pixel_values[..., top:bottom, left:right] = partners[..., top:bottom, left:right]
-            weight = 1.0 - (bottom - top) * (right - left) / (height * width)  # what is really left of the image
+            weight = 1.0 - (bottom - top) * (right - left) / (height * width)  # the rectangle was cut at the border
         else:
-            weight = max(weight, 1.0 - weight)
+            weight = max(weight, 1.0 - weight)  # as in big_vision: the labels' order stays that of the images
             pixel_values = weight * pixel_values + (1.0 - weight) * partners
         return pixel_values, weight * soft + (1.0 - weight) * soft.roll(1, dims=0)
 
 
 def cut_rectangle(height: int, width: int, fraction: float, rng: np.random.Generator) -> tuple[int, int, int, int]:
-    """A rectangle of that fraction of the area about a uniform center, cut at the border: top, bottom, left, right."""
+    """A rectangle of `fraction` of the area around a uniform center, cut at the border: top, bottom, left, right."""
     tall, wide = sqrt(fraction) * height, sqrt(fraction) * width
     y, x = rng.random() * height, rng.random() * width
     top, bottom = max(0, round(y - tall / 2)), min(height, round(y + tall / 2))

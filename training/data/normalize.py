@@ -1,7 +1,7 @@
-"""Scaling and normalizing of image batches on the device that trains.
+"""Rescale and normalize image batches on the training device.
 
-Workers hand over uint8, a quarter of the bytes of float32; the numbers are those of the image processor, so that the
-saved model sees in use what it saw in training.
+Workers return uint8, a quarter of the bytes of float32. Mean, std and scale are those of the image processor, so that
+the saved model sees the same values in use as in training.
 """
 
 import torch
@@ -11,11 +11,10 @@ from hf_vit.image_processing import ImageProcessing
 
 
 class Normalize:
-    """uint8 images to floats on the device, with the image processor's numbers; floats pass as they are.
+    """uint8 images (B, C, H, W) to normalized float32; float images pass unchanged.
 
-    Bit for bit the `pixel_values` of transformers' `ViTImageProcessorPil` where 1 / scale is a whole number or a half
-    more (255, 127.5): a float32 quotient is rounded once, as its product in float64 is. Other scales differ by a
-    rounding.
+    Bit for bit the `pixel_values` of transformers' `ViTImageProcessorPil` if 1 / scale is a multiple of 0.5 (255,
+    127.5): a float32 quotient is rounded once, like its product in float64. Other scales differ by a rounding.
     """
 
     def __init__(self, mean: list[float], std: list[float], scale: float = 1 / 255):
@@ -24,7 +23,7 @@ class Normalize:
 
     @classmethod
     def of(cls, image_processor, channels: int) -> "Normalize":
-        """An image processor's numbers; mean and std 0.5, as all of Google's ViTs, without one."""
+        """With the numbers of an image processor; without one, mean and std 0.5 as in all of Google's ViTs."""
         if image_processor is None:
             return cls([0.5] * channels, [0.5] * channels)
         settings = ImageProcessing.from_transformers(image_processor.to_dict())

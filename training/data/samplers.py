@@ -1,10 +1,10 @@
-"""Which images each process sees at each step: a pure function of (seed, position), so nothing has to be replayed.
+"""Which images each process sees at each step, as a pure function of (seed, position): a resumed run replays nothing.
 
-For the Trainer. The training order is one endless row: epoch 0's permutation, then epoch 1's, and so on. `position` is
-how far along this row the run is, in images; it is all that a checkpoint has to remember. A step takes the next
-`processes x passes x batch` images, so that neither processes nor gradient accumulation change which ones. As in
-Google's pipeline (`repeat` before batching) a batch may straddle two epochs; each epoch shows every image once. Not
-torch's `DistributedSampler`: it repeats or drops images to share an epoch evenly, and does not know its position.
+For the Trainer. The training order is one endless sequence: the permutation of epoch 0, then that of epoch 1, and so
+on. `position` is the number of images that the run has taken from it, and all that a checkpoint has to store. A step
+takes the next `processes x passes x batch` images, so that neither processes nor gradient accumulation change which
+ones. As in Google's pipeline (`repeat` before batching) a batch may straddle two epochs; each epoch shows every image
+once. Not torch's `DistributedSampler`: it repeats or drops images to divide an epoch evenly, and has no position.
 """
 
 import random
@@ -22,7 +22,7 @@ from .dataset import ImageDataset, stack_labels
 from .shards.streaming import ImageStream
 
 
-# First words of addresses (see rng.py): what the numbers are for.
+# First words of addresses (see rng.py): the purpose of the numbers.
 ORDER = 16  # (seed, epoch): the order of one epoch
 UPDATE = 17  # (seed, draw, rank): what dropout and user code draw in one forward pass
 ROUND = 18  # (seed, round): the order of the classes in one round of balanced sampling
@@ -37,10 +37,9 @@ def epoch_order(seed: int, epoch: int, size: int) -> np.ndarray:
 
 
 def seed_draw(seed: int, draw: int, rank: int, device: torch.device) -> None:
-    """Make Python's, NumPy's and torch's global generators a function of (seed, draw, rank): none needs saving.
-
-    `torch.manual_seed` would do, but without a GPU it formats the call stack each time, for a GPU that may come.
-    """
+    """Seed Python's, NumPy's and torch's global generators from (seed, draw, rank), so that none needs saving."""
+    # Not torch.manual_seed: without a GPU it formats the call stack each time, for a CUDA that may be initialized
+    # later.
     word = int(generator(UPDATE, seed, draw, rank).integers(1 << 63))
     random.seed(word)
     np.random.seed(word % (1 << 32))
@@ -50,7 +49,7 @@ def seed_draw(seed: int, draw: int, rank: int, device: torch.device) -> None:
 
 
 class TrainSampler:
-    """Batch sampler: lists of (epoch, index) for one process, from `position` up to `stop` images of the row."""
+    """Batch sampler: lists of (epoch, index) for one process, from `position` up to `stop` of the training order."""
 
     def __init__(self, size: int, batch_size: int, *, seed: int, position: int, stop: int, rank: int, world_size: int):
         self.size, self.batch_size, self.seed = size, batch_size, seed
@@ -67,7 +66,7 @@ class TrainSampler:
             yield self.keys(self.position + batch * stride + self.rank * self.batch_size, self.batch_size)
 
     def keys(self, first: int, count: int) -> list[Key]:
-        """The `count` places of the row from `first` on, as (epoch, index)."""
+        """The `count` positions from `first` on, as (epoch, index)."""
         return [self._key(index) for index in range(first, first + count)]
 
     def _key(self, place: int) -> Key:
@@ -80,12 +79,13 @@ class TrainSampler:
 class BalancedSampler(TrainSampler):
     """As `TrainSampler`, but all classes come equally often, whatever their number of images.
 
-    The row is made of rounds. A round holds each class once, in an order of its own; each class goes through its
-    images again and again, in another order each time. Where an image comes for the n-th time its epoch is n, so that
-    it is augmented differently. Not `torch.utils.data.WeightedRandomSampler`, whose draws are a generator's state.
+    The training order consists of rounds. A round has each class once, in random order; each class goes through its
+    images again and again, in another order each time. The n-th time that an image comes its epoch is n, so that it is
+    augmented differently. Not `torch.utils.data.WeightedRandomSampler`, which would need a generator's state to
+    resume.
 
     Args:
-        labels: int (size,), the class of each image. A class without images has no part in it.
+        labels: int (size,), the class of each image. Classes without images are left out.
     """
 
     def __init__(self, labels: np.ndarray, batch_size: int, **where: int):
@@ -111,10 +111,10 @@ class BalancedSampler(TrainSampler):
 
 
 class EvalSampler:
-    """Batch sampler: every index once over all processes, in order; all get equally many, equally large batches.
+    """Batch sampler: every index once over all processes, in order; all processes get the same sizes of batches.
 
-    Sharded models need the same number of forward passes everywhere, so a process that would come short repeats the
-    last index (`filler`, else None), and its caller leaves that one out of the sums.
+    Sharded models need the same number of forward passes on every process, so a process with one image less repeats
+    the last index (`filler`, else None), which its caller does not count.
     """
 
     def __init__(self, size: int, batch_size: int, *, rank: int, world_size: int):
@@ -133,7 +133,7 @@ class EvalSampler:
 
 
 class KeyedDataset(Dataset):
-    """Any map-style dataset of {"pixel_values", "labels"}, addressed by (epoch, index) as ours are."""
+    """Any map-style dataset of {"pixel_values", "labels"}, addressed by (epoch, index)."""
 
     def __init__(self, dataset: Dataset):
         self.dataset = dataset
@@ -152,19 +152,22 @@ class KeyedDataset(Dataset):
 
 
 def as_label(label: Any) -> int | torch.Tensor:
-    """A class number, or the float32 vector of an image's several labels or numbers."""
+    """A class number, or the float32 vector of several labels or numbers."""
     values = torch.as_tensor(label)
     return int(values) if values.ndim == 0 and not values.is_floating_point() else values.float().reshape(-1)
 
 
 def keyed(dataset: Dataset | None) -> Dataset | None:
-    """The data set itself, where it can be addressed by (epoch, index)."""
+    """The data set, wrapped if it cannot be addressed by (epoch, index)."""
     ours = dataset is None or isinstance(dataset, ImageDataset | ImageStream | KeyedDataset)
     return dataset if ours else KeyedDataset(dataset)
 
 
 def known_labels(dataset: Dataset, option: str) -> np.ndarray:
-    """The labels of a data set, int (n,), which `option` has to know before images are read.
+    """The labels of a data set, int (n,), known without reading images.
+
+    Args:
+        option: that needs them, for the error.
 
     Raises:
         HFViTError: a stream, or a data set of the user's own without `labels`.

@@ -17,12 +17,10 @@ from hf_vit.transformers_classifiers import num_channels
 from ..config.arguments import FIELDS, DataArguments
 from .dataset import (
     ImageDataset,
-    carve_dev_split,
     holds_classes,
     open_dataset,
     open_reader,
     open_split,
-    take_fold,
     take_fraction,
 )
 from .deduplication import Duplicate, deduplicate
@@ -31,6 +29,7 @@ from .shards.shard_files import copy_shards, is_remote, is_shard_pattern
 from .shards.streaming import ImageStream, open_stream, stream_files
 from .shards.webdataset import shards_reader
 from .sources import SPLIT_NAMES, Columns, Reader, own_cache
+from .subsets import carve_dev_split, take_fold
 from .targets import as_float
 from .transforms import EvalTransform, TrainTransform, evaluation_steps
 

@@ -1,4 +1,4 @@
-"""What a data set looks like, before anything is trained on it: counts, sizes, colors, unreadable images.
+"""Statistics of a data set before training: counts, sizes, colors, unreadable images.
 
 python -m training.data.statistics --dataset path/or/hub-id --split train
 """
@@ -15,20 +15,20 @@ from .dataset import ImageDataset, UnreadableImage, open_dataset
 
 
 SAMPLE = 1000  # images that are opened
-MAX_NAMED = 12  # classes that are all named with their counts
+MAX_NAMED = 12  # classes; of more, only some are named with their counts
 
 
 def statistics(dataset: ImageDataset, sample: int = SAMPLE) -> dict[str, Any]:
-    """Facts about a data set, ready for JSON. Labels are counted in full, images are opened evenly spaced.
+    """Statistics of a data set, ready for JSON: of all labels, and of a sample of evenly spaced images.
 
     Args:
-        sample: at most how many images are opened; 0 for all.
+        sample: largest number of images to open; 0 for all.
 
     Returns:
-        name, split, fingerprint, images, classes, the largest and smallest class with their counts (of a regression
-        the mean, standard deviation, smallest and largest of each number), and of the sample:
-        smallest, median and largest width and height in pixels, mean and standard deviation of each channel (over
-        pixels, each image counting equally, 0 to 1), and the unreadable ones by name.
+        name, split, fingerprint, images, classes, the largest and smallest class with their counts (for a regression
+        mean, standard deviation, minimum and maximum of each number), and of the sample: smallest, median and largest
+        width and height in pixels, mean and standard deviation of each channel (0 to 1, over pixels, with equal
+        weights for all images), and the names of unreadable images.
     """
     opened = len(dataset) if sample == 0 else min(sample, len(dataset))
     sizes, means, squares, unreadable = [], [], [], []
@@ -61,14 +61,14 @@ def statistics(dataset: ImageDataset, sample: int = SAMPLE) -> dict[str, Any]:
 
 
 def images_of_labels(dataset: ImageDataset) -> np.ndarray:
-    """Images (K,) of each class, or of each of several labels."""
+    """Number of images (K,) of each class or label."""
     if dataset.problem_type == MULTI_LABEL:
         return dataset.labels.sum(axis=0)
     return np.bincount(dataset.labels, minlength=len(dataset.label_names))
 
 
 def label_facts(dataset: ImageDataset) -> dict[str, Any]:
-    """What the labels are, ready for JSON."""
+    """Statistics of the labels, ready for JSON."""
     names, values = dataset.label_names, dataset.labels
     if dataset.problem_type == REGRESSION:
         rows = zip(values.mean(0), values.std(0), values.min(0), values.max(0))
@@ -85,7 +85,7 @@ def label_facts(dataset: ImageDataset) -> dict[str, Any]:
 
 
 def labels_in_words(dataset: ImageDataset) -> str:
-    """Classes or labels with their numbers of images, or the range of each number."""
+    """A line for the user: classes or labels with their numbers of images, or the range of each number."""
     if dataset.problem_type == REGRESSION:
         rows = list(label_facts(dataset)["targets"].items())[:MAX_NAMED]
         more = f", ... ({len(dataset.label_names)} in all)" if len(dataset.label_names) > MAX_NAMED else ""
@@ -102,7 +102,7 @@ def labels_in_words(dataset: ImageDataset) -> str:
 
 
 def class_count_lines(dataset: ImageDataset) -> str:
-    """Classes with their numbers of images, for people: all of few; of many the first, the largest, the smallest."""
+    """Classes with their numbers of images; of more than MAX_NAMED the first, the largest and the smallest."""
     counts, names = images_of_labels(dataset), dataset.label_names
     if len(names) <= MAX_NAMED:
         return ", ".join(f"{name} ({count:,})" for name, count in zip(names, counts))
@@ -112,7 +112,7 @@ def class_count_lines(dataset: ImageDataset) -> str:
 
 
 def sample_of_sizes(dataset: ImageDataset, sample: int = 64) -> str:
-    """Sizes and modes of some images, as their headers tell them; and how many of these are unreadable."""
+    """A line about sizes and modes of some images, from their headers, and the number of unreadable ones."""
     sizes, modes, unreadable = [], set(), 0
     opened = np.unique(np.linspace(0, len(dataset) - 1, num=min(sample, len(dataset)), dtype=np.int64))
     for index in opened:

@@ -1,13 +1,12 @@
-"""What happens between file and model: crops, flips and small augmentations in the workers, mixing on the device.
+"""Image transforms for training and evaluation: crop, resize, flip and augmentations, in the data workers.
 
-Every geometric step that picks a part of the image is one window in the file's own pixels, drawn before decoding. So
-a large JPEG is decoded no larger than its window needs, and the window is resampled once.
+A crop is a window in the file's own pixels, drawn before decoding. A large JPEG is therefore decoded no larger than
+its window needs, and the window is resampled once.
 
-Not torchvision's: they draw from a global generator, and begin when the whole image is decoded.
+Not torchvision's transforms: they draw from a global generator, and need the whole image decoded.
 
 Sources: Inception crop, TensorFlow's `sample_distorted_bounding_box` as google-research/vision_transformer calls it;
-resize-small and random crop, google-research/big_vision `pp/ops_image.py`; mixup, Zhang et al. 2018 in big_vision's
-form (one weight per step, never below one half); CutMix, Yun et al. 2019.
+resize-small and random crop, google-research/big_vision `pp/ops_image.py`.
 """
 
 from collections.abc import Sequence
@@ -36,7 +35,7 @@ RESAMPLING = {
     "hamming": Image.Resampling.HAMMING,
 }
 CROPS = ("inception", "resize_small_random", "squash", "none")
-MIN_CROP_PCT = 0.01  # resizing to a hundred times the size takes the memory of ten thousand images
+MIN_CROP_PCT = 0.01  # resizing to a hundred times the side takes the memory of ten thousand images
 
 
 @dataclass(frozen=True)
@@ -78,15 +77,15 @@ class ImageTransform:
         return {key: list(value) if isinstance(value, tuple) else value for key, value in described.items()}
 
     def window(self, width: int, height: int, rng: np.random.Generator) -> Box | None:
-        """The part of an image of that size to keep; None keeps its pixels as they are, without resampling."""
+        """The part of an image of this size to keep; None keeps all pixels without resampling."""
         return (0.0, 0.0, float(width), float(height))
 
     def finish(self, image: Image.Image, rng: np.random.Generator) -> Image.Image:
-        """What follows the resize."""
+        """Augmentations after the resize."""
         return image
 
     def from_file(self, opened: Image.Image, name: str, rng: np.random.Generator) -> np.ndarray:
-        """Decode as much as needed of an opened image and transform it to uint8 (H, W, num_channels).
+        """Decode what is needed of an opened image, and transform it to uint8 (H, W, num_channels).
 
         Raises:
             UnreadableImage: damaged data; the message begins with `name`.
@@ -119,9 +118,9 @@ class ImageTransform:
 
 @dataclass(frozen=True)
 class EvalTransform(ImageTransform):
-    """The image that a model is evaluated on: what the saved image processor makes of it, pixel for pixel.
+    """The evaluation transform: pixel for pixel that of the saved image processor.
 
-    Never decoded at a fraction of its size, as images for training are.
+    Images are always decoded at full size.
 
     Args:
         crop_pct: None squashes the whole image to `image_size`, as Google evaluates; a fraction resizes the shorter
@@ -139,9 +138,12 @@ class EvalTransform(ImageTransform):
 
     @classmethod
     def of(cls, processing: ImageProcessing, image_size: int | Sequence[int], num_channels: int) -> "EvalTransform":
-        """The view of an image processor; `image_size` is the model's, for processors that give no size of their own.
+        """The transform of an image processor.
 
-        Batches need one size: of a processor that resizes the shorter side alone, the center is kept.
+        Batches need one size: if the processor only resizes the shorter side, the center is cropped.
+
+        Args:
+            image_size: of the model, for a processor without a size.
         """
         if processing.output_size is None and processing.resize_to is not None:
             edge = int(processing.resize_to)  # type: ignore[arg-type]  # a pair would be the size
@@ -152,12 +154,12 @@ class EvalTransform(ImageTransform):
 
     @property
     def steps(self) -> ImageProcessing:
-        """Resize and crop, whoever stated them."""
+        """Resize and crop: those of `processing`, or those of `crop_pct`."""
         return self.processing or evaluation_steps(self.image_size_hw, self.crop_pct, self.resample)
 
     @property
     def crop_fraction(self) -> float | None:
-        """Side of the crop divided by what is resized to, as `crop_pct` says it; None where nothing is cut off."""
+        """The equivalent `crop_pct`: side of the crop divided by that of the resize; None without a crop."""
         steps = self.steps
         if steps.crop_to is None or steps.resize_to is None:
             return None
@@ -192,10 +194,10 @@ def evaluation_steps(size: tuple[int, int], crop_pct: float | None, resample: st
 
 @dataclass(frozen=True)
 class ProcessorTransform(ImageTransform):
-    """The view of an image processor that does more than resize, crop and normalize: the processor itself.
+    """Calls an image processor, for those that do more than resize, crop and normalize.
 
     Args:
-        processor: of transformers, on the PIL backend. Results are normalized already, float32 (H, W, C).
+        processor: of transformers, on the PIL backend. Its results are normalized already, float32 (H, W, C).
     """
 
     processor: Any = field(default=None, kw_only=True)
@@ -212,21 +214,21 @@ class ProcessorTransform(ImageTransform):
 
 @dataclass(frozen=True)
 class TrainTransform(ImageTransform):
-    """A random view of the image.
+    """A random crop with augmentations.
 
     Args:
         crop: "inception" (a window of random area and aspect ratio), "resize_small_random" (resized until it covers
             `resize_small * image_size`, then a random window), "squash" (all of it), "none" (already that size).
         crop_area: smallest and largest fraction of the image's area, for "inception".
         crop_ratio: smallest and largest width / height of the window, for "inception".
-        resize_small: how much larger than the window the resized image is; 448 / 384 in big_vision's transfers.
-        flip: mirror left and right every other time. Wrong for letters and digits.
+        resize_small: ratio of the resized image to the window; 448 / 384 in big_vision's transfers.
+        flip: mirror half of the images left to right. Wrong for letters and digits.
         degrees, shear: largest rotation and horizontal shear, in degrees, to either side.
         translate: largest shift, as a fraction of the side.
         scale: smallest and largest magnification of the content.
         auto_augment: `randaug(2,10)` as big_vision, `rand-m9-mstd0.5-inc1` as timm, `3a`; see auto_augment.py.
         color_jitter: brightness, contrast, saturation by up to this fraction; 0 is off.
-        random_erasing: how often a rectangle becomes noise.
+        random_erasing: probability that a rectangle becomes noise.
     """
 
     crop: str = "inception"
@@ -300,7 +302,7 @@ def inception_window(
     """TensorFlow's `sample_distorted_bounding_box` without boxes.
 
     The aspect ratio is uniform; then the window's height is uniform between those of the smallest and largest allowed
-    area, as far as the window fits. The whole image where none fits, which only very long images meet.
+    area, as far as the window fits. The whole image if none fits, as in very long images.
     """
     aspect, tallness, right, down = rng.random(4)
     aspect = ratio[0] + aspect * (ratio[1] - ratio[0])
@@ -331,7 +333,7 @@ def covering_window(
 def affine_coefficients(
     size: tuple[float, float], degrees: float, shear: float, shift: tuple[float, float], scale: float
 ) -> tuple[float, ...]:
-    """Pillow's six AFFINE numbers (output to input pixels) of a map about the center.
+    """Pillow's six AFFINE numbers (output to input pixels) of a map around the center.
 
     Args:
         size: width and height in pixels.

@@ -15,9 +15,10 @@ from PIL import Image
 from hf_vit.errors import HFViTError
 from hf_vit.image_io import readable_formats
 from training.data import folders
-from training.data.dataset import UnreadableImage, carve_dev_split, collate, open_dataset, take_fraction
+from training.data.dataset import UnreadableImage, collate, open_dataset, take_fraction
 from training.data.shards.streaming import open_stream
-from training.data.sources import nested_subset
+from training.data.strata import nested_subset
+from training.data.subsets import carve_dev_split
 from training.data.transforms import EvalTransform, TrainTransform
 
 

@@ -21,8 +21,8 @@ from training.config.arguments import DataArguments
 from training.data import folders
 from training.data.dataset import open_dataset
 from training.data.folders import cached_walk
-from training.data.sources import nested_subset, rows_by_label
 from training.data.splits import open_splits
+from training.data.strata import nested_subset, rows_by_label
 from training.rng import SUBSET, generator
 
 
