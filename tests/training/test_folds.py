@@ -162,7 +162,7 @@ def test_an_interrupted_cross_validation_goes_on_and_other_images_are_refused(
     seen = []
 
     def run(arguments, stage, **more):
-        seen.append((arguments.data.fold, more))
+        seen.append((arguments.data.fold, more["more_follow"]))
         return {}
 
     monkeypatch.setattr(train, "run", run)
@@ -178,7 +178,7 @@ def test_an_interrupted_cross_validation_goes_on_and_other_images_are_refused(
         str(out),
     ]
     assert finetune.main([*words, "--resume_from_checkpoint"]) == {}
-    assert seen == [(3, {"more_follow": True})]
+    assert seen == [(3, True)]
     other = colors(tmp_path / "other", {"red": 9, "green": 7, "blue": 5}, start=3)
     for line, message in (
         (words, "is not empty"),
