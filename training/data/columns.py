@@ -1,6 +1,6 @@
-"""Columns of tables: which holds the images, the labels or the splits, and labels as numbers from 0.
+"""Columns of tables: find those of images, labels and splits, and number the classes from 0.
 
-For tables.py, shards.py and streaming.py.
+For tables.py, path_tables.py and the modules of shards/.
 
 Tests: tests/training/data/test_dataset.py.
 """
@@ -20,12 +20,12 @@ from .sources import SPLIT_NAMES, relabel
 IMAGE_COLUMNS = ("image", "img", "images", "picture", "photo", "jpg", "jpeg", "png", "webp")
 LABEL_COLUMNS = ("label", "labels", "fine_label", "coarse_label", "class", "target", "category", "cls")
 SPLIT_COLUMNS = ("split", "subset", "partition")
-MANY_ROWS, ALMOST_UNIQUE = 20, 0.9  # rows, and the fraction of different labels that makes a column one of ids
+MANY_ROWS, ALMOST_UNIQUE = 20, 0.9  # from so many rows on, a column with this fraction of different values is of ids
 GROUPED = re.compile(r"(?P<column>.+)//(?P<group>[1-9]\d*(\.\d+)?)")
 
 
 def find_image_column(name: str, features: Any, requested: str | None) -> str:
-    """The column of images: the one asked for, the only one of type Image, or one with a usual name."""
+    """The column of images: the requested one, the only one of type Image, or one with a usual name."""
     import datasets
 
     available = listed(list(features))
@@ -52,7 +52,7 @@ def is_text(feature: Any) -> bool:
 
 
 def find_label_column(name: str, features: Any, requested: str | None, image_column: str) -> str:
-    """The column of labels: the one asked for, or the only one of type ClassLabel or with a usual name."""
+    """The column of labels: the requested one, or the only one of type ClassLabel or with a usual name."""
     import datasets
 
     if requested is not None:
@@ -77,8 +77,8 @@ def find_label_column(name: str, features: Any, requested: str | None, image_col
     return columns[0]
 
 
-def each_wanted(requested: str | list[str] | None) -> list[str | None]:
-    """The columns of labels that were asked for, each once; [None] where they are to be found out."""
+def requested_labels(requested: str | list[str] | None) -> list[str | None]:
+    """The requested columns of labels, each once; [None] if none is requested."""
     names = list(requested) if isinstance(requested, list | tuple) else [requested]
     if len(set(names)) < len(names):
         raise HFViTError(f"--label_column {' '.join(map(str, names))}: give each column once")
@@ -86,7 +86,7 @@ def each_wanted(requested: str | list[str] | None) -> list[str | None]:
 
 
 def grouped(requested: str | None, columns: Container[str]) -> tuple[str | None, float | None]:
-    """The column and the divisor of `COLUMN//NUMBER`, which makes one class of neighboring numbers."""
+    """Column and divisor of `COLUMN//NUMBER`, which joins neighboring numbers into classes; else (column, None)."""
     match = None if requested is None or requested in columns else GROUPED.fullmatch(requested)
     return (requested, None) if match is None else (match["column"], float(match["group"]))
 
@@ -99,10 +99,10 @@ def class_label_rows(name: str, column: str, values: list) -> np.ndarray:
 
 
 def label_rows(name: str, column: str, values: list, names: list[str] | None) -> tuple[np.ndarray, list[str]]:
-    """Labels of a plain column: strings, whole numbers or booleans; empty cells are an error.
+    """Labels (n,) of a column of strings, whole numbers or booleans, and the class names.
 
     Raises:
-        HFViTError: rows without label, several types, what is no class.
+        HFViTError: rows without a label, several types, values that are not classes.
     """
     values = [None if isinstance(value, float) and value != value else value for value in values]  # pandas' empty cell
     types = {type(value) for value in values if value is not None}
@@ -127,7 +127,7 @@ def label_rows(name: str, column: str, values: list, names: list[str] | None) ->
 
 
 def string_rows(name: str, column: str, values: list, names: list[str] | None) -> tuple[np.ndarray, list[str]]:
-    """Labels of a column of strings; without names given, the classes are the strings in sorted order."""
+    """Labels of a column of strings, and the class names: `names`, or the strings in sorted order."""
     missing = sum(value is None or not value.strip() for value in values)
     if missing:
         raise HFViTError(
@@ -146,16 +146,17 @@ def string_rows(name: str, column: str, values: list, names: list[str] | None) -
 def integer_rows(
     name: str, column: str, values: list, names: list[str] | None, count: int | None = None
 ) -> tuple[np.ndarray, list[str]]:
-    """Labels of whole numbers: each number that occurs is a class, called by it.
+    """Labels of a column of whole numbers: each number that occurs is a class of that name.
 
     Args:
-        names: classes that they count in: the one of that number where all are numbers, else by position.
-        count: of the rows that have these values, where each value is given once.
+        names: the classes; if all are numbers, a label is the class of that name, else it is an index.
+        count: number of rows, if `values` has each value only once.
     """
-    strange = {type(value).__name__ for value in values} - {"int", "NoneType"}
-    if strange:
+    other_types = {type(value).__name__ for value in values} - {"int", "NoneType"}
+    if other_types:
         raise HFViTError(
-            f"column '{column}' of '{name}' holds {listed(sorted(strange))}, but labels are strings or whole numbers"
+            f"column '{column}' of '{name}' holds {listed(sorted(other_types))}, but labels are strings or whole "
+            "numbers"
         )
     labels = np.array([-1 if value is None else value for value in values], dtype=np.int64)
     refuse_unlabelled(name, column, labels)
@@ -176,7 +177,7 @@ def integer_rows(
 
 
 def refuse_ids(name: str, column: str, distinct: int, count: int, names: list[str] | None) -> None:
-    """Raise where nearly every row has a label of its own: a column of ids, names or sentences."""
+    """Raise if nearly every row has a label of its own: a column of ids, names or sentences."""
     if names is None and count >= MANY_ROWS and distinct > ALMOST_UNIQUE * count:
         raise HFViTError(
             f"column '{column}' of '{name}' has {distinct:,} different values in {count:,} rows: an id, not classes; "
@@ -185,7 +186,7 @@ def refuse_ids(name: str, column: str, distinct: int, count: int, names: list[st
 
 
 def refuse_unlabelled(name: str, column: str, labels: np.ndarray) -> None:
-    """Raise where rows carry -1, the usual mark of an unlabelled row."""
+    """Raise if rows have -1, the usual label of unlabelled rows."""
     unlabelled = int((labels < 0).sum())
     if unlabelled:
         raise HFViTError(
@@ -194,13 +195,16 @@ def refuse_unlabelled(name: str, column: str, labels: np.ndarray) -> None:
         )
 
 
-def places_of_splits(
+def rows_of_splits(
     name: str, column: str, values: list[Any], any_words: bool, notes: list[str]
 ) -> dict[str, list[int]]:
-    """Rows of each split, by the column's words; none where they are others than the usual and these are not allowed.
+    """Rows of each split, by the words in a column; empty if these are not the usual names of splits.
+
+    Args:
+        any_words: allow other names too. notes: lines about the splits, and rows without one, are added.
 
     Raises:
-        HFViTError: no row with a split, where any words are allowed.
+        HFViTError: no row has a split.
     """
     texts = ["" if value is None or value != value else str(value).strip() for value in values]
     words = [SPLIT_NAMES.get(text.lower()) for text in texts]

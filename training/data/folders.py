@@ -1,10 +1,10 @@
-"""Folders of images: which folders are splits and which are classes, and where each image lies.
+"""Folders of images: which folders are splits, which are classes, and the files in them.
 
 One walk of the whole tree (hf_vit/image_files.py) finds images, tables and archives together. The index of a large
-tree is kept in the cache and is good as long as no folder has changed. Names are kept as bytes in one NumPy buffer: a
-list of a million strings would be copied into every worker, page by page, as it is read. That of a large split is
-mapped from a file, so that the processes of a machine share its memory. Not torchvision's
-`ImageFolder`: its list of tuples is such a list, and it knows neither splits nor tables.
+tree is cached, and valid as long as no folder has changed. Names are bytes in one NumPy buffer: a list of a million
+strings would be copied into every worker, page by page, as it is read. The buffer of a large split is mapped from a
+file, so that the processes of a machine share its memory. Not torchvision's `ImageFolder`: it holds a list of tuples,
+and knows neither splits nor tables.
 """
 
 import contextlib
@@ -33,10 +33,10 @@ from .downloads import Downloads
 from .sources import SPLIT_IN_FILE_NAME, SPLIT_NAMES, Reader, digest, relabel
 
 
-LARGE = 100_000  # images beyond which the index is kept in the cache, and the fingerprint asks for no sizes
+LARGE = 100_000  # images; of more, the index is cached and the fingerprint has no file sizes
 SETTLED = 2_000_000_000  # ns: a folder that was changed shortly before the walk may change again in the same tick
-READ_WHOLE = 32 << 20  # bytes of images in folders that are all looked at for the fingerprint
-SAMPLED = 64  # files that are, where there are more
+READ_WHOLE = 32 << 20  # bytes of images up to which the fingerprint has the contents of all
+SAMPLED = 64  # files whose contents it has otherwise
 METADATA_NAMES = (b"metadata.csv", b"metadata.jsonl", b"metadata.parquet")
 CACHE_VERSION = 1
 
@@ -46,9 +46,9 @@ class FileSource:
     """Image files below a root; the names are bytes, without a Python object for each.
 
     Attributes:
-        folders: relative to the root. folder_of: int32 (n,), that of each image.
-        names: uint8, the files' names, each with a NUL byte behind it. ends: int64 (n,), where these are.
-        missing: files that are not there, where that is known. downloads: of names that are addresses.
+        folders: relative to the root. folder_of: int32 (n,), index of each image's folder.
+        names: uint8, all file names, each followed by a NUL byte. ends: int64 (n,), positions of these bytes.
+        missing: files that are known not to exist. downloads: of names that are addresses.
     """
 
     root: bytes
@@ -84,11 +84,11 @@ class FileSource:
 
 @dataclass
 class Layout:
-    """What a tree of folders means.
+    """The splits and classes of a tree of folders.
 
     Attributes:
-        splits: for each split its classes, and for each class the folders that hold its images.
-        notes: what was assumed and left out, for people.
+        splits: the classes of each split, and for each class the folders with its images.
+        notes: lines for the user: assumptions, and what was left out.
     """
 
     splits: dict[str, dict[str, list[bytes]]]
@@ -105,11 +105,11 @@ class Layout:
 class Tree:
     """A walk as a tree: children of each folder, and the number of images in and below it."""
 
-    def __init__(self, found: Walk):
-        self.folders = {folder.path: folder for folder in found.folders}
+    def __init__(self, walk: Walk):
+        self.folders = {folder.path: folder for folder in walk.folders}
         self.children: dict[bytes, list[bytes]] = defaultdict(list)
         self.total: Counter = Counter()
-        for folder in found.folders:
+        for folder in walk.folders:
             path = folder.path
             if path:
                 self.children[path.rpartition(b"/")[0]].append(path)
@@ -132,7 +132,7 @@ class Tree:
         return paths + [folder for child in self.children[path] for folder in self.below(child)]
 
     def unwrapped(self, path: bytes, known: Sequence[str] = ()) -> bytes:
-        """The folder inside that holds all class folders, where one wraps them (`seg_train/seg_train/CLASS`)."""
+        """The folder with the class folders: `path`, or one that wraps them (`seg_train/seg_train/CLASS`)."""
         while not self.folders[path].count and metadata_of(self.folders[path]) is None:
             filled = self.filled(path)
             if len(filled) != 1 or class_name(filled[0]) in known or not self.filled(filled[0]):
@@ -148,19 +148,19 @@ def base_name(path: bytes) -> str:
 
 
 def class_name(path: bytes) -> str:
-    """What a class is called: its folder, composed letters (NFC) as keyboards write them."""
+    """Name of a class: that of its folder, in Unicode's NFC."""
+    # macOS decomposes letters in file names, keyboards and tables compose them.
     return unicodedata.normalize("NFC", base_name(path))
 
 
 def split_of(path: bytes) -> str | None:
-    """The split that a folder's name means (`train`, `training_set`, `seg_train`, `val2017`), with the words and
-    delimiters of `datasets`; None for other names."""
+    """The split in a folder's name (`train`, `training_set`, `seg_train`, `val2017`), by the rules of `datasets`."""
     words = SPLIT_IN_FILE_NAME.findall(base_name(path))
     return SPLIT_NAMES[words[-1].lower()] if words else None
 
 
 def metadata_of(folder: ScannedFolder) -> bytes | None:
-    """The `metadata.csv`, `.jsonl` or `.parquet` of `datasets`' imagefolder, where a folder has one."""
+    """Name of the `metadata.csv`, `.jsonl` or `.parquet` of `datasets`' imagefolder; None without one."""
     return next((name for name in METADATA_NAMES if name in folder.data), None)
 
 
@@ -194,13 +194,13 @@ def read_layout(name: str, walk: Walk, tree: Tree) -> Layout:
     if not splits:
         words = [path for path in filled if split_of(path) is not None]
         if filled and len(words) == len(filled):
-            found_words = listed([base_name(path) for path in words])
+            split_names = listed([base_name(path) for path in words])
             raise HFViTError(
-                f"'{name}' has folders named after splits ({found_words}) without class folders in them; put the "
+                f"'{name}' has folders named after splits ({split_names}) without class folders in them; put the "
                 "images into train/CLASS/*.jpg, one folder per class, or give their labels in a metadata.csv"
             )
         splits = {"train": [root]}
-    if "train" in splits:  # first: its classes tell a wrapping folder from a class
+    if "train" in splits:  # first, since its classes distinguish a wrapping folder from a class
         splits = {"train": splits["train"], **splits}
     layout = Layout({}, notes)
     for split, paths in splits.items():
@@ -220,12 +220,13 @@ def read_layout(name: str, walk: Walk, tree: Tree) -> Layout:
 
 
 def is_split(tree: Tree, path: bytes) -> bool:
-    """Whether a folder is named after a split and holds folders of classes; a class of trains holds its images."""
+    """Whether a folder is named after a split and holds class folders."""
+    # A class called "train" holds images.
     return split_of(path) is not None and tree.holds_classes(path)
 
 
 def class_order(names: Sequence[str]) -> Any:
-    """How class names are sorted: by number where all are numbers, so that 2 comes before 10."""
+    """Sort key of class names: by number if all are numbers, so that 2 comes before 10."""
     numbers = all(name.isascii() and name.isdecimal() for name in names)
     return (lambda name: (int(name), name)) if numbers else (lambda name: name)
 
@@ -292,23 +293,23 @@ def folder_reader(
 
 
 def check_each_once(name: str, root: Path, folders: Sequence[bytes]) -> None:
-    """Raise HFViTError where two folders of a split are one, by a link: its images would be of two classes."""
+    """Raise HFViTError if two folders of a split are the same, by a link: its images would be of two classes."""
     first: dict[tuple[int, int], bytes] = {}
     for folder in folders:
-        mark = identity(os.path.join(os.fsencode(root), folder))
-        if mark in first:
+        inode = identity(os.path.join(os.fsencode(root), folder))
+        if inode in first:
             raise HFViTError(
-                f"'{printable(first[mark])}' and '{printable(folder)}' of '{name}' are the same folder, by a link: "
+                f"'{printable(first[inode])}' and '{printable(folder)}' of '{name}' are the same folder, by a link: "
                 "its images would count twice; remove the link"
             )
-        first[mark] = folder
+        first[inode] = folder
 
 
 def class_files(tree: Tree, folders: list[bytes], first: int) -> tuple[bytes, np.ndarray, int]:
-    """Names of a class's files joined by NUL bytes, in the order of their paths; the folder of each, and how many.
+    """Names of a class's files joined by NUL bytes, in the order of their paths; index of each one's folder; count.
 
     Args:
-        first: number of the first of these folders.
+        first: index of the first of these folders.
     """
     if len(folders) == 1:
         folder = tree.folders[folders[0]]
@@ -331,18 +332,24 @@ def file_source(
     label_names: list[str],
     sorted_by_class: bool = True,
 ) -> FileSource:
-    """A source of files with its fingerprint; `blobs` are names joined by NUL bytes."""
+    """A source of files and its fingerprint.
+
+    Args:
+        blobs: names joined by NUL bytes.
+    """
     names = np.frombuffer(b"\0".join([*blobs, b""]), dtype=np.uint8)
     ends = np.flatnonzero(names == 0)
     source = FileSource(root, folders, folder_of, names, ends, labels, label_names, "", sorted_by_class)
-    return FileSource(root, folders, folder_of, names, ends, labels, label_names, mark_of(source), sorted_by_class)
+    return FileSource(
+        root, folders, folder_of, names, ends, labels, label_names, fingerprint_of_files(source), sorted_by_class
+    )
 
 
-def mark_of(source: FileSource) -> str:
-    """Changes with names, labels and, as far as they are looked at, contents.
+def fingerprint_of_files(source: FileSource) -> str:
+    """Fingerprint of names, labels and contents.
 
-    All sizes and all contents of a small set; of a large one names, and the contents of some files: asking a million
-    files for their size takes longer than finding them.
+    It has all sizes and contents of a small set; of a large one only the contents of some files, since asking a
+    million files for their size takes longer than finding them.
     """
     count = len(source.labels)
     if count <= LARGE:
@@ -361,7 +368,7 @@ def mark_of(source: FileSource) -> str:
 def size_of(path: bytes) -> int:
     try:
         return os.path.getsize(path)
-    except OSError:  # it is named when it is decoded
+    except OSError:  # reported when it is decoded
         return 0
 
 
@@ -377,15 +384,15 @@ def content_of(path: bytes) -> bytes:
 
 
 def cached_walk(root: Path, cache_dir: str | os.PathLike | None, notes: list[str] | None = None) -> Walk:
-    """`walk`, from the cache where no folder has changed since; one process at a time walks through a large tree.
+    """`walk`, from the cache if no folder has changed; of a large tree by one process at a time.
 
     Args:
-        notes: takes a line where the index in the cache is damaged.
+        notes: a line is added if the cached index is damaged.
     """
     base = os.fsencode(root)
     index = index_folder(cache_dir) / f"folders-{digest(os.path.realpath(base))}.npz"
-    if (found := read_index(index, base, notes)) is not None:
-        return found
+    if (cached := read_index(index, base, notes)) is not None:
+        return cached
     from filelock import FileLock
 
     began = time.time_ns()
@@ -397,24 +404,24 @@ def cached_walk(root: Path, cache_dir: str | os.PathLike | None, notes: list[str
             try:
                 index.parent.mkdir(parents=True, exist_ok=True)
                 until_written.enter_context(FileLock(f"{index}.lock"))
-            except (OSError, NotImplementedError):  # a cache that cannot be written, or locked: every one for itself
+            except (OSError, NotImplementedError):  # a cache that cannot be written, or locked: each process walks
                 return None
             written = read_index(index, base)
             to_be_written = written is None
             return written
 
-        found = walk(base, LARGE, written_meanwhile)
+        result = walk(base, LARGE, written_meanwhile)
         if to_be_written:
             with contextlib.suppress(OSError, HFViTError):  # a full disk, say
-                write_index(index, found, began)
-    return found
+                write_index(index, result, began)
+    return result
 
 
 def mapped(arrays: Sequence[np.ndarray], path: Path) -> Sequence[np.ndarray]:
-    """The same arrays, mapped from a file whose memory all processes of a machine share: the first one writes it.
+    """The arrays, mapped from a file whose memory all processes of a machine share; the first process writes it.
 
     Args:
-        arrays: contiguous; those of larger items first, which aligns them. They are the result where the file cannot
+        arrays: contiguous, with those of larger items first, which aligns all. Returned as they are if the file cannot
             be written.
     """
     from filelock import FileLock
@@ -424,12 +431,14 @@ def mapped(arrays: Sequence[np.ndarray], path: Path) -> Sequence[np.ndarray]:
     def read() -> list[np.ndarray] | None:
         if not path.exists() or path.stat().st_size != sum(sizes):
             return None
-        places = itertools.accumulate(sizes[:-1], initial=0)
+        offsets = itertools.accumulate(sizes[:-1], initial=0)
         parts = [
-            np.asarray(np.memmap(path, array.dtype, "r", offset=place, shape=array.shape))
-            for array, place in zip(arrays, places)
+            np.asarray(np.memmap(path, array.dtype, "r", offset=offset, shape=array.shape))
+            for array, offset in zip(arrays, offsets)
         ]
-        return parts if all(map(np.array_equal, parts, arrays)) else None  # of a set that has changed, or damaged
+        return (
+            parts if all(map(np.array_equal, parts, arrays)) else None
+        )  # the set has changed, or the file is damaged
 
     try:
         if (parts := read()) is None:
@@ -452,7 +461,11 @@ def index_folder(cache_dir: str | os.PathLike | None) -> Path:
 
 
 def write_index(path: Path, walk: Walk, began: int) -> None:
-    """Write a walk for `read_index`; `began`: when it did, in ns."""
+    """Write a walk for `read_index`.
+
+    Args:
+        began: time at which the walk began, ns.
+    """
     about = {
         "version": CACHE_VERSION,
         "root": os.fsdecode(os.path.realpath(walk.root)),
@@ -474,7 +487,7 @@ def write_index(path: Path, walk: Walk, began: int) -> None:
 
 
 def read_index(path: Path, base: bytes, notes: list[str] | None = None) -> Walk | None:
-    """A walk that was kept; None where there is none, it is damaged, which is noted, or a folder has changed."""
+    """A cached walk; None if there is none, it is damaged (which is noted), or a folder has changed."""
     try:
         with np.load(path, allow_pickle=False) as saved:
             about = json.loads(saved["about"].tobytes())
@@ -496,9 +509,9 @@ def read_index(path: Path, base: bytes, notes: list[str] | None = None) -> Walk 
             for i, (folder, data) in enumerate(zip(paths, about["data"], strict=True))
         ]
         return Walk(base, folders, LeftOut(Counter(about["counts"]), about["examples"]))
-    except FileNotFoundError:  # of the index, or of a folder that is gone
+    except FileNotFoundError:  # no index, or a folder that no longer exists
         return None
-    except Exception as error:  # half a file, another program's file, that of another data set
+    except Exception as error:  # half a file, or one of another program or data set
         if notes is not None:
             notes.append(f"the index '{path}' is damaged ({one_line(error)}): the folder is walked through again")
         return None

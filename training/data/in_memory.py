@@ -1,4 +1,4 @@
-"""Data that Python holds: a list of (image, label), a pandas or polars DataFrame, a Dataset or DatasetDict.
+"""Python objects as data: a list of (image, label), a pandas or polars DataFrame, a Dataset or DatasetDict.
 
 Tests: tests/training/test_python_api.py.
 """
@@ -23,7 +23,7 @@ from .tables import dataset_reader
 
 
 def object_reader(data: Any, columns: Columns, cache_dir: str | os.PathLike | None = None) -> Reader:
-    """Reader of an object; its rows are "train" unless a DatasetDict or a column of splits says otherwise.
+    """Reader of an object; all rows are "train", unless it is a DatasetDict or has a column of splits.
 
     Raises:
         HFViTError: an object of another kind, unclear columns.
@@ -57,8 +57,8 @@ def columns_of(data: Any) -> dict[str, list[Any]]:
         data = data.collect()
     if hasattr(data, "columns") and hasattr(data, "__getitem__"):
         names = [str(column) for column in data.columns]
-        if twice := listed(sorted({name for name in names if names.count(name) > 1})):
-            raise HFViTError(f"the {type(data).__name__} has columns of the same name: {twice}")
+        if repeated := listed(sorted({name for name in names if names.count(name) > 1})):
+            raise HFViTError(f"the {type(data).__name__} has columns of the same name: {repeated}")
         return {name: cells_of(data[column]) for name, column in zip(names, data.columns)}
     if isinstance(data, Sequence) and not isinstance(data, str | bytes):
         if not data:
@@ -74,7 +74,7 @@ def columns_of(data: Any) -> dict[str, list[Any]]:
 
 
 def cells_of(column: Any) -> list[Any]:
-    """The values of a column; None where pandas has NaN, NaT or NA."""
+    """The values of a column, with None for pandas' NaN, NaT or NA."""
     if hasattr(column, "notna"):
         column = column.astype(object).where(column.notna(), None)
     return column.to_list()
@@ -87,7 +87,7 @@ def rows_source(
     notes: list[str],
     cache_dir: str | os.PathLike | None = None,
 ) -> Source:
-    """Paths alone as files, anything else as it is."""
+    """The source of these rows: files if all images are paths, otherwise the values themselves."""
     image = path_column(name, rows, columns.image)
     root = Path(columns.image_root or ".").expanduser()
     if all(isinstance(value, str | os.PathLike) for value in rows[image]):
@@ -102,7 +102,7 @@ def rows_source(
 
 
 class BytesSource:
-    """Images that Python holds: encoded bytes, PIL images, arrays or paths, from a list or a DataFrame."""
+    """Images in memory: encoded bytes, PIL images, arrays or paths, from a list or a DataFrame."""
 
     def __init__(
         self,
@@ -148,7 +148,7 @@ class BytesSource:
 
 
 def content(value: Any) -> bytes:
-    """Bytes that tell one image from another, for a fingerprint."""
+    """Bytes of an image for a fingerprint."""
     if isinstance(value, dict):
         value = value.get("bytes") or value.get("path")
     if isinstance(value, Image.Image):

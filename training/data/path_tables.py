@@ -18,20 +18,20 @@ from hf_vit.image_files import Walk, join
 from hf_vit.image_io import printable
 from hf_vit.image_tables import MAX_CELL, path_column, read_rows
 
-from .columns import LABEL_COLUMNS, SPLIT_COLUMNS, each_wanted, label_rows, places_of_splits
+from .columns import LABEL_COLUMNS, SPLIT_COLUMNS, label_rows, requested_labels, rows_of_splits
 from .downloads import download_all
-from .folders import LARGE, FileSource, Tree, file_source, metadata_of
+from .folders import LARGE, FileSource, Tree, file_source, metadata_of, split_of
 from .sources import Columns, Reader, classes_in_turn, groups_of
 from .targets import read_targets
 
 
 SHOWN = 200  # characters of a path that a message shows
 NUMBER = re.compile(r"(0|[1-9]\d{0,14})(\.\d+)?", re.ASCII)
-FILE_KEY = "path of the image"  # column of what metadata files list, which no label is called
+FILE_KEY = "path of the image"  # column of the files that metadata files list; no column of labels has this name
 
 
 def label_column(name: str, rows: dict[str, list[Any]], requested: str | None, image: str) -> str:
-    """The column of labels: the one asked for, or the only one of a usual name."""
+    """The column of labels: the requested one, or the only one with a usual name."""
     if requested is not None:
         if requested not in rows:
             raise HFViTError(f"'{name}' has no column '{requested}'; its columns are {listed(list(rows))}")
@@ -47,14 +47,14 @@ def label_column(name: str, rows: dict[str, list[Any]], requested: str | None, i
 
 
 def label_columns(name: str, rows: dict[str, list[Any]], columns: Columns, image: str) -> list[str]:
-    """The columns of labels: those asked for, or the only one of a usual name."""
-    return [label_column(name, rows, requested, image) for requested in each_wanted(columns.label)]
+    """The columns of labels: the requested ones, or the only one with a usual name."""
+    return [label_column(name, rows, requested, image) for requested in requested_labels(columns.label)]
 
 
 def labels_of_columns(
     name: str, rows: dict[str, list[Any]], columns: Columns, image: str
 ) -> tuple[np.ndarray, list[str]]:
-    """Labels of all rows, and the names that they count in."""
+    """Labels of all rows, and the names of classes, labels or numbers."""
     chosen = label_columns(name, rows, columns, image)
     return read_targets(
         name,
@@ -67,7 +67,7 @@ def labels_of_columns(
 def table_reader(
     name: str, files: dict[str, list[Path]], columns: Columns, cache_dir: str | os.PathLike | None = None
 ) -> Reader:
-    """Reader of tables of paths, one or more for each split; a column of splits divides a single one.
+    """Reader of tables of paths, one or more per split; a single table may have a column of splits.
 
     Raises:
         HFViTError: unreadable tables, unclear columns.
@@ -98,11 +98,12 @@ def table_reader(
 def by_column(
     name: str, rows: dict[str, list[Any]], requested: str | None, notes: list[str]
 ) -> dict[str, dict[str, list[Any]]]:
-    """The rows of each split that a column names; none where there is no such column, or it says something else.
+    """The rows of each split, by a column; empty without such a column, or without names of splits in it.
 
     Args:
-        requested: the column, which may then name splits of any name; None: one of a usual name with the usual words.
-        notes: takes which column it was, and rows of no split.
+        requested: the column, which may use any names of splits; None: one with a usual name and usual names of
+        splits.
+        notes: lines about the column, and rows without a split, are added.
 
     Raises:
         HFViTError: no such column, or no row with a split.
@@ -112,7 +113,7 @@ def by_column(
         return {}
     if column not in rows:
         raise HFViTError(f"'{name}' has no column '{column}'; its columns are {listed(list(rows))}")
-    indices_of = places_of_splits(name, column, rows[column], requested is not None, notes)
+    indices_of = rows_of_splits(name, column, rows[column], requested is not None, notes)
     return {
         split: {key: [values[index] for index in indices] for key, values in rows.items()}
         for split, indices in indices_of.items()
@@ -127,7 +128,7 @@ def source_of(
     notes: list[str],
     cache_dir: str | os.PathLike | None = None,
 ) -> FileSource:
-    """The rows of a table as a source; says which files are missing, and downloads those that are addresses."""
+    """The rows of a table as a source. Missing files are noted, and addresses are downloaded."""
     image = path_column(name, rows, columns.image)
     labels, names = np.zeros(len(rows[image]), dtype=np.int64), ["unlabelled"]
     if columns.labelled:
@@ -155,10 +156,10 @@ def source_of(
 
 
 def missing_files(name: str, values: Sequence[str], root: Path, notes: list[str]) -> list[str]:
-    """The paths of a table that are not there; addresses and very long tables are not looked at.
+    """The paths of a table that do not exist; addresses and very long tables are not checked.
 
     Raises:
-        HFViTError: none is there.
+        HFViTError: none of them exists.
     """
     paths = [value for value in values if not is_address(value)]
     if len(paths) > LARGE:
@@ -170,13 +171,13 @@ def missing_files(name: str, values: Sequence[str], root: Path, notes: list[str]
             f"'{root}', the first is '{printable(paths[0])[:SHOWN]}': give the folder with --image_root"
         )
     if missing:
-        said = listed([printable(path) for path in missing])
-        notes.append(f"{len(missing):,} of {len(paths):,} images that '{name}' lists are missing: {said}")
+        names = listed([printable(path) for path in missing])
+        notes.append(f"{len(missing):,} of {len(paths):,} images that '{name}' lists are missing: {names}")
     return missing
 
 
 def from_windows(root: Path, paths: list[str]) -> list[str]:
-    """The paths with `/` in place of `\\`, where the first file that has one is there under that name alone."""
+    """The paths with `/` in place of `\\`, if the first path with a backslash only exists under that name."""
     first = next((path for path in paths if "\\" in path), None)
     if first is None or os.path.exists(os.path.join(root, first)):
         return paths
@@ -186,19 +187,19 @@ def from_windows(root: Path, paths: list[str]) -> list[str]:
 
 
 def repeated_rows(name: str, paths: list[str], labels: np.ndarray) -> list[str]:
-    """A note where rows list an image again, and where they disagree about its class."""
+    """A note about images in more than one row, and rows that disagree about the class."""
     label_of: dict[str, int] = {}
     known = [label_of.setdefault(path, label) for path, label in zip(paths, labels.tolist())]
     repeats = len(paths) - len(label_of)
     if not repeats:
         return []
-    said = f"{repeats:,} rows of '{name}' list an image again: it may be trained and evaluated on"
+    note = f"{repeats:,} rows of '{name}' list an image again: it may be trained and evaluated on"
     others = [printable(path) for path, first, label in zip(paths, known, labels.tolist()) if first != label]
-    return [said + (f"; another class than before: {listed(others)}" if others else "")]
+    return [note + (f"; another class than before: {listed(others)}" if others else "")]
 
 
 def numbers_of(cells: list[Any]) -> list[Any]:
-    """Cells of text as numbers where all are such, so that 2 comes before 10; 007 stays text."""
+    """Cells of text as numbers if all of them are, so that 2 sorts before 10; 007 stays text."""
     filled = [cell for cell in cells if cell not in ("", None)]
     if not all(isinstance(cell, str) and NUMBER.fullmatch(cell) for cell in filled):
         return cells
@@ -214,13 +215,13 @@ def metadata_reader(
     notes: list[str],
     cache_dir: str | os.PathLike | None = None,
 ) -> Reader | None:
-    """Reader of `datasets`' imagefolder with `metadata.csv`: labels by file name; None where it has no label column.
+    """Reader of `datasets`' imagefolder with `metadata.csv`: labels by file name; None without a column of labels.
 
     Args:
-        notes: takes what was assumed and left out.
+        notes: assumptions, and what was left out, are added.
 
     Raises:
-        HFViTError: unclear columns, files that are not there.
+        HFViTError: unclear columns, missing files.
     """
     if columns.image_root is not None:
         raise HFViTError(
@@ -277,8 +278,6 @@ def metadata_reader(
 
 
 def split_of_path(path: str) -> str:
-    """The split that the first folder of a path names exactly; "train" where none does."""
+    """The split that the first folder of a path names; "train" without one."""
     first, slash, _ = path.partition("/")
-    from .folders import split_of
-
     return (split_of(os.fsencode(first)) if slash else None) or "train"

@@ -1,6 +1,6 @@
-"""Which images train and which evaluate: from the data arguments to two data sets, seen through their transforms.
+"""The training and evaluation data of a run, from its data arguments, and their transforms.
 
-For train.py. Data sets are opened by dataset.py (map-style) and streaming.py.
+For train.py. dataset.py opens map-style data sets, streaming.py streams.
 """
 
 import dataclasses
@@ -41,24 +41,23 @@ TRANSFORM_FIELDS = (
     "auto_augment", "color_jitter", "random_erasing",
 )  # fmt: skip
 STREAM_OPTIONS = ("shuffle_buffer_size", "shuffle_run_length", "shuffle_shards", "read_threads")
-LISTED = 5  # duplicates that are named on the screen
+MAX_LISTED = 5  # names in a log line
 
 
 @dataclasses.dataclass(frozen=True)
 class Splits:
-    """What a run reads."""
+    """The data of a run, and what deduplication removed from it."""
 
     train: ImageDataset | ImageStream
     evaluation: ImageDataset
     duplicates: list[Duplicate]
 
 
-def open_splits(data: DataArguments, seed: int, say=print) -> Splits:
-    """Open training and evaluation images; without an evaluation split, a stratified part of train becomes one.
+def open_splits(data: DataArguments, seed: int, log=print) -> Splits:
+    """Open training and evaluation images; without an evaluation split, a stratified part of train is held out.
 
     Args:
-        seed: of the choice of `samples_per_class`.
-        say: called with what the user should know.
+        seed: of the choice of `samples_per_class`. log: called with lines for the user.
 
     Raises:
         HFViTError: for anything that the user can fix.
@@ -66,43 +65,43 @@ def open_splits(data: DataArguments, seed: int, say=print) -> Splits:
     if data.dataset is None:
         raise HFViTError("which images? Give --dataset (a folder, a Hub id, digits, or synthetic:NAME)")
     if data.streaming:
-        return open_streaming(data, say)
+        return open_streaming(data, log)
     for name in STREAM_OPTIONS:
         if getattr(data, name) != FIELDS[name].default:
             raise HFViTError(f"--{name} is of streams: add --streaming true, or leave it out")
     reader, train = open_train(data)
     if similar := similar_names(train.label_names):
-        say(f"note: these classes differ by capitals or blanks alone: {'; '.join(similar)}")
+        log(f"note: these classes differ by capitals or blanks alone: {'; '.join(similar)}")
     if mixed := numbers_and_words(train):
-        say(f"note: classes are numbers and words, such as {mixed}; correct the labels if all are to be numbers")
+        log(f"note: classes are numbers and words, such as {mixed}; correct the labels if all are to be numbers")
     if data.problem_type is None and train.problem_type != SINGLE_LABEL:
-        say(f"the labels are read as {train.problem_type}; give --problem_type to have them read in another way")
+        log(f"the labels are read as {train.problem_type}; give --problem_type to have them read in another way")
     notes = list(reader.notes)
     evaluation = None if data.folds is not None else open_evaluation(data, reader, train, notes)
     if evaluation is not None:
         if shared := in_both(train, evaluation):
-            say(f"{shared:,} of {len(evaluation):,} evaluation images are trained on: their score is no test's")
+            log(f"{shared:,} of {len(evaluation):,} evaluation images are trained on: their score is no test's")
         if shared := groups_in_both(train, evaluation):
-            say(f"{shared:,} groups of '{data.group_column}' are in training and in evaluation: give splits without")
+            log(f"{shared:,} groups of '{data.group_column}' are in training and in evaluation: give splits without")
     elif data.folds is not None:
         train, evaluation = take_fold(train, data.folds, data.fold or 1)
-        say(f"fold {data.fold or 1} of {data.folds}: {len(evaluation):,} training images (stratified) are held out")
+        log(f"fold {data.fold or 1} of {data.folds}: {len(evaluation):,} training images (stratified) are held out")
     else:
         fraction = data.dev_fraction or DEV_FRACTION
         train, evaluation = carve_dev_split(train, fraction)
-        say(f"no evaluation split: {len(evaluation):,} training images ({fraction:.0%}, stratified) are kept for it")
+        log(f"no evaluation split: {len(evaluation):,} training images ({fraction:.0%}, stratified) are kept for it")
     if train.source is evaluation.source:
         for note in unmeasured(train, evaluation):
-            say(note)
-    for note in dict.fromkeys(notes):  # a table that is opened for both splits has its own twice
-        say(note)
+            log(note)
+    for note in dict.fromkeys(notes):  # each once: a table that is opened for both splits repeats its notes
+        log(note)
     duplicates: list[Duplicate] = []
     if data.deduplicate_split is not None and data.deduplicate_against in (None, "eval"):
         raise HFViTError("--deduplicate_split is a split of --deduplicate_against DATASET: give one, or leave it out")
     if data.deduplicate_against is not None:
         other = evaluation if data.deduplicate_against == "eval" else held_out(data)
         train, duplicates = deduplicate(train, other, cache_dir=own_cache(data.cache_dir))
-        say(duplicates_found(duplicates, other))
+        log(duplicates_found(duplicates, other))
     if data.train_fraction < 1:
         train = take_fraction(train, data.train_fraction)
     if data.samples_per_class is not None:
@@ -129,10 +128,10 @@ def requested_columns(data: DataArguments) -> Columns:
 
 
 def open_evaluation(data: DataArguments, reader: Reader, train: ImageDataset, notes: list[str]) -> ImageDataset | None:
-    """The evaluation images that the data have or the user names; None where they are to be carved from train.
+    """The evaluation split that the user names or the data have; None if it is to be carved from train.
 
     Args:
-        train: whose labels they count in. notes: takes what was assumed and left out.
+        train: whose label names it shares. notes: assumptions, and what was left out, are added.
     """
     columns = requested_columns(data).counting_in(train.label_names, train.problem_type)
     if data.eval_file is not None:
@@ -150,13 +149,13 @@ def open_evaluation(data: DataArguments, reader: Reader, train: ImageDataset, no
 
 
 def open_test_split(data: DataArguments) -> ImageDataset | None:
-    """The evaluation images that no fold of a cross-validation trains on, where there are such."""
+    """The evaluation split that no fold of a cross-validation trains on; None if there is none."""
     reader, train = open_train(data)
     return open_evaluation(data, reader, train, [])
 
 
 def unmeasured(train: ImageDataset, evaluation: ImageDataset) -> list[str]:
-    """What to say of classes that the images held out from train do not have, those of a single image first."""
+    """Notes about classes without images among those held out from train; those of a single image first."""
     if not holds_classes(train):
         return []
     notes = []
@@ -172,15 +171,15 @@ def unmeasured(train: ImageDataset, evaluation: ImageDataset) -> list[str]:
 
 
 def similar_names(label_names: list[str]) -> list[str]:
-    """Names of classes that are one word to people, as they stand: `'cat', 'Cat '`; the first of them."""
+    """Class names that differ only in case or spaces, as in `'cat', 'Cat '`; the first MAX_LISTED groups."""
     by_word: dict[str, list[str]] = {}
     for name in label_names:
         by_word.setdefault(" ".join(name.split()).casefold(), []).append(repr(name))
-    return [", ".join(names) for names in by_word.values() if len(names) > 1][:LISTED]
+    return [", ".join(names) for names in by_word.values() if len(names) > 1][:MAX_LISTED]
 
 
 def numbers_and_words(train: ImageDataset | ImageStream) -> str:
-    """The first class that is a number and the first that is none, where there are both."""
+    """The first class that is a number and the first that is not, if there are both; else empty."""
     words = [name for name in train.label_names if as_float(name) is None]
     first = next((name for name in train.label_names if as_float(name) is not None), None)
     holds = isinstance(train, ImageDataset) and holds_classes(train) and words and first is not None
@@ -188,13 +187,13 @@ def numbers_and_words(train: ImageDataset | ImageStream) -> str:
 
 
 def in_both(train: ImageDataset, evaluation: ImageDataset) -> int:
-    """Images of slices of one split that overlap; sums of splits are not looked into."""
+    """Number of images in both of two slices of one split; sums of splits are not compared."""
     same = train.source.fingerprint == evaluation.source.fingerprint
     return len(np.intersect1d(train.rows, evaluation.rows)) if same else 0
 
 
 def groups_in_both(train: ImageDataset, evaluation: ImageDataset) -> int:
-    """Groups that have images on both sides."""
+    """Number of groups with images in both splits."""
     if train.groups is None or evaluation.groups is None:
         return 0
     named = [groups[np.char.startswith(groups, "=")] for groups in (train.groups, evaluation.groups)]
@@ -202,7 +201,7 @@ def groups_in_both(train: ImageDataset, evaluation: ImageDataset) -> int:
 
 
 def eval_table(data: DataArguments, columns: Columns, notes: list[str]) -> ImageDataset:
-    """The evaluation images of `--eval_file`: its only split, or the first of the usual names."""
+    """The evaluation images of `--eval_file`: its first split with a usual name, or else its first."""
     reader = open_reader(data.eval_file, None, dataclasses.replace(columns, split=None), data.cache_dir)
     split = next((name for name in EVAL_SPLITS if name in reader.splits), reader.splits[0])
     evaluation = open_split(reader, split, columns.label_names, data.on_decode_error)
@@ -211,14 +210,14 @@ def eval_table(data: DataArguments, columns: Columns, notes: list[str]) -> Image
 
 
 def first_untouched(splits: Collection[str], train_split: str) -> str | None:
-    """The first of the usual names among `splits` of which `train_split`, which may be a sum of slices, takes none."""
+    """The first evaluation split by name of which `train_split`, which may be a sum of slices, takes nothing."""
     words = [part.split("[")[0].strip() for part in train_split.split("+")]
     used = {word if word in splits else SPLIT_NAMES.get(word.lower(), word) for word in words}
     return next((name for name in EVAL_SPLITS if name in splits and name not in used), None)
 
 
 def held_out(data: DataArguments) -> ImageDataset:
-    """The images of another data set that must not be trained on: of its test split, unless another is named."""
+    """The images of another data set that must not be trained on: its test split, or `--deduplicate_split`."""
     name = data.deduplicate_against
     split = data.deduplicate_split
     if split is None:
@@ -229,8 +228,8 @@ def held_out(data: DataArguments) -> ImageDataset:
     return open_dataset(name, split=split, cache_dir=data.cache_dir, labelled=False)
 
 
-def open_streaming(data: DataArguments, say=print) -> Splits:
-    """Train from a stream; the evaluation split is read from a local copy, so that each image counts once."""
+def open_streaming(data: DataArguments, log=print) -> Splits:
+    """Train from a stream; the evaluation split is a local copy, so that each image counts once."""
     common: dict[str, Any] = {
         "config_name": data.dataset_config_name,
         "image_column": data.image_column,
@@ -267,36 +266,36 @@ def open_streaming(data: DataArguments, say=print) -> Splits:
         run_length=data.shuffle_run_length,
         read_threads=data.read_threads,
         group_size=data.shuffle_shards,
-        log=say,
+        log=log,
         **common,
     )
     if is_shard_pattern(data.dataset) and is_remote(data.dataset):
-        evaluation = open_copied_shards(data, split, train.label_names, say)
+        evaluation = open_copied_shards(data, split, train.label_names, log)
     else:
-        evaluation = open_dataset(data.dataset, split=split, label_names=train.label_names, log=say, **common)
+        evaluation = open_dataset(data.dataset, split=split, label_names=train.label_names, log=log, **common)
     return Splits(train, evaluation, [])
 
 
-def open_copied_shards(data: DataArguments, split: str, label_names: list[str], say) -> ImageDataset:
-    """The evaluation split of shards that lie elsewhere, copied to the cache: it is read again and again."""
+def open_copied_shards(data: DataArguments, split: str, label_names: list[str], log) -> ImageDataset:
+    """The evaluation split of remote shards, copied to the cache, since it is read many times."""
     splits = stream_files(data.dataset, None, data.cache_dir)
     if split not in splits:
         raise HFViTError(f"'{data.dataset}' has no split '{split}'; available: {', '.join(splits)}")
-    copies = copy_shards(splits[split], index_folder(data.cache_dir), f"the evaluation split '{split}': ", say)
+    copies = copy_shards(splits[split], index_folder(data.cache_dir), f"the evaluation split '{split}': ", log)
     columns = Columns(data.image_column, data.label_column, label_names)
     reader = shards_reader(data.dataset, copies, columns, data.cache_dir)
     evaluation = open_split(reader, reader.splits[0], label_names, data.on_decode_error)
     for note in reader.notes:
-        say(note)
-    return dataclasses.replace(evaluation, split=split)  # whatever the copies' folder is called
+        log(note)
+    return dataclasses.replace(evaluation, split=split)  # the copies have one of their own, from their folder
 
 
 def duplicates_found(duplicates: list[Duplicate], other: ImageDataset) -> str:
-    """How many training images were left out, and the first of them."""
-    names = [f"{match.name} = {match.other_name}" for match in duplicates[:LISTED]]
-    more = ", ..." if len(duplicates) > LISTED else ""
-    listed = f" ({'; '.join(names)}{more})" if names else ""
-    return f"{len(duplicates):,} training images are also in {other.name} ({other.split}) and are left out{listed}"
+    """A line about the training images that were left out, with the first of them."""
+    names = [f"{match.name} = {match.other_name}" for match in duplicates[:MAX_LISTED]]
+    more = ", ..." if len(duplicates) > MAX_LISTED else ""
+    examples = f" ({'; '.join(names)}{more})" if names else ""
+    return f"{len(duplicates):,} training images are also in {other.name} ({other.split}) and are left out{examples}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -308,16 +307,18 @@ class ModelInput:
 
     @classmethod
     def of(cls, config, processing: ImageProcessing | None) -> "ModelInput":
-        """Of a model's configuration and how its images are prepared."""
+        """From a model's configuration and its image processing."""
         return cls(input_size(config, processing), num_channels(config))
 
 
 def image_processing_for(data: DataArguments, model: Any, base: ImageProcessing | None) -> ImageProcessing:
-    """How images are prepared for evaluation and use: as the base model's processor does, at the model's size.
+    """The image processing for evaluation and use: that of the base model, at the size of this one.
+
+    `--crop_pct` and `--resample` override it.
 
     Args:
-        model: `ModelInput`, or the configuration of one of hf_vit's models. base: of the pre-trained model; None:
-            squash, mean and std 0.5, as Google's. --crop_pct and --resample say otherwise.
+        model: `ModelInput`, or the configuration of one of hf_vit's models.
+        base: of the pre-trained model; None: squash, mean and std 0.5, as in Google's models.
     """
     processing = (base or GOOGLE).at_size(model.image_size_hw)
     if processing.output_size != model.image_size_hw or data.crop_pct is not None:
@@ -329,10 +330,10 @@ def image_processing_for(data: DataArguments, model: Any, base: ImageProcessing 
 def transforms(
     data: DataArguments, model: Any, processing: ImageProcessing | None = None
 ) -> tuple[TrainTransform, EvalTransform]:
-    """The random view for training, and the one for evaluation that the image processor repeats.
+    """The random transform for training, and the evaluation transform, which equals that of the image processor.
 
     Args:
-        model: as above. processing: how images are prepared; None: as `data` says.
+        model: as in `image_processing_for`. processing: None: that of `image_processing_for`.
     """
     processing = processing or image_processing_for(data, model, None)
     size, common = model.image_size_hw, {"num_channels": model.num_channels, "resample": processing.resample}

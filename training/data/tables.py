@@ -1,6 +1,6 @@
-"""Tables of images and labels: parquet files, and data sets on the Hub through `datasets`.
+"""Tables of images and labels read by `datasets`: parquet files, data sets on the Hub, and Dataset objects.
 
-The images stay encoded until they are asked for.
+Images stay encoded until they are opened.
 
 Tests: tests/training/data/test_dataset.py.
 """
@@ -25,13 +25,13 @@ from hf_vit.image_io import UnreadableImage, format_of, one_line, open_encoded
 from .columns import (
     SPLIT_COLUMNS,
     class_label_rows,
-    each_wanted,
     find_image_column,
     find_label_column,
     grouped,
     integer_rows,
     label_rows,
-    places_of_splits,
+    requested_labels,
+    rows_of_splits,
 )
 from .downloads import Downloads, download_all
 from .path_tables import missing_files
@@ -45,7 +45,7 @@ BASE64_HEAD = 88  # characters of base64 that hold as many bytes as tell a forma
 
 @dataclass(frozen=True)
 class TableSource:
-    """Rows of a `datasets.Dataset`, memory-mapped; the images stay encoded until they are asked for."""
+    """Rows of a memory-mapped `datasets.Dataset`; images stay encoded until they are opened."""
 
     table: Any
     image_column: str
@@ -54,10 +54,10 @@ class TableSource:
     prefix: str
     fingerprint: str
     sorted_by_class: bool = False
-    root: str = ""  # folder that paths count from
-    missing: tuple[str, ...] = ()  # files and addresses that are known not to be there
+    root: str = ""  # folder that paths are relative to
+    missing: tuple[str, ...] = ()  # files that do not exist, and addresses that could not be downloaded
     downloads: Downloads | None = None  # of paths that are addresses
-    groups: np.ndarray | None = None  # what each row belongs to
+    groups: np.ndarray | None = None  # of the rows, text (n,)
 
     def record(self, row: int) -> dict[str, Any]:
         """The encoded image: {"bytes": ..., "path": ...}, either may be None."""
@@ -90,7 +90,7 @@ def text_record(text: str) -> dict[str, Any]:
 
 
 def is_base64_image(text: str) -> bool:
-    """Whether a text begins as an image does whose bytes were written in base64; no path is so long without a dot."""
+    """Whether a text begins like an image in base64: paths of that length have a dot."""
     try:
         return len(text) >= BASE64_HEAD and format_of(base64.b64decode(text[:BASE64_HEAD], validate=True)) is not None
     except ValueError:
@@ -100,14 +100,14 @@ def is_base64_image(text: str) -> bool:
 def parquet_reader(
     name: str, root: Path, files: list[Path], columns: Columns, cache_dir: str | os.PathLike | None
 ) -> Reader:
-    """Reader of parquet files; the split is read from the file or folder name and is "train" where it names none."""
+    """Reader of parquet files; a split name in a file's or folder's name is its split, without one it is "train"."""
     import datasets
 
     splits = by_split([str(file.relative_to(root)) for file in files])
 
     def read(split: str) -> Any:
-        # `datasets` keys its cache by folder names and patterns: two folders of one name share their rows there.
-        # A cache folder of our own per path, size and time of change cannot be stale.
+        # `datasets` keys its cache by folder names and patterns, so that two folders of one name would share their
+        # rows. A cache folder of our own for each path, size and modification time cannot be stale.
         paths = [root / file for file in splits[split]]
         stats = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
         try:
@@ -117,7 +117,7 @@ def parquet_reader(
             )  # fmt: skip
         except Exception as error:  # datasets wraps whatever pyarrow raises
             cause = error.__cause__ or error
-            if "BatchSize must be greater than 0" in str(cause):  # how it says that no file has a row
+            if "BatchSize must be greater than 0" in str(cause):  # pyarrow's error for files without rows
                 raise HFViTError(f"split '{split}' of '{name}' is empty") from error
             raise HFViTError(f"cannot read split '{split}' of '{name}' ({one_line(cause)})") from error
         return table
@@ -134,13 +134,13 @@ def reader_of(
     base: Callable[[str], str] = lambda split: "",
     cache_dir: str | os.PathLike | None = None,
 ) -> Reader:
-    """Reader of tables that `read(split)` gives; a column of splits divides a single one.
+    """Reader of the tables that `read(split)` returns; a single table may have a column of splits.
 
     Args:
-        base: folder that paths in the table of a split count from.
+        base: returns the folder that paths in the table of a split are relative to.
 
     Raises:
-        HFViTError: a column of splits that is not there, or that several tables have.
+        HFViTError: a column of splits that does not exist, or one of several tables.
     """
     notes: list[str] = []
     if columns.split is not None and len(splits) > 1:
@@ -151,7 +151,7 @@ def reader_of(
         column = columns.split or next((usual for usual in SPLIT_COLUMNS if usual in table.features), None)
         if column is not None:
             cells = cells_of_splits(name, table, column)
-            indices = places_of_splits(name, column, cells, columns.split is not None, notes)
+            indices = rows_of_splits(name, column, cells, columns.split is not None, notes)
     if indices:
         names, part, root = list(indices), lambda split: table.select(indices[split]), lambda split: base(splits[0])
     else:
@@ -165,7 +165,7 @@ def reader_of(
 
 
 def cells_of_splits(name: str, table: Any, column: str) -> list[Any]:
-    """The words of a column of splits."""
+    """The values of a column of splits, by name if it is a ClassLabel."""
     if column not in table.features:
         raise HFViTError(f"'{name}' has no column '{column}'; its columns are {listed(list(table.features))}")
     feature, values = table.features[column], table.data.column(column).to_pylist()
@@ -175,12 +175,12 @@ def cells_of_splits(name: str, table: Any, column: str) -> list[Any]:
 
 
 def saved_reader(name: str, path: Path, columns: Columns, cache_dir: str | os.PathLike | None = None) -> Reader:
-    """Reader of a Dataset or DatasetDict that `save_to_disk` wrote."""
+    """Reader of a Dataset or DatasetDict written by `save_to_disk`."""
     import datasets
 
     try:
         saved = datasets.load_from_disk(str(path))
-    except Exception as error:  # a half written or older format: each its own kind
+    except Exception as error:  # of many kinds: a half-written folder, an older format
         raise HFViTError(f"cannot read '{name}' as what `save_to_disk` writes ({one_line(error)})") from error
     tables = dict(saved) if isinstance(saved, datasets.DatasetDict) else {"train": saved}
     return dataset_reader(name, tables, columns, cache_dir)
@@ -195,7 +195,7 @@ def dataset_reader(
 
     def read(split: str) -> Any:
         table = named[split]
-        # Rows that were selected or shuffled: the Arrow table still has all, in order
+        # After select or shuffle, the Arrow table still has all rows in their old order.
         return table if table._indices is None else table.flatten_indices()
 
     return reader_of(name, list(named), read, columns, lambda split: base, cache_dir)
@@ -205,7 +205,7 @@ def hub_reader(name: str, config_name: str | None, columns: Columns, cache_dir: 
     """Reader of a data set on the Hub.
 
     Raises:
-        HFViTError: unreachable, unknown, private, or of several configurations none of which was chosen.
+        HFViTError: unreachable, unknown, private, or of several configurations with none chosen.
     """
     import datasets
 
@@ -221,7 +221,7 @@ def hub_reader(name: str, config_name: str | None, columns: Columns, cache_dir: 
 
 
 def hub_files(name: str, config_name: str | None, cache_dir: str | os.PathLike | None) -> dict[str, list[str]]:
-    """Addresses of the files of each split of a Hub data set; none where they are made by a script."""
+    """Addresses of the files of each split of a Hub data set; empty if a script makes them."""
     import datasets
 
     check_dataset_access(name)
@@ -231,10 +231,10 @@ def hub_files(name: str, config_name: str | None, cache_dir: str | os.PathLike |
 
 
 def check_dataset_access(name: str) -> None:
-    """Ask the Hub for a data set, once and quickly: `datasets` retries for half a minute where there is no network.
+    """Ask the Hub for a data set once, before `datasets`, which retries for half a minute without a network.
 
     Raises:
-        HFViTError: unreachable, unknown, private or gated. Silent when the user works offline from the cache.
+        HFViTError: unreachable, unknown, private or gated; never in offline mode, which reads the cache.
     """
     import huggingface_hub
     from huggingface_hub.errors import GatedRepoError, OfflineModeIsEnabled, RepositoryNotFoundError
@@ -255,13 +255,13 @@ def check_dataset_access(name: str) -> None:
 
 
 def ask(name: str, question: Callable[[], Any]) -> Any:
-    """What `datasets` answers after `check_dataset_access`; its errors as ours."""
+    """Call `datasets` after `check_dataset_access`, and turn its errors into HFViTError."""
     from datasets.data_files import EmptyDatasetError
     from datasets.exceptions import DataFilesNotFoundError, DatasetNotFoundError
 
     try:
         return question()
-    except DatasetNotFoundError as error:  # everybody may look at a gated one
+    except DatasetNotFoundError as error:  # a gated one, which `check_dataset_access` finds without its files
         raise HFViTError(
             f"'{name}' cannot be read ({one_line(error)}); accept its terms on its page and run `hf auth login`"
         ) from error
@@ -269,7 +269,7 @@ def ask(name: str, question: Callable[[], Any]) -> Any:
         raise HFViTError(f"'{name}' is on the Hub, but holds no data ({one_line(error)}); choose another") from error
     except (ConnectionError, FileNotFoundError) as error:
         raise unreachable(name, error) from error
-    except Exception as error:  # a loading script, a damaged download, an unknown configuration: each its own kind
+    except Exception as error:  # of many kinds: a loading script, a damaged download, an unknown configuration
         cause = one_line(error.__cause__ or error)
         hint = "; choose one with --dataset_config_name" if re.match("Config name|BuilderConfig", cause) else ""
         raise HFViTError(f"'{name}' cannot be read ({cause}){hint}") from error
@@ -294,7 +294,7 @@ def table_source(
     notes: list[str],
     cache_dir: str | os.PathLike | None,
 ) -> TableSource:
-    """One split of a table: its columns found, its labels read and checked; addresses are downloaded."""
+    """One split of a table as a source: finds its columns, reads and checks its labels, downloads addresses."""
     import datasets
     from pyarrow import ArrowInvalid, compute
 
@@ -328,11 +328,12 @@ def table_source(
     pieces = [str(source.record(int(row))["bytes"] or source.record(int(row))["path"]).encode() for row in sample]
     stored = table.data.column(image_column)
     sizes = compute.binary_length(stored if is_text else compute.struct_field(stored, "bytes"))
-    mark = digest(*names, labels.tobytes(), compute.fill_null(sizes, -1).to_numpy().tobytes(), *pieces)
+    # All sizes and a sample of the contents: reading all images would take as long as an epoch.
+    fingerprint = digest(*names, labels.tobytes(), compute.fill_null(sizes, -1).to_numpy().tobytes(), *pieces)
     chosen = [columns.group] if columns.group in table.features else []
     cells = {column: table.data.column(column).to_pylist() if column in chosen else [] for column in table.features}
     groups = groups_of(name, columns.group, cells)
-    return replace(source, fingerprint=mark, groups=groups)
+    return replace(source, fingerprint=fingerprint, groups=groups)
 
 
 def read_labels(
@@ -343,10 +344,10 @@ def read_labels(
     image_column: str,
     load_train: Callable[[], TableSource | None],
 ) -> tuple[np.ndarray, list[str]]:
-    """Labels of all rows, and the names that they count in."""
+    """Labels of all rows, and the names of classes, labels or numbers."""
     import datasets
 
-    each = each_wanted(columns.label)
+    each = requested_labels(columns.label)
     requested, group = grouped(each[0] if len(each) == 1 else None, table.features)
     chosen = [
         find_label_column(name, table.features, w, image_column) for w in ([requested] if len(each) == 1 else each)

@@ -1,7 +1,7 @@
-"""Labels that are not one class for each image: several labels (multi-label), or numbers (regression).
+"""Labels other than one class per image: several labels (multi-label), or numbers (regression).
 
-For path_tables.py, tables.py and in_memory.py, whose columns of one class an image are columns.py's. Several labels
-are bool (n, K), numbers are float32 (n, K), one class is int64 (n,): so the array itself says what it is.
+For path_tables.py, tables.py and in_memory.py; columns.py reads one class per image. Several labels are bool (n, K),
+numbers float32 (n, K), classes int64 (n,), so that the array alone tells the problem type.
 
 Tests: tests/training/test_problem_types.py.
 """
@@ -20,7 +20,7 @@ from .columns import refuse_ids
 from .sources import Columns
 
 
-Cells = Mapping[str, Sequence[Any]]  # of the columns of labels, by column
+Cells = Mapping[str, Sequence[Any]]  # values by column
 YES, NO = {"1", "1.0", "true", "yes"}, {"0", "0.0", "false", "no"}
 SEPARATORS = ("|", ";", ",")
 DOUBTFUL_SEPARATORS = ("|", ";")  # class names have commas: "tench, Tinca tinca"
@@ -31,17 +31,17 @@ HALF = 0.5
 def read_targets(
     name: str, cells: Cells, columns: Columns, one_class: Callable[[], tuple[np.ndarray, list[str]]]
 ) -> tuple[np.ndarray, list[str]]:
-    """Labels of all rows, and the names of what they count in, by `columns.problem_type` or as the cells say.
+    """Labels of all rows, by `columns.problem_type` or a guess from the cells.
 
     Args:
-        cells: of each column of labels; ClassLabel numbers as the names they stand for.
-        one_class: reads the only column as one class for each image.
+        cells: of the columns of labels; numbers of a ClassLabel as their names.
+        one_class: reads the only column as one class per image.
 
     Returns:
         int64 (n,), bool (n, K) or float32 (n, K), and the names of the classes, labels or numbers.
 
     Raises:
-        HFViTError: cells that fit no problem type or another one, or that leave doubt.
+        HFViTError: cells that do not fit the problem type, or are ambiguous.
     """
     problem = columns.problem_type or guess(name, cells, columns.separator)
     if columns.separator is not None and problem != MULTI_LABEL:
@@ -56,7 +56,11 @@ def read_targets(
 
 
 def guess(name: str, cells: Cells, separator: str | None) -> str:
-    """The problem type, where the cells leave no doubt."""
+    """The problem type that the cells imply.
+
+    Raises:
+        HFViTError: they are ambiguous.
+    """
     if separator is not None:
         return MULTI_LABEL
     if len(cells) > 1:
@@ -101,7 +105,7 @@ def guess(name: str, cells: Cells, separator: str | None) -> str:
 
 
 def guess_of_columns(name: str, cells: Cells) -> str:
-    """Several columns: one a label (0 or 1), or one a number."""
+    """The problem type of several columns: one per label (0 or 1), or one per number."""
     marks = [[as_mark(value) for value in values] for values in cells.values()]
     if all(None not in column for column in marks):
         per_row = [sum(map(bool, row)) for row in zip(*marks)]
@@ -124,7 +128,7 @@ def guess_of_columns(name: str, cells: Cells) -> str:
 
 
 def several_labels(name: str, cells: Cells, columns: Columns) -> tuple[np.ndarray, list[str]]:
-    """bool (n, K) of one column a label, of lists, or of text with a separator; an empty cell: none of the labels."""
+    """bool (n, K) from one column per label, lists, or text with a separator; an empty cell has no label."""
     ((column, values),) = list(cells.items())[:1]
     filled = [value for value in values if not is_empty(value)]
     if columns.separator is not None and len(cells) > 1:
@@ -144,7 +148,7 @@ def several_labels(name: str, cells: Cells, columns: Columns) -> tuple[np.ndarra
 
 
 def columns_of_marks(name: str, cells: Cells, names: list[str] | None) -> tuple[np.ndarray, list[str]]:
-    """One column a label: 0 or 1, true or false; an empty cell is 0."""
+    """bool (n, K) from one column per label, of 0 and 1 or true and false; an empty cell is 0."""
     columns = list(cells)
     if names is not None and set(names) != set(columns):
         raise HFViTError(
@@ -179,7 +183,7 @@ def split_cells(name: str, column: str, values: Sequence[Any], separator: str | 
 def marks_of_lists(
     name: str, column: str, rows: Sequence[Sequence[Any]], names: list[str] | None
 ) -> tuple[np.ndarray, list[str]]:
-    """bool (n, K) of lists of labels: text, or whole numbers, which are called by themselves."""
+    """bool (n, K) from lists of labels, which are text, or whole numbers that serve as names."""
     items = [item for row in rows for item in row]
     if items and all(is_number(item) for item in items):
         if any(item != int(item) for item in items):
@@ -221,7 +225,7 @@ def marks_of_lists(
 
 
 def numbers(name: str, cells: Cells, names: list[str] | None) -> tuple[np.ndarray, list[str]]:
-    """float32 (n, K) of one column a number, or of one column of lists of K numbers."""
+    """float32 (n, K) from one column per number, or one column of lists of K numbers."""
     ((column, values),) = list(cells.items())[:1]
     if len(cells) == 1 and any(is_list(value) for value in values):
         cells = columns_of_lists(name, column, values)
@@ -233,7 +237,7 @@ def numbers(name: str, cells: Cells, names: list[str] | None) -> tuple[np.ndarra
 
 
 def columns_of_lists(name: str, column: str, values: Sequence[Any]) -> dict[str, list[Any]]:
-    """Lists of K numbers as K columns, called COLUMN 1, COLUMN 2, ..."""
+    """A column of lists of K numbers as K columns, COLUMN 1, COLUMN 2, ..."""
     lengths = {len(value) if is_list(value) else 0 for value in values}
     if len(lengths) > 1 or lengths == {0}:
         raise HFViTError(
@@ -243,7 +247,11 @@ def columns_of_lists(name: str, column: str, values: Sequence[Any]) -> dict[str,
 
 
 def column_of_numbers(name: str, column: str, values: Sequence[Any]) -> np.ndarray:
-    """float32 (n,); a number in every row."""
+    """A column as float32 (n,).
+
+    Raises:
+        HFViTError: a row without a finite number.
+    """
     missing = [row for row, value in enumerate(values) if is_empty(value)]
     if missing:
         raise HFViTError(
@@ -271,10 +279,10 @@ def column_of_numbers(name: str, column: str, values: Sequence[Any]) -> np.ndarr
 
 
 def target_scale(dataset: Any) -> tuple[list[float], list[float]]:
-    """Mean and standard deviation (K,) of the numbers of a training set.
+    """Mean and standard deviation, (K,) each, of the numbers of a training set.
 
     Raises:
-        HFViTError: a number that is the same for all images: there is nothing to learn.
+        HFViTError: a number that is the same for all images.
     """
     values = dataset.labels.astype(np.float64)
     mean, std = values.mean(axis=0), values.std(axis=0)
@@ -295,7 +303,7 @@ def is_list(value: Any) -> bool:
 
 
 def is_empty(value: Any) -> bool:
-    """Whether a cell holds nothing: None, NaN, blank text."""
+    """Whether a cell is empty: None, NaN, blank text."""
     if isinstance(value, str):
         return not value.strip() or value.strip().lower() == "nan"
     return value is None or (isinstance(value, float | np.floating) and math.isnan(value))
@@ -306,10 +314,10 @@ def is_number(value: Any) -> bool:
 
 
 def as_float(value: Any) -> float | None:
-    """A number, or text that writes one; None otherwise."""
+    """The value of a number, or of text that is one; None otherwise."""
     if is_number(value):
         return float(value)
-    if not isinstance(value, str) or "_" in value:  # Python reads 1_000 as a number, tables do not mean that
+    if not isinstance(value, str) or "_" in value:  # Python reads 1_000 as a number; in a table it is a name
         return None
     try:
         return float(value)
@@ -318,7 +326,7 @@ def as_float(value: Any) -> float | None:
 
 
 def as_mark(value: Any) -> bool | None:
-    """Whether a label is there: 0 or 1, true or false, empty for no; None for anything else."""
+    """A cell of 0 or 1, true or false, as a bool, empty as False; None for anything else."""
     if is_list(value):
         return None
     text = "" if is_empty(value) else str(value).strip().lower()
@@ -326,7 +334,7 @@ def as_mark(value: Any) -> bool | None:
 
 
 def first_bad(cells: Cells, reads: Callable[[Any], Any]) -> str:
-    """The first cell that cannot be read, with its place."""
+    """The first cell that `reads` cannot read, with its column and row."""
     for column, values in cells.items():
         for row, value in enumerate(values):
             if not (reads is as_float and is_empty(value)) and reads(value) is None:

@@ -1,8 +1,8 @@
-"""What a stream is read from, a chunk at a time: tar shards, parquet files, or numbers of generated images.
+"""The chunks of a stream: parts of tar shards, parquet files, or sets of generated images.
 
-For streaming.py. The sizes of all chunks are known before any image is read; a record stays encoded, as bytes, until
-a worker opens it. Shards and generated sets are cut into runs of few neighbors, so that a window of a stream holds
-records from many places; where shards are sorted by class, into single records.
+For streaming.py. The sizes of all chunks are known before any image is read; a record stays encoded, as bytes, until a
+worker opens it. Shards and generated sets are cut into short runs of neighbors, so that a window of a stream has
+records from many places; shards sorted by class are cut into single records.
 
 Tests: tests/training/data/shards/test_streaming.py.
 """
@@ -24,14 +24,14 @@ from .webdataset import LabelledShards
 
 
 RUN_LENGTH = 8  # neighboring records of a tar shard, or images of a generated set, that are read at once
-SORTED = 0.1  # how much more often than by chance neighbors may share their class, before they are read one by one
+SORTED = 0.1  # excess over chance of neighbors that share their class, from which shards count as sorted by class
 READERS = 16  # connections for the footers of parquet files
 
 Encoded = tuple[bytes | str, int, str]  # the image's bytes, or why there are none; its label, its name
 
 
 class Chunks(Protocol):
-    """Something that is read a chunk at a time. `sizes`: records per chunk, integers."""
+    """Data that are read chunk by chunk. `sizes`: records of each chunk, int (chunks,)."""
 
     sizes: np.ndarray
     label_names: list[str]
@@ -45,7 +45,7 @@ class Chunks(Protocol):
         return open_encoded(data, name)
 
     def drawn_for(self, height: int, width: int) -> "Chunks":
-        """The same for a transform's result of that size."""
+        """The same chunks for a transform of this image size."""
         return self
 
 
@@ -80,7 +80,7 @@ class TarChunks(Chunks):
 
 @dataclass(frozen=True)
 class ParquetChunks(Chunks):
-    """Row groups of parquet files, of which only the columns of images and labels are read."""
+    """Row groups of parquet files; only the columns of images and labels are read."""
 
     urls: list[str]
     footers: list[Any]  # pyarrow.parquet.FileMetaData
@@ -99,7 +99,7 @@ class ParquetChunks(Chunks):
         """Read the footers, several at a time.
 
         Raises:
-            HFViTError: unreadable files, unclear columns, or classes that nobody named.
+            HFViTError: unreadable files, unclear columns, or classes without names.
         """
         import datasets
 
@@ -121,10 +121,11 @@ class ParquetChunks(Chunks):
         groups = np.concatenate([np.arange(len(groups)) for groups in counts]).astype(np.int64)
         sizes = np.array([rows for groups in counts for rows in groups], dtype=np.int64)
         names = [os.path.basename(url) for url in urls]
-        mark = digest(*names, *(file.serialized_size for file in footers), sizes.tobytes(), *label_names)
+        fingerprint = digest(*names, *(file.serialized_size for file in footers), sizes.tobytes(), *label_names)
         return cls(
-            urls, footers, numbers, groups, sizes, image_column, label_column, class_names, label_names, name, mark
-        )
+            urls, footers, numbers, groups, sizes, image_column, label_column, class_names, label_names, name,
+            fingerprint,
+        )  # fmt: skip
 
     def read(self, chunk: int) -> list[Encoded]:
         import fsspec
@@ -147,7 +148,7 @@ class ParquetChunks(Chunks):
         ]
 
     def numbered(self, values: list) -> np.ndarray:
-        """Values of the label column as numbers that count in `label_names`."""
+        """Values of the label column as indices into `label_names`."""
         if self.own_names is not None:
             labels = class_label_rows(self.name, self.label_column, values)
             if self.own_names == self.label_names:
@@ -157,10 +158,10 @@ class ParquetChunks(Chunks):
 
 
 def default_run_length(labels: np.ndarray) -> int:
-    """How many neighbors may be read at once without a loss of mixing: one where shards are sorted by class.
+    """Number of neighbors to read at once: one if shards are sorted by class, else RUN_LENGTH.
 
-    A window that holds few records of each class, next to each other in training, is learned and forgotten; measured
-    by `benchmarks/scale.py --parts losses`.
+    With runs of sorted shards, each window would have few classes, which are learned and forgotten again; measured by
+    `benchmarks/scale.py --parts losses`.
 
     Args:
         labels: int (n,), in the order of the records.
@@ -171,7 +172,7 @@ def default_run_length(labels: np.ndarray) -> int:
 
 
 def bytes_of(image: Any) -> bytes | str:
-    """The bytes in a row of an image column, or why there are none."""
+    """The bytes in a row of an image column, or the reason why there are none."""
     data = image.get("bytes") if isinstance(image, dict) else image
     return "the row holds no image" if data is None else data
 
@@ -190,7 +191,7 @@ def read_footer(url: str) -> Any:
 
 @dataclass(frozen=True)
 class SyntheticChunks(Chunks):
-    """Runs of generated images; a record carries its number, and the worker draws it."""
+    """Runs of generated images; a record's bytes are its number, from which the worker draws it."""
 
     source: SyntheticSource
     numbers: np.ndarray  # of each class among `label_names`

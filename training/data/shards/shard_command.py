@@ -70,7 +70,7 @@ def shards_named(name: str) -> list[str]:
 
 
 def index_folder_of_shards(urls: list[str], cache_dir: str | None) -> str:
-    """Write the index of shards that lie in one folder; returns a line for people."""
+    """Write the index of the shards of one folder; returns a line for the user."""
     shards = look_at(urls)
     indices = indices_beside(shards, lambda _: None)
     known = sum(
@@ -92,10 +92,10 @@ def index_folder_of_shards(urls: list[str], cache_dir: str | None) -> str:
 
 
 def write_beside(index: ShardIndex, path: str) -> None:
-    """Write an index where the shards are.
+    """Write an index next to the shards.
 
     Raises:
-        OSError: nothing can be written there.
+        OSError: it cannot be written there.
     """
     if not is_remote(path):
         write_shard_index(index, Path(path))

@@ -1,7 +1,7 @@
-"""Files of tar shards: which ones a pattern means, how large they are, and ranges of their bytes.
+"""Files of tar shards: patterns of names, sizes and versions, and reading ranges of bytes.
 
-Local files are read with `pread`; remote ones through fsspec, by range requests. A server that ignores range requests
-would send a whole shard for every few images: its shards are copied once.
+Local files are read with `pread`, remote ones through fsspec by range requests. A server that ignores range requests
+would send a whole shard for every few images, so its shards are copied once.
 
 Tests: tests/training/data/shards/test_shard_index.py.
 """
@@ -26,27 +26,28 @@ from hf_vit.image_io import one_line
 from ..sources import digest
 
 
-CONNECTIONS = 32  # at once to remote shards, while they are looked at
+CONNECTIONS = 32  # at once to remote shards, for their sizes and headers
 CHANGED = "the shard has changed since its index was read"
-TAGS = ("ETag", "etag", "blob_id")  # of a web server or an object store, and of the Hub
+TAGS = ("ETag", "etag", "blob_id")  # of web servers and object stores, and of the Hub
 COPIES = 8  # shards that are copied at once
-PATIENCE = 30  # seconds for a server's first answer
+TIMEOUT = 30  # seconds for a server's first answer
 
 
 class ShardChanged(Exception):
-    """A shard is not what it was when its index was read; the message says so to people."""
+    """A shard has changed since its index was built; the message is for the user."""
 
 
 @dataclass(frozen=True)
 class TarShard:
-    """One tar file: bytes, and what changes when it is replaced ("mtime:..." or "etag:...", or "")."""
+    """One tar file: size in bytes, and a version that changes with the file ("mtime:...", "etag:..." or "")."""
 
     url: str
     size: int
     version: str
 
     def is_still(self, facts: os.stat_result) -> bool:
-        """Whether a local file has the same size and date, of which network disks may round the fraction."""
+        """Whether a local file has the same size and modification time."""
+        # in whole seconds, to which network disks may round
         return facts.st_size == self.size and int(facts.st_mtime) == int(self.version[6:]) // 10**9
 
 
@@ -63,15 +64,15 @@ def shard_name(url: str) -> str:
 
 
 def is_shard_pattern(name: str) -> bool:
-    """Whether a name means tar shards: it ends in .tar, also after braces or a question mark."""
+    """Whether a name is that of tar shards: it ends in .tar, apart from braces or a query."""
     return name.split("?")[0].rstrip("}").endswith(".tar")
 
 
 def expand_shards(pattern: str) -> list[str]:
-    """Names of the shards that a pattern with {000..127}, {a,b} or * means, sorted.
+    """The shards of a pattern with {000..127}, {a,b} or *, sorted.
 
     Raises:
-        HFViTError: local files that are not there.
+        HFViTError: local files that do not exist.
     """
     names = expand_braces(pattern)
     if not is_remote(pattern):
@@ -173,7 +174,7 @@ def read_range(shard: TarShard, begin: int, end: int) -> bytes:
 
 
 def with_local_copies(urls: list[str], folder: Path, log: Callable[[str], None]) -> list[str]:
-    """The shards, or copies of them below `folder` where their server ignores range requests.
+    """The shards, or copies of them below `folder` if their server ignores range requests.
 
     Raises:
         HFViTError: the copies do not fit the disk, or a shard cannot be copied.
@@ -185,7 +186,7 @@ def with_local_copies(urls: list[str], folder: Path, log: Callable[[str], None])
 
 
 def copy_shards(urls: list[str], folder: Path, why: str, log: Callable[[str], None]) -> list[str]:
-    """Copies of remote shards below `folder`; those that are there already are not made again.
+    """Copies of remote shards below `folder`; existing ones are not copied again.
 
     Args:
         why: begins the line that is logged.
@@ -214,12 +215,12 @@ def copy_shards(urls: list[str], folder: Path, why: str, log: Callable[[str], No
 
 
 def _answers_ranges(url: str) -> bool:
-    """Whether a web server sends a part where a part is asked for; the answer's body is not read."""
+    """Whether a web server answers a range request with a part; the body of the answer is not read."""
     request = urllib.request.Request(url, headers={"Range": "bytes=0-1"})
     try:
-        with urllib.request.urlopen(request, timeout=PATIENCE) as answer:
+        with urllib.request.urlopen(request, timeout=TIMEOUT) as answer:
             return answer.status == http.HTTPStatus.PARTIAL_CONTENT
-    except OSError:  # fsspec, which knows about credentials, will say what is wrong
+    except OSError:  # fsspec, which has the credentials, will report what is wrong
         return True
 
 

@@ -1,12 +1,13 @@
-"""Streams of tar shards without an index of all: groups of shards, each indexed while the one before is read.
+"""Streaming from tar shards without an index of all: groups of shards, each indexed while the one before is read.
 
-An index of every shard takes a request for every image of a remote set before the first step. Here the shards of an
-epoch come in a random order, cut into groups; a group's headers are read, and its records are mixed as those of a
-whole stream are. The order is a function of (seed, epoch, group) and of the shards, so a position restores a run, and
-the index of each shard is kept in the cache: no header is read twice on a machine.
+An index of all shards takes one request per image of a remote set before the first step. Here the shards of an epoch
+come in a random order, divided into groups; the headers of a group are read, and its records are shuffled like those
+of a whole stream. The order is a function of (seed, epoch, group) and of the shards, so that a position restores a
+run.
+The index of each shard is cached: no header is read twice on a machine.
 
-What only a whole index tells is missing: the number of images is estimated from the first shard, and the classes must
-be named in a `label_names.json` beside the shards.
+Without an index of all shards, the number of images is estimated from the first one, and the classes must be named in
+a `label_names.json` next to the shards.
 """
 
 import contextlib
@@ -41,16 +42,16 @@ from .webdataset import NAMES_FILE, LabelledShards, labels_of, names_beside
 
 
 ORDER_OF_SHARDS = WORD  # a word of its address in the generator; groups count from 0
-SHARD_BITS = 32  # an image's number is its shard's and, in the lower half, its own in the shard
+SHARD_BITS = 32  # an image's number has that of its shard in the upper half, its own in the shard in the lower one
 
 
 @dataclass(frozen=True)
 class ShardGroups(Chunks):
-    """Shards of which nobody has an index yet.
+    """Shards that are not all indexed yet.
 
     Attributes:
-        kept: indices that lie beside the shards and may hold some of them. cache: the folder of the others.
-        group_size: shards that are mixed with each other. run_length: as of `open_stream`.
+        kept: indices next to the shards, which may have some of them. cache: folder of the others.
+        group_size: shards that are shuffled together. run_length: as in `open_stream`.
         images: of all shards, estimated. on_left_out: called with a line for each group's damaged records.
     """
 
@@ -66,26 +67,26 @@ class ShardGroups(Chunks):
     label_names: list[str]
     fingerprint: str
     on_left_out: Callable[[str], None]
-    left_out: set[int] = field(default_factory=set)  # shards whose damage is known
+    left_out: set[int] = field(default_factory=set)  # shards whose damaged records have been logged
 
     def __getstate__(self) -> dict:
-        """For a worker process, which opens single images."""
+        """For worker processes, which only open single images."""
         return self.__dict__ | {"kept": [], "on_left_out": None}
 
     def order(self, seed: int, epoch: int) -> list[np.ndarray]:
-        """The numbers of each group's shards in an epoch."""
+        """The shards of each group in an epoch."""
         order = generator(STREAM, seed, epoch, 0, ORDER_OF_SHARDS).permutation(len(self.shards))
         return np.split(order, range(self.group_size, len(order), self.group_size))
 
     def index(self, numbers: np.ndarray, stopped: threading.Event) -> ShardIndex:
-        """The index of some shards; the headers of those that are in no index yet are read now."""
+        """The index of some shards; headers of shards without a stored index are read now."""
         shards = [self.shards[number] for number in numbers]
         with contextlib.ExitStack() as stack:
-            found = [self.known(shard) for shard in shards]
+            stored = [self.known(shard) for shard in shards]
             writable = False
-            if None in found:  # one process of a machine reads, the others wait for it
+            if None in stored:  # one process of a machine reads, the others wait for it
                 writable = enter_lock(stack, self.cache / f"shards-{VERSION}-{self.fingerprint}")
-                found = [self.known(shard) if records is None else records for shard, records in zip(shards, found)]
+                stored = [self.known(shard) if records is None else records for shard, records in zip(shards, stored)]
 
             def read(shard: TarShard, records: ShardRecords | None) -> ShardRecords:
                 if stopped.is_set():
@@ -93,10 +94,10 @@ class ShardGroups(Chunks):
                 return self.scan(shard, writable) if records is None else records
 
             with ThreadPoolExecutor(self.connections) as pool:
-                return join_shards(shards, list(pool.map(read, shards, found)))
+                return join_shards(shards, list(pool.map(read, shards, stored)))
 
     def known(self, shard: TarShard) -> ShardRecords | None:
-        """The records of a shard that some index holds."""
+        """The records of a shard from a stored index; None without one."""
         for index in self.kept:
             (number,) = index.numbers_of([shard])
             if number is not None:
@@ -106,7 +107,7 @@ class ShardGroups(Chunks):
         return None if part is None else part.records(0)
 
     def scan(self, shard: TarShard, writable: bool) -> ShardRecords:
-        """The records of a shard from its headers, kept for the next time."""
+        """The records of a shard from its headers, stored for the next time."""
         records = scan_shard(shard)
         if writable:
             with contextlib.suppress(OSError, HFViTError):  # a full disk: they are read again
@@ -115,7 +116,7 @@ class ShardGroups(Chunks):
         return records
 
     def path(self, shard: TarShard) -> Path:
-        """Where the index of one shard is kept."""
+        """The file for the index of one shard."""
         return self.cache / "shards" / f"{VERSION}-{digest(shard.url, shard.size, shard.version)}.index"
 
     def group(self, numbers: np.ndarray, stopped: threading.Event) -> tuple[TarChunks, np.ndarray]:
@@ -123,9 +124,11 @@ class ShardGroups(Chunks):
         index = self.index(numbers, stopped)
         new = [number for number, shard in enumerate(numbers.tolist()) if shard not in self.left_out]
         self.left_out.update(numbers.tolist())
-        told = replace(index, shards=[index.shards[n] for n in new], facts=[index.facts[n] for n in new]).left_out()
-        if told:
-            self.on_left_out(told)
+        left_out = replace(
+            index, shards=[index.shards[n] for n in new], facts=[index.facts[n] for n in new]
+        ).left_out()
+        if left_out:
+            self.on_left_out(left_out)
         labels, label_names = labels_of(index, self.name, self.columns, self.label_names)
         records = LabelledShards(index, labels, label_names, self.fingerprint)
         chunks = TarChunks.of(records, self.run_length or default_run_length(labels))
@@ -144,14 +147,14 @@ def open_shard_groups(
     cache_dir: str | os.PathLike | None,
     log: Callable[[str], None],
 ) -> ShardGroups:
-    """The shards of one split, of which the first that holds images is read now.
+    """The shards of one split; headers are read now up to the first shard with images.
 
     Args:
-        group_size: shards that are mixed with each other. connections: at once, while headers are read, at least 32.
-        Others as of `open_stream`.
+        group_size: shards that are shuffled together. connections: for reading headers; at least 32 are used.
+        Other arguments as in `open_stream`.
 
     Raises:
-        HFViTError: nobody names the classes; a shard that cannot be read; no image in any of them.
+        HFViTError: classes without names; a shard that cannot be read; no image in any of them.
     """
     cache = index_folder(cache_dir)
     shards = look_at(with_local_copies(urls, cache, log))
@@ -167,10 +170,10 @@ def open_shard_groups(
             raise HFViTError(f"'{name}' has {text}: mend them, or leave them out (--on_decode_error skip)")
         log(f"left out in '{name}': {text}")
 
-    mark = digest("groups", group_size, *(f"{Path(s.url).name} {s.size}" for s in shards), *label_names)
+    fingerprint = digest("groups", group_size, *(f"{Path(s.url).name} {s.size}" for s in shards), *label_names)
     groups = ShardGroups(
         name, shards, columns.counting_in(label_names), indices_beside(shards, log), cache, group_size, run_length,
-        max(connections, CONNECTIONS), 0, label_names, mark, on_left_out,
+        max(connections, CONNECTIONS), 0, label_names, fingerprint, on_left_out,
     )  # fmt: skip
     stopped = threading.Event()
     for number, shard in enumerate(shards):

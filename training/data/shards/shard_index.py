@@ -1,13 +1,13 @@
-"""The index of tar shards: where each image's bytes lie, and its label. Built once, kept, shared by all processes.
+"""The index of tar shards: position, length and label of each image. Built once, cached, shared by all processes.
 
-It is built from the members' headers (tar_headers.py), many shards at a time, and kept as an Arrow file in the cache
-or, written by `python -m training.shards index`, beside the shards. The file is mapped into memory: the processes of
-a machine share its pages, and opening fourteen million records takes no longer than a thousand. Each shard's part is
-good as long as the shard's size and version are; shards that are new or have changed are read again, the others not.
+It is built from the members' headers (tar_headers.py), many shards at a time, and written as an Arrow file to the
+cache or, by `python -m training.shards index`, next to the shards. The file is memory-mapped: the processes of a
+machine share its pages, and opening fourteen million records takes no longer than a thousand. A shard's part is valid
+as long as the shard's size and version are unchanged; only new or changed shards are read again.
 
-A record is a run of neighboring members that share their name up to the first dot: `000017.jpg`, `000017.cls`.
-Records without image or label that can be read are left out, counted and named. Not WebDataset's `wids`: it copies
-each remote shard whole, and every process reads the headers anew. Format: https://github.com/webdataset/webdataset.
+A record is a run of neighboring members with the same name up to the first dot: `000017.jpg`, `000017.cls`. Records
+without a readable image or label are left out, counted and named. Not WebDataset's `wids`: it copies each remote shard
+whole, and every process reads the headers again. Format: https://github.com/webdataset/webdataset.
 """
 
 import contextlib
@@ -46,19 +46,19 @@ from .shard_files import (
 from .tar_headers import DamagedTar, Fetch, TarHeaders, UnusualTar
 
 
-SIDECAR = "shards.index"  # beside the shards
-VERSION = 4  # of the file: another one where labels are read in another way
+SIDECAR = "shards.index"  # next to the shards
+VERSION = 4  # of the file; changes also when labels are read in another way
 IMAGE_KINDS = frozenset(suffix[1:] for suffix in SUFFIXES)
 LABEL_FIELDS = ("label", "cls", "class", "class_id", "class_name")  # of a .json member
-NAME_FIELDS = ("class_name", "label_name")  # what the number beside it is called
+NAME_FIELDS = ("class_name", "label_name")  # of a .json member: the name of the class whose number is the label
 EXAMPLES = 3  # damaged records that are named, for each shard
-IN_THIS_PROCESS = 64 << 20  # bytes of shards that are not worth starting processes for
+IN_THIS_PROCESS = 64 << 20  # bytes of shards up to which no processes are started
 LOCK_SECONDS = 24 * 3600  # for another process that builds the index
 BUILD = "python -m training.shards index"
 
 WHOLE_NUMBER = re.compile(r"-?(0|[1-9]\d*)", re.ASCII)  # 00 and 01 are names
 
-Member = tuple[str, int, int]  # of a tar file: its name, where its content begins, bytes of it
+Member = tuple[str, int, int]  # of a tar file: name, position of the content, bytes of the content
 Label = int | str | tuple[int, str]  # a number, a name, or both
 
 
@@ -66,8 +66,9 @@ Label = int | str | tuple[int, str]  # a number, a name, or both
 class ShardFacts:
     """One shard of an index.
 
-    `size`, `version`: as of `TarShard`. `records`: how many it holds. `damaged`: how many are left out, of which
-    `examples` are sentences.
+    Attributes:
+        size, version: as in `TarShard`. records: their number.
+        damaged: number of records left out. examples: messages about the first of them.
     """
 
     name: str
@@ -80,7 +81,7 @@ class ShardFacts:
 
 @dataclass(frozen=True)
 class ShardRecords:
-    """The records of one shard: as of `ShardIndex`."""
+    """The records of one shard; columns as in `ShardIndex`."""
 
     facts: ShardFacts
     offset: np.ndarray
@@ -94,10 +95,10 @@ class ShardIndex:
     """The records of some shards, one shard after another.
 
     Attributes:
-        shards, facts: where each lies, and what is in it. first: int64 (shards + 1,), the number of its first record.
-        offset, length: int64 (n,), where the bytes of each record's image lie in its shard.
-        code: int64 (n,), its label in `values`, which may hold more than occur.
-        written: time of a file beside the shards, ns; None for one in the cache.
+        shards, facts: file and contents of each shard. first: int64 (shards + 1,), number of its first record.
+        offset, length: int64 (n,), position and bytes of each record's image in its shard.
+        code: int64 (n,), index of its label in `values`, some of which may not occur.
+        written: modification time of a file next to the shards, ns; None for one in the cache.
     """
 
     shards: list[TarShard]
@@ -117,26 +118,26 @@ class ShardIndex:
         return int(np.searchsorted(self.first, row, side="right")) - 1
 
     def name(self, row: int) -> str:
-        """What messages call a record."""
+        """Name of a record for messages."""
         return f"{os.path.basename(self.shards[self.shard_of(row)].url)}@{self.offset[row]}"
 
     def names(self, shard: int, first: int, count: int) -> list[str]:
-        """What messages call neighboring records of one shard."""
+        """Names of neighboring records of one shard for messages."""
         name = os.path.basename(self.shards[shard].url)
         return [f"{name}@{offset}" for offset in self.offset[first : first + count].tolist()]
 
     def records(self, number: int) -> ShardRecords:
-        """Those of one shard."""
+        """The records of one shard."""
         rows = slice(self.first[number], self.first[number + 1])
         used, code = np.unique(self.code[rows], return_inverse=True)
         values = [self.values[value] for value in used]
         return ShardRecords(self.facts[number], self.offset[rows], self.length[rows], code, values)
 
     def holds(self, number_of: dict[str, int], shard: TarShard) -> int | None:
-        """The number of a shard in this index; None where it is not in it or has changed since.
+        """The number of a shard in this index; None if it is not in it, or has changed.
 
-        Beside the shards, also where both were copied: then versions are of another kind (a web server's tag, a time),
-        or the shard is older than the index.
+        An index next to the shards stays valid if both are copied: the versions are then of different kinds (a web
+        server's tag, a time), or the shard is older than the index.
         """
         number = number_of.get(shard_name(shard.url))
         if number is None or self.facts[number].size != shard.size:
@@ -156,7 +157,7 @@ class ShardIndex:
         return [self.holds(number_of, shard) for shard in shards]
 
     def part(self, shards: Sequence[TarShard]) -> "ShardIndex | None":
-        """The index of these shards without a copy of its columns: where they are here, one after another."""
+        """The index of these shards, without copying columns; None unless they are here in this order."""
         numbers = self.numbers_of(shards)
         begin = numbers[0]
         if begin is None or numbers != list(range(begin, begin + len(numbers))):
@@ -174,7 +175,7 @@ class ShardIndex:
         )
 
     def left_out(self) -> str:
-        """What is not read, and how much of it; empty where everything is."""
+        """A phrase about shards and records that are left out; empty if none is."""
         parts = []
         empty = [shard.url for shard in self.shards if not shard.size]
         if empty:
@@ -204,16 +205,16 @@ def _kind_first(value: Label) -> tuple:
     return (isinstance(value, tuple), isinstance(value, str), value)
 
 
-# Kept and found again
+# -- stored indices --------------------------------------------------------------------------------------------------
 
 
 def open_index(urls: Sequence[str], cache: Path, log: Callable[[str], None]) -> ShardIndex:
-    """The index of some shards: as kept in the folder `cache` or beside them, or built now and kept.
+    """The index of some shards, from the folder `cache` or next to the shards, or built now and stored.
 
     Processes that open the same shards at the same time wait for the one that builds.
 
     Raises:
-        HFViTError: shards that cannot be reached or are no tar files; no image in any of them.
+        HFViTError: shards that cannot be reached or are not tar files; shards without any image.
     """
     shards = look_at(urls)
     path = cache / f"shards-{VERSION}-{digest(*urls)}.index"
@@ -235,9 +236,9 @@ def open_index(urls: Sequence[str], cache: Path, log: Callable[[str], None]) -> 
 def index_beside_or_built(
     shards: Sequence[TarShard], cached: ShardIndex | None, path: Path | None, log: Callable[[str], None]
 ) -> ShardIndex:
-    """The index that lies beside the shards where it holds them all, else one that is built and kept at `path`."""
+    """The index next to the shards if it has all of them, else one that is built and stored at `path`."""
     beside = indices_beside(shards, log)
-    if not is_remote(shards[0].url):  # else it is kept in the cache, to be fetched once
+    if not is_remote(shards[0].url):  # a remote one is copied to the cache, so that it is fetched once
         for saved in beside:
             if (index := saved.part(shards)) is not None:
                 return index
@@ -253,7 +254,7 @@ def index_beside_or_built(
 
 
 def indices_beside(shards: Sequence[TarShard], log: Callable[[str], None]) -> list[ShardIndex]:
-    """The indices that lie in the shards' folders, and what is wrong with them."""
+    """The indices in the folders of the shards; problems with them are logged."""
     indices = []
     for folder in sorted({folder_of(shard.url) for shard in shards}):
         path = f"{folder or '.'}/{SIDECAR}"
@@ -277,7 +278,7 @@ def indices_beside(shards: Sequence[TarShard], log: Callable[[str], None]) -> li
 
 
 def enter_lock(stack: contextlib.ExitStack, path: Path) -> bool:
-    """Wait for another process that builds the same index; False where nothing can be kept there."""
+    """Wait for another process that builds the same index; False if nothing can be stored there."""
     from filelock import FileLock, Timeout
 
     try:
@@ -289,7 +290,7 @@ def enter_lock(stack: contextlib.ExitStack, path: Path) -> bool:
 
 
 def load_remote_index(path: str, log: Callable[[str], None]) -> ShardIndex | None:
-    """`read_kept_index` of a file that lies elsewhere."""
+    """`read_kept_index` of a remote file."""
     files, inner = file_system(path)
     try:
         data = files.cat_file(inner)
@@ -299,10 +300,10 @@ def load_remote_index(path: str, log: Callable[[str], None]) -> ShardIndex | Non
 
 
 def read_kept_index(path: Path, log: Callable[[str], None], data: bytes | None = None) -> ShardIndex | None:
-    """Read an index; None where there is none, or it is damaged, which is said.
+    """Read an index; None if there is none, or if it is damaged, which is logged.
 
     Args:
-        data: the file's content, where it does not lie on this machine.
+        data: the content of a remote file.
     """
     import pyarrow as pa
 
@@ -322,7 +323,7 @@ def read_kept_index(path: Path, log: Callable[[str], None], data: bytes | None =
         return ShardIndex(shards, facts, first, *columns, values)
     except FileNotFoundError:
         return None
-    except Exception as error:  # half a file, another program's file
+    except Exception as error:  # half a file, or one of another program
         log(f"the index '{path}' is damaged ({one_line(error)}): it is built again")
         return None
 
@@ -355,11 +356,11 @@ def crc_of(columns: Sequence[np.ndarray]) -> int:
     return value
 
 
-# Built
+# -- building --------------------------------------------------------------------------------------------------------
 
 
 def build_index(shards: Sequence[TarShard], saved: Sequence[ShardIndex], log: Callable[[str], None]) -> ShardIndex:
-    """Read the headers of all shards that no kept index holds, many at a time."""
+    """Read the headers of all shards that no stored index has, many at a time."""
     parts: dict[int, ShardRecords] = {}
     for index in saved:
         for position, number in enumerate(index.numbers_of(shards)):
@@ -371,7 +372,7 @@ def build_index(shards: Sequence[TarShard], saved: Sequence[ShardIndex], log: Ca
 
 
 def scan_shards(shards: Sequence[TarShard], log: Callable[[str], None]) -> list[ShardRecords]:
-    """`scan_shard` of each: by a process for each core, or by many connections where the shards lie elsewhere."""
+    """`scan_shard` of each, in one process per core, or over many connections for remote shards."""
     size = sum(shard.size for shard in shards)
     cores = usable_cores()
     with contextlib.ExitStack() as stack:
@@ -383,7 +384,7 @@ def scan_shards(shards: Sequence[TarShard], log: Callable[[str], None]) -> list[
             )
             pool = stack.enter_context(ThreadPoolExecutor(CONNECTIONS))
         elif size > IN_THIS_PROCESS and min(cores, len(shards)) > 1 and "fork" in get_all_start_methods():
-            # Forked, not spawned: the children parse headers only, and would import torch first.
+            # Forked, not spawned: a spawned child would import torch, only to parse headers.
             pool = stack.enter_context(ProcessPoolExecutor(min(cores, len(shards)), get_context("fork")))
         scans = map(scan_shard, shards) if pool is None else pool.map(scan_shard, shards)
         return list(tqdm(scans, "index", len(shards), unit="shard", disable=None, leave=False, dynamic_ncols=True))
@@ -424,7 +425,7 @@ def shard_bytes(shard: TarShard) -> Iterator[Fetch]:
 
 
 def unusual_members(url: str) -> Iterator[Member]:
-    """`TarHeaders.members` for kinds of tar files that it does not know."""
+    """`TarHeaders.members` for kinds of tar files that it does not support."""
     import fsspec
 
     with fsspec.open(url, "rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
@@ -434,7 +435,7 @@ def unusual_members(url: str) -> Iterator[Member]:
 
 
 def scan_members(shard: TarShard, members: Iterator[Member], read: Callable[[int, int], bytes]) -> ShardRecords:
-    """The records that a shard's members make; their labels are read as they come."""
+    """The records that a shard's members form; their labels are read on the way."""
     offsets: list[int] = []
     lengths: list[int] = []
     codes: list[int] = []
@@ -455,7 +456,7 @@ def scan_members(shard: TarShard, members: Iterator[Member], read: Callable[[int
 
 
 def records_in(members: Iterator[Member]) -> Iterator[tuple[str, list[Member]]]:
-    """Each record's name and members; where one comes a second time, the next record of that name begins."""
+    """Name and members of each record; a second member of the same kind begins another record of that name."""
     for key, group in itertools.groupby(members, key=record_of):
         record: list[Member] = []
         for member in group:
@@ -467,26 +468,26 @@ def records_in(members: Iterator[Member]) -> Iterator[tuple[str, list[Member]]]:
 
 
 def kind_of(name: str) -> str:
-    """What follows the first dot of a member's name, in small letters."""
+    """The part of a member's name after the first dot, in lower case."""
     return name.rpartition("/")[2].partition(".")[2].lower()
 
 
 def visible(members: Iterator[Member]) -> Iterator[Member]:
-    """Without files whose name begins with a dot, which macOS adds."""
+    """The members without names that begin with a dot, which macOS adds."""
     return (member for member in members if not member[0].rpartition("/")[2].startswith("."))
 
 
 def record_of(member: Member) -> str:
-    """What a member's record is called: "a/17" for a/17.seg.png."""
+    """Name of a member's record: "a/17" for a/17.seg.png."""
     folder, slash, base = member[0].rpartition("/")
     return folder + slash + base.partition(".")[0]
 
 
 def scan_record(where: str, members: Iterable[Member], read: Callable[[int, int], bytes]) -> tuple[int, int, Label]:
-    """The place and length of a record's image, and its label.
+    """Position and length of a record's image, and its label.
 
     Raises:
-        HFViTError: no image, or no label that can be read.
+        HFViTError: no image, or no readable label.
     """
     member, label = None, None
     for name, offset, length in members:
@@ -506,10 +507,10 @@ def scan_record(where: str, members: Iterable[Member], read: Callable[[int, int]
 
 
 def read_label(content: bytes, kind: str, where: str) -> Label | None:
-    """The label in a record's .cls or .json: a number, a name, or (number, name); None where it has none.
+    """The label in a record's .cls or .json: a number, a name, or (number, name); None without one.
 
     Raises:
-        HFViTError: what is no text, no JSON or no object.
+        HFViTError: not UTF-8, not JSON, or not an object.
     """
     try:
         text = content.decode("utf-8-sig").strip()

@@ -1,13 +1,13 @@
-"""Images read in order, without a local copy, and without losing the place.
+"""Streaming: images are read in order, without a local copy, and resumed from a position.
 
-A stream is a list of chunks (row groups of parquet files, records or short runs of them in tar shards) whose sizes are
-known before any image is read. An epoch is a random order of the chunks; a window of some thousand records is read
-ahead, by several threads, and shuffled. Which record stands where is a pure function of (seed, process, number of
-processes, position), so the position alone restores a run, and nothing that came before is read again.
+A stream is a list of chunks (row groups of parquet files, single records or short runs of them in tar shards) whose
+sizes are known before any image is read. An epoch is a random order of the chunks; a window of some thousand records
+is read ahead, by several threads, and shuffled. The order is a pure function of (seed, process, number of processes,
+position), so that the position alone restores a run, and nothing before it is read again.
 
-The process reads encoded bytes (one window ahead) and its workers decode them: the batch sampler's keys carry the
-bytes. So the number of workers changes nothing. Each process reads its own chunks of every epoch: together they read
-every record exactly once.
+Each process reads encoded bytes, one window ahead, and its workers decode them: the batch sampler's keys carry the
+bytes. The number of workers therefore changes nothing. In every epoch each process reads its own chunks, and together
+they read every record exactly once.
 
     stream = open_stream("shards/train-{000..127}.tar", split="train").with_transform(TrainTransform(224), seed=0)
     order = stream.order(batch_size=64, seed=0, position=0, stop=64_000)
@@ -43,15 +43,15 @@ from .shard_groups import ShardGroups, open_shard_groups
 from .webdataset import LabelledShards, open_shards, shards_by_split
 
 
-BUFFER_SIZE = 4096  # records that are read ahead and shuffled; two such windows are in memory
+BUFFER_SIZE = 4096  # records of a window, which is read ahead and shuffled; two windows are in memory
 READ_THREADS = 16
-WINDOW_BITS = 32  # windows of a part of an epoch are fewer than this many bits count
+WINDOW_BITS = 32  # the windows of a part of an epoch are numbered by so many bits
 
 
 class Record(NamedTuple):
     """One encoded image on its way to a worker: a key of `ImageStream`."""
 
-    data: bytes | str  # a sentence: why there are no bytes
+    data: bytes | str  # a string: the reason why there are no bytes
     label: int
     name: str
     epoch: int
@@ -59,7 +59,7 @@ class Record(NamedTuple):
 
 
 class Window(NamedTuple):
-    """Chunks of a part of a stream whose records are shuffled with each other, of which the first `skip` are left out.
+    """Chunks of a part of a stream whose records are shuffled together, and the first `skip` then left out.
 
     `number` counts the windows of an epoch, with gaps between its parts.
     """
@@ -73,11 +73,11 @@ class Window(NamedTuple):
 
 @dataclass(frozen=True)
 class ImageStream(torch.utils.data.Dataset):
-    """Labelled images in chunks; `order` says which come when, and its keys carry their bytes.
+    """Labelled images in chunks; the keys of its batch sampler, `order`, carry the bytes.
 
     Attributes:
-        chunks: what is read. fraction: of the records to keep; a smaller fraction lies inside a larger one.
-        name, split, label_names, fingerprint: as of `ImageDataset`.
+        chunks: the files that are read. fraction: of the records to keep; smaller fractions are parts of larger ones.
+        name, split, label_names, fingerprint: as in `ImageDataset`.
         buffer_size: records of a window. read_threads: chunks of a window that are read at once.
     """
 
@@ -94,12 +94,12 @@ class ImageStream(torch.utils.data.Dataset):
 
     @property
     def label_names(self) -> list[str]:
-        """What the classes are called."""
+        """Names of the classes."""
         return self.chunks.label_names
 
     @property
     def fingerprint(self) -> str:
-        """Changes when the files, labels or the kept fraction do."""
+        """Changes with the files, the labels and the kept fraction."""
         if self.fraction == 1.0:
             return self.chunks.fingerprint
         return digest(self.chunks.fingerprint, self.fraction, "by record")
@@ -124,7 +124,8 @@ class ImageStream(torch.utils.data.Dataset):
         return np.flatnonzero(self._is_kept(int(self.starts[chunk]), int(self.chunks.sizes[chunk])))
 
     def _is_kept(self, first: int, count: int) -> np.ndarray:
-        """Which of some neighboring records belong to the kept fraction, drawn for each however they are cut."""
+        """Which of `count` neighboring records belong to the kept fraction."""
+        # Drawn for each record, so that the choice does not depend on how records are cut into chunks.
         words = hashed(SUBSET, 0, np.arange(first, first + count), 2)
         return (words >> np.uint64(11)) * 2.0**-53 < self.fraction
 
@@ -132,7 +133,7 @@ class ImageStream(torch.utils.data.Dataset):
         return int(self.sizes.sum())
 
     def with_transform(self, transform: Transform | None, seed: int = 0) -> "ImageStream":
-        """The same stream seen through `transform(image, rng) -> uint8 (H, W, C)`."""
+        """The same stream with `transform(image, rng) -> uint8 (H, W, C)`."""
         readable_formats()  # loads Pillow's plugins: here once, not in every worker
         chunks = self.chunks
         if isinstance(transform, ImageTransform):
@@ -140,7 +141,7 @@ class ImageStream(torch.utils.data.Dataset):
         return replace(self, chunks=chunks, transform=transform, seed=seed)
 
     def __getitem__(self, record: Record) -> dict[str, Any]:
-        """Decode a record to an item, as `ImageDataset` does; the randomness is that of (seed, epoch, index)."""
+        """Decode a record to an item, as `ImageDataset` does, with random numbers from (seed, epoch, index)."""
 
         def opened():
             if isinstance(record.data, str):
@@ -157,23 +158,23 @@ class ImageStream(torch.utils.data.Dataset):
         return [Record(*records[row], epoch, int(self.starts[chunk] + row)) for row in rows]
 
     def parts(self, seed: int, stopped: threading.Event) -> Iterator[tuple[int, int, "ImageStream"]]:
-        """(epoch, number of the part, chunks that are mixed with each other), endless: here, all chunks of an epoch.
+        """(epoch, number of the part, chunks that are shuffled together), endless; here all chunks of an epoch.
 
         Args:
-            stopped: is set when no more are wanted.
+            stopped: set when no further parts are needed.
         """
         return ((epoch, 0, self) for epoch in itertools.count())
 
     def order(
         self, batch_size: int, *, seed: int, position: int, stop: int, rank: int = 0, world_size: int = 1
     ) -> "StreamSampler":
-        """Batch sampler of one process, from `position` to `stop` images of all processes together."""
+        """Batch sampler of one process, from `position` to `stop`, which count the images of all processes."""
         return StreamSampler(self, batch_size, seed, position, stop, rank, world_size)
 
 
 @dataclass(frozen=True)
 class ShardGroup(ImageStream):
-    """One group of a `GroupedStream`. `first`: the number of each chunk's first image, in the whole set."""
+    """One group of a `GroupedStream`. `first`: number of each chunk's first image in the whole set."""
 
     first: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
 
@@ -197,7 +198,7 @@ class GroupedStream(ImageStream):
         return self.chunks.fingerprint
 
     def parts(self, seed: int, stopped: threading.Event) -> Iterator[tuple[int, int, ImageStream]]:
-        """(epoch, number of the group, the group), endless; the next one's headers are read meanwhile."""
+        """(epoch, number of the group, the group), endless; the headers of the next group are read meanwhile."""
         groups = (
             (epoch, number, shards)
             for epoch in itertools.count()
@@ -257,10 +258,10 @@ class StreamSampler:
         filled = np.flatnonzero(sizes).astype(sizes.dtype)  # half the memory where there are millions
         self._raise_if_few(len(filled) or self.world_size)  # a group of empty shards is no reason to stop
         order = generator(STREAM, self.seed, epoch, 0, number).permutation(filled)
-        return order[self.rank :: self.world_size].copy()  # not the others' chunks too
+        return order[self.rank :: self.world_size].copy()  # a view would keep the other processes' chunks in memory
 
     def windows(self, position: int, stopped: threading.Event) -> Iterator[Window]:
-        """The windows from a place on, endless."""
+        """The windows from a position of this process on, endless."""
         for epoch, number, part in self.stream.parts(self.seed, stopped):
             lane = self.lane(epoch, number, part)
             sizes = part.sizes[lane]
@@ -282,7 +283,7 @@ class StreamSampler:
             begin, before = stop, int(ends[stop - 1])
 
     def load(self, readers: ThreadPoolExecutor, windows: Iterator[Window]) -> list[Record]:
-        """The records of the next window in their shuffled order, without those that lie before the place."""
+        """The records of the next window in their shuffled order, without those before the position."""
         part, epoch, number, chunks, skip = next(windows)
         threads = self.stream.read_threads
 
@@ -290,13 +291,13 @@ class StreamSampler:
             return [part.read(int(chunk), epoch) for chunk in chunks[thread::threads]]
 
         parts = list(readers.map(read, range(min(threads, len(chunks)))))
-        # Back in the chunks' order, whichever thread was first: the window is the same for any number of threads.
+        # Back in the chunks' order: the window must not depend on which thread is faster, or on their number.
         records = [record for index in range(len(chunks)) for record in parts[index % threads][index // threads]]
         order = generator(STREAM, self.seed, epoch, 1 + number, self.rank).permutation(len(records))
         return [records[index] for index in order[skip:].tolist()]
 
     def records(self, position: int) -> Iterator[Record]:
-        """This process's records from a place in its row on, endless; the next window is read meanwhile."""
+        """This process's records from a position on, endless; the next window is read meanwhile."""
         stopped = threading.Event()
         windows = self.windows(position, stopped)
         with ThreadPoolExecutor(self.stream.read_threads) as readers, ThreadPoolExecutor(max_workers=1) as ahead:
@@ -332,17 +333,17 @@ def open_stream(
     Args:
         name: tar shards ("path/train-{000..127}.tar", also a URL or a folder), parquet files (a file, folder or URL
             pattern), the id of a Hub data set that is stored as parquet or tar, or "synthetic:NAME".
-        split: the name of a split. Slices need a copy: `open_dataset`.
-        fraction: share of the records to keep; nested, but drawn record by record, so not stratified.
+        split: the name of a split. Slices need a copy: see `open_dataset`.
+        fraction: of the records to keep; nested, but drawn for each record, so not stratified.
         buffer_size: records that are read ahead and shuffled.
         run_length: neighboring records of a shard that are read at once; None: 8, but 1 where shards are sorted by
             class. Longer runs mean fewer reads.
         read_threads: runs or row groups that are read at once.
         group_size: shards that are indexed and mixed at a time, so that the first images come before all shards are
             indexed (`shard_groups.py`); None: all shards together.
-        log: called with what was assumed and left out, a line each.
-        Others as of `open_dataset`. Shards are indexed when they are first opened, from their headers; the index is
-        kept (`shard_index.py`).
+        log: called with one line for each assumption, and for what was left out.
+        Other arguments as in `open_dataset`. Shards are indexed from their headers when they are first opened; the
+        index is stored (`shard_index.py`).
 
     Raises:
         HFViTError: with cause and way out, for anything the user can fix.
@@ -401,7 +402,7 @@ def open_stream(
 
 
 def no_log(line: str) -> None:
-    """Say nothing."""
+    """A log that drops its lines."""
 
 
 def stream_shards(
@@ -412,7 +413,7 @@ def stream_shards(
     cache_dir: str | os.PathLike | None,
     log: Callable[[str], None] | None,
 ) -> LabelledShards:
-    """`open_shards`; damaged records are left out, which is said, or stop the run."""
+    """`open_shards`; damaged records are left out, which is logged, or stop the run."""
     log = log or no_log
     shards = open_shards(name, urls, columns, cache_dir, log)
     if left_out := shards.index.left_out():
@@ -423,7 +424,11 @@ def stream_shards(
 
 
 def stream_files(name: str, config_name: str | None, cache_dir: str | os.PathLike | None) -> dict[str, list[str]]:
-    """The tar shards or parquet files of each split that can be streamed; of generated images none."""
+    """The tar shards or parquet files of each split; empty lists for generated images.
+
+    Raises:
+        HFViTError: data that cannot be streamed.
+    """
     path = Path(name).expanduser()
     is_files = is_shard_pattern(name) or name.split("?")[0].endswith(".parquet")
     if name == "digits" or name.startswith("synthetic:") or is_files or path.is_dir():

@@ -1,8 +1,8 @@
-"""WebDataset tar shards as a data set: their splits, the names of their classes, one image at a time.
+"""WebDataset tar shards as a data source: splits, class names, and single images.
 
-shard_index.py knows where each image's bytes lie, so that shards on a local disk are as good as any other map-style
-data set (`TarSource`), and remote ones can be read a run at a time (streaming.py). Labels that are numbers are called
-by them, unless a `label_names.json` beside the shards, a list, names the classes.
+shard_index.py has the position of each image, so that shards on a local disk are a map-style data set (`TarSource`),
+and remote ones can be streamed (streaming.py). Labels that are numbers are the names of their classes, unless a
+`label_names.json` next to the shards, a list, names the classes.
 
 Tests: tests/training/data/shards/test_streaming.py.
 """
@@ -41,7 +41,7 @@ NAMES_FILE = "label_names.json"
 
 @dataclass(frozen=True)
 class LabelledShards:
-    """Records of tar shards with checked labels: int64 (n,), which count in `label_names`."""
+    """Records of tar shards with checked labels: int64 (n,), indices into `label_names`."""
 
     index: ShardIndex
     labels: np.ndarray
@@ -49,14 +49,14 @@ class LabelledShards:
     fingerprint: str
 
     def read(self, shard: int, first: int, count: int) -> list[bytes | str]:
-        """The bytes of neighboring records of one shard, read as one range; a sentence for each that is not there.
+        """The bytes of neighboring records of one shard, read as one range; for each missing one a reason.
 
         Raises:
             HFViTError: the shard cannot be reached.
         """
         rows = slice(first, first + count)
         offsets, lengths = self.index.offset[rows].tolist(), self.index.length[rows].tolist()
-        begin = offsets[0] - BLOCK  # the header too: it shows whether this is still the shard of the index
+        begin = offsets[0] - BLOCK  # with the header, which shows whether this is still the shard of the index
         try:
             data = read_range(self.index.shards[shard], begin, offsets[-1] + lengths[-1])
         except ShardChanged as error:
@@ -65,7 +65,7 @@ class LabelledShards:
 
 
 def image_at(data: bytes, offset: int, length: int) -> bytes | str:
-    """The image at a place of a shard's bytes, or why it is not there."""
+    """The image at a position in a shard's bytes, or the reason why it is not there."""
     image = data[offset : offset + length]
     try:
         same = len(image) == length == content_length(data[offset - BLOCK : offset])
@@ -116,7 +116,7 @@ def shards_reader(name: str, files: list[str], columns: Columns, cache_dir: str 
 
 
 def shards_by_split(files: Sequence[str]) -> dict[str, list[str]]:
-    """Shards under their split: named in the file's name, or by the folder that holds it, else "train"."""
+    """Shards by split, from their file name, else from their folder's name, else "train"."""
     splits: dict[str, list[str]] = {}
     for file in files:
         folder, base = os.path.split(file.split("?")[0])
@@ -136,7 +136,7 @@ def open_shards(
     """The records of shards with checked labels.
 
     Args:
-        log: called with what was built and what is wrong with a kept index.
+        log: called with lines about the index: that it is built, or that a stored one is damaged.
     """
     cache = index_folder(cache_dir)
     index = open_index(with_local_copies(urls, cache, log), cache, log)
@@ -144,20 +144,20 @@ def open_shards(
     names = [os.path.basename(url) for url in urls]
     shard = np.repeat(np.arange(len(urls)), np.diff(index.first))
     arrays = (shard, index.offset, index.length, labels)
-    mark = digest(*names, *label_names, *(array.tobytes() for array in arrays))
-    return LabelledShards(index, labels, label_names, mark)
+    fingerprint = digest(*names, *label_names, *(array.tobytes() for array in arrays))
+    return LabelledShards(index, labels, label_names, fingerprint)
 
 
 def labels_of(
     index: ShardIndex, name: str, columns: Columns, beside: list[str] | None
 ) -> tuple[np.ndarray, list[str]]:
-    """Labels and class names: as given, as named in or beside the shards, or one per number from 0.
+    """Labels and class names: those of `columns`, those in or next to the shards, or the numbers themselves.
 
     Args:
-        beside: `names_beside` the shards.
+        beside: from `names_beside`.
 
     Raises:
-        HFViTError: labels below 0, above the names, or with gaps; a column, which shards do not have.
+        HFViTError: labels below 0, or above the number of names; columns, which shards do not have.
     """
     only_one_class(name, columns, "is tar shards, which have one class for each image")
     requested, group = grouped(columns.label if isinstance(columns.label, str) else None, ())
@@ -167,7 +167,7 @@ def labels_of(
             "or the label in its .json; leave out --image_column and --label_column"
         )
     counts = np.bincount(index.code, minlength=len(index.values))
-    used = np.flatnonzero(counts)  # what follows works on the different labels: there are few of them
+    used = np.flatnonzero(counts)  # the rest works on the different labels only, of which there are few
     labels, label_names = number_labels([index.values[code] for code in used])
     if label_names:
         if columns.label_names is not None:
@@ -186,12 +186,12 @@ def labels_of(
             labels, label_names = relabel(labels, label_names, columns.label_names, f"'{name}'"), columns.label_names
     table = np.zeros(len(index.values), dtype=np.int64)
     table[used] = labels
-    same = np.array_equal(table[used], used)  # as it mostly is: then all processes share the index's own column
+    same = np.array_equal(table[used], used)  # the usual case, in which all processes share the index's own column
     return (index.code if same else table[index.code]), label_names
 
 
 def number_labels(values: list[Label]) -> tuple[np.ndarray, list[str]]:
-    """Labels as numbers: strings in sorted order with their names, numbers as they are, with names where all have."""
+    """Labels as numbers, and class names: of strings in sorted order; of numbers only if each has a name."""
     pairs = {value for value in values if isinstance(value, tuple)}
     names_of = dict(pairs)
     complete = sorted(names_of) == list(range(len(names_of))) and len(set(names_of.values())) == len(pairs)
@@ -206,10 +206,10 @@ def number_labels(values: list[Label]) -> tuple[np.ndarray, list[str]]:
 
 
 def names_beside(shard: str) -> list[str] | None:
-    """The classes' names in the `label_names.json` beside a shard, None where there is none.
+    """The class names in the `label_names.json` next to a shard; None without one.
 
     Raises:
-        HFViTError: it does not hold a list of different names.
+        HFViTError: it is not a list of different names.
     """
     path = f"{folder_of(shard) or '.'}/{NAMES_FILE}"
     if is_remote(shard):
