@@ -1,4 +1,4 @@
-"""Whether the Hub has a model, asked once and quickly before anything large is loaded.
+"""Check that the Hub has a model, with one quick request, before anything large is loaded.
 
 Tests: tests/hf_vit/hub/test_upload.py.
 """
@@ -10,10 +10,10 @@ from ..errors import HFViTError
 
 
 def check_hub_access(name: str) -> None:
-    """Ask the Hub for a model, once and quickly: transformers retries for a minute where there is no network.
+    """Ask the Hub for a model, once and quickly: transformers retries for a minute without a network.
 
     Raises:
-        HFViTError: unreachable, unknown, private or gated. Silent if it is in the cache, or the user works offline.
+        HFViTError: unreachable, unknown, private or gated. No error if it is in the cache, or in offline mode.
     """
     try:
         HfApi().model_info(name, timeout=10)
@@ -26,7 +26,7 @@ def check_hub_access(name: str) -> None:
             f"cannot load --model {name}: neither a local path nor a model on the Hub; check the name, or run "
             "`hf auth login` if it is private"
         ) from error
-    except Exception as error:  # the HTTP library's own exceptions, which differ between versions of huggingface_hub
+    except Exception as error:  # of the HTTP library, which differs between versions of huggingface_hub
         if not isinstance(try_to_load_from_cache(name, "config.json"), str):
             raise HFViTError(
                 f"cannot load --model {name}: neither a local path nor a Hub model that can be reached now "

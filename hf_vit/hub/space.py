@@ -1,6 +1,6 @@
-"""The folder of a Hub Space: the page that classifies an image and shows where the model looks, with its model.
+"""Write the folder of a Hub Space: a page that classifies an image and shows the model's attention, with its model.
 
-The page is hf_vit/hub/space_app.py, which runs alone; `hf-vit demo` (hf_vit/cli/demo.py) serves it on this machine.
+The page is hf_vit/hub/space_app.py, which does not need hf_vit; `hf-vit demo` (hf_vit/cli/demo.py) serves it locally.
 
 Tests: tests/hf_vit/hub/test_space_app.py.
 """
@@ -13,11 +13,11 @@ from pathlib import Path
 
 from ..errors import HFViTError
 from ..image_processing import read_settings
-from .upload import check_model_folder, files_to_upload
+from .model_folder import check_model_folder, files_to_upload
 
 
 PAGE = Path(__file__).with_name("space_app.py")
-# A Space decodes images as hf_vit does, and carries these files as its package `image_io`
+# A Space decodes images as hf_vit does, with these files as its package `image_io`.
 DECODER = {"image_io.py": "__init__.py"} | {
     name: name for name in ("image_processing.py", "tiff_check.py", "errors.py")
 }
@@ -25,10 +25,10 @@ REQUIREMENTS = ("torch", "transformers")  # numpy and pillow come with gradio, w
 
 
 def write_space(folder: str | Path, target: str | Path, title: str) -> Path:
-    """Lay out a Space: the page as app.py, what it needs, and the model of `folder` beside it; returns `target`.
+    """Write a Space: the page as app.py, the files that it needs, and the model of `folder`; returns `target`.
 
     Raises:
-        HFViTError: the folder is not a complete model, or none of hf_vit's.
+        HFViTError: the folder is not a complete model, or not one of hf_vit's.
     """
     folder, target = Path(folder), Path(target)
     check_model_folder(folder)
@@ -56,7 +56,7 @@ def write_space(folder: str | Path, target: str | Path, title: str) -> Path:
 
 
 def _gradio() -> dict[str, str]:
-    """The version of gradio that the page was tried with here; the Hub's newest where there is none."""
+    """The installed version of gradio, with which the page was tested; without one, the Hub takes its newest."""
     try:
         return {"sdk_version": version("gradio")}
     except PackageNotFoundError:

@@ -1,4 +1,4 @@
-"""Our models in other people's explanation libraries: `pytorch-grad-cam` and `captum`. Neither is imported here.
+"""Adapters for the explanation libraries `pytorch-grad-cam` and `captum`. Neither is imported here.
 
     from pytorch_grad_cam import GradCAM    # pip install "hf-vit[grad-cam]"; it needs a torchvision that matches torch
     with GradCAM(Logits(model), grad_cam_layers(model), reshape_transform=token_grid(model)) as cam:
@@ -9,10 +9,10 @@
     FeatureAblation(Logits(model)).attribute(pixel_values, target=3, feature_mask=patch_mask(model, pixel_values))
     LayerGradCam(Logits(model), patch_maps(model)).attribute(pixel_values, target=3)    # (B, 1, rows, columns)
 
-pytorch-grad-cam reads layers of tokens `(B, N, D)` and asks for a function that lays them out as `(B, D, rows,
-columns)`. captum has no such hook and takes dimension 1 for the channels: give its layer methods a layer whose output
-is a map already, which `patch_maps` is. Its integrated gradients start at zero unless told otherwise: there a hybrid's
-normalizations jump, and the attributions do not add up. `perturbation.blurred` is a start that works.
+pytorch-grad-cam reads layers of tokens `(B, N, D)` and takes a function that reshapes them to `(B, D, rows, columns)`.
+captum has no such function and expects channels in dimension 1: its layer methods need a layer whose output is a
+feature map, such as `patch_maps`. Its integrated gradients start at zero by default, where a hybrid's normalizations
+are discontinuous and the attributions do not add up; `perturbation.blurred` is a start that works.
 """
 
 from collections.abc import Callable
@@ -25,7 +25,7 @@ from .perturbation import patch_numbers
 
 
 class Logits(nn.Module):
-    """The classifier as a function from pixels `(B, C, H, W)` to logits `(B, K)`, which both libraries expect."""
+    """A module from pixels `(B, C, H, W)` to logits `(B, K)`, which both libraries expect."""
 
     def __init__(self, model: nn.Module):
         super().__init__()
@@ -36,9 +36,9 @@ class Logits(nn.Module):
 
 
 def grad_cam_layers(model: nn.Module) -> list[nn.Module]:
-    """Layers whose output Grad-CAM reads: the last block's first LayerNorm, where gradients reach the patches.
+    """The target layers of Grad-CAM: the last block's first LayerNorm.
 
-    After the last block only the class token has a gradient.
+    After the last block only the class token has a gradient, not the patches.
     """
     return [uncompiled(model).base_model.layers[-1].layernorm_before]
 
@@ -46,9 +46,9 @@ def grad_cam_layers(model: nn.Module) -> list[nn.Module]:
 def token_grid(
     model: nn.Module, image_size: int | tuple[int, int] | None = None
 ) -> Callable[[torch.Tensor], torch.Tensor]:
-    """pytorch-grad-cam's `reshape_transform`: `(B, N, D)` -> `(B, D, rows, columns)`, class and registers left out.
+    """pytorch-grad-cam's `reshape_transform`: `(B, N, D)` -> `(B, D, rows, columns)`, of the patches.
 
-    `image_size` in pixels, one number or (height, width), where images are not of the model's own size.
+    `image_size` in pixels, one number or (height, width); default: the model's own size.
     """
     config = uncompiled(model).config
     grid = config.grid_for(config.image_size if image_size is None else image_size)
@@ -65,7 +65,7 @@ def patch_maps(model: nn.Module) -> nn.Module:
 
 
 def patch_mask(model: nn.Module, pixel_values: torch.Tensor) -> torch.Tensor:
-    """captum's `feature_mask` of whole patches, `(1, 1, H, W)`: the number of the patch of every pixel."""
+    """captum's `feature_mask` of whole patches, `(1, 1, H, W)`: the patch number of every pixel."""
     size = (pixel_values.shape[-2], pixel_values.shape[-1])
     inside = uncompiled(model)
     return patch_numbers(inside, size, inside.config.grid_for(size)).to(pixel_values.device)[None, None]

@@ -1,15 +1,15 @@
-"""What a model attends to and what its parts look like, computed; `plots.py` draws it.
+"""Compute attention maps, rollout, distances, filters, positions and token norms of a model; `plots.py` draws them.
 
-Everything here reads the forward pass through hooks on the blocks: the attention backend stays as it is, graphs made
-by `torch.compile` are set aside for the analysed call, and what a block shows is reduced before the next one runs, so
-no more than one block's weights are in memory at a time: ViT-L/16 at 512 px, float32, one image on a CPU, peaks at
-1275 MiB in a forward pass, 1393 MiB in `attention_maps` of one block (1.09 times; 1.17 with two images), 1292 MiB in
-`class_attention` and 1418 MiB in `rollout_map` (resident memory beyond the interpreter's, torch 2.13). Images may
-have any size.
+All functions read the forward pass through hooks on the blocks: the attention backend is not changed, graphs of
+`torch.compile` are bypassed for the analyzed call, and the output of a hook is reduced before the next block runs, so
+that the weights of at most one block are in memory. ViT-L/16 at 512 px, float32, one image on a CPU, peaks at 1275 MiB
+in a forward pass, 1393 MiB in `attention_maps` of one block (1.09 times; 1.17 with two images), 1292 MiB in
+`class_attention` and 1418 MiB in `rollout_map` (resident memory beyond the interpreter's, torch 2.13). Images may have
+any size.
 
     B batch   k heads   N tokens (class, registers, patches)   rows, columns: the grid of patch tokens
 
-Not transformers' `output_attentions`: it keeps the weights of every block, and the fast backends do not have them.
+Not transformers' `output_attentions`: it stores the weights of all blocks, and fast backends do not return them.
 
 Sources: paper section 4.5 and appendices D.7, D.8 (arXiv:2010.11929); Abnar and Zuidema, attention rollout
 (arXiv:2005.00928); Darcet et al., token norms (arXiv:2309.16588). Explanations of one class are in `relevance.py`.
@@ -31,7 +31,7 @@ from ..modeling.resnet_stem import StdConv2d
 HeadFusion = Literal["mean", "max", "min"]
 
 
-# -- the model, made ready to be watched ----------------------------------------------------------------------------
+# -- the model: unwrapped, in eval mode, with hooks -----------------------------------------------------------------
 
 
 def uncompiled(model: nn.Module) -> Any:
@@ -53,7 +53,7 @@ def uncompiled(model: nn.Module) -> Any:
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """The model in eval mode, as it was afterwards."""
+    """The model in eval mode; restored afterwards."""
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:
@@ -65,44 +65,44 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def watched(model: nn.Module) -> Iterator[Any]:
-    """The model inside `torch.compile`'s wrapper, in eval mode and uncompiled, as it was afterwards."""
+    """The model inside `torch.compile`'s wrapper, in eval mode and run eagerly; restored afterwards."""
     inside = uncompiled(model)
     with evaluating(inside), torch.compiler.set_stance("force_eager"):
         yield inside
 
 
 def layer_numbers(model: nn.Module, layers: Sequence[int] | None) -> dict[int, int]:
-    """Each index as given and the number of its block, from 0; None means all.
+    """The block number, from 0, of each index; None means all blocks.
 
     Raises:
-        HFViTError: an index that does not exist, or none at all.
+        HFViTError: an index that does not exist, or an empty list.
     """
     depth = len(uncompiled(model).base_model.layers)
-    asked = range(depth) if layers is None else layers
-    for index in asked:
+    indices = range(depth) if layers is None else layers
+    for index in indices:
         if not -depth <= index < depth:
             raise HFViTError(
                 f"layer {index} does not exist: the model has {depth}, 0 to {depth - 1}, or -1 for the last"
             )
-    if not asked:
+    if not indices:
         raise HFViTError("no layers asked for: give at least one, for example layers=[-1]")
-    return {index: index % depth for index in asked}
+    return {index: index % depth for index in indices}
 
 
 def head_numbers(model: nn.Module, heads: Sequence[int] | None) -> list[int]:
-    """Numbers of the heads asked for, from 0; None means all.
+    """The numbers, from 0, of the requested heads; None means all.
 
     Raises:
-        HFViTError: an index that does not exist, or none at all.
+        HFViTError: an index that does not exist, or an empty list.
     """
     count = uncompiled(model).config.num_attention_heads
-    asked = range(count) if heads is None else heads
-    for index in asked:
+    indices = range(count) if heads is None else heads
+    for index in indices:
         if not -count <= index < count:
             raise HFViTError(f"head {index} does not exist: the model has {count}, 0 to {count - 1}")
-    if not asked:
+    if not indices:
         raise HFViTError("no heads asked for: give at least one, for example heads=[0]")
-    return [index % count for index in asked]
+    return [index % count for index in indices]
 
 
 @torch.no_grad()
@@ -112,9 +112,9 @@ def watch_attention(
     see: Callable[[int, torch.Tensor, torch.Tensor, float, torch.Tensor | None], None],
     layers: Sequence[int] | None = None,
 ) -> Any:
-    """Run the encoder and show `see(number, q, k, scaling, bias)` each chosen block's queries and keys.
+    """Run the encoder and call `see(number, q, k, scaling, bias)` for each chosen block.
 
-    They are `(B, heads, N, d)`; `bias` `(1, heads, N, N)` is added to the scores, None where there is none.
+    Queries and keys are `(B, heads, N, d)`; `bias` `(1, heads, N, N)`, or None, is added to the scores.
 
     Returns:
         the encoder's output.
@@ -122,7 +122,7 @@ def watch_attention(
     with watched(model) as inside:
         blocks = inside.base_model.layers
 
-        def look(number: int) -> Callable:
+        def make_hook(number: int) -> Callable:
             def hook(attention: Any, args: tuple, kwargs: dict, output: tuple) -> None:
                 positions = {name: kwargs[name] for name in ("rotary", "grid", "shared_bias") if name in kwargs}
                 query, key = attention.queries_and_keys(args[0], **positions)
@@ -132,7 +132,9 @@ def watch_attention(
             return hook
 
         numbers = set(layer_numbers(inside, layers).values())
-        hooks = [blocks[number].attention.register_forward_hook(look(number), with_kwargs=True) for number in numbers]
+        hooks = [
+            blocks[number].attention.register_forward_hook(make_hook(number), with_kwargs=True) for number in numbers
+        ]
         try:
             return inside.base_model(_batch(pixel_values))
         finally:
@@ -154,10 +156,10 @@ def grid_of(model: nn.Module, pixel_values: torch.Tensor) -> tuple[int, int]:
 
 
 def on_grid(model: nn.Module, tokens: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
-    """Values of all tokens `(..., N)` -> those of the patches `(..., rows, columns)`; class and registers left out.
+    """Values of all tokens `(..., N)` -> of the patches `(..., rows, columns)`, without class and register tokens.
 
     Raises:
-        HFViTError: patches that are no longer there.
+        HFViTError: patches were merged.
     """
     patches = tokens[..., uncompiled(model).config.num_prefix_tokens :]
     if patches.shape[-1] != grid[0] * grid[1]:
@@ -181,7 +183,7 @@ def attention_maps(
         heads: None for all.
 
     Returns:
-        for each layer as given, `(B, heads, N queries, N keys)` in float32; rows sum to one.
+        for each index of `layers`, `(B, heads, N queries, N keys)` in float32; rows sum to one.
 
     Raises:
         HFViTError: a layer or head that does not exist, or a model without attention.
@@ -200,10 +202,10 @@ def attention_maps(
 def class_attention(
     model: nn.Module, pixel_values: torch.Tensor, layers: Sequence[int] = (-1,), heads: Sequence[int] | None = None
 ) -> dict[int, torch.Tensor]:
-    """What the class token attends to among the patches, `(B, heads, rows, columns)` for each layer as given.
+    """Attention of the class token to the patches, `(B, heads, rows, columns)` for each index of `layers`.
 
-    Without class token: the mean over all patches' attention (`"gap"`, `"map"`), or the first patch's (`"first"`).
-    The fractions of class and register tokens are left out, so a map sums to at most one.
+    Without a class token: the mean of all patches' attention (`"gap"`, `"map"`), or that of the first (`"first"`).
+    Attention to class and register tokens is left out, so a map sums to at most one.
     """
     numbers, chosen = layer_numbers(model, layers), head_numbers(model, heads)
     config, grid = uncompiled(model).config, grid_of(model, pixel_values)
@@ -224,7 +226,7 @@ def class_attention(
 
 @torch.no_grad()
 def probe_attention(model: nn.Module, pixel_values: torch.Tensor) -> torch.Tensor:
-    """What the probe of attention pooling reads, `(B, heads, rows, columns)`. Raises HFViTError for other poolings."""
+    """Attention of the pooling probe to the patches, `(B, heads, rows, columns)`; HFViTError without a probe."""
     with watched(model) as inside:
         if inside.base_model.map_head is None:
             raise HFViTError(f'pooling="{inside.config.pooling}" has no probe: class_attention shows what is read')
@@ -233,11 +235,11 @@ def probe_attention(model: nn.Module, pixel_values: torch.Tensor) -> torch.Tenso
 
 
 def readout(model: nn.Module, tokens: torch.Tensor) -> torch.Tensor:
-    """How much of each final token the head reads, from the encoder's `last_hidden_state` `(B, N, D)`.
+    """Weight of each final token in the head's input, from the encoder's `last_hidden_state` `(B, N, D)`.
 
     Returns:
-        `(B, heads or 1, N)`, rows of sum one: one token for `"token"` and `"first"`, all patches alike for `"gap"`,
-        the probe's attention for `"map"`; halves where a classifier reads two vectors side by side.
+        `(B, heads or 1, N)`, rows sum to one: one token for `"token"` and `"first"`, all patches equally for `"gap"`,
+        the probe's attention for `"map"`; one half each if the classifier reads two concatenated vectors.
     """
     inside = uncompiled(model)
     head, (batch, count, _), config = inside.base_model.map_head, tokens.shape, inside.config
@@ -272,9 +274,9 @@ def fuse_heads(weights: torch.Tensor, fusion: HeadFusion) -> torch.Tensor:
 
 
 def with_residual(fused: torch.Tensor) -> torch.Tensor:
-    """One step of rollout: the skip connection added, every row divided by its own sum; `(..., N, N)`."""
-    mixed = fused + torch.eye(fused.shape[-1], device=fused.device)
-    return mixed / mixed.sum(dim=-1, keepdim=True)
+    """One step of rollout: add the skip connection and divide every row by its sum; `(..., N, N)`."""
+    step = fused + torch.eye(fused.shape[-1], device=fused.device)
+    return step / step.sum(dim=-1, keepdim=True)
 
 
 def rollout(model: nn.Module, pixel_values: torch.Tensor, fusion: HeadFusion = "mean") -> torch.Tensor:
@@ -284,14 +286,14 @@ def rollout(model: nn.Module, pixel_values: torch.Tensor, fusion: HeadFusion = "
     `a.sum(-1)` without keepdim, which scales columns: its rows do not sum to one.
 
     Returns:
-        `(B, N, N)`: how much of each input token (column) is in each output token (row); rows sum to one.
+        `(B, N, N)`: weight of each input token (column) in each output token (row); rows sum to one.
     """
     return _rollout(model, pixel_values, fusion)[0]
 
 
 @torch.no_grad()
 def rollout_map(model: nn.Module, pixel_values: torch.Tensor, fusion: HeadFusion = "mean") -> torch.Tensor:
-    """Rollout as seen by the pooled vector, for every pooling; `(B, rows, columns)`."""
+    """Rollout from the pooled vector to the patches, for every pooling; `(B, rows, columns)`."""
     rolled, tokens = _rollout(model, pixel_values, fusion)
     row = (readout(model, tokens).mean(dim=1, keepdim=True) @ rolled)[:, 0]  # (B, N)
     return on_grid(model, row, grid_of(model, pixel_values))
@@ -314,8 +316,8 @@ def _rollout(model: nn.Module, pixel_values: torch.Tensor, fusion: HeadFusion) -
 def attention_distance(model: nn.Module, pixel_values: torch.Tensor) -> torch.Tensor:
     """Mean distance over which each head attends, in pixels of the model's input (paper, Figure 7 right).
 
-    The mean over images and querying patches of sum_j a_ij |p_i - p_j|, p the patches' places, a the attention among
-    patches with rows of sum one (class and registers left out). A hybrid's patches are its total stride apart.
+    The mean over images and querying patches i of sum_j a_ij |p_i - p_j|, where p are the patches' centers and a is
+    the attention among patches, normalized to sum one. A hybrid's patches are its total stride apart.
 
     Returns:
         `(layers, heads)`.
@@ -351,10 +353,10 @@ class Filters:
 
 @torch.no_grad()
 def embedding_filters(model: nn.Module, count: int = 28) -> Filters:
-    """First principal components of the filters that read pixels (paper, Figure 7 left).
+    """First principal components of the embedding filters (paper, Figure 7 left).
 
-    The D filters of a ViT's patch projection; for a hybrid the filters of the ResNet's first convolution, standardized
-    as it uses them. Components are scaled to [0, 1], their signs fixed; there are at most as many as filters.
+    The D filters of a ViT's patch projection, or of a hybrid's first convolution, standardized. Components are scaled
+    to [0, 1], with fixed signs; there are at most as many as filters.
     """
     patches = uncompiled(model).base_model.embeddings.patch_embeddings
     root = None if patches.backbone is None else patches.backbone.conv_root
@@ -367,9 +369,9 @@ def embedding_filters(model: nn.Module, count: int = 28) -> Filters:
 
 
 def principal_components(samples: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Directions of largest variance of `(samples, features)`: `(count, features)` and their fractions of it.
+    """Principal components of `(samples, features)`: `(count, features)` and their fractions of the variance.
 
-    The sign of each is chosen so that its largest entry is positive.
+    The sign of each is such that its largest entry is positive: an SVD leaves it open.
     """
     centered = samples.double() - samples.double().mean(dim=0)
     _, spread, directions = torch.linalg.svd(centered, full_matrices=False)
@@ -401,18 +403,18 @@ def position_similarity(model: nn.Module) -> torch.Tensor:
 def token_states(
     model: nn.Module, pixel_values: torch.Tensor, layers: Sequence[int] = (-1,), normalized: bool = False
 ) -> dict[int, torch.Tensor]:
-    """The patch tokens after chosen blocks, `(B, rows, columns, D)`; `normalized` by the model's final LayerNorm."""
+    """Patch tokens after chosen blocks, `(B, rows, columns, D)`; `normalized` applies the model's final LayerNorm."""
     numbers, states = layer_numbers(model, layers), {}
     with watched(model) as inside:
         encoder, grid = inside.base_model, grid_of(inside, pixel_values)
 
-        def keep(number: int) -> Callable:
+        def make_hook(number: int) -> Callable:
             def hook(block: nn.Module, args: tuple, output: torch.Tensor) -> None:
                 states[number] = output
 
             return hook
 
-        hooks = [encoder.layers[number].register_forward_hook(keep(number)) for number in set(numbers.values())]
+        hooks = [encoder.layers[number].register_forward_hook(make_hook(number)) for number in set(numbers.values())]
         try:
             encoder(_batch(pixel_values))
         finally:
@@ -429,7 +431,7 @@ def feature_colors(features: torch.Tensor) -> torch.Tensor:
     """Three principal components of patch features as red, green and blue.
 
     `(B, rows, columns, D)` -> `(B, rows, columns, 3)` in [0, 1]. Components are common to the batch, so equal colors
-    mean equal features across images; each channel is cut at the 1st and 99th percentile.
+    mean equal features across images; each channel is clipped at the 1st and 99th percentile.
     """
     flat = features.float().flatten(0, -2).cpu()  # (B rows columns, D)
     directions, _ = principal_components(flat, min(3, *flat.shape))
@@ -444,6 +446,6 @@ def token_norms(
 ) -> dict[int, torch.Tensor]:
     """Length of every patch token after chosen blocks, `(B, rows, columns)`.
 
-    A few tokens many times longer than the rest are the artifacts that register tokens take up (arXiv:2309.16588).
+    A few tokens much longer than the others are the artifacts that register tokens avoid (arXiv:2309.16588).
     """
     return {index: states.norm(dim=-1) for index, states in token_states(model, pixel_values, layers).items()}

@@ -1,10 +1,10 @@
-"""Which explanation to trust: patches are taken out, or put in, in the order that it gives, and the model answers.
+"""Which explanation to trust: remove or insert patches in its order, and measure the probability of the class.
 
-If an explanation is right, the probability of the class falls fast when its first patches go (deletion: a small area
-under the curve is good) and rises fast when only they are there (insertion: a large area is good). An order that is no
-better than a random one explains nothing. Works for every image classifier, also for those without attention.
+For a good explanation the probability falls fast when the most important patches are removed (deletion: a small area
+under the curve is good) and rises fast when only they are present (insertion: a large area is good). An order that is
+no better than a random one explains nothing. Works for every image classifier, also without attention.
 
-Not captum: of such measures it has infidelity and sensitivity, and no curves.
+Not captum: it has infidelity and sensitivity, but no such curves.
 
 Source: Petsiuk, Das and Saenko, RISE (arXiv:1806.07421), section 4.3; here patch by patch.
 """
@@ -28,10 +28,10 @@ BASELINES = ("blur", "mean", "gray")
 
 @dataclass
 class Curves:
-    """Probability of the class as patches go and come.
+    """Probability of the class while patches are removed and inserted.
 
     Attributes:
-        fractions: of the patches changed, `(S + 1,)` from 0 to 1.
+        fractions: of the patches changed so far, `(S + 1,)` from 0 to 1.
         deletion, insertion: `(B, S + 1)`.
     """
 
@@ -56,10 +56,10 @@ class Curves:
 
 
 def patch_numbers(model: nn.Module, image_size: tuple[int, int], grid: tuple[int, int]) -> torch.Tensor:
-    """The number of the patch that every pixel belongs to, `(H, W)`, row by row from 0.
+    """The patch number of every pixel, `(H, W)`, in raster order from 0.
 
-    Pixels that a ViT cuts off at the right and the bottom belong to the last patch beside them. A model that is not
-    hf_vit's is thought of as a grid of equal cells, and so is one whose patches are not those of the grid.
+    Pixels that a ViT drops at the right and the bottom belong to the nearest patch. For other models, or another grid
+    than that of the model's patches, the image is divided into equal cells.
     """
     config: Any = getattr(model, "config", None)
     (height, width), (rows, columns) = image_size, grid
@@ -75,7 +75,7 @@ def blurred(pixel_values: torch.Tensor) -> torch.Tensor:
     """A Gaussian blur of an eighth of the longer side, borders repeated; same shape."""
     height, width = pixel_values.shape[-2:]
     sigma = max(height, width) / 8
-    reach = int(3 * sigma)
+    reach = int(3 * sigma)  # pixels on either side; the tails beyond hold 0.3 %
     kernel = torch.exp(-torch.arange(-reach, reach + 1, device=pixel_values.device).float().square() / (2 * sigma**2))
     kernel = (kernel / kernel.sum()).to(pixel_values.dtype)
     flat = F.pad(pixel_values.flatten(0, 1)[:, None], (reach,) * 4, mode="replicate")  # (B C, 1, H + .., W + ..)
@@ -84,7 +84,7 @@ def blurred(pixel_values: torch.Tensor) -> torch.Tensor:
 
 
 def _nothing(pixel_values: torch.Tensor, baseline: str) -> torch.Tensor:
-    """What is put where a patch is taken out."""
+    """The image without content, of which absent patches are taken."""
     if baseline == "blur":
         return blurred(pixel_values)
     if baseline == "mean":
@@ -111,15 +111,15 @@ def perturbation_curves(
     steps: int = 20,
     baseline: str = "blur",
 ) -> Curves:
-    """Take out, and put in, patches from the most to the least important, and ask the model each time.
+    """Remove, and insert, patches from the most to the least important, and classify each image.
 
     Args:
         model: any classifier that returns logits, or an output with `.logits`.
         pixel_values: normalized images `(B, C, H, W)`. importance: `(B, rows, columns)`, larger first.
         target: class number, or one for each image; None for the most probable of the whole image.
         steps: changes from none to all patches; 2 (steps + 1) forward passes.
-        baseline: what an absent patch shows: the image blurred, its mean color, or 0 (mid-gray after
-            normalization with mean 0.5).
+        baseline: content of absent patches: the blurred image, its mean color, or 0 (mid-gray after normalization
+            with mean 0.5).
 
     Raises:
         HFViTError: shapes that do not match, no such class or baseline.
@@ -131,26 +131,26 @@ def perturbation_curves(
         raise HFViTError("importance must be finite and steps at least 1")
     with evaluating(model):
         absent, count = _nothing(pixel_values, baseline), grid[0] * grid[1]
-        chosen = target_classes(_logits(model, pixel_values), target)[:, None]
+        classes = target_classes(_logits(model, pixel_values), target)[:, None]
         order = importance.flatten(1).argsort(dim=1, descending=True, stable=True)
         rank = order.argsort(dim=1).to(pixel_values.device)  # (B, patches)
-        where = patch_numbers(model, tuple(pixel_values.shape[-2:]), grid).to(pixel_values.device)  # type: ignore[arg-type]
-        rank = rank[:, where][:, None]  # (B, 1, H, W)
+        patch = patch_numbers(model, tuple(pixel_values.shape[-2:]), grid).to(pixel_values.device)  # type: ignore[arg-type]
+        rank = rank[:, patch][:, None]  # (B, 1, H, W)
         fractions = torch.linspace(0, 1, steps + 1)
         deletion: list[torch.Tensor] = []
         insertion: list[torch.Tensor] = []
         for fraction in fractions.tolist():
-            first = rank < round(fraction * count)
-            for kept, found in ((~first, deletion), (first, insertion)):
-                logits = _logits(model, torch.where(kept, pixel_values, absent))
-                found.append(probabilities(model, logits).gather(1, chosen)[:, 0].cpu())
+            important = rank < round(fraction * count)
+            for present, curve in ((~important, deletion), (important, insertion)):
+                logits = _logits(model, torch.where(present, pixel_values, absent))
+                curve.append(probabilities(model, logits).gather(1, classes)[:, 0].cpu())
     return Curves(fractions, torch.stack(deletion, dim=1), torch.stack(insertion, dim=1))
 
 
 def probabilities(model: nn.Module, logits: torch.Tensor) -> torch.Tensor:
-    """Of each class, `(B, K)`: they sum to one, or each stands alone where `config.problem_type` is multi-label.
+    """Probabilities of the classes `(B, K)`; they do not sum to one if `config.problem_type` is multi-label.
 
-    The outputs of a regression are no probabilities, and are given back as they are.
+    The outputs of a regression are returned unchanged.
     """
     return output_scores(getattr(model, "config", None), logits)
 
@@ -165,23 +165,23 @@ def compare_explanations(
     random_orders: int = 5,
     seed: int = 0,
 ) -> dict[str, Curves]:
-    """Curves of each method, and of `"random"`: the mean over that many random orders, drawn from `seed`.
+    """Curves of each method, and of `"random"`, the mean over `random_orders` orders drawn with `seed`.
 
     Args:
-        methods: names, or maps `(B, rows, columns)` by name, of whatever origin.
+        methods: names, or maps `(B, rows, columns)` by name, of any origin.
     """
     with torch.no_grad(), evaluating(model):
-        chosen = target_classes(_logits(model, pixel_values), target)  # the same class for all
+        classes = target_classes(_logits(model, pixel_values), target)  # the same for all methods
     maps = methods if isinstance(methods, Mapping) else {}
     curves, grid = {}, None
     for method in methods:
-        importance = maps[method] if maps else explain(model, pixel_values, method, chosen)
+        importance = maps[method] if maps else explain(model, pixel_values, method, classes)
         grid = importance.shape
-        curves[method] = perturbation_curves(model, pixel_values, importance, chosen, steps, baseline)
+        curves[method] = perturbation_curves(model, pixel_values, importance, classes, steps, baseline)
     if random_orders and grid is not None:
         generator = torch.Generator().manual_seed(seed)
         runs = [
-            perturbation_curves(model, pixel_values, torch.rand(grid, generator=generator), chosen, steps, baseline)
+            perturbation_curves(model, pixel_values, torch.rand(grid, generator=generator), classes, steps, baseline)
             for _ in range(random_orders)
         ]
         deletion = torch.stack([run.deletion for run in runs]).mean(dim=0)

@@ -1,7 +1,7 @@
-"""Draws what `inspection`, `relevance` and `perturbation` compute. Arrays in, images and matplotlib figures out.
+"""Draw the results of `attention`, `relevance` and `perturbation`: arrays in, images and matplotlib figures out.
 
-Drawn with the Agg canvas and never through pyplot: no display is needed and no global state is left behind. Needs
-matplotlib (`pip install "hf-vit[inspect]"`).
+With the Agg canvas, not pyplot: no display is needed and no global state changes. Needs matplotlib (`pip install
+"hf-vit[inspect]"`).
 """
 
 import textwrap
@@ -20,7 +20,7 @@ from ..html_page import COLORS, FAINT, INK
 from ..plot_text import plain_text
 
 
-HEAT, NORMS = "inferno", "viridis"
+HEAT, NORMS = "inferno", "viridis"  # colormaps
 
 
 # -- from the grid of patches to the original image ---------------------------------------------------------------
@@ -28,7 +28,7 @@ HEAT, NORMS = "inferno", "viridis"
 
 @dataclass(frozen=True)
 class PlotView:
-    """What a model sees of an image: a window of it, resized.
+    """The part of an image that a model sees: a window, resized to the model's input.
 
     Attributes:
         image_size: (height, width) of the original. model_size: (height, width) of the model's input.
@@ -41,9 +41,9 @@ class PlotView:
 
 
 def view_of(settings: Mapping[str, Any], image_size: tuple[int, int]) -> PlotView:
-    """The window that an image processor of these settings cuts out of an image of (height, width).
+    """The window of an image processor with these settings, in an image of (height, width).
 
-    `size` is {"height", "width"} (the whole image, squashed) or {"shortest_edge"}; then `crop_size` from the middle.
+    `size` is {"height", "width"} (the whole image, squashed) or {"shortest_edge"}; then a center crop of `crop_size`.
     """
     height, width = image_size
     size = settings["size"]
@@ -64,14 +64,14 @@ def view_of(settings: Mapping[str, Any], image_size: tuple[int, int]) -> PlotVie
 
 
 def on_image(heat: np.ndarray, stride: tuple[int, int], view: PlotView, smooth: bool = True) -> np.ndarray:
-    """A map over patches `(rows, columns)` in the pixels of the original image, `(height, width)`.
+    """Resample a map over patches `(rows, columns)` to the pixels of the original image, `(height, width)`.
 
-    Interpolated linearly between the patches' centers, constant beyond the outermost; NaN where the model does not
-    look: outside the window, and at the right and the bottom what the patches do not cover.
+    Interpolated linearly between the patches' centers, constant beyond the outermost; NaN outside the window, and at
+    the right and the bottom where there is no whole patch.
 
     Args:
         stride: pixels of the model's input from patch to patch, (down, across).
-        smooth: False shows each patch as it is.
+        smooth: False draws each patch in one value.
     """
     top, left, height, width = view.window
     sides = []
@@ -81,13 +81,13 @@ def on_image(heat: np.ndarray, stride: tuple[int, int], view: PlotView, smooth: 
         patches = positions / stride[axis] - 0.5
         weights = _linear(patches if smooth else patches.round(), heat.shape[axis])
         sides.append((weights, (positions >= 0) & (positions < covered)))
-    (vertical, seen_down), (horizontal, seen_across) = sides
+    (vertical, inside_rows), (horizontal, inside_columns) = sides
     resampled = vertical @ np.asarray(heat, dtype=np.float64) @ horizontal.T
-    return np.where(seen_down[:, None] & seen_across, resampled, np.nan)
+    return np.where(inside_rows[:, None] & inside_columns, resampled, np.nan)
 
 
 def _linear(positions: np.ndarray, cells: int) -> np.ndarray:
-    """Weights `(places, cells)` of linear interpolation at real-valued cell numbers."""
+    """Weights `(positions, cells)` of linear interpolation at positions in units of cells."""
     positions = positions.clip(0, cells - 1)
     return np.maximum(0, 1 - np.abs(positions[:, None] - np.arange(cells)))
 
@@ -99,13 +99,13 @@ def colors_on_image(colors: np.ndarray, stride: tuple[int, int], view: PlotView)
 
 
 def enlarged(image: np.ndarray, least: int) -> np.ndarray:
-    """An image `(H, W, C)` whose longer side is below `least` pixels, enlarged by a whole number to about that."""
+    """An image `(H, W, C)`, enlarged by a whole factor if its longer side is below `least` pixels."""
     factor = max(1, round(least / max(image.shape[:2])))
     return image.repeat(factor, axis=0).repeat(factor, axis=1)
 
 
 def scaled(heat: np.ndarray) -> np.ndarray:
-    """To [0, 1] by the smallest and largest finite value; a constant map becomes 0."""
+    """Scale to [0, 1] by the smallest and largest finite value; a constant map becomes 0."""
     finite = heat[np.isfinite(heat)]
     if not finite.size:
         raise HFViTError("the map has no finite value")
@@ -113,27 +113,27 @@ def scaled(heat: np.ndarray) -> np.ndarray:
 
 
 def overlay(image: np.ndarray, heat: np.ndarray, strength: float = 0.75) -> np.ndarray:
-    """A heat map over an image, both of its size: `(H, W, 3)` uint8 and `(H, W)` -> `(H, W, 3)` uint8.
+    """Blend a heat map with an image of the same size: `(H, W, 3)` uint8 and `(H, W)` -> `(H, W, 3)` uint8.
 
-    Where the map is NaN, the image is faded.
+    The image is faded where the map is NaN.
     """
     if image.shape[:2] != heat.shape:
         raise HFViTError(f"the image has {image.shape[:2]} pixels, the map {heat.shape}: use on_image first")
     gray = image.mean(axis=2, keepdims=True).repeat(3, axis=2)
     level = scaled(heat)
-    seen = np.isfinite(level)[..., None]
+    inside = np.isfinite(level)[..., None]
     level = np.nan_to_num(level)
     color = matplotlib.colormaps[HEAT](level)[..., :3] * 255
-    opacity = strength * (0.4 + 0.6 * level[..., None])  # where little is seen, the image shows through
+    opacity = strength * (0.4 + 0.6 * level[..., None])  # lower where the map is low, so that the image shows
     mixed = (1 - opacity) * (0.5 * image + 0.5 * gray) + opacity * color
-    return np.where(seen, mixed, 0.35 * gray + 0.65 * 255).round().clip(0, 255).astype(np.uint8)
+    return np.where(inside, mixed, 0.35 * gray + 0.65 * 255).round().clip(0, 255).astype(np.uint8)
 
 
 def colored(values: np.ndarray, colors: str, proportion: float, side: int = 160) -> np.ndarray:
-    """A map `(rows, columns)` by itself, in a colormap over its own range: uint8 `(H, W, 3)`, its width `side` pixels.
+    """A map `(rows, columns)` in a colormap over its own range: uint8 `(H, W, 3)`, `side` pixels wide.
 
     Args:
-        proportion: height over width that it is shown with.
+        proportion: height over width of the result.
     """
     height, width = max(1, round(side * proportion)), side
     down, across = (np.arange(size) * cells // size for size, cells in zip((height, width), values.shape))
@@ -144,7 +144,7 @@ def colored(values: np.ndarray, colors: str, proportion: float, side: int = 160)
 
 
 def save(figure: Figure, path: str | Path) -> None:
-    """Write a figure as the file's ending says (png, svg, pdf)."""
+    """Write a figure in the format of the file's suffix (png, svg, pdf)."""
     with plain_text(figure):
         figure.savefig(path, facecolor="white")
 
@@ -190,11 +190,11 @@ def draw_table(
 def draw_examples(
     columns: Sequence[Sequence[np.ndarray]], titles: Sequence[str], names: Sequence[str], most: int = 6
 ) -> Figure:
-    """A column for each image, its title above and its maps below; `most` columns in a band, further bands below.
+    """A column for each image, its title above and its maps below, wrapped after `most` columns.
 
     Args:
-        columns: for each image, itself and its maps, `(H, W, 3)`; images may differ in proportions.
-        names: what the rows show, at the left.
+        columns: each image and its maps, `(H, W, 3)`; images may differ in proportions.
+        names: of the rows, at the left.
     """
     bands = [range(start, min(start + most, len(columns))) for start in range(0, len(columns), most)]
     tall = [max(columns[index][0].shape[0] / columns[index][0].shape[1] for index in band) for band in bands]
@@ -225,8 +225,8 @@ def draw_attention_heads(
     """One map for each block (rows) and head (columns); `{layer: (heads, rows, columns)}`, each with its own scale.
 
     Args:
-        numbers: of the heads, where they are not the first ones.
-        proportion: height over width of what the model sees of the image; that of the grid of patches where None.
+        numbers: of the heads; default: from 0.
+        proportion: height over width of the window of the image; default: that of the grid of patches.
     """
     layers = list(maps)
     heads, rows, columns = maps[layers[0]].shape
@@ -269,7 +269,7 @@ def draw_filters(components: np.ndarray, explained: np.ndarray, title: str = "")
 def draw_position_similarity(similarity: np.ndarray, title: str = "", most: int = 14) -> Figure:
     """A tile for every position: its embedding's cosine similarity with all others, `(rows, columns, rows, columns)`.
 
-    Of a larger grid, at most `most` positions a side are shown, evenly spread.
+    At most `most` positions per side are drawn, evenly spaced.
     """
     rows, columns = similarity.shape[:2]
     down = np.unique(np.linspace(0, rows - 1, min(rows, most)).round().astype(int))
@@ -313,7 +313,7 @@ def draw_attention_distance(distances: Mapping[str, np.ndarray], title: str = ""
 
 
 def _quiet(axes: Any, x: str, y: str) -> None:
-    """Axes in the colors that a page replaces by those of its theme."""
+    """Labels and axes in the colors that a page replaces by those of its theme."""
     axes.set_xlabel(x, size=8.5, color=INK)
     axes.set_ylabel(y, size=8.5, color=INK)
     axes.tick_params(labelsize=8, labelcolor=INK, color=FAINT)
@@ -332,7 +332,7 @@ def draw_curves(fractions: np.ndarray, curves: Mapping[str, tuple[np.ndarray, np
 
 
 def draw_curve_of(which: int, fractions: np.ndarray, curves: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> Figure:
-    """One of both, deletion (0) or insertion (1), as a figure by itself; arguments as in `draw_curves`."""
+    """Only deletion (0) or insertion (1), in a figure of its own; arguments as in `draw_curves`."""
     figure = _page(4.0, 3.0 + 0.17 * len(curves))
     _draw_curve(figure.subplots(), which, fractions, curves)
     return figure
@@ -340,7 +340,7 @@ def draw_curve_of(which: int, fractions: np.ndarray, curves: Mapping[str, tuple[
 
 def _draw_curve(axes: Any, which: int, fractions: np.ndarray, curves: Mapping[str, tuple]) -> None:
     for number, (method, pair) in enumerate(curves.items()):
-        width = 1.2 + 0.7 * max(0, 3 - number)  # equal curves lie on each other: the wider ones stay visible
+        width = 1.2 + 0.7 * max(0, 3 - number)  # equal curves overlap: the wider one below stays visible
         style: dict[str, Any] = {"color": COLORS[number % len(COLORS)], "lw": width}
         if method == "random":
             style = {"color": FAINT, "lw": 1.2, "ls": "--"}

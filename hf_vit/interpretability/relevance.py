@@ -1,11 +1,10 @@
-"""Which patches speak for a class: explanations from attention and its gradient, for every pooling.
+"""Which patches support a class: explanations from attention and its gradient, for every pooling.
 
-The gradient goes backwards one block at a time, each recomputed from its kept input: the attention weights and
-gradients of one block are in memory, never those of all (ViT-L/16 at 512 px: 1.46 times a forward pass). Weights of
-bf16 and fp16 models are read in float32 there, where small gradients survive. Whatever the model's attention backend
-is, it is put back afterwards.
+Backpropagation goes one block at a time, each recomputed from its stored input, so that attention weights and
+gradients of only one block are in memory (ViT-L/16 at 512 px: 1.46 times a forward pass). bf16 and fp16 models are
+computed in float32, where small gradients do not underflow. The model's attention backend is restored afterwards.
 
-Neither captum nor pytorch-grad-cam has these methods; their authors' code keeps weights and gradients of all blocks.
+Neither captum nor pytorch-grad-cam has these methods; their authors' code stores weights and gradients of all blocks.
 
 Sources: Chefer, Gur and Wolf, generic attention explainability (arXiv:2103.15679, equations 5 and 6, self-attention);
 gradient-weighted rollout as in jacobgil/vit-explain, with rows divided by their own sums.
@@ -40,16 +39,16 @@ Target = int | torch.Tensor | None
 def explain(
     model: nn.Module, pixel_values: torch.Tensor, method: str = "relevance", target: Target = None
 ) -> torch.Tensor:
-    """How much each patch counts, `(B, rows, columns)`, not negative.
+    """Importance of each patch, `(B, rows, columns)`, not negative.
 
     Args:
         pixel_values: normalized images `(B, C, H, W)`.
-        method: `"attention"` of the class token in the last block, mean over heads (the probe's for `"map"`) and
-            `"rollout"` do not depend on the class; `"gradient_rollout"` and `"relevance"` (Chefer) do.
+        method: `"attention"` of the class token in the last block, mean over heads (for pooling `"map"` the probe's)
+            and `"rollout"` do not depend on the class; `"gradient_rollout"` and `"relevance"` (Chefer) do.
         target: class number, or one for each image `(B,)`; None for the most probable.
 
     Raises:
-        HFViTError: unknown method, no such class, or a model without classifier where one is needed.
+        HFViTError: unknown method, no such class, or a method that needs a classifier for a model without one.
     """
     if method == "attention":
         if uncompiled(model).config.pooling == "map":
@@ -61,7 +60,7 @@ def explain(
         raise HFViTError(f"method='{method}' is not one of {', '.join(METHODS)}")
     step = _gradient_step if method == "gradient_rollout" else _relevance_step
     walk = _backwards(model, pixel_values, target)
-    row = next(walk)  # (B, 1, N)
+    row = next(walk)  # (B, 1, N): one row is enough, and a vector by matrix product costs 1 / N of `relevance`
     if method == "gradient_rollout":
         row = row / row.sum(dim=-1, keepdim=True).clamp_min(torch.finfo(row.dtype).tiny)
     for weighted in walk:
@@ -99,7 +98,7 @@ def _product(model: nn.Module, pixel_values: torch.Tensor, target: Target, step:
     return rolled
 
 
-# -- backwards, one block at a time ---------------------------------------------------------------------------------
+# -- backpropagation, one block at a time ---------------------------------------------------------------------------
 
 
 class _Head(nn.Module):
@@ -115,9 +114,10 @@ class _Head(nn.Module):
 
 
 def _backwards(model: nn.Module, pixel_values: torch.Tensor, target: Target) -> Iterator[torch.Tensor]:
-    """First how the pooled vector reads the final tokens `(B, 1, N)`, then `(B, N, N)` of each block, last to first.
+    """Yield weights of the final tokens in the pooled vector `(B, 1, N)`, then `(B, N, N)` of each block, last first.
 
-    The first is `readout`, gradient-weighted for a probe; a block's is mean over heads of (A times its gradient)+.
+    The former is `readout`, gradient-weighted for a probe; that of a block is the mean over heads of (A times its
+    gradient)+.
     """
     inside = _classifier(model)
     with torch.inference_mode(False), watched(inside) as inside, _eager(inside):
@@ -127,31 +127,32 @@ def _backwards(model: nn.Module, pixel_values: torch.Tensor, target: Target) -> 
         attentions: list[torch.Tensor] = []
         tokens = inputs.pop().float().requires_grad_()
         probe = inside.base_model.map_head if inside.config.head_input == "pooled" else None
-        with torch.enable_grad(), _kept_weights(probe, attentions):
+        with torch.enable_grad(), _record_weights(probe, attentions):
             logits, x = _in_float32(head, tokens, skip=("model.vit.layers", "model.vit.embeddings"))
-            chosen = logits.gather(1, target_classes(logits, target)[:, None]).sum()
-        gradient, *of_probe = torch.autograd.grad(chosen, [tokens, *attentions])
+            target_logits = logits.gather(1, target_classes(logits, target)[:, None]).sum()
+        gradient, *probe_gradient = torch.autograd.grad(target_logits, [tokens, *attentions])
         if attentions:
-            patches = _weighted(attentions[0], of_probe[0])  # (B, 1, tokens that are pooled)
-            yield nn.functional.pad(patches, (tokens.shape[1] - patches.shape[2], 0))
+            pooled = _weighted(attentions[0], probe_gradient[0])  # (B, 1, pooled tokens)
+            yield nn.functional.pad(pooled, (tokens.shape[1] - pooled.shape[2], 0))
         else:
             yield readout(inside, x.detach())
         for block in reversed(inside.base_model.layers):
             attentions = []
             tokens = inputs.pop().float().requires_grad_()
-            with torch.enable_grad(), _kept_weights(block, attentions):
+            with torch.enable_grad(), _record_weights(block, attentions):
                 output = _in_float32(block, tokens, output_attentions=True, **positions)
-            gradient, of_weights = torch.autograd.grad(output, [tokens, *attentions], gradient)
-            yield _weighted(attentions[0], of_weights)
+            # `gradient` is that of the block's output, and becomes that of its input
+            gradient, weight_gradient = torch.autograd.grad(output, [tokens, *attentions], gradient)
+            yield _weighted(attentions[0], weight_gradient)
 
 
 def _weighted(weights: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
-    """`(B, heads, Q, N)` twice -> `(B, Q, N)`."""
+    """Mean over heads of (A times its gradient)+; `(B, heads, Q, N)` twice -> `(B, Q, N)`."""
     return (weights.detach() * gradient).clamp_min(0).mean(dim=1)
 
 
 def _in_float32(module: nn.Module, *args: Any, skip: tuple[str, ...] = (), **kwargs: Any) -> Any:
-    """The module's output with its weights as float32 constants."""
+    """The module's output, with its weights as float32 constants."""
     weights = {
         name: parameter.detach().float() for name, parameter in module.named_parameters() if not name.startswith(skip)
     }
@@ -160,7 +161,7 @@ def _in_float32(module: nn.Module, *args: Any, skip: tuple[str, ...] = (), **kwa
 
 @torch.no_grad()
 def _block_inputs(model: Any, pixel_values: torch.Tensor) -> list[torch.Tensor]:
-    """What each block reads, `(B, N, D)`, and what the last one returns."""
+    """The input of each block, `(B, N, D)`, and the output of the last."""
     blocks, inputs = model.base_model.layers, []
     hooks = [block.register_forward_pre_hook(lambda _, args: inputs.append(args[0])) for block in blocks]
     hooks.append(blocks[-1].register_forward_hook(lambda _, args, output: inputs.append(output)))
@@ -173,18 +174,18 @@ def _block_inputs(model: Any, pixel_values: torch.Tensor) -> list[torch.Tensor]:
 
 
 @contextmanager
-def _kept_weights(module: Any, weights: list[torch.Tensor]) -> Iterator[None]:
-    """Attention weights of a block or a pooling head, as they enter its output, put into `weights`."""
+def _record_weights(module: Any, weights: list[torch.Tensor]) -> Iterator[None]:
+    """Append the attention weights of a block or pooling head to `weights`, as part of the autograd graph."""
     if module is None:
         yield
         return
 
-    def ask(_, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+    def request(_, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
         return args, kwargs | {"output_attentions": True}
 
     attention = module.attention
     hooks = [
-        attention.register_forward_pre_hook(ask, with_kwargs=True),
+        attention.register_forward_pre_hook(request, with_kwargs=True),
         attention.register_forward_hook(lambda _, args, output: weights.append(output[1])),
     ]
     try:
@@ -196,7 +197,7 @@ def _kept_weights(module: Any, weights: list[torch.Tensor]) -> Iterator[None]:
 
 @contextmanager
 def _eager(model: Any) -> Iterator[None]:
-    """The attention backend whose weights are part of the graph."""
+    """Switch to the eager attention backend, the one whose weights are part of the graph."""
     configs = {id(module.config): module.config for module in model.modules() if "q_proj" in module._modules}
     before = [(config, config._attn_implementation) for config in configs.values()]
     try:
@@ -220,13 +221,13 @@ def _classifier(model: nn.Module) -> Any:
 
 
 def target_classes(logits: torch.Tensor, target: Target) -> torch.Tensor:
-    """Class numbers `(B,)`."""
+    """Class numbers `(B,)` of a target; HFViTError for a class that does not exist."""
     batch, classes = logits.shape
     if target is None:
         return logits.argmax(dim=1)
-    chosen = torch.as_tensor(target, device=logits.device).reshape(-1)
-    if chosen.is_floating_point() or len(chosen) not in (1, batch):
+    numbers = torch.as_tensor(target, device=logits.device).reshape(-1)
+    if numbers.is_floating_point() or len(numbers) not in (1, batch):
         raise HFViTError(f"target is one class number or {batch}, one for each image; got {target}")
-    if not ((chosen >= 0) & (chosen < classes)).all():
-        raise HFViTError(f"class {chosen.tolist()} does not exist: the model has {classes}, 0 to {classes - 1}")
-    return chosen.expand(batch)
+    if not ((numbers >= 0) & (numbers < classes)).all():
+        raise HFViTError(f"class {numbers.tolist()} does not exist: the model has {classes}, 0 to {classes - 1}")
+    return numbers.expand(batch)

@@ -20,7 +20,7 @@ from PIL import Image
 from transformers import AutoModelForImageClassification
 
 from hf_vit.errors import HFViTError
-from hf_vit.hub.upload import files_to_upload
+from hf_vit.hub.model_folder import files_to_upload
 from training import finetune, train
 from training.config.arguments import DataArguments
 from training.config.parser import parse

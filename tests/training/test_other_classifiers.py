@@ -26,8 +26,8 @@ from transformers.utils import is_timm_available
 
 from hf_vit.cli.main import main
 from hf_vit.errors import HFViTError
+from hf_vit.hub.model_folder import check_model_folder
 from hf_vit.hub.space import write_space
-from hf_vit.hub.upload import check_model_folder
 from hf_vit.transformers_classifiers import head_names, load_other_classifier
 from training import TrainArguments, Trainer, finetune, open_dataset, score
 from training.data.transforms import EvalTransform

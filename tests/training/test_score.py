@@ -27,7 +27,7 @@ from transformers.models.vit import ViTImageProcessorPil
 from hf_vit import HFViTForImageClassification, save_checkpoint
 from hf_vit.errors import HFViTError
 from hf_vit.hub.model_card import render_card
-from hf_vit.hub.upload import files_to_upload
+from hf_vit.hub.model_folder import files_to_upload
 from tests.conftest import ROOT
 from tests.helpers.tiny_classifiers import DIGITS, run, save_tiny, value
 from training import score

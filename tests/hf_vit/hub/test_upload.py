@@ -17,8 +17,10 @@ from PIL import Image
 from transformers import ViTImageProcessor
 
 from hf_vit import HFViTBackbone, HFViTError, HFViTForImageClassification
+from hf_vit.hub import model_folder
 from hf_vit.hub import upload as upload_module
-from hf_vit.hub.upload import TRANSPORT_ERROR, Upload, check_model_folder, files_to_upload, push_folder, push_space
+from hf_vit.hub.model_folder import check_model_folder, files_to_upload
+from hf_vit.hub.upload import TRANSPORT_ERROR, Upload, push_folder, push_space
 from tests.helpers.compare import same_outputs
 from tests.helpers.hub_process import BLOCK_HF_VIT, LABELS, READER, STRANGER, WRITER, run
 from tests.helpers.hub_server import HubServer, Repository
@@ -383,7 +385,7 @@ def test_a_checkpoint_folder_cannot_link_elsewhere(hub, folder, tmp_path):
 
 
 def test_the_token_is_found_in_any_file_and_between_two_blocks(folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(upload_module, "SCANNED_BYTES", 7)
+    monkeypatch.setattr(model_folder, "SCANNED_BYTES", 7)
     copy = shutil.copytree(folder, tmp_path / "shapes")
     (copy / "mine.png").write_bytes(b"\x89PNG....." + WRITER.encode() + b"\x00")
     with pytest.raises(HFViTError, match=r"mine\.png contains your access token"):

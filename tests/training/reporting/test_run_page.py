@@ -11,7 +11,7 @@ import pytest
 
 from hf_vit import HFViTForImageClassification
 from hf_vit.cli.main import main as hf_vit
-from hf_vit.hub.upload import files_to_upload
+from hf_vit.hub.model_folder import files_to_upload
 from training import finetune
 from training.metrics.outcomes import Outcomes
 from training.reporting import report_page, run_page
