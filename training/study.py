@@ -1,12 +1,12 @@
-"""One of the paper's questions, asked again at a chosen scale: runs, a table, a figure, and a verdict.
+"""Repeat one of the paper's studies at a chosen scale: runs, a table, a figure, and a verdict.
 
     python -m training.study pretraining --out studies/pretraining --data cifar10=copies/cifar10
     python -m training.study resolution --scale gpu --out studies/resolution
 
-Studies: data_scale, compute, resolution, pretraining, generated, ablations, noisy_student (training/studies/). What
-is claimed, and when it counts as shown, is written to plan.md before the first run; results.json, figure.png and
-report.md follow the last. The same command goes on where a killed one stopped; a folder of other settings, or that
-other code began, with other runs or rules, is refused.
+Studies: data_scale, compute, resolution, pretraining, generated, ablations, noisy_student (training/studies/). The
+claims, and when each counts as shown, are written to plan.md before the first run; results.json, figure.png and
+report.md after the last. The same command continues an interrupted study. A folder with other settings, or started by
+code with other runs or rules, is refused.
 """
 
 import argparse
@@ -31,12 +31,12 @@ from .engine.checkpoints.checkpoint_io import differences, read_json, write_json
 from .studies import STUDIES
 from .studies.design import SCALES, Study, StudyRun
 from .studies.report import RESULTS_NAME, read_scores, results, study_plan, write_report
-from .studies.stages import FIXED, TRAINED, execute_run, run_arguments
+from .studies.stages import RUN_DEFAULTS, TRAINED, execute_run, run_arguments
 
 
 STUDY_SETTINGS_NAME, PLAN_NAME, RUNS_NAME = "study.json", "plan.md", "runs"
-RENAMED = {"peer": "baseline", "probe_pictures": "probe_images", "shares": "fractions"}  # settings, since version 0.1
-NOT_CHOSEN = (*FIXED, "output_dir", "sweep", "dev_fraction", "preview")  # among the arguments of a study's runs
+RENAMED_SETTINGS = {"peer": "baseline", "probe_pictures": "probe_images", "shares": "fractions"}  # since version 0.1
+NOT_CHOSEN = (*RUN_DEFAULTS, "output_dir", "sweep", "dev_fraction", "preview")  # arguments that a study sets itself
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -48,11 +48,17 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("study", metavar="NAME", help=", ".join(STUDIES))
-    add("--out", required=True, help="folder of the study; an unfinished one of the same settings goes on")
-    add("--scale", default="cpu", help=f"how large: {', '.join(SCALES)} (cpu)")
-    add("--seeds", type=int, nargs="+", help="seeds of the runs (those of the scale)")
-    add("--data", nargs="+", default=[], metavar="NAME=PATH", help="where a data set of the study is, or another one")
-    add("--settings", nargs="+", default=[], metavar="NAME=VALUE", help="of the study, such as pretrain_steps=500")
+    add("--out", required=True, help="folder of the study; an unfinished one with the same settings continues")
+    add("--scale", default="cpu", help=f"{', '.join(SCALES)} (default: cpu)")
+    add("--seeds", type=int, nargs="+", help="seeds of the runs (default: those of the scale)")
+    add("--data", nargs="+", default=[], metavar="NAME=PATH", help="path or Hub id of a data set of the study")
+    add(
+        "--settings",
+        nargs="+",
+        default=[],
+        metavar="NAME=VALUE",
+        help="settings of the study, such as pretrain_steps=500",
+    )
     add("--train", nargs="+", default=[], metavar="NAME=VALUE", help="arguments of every run, such as bf16=false")
     return parser
 
@@ -104,8 +110,8 @@ def pairs(option: str, texts: list[str], known: dict[str, Any] | None) -> dict[s
         name, equals, value = text.partition("=")
         if not equals or not value:
             raise HFViTError(f"--{option} {text}: give NAME=VALUE")
-        if option == "settings" and RENAMED.get(name) in known:
-            old, name = name, RENAMED[name]
+        if option == "settings" and RENAMED_SETTINGS.get(name) in known:
+            old, name = name, RENAMED_SETTINGS[name]
             print(f"--settings {old} is now called {name}; the next release knows only that", file=sys.stderr)
         if known is not None and name not in known:
             near = difflib.get_close_matches(name, known, 1)
@@ -123,7 +129,7 @@ def pairs(option: str, texts: list[str], known: dict[str, Any] | None) -> dict[s
 
 
 def alike(value: Any, known: Any) -> bool:
-    """Whether a setting could take the place of another: a count from 1, a number from 0, a list of some, ..."""
+    """Whether a value has the type and range of the setting it replaces."""
     if known is None or value is None:
         return known is None or isinstance(known, dict)
     if isinstance(known, list):
@@ -136,13 +142,13 @@ def alike(value: Any, known: Any) -> bool:
 
 
 def run_study(study: Study, settings: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """Every run that is not finished, then the results."""
+    """Execute every unfinished run, then write the results."""
     state = accelerate.PartialState(cpu=not torch.accelerator.is_available())
     runs = runs_of(study, settings)
     chosen = json.loads(json.dumps({"study": study.name, **settings, "definition": definition(study, runs)}))
     check_study_folder(study, chosen, folder, runs)
     state.wait_for_everyone()
-    if state.is_main_process:  # what is asked is written down before anything runs
+    if state.is_main_process:  # the claims are written down before anything runs
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / STUDY_SETTINGS_NAME, chosen)
         text = study_plan(study, settings, len(runs))
@@ -162,28 +168,28 @@ def run_study(study: Study, settings: dict[str, Any], folder: Path) -> dict[str,
 
 
 def runs_of(study: Study, settings: dict[str, Any]) -> list[StudyRun]:
-    """The study's runs, all of which can be meant.
+    """The study's runs, with valid arguments.
 
     Raises:
-        HFViTError: settings that are no study, or arguments that are no run, or that no run would heed.
+        HFViTError: invalid settings or arguments, or an argument that no run uses.
     """
     try:
         runs = study.runs(settings)
     except (KeyError, TypeError, ValueError) as error:
         if isinstance(error, HFViTError):
             raise
-        raise HFViTError(f"--settings: no study comes of these ({type(error).__name__}: {error})") from None
+        raise HFViTError(f"--settings: these do not make a study ({type(error).__name__}: {error})") from None
     trained = [run for run in runs if run.stage in TRAINED]
     for name, value in settings["train"].items():
         if name in NOT_CHOSEN or all(run.options.get(name) != value for run in trained):
-            raise HFViTError(f"--train {name}: the study sees to that itself; what it takes: --settings")
+            raise HFViTError(f"--train {name}: the study sets this itself; see --settings for what can be changed")
     for run in trained:
         run_arguments(run.stage, Path("OUT"), run.options)
     return runs
 
 
 def definition(study: Study, runs: list[StudyRun]) -> dict[str, Any]:
-    """What the code makes of the settings, by name: every rule, and every entry of every run."""
+    """The rules and runs that the code derives from the settings, by name."""
     identity: dict[str, Any] = {f"rule {rule.claim!r}": rule.accept for rule in study.rules}
     for run in runs:
         entries = vars(run) | run.options
@@ -193,23 +199,21 @@ def definition(study: Study, runs: list[StudyRun]) -> dict[str, Any]:
 
 
 def check_study_folder(study: Study, chosen: dict[str, Any], folder: Path, runs: list[StudyRun]) -> None:
-    """Raise HFViTError for a folder of something else (says what differs), and for data that cannot be opened."""
-    known = folder / STUDY_SETTINGS_NAME
-    if known.is_file():
-        there = read_json(known)
-        written, now = there.pop("definition", {}), {k: v for k, v in chosen.items() if k != "definition"}
-        differs = differences(there, now)
+    """Raise HFViTError for a folder with something else, naming the difference, and for data that cannot be opened."""
+    path = folder / STUDY_SETTINGS_NAME
+    if path.is_file():
+        saved = read_json(path)
+        written, now = saved.pop("definition", {}), {k: v for k, v in chosen.items() if k != "definition"}
+        differs = differences(saved, now)
         if differs:
-            raise HFViTError(
-                f"{folder} holds another study ({differs}): restore these settings, or give another --out"
-            )
+            raise HFViTError(f"{folder} holds another study ({differs}): restore its settings, or give another --out")
         here = chosen["definition"]
         changed = [entry for entry in {**here, **written} if written.get(entry) != here.get(entry)]
         if changed:
             first = differences(*({changed[0]: side.get(changed[0])} for side in (written, here)))
             raise HFViTError(
-                f"{folder} holds this study as it was defined before ({first}; {len(changed)} in all): go on with the "
-                "code that began it, or give another --out"
+                f"{folder} holds this study by an older definition ({first}; {len(changed)} in all): go on with the "
+                "code that started it, or give another --out"
             )
     elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise HFViTError(f"{folder} is not empty and holds no study: give another --out")
@@ -224,7 +228,7 @@ def check_study_folder(study: Study, chosen: dict[str, Any], folder: Path, runs:
 
 
 def resolved(run: StudyRun, folder: Path) -> StudyRun:
-    """The run with the folders of others in place of their names."""
+    """The run with `run:NAME` replaced by that run's folder."""
     options = {
         name: str(folder / RUNS_NAME / value.removeprefix("run:"))
         if isinstance(value, str) and value.startswith("run:")

@@ -98,12 +98,12 @@ def test_what_cannot_be_meant_is_refused(tmp_path, capsys):
         (("--train", "learning_rate=fast"), "--learning_rate 'fast': give a number"),
         (("--train", "learning_rte=1"), "did you mean --learning_rate?"),
         (("--train", "warmup_steps=3"), "longer than the training of 2"),
-        (("--train", "max_steps=3"), "--train max_steps: the study sees to that itself"),
-        (("--train", "output_dir=mine"), "--train output_dir: the study sees to that itself"),
-        (("--train", "eval_split=train"), "--train eval_split: the study sees to that itself"),
+        (("--train", "max_steps=3"), "--train max_steps: the study sets this itself"),
+        (("--train", "output_dir=mine"), "--train output_dir: the study sets this itself"),
+        (("--train", "eval_split=train"), "--train eval_split: the study sets this itself"),
     ):
         assert message in refusal(capsys, "resolution", *out, *flags), flags
-    assert "no study comes of these" in refusal(capsys, "ablations", *out, "--settings", "model={patch_size: 8}")
+    assert "do not make a study" in refusal(capsys, "ablations", *out, "--settings", "model={patch_size: 8}")
     assert "fraction above 0" in refusal(capsys, "pretraining", *out, "--settings", "fractions=[2.0]")
     text = refusal(capsys, "resolution", *out, "--data", f"cifar10={tmp_path / 'nowhere'}")
     assert "nowhere" in text and "--data cifar10=PATH" in text
@@ -143,7 +143,7 @@ def test_a_study_whose_definition_has_changed_is_refused(tmp_path, capsys, monke
     ):
         monkeypatch.setitem(study.STUDIES, "resolution", other)
         text = refusal(capsys, "resolution", "--out", folder, "--scale", "smoke")
-        assert differs in text and "as it was defined before" in text and "another --out" in text
+        assert differs in text and "by an older definition" in text and "another --out" in text
     assert one.rules[0].accept in (folder / "plan.md").read_text()
     monkeypatch.setitem(study.STUDIES, "resolution", one)
     with pytest.raises(KeyboardInterrupt):

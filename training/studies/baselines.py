@@ -1,7 +1,7 @@
 """Baselines: any of transformers' image classifiers, trained by the same Trainer on the same images.
 
-For stages.py and report.py. Above all BiT (arXiv:1912.11370: pre-activation, GroupNorm, weight standardization), the
-ViT paper's "ResNet (BiT)"; EfficientNet as Noisy Student's teacher.
+For stages.py and report.py: mainly BiT (arXiv:1912.11370: pre-activation, GroupNorm, weight standardization), the ViT
+paper's "ResNet (BiT)"; and EfficientNet as Noisy Student's teacher.
 
 Tests: tests/training/test_study.py.
 """
@@ -24,13 +24,13 @@ from ..train import finish_training, train_or_leave_nothing
 
 
 def run_baseline(arguments: Arguments, stage: str, fields: dict[str, Any]) -> dict[str, Any]:
-    """Train and evaluate another network as `train.run` does ours; its facts (empty if a signal ended the run early).
+    """Train and evaluate a network as `train.run` does a ViT; its facts, empty if a signal ended the run early.
 
     Args:
         fields: of its config, `model_type` among them, for a start from scratch.
 
     Raises:
-        HFViTError: no image size; whatever data and training raise.
+        HFViTError: no image size; errors of data and training.
     """
     requested, data, seed = arguments.model, arguments.data, arguments.train.seed
     if requested.image_size is None:
@@ -60,7 +60,7 @@ def run_baseline(arguments: Arguments, stage: str, fields: dict[str, Any]) -> di
 
 
 def build(folder: str | None, names: list[str], fields: dict[str, Any]) -> PreTrainedModel:
-    """The network for these classes: from `folder` with a new head, or new. The head begins at zero, as ours."""
+    """The network for these classes, from `folder` with a new head, or new. The head starts at zero, as in ours."""
     labels = {"id2label": dict(enumerate(names)), "label2id": {name: index for index, name in enumerate(names)}}
     if folder is None:
         model = AutoModelForImageClassification.from_config(AutoConfig.for_model(**fields, **labels))
@@ -73,9 +73,9 @@ def build(folder: str | None, names: list[str], fields: dict[str, Any]) -> PreTr
 
 
 def baseline_train_flops(facts: dict[str, Any]) -> int:
-    """Operations of such a network's training, from its facts: three forward passes for every image it saw.
+    """Operations of such a network's training, from its facts: three forward passes per image.
 
-    Counted by torch; the gradient of the images, which nobody computes, is in it.
+    Counted by torch; includes the gradient of the images, although it is not computed.
     """
     about, training = facts["model"], facts["training"]
     config = AutoConfig.for_model(about["model_type"], num_labels=about["num_labels"], **about["architecture"])

@@ -1,7 +1,7 @@
-"""What a study is: its runs, and rules, stated beforehand, by which their scores are judged.
+"""The parts of a study: its runs, and the rules, stated beforehand, by which their scores are judged.
 
-For study.py and the studies beside this file. A run is one run of an ordinary entry point (stages.py), in a folder of
-its own with a facts.json; a score is what was measured at one place of the table.
+For study.py and the studies in this folder. A run is one execution of a stage (stages.py), in its own folder with a
+facts.json; a score is one number of the table.
 
 Tests: tests/training/test_study.py.
 """
@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 
-CLEAR = 2.0  # standard errors that a mean difference has to be away from zero
+MIN_STANDARD_ERRORS = 2.0  # that a mean difference must differ from zero
 
 
 @dataclass(frozen=True)
@@ -22,8 +22,8 @@ class StudyRun:
 
     Attributes:
         name: of its folder. stage: a key of `stages.STAGES`.
-        options: the stage's arguments; a value `run:NAME` is that run's folder.
-        panel, series, x, seed: its place in tables and figures; no series: what others build on.
+        options: the stage's arguments; a value `run:NAME` stands for that run's folder.
+        panel, series, x, seed: its position in tables and figures; without a series, only other runs use it.
         metric: the entry of its results that is the score.
     """
 
@@ -39,7 +39,7 @@ class StudyRun:
 
 @dataclass(frozen=True)
 class Score:
-    """One measured number and what it cost: the exaFLOPs of its run and of those it builds on."""
+    """One measured number and its cost: the exaFLOPs of its run and of those that it starts from."""
 
     panel: str
     series: str
@@ -67,16 +67,16 @@ class Difference:
         return statistics.stdev(self.values) / math.sqrt(count) if count > 1 else math.inf
 
     def above(self, margin: float = 0.0) -> bool:
-        """Whether the mean is at least `margin`, and clear: more than two standard errors above zero."""
-        return self.mean >= margin and self.mean > CLEAR * self.error
+        """Whether the mean is at least `margin`, and more than two standard errors above zero."""
+        return self.mean >= margin and self.mean > MIN_STANDARD_ERRORS * self.error
 
     def below(self) -> bool:
-        """Whether the mean is clearly below zero."""
-        return self.mean < -CLEAR * self.error
+        """Whether the mean is more than two standard errors below zero."""
+        return self.mean < -MIN_STANDARD_ERRORS * self.error
 
     def tied(self, margin: float) -> bool:
         """Whether the mean is within `margin` of zero, or within two standard errors."""
-        return abs(self.mean) <= max(margin, CLEAR * self.error if len(self.values) > 1 else 0.0)
+        return abs(self.mean) <= max(margin, MIN_STANDARD_ERRORS * self.error if len(self.values) > 1 else 0.0)
 
     def __str__(self) -> str:
         error = f" ± {100 * self.error:.2f}" if len(self.values) > 1 else ""
@@ -84,7 +84,7 @@ class Difference:
 
 
 class Scores:
-    """The scores of a study, found by their place."""
+    """The scores of a study, by series, x and panel."""
 
     def __init__(self, rows: Iterable[Score]):
         self.rows = list(rows)
@@ -97,11 +97,11 @@ class Scores:
         return statistics.fmean(self.at(series, x, panel).values())
 
     def difference(self, a: str, b: str, x: float | str = "", panel: str = "") -> Difference:
-        """Of series `a` over series `b`, at the same place."""
+        """Of series `a` over series `b`, at the same x and panel."""
         return self.difference_of((a, x, panel), (b, x, panel))
 
     def difference_of(self, a: tuple, b: tuple) -> Difference:
-        """Of one place over another, each (series, x[, panel]), over the seeds that both have."""
+        """Of one position over another, each (series, x[, panel]), for the seeds that both have."""
         first, second = self.at(*a), self.at(*b)
         return Difference(tuple(first[seed] - second[seed] for seed in sorted(first.keys() & second.keys())))
 
@@ -117,8 +117,10 @@ class Scores:
 
 @dataclass(frozen=True)
 class Rule:
-    """A claim and when it counts as shown; `judge(scores, settings)` returns the answer (None: not asked) and the
-    numbers behind it."""
+    """A claim and when it counts as shown.
+
+    `judge(scores, settings)` returns the answer (None: not asked) and the numbers behind it.
+    """
 
     claim: str
     accept: str
@@ -150,7 +152,7 @@ class Study:
 
 CIFAR10 = {"cifar10": "uoft-cs/cifar10"}
 
-# What every study has, by scale: small plain ViTs, their training, seeds, the side of the images.
+# Common settings by scale: small plain ViTs, their training, seeds, image size.
 EVERY: dict[str, dict[str, Any]] = {
     "cpu": {
         "seeds": [0, 1, 2], "image_size": 32,
@@ -190,7 +192,7 @@ EVERY: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 SCALES = tuple(EVERY)
 
-# The other two of the paper's families; 32 px give the ViT's number of tokens, or a ResNet of like cost.
+# The other two families of the paper; at 32 px, with the ViT's number of tokens, or a ResNet of similar cost.
 BIT = {
     "model_type": "bit", "embedding_size": 32, "hidden_sizes": [64, 128, 256], "depths": [2, 2, 2], "num_groups": 8,
     "layer_type": "preactivation",
@@ -206,7 +208,7 @@ RIVALS = {
 
 
 def by_scale(*layers: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """A study's settings: those of every study, and what each layer adds or replaces at a scale."""
+    """A study's settings: the common ones, and what each layer adds or replaces at a scale."""
     settings = {scale: dict(common) for scale, common in EVERY.items()}
     for layer in layers:
         for scale, values in layer.items():

@@ -18,13 +18,13 @@ def noisy_student_runs(settings: dict[str, Any]) -> list[StudyRun]:
     labelled, runs = settings["labelled"], []
     larger = {"set": settings["model"] | settings["student"] | settings["run"]}
     base, baseline = {"set": settings["model"] | settings["run"]}, settings["baseline"]
-    first = {"baseline": baseline} if baseline else base
+    network = {"baseline": baseline} if baseline else base
     for seed in settings["seeds"]:
         options = common | {"dataset": data, "train_fraction": labelled, "seed": seed}
         steps = {"max_steps": settings["steps"]}
-        teacher, found_of = f"teacher-{seed}", settings["teacher"]
-        if found_of is None:
-            runs.append(StudyRun(teacher, "pretrain", options | steps | first, TEACHER, 0, seed))
+        teacher, external = f"teacher-{seed}", settings["teacher"]
+        if external is None:
+            runs.append(StudyRun(teacher, "pretrain", options | steps | network, TEACHER, 0, seed))
         for turn in range(1, settings["turns"] + 1):
             labels = {
                 "dataset": data,
@@ -32,7 +32,7 @@ def noisy_student_runs(settings: dict[str, Any]) -> list[StudyRun]:
                 "keep": settings["keep"],
                 "confidence": settings["confidence"],
             }
-            labels["model"] = found_of if turn == 1 and found_of is not None else f"run:{teacher}"
+            labels["model"] = external if turn == 1 and external is not None else f"run:{teacher}"
             runs.append(StudyRun(f"labels-{turn}-{seed}", "pseudo_labels", labels))
             teacher = f"student-{turn}-{seed}"
             student = common | noise | larger | {"dataset": f"run:labels-{turn}-{seed}", "seed": seed}
@@ -54,7 +54,7 @@ def labels_matter(scores: Scores, settings: dict[str, Any]) -> tuple[bool, str]:
     return lead.above(), str(lead)
 
 
-NOISE = {"auto_augment": "rand-m9-mstd0.5-inc1"}
+STUDENT_NOISE = {"auto_augment": "rand-m9-mstd0.5-inc1"}
 
 STUDY = Study(
     name="noisy_student",
@@ -65,12 +65,12 @@ STUDY = Study(
     settings=by_scale({
         "cpu": {
             "teacher": None, "baseline": None, "student": {"hidden_size": 192, "intermediate_size": 384},
-            "noise": NOISE, "labelled": 0.1, "keep": 20000, "confidence": 0.3, "steps": 800, "turns": 2,
+            "noise": STUDENT_NOISE, "labelled": 0.1, "keep": 20000, "confidence": 0.3, "steps": 800, "turns": 2,
         },
         "gpu": {
             "teacher": None,
             "baseline": {"model_type": "efficientnet", "width_coefficient": 1.0, "depth_coefficient": 1.0},
-            "student": {"drop_path_rate": 0.2}, "noise": NOISE | {"random_erasing": 0.25}, "labelled": 0.1,
+            "student": {"drop_path_rate": 0.2}, "noise": STUDENT_NOISE | {"random_erasing": 0.25}, "labelled": 0.1,
             "keep": 45000, "confidence": 0.3, "steps": 20000, "turns": 3,
         },
         "smoke": {

@@ -9,9 +9,6 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-
 from hf_vit.atomic_file import atomic_write
 
 from ..engine.checkpoints.checkpoint_io import read_json
@@ -22,13 +19,13 @@ from .design import Score, Scores, Study, StudyRun
 
 RESULTS_NAME, REPORT_NAME, FIGURE_NAME = "results.json", "report.md", "figure.png"
 PANELS = 3  # side by side in a figure
-COLORS = ("#4269d0", "#ff725c", "#3ca951", "#a463f2", "#9c6b4e", "#6cc5b0", "#efb118", "#97bbf5")
+SERIES_COLORS = ("#4269d0", "#ff725c", "#3ca951", "#a463f2", "#9c6b4e", "#6cc5b0", "#efb118", "#97bbf5")
 ANSWERS = {True: "shows at this scale", False: "does not show at this scale", None: "not asked"}
-ENOUGH = 3  # seeds for a verdict
+MIN_SEEDS = 3  # for a verdict
 
 
 def read_scores(runs: list[StudyRun], folder: Path) -> list[Score]:
-    """The scores of the finished runs; the cost of each is its own and, once each, that of those it starts from."""
+    """The scores of the finished runs; the cost of each includes the runs that it starts from."""
     facts = {run.name: read_json(folder / run.name / FACTS_NAME) for run in runs}
     costs = {name: exaflops_of(record) for name, record in facts.items()}
     lineage: dict[str, set[str]] = {}
@@ -45,7 +42,7 @@ def read_scores(runs: list[StudyRun], folder: Path) -> list[Score]:
 
 
 def exaflops_of(facts: dict[str, Any]) -> float:
-    """What a run's training took; 0 for runs that train nothing."""
+    """The cost of a run's training; 0 for runs that train nothing."""
     if "training" not in facts:
         return 0.0
     if "train_exaflops" in facts["compute"]:
@@ -54,7 +51,7 @@ def exaflops_of(facts: dict[str, Any]) -> float:
 
 
 def study_plan(study: Study, settings: dict[str, Any], runs: int) -> str:
-    """What is asked, and when it counts as shown: written before anything runs."""
+    """The question, and when each claim counts as shown: written before anything runs."""
     seeds = settings["seeds"]
     lines = [
         f"# Study {study.name}, scale {settings['scale']}",
@@ -72,7 +69,7 @@ def study_plan(study: Study, settings: dict[str, Any], runs: int) -> str:
     lines += ["", *(f"{note}" for note in study.notes), ""] if study.notes else [""]
     lines += [f"{runs} runs; n = {len(seeds)} seeds ({', '.join(map(str, seeds))}); scores are of the test "
               "split, looked at once, after training.", ""]  # fmt: skip
-    lines += [f"Fewer than {ENOUGH} seeds: no claim is judged.", ""] if len(seeds) < ENOUGH else []
+    lines += [f"Fewer than {MIN_SEEDS} seeds: no claim is judged.", ""] if len(seeds) < MIN_SEEDS else []
     shown = {k: v for k, v in settings.items() if k not in ("scale", "data", "seeds")}
     data = ", ".join(f"{name} = {public_name(where)}" for name, where in settings["data"].items())
     lines += [f"Data: {data}.", "", "Settings:", "", *(f"- {k}: `{json.dumps(v)}`" for k, v in shown.items()), ""]
@@ -80,7 +77,7 @@ def study_plan(study: Study, settings: dict[str, Any], runs: int) -> str:
 
 
 def results(study: Study, settings: dict[str, Any], scores: list[Score], runs: list[StudyRun], folder: Path) -> dict:
-    """Everything measured, with its conditions and the verdicts."""
+    """All measurements, with their conditions and the verdicts."""
     facts = [read_json(folder / run.name / FACTS_NAME) for run in runs]
     trained = [record for record in facts if "environment" in record]
     judged = [(rule, *rule.judge(Scores(scores), settings)) for rule in study.rules]
@@ -103,8 +100,8 @@ def results(study: Study, settings: dict[str, Any], scores: list[Score], runs: l
 
 def answer(shows: bool | None, seeds: int) -> str:
     """A verdict in words; fewer than three seeds give none."""
-    if shows is not None and seeds < ENOUGH:
-        return f"not judged, n = {seeds} of at least {ENOUGH} seeds"
+    if shows is not None and seeds < MIN_SEEDS:
+        return f"not judged, n = {seeds} of at least {MIN_SEEDS} seeds"
     return ANSWERS[shows]
 
 
@@ -116,7 +113,7 @@ def spread_of_seeds(values: list[float]) -> str:
 
 
 def score_table(study: Study, scores: Scores) -> list[str]:
-    """A line for each place, with every seed."""
+    """One line per series and x, with every seed."""
     lines = []
     for panel in scores.panels():
         lines += ["", f"**{panel}**"] if panel else []
@@ -172,12 +169,15 @@ def report(study: Study, results: dict[str, Any]) -> str:
 
 
 def draw_figure(study: Study, scores: Scores, path: Path) -> None:
-    """One plot a panel: mean over seeds with every seed as a point."""
+    """One plot per panel: mean over seeds with every seed as a point."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # not above: --help need not wait for matplotlib
+    from matplotlib.figure import Figure
+
     panels = scores.panels()
     columns, rows = min(PANELS, len(panels)), math.ceil(len(panels) / PANELS)
     figure = Figure(figsize=(2.6 + 3.9 * columns, 3.6 * rows), dpi=110, layout="constrained")
     FigureCanvasAgg(figure)
-    colors = dict(zip(dict.fromkeys(row.series for row in scores.rows), COLORS * 2))
+    colors = dict(zip(dict.fromkeys(row.series for row in scores.rows), SERIES_COLORS * 2))
     lines: dict[str, Any] = {}
     axes = figure.subplots(rows, columns, squeeze=False).flat
     for panel, axis in zip(panels, axes):
@@ -187,7 +187,7 @@ def draw_figure(study: Study, scores: Scores, path: Path) -> None:
             draw_rows(axis, scores, panel, colors)
         axis.set_title(panel or study.name, fontsize=10)
         axis.grid(alpha=0.3)
-    for axis in axes:  # what is left of the last row
+    for axis in axes:  # the rest of the last row
         axis.set_axis_off()
     if lines:
         figure.legend(lines.values(), lines, loc="outside right upper", frameon=False, fontsize=8)
@@ -195,14 +195,14 @@ def draw_figure(study: Study, scores: Scores, path: Path) -> None:
 
 
 def is_curve(scores: Scores, panel: str) -> bool:
-    """Whether places are numbers, and some series has several."""
+    """Whether all x are numbers, and some series has several."""
     positions = scores.places(panel)
     several = (sum(bool(scores.at(series, x, panel)) for x in positions) > 1 for series in scores.series(panel))
     return all(isinstance(x, int | float) for x in positions) and any(several)
 
 
 def draw_series(axis, study: Study, scores: Scores, panel: str, colors: dict[str, str]) -> dict[str, Any]:
-    """Accuracy over place or cost; the line of each series."""
+    """Draw accuracy over x or cost; returns the line of each series."""
     lines = {}
     for series in scores.series(panel):
         at: dict[Any, list[Score]] = {}
@@ -231,7 +231,7 @@ def draw_series(axis, study: Study, scores: Scores, panel: str, colors: dict[str
 
 
 def draw_rows(axis, scores: Scores, panel: str, colors: dict[str, str]) -> None:
-    """Named variants: one line each."""
+    """Draw named variants, one line each."""
     labels = [
         (series, x) for series in scores.series(panel) for x in scores.places(panel) if scores.at(series, x, panel)
     ]

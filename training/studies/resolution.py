@@ -9,7 +9,7 @@ from .design import CIFAR10, Rule, Scores, Study, StudyRun, by_scale
 
 
 BEFORE = "before"
-MARGIN = 0.005
+MIN_GAIN = 0.005  # accuracy
 
 
 def resolution_runs(settings: dict[str, Any]) -> list[StudyRun]:
@@ -32,7 +32,7 @@ def higher_helps(scores: Scores, settings: dict[str, Any]) -> tuple[bool, str]:
     low, texts, shows = settings["image_size"], [], True
     for size in settings["higher"]:
         gain = scores.difference_of(("further training", size), ("further training", low))
-        shows &= gain.above(MARGIN)
+        shows &= gain.above(MIN_GAIN)
         texts.append(f"{size} over {low} px: {gain}")
     return shows, "; ".join(texts)
 

@@ -1,6 +1,6 @@
-"""The stages of a study: what is executed in a run's folder, each by the functions behind the commands.
+"""The stages of a study: what a run executes in its folder, by the functions behind the commands.
 
-For study.py. Every stage leaves a facts.json, written last: a folder that has one is finished.
+For study.py. Every stage writes a facts.json at its end: a folder that has one is finished.
 
 Tests: tests/training/test_study.py.
 """
@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import accelerate
-import datasets
 import numpy as np
 import torch
 
@@ -36,16 +35,20 @@ from .initialization.dyck import warm_up
 from .initialization.mimetic import mimetic_
 
 
-# Of every run of a study.
-FIXED = {"eval_split": "test", "resume_from_checkpoint": "true", "save_total_limit": 1, "disable_tqdm": True}
+RUN_DEFAULTS = {
+    "eval_split": "test",
+    "resume_from_checkpoint": "true",
+    "save_total_limit": 1,
+    "disable_tqdm": True,
+}
 TRAINED = ("pretrain", "finetune")
 
 
 def execute_run(study_run: StudyRun, folder: Path) -> dict[str, Any]:
-    """The facts of a run: of its finished folder, or of running it; one that was begun goes on.
+    """The facts of a run: read if it is finished, else run or continued.
 
     Raises:
-        HFViTError: the stage's errors; a signal that asked the run to stop.
+        HFViTError: the stage's errors; a signal stopped the run.
     """
     state = accelerate.PartialState()
     finished = (folder / FACTS_NAME).is_file()
@@ -54,7 +57,7 @@ def execute_run(study_run: StudyRun, folder: Path) -> dict[str, Any]:
         return read_json(folder / FACTS_NAME)
     facts = STAGES[study_run.stage](folder, dict(study_run.options))
     if not facts:
-        raise HFViTError("stopped by a signal: the same command goes on from here")
+        raise HFViTError("stopped by a signal: run the same command again to continue")
     if state.is_main_process:
         for checkpoint in checkpoints(folder):  # a finished run needs none
             shutil.rmtree(checkpoint)
@@ -63,7 +66,7 @@ def execute_run(study_run: StudyRun, folder: Path) -> dict[str, Any]:
 
 
 def words(options: dict[str, Any]) -> list[str]:
-    """A stage's options as the command line of a training script."""
+    """A stage's options as the arguments of a training command."""
     words: list[str] = []
     for name, value in options.items():
         if isinstance(value, dict):
@@ -86,13 +89,13 @@ def train(stage: str) -> Callable[[Path, dict[str, Any]], dict[str, Any]]:
 
 
 def run_arguments(stage: str, folder: Path, options: dict[str, Any]) -> Arguments:
-    """What a run of that stage is trained with; scored on the test split, also where there is a validation split.
+    """The arguments of a training run; it is always scored on the test split, even if there is a validation split.
 
     Raises:
         HFViTError: an option that is out of range.
     """
-    chosen = {name: value for name, value in options.items() if name != "baseline"}
-    return parse(words(chosen | FIXED | {"output_dir": folder}), stage)
+    own_options = {name: value for name, value in options.items() if name != "baseline"}
+    return parse(words(own_options | RUN_DEFAULTS | {"output_dir": folder}), stage)
 
 
 def probe_run(folder: Path, options: dict[str, Any]) -> dict[str, Any]:
@@ -103,16 +106,16 @@ def probe_run(folder: Path, options: dict[str, Any]) -> dict[str, Any]:
     test = open_dataset(options["dataset"], split="test", label_names=train.label_names)
     if len(train) > options["images"]:
         train = train.per_class(max(1, options["images"] // len(train.label_names)), seed=0)
-    known, asked = (compute_features(classifier, part, context, folder / "features") for part in (train, test))
-    rows = few_shot(known.features, known.labels, asked.features, asked.labels, shots=[options["shots"]])
+    learned, scored = (compute_features(classifier, part, context, folder / "features") for part in (train, test))
+    rows = few_shot(learned.features, learned.labels, scored.features, scored.labels, shots=[options["shots"]])
     value = float(np.mean([row["accuracy"] for row in rows]))
     shutil.rmtree(folder / "features", ignore_errors=True)
-    result = {"metric": "few_shot_accuracy", "value": value, "n": len(asked.labels), "shots": options["shots"]}
+    result = {"metric": "few_shot_accuracy", "value": value, "n": len(scored.labels), "shots": options["shots"]}
     return finish_run(folder, {"results": [result]})
 
 
 def start(folder: Path, options: dict[str, Any]) -> dict[str, Any]:
-    """A model folder that fine-tuning begins from: `how` is mimetic, or dyck with its `steps` and `batch`."""
+    """A model that fine-tuning starts from: `how` is mimetic, or dyck with its `steps` and `batch`."""
     facts: dict[str, Any] = {"start": options["how"]}
     if accelerate.PartialState().is_main_process:
         seed = options["seed"]
@@ -130,7 +133,7 @@ def start(folder: Path, options: dict[str, Any]) -> dict[str, Any]:
 
 
 def subset(folder: Path, options: dict[str, Any]) -> dict[str, Any]:
-    """Every second class of a data set, from the first or from the second, as parquet with train and test."""
+    """Every second class of a data set, from the first or from the second, as parquet files of train and test."""
     if accelerate.PartialState().is_main_process:
         (folder / "data").mkdir(parents=True, exist_ok=True)
         names = None
@@ -148,14 +151,14 @@ def subset(folder: Path, options: dict[str, Any]) -> dict[str, Any]:
 def pseudo_labels(folder: Path, options: dict[str, Any]) -> dict[str, Any]:
     """A teacher's labels for the images outside the labelled part, as parquet: both parts in train, and the test.
 
-    Noisy Student (arXiv:1911.04252): of every class the surest images above `confidence`, `keep` in all; where a
-    class has fewer, some are there twice and more.
+    Noisy Student (arXiv:1911.04252): of every class the images with the highest confidence, at least `confidence`;
+    `keep` in all. If a class has fewer, its images are repeated.
     """
     whole = open_dataset(options["dataset"], split="train")
     names = whole.label_names
     test = open_dataset(options["dataset"], split="test", label_names=names)
     labelled = np.isin(whole.rows, take_fraction(whole, options["labelled"]).rows)
-    first, others = np.flatnonzero(labelled), np.flatnonzero(~labelled)
+    known, others = np.flatnonzero(labelled), np.flatnonzero(~labelled)
     if not len(others):
         raise HFViTError("pseudo-labels are for images outside the labelled part: lower `labelled` below 1")
     classifier, context = open_classifier(str(options["model"])), create_context(False, batch_size=250)
@@ -168,8 +171,8 @@ def pseudo_labels(folder: Path, options: dict[str, Any]) -> dict[str, Any]:
         probabilities = torch.from_numpy(logits).softmax(1).numpy()[:, match.places]
         rows, labels = surest(probabilities, options["keep"], options["confidence"])
         (folder / "data").mkdir(parents=True, exist_ok=True)
-        train = np.concatenate([whole.labels[first], labels])
-        write_images(folder, "train", whole, np.concatenate([first, others[rows]]), train.tolist(), names)
+        train = np.concatenate([whole.labels[known], labels])
+        write_images(folder, "train", whole, np.concatenate([known, others[rows]]), train.tolist(), names)
         write_images(folder, "test", test, np.arange(len(test)), test.labels.tolist(), names)
         right = float((whole.labels[others[rows]] == labels).mean()) if len(rows) else None
         facts = {"pseudo_labels": len(rows), "pseudo_labels_right": right}
@@ -177,26 +180,28 @@ def pseudo_labels(folder: Path, options: dict[str, Any]) -> dict[str, Any]:
 
 
 def surest(probabilities: np.ndarray, keep: int, confidence: float) -> tuple[np.ndarray, np.ndarray]:
-    """Rows and labels of the images that a teacher is surest of, as many for each class.
+    """Rows and labels of the images with the highest confidence, the same number for each class.
 
     Args:
         probabilities: (N, K). keep: images of all classes together. confidence: least probability.
     """
-    chosen, labels, each = [], [], max(1, keep // probabilities.shape[1])
+    rows, labels, per_class = [], [], max(1, keep // probabilities.shape[1])
     for label in range(probabilities.shape[1]):
         candidates = np.flatnonzero((probabilities.argmax(1) == label) & (probabilities[:, label] >= confidence))
-        candidates = candidates[np.argsort(-probabilities[candidates, label], kind="stable")][:each]
+        candidates = candidates[np.argsort(-probabilities[candidates, label], kind="stable")][:per_class]
         if len(candidates):
-            candidates = np.resize(candidates, each)
-        chosen.append(candidates)
+            candidates = np.resize(candidates, per_class)
+        rows.append(candidates)
         labels.append(np.full(len(candidates), label))
-    return np.concatenate(chosen), np.concatenate(labels)
+    return np.concatenate(rows), np.concatenate(labels)
 
 
 def write_images(
     folder: Path, split: str, dataset: ImageDataset, rows: np.ndarray, labels: list[int], names: list[str]
 ) -> None:
-    """Chosen images of a data set, lossless, with these labels, as one parquet file of `folder`/data."""
+    """Write the images of these rows, lossless, with these labels, as one parquet file in `folder`/data."""
+    import datasets  # not above: --help need not wait for it
+
     images = []
     for row in rows:
         file = io.BytesIO()

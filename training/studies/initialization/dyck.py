@@ -1,8 +1,8 @@
 """k-Dyck warm-up: the blocks learn to match brackets before they see an image (arXiv:2511.13945).
 
-For studies. A string of `k` kinds of brackets, all closed in order; some closing brackets are masked, and the blocks
-have to name them. Symbols and places have random embeddings that stay as they are, so that all learning is in the
-blocks; those then go into a model of images, whose embeddings and head are new.
+For studies. A string has brackets of `k` kinds, closed in order. Some closing brackets are masked, and the blocks
+learn to predict them. Symbols and positions have fixed random embeddings, so that only the blocks learn. They are
+then used in a model for images with new embeddings and head.
 
 Tests: tests/training/studies/test_mimetic.py.
 """
@@ -14,9 +14,9 @@ from hf_vit import HFViTForImageClassification
 from hf_vit.errors import HFViTError
 
 
-KINDS = 64  # k: 128 symbols
-MASKED = 0.5  # fraction of the closing brackets that are asked for
-OPENS = 0.5  # how often a bracket opens where both are possible
+BRACKET_KINDS = 64  # k: 128 symbols
+MASK_RATE = 0.5  # fraction of the closing brackets that are masked
+OPEN_RATE = 0.5  # how often a bracket opens if it could also close
 LEARNING_RATE, WEIGHT_DECAY, WARMUP = 1e-3, 0.05, 0.1
 
 
@@ -38,7 +38,7 @@ def dyck_strings(count: int, length: int, kinds: int, rng: torch.Generator) -> t
         open_now: list[int] = []
         for position in range(length):
             must_close = len(open_now) == length - position
-            if open_now and (must_close or coins[row, position] >= OPENS):
+            if open_now and (must_close or coins[row, position] >= OPEN_RATE):
                 strings[row, position] = kinds + open_now.pop()
             else:
                 open_now.append(int(drawn[row, position]))
@@ -46,14 +46,16 @@ def dyck_strings(count: int, length: int, kinds: int, rng: torch.Generator) -> t
     return strings
 
 
-def warm_up(model: HFViTForImageClassification, seed: int, steps: int, batch: int, kinds: int = KINDS) -> list[float]:
+def warm_up(
+    model: HFViTForImageClassification, seed: int, steps: int, batch: int, kinds: int = BRACKET_KINDS
+) -> list[float]:
     """Train the blocks and the last LayerNorm of a model on brackets, in place; the loss of every step.
 
     Args:
         seed: of strings, masks and embeddings. steps: of AdamW (linear warm-up, cosine). batch: strings of each.
 
     Raises:
-        HFViTError: a model of so few tokens that no pair of brackets fits.
+        HFViTError: the model has too few tokens for a pair of brackets.
     """
     rng = torch.Generator().manual_seed(seed)
     dim, rows_columns = model.config.hidden_size, model.config.grid_size
@@ -78,8 +80,8 @@ def warm_up(model: HFViTForImageClassification, seed: int, steps: int, batch: in
     losses = []
     for _ in range(steps):
         strings = dyck_strings(batch, length, kinds, rng)
-        hidden = (strings >= kinds) & (torch.rand(batch, length, generator=rng) < MASKED)
-        hidden[:, -1] = True  # always a closing bracket: no string without a question
+        hidden = (strings >= kinds) & (torch.rand(batch, length, generator=rng) < MASK_RATE)
+        hidden[:, -1] = True  # always a closing bracket: every string has a masked one
         x = symbols[strings.masked_fill(hidden, 2 * kinds)] + positions  # (B, N, D)
         for layer in model.vit.layers:
             x = layer(x)
