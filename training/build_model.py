@@ -32,7 +32,7 @@ from .config.vit_only import check_vit_only
 from .data.dataset import ImageDataset
 from .data.shards.streaming import ImageStream
 from .data.splits import ModelInput, image_processing_for
-from .data.targets import target_scale
+from .data.tables.targets import target_scale
 from .engine.masked_patch_prediction import MASKED_PATCHES, masked_model
 from .reporting.facts import public_name
 

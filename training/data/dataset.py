@@ -5,7 +5,7 @@
 
 Workers decode, crop and flip, and return uint8; normalizing and mixing run on the device. An item depends on (seed,
 epoch, index) alone, neither on the number of workers nor on their order. The sources are in sources.py, folders.py,
-tables.py, path_tables.py, in_memory.py and webdataset.py; image formats in hf_vit/image_io.py.
+tables/ and shards/; image formats in hf_vit/image_io.py.
 """
 
 import itertools
@@ -28,8 +28,6 @@ from hf_vit.image_tables import SUFFIXES_OF_TABLES
 
 from ..rng import SPLIT, TRANSFORM, generator
 from .folders import METADATA_NAMES, Layout, Tree, cached_walk, folder_reader, metadata_of, read_layout
-from .in_memory import object_reader
-from .path_tables import metadata_reader, table_reader
 from .shards.shard_files import expand_shards, is_shard_pattern
 from .shards.webdataset import shards_reader
 from .sources import (
@@ -48,7 +46,9 @@ from .sources import (
     synthetic_reader,
 )
 from .strata import nested_subset, shuffled_classes
-from .tables import hub_reader, parquet_reader, saved_reader
+from .tables.arrow_tables import hub_reader, parquet_reader, saved_reader
+from .tables.in_memory import object_reader
+from .tables.path_tables import metadata_reader, table_reader
 from .transforms import ImageTransform
 
 

@@ -29,8 +29,8 @@ from hf_vit.errors import HFViTError, listed
 from hf_vit.image_files import DATA_NAMES, LeftOut, ScannedFolder, Walk, identity, join, walk
 from hf_vit.image_io import one_line, open_encoded, printable
 
-from .downloads import Downloads
 from .sources import SPLIT_IN_FILE_NAME, SPLIT_NAMES, Reader, digest, relabel
+from .tables.downloads import Downloads
 
 
 LARGE = 100_000  # images; of more, the index is cached and the fingerprint has no file sizes

@@ -30,7 +30,7 @@ from .shards.streaming import ImageStream, open_stream, stream_files
 from .shards.webdataset import shards_reader
 from .sources import SPLIT_NAMES, Columns, Reader, own_cache
 from .subsets import carve_dev_split, take_fold
-from .targets import as_float
+from .tables.targets import as_float
 from .transforms import EvalTransform, TrainTransform, evaluation_steps
 
 

@@ -57,6 +57,7 @@ class Batches:
             if step >= stage.stop:
                 continue
             stop = position + (stage.stop - step) * stage.images
+            # A loader for each stage, because its workers have copies of the transform with its image size.
             loader = create_loader(
                 at_image_size(self.dataset, stage.image_size),
                 self.order(stage, position, stop),
@@ -141,7 +142,8 @@ def create_loader(
         batch_sampler=order,
         collate_fn=stack if isinstance(dataset, KeyedDataset) else collate,
         num_workers=workers,
+        # torch refuses a prefetch factor without workers
         prefetch_factor=args.dataloader_prefetch_factor if workers else None,
-        pin_memory=device.type == "cuda",
+        pin_memory=device.type == "cuda",  # only from pinned memory does a copy to the GPU overlap with computation
         worker_init_fn=ignore_signals,
     )

@@ -212,8 +212,9 @@ def gather_outputs(
         label_shape, dtype = (shape[:-1], torch.int64) if classes else (shape, torch.float32)
         labels = torch.zeros(0, *label_shape, dtype=dtype, device=accelerator.device)
         index = torch.zeros(0, dtype=torch.int64, device=accelerator.device)
+    # Ranks may have read different numbers of images, and collective operations need equal shapes: -1 marks padding.
     padded = [accelerator.pad_across_processes(part, dim=0, pad_index=-1) for part in (logits, labels, index)]
     logits, labels, index = (accelerator.gather_for_metrics(part).cpu().numpy() for part in padded)
-    order = np.argsort(index, kind="stable")
-    order = order[index[order] >= 0]  # without padding
+    order = np.argsort(index, kind="stable")  # a rank has every world_size-th image: back to the order of the data
+    order = order[index[order] >= 0]
     return logits[order], labels[order], index[order]

@@ -72,6 +72,7 @@ def init_head(
     if not isinstance(dataset, ImageDataset):
         raise HFViTError("--head_init probe reads the training images twice: leave out --streaming")
     features, labels = training_features(model, dataset, normalize, args, cache_dir, on_batch)
+    # That of the main process: on other machines the last bits of the fit may differ.
     weight, bias, choice = agreed(fit(features, labels, model.config.num_labels, args.seed))
     with torch.no_grad():
         model.classifier.weight.copy_(torch.from_numpy(weight))

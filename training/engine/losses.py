@@ -41,6 +41,7 @@ def cross_entropy(
         return F.cross_entropy(logits, labels, weights, reduction="none", label_smoothing=smoothing)
     if labels.ndim == 1:
         labels = F.one_hot(labels, logits.shape[-1])  # (B, K)
+    # Summed over classes, as in big_vision: a mean would make the gradients K times smaller.
     targets = labels.to(logits.dtype) * (1 - smoothing) + smoothing / logits.shape[-1]
     return F.binary_cross_entropy_with_logits(logits, targets, reduction="none").sum(-1)
 

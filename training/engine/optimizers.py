@@ -103,6 +103,7 @@ def parameter_groups(model: nn.Module, weight_decay: float, layer_decay: float =
             "lr_scale": layer_decay ** (top - layer),
         }
         groups.setdefault((layer, fixed), empty)["params"].append(parameter)
+    # Sorted: checkpoints restore groups by their position.
     return [groups[key] for key in sorted(groups)]
 
 
@@ -116,7 +117,7 @@ def create_optimizer(model: nn.Module, args: TrainArguments) -> torch.optim.Opti
         HFViTError: an optimizer whose package is not installed.
     """
     groups = parameter_groups(model, args.weight_decay, args.layer_decay)
-    for group in groups:
+    for group in groups:  # LambdaLR takes these as base rates
         group["lr"] = args.learning_rate * group["lr_scale"]
     if args.optim == "sgd":
         return torch.optim.SGD(groups, lr=args.learning_rate, momentum=args.momentum)

@@ -60,7 +60,7 @@ class StopRequest:
         """Whether to stop after `step` steps; the same on all ranks, which agree every AGREE_EVERY steps."""
         if self.accelerator.num_processes == 1:
             return self._asked
-        if step % AGREE_EVERY:
+        if step % AGREE_EVERY:  # a collective check in every step would make the CPU wait for the GPU
             return False
         if self._asked:
             self.accelerator.set_trigger()

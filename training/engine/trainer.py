@@ -139,6 +139,8 @@ class Trainer:
         processing = image_processor and ImageProcessing.from_transformers(image_processor.to_dict())
         self.image_size = input_size(config, processing)  # height, width
         optimizer, scheduler = optimizers
+        # Network and loss as one module: DDP and FSDP gather and reduce around its forward, torch.compile sees one
+        # graph.
         self.loss_module, self.optimizer = self.accelerator.prepare(
             create_loss_module(model, args, self.normalize, self.train_dataset),
             optimizer or create_optimizer(model, args),
@@ -153,6 +155,7 @@ class Trainer:
             self.optimizer.optimizer, args, self.schedule.length, self.schedule.epoch, self.schedule.scheduled
         )
 
+        # The callbacks see Accelerate's optimizer, the state below the plain one, whose tensors a checkpoint holds.
         self.control = TrainerControl()
         # early stopping is transformers' callback, which keeps its count in checkpoints
         early_stopping = [] if args.patience is None else [EarlyStoppingCallback(args.patience)]
@@ -327,7 +330,7 @@ class Trainer:
 
     def _begin(self, resume: str | bool | None) -> None:
         """Check everything that can be checked, then prepare the output folder and restore the state of the run."""
-        with all_ranks():
+        with all_ranks():  # hours of training must not end at a missing token
             if self.args.push_to_hub and get_token() is None:
                 raise HFViTError("--push_to_hub needs a Hugging Face token: run `hf auth login`, or set HF_TOKEN")
         folder = checkpoint_to_resume(self.output_dir, resume)
@@ -351,9 +354,11 @@ class Trainer:
                 checkpoint_io.remove_old_checkpoints(
                     self.output_dir, self.args.save_total_limit, self.state.best_model_checkpoint
                 )
+                # Rewritten: a killed run may have logged steps after the checkpoint, which are now taken again.
                 progress.write_history(self.output_dir, self.state.log_history)
         if self.args.auto_batch_size and not resumed and self.max_steps:
             self._find_batch_size()
+        # What transformers' callbacks read: intervals below 1 become fractions of the run in compute_steps.
         self.state.max_steps = self.max_steps
         self.state.num_train_epochs = math.ceil(self.schedule.images_after(0) / len(self.train_dataset))
         self.state.train_batch_size = self.args.per_device_train_batch_size
@@ -387,7 +392,7 @@ class Trainer:
                 self.training_state, saved, folder, self.output_dir, self._identity(), self.schedule, self.time_plan,
                 self.display.log,
             )  # fmt: skip
-            self.control.should_training_stop = False
+            self.control.should_training_stop = False  # a checkpoint at the end of an interrupted run holds True
         return checkpoint is not None
 
     def _identity(self) -> RunIdentity:
@@ -640,7 +645,7 @@ class Trainer:
         folder = self.output_dir if output_dir is None else Path(output_dir)
         main = self.accelerator.is_main_process
         with self.averaged():
-            weights = model_weights(self.model, keep=main)
+            weights = model_weights(self.model, keep=main)  # by all ranks, since sharded weights have to be gathered
             with all_ranks():
                 if main:
                     save_outputs.place_model(folder, self.model, weights, self.image_processor)

@@ -18,8 +18,8 @@ from PIL import Image
 from hf_vit.errors import HFViTError
 from hf_vit.image_io import one_line, open_encoded
 
-from ..columns import class_label_rows, find_image_column, find_label_column, label_rows
 from ..sources import Columns, SyntheticSource, digest, relabel, synthetic_reader
+from ..tables.columns import class_label_rows, find_image_column, find_label_column, label_rows
 from .webdataset import LabelledShards
 
 

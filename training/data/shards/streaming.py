@@ -35,7 +35,7 @@ from hf_vit.image_io import UnreadableImage, readable_formats
 from ...rng import STREAM, SUBSET, generator, hashed
 from ..dataset import Transform, View, check_reading
 from ..sources import SPLIT_NAMES, Columns, by_split, digest, only_for_tables, only_on_the_hub, synthetic_reader
-from ..tables import hub_files
+from ..tables.arrow_tables import hub_files
 from ..transforms import ImageTransform
 from .chunks import RUN_LENGTH, Chunks, ParquetChunks, SyntheticChunks, TarChunks, default_run_length
 from .shard_files import expand_shards, is_shard_pattern

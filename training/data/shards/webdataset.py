@@ -19,7 +19,6 @@ from PIL import Image
 from hf_vit.errors import HFViTError
 from hf_vit.image_io import UnreadableImage, one_line, open_encoded
 
-from ..columns import grouped, integer_rows, refuse_unlabelled
 from ..folders import index_folder
 from ..sources import (
     SPLIT_IN_FILE_NAME,
@@ -31,6 +30,7 @@ from ..sources import (
     only_one_class,
     relabel,
 )
+from ..tables.columns import grouped, integer_rows, refuse_unlabelled
 from .shard_files import CHANGED, ShardChanged, file_system, folder_of, is_remote, read_range, with_local_copies
 from .shard_index import Label, ShardIndex, open_index
 from .tar_headers import BLOCK, DamagedTar, content_length

@@ -87,6 +87,7 @@ def optimizer_state(
     tensors, numbers = {}, {}
     for group in optimizer.param_groups:
         for parameter in group["params"]:
+            # no state yet: a parameter that has had no gradient so far
             for slot, value in optimizer.state.get(parameter, {}).items():
                 key = f"{names[parameter]}/{slot}"
                 if isinstance(value, torch.Tensor):
@@ -121,6 +122,7 @@ def set_optimizer_state(optimizer, names: dict, tensors: dict, rest: dict[str, A
         )
     for group, saved in zip(optimizer.param_groups, rest["groups"], strict=True):
         restored = saved if hyperparameters else {key: saved[key] for key in GROUP_STATE if key in saved}
+        # JSON has no tuples, and optimizers expect one for betas.
         group.update({key: tuple(value) if isinstance(value, list) else value for key, value in restored.items()})
         for parameter in group["params"]:
             if names[parameter] in slots:

@@ -128,6 +128,7 @@ class RunCheckpoints:
                     raise error
             if content is not None:
                 return folder, content
+            # Between two barriers: no rank may still read the folder, and all look for the newest one afterwards.
             process.wait_for_everyone()
             if process.is_main_process:
                 moved = checkpoint_io.set_aside(folder)

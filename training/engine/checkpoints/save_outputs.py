@@ -46,6 +46,7 @@ def write_model(
 
 def place_model(folder: Path, model: PreTrainedModel, weights: dict[str, torch.Tensor], image_processor) -> None:
     """Write the model among a run's other files, config.json last: only with it can the folder be loaded."""
+    # Written completely next to the old files first, so that a kill leaves the one model or the other.
     with atomic_folder(folder / FINISHED_NAME, advice(folder)) as temporary:
         write_model(temporary, weights, model, image_processor)
     move_checkpoint(folder / FINISHED_NAME, folder)

@@ -78,6 +78,7 @@ class TrainingState:
             "trainer_state": dataclasses.asdict(dataclasses.replace(self.trainer_state, stateful_callbacks=exported)),
             "counters": {
                 "position": self.position,
+                # of each rank: a resume on as many ranks continues them exactly
                 "sums": gather(self.meter.sums[None]).tolist(),
                 "last_evaluation": self.last_evaluation,
                 "clock": self.timer.state_dict(),

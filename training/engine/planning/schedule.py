@@ -216,7 +216,7 @@ def _parts_of(images: Any, largest: int, devices: int) -> tuple[int, int]:
     """Images of one pass, at most `largest`, and number of passes, for a step of `images` on `devices`."""
     if not isinstance(images, int) or images < 1:
         raise HFViTError(f"--batch_size_schedule {images!r}: give images of one step, 1 or more")
-    passes = -(-images // (largest * devices))
+    passes = -(-images // (largest * devices))  # the fewest
     size, rest = divmod(images, passes * devices)
     if rest:
         raise HFViTError(

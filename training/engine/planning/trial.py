@@ -124,6 +124,7 @@ def untouched(module: nn.Module, device: torch.device) -> Iterator[None]:
     devices = [] if device.type == "cpu" else [device]
     training = module.training
     try:
+        # fork_rng needs the name of a device type even without devices
         with torch.random.fork_rng(devices=devices, device_type=device.type if devices else "cuda"):
             yield
     finally:

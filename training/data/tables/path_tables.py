@@ -18,10 +18,10 @@ from hf_vit.image_files import Walk, join
 from hf_vit.image_io import printable
 from hf_vit.image_tables import MAX_CELL, path_column, read_rows
 
+from ..folders import LARGE, FileSource, Tree, file_source, metadata_of, split_of
+from ..sources import Columns, Reader, classes_in_turn, groups_of
 from .columns import LABEL_COLUMNS, SPLIT_COLUMNS, label_rows, requested_labels, rows_of_splits
 from .downloads import download_all
-from .folders import LARGE, FileSource, Tree, file_source, metadata_of, split_of
-from .sources import Columns, Reader, classes_in_turn, groups_of
 from .targets import read_targets
 
 

@@ -1,6 +1,6 @@
 """Tables that list images: CSV, TSV, JSON lines, parquet, metadata of an imagefolder, and what Python holds.
 
-python -m pytest tests/training/data/test_path_tables.py
+python -m pytest tests/training/data/tables/test_path_tables.py
 """
 
 import base64

@@ -17,7 +17,7 @@ from hf_vit.download import download, is_address
 from hf_vit.errors import listed
 from hf_vit.image_io import UnreadableImage, one_line
 
-from .sources import digest, own_cache
+from ..sources import digest, own_cache
 
 
 CONNECTIONS = 16  # at a time

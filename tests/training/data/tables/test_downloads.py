@@ -1,6 +1,6 @@
 """Images of a table by address: downloaded once, within a time and a size, failures counted and named.
 
-python -m pytest tests/training/data/test_downloads.py
+python -m pytest tests/training/data/tables/test_downloads.py
 """
 
 import io
@@ -17,8 +17,8 @@ from PIL import Image
 from hf_vit import download as download_module
 from hf_vit.download import download, is_address
 from hf_vit.errors import HFViTError
-from training.data import downloads
 from training.data.dataset import open_dataset
+from training.data.tables import downloads
 
 
 def png(number):

@@ -1,6 +1,6 @@
 """Columns of tables: find those of images, labels and splits, and number the classes from 0.
 
-For tables.py, path_tables.py and the modules of shards/.
+For arrow_tables.py, path_tables.py and the modules of shards/.
 
 Tests: tests/training/data/test_dataset.py.
 """
@@ -14,7 +14,7 @@ import numpy as np
 from hf_vit.errors import HFViTError, listed
 from hf_vit.image_tables import PATH_COLUMNS, URL_COLUMNS
 
-from .sources import SPLIT_NAMES, relabel
+from ..sources import SPLIT_NAMES, relabel
 
 
 IMAGE_COLUMNS = ("image", "img", "images", "picture", "photo", "jpg", "jpeg", "png", "webp")

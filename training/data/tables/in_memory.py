@@ -16,10 +16,10 @@ from hf_vit.errors import HFViTError, listed
 from hf_vit.image_io import UnreadableImage, open_encoded, printable
 from hf_vit.image_tables import path_column
 
+from ..sources import Columns, Reader, Source, classes_in_turn, digest, groups_of
+from .arrow_tables import dataset_reader
 from .downloads import Downloads, download_all
 from .path_tables import by_column, labels_of_columns, source_of
-from .sources import Columns, Reader, Source, classes_in_turn, digest, groups_of
-from .tables import dataset_reader
 
 
 def object_reader(data: Any, columns: Columns, cache_dir: str | os.PathLike | None = None) -> Reader:

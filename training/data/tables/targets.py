@@ -1,7 +1,7 @@
 """Labels other than one class per image: several labels (multi-label), or numbers (regression).
 
-For path_tables.py, tables.py and in_memory.py; columns.py reads one class per image. Several labels are bool (n, K),
-numbers float32 (n, K), classes int64 (n,), so that the array alone tells the problem type.
+For path_tables.py, arrow_tables.py and in_memory.py; columns.py reads one class per image. Several labels are bool (n,
+K), numbers float32 (n, K), classes int64 (n,), so that the array alone tells the problem type.
 
 Tests: tests/training/test_problem_types.py.
 """
@@ -16,8 +16,8 @@ import numpy as np
 from hf_vit.errors import HFViTError, listed
 from hf_vit.problem_type import MULTI_LABEL, REGRESSION, SINGLE_LABEL
 
+from ..sources import Columns
 from .columns import refuse_ids
-from .sources import Columns
 
 
 Cells = Mapping[str, Sequence[Any]]  # values by column

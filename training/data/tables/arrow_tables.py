@@ -22,6 +22,7 @@ from hf_vit.download import is_address
 from hf_vit.errors import HFViTError, listed
 from hf_vit.image_io import UnreadableImage, format_of, one_line, open_encoded
 
+from ..sources import Columns, Reader, by_split, classes_in_turn, digest, groups_of, only_one_class, own_cache
 from .columns import (
     SPLIT_COLUMNS,
     class_label_rows,
@@ -35,7 +36,6 @@ from .columns import (
 )
 from .downloads import Downloads, download_all
 from .path_tables import missing_files
-from .sources import Columns, Reader, by_split, classes_in_turn, digest, groups_of, only_one_class, own_cache
 from .targets import read_targets
 
 
