@@ -40,7 +40,7 @@ EVALUATED = 0.25  # of the time left for steps: an evaluation that takes more is
 SAVES = 0.02  # of the time used: checkpoints beyond those asked for take no more
 SAVED_EVERY, SAVED_AFTER = 0.1, 60.0  # of the limit, and seconds: a killed run loses no more than the larger
 MAX_SLOWER = 2.0  # times: what one thread does (card, report) suffers less from other work than steps do
-CLOSING = 0.25  # of the seconds in which Python and its libraries are loaded: so long it takes to leave them
+CLOSING = 0.1  # of the seconds in which Python and its libraries are loaded: so long it takes to leave them
 TRIED_BYTES = 1 << 25  # written before the first step, to learn how fast the disk is
 
 
@@ -143,21 +143,30 @@ class TimePlan:
         return seconds * self._slower(name) if name == "evaluation" else seconds
 
     def _slower(self, name: str) -> float:
-        """How many times longer steps take now than when something was measured."""
-        now, then = self._seconds_of_work(LATELY), self._step_speeds.get(name)
-        return now / then if now and then else 1.0
+        """How many times longer steps take lately than when something was measured.
 
-    def _seconds_of_work(self, lately: float = 0.0) -> float | None:
-        """Seconds of one unit of work in the last intervals, or as it was tried; None before.
-
-        Args:
-            lately: seconds that these intervals have, at least, where there are so many.
+        Of what is missing to LATELY seconds the trial is believed: one slow step is no slow machine.
         """
+        then = self._step_speeds.get(name)
+        if not then:
+            return 1.0
+        tried = self._estimated / then if self._estimated else 1.0
+        work, seconds = self._recent(LATELY)
+        missing = max(0.0, LATELY - seconds) if self._estimated or not work else 0.0
+        return (seconds + missing * tried) / (work * then + missing)
+
+    def _recent(self, lately: float = 0.0) -> tuple[float, float]:
+        """Work and seconds of the last RECENT intervals, and of so many more that they have `lately` seconds."""
         work = seconds = 0.0
         for number, interval in enumerate(reversed(self._intervals)):
             if number >= RECENT and seconds >= lately:
                 break
             work, seconds = work + interval[0], seconds + interval[1]
+        return work, seconds
+
+    def _seconds_of_work(self, lately: float = 0.0) -> float | None:
+        """Seconds of one unit of work in the last intervals, or as it was tried; None before."""
+        work, seconds = self._recent(lately)
         return seconds / work if work else self._estimated
 
     def _note(self, name: str, seconds: float) -> None:
