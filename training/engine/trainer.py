@@ -15,7 +15,7 @@ import functools
 import math
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +51,6 @@ from ..metrics.metric_state import Metrics
 from ..metrics.outcomes import Outcomes
 from ..reporting import attention_examples, facts, progress
 from ..reporting.flops import measured_peak
-from ..reporting.rehearsal import rehearse_finish
 from .accelerator import create_accelerator, memory_advice
 from .checkpoints import checkpoint_io, save_outputs
 from .checkpoints.full_tensors import model_weights
@@ -73,10 +72,10 @@ from .nan_check import FiniteCheck
 from .optimizers import averaged_by, create_optimizer
 from .planning.auto_batch_size import fit_batch_size
 from .planning.lr_schedules import create_scheduler
-from .planning.run_estimate import CHECKPOINT_COPIES, RunEstimate, probe_is_alternative
+from .planning.run_timing import RunTiming
 from .planning.schedule import TrainingSchedule, with_accumulation_steps
-from .planning.time_plan import TimePlan, saving_seconds
-from .planning.trial import Passes, try_out, untouched
+from .planning.time_plan import TimePlan
+from .planning.trial import Passes
 from .preemption import StopRequest
 from .run_log import RunLog
 from .trackers import flat
@@ -210,11 +209,12 @@ class Trainer:
             self.loss_module, config, self.problem_type, args, self.accelerator, self.inputs, self.display,
             self.callback_handler, self.averaged, lambda: self._event("on_prediction_step"),
         )  # fmt: skip
-        self.estimate = RunEstimate(self.schedule, self.timer, device, self.display.log)
-        self.time_plan: TimePlan | None = None
-        self._flops_of: dict[tuple[int, int] | None, int] = {}  # training on one image of a stage's size
         self.lock: RunLock | None = None
         self.reports = args.report and not masked
+        self.timing = RunTiming(
+            model, self.loss_module, self.accelerator, self.kernels, self.inputs, self.schedule, self.train_dataset,
+            self.eval_dataset, self.timer, self.display, self.problem_type, self.reports, self.about.get("base_model"),
+        )  # fmt: skip
         self.seconds = 0.0
         self.last_outputs: tuple[np.ndarray, np.ndarray] | None = None  # of the last evaluation, if they are kept
         self._counts: Metrics | None = None  # of the last evaluation, if this process made it
@@ -260,6 +260,11 @@ class Trainer:
     @property
     def timer(self) -> progress.Timer:
         return self.training_state.timer
+
+    @property
+    def time_plan(self) -> TimePlan | None:
+        """The plan of `args.time_limit`, from the beginning of the training on; None without a limit."""
+        return self.timing.plan
 
     @property
     def last_evaluation(self) -> tuple[int, dict[str, float], int] | None:
@@ -334,16 +339,9 @@ class Trainer:
             if self.args.push_to_hub and get_token() is None:
                 raise HFViTError("--push_to_hub needs a Hugging Face token: run `hf auth login`, or set HF_TOKEN")
         folder = checkpoint_to_resume(self.output_dir, resume)
-        sizes = {stage.image_size for stage in self.schedule.stages}
-        self._flops_of = {size: facts.image_flops(self.model, self.args, size or self.image_size) for size in sizes}
         self.run_log.begin(self.output_dir, measured_peak(self.accelerator.device, self.precision))
         self.training_state.began = time.time()
-        if self.args.time_limit is not None:
-            self.time_plan = TimePlan.of_run(
-                self.args, self.schedule, self._flops_of, len(self.train_dataset),
-                evaluates=self.eval_dataset is not None, device=self.accelerator.device, log=self.display.log,
-                started=self.started, loading=self.loading,
-            )  # fmt: skip
+        self.timing.begin(self.args, self.image_size, self.started, self.loading)
         resumed = folder is not None and self._resume(folder, resume == checkpoint_io.NEWEST_INTACT)
         self.run_log.flops_logged = self.state.total_flos
         low_on_cpu = self.precision == "bf16" and self.accelerator.device.type == "cpu"
@@ -364,11 +362,14 @@ class Trainer:
         self.state.train_batch_size = self.args.per_device_train_batch_size
         self.state.compute_steps(self.args, self.max_steps)
         self.accelerator.init_trackers(self.args.run_name or self.name, flat(dataclasses.asdict(self.args)))
-        self._estimate()
+        self.timing.before_first_step(
+            self.args, self.state.global_step, self.position, self.output_dir, self.normalize, self.image_processor
+        )
+        self.state.max_steps = self.max_steps
         self.display.begin(self.state.global_step, self.max_steps)
         self._event("on_train_begin")
         if self.args.eval_on_start and self.eval_dataset is not None and self.state.global_step == 0:
-            with self._timed("evaluation"):
+            with self.timing.measuring("evaluation"):
                 save = self.training_state.note_best(self.evaluate(), self.args)
             if save:
                 self.save_checkpoint()
@@ -409,43 +410,6 @@ class Trainer:
         log = self.display.log
         self.args = self.evaluator.args = fit_batch_size(self.args, self.schedule, self.model, passes, log, saved)
 
-    def _estimate(self) -> None:
-        """Time a few passes, and from them plan the run's time and log what it will take."""
-        step, workers = self.state.global_step, self.args.dataloader_num_workers
-
-        def passes_of(batch: dict) -> Passes:
-            inputs = self.inputs(batch | {"unreadable": []}, step)  # the run itself reports unreadable images
-            return Passes(self.loss_module, self.accelerator, self.kernels, *inputs)
-
-        stage, eval_images = self.schedule.stage_of(step), 0 if self.eval_dataset is None else len(self.eval_dataset)
-        trial = None
-        if self.max_steps:
-            trial = try_out(passes_of, self.train_dataset, self.eval_dataset, self.args, stage, self.position)
-        if self.time_plan is not None:
-            if self.time_plan.finishing is None:  # else the run goes on with what an earlier process measured
-                weights = sum(p.nbytes for p in self.train_step.parameters)
-                saving = saving_seconds(self.output_dir, CHECKPOINT_COPIES * weights)
-                self.time_plan.expect(saving, self._finish_seconds())
-            self.time_plan.begin(step, trial, eval_images, workers, self.world_size)
-            self.state.max_steps = self.max_steps
-        if trial is not None:
-            trained = sum(p.nbytes for p in self.train_step.parameters if p.requires_grad)
-            probe = probe_is_alternative(self.model, self.args, self.about.get("base_model"))
-            probe_images = len(self.train_dataset) + eval_images if probe else None
-            self.estimate.begin(step, trial, self.world_size, workers, trained, probe_images)
-
-    def _finish_seconds(self) -> float:
-        """Seconds of card and report, rehearsed by the main process; the plan is its, and the others wait for it."""
-        if not self.accelerator.is_main_process:
-            return 0.0
-        examples = self.args.card_examples
-        with untouched(self.loss_module, self.accelerator.device):
-            finish = rehearse_finish(
-                self.model, self.eval_dataset, self.normalize, self.image_processor, self.problem_type, self.reports,
-                examples,
-            )  # fmt: skip
-        return finish.total(examples, self.reports)
-
     def _loop(self) -> None:
         """Step after step, until the end of the run, a callback or a signal."""
         while self.state.global_step < self.max_steps and not self.control.should_training_stop:
@@ -454,7 +418,8 @@ class Trainer:
                 self._event("on_step_begin")
                 self.train_step(micro_batches)
                 epoch_ended = self._advance()
-                stages_changed = self._keep_time()
+                stages_changed = self.timing.after_step(self.state.global_step)
+                self.state.max_steps = self.display.max_steps = self.max_steps  # a time limit may have changed them
                 self._event("on_step_end")
                 if epoch_ended:
                     self._event("on_epoch_end")
@@ -480,23 +445,10 @@ class Trainer:
         self.training_state.position += stage.images
         self.state.global_step += 1
         self.state.epoch = self.position / size
-        self.state.total_flos += self._flops_of[stage.image_size] * stage.images
+        self.state.total_flos += self.timing.flops_of[stage.image_size] * stage.images
         self.timer.lap(stage.images)
         self.display.advance()
-        self.estimate.after_step(self.state.global_step)
         return self.position // size > before // size
-
-    def _keep_time(self) -> bool:
-        """Fit the schedule to a time limit; True if its stages, and so what is to be read next, have changed."""
-        if self.time_plan is None:
-            return False
-        changed = self.time_plan.after_step(self.state.global_step)
-        self.state.max_steps = self.display.max_steps = self.max_steps
-        return changed
-
-    def _timed(self, name: str) -> AbstractContextManager[None]:
-        """Count the time within it as "evaluation" or "saving", not as training."""
-        return nullcontext() if self.time_plan is None else self.time_plan.measuring(name)
 
     def _note_unreadable(self, name: str) -> None:
         if name not in self.unreadable:
@@ -505,15 +457,10 @@ class Trainer:
 
     def _log_evaluate_save(self) -> None:
         """Do what the callbacks asked for after a step. The loss is checked before anything is kept."""
-        plan, at_end = self.time_plan, self.state.global_step >= self.max_steps
+        at_end = self.state.global_step >= self.max_steps
         self.control.should_log |= at_end
-        if plan is not None and self.eval_dataset is not None and not self.interrupted:
-            # where the limit ends the run, those are the weights that the whole schedule made
-            self.control.should_evaluate |= at_end and self.args.eval_strategy != "no"
-            if self.control.should_evaluate:
-                self.control.should_evaluate = plan.allows_evaluation(last=at_end)
-            if self.args.save_strategy == "steps":
-                self.control.should_save |= plan.save_is_due()
+        if not self.interrupted:
+            self.timing.adjust(self.control, self.args, at_end)
         save = self.control.should_save
         if self.control.should_log or self.control.should_evaluate or save or self.interrupted:
             self.finite.check(self.output_dir)  # waits for the device; that time still counts as training
@@ -521,11 +468,11 @@ class Trainer:
         if self.control.should_log:
             self._log_training()
         if self.control.should_evaluate:
-            with self._timed("evaluation"):
+            with self.timing.measuring("evaluation"):
                 metrics = self.evaluate()
             save |= self.training_state.note_best(metrics, self.args)
         if save or self.interrupted:
-            with self._timed("saving"):
+            with self.timing.measuring("saving"):
                 self.save_checkpoint()
             self._event("on_save")
 

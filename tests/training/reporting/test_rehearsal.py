@@ -39,7 +39,7 @@ def test_every_section_can_be_made_of_invented_answers(tmp_path, problem_type):
 
 def test_the_limit_counts_what_was_tried(tmp_path, monkeypatch):
     tried = FinishSeconds(page=50.0, attention=1.0)
-    monkeypatch.setattr("training.engine.trainer.rehearse_finish", lambda *args: tried)
+    monkeypatch.setattr("training.engine.planning.run_timing.rehearse_finish", lambda *args: tried)
     assert tried.total(card_examples=2, reports=True) == 50 + 2 + 6
     assert tried.total(card_examples=0, reports=False) == 50
     assert FinishSeconds(page=0.0, attention=60.0).total(0, True) == 65

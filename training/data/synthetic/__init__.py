@@ -4,9 +4,9 @@
     images[0]                       # {"image": uint8 (24, 24, 3), "label": 0}
 
 An image is a pure function of (seed, family, class, instance, size): any worker, rank, resumed run or machine draws
-the same bytes (for glyphs, where the fonts are the same), and nothing is stored. The instance fixes shape and shading
-relative to the side, so another size shows the same image at another resolution, but for its noise. Sets are nested:
-more instances, more classes or a longer prefix only add images.
+the same bytes (glyphs need the same fonts), and nothing is stored. The instance fixes shape and shading relative to
+the side, so that another size shows the same image at another resolution, except for its noise. Sets are nested: more
+instances or more classes only add images.
 
     images.py       sets: labels, mixtures, long tails, wrong labels, splits, names such as synthetic:atoms@1000,1000
     families.py     the kinds of images: glyphs.py, contours.py and lines.py, fractals.py; shading.py

@@ -1,4 +1,4 @@
-"""Wavy and noisy circles inside one another: the families `atoms` and `contours` of families.py.
+"""Nested wavy and noisy circles: the families `atoms` and `contours` of families.py.
 
 `atoms` is VisualAtom (Takashima et al., "Visual Atoms", CVPR 2023) with the ranges of its published script, `contours`
 is RCDB (Kataoka et al., "Replacing Labeled Real-image Datasets with Auto-generated Contours", CVPR 2022). An image is
@@ -6,7 +6,7 @@ L closed polygons of V vertices; each grows out of the one before by noise along
 cumulative sum. Their "Perlin noise" is read at an independent random place per vertex, hence white noise with a
 standard deviation of 0.33; here it is uniform noise of that deviation, in 256 steps.
 
-Sines, cosines and logarithms, in whose last bit processors differ, are rounded to 2^-20 before anything rests on them.
+Sines, cosines and logarithms differ in the last bit between processors, and are rounded to 2^-20 before they are used.
 
 Tests: tests/training/data/synthetic/test_synthetic.py.
 """
@@ -24,17 +24,21 @@ from .lines import OFFSET, Polygons, draw_polygons
 CANVAS = 512.0  # the formulas' own pixels
 NOISE = 0.329 * 3**0.5  # half range of uniform noise with the standard deviation of 1-D Perlin noise
 ATOMS, CONTOURS = 2, 3  # the families' numbers in random addresses
-MOST_VERTICES = 1.5  # per pixel of the image's side: finer polygons look the same
-CLOSEST = 1.0  # px, largest mean distance of neighboring polygons, below which not all are drawn
-HEADER = 8  # 64-bit words with an image's own parameters: center, radius, ovals; then come grays, then the noise
+MAX_VERTICES = 1.5  # per pixel of the image's side: finer polygons look the same
+MIN_DISTANCE = 1.0  # px: of polygons that are closer on average, not all are drawn
+HEADER = 8  # 64-bit words with the parameters of an image: center, radius, ovals; then come grays, then the noise
 ATTEMPT = 1 << 32  # blocks of random numbers from one attempt at an image to the next
 EXACT = 2.0**20
 
 
 @dataclass(frozen=True, eq=False)  # hashed by identity, for `outline`
 class Formula:
-    """What a class fixes. `direction` (2, V): cosine and sine; `move` (V,): mean move outward from polygon to polygon,
-    `pace`: its largest over the vertices, `noise`: half the range of what is random in it, all in canvas pixels."""
+    """The parameters of a class.
+
+    Attributes:
+        direction: (2, V), cosine and sine. move: (V,), mean move outward from polygon to polygon, canvas pixels.
+        pace: largest move over the vertices. noise: half the range of the random part of a move.
+    """
 
     family: int
     lines: int
@@ -56,12 +60,12 @@ class Formula:
         return 4 * -(-self.lines // 32)
 
     def stride(self, size: int) -> int:
-        """Which vertices are drawn, one in how many."""
-        return math.ceil(self.vertices / (MOST_VERTICES * size))
+        """One in how many vertices is drawn."""
+        return math.ceil(self.vertices / (MAX_VERTICES * size))
 
     def every(self, size: int) -> int:
-        """Which polygons are drawn, one in how many: their mean distance stays below `CLOSEST` everywhere."""
-        return max(1, int(CLOSEST / (self.pace * size / CANVAS)))
+        """One in how many polygons is drawn: their mean distance stays below `MIN_DISTANCE` everywhere."""
+        return max(1, int(MIN_DISTANCE / (self.pace * size / CANVAS)))
 
     def noise_shape(self, size: int) -> tuple[int, int, int]:
         """Polygons, axes, drawn vertices."""
@@ -108,13 +112,13 @@ def directions(angle: np.ndarray) -> np.ndarray:
 
 
 def exact(values: np.ndarray) -> np.ndarray:
-    """Rounded to what every processor agrees on."""
+    """Round to 2^-20, where all processors agree."""
     return np.rint(values * EXACT) / EXACT
 
 
 @lru_cache(maxsize=2048)
 def outline(formula: Formula, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """What all images of a class have in common: directions, float64, and step and spread (lines.py), float32.
+    """The shared part of all images of a class: directions, float64, and step and spread (lines.py), float32.
 
     All (2, v + 1), of one vertex in `stride`, with the first one repeated at the end.
     """
@@ -126,10 +130,10 @@ def outline(formula: Formula, size: int) -> tuple[np.ndarray, np.ndarray, np.nda
 
 
 def start_of(formula: Formula, header: np.ndarray, direction: np.ndarray, size: int) -> np.ndarray:
-    """Where an image's polygons start (lines.py): float32 (2, v + 1).
+    """Start of an image's polygons (lines.py): float32 (2, v + 1).
 
     Args:
-        header: uint64 (HEADER,), the image's own numbers.
+        header: uint64 (HEADER,), the random numbers of the image's parameters.
     """
     x, y, radius, wide, high, *_ = shares(header)
     ovals = formula.ovals
@@ -155,10 +159,10 @@ def draw_formula(formula: Formula, seed: int, label: int, instance: int, size: i
 
 
 def draw_atom(seed: int, label: int, instance: int, size: int, attempt: int) -> np.ndarray:
-    """One VisualAtom image; center and noise are the image's own."""
+    """One VisualAtom image; center and noise differ between the images of a class."""
     return draw_formula(atom_formula(seed, label), seed, label, instance, size, attempt)
 
 
 def draw_contours(seed: int, label: int, instance: int, size: int, attempt: int) -> np.ndarray:
-    """One RCDB image; center, radius, ovals and noise are the image's own."""
+    """One RCDB image; center, radius, ovals and noise differ between the images of a class."""
     return draw_formula(contour_formula(seed, label), seed, label, instance, size, attempt)

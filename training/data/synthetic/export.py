@@ -1,4 +1,4 @@
-"""Generated images as files, for other programs or to draw them only once.
+"""Export generated images to files, for other programs or to draw them only once.
 
     python -m training.synthetic synthetic:atoms@1000,1000,224 --out atoms --workers 16
     python -m training.synthetic synthetic:glyphs@52,600,32 --out glyphs --format webdataset --splits train
@@ -47,14 +47,14 @@ class Shard:
     path: Path
 
     def drawn(self) -> Iterator[Drawn]:
-        """Draw them."""
+        """Draw the images."""
         for number in range(self.first, self.last):
             item = self.images[number]
             yield encode(item["image"]), item["label"], self.images.name(number)
 
 
 def encode(image: np.ndarray) -> bytes:
-    """An image as PNG, with one channel where all are alike."""
+    """An image as PNG, with one channel if all three are equal."""
     gray = (image == image[:, :, :1]).all()
     data = io.BytesIO()
     Image.fromarray(np.ascontiguousarray(image[:, :, 0]) if gray else image).save(data, "PNG", compress_level=1)
@@ -62,7 +62,7 @@ def encode(image: np.ndarray) -> bytes:
 
 
 def write_parquet(shard: Shard, path: Path) -> None:
-    """A table of images and labels that names its classes."""
+    """Write a table of images and labels, with the class names in its schema."""
     import datasets
     import pyarrow as pa
     from pyarrow import parquet
@@ -74,7 +74,7 @@ def write_parquet(shard: Shard, path: Path) -> None:
 
 
 def write_webdataset(shard: Shard, path: Path) -> None:
-    """A tar file of NUMBER.png and NUMBER.cls."""
+    """Write a tar file of NUMBER.png and NUMBER.cls."""
     with tarfile.open(path, "w") as tar:
         for number, (data, label, _) in enumerate(shard.drawn(), start=shard.first):
             for kind, content in (("png", data), ("cls", str(label).encode())):
@@ -107,7 +107,7 @@ def planned_files(images: SyntheticImages, arguments: argparse.Namespace) -> lis
 
 
 def prepare(folder: Path, images: SyntheticImages, arguments: argparse.Namespace) -> None:
-    """Make the folder, or make sure that it holds a part of just this.
+    """Create the folder, or check that it holds an unfinished export of this set.
 
     Raises:
         HFViTError: it holds anything else.
@@ -146,7 +146,7 @@ def parse_export(argv: list[str] | None) -> argparse.Namespace:
 
 
 def export_images(arguments: argparse.Namespace) -> int:
-    """Write what is not there yet; returns how many images that were."""
+    """Write the missing files; returns the number of images written."""
     images = SyntheticImages.from_name(arguments.name, arguments.seed)
     if arguments.shard_size < 1 or arguments.workers < 1:
         raise HFViTError("--shard_size and --workers are at least 1")

@@ -5,11 +5,11 @@ values that add up to a given "sigma factor", so that every system contracts and
 by one parameter, by rotation and mirroring, as in FractalDB (Kataoka et al., "Pre-training without natural images",
 ACCV 2020).
 
-The chaos game runs as many chains side by side, all started in the fixed point of the first map, which lies on the
-attractor. At every step the chains are shuffled by a fixed permutation, moved round by a random number of places, and
-each map is applied to its part of neighboring places: no random number per point, and no map gets too few points.
+The chaos game runs many chains at once, all started in the fixed point of the first map, which lies on the attractor.
+At every step the chains are shuffled by a fixed permutation and rotated by a random number of positions, and each map
+is applied to its range of positions. This takes no random number per point, and no map gets too few points.
 
-The parameters of an image are rounded to 2^-20, where processors agree on sines and cosines; the rest is additions,
+The parameters of an image are rounded to 2^-20, where processors agree on sines and cosines. The rest is additions,
 multiplications, divisions and roots, each rounded by IEEE 754, and integers: the same bytes on any machine.
 
 Tests: tests/training/data/synthetic/test_synthetic.py.
@@ -23,15 +23,15 @@ from ...rng import CLASS, IMAGE, generator, hashed, shares
 
 
 FRACTALS = 4  # the family's number in random addresses
-FEWEST_FILLED = 0.1  # fraction of the pixels of a trial image that a class must fill
+MIN_FILLED = 0.1  # fraction of the pixels of a trial image that a class must fill
 TRIAL_SIZE = 64
 CHAINS = 4096  # at most
 WARM_UP = 12  # steps after which a chain is anywhere on the attractor
 POINTS_PER_PIXEL = 2
 MARGIN = 0.03  # of the side, left free
 BRIGHTEST = 19, 20  # of the visited pixels, 19 of 20 are at most white, the others would be brighter
-STEPS_AT_ONCE = 8  # of the chaos game, when its points are drawn: what stays in the processor's cache
-HEADER = 8  # 64-bit words with an image's own parameters, before the places by which the chains are moved
+STEPS_AT_ONCE = 8  # of the chaos game, when its points are drawn: these stay in the processor's cache
+HEADER = 8  # 64-bit words with the parameters of an image, before the rotations of the chains
 EXACT = 2.0**20
 ATTEMPT = 1 << 32  # blocks of random numbers from one attempt at an image to the next
 
@@ -45,12 +45,12 @@ def fractal_system(seed: int, label: int) -> System:
     while True:
         system = exact_system(sample_system(rng))
         words = rng.bit_generator.random_raw(moves(TRIAL_SIZE))
-        if (render_fractal(system, TRIAL_SIZE, words) > 0).mean() >= FEWEST_FILLED:
+        if (render_fractal(system, TRIAL_SIZE, words) > 0).mean() >= MIN_FILLED:
             return system
 
 
 def exact_system(system: System) -> System:
-    """Rounded to what every processor agrees on."""
+    """The system rounded to 2^-20, where all processors agree."""
     matrices, shifts = (np.rint(part * EXACT) / EXACT for part in system)
     return matrices, shifts
 
@@ -92,8 +92,9 @@ def uniform(rng: np.random.Generator, low: float, high: float) -> float:
 
 
 def draw_fractal(seed: int, label: int, instance: int, size: int, attempt: int) -> np.ndarray:
-    """One image, the class's system with one parameter changed by up to a fifth, rotated and mirrored:
-    uint8 (size, size)."""
+    """One image, uint8 (size, size): the system of the class with one parameter changed by up to a fifth, rotated and
+    mirrored.
+    """
     rng = generator(IMAGE, seed, FRACTALS, label, instance, attempt * ATTEMPT)
     words = rng.bit_generator.random_raw(HEADER + moves(size))
     chosen, factor, turn, mirror, *_ = shares(words[:HEADER])
@@ -114,7 +115,7 @@ def render_fractal(
     """Brightness by how often the chaos game visits each pixel: uint8 (size, size).
 
     Args:
-        words: uint64 (moves(size),). turn: angle as a fraction of a full turn. mirror: left and right change places.
+        words: uint64 (moves(size),). turn: angle as a fraction of a full turn. mirror: swap left and right.
     """
     angle = 2 * np.pi * turn
     cosine, sine = (np.float32(np.rint(value * EXACT) / EXACT) for value in (np.cos(angle), np.sin(angle)))
@@ -136,9 +137,9 @@ def rotate_points(points: np.ndarray, cosine: np.float32, sine: np.float32, mirr
 
 
 def to_pixels(points: np.ndarray, size: int) -> np.ndarray:
-    """Stretch points, float32 (steps, 2, CHAINS), over the image; give the pixels that they fall in, y * size + x.
+    """Stretch points, float32 (steps, 2, CHAINS), over the image, and return their pixels, y * size + x.
 
-    A coordinate without extent goes to the middle.
+    A coordinate without extent becomes the middle.
 
     Returns:
         int64 (steps * CHAINS,), in the memory of the points.
@@ -166,14 +167,14 @@ def to_pixels(points: np.ndarray, size: int) -> np.ndarray:
 
 
 def brightness(counts: np.ndarray) -> np.ndarray:
-    """Visits per pixel as gray, uint8: the root of their ratio to what all but the busiest pixels stay below."""
+    """Visits per pixel as gray, uint8: the root of their ratio to the 95th percentile of the visited pixels."""
     most = int(counts.max())
     visits = counts.astype(np.min_scalar_type(most))  # bytes, in general, are compared eight times as fast as int64
     empty = np.count_nonzero(visits == 0)
     part, whole = BRIGHTEST
     enough = (visits.size - empty) * part
     low, white = 1, most
-    while low < white:  # bisection for the lowest number of visits that this part of the visited pixels do not exceed
+    while low < white:  # bisection for the lowest number of visits that this fraction of them does not exceed
         middle = (low + white) // 2
         if (np.count_nonzero(visits <= middle) - empty) * whole >= enough:
             white = middle
@@ -184,7 +185,7 @@ def brightness(counts: np.ndarray) -> np.ndarray:
 
 
 def moves(size: int) -> int:
-    """Steps of the chaos game, and random words that it takes."""
+    """Number of steps of the chaos game, each of which takes one random word."""
     return WARM_UP + -(-POINTS_PER_PIXEL * size * size // CHAINS)
 
 
@@ -224,7 +225,7 @@ def chaos_game(system: System, words: np.ndarray) -> np.ndarray:
 
 
 def fixed_point(matrix: np.ndarray, shift: np.ndarray) -> tuple[float, float]:
-    """The point that a map leaves where it is."""
+    """The fixed point of a map."""
     (a, b), (c, d) = matrix.tolist()
     e, f = shift.tolist()
     determinant = (1 - a) * (1 - d) - b * c

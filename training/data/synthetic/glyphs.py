@@ -1,11 +1,11 @@
-"""Rendered letters as formula-free pre-training data: the family `glyphs` of families.py.
+"""Rendered letters: the family `glyphs` of families.py.
 
-The letters a-z and A-Z, never digits, which the quickstart learns afterwards, in the 22 text fonts that come with
+The letters a-z and A-Z, without digits, which the quickstart learns afterwards, in the 22 text fonts that come with
 matplotlib (DejaVu Sans, Mono and Serif, STIX, Computer Modern; free licenses). Other versions of the fonts draw other
 images.
 
-A letter is kept as a signed distance field (Green, "Improved alpha-tested magnification", SIGGRAPH 2007 courses): one
-small table per letter and font gives any stroke weight, softness and resolution.
+A letter is stored as a signed distance field (Green, "Improved alpha-tested magnification", SIGGRAPH 2007 courses):
+one small table per letter and font gives any stroke weight, softness and resolution.
 
 Tests: tests/training/data/synthetic/test_synthetic.py.
 """
@@ -32,9 +32,9 @@ FONTS = (
 CELL = 64  # side of a distance field
 GLYPH = 40  # longer side of the letter inside it
 OVERSAMPLING = 2  # the field is measured on a bitmap this much finer
-PI = 3.1415926534682512, 1.2154201013012385e-10  # in two parts, the first so short that its multiples are exact
+PI = 3.1415926534682512, 1.2154201013012385e-10  # in two parts; the first has so few bits that its multiples are exact
 SINE = [(-1) ** k / math.factorial(2 * k + 1) for k in range(1, 11)]
-FAR = 20.0  # where distances are cut off, in cells
+MAX_DISTANCE = 20.0  # cells, beyond which distances are clipped
 
 
 @lru_cache(maxsize=len(LETTERS) * len(FONTS))
@@ -66,7 +66,7 @@ def distance_field(letter: str, font: str) -> tuple[np.ndarray, float, float]:
     inside = np.asarray(canvas) > 127
     distance = ndimage.distance_transform_edt(inside) - ndimage.distance_transform_edt(~inside)
     distance = distance.reshape(CELL, OVERSAMPLING, CELL, OVERSAMPLING).mean(axis=(1, 3)) / OVERSAMPLING
-    return np.clip(distance, -FAR, FAR).astype(np.float32), float(distance.max()), extent / em
+    return np.clip(distance, -MAX_DISTANCE, MAX_DISTANCE).astype(np.float32), float(distance.max()), extent / em
 
 
 @lru_cache(maxsize=16)
@@ -77,7 +77,7 @@ def pixel_grid(size: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def draw_glyph(seed: int, label: int, size: int, rng: np.random.Generator) -> np.ndarray:
-    """One letter: font, pose, bend, stroke weight and softness at random."""
+    """One letter, float32 (size, size): font, pose, bend, stroke weight and softness are random."""
     (font, angle, slant, fill, narrow, x0, y0, bend_x, bend_y, phase_x, phase_y, wave_x, wave_y, weight, softness,
      coarse) = rng.random(16)  # fmt: skip
     field, half_stroke, extent = distance_field(LETTERS[label], FONTS[int(font * len(FONTS))])
@@ -121,10 +121,10 @@ def draw_glyph(seed: int, label: int, size: int, rng: np.random.Generator) -> np
 
 
 def bend(values: np.ndarray, amplitude: float, frequency: float, phase: float) -> np.ndarray:
-    """amplitude * sin(frequency * values + phase), float64, in additions and multiplications alone.
+    """amplitude * sin(frequency * values + phase), float64, by additions and multiplications only.
 
-    Not np.sin: of float64 it is the C library's, one number at a time, three quarters of a letter's time. This one,
-    Taylor's series around the nearest multiple of pi, is within 4e-16 for angles up to 100, and the same on every
+    Not np.sin: for float64 it calls the C library for each number, which takes three quarters of a letter's time. This
+    Taylor series around the nearest multiple of pi is within 4e-16 for angles up to 100, and the same on every
     machine.
     """
     angle = values * frequency
@@ -148,7 +148,7 @@ def bend(values: np.ndarray, amplitude: float, frequency: float, phase: float) -
 
 
 def bilinear(field: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
-    """Look a field up between its cells; outside, the nearest cell counts. Float64; `rows` and `columns` change."""
+    """Bilinear interpolation in a field, with its border extended; float64. Overwrites `rows` and `columns`."""
     side = field.shape[0]
     rows.clip(0.0, side - 1.001, out=rows)
     columns.clip(0.0, side - 1.001, out=columns)

@@ -1,4 +1,4 @@
-"""Sets of generated images: which class and instance stands at which index, under which label.
+"""Sets of generated images: the class, instance and label of each index.
 
     images = SyntheticImages("glyphs", classes=52, instances=600, size=24)
     images[0]                       # {"image": uint8 (24, 24, 3), "label": 0}
@@ -25,20 +25,20 @@ from .families import INSTANCES, check_synthetic_size, draw_image, find_family
 
 
 DEFAULT_SEED = 0
-DEFAULT_CLASSES = 1000  # or all that there are
+DEFAULT_CLASSES = 1000  # or all, if a family has fewer
 DEFAULT_INSTANCES = 1000
-DEFAULT_SIZE = 32  # px, where neither the name nor a transform says how large
+DEFAULT_SIZE = 32  # px, if neither the name nor a transform has a size
 
 # Where the instances of a split begin: far enough apart that no training set reaches the test set.
 FIRST_INSTANCE = {"train": 0, "validation": 1 << 40, "test": 1 << 41}
 HELD_OUT = 10  # one held-out instance per this many training instances
 INTEGERS = ("classes", "instances", "size", "seed", "first_instance", "objects")
-OPTIONS = {"objects": int, "zipf": float, "label_noise": float}  # of a name, and what they are
+OPTIONS = {"objects": int, "zipf": float, "label_noise": float}  # of a name, with their types
 FORM = "synthetic:FAMILY[+FAMILY...][@classes,instances[,size]][,option=value...]"
 
 
 class OutOfRange(HFViTError, IndexError):
-    """No image of that number: an error of the user's, and the end of a loop over the images."""
+    """An index out of range: an error for the user, and the end of a loop over the images."""
 
 
 @dataclass(frozen=True)
@@ -46,12 +46,12 @@ class SyntheticImages:
     """A set of generated images; without a long tail, image i shows class `i % classes`, instance `i // classes`.
 
     Args:
-        family: "glyphs", "atoms", "contours" or "fractals", with the suffix "-color" in color, "-clouds" also on
-            a cloudy background; several joined by "+" take turns in giving a class, as long as they have any left.
-        classes: how many classes, from the first.
+        family: "glyphs", "atoms", "contours" or "fractals"; with the suffix "-color" in color, with "-clouds" also on
+            a cloudy background. Several families joined by "+" alternate in providing the classes.
+        classes: number of classes, from the first.
         instances: images per class.
-        size: side in pixels. seed: another seed, other images.
-        first_instance: where the instances begin; the splits differ in it.
+        size: side in pixels. seed: of all images.
+        first_instance: number of the first instance; splits differ in it.
         objects: if above 1, an image shows 1 to `objects` smaller ones of its class.
         zipf: a long tail: class k, from 0, has instances / (k + 1)^zipf images, at least one. 0: the same number each.
         label_noise: fraction of the images with the label of another class.
@@ -101,7 +101,7 @@ class SyntheticImages:
 
     @cached_property
     def families(self) -> list[str]:
-        """The names that are joined by "+"."""
+        """The names of the families."""
         names = self.family.split("+")
         if len(set(names)) < len(names):
             raise HFViTError(f"synthetic:{self.family} names a family twice; each gives its classes once")
@@ -109,16 +109,16 @@ class SyntheticImages:
 
     @cached_property
     def capacities(self) -> list[int]:
-        """How many classes each of the families has."""
+        """Number of classes of each family."""
         return [find_family(name).classes for name in self.families]
 
     @property
     def all_classes(self) -> int:
-        """Of all families."""
+        """Number of classes of all families together."""
         return sum(self.capacities)
 
     def address(self, label: int) -> tuple[str, int]:
-        """The family that draws a class, and the class's number there: the families take turns."""
+        """The family of a class, and the class's number in it; the families alternate."""
         left = list(zip(self.families, self.capacities))
         turn = 0
         while True:
@@ -143,7 +143,7 @@ class SyntheticImages:
         """With a long tail, where the images of each instance begin, one of every class that has so many:
         int64 (instances + 1,)."""
         ranks = np.arange(1, self.classes + 1, dtype=np.float64)
-        # Rounded before it is cut, for powers differ in their last bit between processors.
+        # Rounded first, because powers differ in their last bit between processors.
         counts = np.ceil(np.round(self.instances / ranks**self.zipf, 6)).clip(1, self.instances).astype(np.int64)
         rounds = np.searchsorted(-counts, -np.arange(self.instances), side="left")
         return np.concatenate([[0], np.cumsum(rounds)])
@@ -223,7 +223,7 @@ class SyntheticImages:
 
 
 def current_spelling(family: str) -> str:
-    """Families with "-color" for "-colour", as version 0.1 spelled it."""
+    """The family with "-color" in place of version 0.1's "-colour"."""
     if "-colour" not in family:
         return family
     warn_of_old_spelling()
@@ -232,17 +232,17 @@ def current_spelling(family: str) -> str:
 
 @cache
 def warn_of_old_spelling() -> None:
-    """Once a process."""
+    """Warn once per process."""
     logging.getLogger(__name__).warning(
         "synthetic families with the suffix -colour are now called -color; the next release knows only that"
     )
 
 
 def parse_name(name: str, seed: int = DEFAULT_SEED) -> tuple[SyntheticImages, bool]:
-    """A set by its name, and whether the name says how large the images are.
+    """The set of a name, and whether the name has a size.
 
     Raises:
-        HFViTError: the name is not understood, or there is no such set.
+        HFViTError: not the form of a name, or no such set.
     """
     match = re.fullmatch(r"synthetic:([a-z+-]+)(?:@(.+))?", name)
     words = match[2].split(",") if match and match[2] else []

@@ -1,12 +1,12 @@
-"""Closed polygons by the hundred, drawn over one another: the rasterizer of `atoms` and `contours`.
+"""Rasterizer for hundreds of closed polygons: draws the families `atoms` and `contours`.
 
-An image is L polygons of V vertices; polygon l is polygon l - 1 moved outward, so that with S the running sum of the
+An image is L polygons of V vertices. Polygon l is polygon l - 1 moved outward, so that with S the running sum of the
 noise all vertices are `start + l * step - spread * S` (contours.py computes these). The arithmetic is float32
 multiplication, addition and division, each rounded by IEEE 754, and integers: the same bytes on any machine. Lines are
-drawn by a DDA: from vertex to vertex in as many steps as the longer axis has pixels, the last point left to the next
-line.
+drawn by a DDA: from vertex to vertex in as many steps as the longer axis has pixels, without the last point, which
+belongs to the next line.
 
-Not PIL's `ImageDraw.line`: which pixels it fills is up to the version of Pillow.
+Not PIL's `ImageDraw.line`, whose pixels differ between versions of Pillow.
 
 Tests: tests/training/data/synthetic/test_synthetic.py.
 """
@@ -17,8 +17,8 @@ import numpy as np
 
 
 LARGEST_SIZE = 1024  # px; the vertices of larger images would not fit into the fixed-point numbers below
-OFFSET = 4096  # px, makes every coordinate positive, so that cutting off the fraction rounds down
-FRACTION = 10  # bits after the point while a line is stepped through; the lowest 8 bits of all carry its gray
+OFFSET = 4096  # px, makes every coordinate positive, so that truncation rounds down
+FRACTION = 10  # bits after the point along a line; the lowest 8 bits of each number carry the gray
 HALF = 1 << 17  # half a pixel
 LINES_AT_ONCE = 16_000  # lines from vertex to vertex: few calls of numpy, and arrays that stay in the cache
 POINTS_AT_ONCE = 30_000  # pixels of lines, likewise
@@ -26,7 +26,7 @@ POINTS_AT_ONCE = 30_000  # pixels of lines, likewise
 
 @dataclass(frozen=True)
 class Polygons:
-    """What to draw, in pixels.
+    """The polygons of an image, in pixels.
 
     `start`, `step`, `spread`: float32 (2, V + 1), x and y, with the first vertex repeated at the end.
     `noise`: uint8 (L, 2, V). `grays`: uint8 (L,). `every`: draw one polygon in `every`, counted from the last.
@@ -47,7 +47,7 @@ def draw_polygons(polygons: Polygons, size: int) -> np.ndarray:
     sums, grays = running_sums(polygons.noise)[drawn], polygons.grays[drawn]
     numbers = np.arange(1, count + 1, dtype=np.float32)[drawn, None]
     start, step, spread = polygons.start[:, None], polygons.step[:, None], polygons.spread[:, None]
-    # The extra column and row take whatever lies outside.
+    # The extra column and row receive points outside of the image.
     canvas = np.zeros((size + 1) * (size + 1), dtype=np.uint8)
     at_once = max(1, LINES_AT_ONCE // sums.shape[2])
     for first in range(0, len(grays), at_once):

@@ -1,4 +1,4 @@
-"""From ink to images: grays, colors, backgrounds. For families.py.
+"""Shading: turns ink into images in gray or color, on backgrounds. For families.py.
 
 Ink is float32 (size, size) from 0 (background) to 1, or uint8 from 0 to 255.
 
@@ -10,7 +10,7 @@ from collections.abc import Callable
 import numpy as np
 
 
-Source = Callable[[], np.random.Generator]  # asked for only where shading is random
+Source = Callable[[], np.random.Generator]  # called only if shading is random
 OCTAVES = 3  # of a cloudy background: 2, 4 and 8 cells a side
 
 
@@ -25,7 +25,7 @@ def black_on_white(ink: np.ndarray, source: Source) -> np.ndarray:
 
 
 def shade_gray(ink: np.ndarray, source: Source) -> np.ndarray:
-    """Float ink on a background, both gray: 9 of 10 bright on nearly black, others clearly different; some noise."""
+    """Float ink on a background, both gray: 9 of 10 bright on nearly black, others with less contrast; some noise."""
     rng = source()
     kind, paper, contrast, noise = rng.random(4)
     if kind < 0.9:
@@ -100,7 +100,7 @@ def two_colors(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, float]
 
 
 def contrasting(background: float, contrast: float) -> tuple[float, float]:
-    """A background, and a foreground `contrast` away from it on the side with more room, as far as 0..1 allows."""
+    """A background, and a foreground that differs by `contrast` on the side with more room, both within 0..1."""
     if background < 0.5:
         return background * (1 - contrast), background * (1 - contrast) + contrast
     return 1 - (1 - background) * (1 - contrast), background * (1 - contrast)
@@ -137,7 +137,7 @@ def grain_of(amount: float, shape: tuple[int, ...], rng: np.random.Generator) ->
 
 
 def to_bytes(values: np.ndarray) -> np.ndarray:
-    """Values as uint8, 0 to 255 for what lies within 0..1; they are changed on the way."""
+    """Values from 0 to 1 as uint8; others are clipped. Overwrites `values`."""
     values.clip(0.0, 1.0, out=values)
     values *= 255
     return np.rint(values, out=values).astype(np.uint8)

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from hf_vit.errors import HFViTError
 from tests.helpers.training_runs import Images, arguments, history, tiny
 from training.config.arguments import TrainArguments
+from training.engine.planning.run_timing import RunTiming
 from training.engine.planning.schedule import TrainingSchedule
 from training.engine.planning.time_plan import TimePlan
 from training.engine.planning.trial import Trial
@@ -178,8 +179,8 @@ def ticking(monkeypatch):
         TimePlan.__init__, "__kwdefaults__", TimePlan.__init__.__kwdefaults__ | {"now": clock.monotonic}
     )
     monkeypatch.setattr("training.engine.planning.trial.measure", lambda *args: Trial(8, 1 / 8, 0.01, 0.0, 0.0, 0))
-    monkeypatch.setattr("training.engine.trainer.saving_seconds", lambda *args: 0.0)
-    monkeypatch.setattr(Trainer, "_finish_seconds", lambda trainer: 3.0)
+    monkeypatch.setattr("training.engine.planning.run_timing.saving_seconds", lambda *args: 0.0)
+    monkeypatch.setattr(RunTiming, "finish_seconds", lambda *args: 3.0)
     step = TrainStep.__call__
 
     def slow(train_step, batches):
