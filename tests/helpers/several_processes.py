@@ -13,6 +13,7 @@ from accelerate import DistributedType, PartialState
 from transformers import TrainerCallback
 
 from tests.helpers.training_runs import Images, arguments, tiny
+from training.engine.checkpoints import checkpoint_io
 from training.engine.planning import auto_batch_size
 from training.engine.trainer import Trainer
 
@@ -28,11 +29,28 @@ class Sigterm(TrainerCallback):
             os.kill(os.getpid(), signal.SIGTERM)
 
 
+def end_while_writing(checkpoint: str) -> None:
+    """Kill the main process when all of a checkpoint but its last files has been written."""
+    write_json = checkpoint_io.write_json
+
+    def killed(path, value):
+        if checkpoint in str(path.parent):
+            os.kill(os.getpid(), signal.SIGKILL)
+        write_json(path, value)
+
+    if os.environ["RANK"] == "0":
+        checkpoint_io.write_json = killed
+
+
 def main(folder: str, kind: str, values: dict) -> None:
     if kind == "fsdp2":
         PartialState(cpu=True)
         PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
-    resume, sigterm, fitting = (values.pop(name, None) for name in ("resume", "sigterm", "fitting"))
+    resume, sigterm, fitting, killed = (
+        values.pop(name, None) for name in ("resume", "sigterm", "fitting", "killed_in")
+    )
+    if killed is not None:
+        end_while_writing(killed)
     if fitting is not None:  # images of a pass that fit on each process
         auto_batch_size.fits_on_cpu = lambda *measured: lambda size: size <= fitting[PartialState().process_index]
     callbacks = [] if sigterm is None else [Sigterm(sigterm)]

@@ -25,8 +25,8 @@ FSDP2 = {
 }
 
 
-def launch(folder, processes=2, kind="ddp", **values):
-    """Run several_processes.py; return (history lines, weights, what the evaluation saw)."""
+def start(folder, processes=2, kind="ddp", **values):
+    """Run several_processes.py to its end."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -34,7 +34,12 @@ def launch(folder, processes=2, kind="ddp", **values):
     environment |= FSDP2 if kind == "fsdp2" else {}
     line = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={processes}", f"--master_port={port}",
             str(ROOT / "tests/helpers/several_processes.py"), str(folder), kind, json.dumps(values)]  # fmt: skip
-    done = subprocess.run(line, env=environment, capture_output=True, text=True, timeout=240)
+    return subprocess.run(line, env=environment, capture_output=True, text=True, timeout=240)
+
+
+def launch(folder, processes=2, kind="ddp", **values):
+    """`start`; return (history lines, weights, what the evaluation saw)."""
+    done = start(folder, processes, kind, **values)
     assert done.returncode == 0, done.stderr[-3000:]
     history = [json.loads(text) for text in (folder / "history.jsonl").read_text().splitlines()]
     return history, load_file(folder / "model.safetensors"), json.loads((folder / "seen.json").read_text())
@@ -112,6 +117,22 @@ def test_two_processes_resume_with_the_same_bytes(tmp_path, kind, async_save):
     assert resumed[0] == whole[0]
     for name in ("model.safetensors", "history.jsonl"):
         assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "resumed" / name).read_bytes()
+
+
+@pytest.mark.slow
+def test_sharded_and_killed_while_writing_the_checkpoint_before_serves(tmp_path):
+    values = STEPS | {"max_steps": 9, "optim": "adamw_torch_fused", "ema_decay": 0.9, "per_device_train_batch_size": 4}
+    whole = launch(tmp_path / "whole", 2, "fsdp2", async_save=True, **values)
+    done = start(tmp_path / "killed", 2, "fsdp2", async_save=True, killed_in="checkpoint-6", **values)
+    assert done.returncode != 0 and "SIGKILL" in done.stderr
+    half, complete = sorted(path.name for path in (tmp_path / "killed").glob("*checkpoint-*"))
+    assert half.startswith(".writing-") and half.endswith("checkpoint-6") and complete == "checkpoint-3"
+    assert any((tmp_path / "killed" / half).iterdir())
+    resumed = launch(tmp_path / "killed", 2, "fsdp2", resume=True, async_save=True, **values)
+    assert resumed[0] == whole[0] and resumed[2] == whole[2]
+    for name in ("model.safetensors", "history.jsonl", "checkpoint-9/optimizer.safetensors"):
+        assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "killed" / name).read_bytes(), name
+    assert not list((tmp_path / "killed").glob(".writing-*"))
 
 
 @pytest.mark.slow
