@@ -74,19 +74,20 @@ class ScannedFolder:
     """One folder of a walk.
 
     Attributes:
-        path: relative to the root, b"" for the root itself. images: names, sorted, joined by NUL bytes.
+        path: relative to the root, b"" for the root itself. images: names, sorted, joined by NUL bytes; of an index, a
+            view of all folders' names.
         count: of the images. data: names of tables, shards and archives. modified: time stamp of the folder, in ns.
     """
 
     path: bytes
-    images: bytes
+    images: bytes | memoryview
     count: int
     data: list[bytes]
     modified: int
 
     def names(self) -> list[bytes]:
         """The images' names."""
-        return self.images.split(b"\0") if self.count else []
+        return bytes(self.images).split(b"\0") if self.count else []
 
 
 @dataclass

@@ -266,7 +266,7 @@ def folder_reader(
             )
         check_each_once(name, root, [f for paths in classes.values() for path in paths for f in tree.below(path)])
         folders: list[bytes] = []
-        blobs: list[bytes] = []
+        blobs: list[bytes | memoryview] = []
         counts: list[np.ndarray] = []
         sizes: list[int] = []
         for paths in classes.values():
@@ -286,8 +286,8 @@ def folder_reader(
         if len(labels) <= LARGE:
             return source
         file = index_folder(cache_dir) / f"files-{digest(os.path.realpath(source.root), split)}.bin"
-        labels, ends, of, blob = mapped([source.labels, source.ends, source.folder_of, source.names], file)
-        return replace(source, labels=labels, ends=ends, folder_of=of, names=blob)
+        labels, ends, of, every_name = mapped([source.labels, source.ends, source.folder_of, source.names], file)
+        return replace(source, labels=labels, ends=ends, folder_of=of, names=every_name)
 
     return Reader(name, list(layout.splits), load, notes)
 
@@ -305,7 +305,7 @@ def check_each_once(name: str, root: Path, folders: Sequence[bytes]) -> None:
         first[inode] = folder
 
 
-def class_files(tree: Tree, folders: list[bytes], first: int) -> tuple[bytes, np.ndarray, int]:
+def class_files(tree: Tree, folders: list[bytes], first: int) -> tuple[bytes | memoryview, np.ndarray, int]:
     """Names of a class's files joined by NUL bytes, in the order of their paths; index of each one's folder; count.
 
     Args:
@@ -327,7 +327,7 @@ def file_source(
     root: bytes,
     folders: list[bytes],
     folder_of: np.ndarray,
-    blobs: list[bytes],
+    blobs: Sequence[bytes | memoryview],
     labels: np.ndarray,
     label_names: list[str],
     sorted_by_class: bool = True,
@@ -500,7 +500,7 @@ def read_index(path: Path, base: bytes, notes: list[str] | None = None) -> Walk 
             for folder, stamp in zip(paths, modified, strict=True):
                 if stamp > about["began"] - SETTLED or os.stat(os.path.join(base, folder)).st_mtime_ns != stamp:
                     return None
-            images, counts, ends = saved["images"].tobytes(), saved["counts"].tolist(), np.cumsum(saved["lengths"])
+            images, counts, ends = saved["images"].data, saved["counts"].tolist(), np.cumsum(saved["lengths"])
         starts = [0, *ends.tolist()]
         folders = [
             ScannedFolder(
