@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_vit.atomic_file import atomic_path
-from hf_vit.errors import HFViTError
+from hf_vit.errors import HFViTError, listed
 from hf_vit.image_io import one_line
 
 from ..sources import digest
@@ -179,10 +179,19 @@ def with_local_copies(urls: list[str], folder: Path, log: Callable[[str], None])
     Raises:
         HFViTError: the copies do not fit the disk, or a shard cannot be copied.
     """
-    if not urls[0].startswith(("http://", "https://")) or _answers_ranges(urls[0]):
+    servers = {host_of(url): url for url in reversed(urls) if url.startswith(("http://", "https://"))}
+    without = sorted(host for host, first in servers.items() if not _answers_ranges(first))
+    of_them = [url for url in urls if host_of(url) in without]
+    if not of_them:
         return urls
-    host = "/".join(urls[0].split("/")[:3])
-    return copy_shards(urls, folder, f"{host} ignores range requests: ", log)
+    ignores = "ignores" if len(without) == 1 else "ignore"
+    copies = dict(zip(of_them, copy_shards(of_them, folder, f"{listed(without)} {ignores} range requests: ", log)))
+    return [copies.get(url, url) for url in urls]
+
+
+def host_of(url: str) -> str:
+    """`https://example.org` of `https://example.org/a.tar`."""
+    return "/".join(url.split("/")[:3])
 
 
 def copy_shards(urls: list[str], folder: Path, why: str, log: Callable[[str], None]) -> list[str]:

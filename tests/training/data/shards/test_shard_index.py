@@ -374,6 +374,21 @@ def test_shards_of_a_web_server(folder, tmp_path, web):
     assert sum(sent) <= size / SHARDS and len(log) == 2  # the copies serve; one answer tells that ranges are ignored
 
 
+def test_each_server_is_asked_for_ranges(folder, tmp_path, web):
+    (good, _), (bad, sent), log = web(True), web(False), []
+    urls = [f"{host}/train-{shard}.tar" for shard, host in enumerate([good, bad, good, bad])]
+    files = shard_files.with_local_copies(urls, tmp_path / "cache", log.append)
+    assert files[::2] == urls[::2] and [os.path.basename(file) for file in files[1::2]] == [
+        "train-1.tar",
+        "train-3.tar",
+    ]
+    assert all((folder / os.path.basename(file)).read_bytes() == Path(file).read_bytes() for file in files[1::2])
+    assert len(log) == 1 and f"{bad} ignores range requests: 2 shards" in log[0]
+    sent.clear()
+    assert shard_files.with_local_copies(urls, tmp_path / "cache", log.append) == files and len(log) == 1
+    assert len(sent) == 1  # the question; the copies serve
+
+
 def test_a_server_that_forgets_range_requests(monkeypatch):
     class Server:
         @staticmethod
