@@ -1,8 +1,7 @@
-"""What a trained model looks at in some evaluation images, as one figure for its card (`--card_examples N`).
+"""Attention maps over some evaluation images, as one figure for the model card (`--card_examples N`).
 
-For the Trainer. A card is as public as its model, so images are shown only when asked for. They are not picked by
-what they show: the first one of each class, in the order of classes and data, then the second ones. Unreadable ones
-are left out.
+For the Trainer. A card is as public as its model, so images are shown only on request. They are not selected by hand:
+the first image of each class, in the order of classes and data, then the second ones. Unreadable images are left out.
 """
 
 from collections.abc import Iterator
@@ -26,11 +25,11 @@ from ..data.normalize import Normalize
 
 
 EXAMPLES_NAME = "attention_examples.png"
-SIDE = 320  # pixels of an image's longer side, enough for a card: originals stay where they are
+LONGER_SIDE = 320  # px; enough for a card, so that the original images are not published
 
 
 def check_attention_examples(count: int, model: PreTrainedModel, dataset: Any, processor: Any) -> None:
-    """Raise HFViTError, before training, where examples were asked for that could not be drawn."""
+    """Raise HFViTError before training if the requested examples could not be drawn."""
     if not count:
         return
     uncompiled(model)
@@ -50,9 +49,9 @@ def add(
     normalize: Normalize,
     processor: Any,
 ) -> None:
-    """Draw `count` evaluation images into a folder, and name the figure, with a caption, in the facts.
+    """Draw `count` evaluation images into a folder, and add the figure with its caption to the facts.
 
-    No figure where none is asked for, weights are spread over processes, or no image is readable.
+    No figure if none is requested, the weights are sharded over processes, or no image is readable.
     """
     if count and not any(isinstance(parameter, DTensor) for parameter in model.parameters()):
         shown = readable_examples(dataset, count)
@@ -70,8 +69,8 @@ def draw_attention_examples(
     normalize: Normalize,
     processor: Any,
 ) -> str:
-    """Draw images with rollout, and relevance for the predicted class; returns the figure's caption."""
-    # not above: with it comes matplotlib, a second that no --help and no training should wait for
+    """Draw images with attention rollout and relevance for the predicted class; returns the caption."""
+    # not above: it imports matplotlib, and --help need not wait for that
     from hf_vit.interpretability.plots import draw_examples, save
 
     names = [dataset.label_names[dataset.labels[index]] for index in shown]
@@ -85,11 +84,11 @@ def draw_attention_examples(
 def attention_columns(
     shown: list[int], model: PreTrainedModel, dataset: ImageDataset, normalize: Normalize, processor: Any
 ) -> tuple[list[list[np.ndarray]], list[int], list[str]]:
-    """Images of a data set with what a model looks at.
+    """Images of a data set with attention maps over them.
 
     Returns:
-        for each image, itself and a map a method over it, uint8 (H, W, 3) of its proportions; predicted classes, none
-        without a classifier; the methods.
+        for each image, the image and one map per method, uint8 (H, W, 3) in its proportions; the predicted classes,
+        empty without a classifier; the methods.
     """
     from hf_vit.interpretability.plots import on_image, overlay, view_of
 
@@ -109,7 +108,7 @@ def attention_columns(
 
 
 def _spread(labels: np.ndarray) -> Iterator[int]:
-    """All indices: the first image of each class, then the second ones, and so on; without classes, in order."""
+    """All indices: the first image of each class, then the second ones, and so on; in order without classes."""
     if labels.ndim > 1:
         yield from range(len(labels))
         return
@@ -143,8 +142,8 @@ def _title(label: str, guess: str) -> str:
 
 
 def _sized(image: Image.Image) -> np.ndarray:
-    """The image, its longer side SIDE pixels: its proportions are the original's, not the model's input's."""
-    factor = SIDE / max(image.size)
+    """The image with LONGER_SIDE pixels on its longer side, in its original proportions."""
+    factor = LONGER_SIDE / max(image.size)
     size = max(1, round(image.width * factor)), max(1, round(image.height * factor))
     return np.asarray(image.resize(size, Image.Resampling.LANCZOS if factor < 1 else Image.Resampling.NEAREST))
 

@@ -1,6 +1,6 @@
-"""The facts of a run, measured and nothing else: facts.json, from which model cards are rendered.
+"""facts.json: what was measured in a run, from which model cards are rendered.
 
-For the Trainer and the scripts. An entry whose value was not measured is absent.
+For the Trainer and the commands. A value that was not measured is absent.
 """
 
 import dataclasses
@@ -35,7 +35,7 @@ BASE_FIELDS = set(transformers.PreTrainedConfig().to_dict()) | {"auto_map"}
 
 
 def architecture_of(config: transformers.PreTrainedConfig) -> dict[str, Any]:
-    """The fields that define the network: those that its class adds to transformers' own."""
+    """The fields that define the network: those that its configuration adds to transformers' own."""
     fields = {name: value for name, value in config.to_dict().items() if name not in (*BASE_FIELDS, *HEAD_FIELDS)}
     return {name: list(value) if isinstance(value, tuple) else value for name, value in sorted(fields.items())}
 
@@ -78,7 +78,7 @@ def environment_facts(accelerator: accelerate.Accelerator, precision: str) -> di
 
 
 def commit() -> str | None:
-    """The commit of the clone this file lies in, with a + if files differ from it; None outside of one."""
+    """The commit of the clone that holds this file, with a + if files were changed; None outside of a clone."""
     here = Path(__file__).parent
     try:
         head, status, tracked = (
@@ -97,7 +97,7 @@ def commit() -> str | None:
 
 
 def public_name(name: str) -> str:
-    """What facts call data or a base model: a Hub id as it is; of a path only its end, which has no slash."""
+    """The name of data or a base model in facts: a Hub id as it is, of a path only its last part."""
     return Path(name).resolve().name if Path(name).exists() else name
 
 
@@ -109,10 +109,10 @@ def metric_rows(
     seed: int,
     intervals: dict[str, tuple[float, float]] | None = None,
 ) -> list[dict[str, Any]]:
-    """One row for each score, as cards want them; with its 95 % interval, where it has one.
+    """One row per score, as cards expect them; with its 95 % interval if it has one.
 
     Args:
-        intervals: by the metric's name, beside those of accuracies.
+        intervals: by metric; those of accuracies are computed here.
     """
     from ..metrics.accuracy.accuracy import wilson_interval  # with it comes `evaluate`, which takes seconds to import
 
@@ -129,16 +129,16 @@ def metric_rows(
 
 @dataclasses.dataclass
 class RunRecord:
-    """What a finished run knows of itself, for its facts.
+    """What is known of a finished run, for its facts.
 
     Attributes:
-        about: what the Trainer cannot know: stage, recipe, base_model, arguments, augmentation, data, sweep.
+        about: what the Trainer does not know: stage, recipe, base_model, arguments, augmentation, data, sweep.
         image_size: (height, width) of the images that the model reads.
         precision: fp32, bf16, ... trainer_state: transformers', with steps, history and FLOPs.
         position: images seen. seconds: of the whole run. peak_flops: FLOP/s that the device can reach, or None.
         last_evaluation: step, metrics, images; or None. unreadable: images left out, over all processes.
-        argument_changes: for every resume with other arguments, the step and what changed.
-        intervals: 95 %, of the last evaluation's scores by name; None: of accuracies alone.
+        argument_changes: for every resume with other arguments, the step and the changes.
+        intervals: 95 %, of the last evaluation's scores by name; None: only accuracies have one.
         time_plan: of a run with a time limit, in seconds and steps.
     """
 
@@ -200,7 +200,7 @@ def run_facts(run: RunRecord) -> dict[str, Any]:
 
 
 def training_facts(run: RunRecord) -> dict[str, Any]:
-    """How it went: steps, epochs, seconds, loss."""
+    """Steps, epochs, seconds, loss."""
     about, timer, state = run.about, run.timer, run.trainer_state
     losses = [line["loss"] for line in state.log_history if "loss" in line]
     facts = {
@@ -240,7 +240,7 @@ def image_flops(model: Any, args: TrainArguments, image_size: tuple[int, int]) -
 
 
 def compute_facts(run: RunRecord) -> dict[str, Any]:
-    """The compute account."""
+    """Device hours, memory, operations."""
     processes = run.accelerator.num_processes
     facts = {
         "device_hours": run.seconds * processes / 3600,
@@ -259,12 +259,12 @@ def compute_facts(run: RunRecord) -> dict[str, Any]:
 
 
 def write_facts(folder: Path, facts: dict[str, Any]) -> Path:
-    """Write facts.json in one step."""
+    """Write facts.json atomically."""
     path = folder / FACTS_NAME
     atomic_write(path, json.dumps(facts, indent=2) + "\n")
     return path
 
 
 def is_hf_vit(model: torch.nn.Module) -> bool:
-    """Whether it is one of our networks, whose layers and operations we know."""
+    """Whether the model is one of hf_vit's."""
     return isinstance(model.config, HFViTConfig)

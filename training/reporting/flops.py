@@ -1,13 +1,13 @@
-"""The compute account: exact floating-point operations of a ViT or hybrid, forward and in training.
+"""Floating-point operations of a ViT or hybrid, in a forward pass and in training.
 
-For the facts file and the utilisation that the progress line shows. Counted are matrix products and convolutions, two
-operations for each multiply-add, as in Table 6 of arXiv:2010.11929 (ViT-B/16, 7 epochs of JFT's 303 million images:
-224 exaFLOPs). Norms, activations and softmax are not. Backward costs twice the forward pass, once where no gradient of
-the input is needed. Patch dropout shortens the row of tokens, drop path leaves out branches, the last block computes
-one token in training where the head reads one: all are counted as executed, drop path by its mean (compiled code
-computes all). Activation checkpointing repeats forward passes, which does not change the account. Networks of
-transformers that are no ViT of ours are counted by torch: three forward passes for every image. Ours is a closed
-form, which the tests compare with torch's `FlopCounterMode`: a counter would see one draw of drop path.
+For facts.json and the utilization in the progress line. Matrix products and convolutions count, two operations per
+multiply-add, as in Table 6 of arXiv:2010.11929 (ViT-B/16, 7 epochs of JFT's 303 million images: 224 exaFLOPs); norms,
+activations and softmax do not. The backward pass costs twice the forward pass, or once if no gradient of the input is
+needed. Patch dropout, drop path, and the last block that computes only the token which the head reads, are counted as
+executed; drop path by its mean (compiled code computes everything). Repeated forward passes of activation
+checkpointing do not count. Other networks of transformers are counted by torch: three forward passes per image. For
+our models this is a closed form, as a counter would see one draw of drop path; the tests compare it with torch's
+`FlopCounterMode`.
 """
 
 import time
@@ -39,7 +39,7 @@ PEAKS = {
 def counted_forward_flops(
     model_class: type[PreTrainedModel], config: PreTrainedConfig, image_size: tuple[int, int]
 ) -> int:
-    """Operations of one image's forward pass, counted by torch without data: of any classifier of transformers."""
+    """Operations of one image's forward pass, counted by torch on the meta device; any classifier of transformers."""
     with torch.device("meta"):  # eager, because fused attention is not counted on every device
         model = model_class._from_config(config, attn_implementation="eager").eval()
         with FlopCounterMode(display=False) as counter, torch.no_grad():
@@ -77,8 +77,8 @@ def forward_flops(config: HFViTConfig, image_size: tuple[int, int] | None = None
 
     Args:
         config: of the model. image_size: (height, width) in pixels; default: the config's.
-        training: count what is computed in training: without what patch dropout, drop path and, where the head reads
-            one token, the last block leave out.
+        training: count the operations in training: less those saved by patch dropout, drop path and, if the head
+            reads one token, the last block.
     """
     first, rest, head = _parts(config, image_size, training)
     return first + rest + head
@@ -150,9 +150,9 @@ def color_flops(config: HFViTConfig, image_size: tuple[int, int] | None = None) 
 
 
 def measured_peak(device: torch.device, precision: str) -> float | None:
-    """FLOP/s that the device can reach: a table for known GPUs in bf16 or fp16, a measured matrix product on the CPU.
+    """Peak FLOP/s of the device: a table for known GPUs in bf16 or fp16, a measured matrix product on the CPU.
 
-    None where it is not known. Takes about 0.2 s on the CPU, with as many threads as torch uses.
+    None if unknown. Takes about 0.2 s on the CPU, with as many threads as torch uses.
     """
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)

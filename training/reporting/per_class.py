@@ -1,4 +1,4 @@
-"""per_class.csv: what each class scores, and what it is taken for; of a training run and of a scoring.
+"""per_class.csv: the scores of each class, and the class that it is taken for most often.
 
 Tests: tests/training/test_score.py.
 """
@@ -18,9 +18,9 @@ PER_CLASS_NAME = "per_class.csv"
 
 
 def write_per_class(path: Path, metrics: Metrics, names: list[str]) -> None:
-    """CSV, a line for each class: images, hits, recall with its 95 % interval, precision, F1, what it is taken for.
+    """CSV with one line per class: images, hits, recall with 95 % interval, precision, F1, most frequent confusion.
 
-    The accuracy within a class is its recall. Empty where there is nothing to divide by.
+    The accuracy within a class is its recall. A value that is not defined is empty.
     """
     from ..metrics.accuracy.accuracy import wilson_interval  # with it comes `evaluate`, which takes seconds to import
 
@@ -35,12 +35,12 @@ def write_per_class(path: Path, metrics: Metrics, names: list[str]) -> None:
         scores = ["" if np.isnan(score) else f"{score:.6f}" for score in scores]
         taken = taken_for(confused, names, number)
         lines.writerow([name, int(support[number]), int(hits[number]), *scores, taken])
-    # Names of folders need not be UTF-8
+    # names of folders may not be UTF-8
     atomic_write(path, text.getvalue().encode("utf-8", errors="backslashreplace"))
 
 
 def taken_for(confused: dict[int, tuple[int, int]], names: list[str], number: int) -> str:
-    """The class that one is most often taken for, with the count; `confused` as `Metrics.most_confused` gives it."""
+    """The class that a class is most often taken for, with the count; `confused` is `Metrics.most_confused()`."""
     if number not in confused:
         return ""
     other, count = confused[number]

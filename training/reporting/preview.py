@@ -1,4 +1,4 @@
-"""A contact sheet: one augmented batch as the network gets it, with its labels. For train.py (`--preview`)."""
+"""A contact sheet: one augmented batch as the network sees it, with its labels. For train.py (`--preview`)."""
 
 from functools import cache
 from math import ceil, sqrt
@@ -11,10 +11,10 @@ from PIL import Image, ImageDraw, ImageFont
 from hf_vit.plot_text import families_for
 
 
-MOST = 64  # images on a sheet
-SMALLEST = 96  # px, side of a cell
-CAPTION = 14  # px
-FONT_SIZE = 10  # px, fits CAPTION
+MAX_IMAGES = 64  # on a sheet
+MIN_SIDE = 96  # px, of an image
+CAPTION_HEIGHT = 14  # px
+FONT_SIZE = 10  # px, fits CAPTION_HEIGHT
 
 
 def contact_sheet(
@@ -24,13 +24,13 @@ def contact_sheet(
 
     Args:
         pixel_values: (B, C, H, W), normalized. labels: (B,), or soft (B, K). names: of the classes.
-        mean, std: what the images were normalized with.
+        mean, std: of the normalization.
     """
-    count = min(MOST, len(pixel_values))
+    count = min(MAX_IMAGES, len(pixel_values))
     columns = ceil(sqrt(count))
     height, width = pixel_values.shape[-2:]
-    zoom = max(1, ceil(SMALLEST / min(height, width)))
-    cell = (width * zoom + 4, height * zoom + CAPTION + 4)
+    zoom = max(1, ceil(MIN_SIDE / min(height, width)))
+    cell = (width * zoom + 4, height * zoom + CAPTION_HEIGHT + 4)
     sheet = Image.new("RGB", (columns * cell[0], ceil(count / columns) * cell[1]), "white")
     draw = ImageDraw.Draw(sheet)
     for index in range(count):
@@ -44,7 +44,7 @@ def contact_sheet(
 
 
 def draw_caption(draw: ImageDraw.ImageDraw, corner: tuple[int, int], text: str, width: int) -> None:
-    """Write text from its upper left corner, each letter in the first font that has it, as far as width px reach."""
+    """Write text from its upper left corner, each letter in a font that has it, cut off at `width` px."""
     x, y = corner
     end = x + width
     for letter in text:
@@ -52,20 +52,20 @@ def draw_caption(draw: ImageDraw.ImageDraw, corner: tuple[int, int], text: str, 
         advance = font.getlength(letter)
         if x + advance > end:
             break
-        # On one baseline: fonts of several scripts differ in their ascent
+        # anchored at the baseline: the ascent differs between fonts
         draw.text((x, y + FONT_SIZE), letter, fill="black", font=font, anchor="ls")
         x += advance
 
 
 @cache
 def font_for(letter: str) -> ImageFont.FreeTypeFont:
-    """The font that a letter is drawn in: matplotlib's own, else an installed one that has it, as in all figures."""
+    """The font for a letter: matplotlib's own, else an installed one that has it, as in all figures."""
     families, _ = families_for([letter])
     return ImageFont.truetype(findfont(FontProperties(family=families[-1:])), FONT_SIZE)
 
 
 def undrawable(names: list[str]) -> list[str]:
-    """The names with letters that no installed font has: those are drawn as boxes."""
+    """The names with letters that no installed font has, which are drawn as boxes."""
     _, missing = families_for(names)
     return [name for name in names if missing & set(name)]
 
@@ -78,7 +78,7 @@ def as_image(pixel_values: torch.Tensor, mean: list[float], std: list[float]) ->
 
 
 def preview_caption(label: torch.Tensor, names: list[str], letters: int) -> str:
-    """A class's name, or the fractions of a mixture, the largest first, cut to fit."""
+    """The name of the class, or the two largest fractions of a mixture, cut to fit."""
     if label.ndim == 0:
         return names[int(label)][:letters]
     fractions = sorted(

@@ -1,7 +1,7 @@
-"""What a run shows while it goes, and what it leaves to look at: meter, timer, progress line, history.
+"""Progress of a run, on the screen and in files: meter, timer, progress line, history.
 
-For the Trainer. The meter lives on the device and is read only when something is logged. history.jsonl holds what is a
-function of arguments and data (a resumed run writes the same bytes); what the clock measured goes to speed.jsonl.
+For the Trainer. The meter is on the device and is read only when something is logged. history.jsonl holds what depends
+only on arguments and data (a resumed run writes the same bytes); times go to speed.jsonl.
 """
 
 import json
@@ -25,8 +25,9 @@ from ..metrics.metric_state import FRACTIONS, top1_hits
 
 HISTORY_NAME, SPEED_NAME = "history.jsonl", "speed.jsonl"
 WAITING_HINT = 0.2
-LONG, CHEAPER = 20 * 60, 4  # a run of more seconds is told of one that takes a fourth of them, or less
-FIRST_SIGN, NEXT_SIGN = 8.0, 28.0  # seconds without a line after which one says that the run goes on
+LONG_RUN = 20 * 60  # seconds; for a longer run, a recipe is suggested that is MIN_SAVING times as fast
+MIN_SAVING = 4
+FIRST_SIGN, NEXT_SIGN = 8.0, 28.0  # seconds without output before a sign of life
 
 
 class Meter:
@@ -64,7 +65,7 @@ class Meter:
 
 
 class Timer:
-    """Seconds and images of training proper, without evaluation and checkpoints."""
+    """Seconds and images of training, without evaluation and checkpoints."""
 
     def __init__(self, device: torch.device):
         self.device = device
@@ -75,7 +76,7 @@ class Timer:
         self._done: torch.cuda.Event | None = None  # end of the last step on the GPU
 
     def start(self) -> None:
-        """Begin, or go on after a pause."""
+        """Start, or continue after a pause."""
         self._mark = time.perf_counter()
 
     def pause(self) -> None:
@@ -84,7 +85,7 @@ class Timer:
         self._mark = now
 
     def lap(self, images: int) -> None:
-        """An step of `images` images is done."""
+        """Count a finished step of `images` images."""
         self.pause()
         self.images += images
         if self.device.type == "cuda":
@@ -93,7 +94,7 @@ class Timer:
 
     @contextmanager
     def wait(self) -> Iterator[None]:
-        """Time within it goes by in waiting for data; it costs nothing while the GPU works on the last step."""
+        """Count the time within as waiting for data, unless the GPU is still busy with the last step."""
         began, busy = time.perf_counter(), self._device_is_busy()
         yield
         if not (busy and self._device_is_busy()):
@@ -106,12 +107,12 @@ class Timer:
         return {"seconds": self.seconds, "waiting": self.waiting, "images": self.images}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from what an earlier process had measured."""
+        """Continue the measurements of an earlier process."""
         self.seconds, self.waiting, self.images = state["seconds"], state["waiting"], state["images"]
         self._interval = (self.seconds, self.waiting, self.images)
 
     def interval(self) -> dict[str, float]:
-        """`seconds` of training up to now; since the last call, seconds, images per second and fraction of waiting."""
+        """`seconds` of training so far; since the last call, seconds, images per second, and fraction of waiting."""
         seconds, waiting, images = self._interval
         self._interval = (self.seconds, self.waiting, self.images)
         spent = max(self.seconds - seconds, 1e-9)
@@ -132,13 +133,13 @@ def memory_peak(device: torch.device) -> int:
 
 
 class SignOfLife:
-    """Lines that say what a run is doing where no progress bar moves: the first one soon, then now and then.
+    """Lines that say what a run is doing if there is no progress bar.
 
-    A log file or notebook that stays silent for minutes looks like a run that hangs. Within `with`, a thread writes a
-    line whenever nothing was written for a while.
+    Without them, a long step looks like a run that hangs. Within `with`, a thread writes a line whenever nothing was
+    written for a while.
 
     Args:
-        enabled: False on a terminal, whose bar moves, and on processes that stay silent.
+        enabled: False on a terminal, which has a progress bar, and on processes that stay silent.
     """
 
     def __init__(self, enabled: bool):
@@ -149,7 +150,7 @@ class SignOfLife:
         self._thread: threading.Thread | None = None
 
     def spoken(self) -> None:
-        """Something else was written just now."""
+        """Note that something else was just written."""
         self._spoken = time.monotonic()
 
     def start(self) -> None:
@@ -186,7 +187,7 @@ class SignOfLife:
 
 
 class Display:
-    """One progress bar on a terminal; elsewhere one line for each log, and signs of life. Silent where not enabled."""
+    """A progress bar on a terminal; elsewhere one line per log, and signs of life. Silent unless enabled."""
 
     def __init__(self, enabled: bool, bar: bool):
         self.enabled = enabled
@@ -216,7 +217,7 @@ class Display:
             self._bar.update(1)
 
     def evaluating(self, batches: int | None, total: int = 0) -> None:
-        """So many batches of an evaluation are done; None: it has ended."""
+        """Note the finished batches of an evaluation; None: it has ended."""
         self._evaluated = None if batches is None else (batches, total)
 
     def _activity(self) -> str:
@@ -231,7 +232,7 @@ class Display:
             self.sign.spoken()
 
     def show(self, step: int, logs: dict[str, Any], speed: dict[str, Any]) -> None:
-        """Show one log: what was learned, and how fast."""
+        """Show one log: scores and speed."""
         if not self.enabled:
             return
         parts = [f"{name.removeprefix('eval_')} {format_number(name, logs[name])}" for name in logs if name != "epoch"]
@@ -254,7 +255,7 @@ class Display:
             self._hinted = True
             cores = os.cpu_count()
             self.log(
-                f"hint: {speed['data_wait']:.0%} of the time goes into waiting for images; "
+                f"hint: {speed['data_wait']:.0%} of the time is spent waiting for images; "
                 f"raise --dataloader_num_workers (this machine has {cores} cores)"
             )
 
@@ -266,15 +267,15 @@ class Display:
 
 
 def estimate(images_per_second: float, seconds: float, gigabytes: float, probe: float | None) -> str:
-    """What a run will take, and the cheaper way where that is long.
+    """The expected time of a run, and a cheaper recipe if it is long.
 
     Args:
         seconds: from now to the end, without evaluations. gigabytes: the process's memory at its peak.
-        probe: seconds of the recipe `probe` on the same images; None where it is no alternative.
+        probe: seconds of the recipe `probe` on the same images; None if it is no alternative.
     """
     remaining = hours_minutes_seconds(seconds)
     text = f"about {images_per_second:,.1f} images/s: {remaining} to the end (h:mm:ss), {gigabytes:.1f} GiB"
-    if seconds > LONG and probe is not None and probe < seconds / CHEAPER:
+    if seconds > LONG_RUN and probe is not None and probe < seconds / MIN_SAVING:
         text += (
             f"; --config probe, a linear head on frozen features, takes about {hours_minutes_seconds(max(probe, 1))}"
         )
@@ -298,7 +299,7 @@ def hours_minutes_seconds(seconds: float) -> str:
 
 
 def write_history(folder: Path, lines: list[dict[str, Any]]) -> None:
-    """Replace history.jsonl: on a resume, what the checkpoint knows is what counts."""
+    """Replace history.jsonl: a resumed run continues the history of its checkpoint."""
     atomic_write(folder / HISTORY_NAME, "".join(json.dumps(line, sort_keys=True) + "\n" for line in lines))
 
 

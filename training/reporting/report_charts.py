@@ -1,7 +1,6 @@
-"""The charts of report.html: learning curves, reliability, predictions beside the truth. Arrays in, figures out.
+"""The charts of report.html, from arrays: learning curves, reliability, predictions against true values.
 
-Small ones, which stay readable where a phone shows one in its whole width; what they hold is bounded, however long the
-run and large the set.
+They are small, to be readable on a phone, and hold a bounded number of points, whatever the length of the run.
 
 Tests: tests/training/reporting/test_report_page.py.
 """
@@ -16,13 +15,13 @@ from matplotlib.figure import Figure
 from hf_vit.html_page import COLORS, FAINT, INK
 
 
-MAX_POINTS = 400  # of a curve, which then shows evenly spread ones
+MAX_POINTS = 400  # of a curve; of more, evenly spaced ones are shown
 MAX_DOTS = 1500  # of a scatter plot
-BINS = 10  # of confidence
+CONFIDENCE_BINS = 10
 
 
 def chart(title: str, x: str, y: str, height: float = 2.5) -> tuple[Figure, Any]:
-    """An empty chart, in the colors that a page replaces by those of its theme."""
+    """An empty chart, in colors that the page replaces by those of its theme."""
     figure = Figure(figsize=(3.6, height), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
@@ -37,12 +36,12 @@ def chart(title: str, x: str, y: str, height: float = 2.5) -> tuple[Figure, Any]
 
 
 def thinned(count: int, most: int) -> np.ndarray:
-    """At most `most` of `count` places, evenly spread, the first and the last among them."""
+    """At most `most` of `count` indices, evenly spaced, including the first and the last."""
     return np.unique(np.linspace(0, count - 1, min(count, most)).round().astype(int))
 
 
 def draw_history(history: Sequence[dict[str, Any]], names: Sequence[str], title: str) -> Figure | None:
-    """Numbers of a run over its steps, a line for each name; None where there is none of them."""
+    """Values of a run over its steps, one line per name; None if there are no values."""
     figure, axes = chart(title, "step", "")
     for number, name in enumerate(names):
         points = [(line["step"], line[name]) for line in history if line.get(name) is not None]
@@ -59,21 +58,21 @@ def draw_history(history: Sequence[dict[str, Any]], names: Sequence[str], title:
 
 
 def draw_reliability(confidence: np.ndarray, right: np.ndarray, x: str, y: str) -> Figure:
-    """How often what is said with a confidence (N,) is right (N,), in bins of equal width; dots grow with the bin."""
+    """Fraction of right answers (N,) over confidence (N,), in bins of equal width; dots grow with the bin."""
     figure, axes = chart("reliability", x, y, 3.3)
-    index = np.clip(np.ceil(confidence * BINS).astype(int) - 1, 0, BINS - 1)
-    count = np.bincount(index, minlength=BINS)
-    there = count > 0
-    means = [np.bincount(index, part, BINS)[there] / count[there] for part in (confidence, right)]
+    index = np.clip(np.ceil(confidence * CONFIDENCE_BINS).astype(int) - 1, 0, CONFIDENCE_BINS - 1)
+    count = np.bincount(index, minlength=CONFIDENCE_BINS)
+    filled = count > 0
+    means = [np.bincount(index, values, CONFIDENCE_BINS)[filled] / count[filled] for values in (confidence, right)]
     axes.plot([0, 1], [0, 1], color=FAINT, linestyle="--", linewidth=1)
     axes.plot(*means, color=COLORS[0], linewidth=1.5)
-    axes.scatter(*means, s=8 + 80 * count[there] / count.max(), color=COLORS[0])
+    axes.scatter(*means, s=8 + 80 * count[filled] / count.max(), color=COLORS[0])
     axes.set(xlim=(0, 1.02), ylim=(0, 1.02))
     return figure
 
 
 def draw_confidence(confidence: np.ndarray, right: np.ndarray, x: str) -> Figure:
-    """How often each confidence (N,) occurs, right (N,) or not."""
+    """Histogram of confidence (N,), for right (N,) and wrong answers."""
     figure, axes = chart("how often", x, "", 3.3)
     parts = [confidence[right], confidence[~right]]
     axes.hist(parts, bins=20, range=(0, 1), stacked=True, color=[COLORS[2], COLORS[3]], label=["true", "false"])
@@ -82,7 +81,7 @@ def draw_confidence(confidence: np.ndarray, right: np.ndarray, x: str) -> Figure
 
 
 def draw_scatter(true: np.ndarray, predicted: np.ndarray, name: str) -> Figure:
-    """Predicted over true numbers (N,); on the dashed line they are equal."""
+    """Predicted over true values (N,); on the dashed line they are equal."""
     figure, axes = chart(name, "true", "predicted", 3.3)
     shown = thinned(len(true), MAX_DOTS)
     low, high = min(true.min(), predicted.min()), max(true.max(), predicted.max())
@@ -92,7 +91,7 @@ def draw_scatter(true: np.ndarray, predicted: np.ndarray, name: str) -> Figure:
 
 
 def draw_residuals(residuals: np.ndarray, name: str) -> Figure:
-    """How often predicted less true numbers (N,) are how large."""
+    """Histogram of the residuals (N,), predicted minus true."""
     figure, axes = chart(name, "predicted - true", "images", 3.3)
     axes.hist(residuals, bins=min(30, max(5, len(residuals) // 5)), color=COLORS[0])
     axes.axvline(0, color=FAINT, linewidth=1)

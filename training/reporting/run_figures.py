@@ -1,6 +1,6 @@
-"""The figures of a run: loss and accuracy over the steps, and how alike the position embeddings are.
+"""The figures of a run: loss and accuracy over the steps, and the similarity of the position embeddings.
 
-Imported where they are drawn, at the end of a run: matplotlib takes a second that no `--help` should wait for.
+Imported only where they are drawn: `--help` need not wait for matplotlib.
 """
 
 from pathlib import Path
@@ -20,9 +20,9 @@ CURVE_NAME, POSITIONS_NAME = "training_curve.png", "position_embedding_similarit
 
 
 def draw_positions(model: HFViTForImageClassification, path: Path) -> bool:
-    """Draw how alike the position embeddings are (paper, Figure 7).
+    """Draw the similarity of the position embeddings (paper, Figure 7).
 
-    False for a model without a table of them, and for one whose table is spread over processes.
+    Returns False for a model without a table of positions, or with a table sharded over processes.
     """
     table = model.base_model.embeddings.position_embeddings
     if table is None or isinstance(table, DTensor):
@@ -34,9 +34,9 @@ def draw_positions(model: HFViTForImageClassification, path: Path) -> bool:
 
 
 def draw_curve(history: list[dict[str, Any]], path: Path) -> bool:
-    """Draw loss and accuracy over the steps, training and evaluation; False if there is nothing to draw.
+    """Draw loss and accuracy over the steps, in training and evaluation; False if there is nothing to draw.
 
-    In place of accuracy, mean average precision of several labels, R2 of a regression.
+    For several labels mean average precision takes the place of accuracy, for a regression R2.
     """
     metrics = ("mean_average_precision", "r2")
     metric = next((name for name in metrics if any(f"eval_{name}" in line for line in history)), "accuracy")

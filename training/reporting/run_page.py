@@ -22,7 +22,7 @@ from .facts import is_hf_vit, write_facts
 from .progress import format_number
 
 
-REPORT_EXAMPLES = 6  # images with what the model looks at
+REPORT_EXAMPLES = 6  # images with attention maps
 MAX_ATTENTION_SECONDS = 5.0  # after which no further one is drawn: a large model on a CPU takes long
 
 
@@ -170,18 +170,18 @@ def attention_sheets(
     if not is_hf_vit(network) or not network.config.num_hidden_layers:
         return f"{type(network).__name__} has no attention maps of a ViT: nothing to show here."
     if any(isinstance(parameter, DTensor) for parameter in network.parameters()):
-        return "The weights are spread over processes: `hf-vit inspect` shows what the saved model looks at."
-    began, found = time.monotonic(), []
+        return "The weights are sharded over processes: `hf-vit inspect` shows what the saved model looks at."
+    began, sheets = time.monotonic(), []
     for index in readable_examples(dataset, count):
-        if found and time.monotonic() - began > seconds:
+        if sheets and time.monotonic() - began > seconds:
             break
         columns, guesses, _ = attention_columns([index], network, dataset, normalize, processor)
         title = dataset.image_name(index)
         if dataset.labels.ndim == 1:
             label, guess = (dataset.label_names[number] for number in (dataset.labels[index], *guesses))
             title = label if label == guess else f"{label}, taken for {guess}"
-        found.append((title, beside([Image.fromarray(part) for part in columns[0]])))
-    return found
+        sheets.append((title, beside([Image.fromarray(part) for part in columns[0]])))
+    return sheets
 
 
 def duplicates_for_page(
@@ -189,9 +189,13 @@ def duplicates_for_page(
 ) -> tuple[list[Duplicate], ImageDataset | None, str]:
     """Near-duplicates between the splits, the training images, and a sentence."""
     if evaluation is None or not isinstance(train, ImageDataset):
-        return [], None, "The training images are a stream, which is read once: they were not compared."
-    found, among = sampled_duplicates(evaluation, train)
-    if not found:
+        return [], None, "The training images were streamed, and not compared."
+    duplicates, among = sampled_duplicates(evaluation, train)
+    if not duplicates:
         return [], train, f"None between {among}, by perceptual hash."
     advice = "--deduplicate_against eval trains without them"
-    return found, train, f"{len(found):,} between {among}, by perceptual hash: these scores flatter. {advice}."
+    return (
+        duplicates,
+        train,
+        f"{len(duplicates):,} between {among}, by perceptual hash: these scores flatter. {advice}.",
+    )
