@@ -30,14 +30,13 @@ from .shard_files import CONNECTIONS, TarShard, look_at, with_local_copies
 from .shard_index import (
     VERSION,
     ShardIndex,
-    ShardRecords,
     enter_lock,
     indices_beside,
     join_shards,
     read_kept_index,
-    scan_shard,
     write_shard_index,
 )
+from .shard_records import ShardRecords, scan_shard
 from .webdataset import NAMES_FILE, LabelledShards, labels_of, names_beside
 
 

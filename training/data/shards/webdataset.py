@@ -32,7 +32,8 @@ from ..sources import (
 )
 from ..tables.columns import grouped, integer_rows, refuse_unlabelled
 from .shard_files import CHANGED, ShardChanged, file_system, folder_of, is_remote, read_range, with_local_copies
-from .shard_index import Label, ShardIndex, open_index
+from .shard_index import ShardIndex, open_index
+from .shard_records import Label
 from .tar_headers import BLOCK, DamagedTar, content_length
 
 

@@ -17,7 +17,7 @@ import pytest
 from hf_vit.errors import HFViTError
 from tests.helpers.streams import encoded, tar_bytes
 from training.data.dataset import open_dataset
-from training.data.shards import shard_files, shard_index
+from training.data.shards import shard_files, shard_index, shard_records
 from training.data.shards.shard_command import main
 from training.data.shards.shard_files import expand_shards
 from training.data.shards.shard_index import SIDECAR, open_index
@@ -45,9 +45,9 @@ def folder(tmp_path):
 def scanned(monkeypatch):
     """Names of the shards whose headers are read."""
     names = []
-    original = shard_index.scan_shard
+    original = shard_records.scan_shard
     monkeypatch.setattr(
-        shard_index, "scan_shard", lambda shard: names.append(os.path.basename(shard.url)) or original(shard)
+        shard_records, "scan_shard", lambda shard: names.append(os.path.basename(shard.url)) or original(shard)
     )
     return names
 
@@ -174,8 +174,8 @@ def test_an_index_that_cannot_be_kept(folder, tmp_path, monkeypatch, capsys):
 
 
 def build_in_another_process(folder, cache, scans):
-    original = shard_index.scan_shard
-    shard_index.scan_shard = lambda shard: scans.put(shard.url) or original(shard)
+    original = shard_records.scan_shard
+    shard_records.scan_shard = lambda shard: scans.put(shard.url) or original(shard)
     scans.put(labels_of(opened(folder, cache)))
 
 
@@ -196,7 +196,7 @@ def test_processes_that_open_the_same_shards_build_one_index(folder, tmp_path):
 
 def test_many_shards_are_read_by_processes(folder, tmp_path, monkeypatch):
     alone = opened(folder, tmp_path / "one")
-    monkeypatch.setattr(shard_index, "IN_THIS_PROCESS", 0)
+    monkeypatch.setattr(shard_records, "IN_THIS_PROCESS", 0)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1}, raising=False)
     together = opened(folder, tmp_path / "two")
     for column in ("offset", "length", "code", "first"):
