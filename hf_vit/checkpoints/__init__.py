@@ -1,7 +1,7 @@
-"""Other libraries' checkpoints, in and out: `load_checkpoint` and `save_checkpoint`.
+"""Load and save checkpoints of other libraries: `load_checkpoint` and `save_checkpoint`.
 
-`load.py` recognizes a file and asks a format of `formats/` what it holds (`spec.py` has the interface); `mapping.py`
-exchanges the tensors. `save.py` goes the other way. None of this travels to the Hub; nothing that travels imports it.
+`load.py` recognizes the format of a file, a module of `formats/` infers the architecture (`spec.py` has the
+interface), and `mapping.py` converts the tensors. `save.py` is the other direction. None of this travels to the Hub.
 """
 
 from .load import AssumptionWarning, Loaded, ZeroHeadWarning, load_checkpoint, read_checkpoint

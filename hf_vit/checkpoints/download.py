@@ -1,6 +1,6 @@
-"""A repository of the Hub comes into the cache: tried again where the network fails for a moment, checked, or refused.
+"""Download a checkpoint from the Hub to the cache, with retries and a check of its digest.
 
-For load.py, which opens the folder, and for whoever needs one more file of the same repository.
+Not `snapshot_download` alone: it neither retries all errors of the network nor compares digests.
 """
 
 import hashlib
@@ -27,31 +27,31 @@ Result = TypeVar("Result")
 
 PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
 SIDECARS = ("config.json", *PROCESSOR_FILES, "open_clip_config.json")
-TRIES, FIRST_WAIT = 3, 1.0  # seconds, doubled each time
+ATTEMPTS, FIRST_WAIT = 3, 1.0  # seconds, doubled each time
 
 
 def download_checkpoint(repo_id: str, revision: str | None) -> Path:
-    """Folder of a Hub repository's configuration and weights, safetensors before pickles.
+    """The folder of a Hub repository's configuration and weights, safetensors before pickles.
 
     Raises:
-        HFViTError: not there, gated, or not reached in a few tries; what was downloaded before stays in the cache.
+        HFViTError: not found, gated, or not reachable; complete files stay in the cache.
     """
     if "://" in repo_id:
         raise HFViTError(f"{repo_id}: download the file first, and give its path")
     if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", repo_id) or Path(repo_id).suffix in WEIGHT_SUFFIXES:
         raise HFViTError(f"{repo_id}: no such file or folder")
-    described = [*SIDECARS, "README.md", "adapter_config.json"]
-    folder = _snapshot(repo_id, revision, [*described, "*.safetensors", "*.safetensors.index.json"])
+    small_files = [*SIDECARS, "README.md", "adapter_config.json"]
+    folder = _snapshot(repo_id, revision, [*small_files, "*.safetensors", "*.safetensors.index.json"])
     if not any(folder.glob("*.safetensors")):
-        folder = _snapshot(repo_id, revision, [*described, "*.bin", "*.bin.index.json", "*.npz", "*.pth", "*.pt"])
+        folder = _snapshot(repo_id, revision, [*small_files, "*.bin", "*.bin.index.json", "*.npz", "*.pth", "*.pt"])
     return folder
 
 
 def hub_file(repo_id: str, name: str, revision: str | None = None) -> Path | None:
-    """One file of a Hub repository; None where the repository is known not to have it.
+    """One file of a Hub repository; None if the repository does not have it.
 
     Raises:
-        HFViTError: whether it has the file is not known: not reached, and never asked before.
+        HFViTError: the Hub is not reachable, and the cache does not tell whether the file exists.
     """
 
     def fetch() -> Path | None:
@@ -64,7 +64,7 @@ def hub_file(repo_id: str, name: str, revision: str | None = None) -> Path | Non
                 return None
             raise
 
-    return _with_tries(f"{repo_id}: whether it has a {name} cannot be asked", fetch)
+    return _retry(f"{repo_id}: whether it has a {name} cannot be asked", fetch)
 
 
 def _snapshot(repo_id: str, revision: str | None, patterns: list[str]) -> Path:
@@ -75,21 +75,21 @@ def _snapshot(repo_id: str, revision: str | None, patterns: list[str]) -> Path:
         return folder
 
     failure = f"{repo_id}: no such file or folder, and could not be downloaded from the Hub"
-    return _with_tries(failure, fetch)
+    return _retry(failure, fetch)
 
 
-def _with_tries(failure: str, fetch: Callable[[], Result]) -> Result:
-    """What `fetch` returns; tried again where the network or the Hub fails for a moment."""
-    for attempt in range(TRIES):
+def _retry(failure: str, fetch: Callable[[], Result]) -> Result:
+    """The result of `fetch`, which is called again after temporary failures of the network or the Hub."""
+    for attempt in range(ATTEMPTS):
         try:
             return fetch()
         except HFViTError:
             raise
-        except Exception as error:  # the Hub's client lets through whatever its HTTP library raises
+        except Exception as error:  # the Hub's client passes on errors of its HTTP library
             status = getattr(getattr(error, "response", None), "status_code", None) or 0
-            for_good = isinstance(error, GatedRepoError) or (400 <= status < 500 and status not in (408, 429))
-            passing = (isinstance(error, HfHubHTTPError) and not for_good and status >= 400) or _is_connection(error)
-            if passing and attempt + 1 < TRIES:
+            permanent = isinstance(error, GatedRepoError) or (400 <= status < 500 and status not in (408, 429))
+            temporary = isinstance(error, HfHubHTTPError) and not permanent and status >= 400
+            if (temporary or _is_connection(error)) and attempt + 1 < ATTEMPTS:
                 time.sleep(FIRST_WAIT * 2**attempt)
                 continue
             if isinstance(error, GatedRepoError):
@@ -101,18 +101,18 @@ def _with_tries(failure: str, fetch: Callable[[], Result]) -> Result:
             else:
                 reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
             raise HFViTError(f"{failure}: {reason}") from error
-    raise AssertionError("the last try returns or raises")
+    raise AssertionError("the last attempt returns or raises")
 
 
 def _check_downloads(folder: Path, since: float) -> None:
-    """Compare what was downloaded just now with its SHA-256, the name under which the Hub's cache keeps large files.
+    """Compare the files of this download with their SHA-256, the name of large files in the Hub's cache.
 
     Raises:
-        HFViTError: other bytes than the Hub has; the file is taken out of the cache.
+        HFViTError: a digest differs; the file is removed from the cache.
     """
     for link in folder.iterdir():
         blob = link.resolve()
-        # a second: the clock of a file system is coarser than ours, and its files seem older
+        # a second of tolerance: the clock of a file system is coarser than ours
         if not re.fullmatch(r"[0-9a-f]{64}", blob.name) or blob.stat().st_mtime < since - 1:
             continue
         with blob.open("rb") as stream:
@@ -123,8 +123,8 @@ def _check_downloads(folder: Path, since: float) -> None:
 
 
 def _is_connection(error: BaseException) -> bool:
-    """A cut, refused or slow connection, whichever HTTP library says it; not the mode in which nothing is asked."""
-    if isinstance(error, LocalEntryNotFoundError):  # the Hub's client found nothing in the cache after such an error
+    """Whether a connection was interrupted, refused or too slow, in any HTTP library; not offline mode."""
+    if isinstance(error, LocalEntryNotFoundError):  # raised after such an error if the cache lacks the file
         return error.__cause__ is not None and _is_connection(error.__cause__)
     if isinstance(error, OfflineModeIsEnabled):
         return False

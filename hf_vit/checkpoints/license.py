@@ -1,4 +1,4 @@
-"""The license of a checkpoint's model card: it travels with the weights, whatever format they are written in.
+"""Read the license of a checkpoint's model card, which is kept with the weights in every format.
 
 Tests: tests/hf_vit/checkpoints/test_wrappers.py.
 """
@@ -12,11 +12,11 @@ from huggingface_hub import metadata_load
 
 @dataclass(frozen=True)
 class License:
-    """As the front matter of a model card says it.
+    """The license in the front matter of a model card.
 
     Attributes:
         id: the Hub's identifier, such as `"apache-2.0"` or `"other"`.
-        name, link: of a license that has no identifier.
+        name, link: of a license without an identifier.
     """
 
     id: str
@@ -35,18 +35,20 @@ class License:
 
 
 def read_license(folder: Path) -> License | None:
-    """From the README.md of a folder; None where there is none, or it says nothing readable."""
+    """The license in the README.md of a folder; None if there is none."""
     card = folder / "README.md"
     if not card.is_file():
         return None
     try:
         metadata: Any = metadata_load(card)
-    except Exception:  # a card is prose: broken YAML in it is no reason to refuse the weights
+    except Exception:  # broken YAML in a card is no reason to refuse the weights
         return None
-    stated = metadata.get("license") if isinstance(metadata, dict) else None
-    if isinstance(stated, list):  # the Hub accepts several
-        stated = ", ".join(map(str, stated))
-    if not isinstance(stated, str) or not stated.strip():
+    identifier = metadata.get("license") if isinstance(metadata, dict) else None
+    if isinstance(identifier, list):  # the Hub accepts several
+        identifier = ", ".join(map(str, identifier))
+    if not isinstance(identifier, str) or not identifier.strip():
         return None
     name, link = (metadata.get(key) for key in ("license_name", "license_link"))
-    return License(stated.strip(), name if isinstance(name, str) else None, link if isinstance(link, str) else None)
+    return License(
+        identifier.strip(), name if isinstance(name, str) else None, link if isinstance(link, str) else None
+    )

@@ -1,6 +1,6 @@
-"""A checkpoint of any format becomes a model: recognize, infer, load exactly, then change what was requested.
+"""Load a checkpoint of any format: recognize it, infer the architecture, load exactly, then apply requested changes.
 
-Not transformers' `convert_*` scripts: each goes one way and knows the published files of one family.
+Not transformers' `convert_*` scripts: each works in one direction, for the published files of one family.
 
 Tests: tests/hf_vit/checkpoints/test_checkpoints.py.
 """
@@ -45,32 +45,31 @@ FORMATS_READ: tuple[CheckpointFormat, ...] = (
     *(dinov2, dinov3, beit, clip, aimv2, transformers),
     *(pe_original, open_clip, dino_original, tipsv2, timm, torchvision, google),
 )
-# Changed on the loaded model, by its own methods; everything else must agree with the file.
+# Fields that are changed on the loaded model, by its own methods; all others must agree with the file.
 CHANGED_AFTERWARDS = ("image_size", "patch_size", "num_channels", "num_labels", "id2label", "label2id")
 OPTIONS = ("checkpoint_image_size", "keep_representation", "dtype")
 MAX_IMAGE_SIZE = 1 << 14  # pixels; a table for 16 px patches of width 768 then takes 3 GB
 
 
 class AssumptionWarning(UserWarning):
-    """What a checkpoint does not say and was assumed in order to load it."""
+    """Assumptions about facts that a checkpoint does not store."""
 
 
 class ZeroHeadWarning(UserWarning):
-    """A checkpoint's classifier is all zeros: it matters to whoever does not replace it."""
+    """A checkpoint's classifier is all zeros, and is not replaced."""
 
 
 @dataclass
 class Loaded:
-    """A model and how it came about.
+    """A loaded model, and how it was loaded.
 
     Attributes:
-        model: exact weights, in eval mode. format: what was recognized. path: the file that was read.
-        assumptions: what the file does not say. notes: what was left out, and what else is good to know.
-        changed: what differs from the file: resized, dropped, newly initialized.
-        image_processing: how the model's images are prepared. processor: the same as settings of a
-            `ViTImageProcessor`, all of them stated.
-        license: of the source's model card, where it has one.
-        new_head: fields of the configuration that whoever replaces the head sets first: what the family reads then.
+        model: exact weights, in eval mode. format: the recognized format. path: of the weight file.
+        assumptions: about facts that the file does not store. notes: unused tensors, and other remarks.
+        changed: differences from the file: resized, dropped, newly initialized.
+        image_processing: of the model's images. processor: the same as settings of a `ViTImageProcessor`.
+        license: of the source's model card, or None.
+        new_head: fields of the configuration to set before the head is replaced: the input of the family's new heads.
     """
 
     model: HFViTForImageClassification
@@ -93,27 +92,27 @@ def load_checkpoint(
 ) -> HFViTForImageClassification:
     """Load a ViT checkpoint of any format, exactly, at any resolution.
 
-    What the file does not say and the outputs depend on is assumed and warned of (`AssumptionWarning`).
+    Facts that the file does not store and the outputs depend on are assumed, with an `AssumptionWarning`.
 
     Args:
         path: a file, a folder or a Hub id: Google's `.npz` (vision_transformer, big_vision), transformers' `vit`,
-            `deit` and `vit-hybrid`, timm's `vit_*`, torchvision's `vit_*`, or a folder of ours. Names under the
-            prefixes of compiled, distributed, Lightning and self-distillation training are read too.
+            `deit` and `vit-hybrid`, timm's `vit_*`, torchvision's `vit_*`, or a folder of ours. Names may have the
+            prefixes of compiled, distributed, Lightning and self-distillation training.
         revision: branch, tag or commit on the Hub.
-        state_dict_key: which entry of a `.pth` file holds the weights; without it the usual ones are tried, averages
+        state_dict_key: the entry of a `.pth` file with the weights; by default the usual ones are tried, averages
             (`state_dict_ema`) and teachers first.
-        config_overrides: fields of `HFViTConfig`. `image_size` refits the position table, `patch_size` and
-            `num_channels` the patch kernel, `num_labels` or `id2label` of another length put a zero head in place
-            (`keep_representation=True` keeps the representation layer under it). Others answer what a file cannot
-            say (`num_attention_heads`, `pooling`, `hidden_act`, ...); what contradicts the file is an error.
-            `checkpoint_image_size` is the image size that the file was made for, where its grid is not square.
-            `dtype` converts the weights.
+        config_overrides: fields of `HFViTConfig`. `image_size` resizes the position table, `patch_size` and
+            `num_channels` the patch kernel, `num_labels` or `id2label` of another length make a new zero head
+            (`keep_representation=True` keeps the representation layer below it). Others supply facts that a file does
+            not store (`num_attention_heads`, `pooling`, `hidden_act`, ...); contradictions to the file are errors.
+            `checkpoint_image_size` is the image size of the file's position table, if its grid is not square. `dtype`
+            converts the weights.
 
     Returns:
         the model in eval mode; float32 for npz files, otherwise the file's dtype.
 
     Raises:
-        HFViTError: unreadable, unsupported, incomplete or contradicted; the message names what, and the way out.
+        HFViTError: unreadable, unsupported, incomplete or contradictory; the message names the cause and the way out.
     """
     return read_checkpoint(path, revision=revision, state_dict_key=state_dict_key, **config_overrides).model
 
@@ -121,7 +120,7 @@ def load_checkpoint(
 def read_checkpoint(
     path: str | Path, *, revision: str | None = None, state_dict_key: str | None = None, **config_overrides
 ) -> Loaded:
-    """`load_checkpoint` with an account of what was recognized, assumed and changed."""
+    """As `load_checkpoint`; also returns what was recognized, assumed and changed."""
     requested = _checked_overrides(config_overrides)
     file, sidecars, folder = _open(path, revision, state_dict_key)
     file = unwrap(file)
@@ -133,7 +132,7 @@ def read_checkpoint(
         mappings = spec.key_mappings(config)
     except HFViTError:
         raise
-    except Exception as error:  # descriptions hold values of any kind where numbers and names are expected
+    except Exception as error:  # config files may have values of any type
         raise HFViTError(f"{file.path}: looks like the {name} layout, but does not fit it ({error!r:.200})") from error
     model = from_state_dict(config, file, mappings, spec.unused, spec.format, requested.get("dtype"))
     try:
@@ -144,7 +143,7 @@ def read_checkpoint(
     model.name_or_path = model.config._name_or_path = str(path)
     model.config.dtype = model.dtype
     model_type = sidecars.get("config.json", {}).get("model_type")
-    if model_type not in (None, "hf_vit"):  # so that it can go back to its own class where several compute the same
+    if model_type not in (None, "hf_vit"):  # for `save_checkpoint`, where several classes compute the same
         model.config.source_model_type = model_type
     assumptions = file.assumptions + spec.assumptions
     if assumptions:
@@ -161,17 +160,17 @@ def read_checkpoint(
     )
 
 
-# -- where it lies ----------------------------------------------------------------------------------------------------
+# -- files ------------------------------------------------------------------------------------------------------------
 
 
 def _open(
     path: str | Path, revision: str | None, state_dict_key: str | None
 ) -> tuple[TensorFile, dict[str, dict], Path | None]:
-    """The weights, the JSON files next to them that describe them, and the folder if these belong together."""
+    """The weights, the JSON files next to them, and the folder; without these for a weight file of any name."""
     local = Path(path)
     try:
         exists = local.exists()
-    except (OSError, ValueError) as error:  # a name too long, or with a zero byte
+    except (OSError, ValueError) as error:  # too long, or with a zero byte
         raise HFViTError(f"{str(path)[:200]!r} is no path ({error})") from error
     if not exists:
         local = download_checkpoint(str(path), revision)
@@ -183,9 +182,9 @@ def _open(
     try:
         sidecars = {name: read_settings(folder / name) for name in SIDECARS if (folder / name).is_file()}
         if not exists and ImageProcessing.from_files(sidecars, str(folder)) is None:
-            # a cache that other programs filled may hold the weights alone
-            asked = {name: hub_file(str(path), name, folder.name) for name in PROCESSOR_FILES}
-            sidecars |= {name: read_settings(file) for name, file in asked.items() if file is not None}
+            # another program may have downloaded only the weights to the cache
+            files = {name: hub_file(str(path), name, folder.name) for name in PROCESSOR_FILES}
+            sidecars |= {name: read_settings(file) for name, file in files.items() if file is not None}
         return file, sidecars, folder
     except HFViTError as error:
         if exists:
@@ -196,7 +195,7 @@ def _open(
 
 
 def _recognize(file: TensorFile, sidecars: dict[str, dict]) -> CheckpointFormat:
-    """The format that config.json names, or the first that knows the names."""
+    """The format of config.json's model type, or the first that matches the names of tensors."""
     unsupported.refuse(file, sidecars)
     model_type = sidecars.get("config.json", {}).get("model_type")
     for format in FORMATS_READ:
@@ -220,11 +219,11 @@ def _recognize(file: TensorFile, sidecars: dict[str, dict]) -> CheckpointFormat:
     )
 
 
-# -- what was requested -----------------------------------------------------------------------------------------------
+# -- requested changes ------------------------------------------------------------------------------------------------
 
 
 def _checked_overrides(overrides: dict[str, Any]) -> dict[str, Any]:
-    """The overrides, label names as a mapping and sizes as tuples; unknown names are errors."""
+    """The overrides, with label names as a mapping and sizes as tuples; HFViTError for unknown names."""
     known = {*HFViTConfig.__dataclass_fields__, "num_labels", "attn_implementation", *OPTIONS}
     for name in overrides:
         if name not in known:
@@ -265,7 +264,7 @@ def _checked_overrides(overrides: dict[str, Any]) -> dict[str, Any]:
 
 
 def _config(file: TensorFile, spec: CheckpointSpec, requested: dict[str, Any]) -> HFViTConfig:
-    """The file's own architecture, with what the caller adds to it."""
+    """The file's architecture, completed by the overrides; HFViTError if they contradict it."""
     fields = dict(spec.fields)
     for name, value in requested.items():
         if name in CHANGED_AFTERWARDS or name in OPTIONS:
@@ -279,7 +278,7 @@ def _config(file: TensorFile, spec: CheckpointSpec, requested: dict[str, Any]) -
     check_sizes(fields, file)
     try:
         return HFViTConfig(**fields)
-    except Exception as error:  # the strict dataclass raises its own error, and what validators run into
+    except Exception as error:  # of the strict dataclass and its validators
         raise HFViTError(f"{file.path}: {' '.join(str(error).split())}") from error
 
 
@@ -288,7 +287,7 @@ def _equal(a: Any, b: Any) -> bool:
 
 
 def _change(model: HFViTForImageClassification, requested: dict[str, Any], new_head: dict[str, Any]) -> list[str]:
-    """Bring the exact model to the size and labels requested; a line for each change."""
+    """Change the exact model to the requested sizes and labels; returns a line for each change."""
     changed, config = [], model.config
     grid, patch, channels = config.grid_size, config.patch_size_hw, config.num_channels
     if "patch_size" in requested or "num_channels" in requested:

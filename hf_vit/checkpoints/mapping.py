@@ -1,6 +1,6 @@
-"""The exchange of tensors between their names and ours: every name on both sides is used exactly once, or nothing is.
+"""Convert tensors between other libraries' names and ours; every name on both sides is used exactly once.
 
-A format lists `KeyMapping`s; this file applies them in either direction and knows no format.
+A format defines a list of `KeyMapping`s, which this file applies in either direction.
 
 Tests: tests/hf_vit/checkpoints/test_checkpoints.py.
 """
@@ -19,12 +19,12 @@ from .tensor_file import FLOATS, TensorFile
 
 
 Tensors = Sequence[torch.Tensor]
-MAX_LISTED = 20  # names that one error lists at most
+MAX_LISTED = 20  # names in an error message
 
 
 @dataclass(frozen=True)
 class Transform:
-    """How tensors change shape between the sides; both directions move values without arithmetic where not said."""
+    """Two inverse functions between their tensors and ours; without arithmetic unless documented."""
 
     to_ours: Callable[..., Tensors]
     to_theirs: Callable[..., Tensors]
@@ -38,7 +38,7 @@ CHANNELS = Transform(lambda t: [t.reshape(-1)], lambda t: [t.reshape(1, 1, 1, -1
 
 @dataclass(frozen=True)
 class KeyMapping:
-    """`theirs` names on their side become `ours` names on ours by `transform`, and back."""
+    """Tensors named `theirs` correspond to our tensors named `ours`, by `transform`."""
 
     theirs: tuple[str, ...]
     ours: tuple[str, ...]
@@ -46,17 +46,17 @@ class KeyMapping:
 
 
 def rename(theirs: str, ours: str, transform: Transform = SAME) -> KeyMapping:
-    """One name on either side."""
+    """A mapping of one tensor to one tensor."""
     return KeyMapping((theirs,), (ours,), transform)
 
 
 def weight_and_bias(theirs: str, ours: str, bias: bool = True) -> list[KeyMapping]:
-    """Weight and bias of one module; `bias=False`: the weight alone."""
+    """Mappings of a module's weight and bias; `bias=False`: only of the weight."""
     return [rename(f"{theirs}.{kind}", f"{ours}.{kind}") for kind in (("weight", "bias") if bias else ("weight",))]
 
 
 def split(parts: int) -> Transform:
-    """One fused tensor on their side is `parts` equal ones on ours, along the first axis (timm's qkv)."""
+    """Split a fused tensor into `parts` equal ones along the first axis (timm's qkv)."""
 
     def to_ours(fused: torch.Tensor) -> Tensors:
         if fused.ndim == 0 or fused.shape[0] % parts:
@@ -67,7 +67,7 @@ def split(parts: int) -> Transform:
 
 
 def stacked(transform: Transform, depth: int) -> Transform:
-    """One tensor per layer on our side, one with a leading layer axis on theirs (scanned blocks)."""
+    """Split a tensor with a leading layer axis into one tensor per layer (scanned blocks)."""
 
     def to_ours(stack: torch.Tensor) -> Tensors:
         if stack.shape[0] != depth:
@@ -90,14 +90,14 @@ def _listing(title: str, lines: list[str]) -> str:
 
 
 def _refuse_unmatched(path, expected: str, missing: list[str], unused: list[str], mismatched: list[str]) -> None:
-    """Raise one error that lists what does not fit, or return where everything does."""
+    """Raise one HFViTError that lists all names that do not match; return if there are none."""
     text = _listing("missing", missing) + _listing("not used", unused) + _listing("of another shape", mismatched)
     if text:
         raise HFViTError(f"{path}: not loaded, its tensors do not fit {expected}{text}")
 
 
 def _check_mappings(mappings: list[KeyMapping], ours: Iterable[str]) -> None:
-    """Mappings that name one of our tensors twice or not at all are a mistake in this package."""
+    """Raise HFViTError if one of our tensors is mapped twice or not at all: the format does not have it."""
     counts = Counter(name for mapping in mappings for name in mapping.ours)
     wrong = sorted(set(ours) ^ set(counts)) + [name for name, n in counts.items() if n > 1]
     if wrong:
@@ -105,10 +105,10 @@ def _check_mappings(mappings: list[KeyMapping], ours: Iterable[str]) -> None:
 
 
 def check_sizes(fields: dict, file: TensorFile) -> None:
-    """Refuse a configuration that asks for more than the file can hold, before anything of that size is built.
+    """Check that no size in a configuration exceeds the file, before a network of that size is built.
 
     Raises:
-        HFViTError: the field and its value.
+        HFViTError: names the field and its value.
     """
     largest = max((side for size in file.shapes.values() for side in size), default=0)
     limits = {
@@ -132,17 +132,17 @@ def from_state_dict(
     format: str,
     dtype: torch.dtype | None = None,
 ) -> HFViTForImageClassification:
-    """A model that holds the file's tensors.
+    """A model with the file's tensors.
 
-    The network is made without storage and takes over each tensor as it is read, so memory holds the weights once.
+    The network is made on the meta device and takes over each tensor as it is read, so the weights are in memory once.
 
     Args:
-        config: the architecture, already inferred. mappings: the format's for it.
+        config: the inferred architecture. mappings: of the format, for this architecture.
         unused: names in the file that are deliberately not used. format: its name, for messages.
-        dtype: what the weights become as they are read; the file's own where None, the widest where it has several.
+        dtype: to convert weights to as they are read; None: the file's, and if it has several the widest.
 
     Raises:
-        HFViTError: names missing or left over, or shapes that differ; up to 20 of each are listed. Nothing is loaded.
+        HFViTError: missing, additional or mismatched tensors (up to 20 of each are listed), or NaN.
     """
     try:
         with torch.device("meta"):
@@ -153,7 +153,7 @@ def from_state_dict(
     _check_mappings(mappings, expected)
     mapped = {name for mapping in mappings for name in mapping.theirs}
     missing = [f"{n} (for {', '.join(m.ours)})" for m in mappings for n in m.theirs if n not in file]
-    filled = {n for n in file if 0 not in file.shapes[n]}  # DINOv3 without registers stores a table of none
+    filled = {n for n in file if 0 not in file.shapes[n]}  # empty tensors: DINOv3 without registers has one
     left_over = [f"{n} {shape(file.shapes[n])}" for n in sorted(filled - mapped - set(unused))]
     where = f"the {format} layout of {describe_config(config)}"
     _refuse_unmatched(file.path, where, missing, left_over, [])
@@ -189,20 +189,20 @@ def from_state_dict(
 
 
 def _common_dtype(file: TensorFile, names: Iterable[str]) -> torch.dtype | None:
-    """None where all weights are of one dtype, else the widest: a network computes in one."""
+    """None if all weights have the same dtype, else the widest: a network computes in one dtype."""
     dtypes = {file.dtypes[name] for name in names}
     if len(dtypes) < 2 or not dtypes <= FLOATS.keys():
-        return None  # a tensor of another kind is refused when it is read
+        return None  # a tensor of an unsupported dtype is refused when it is read
     widest = reduce(torch.promote_types, (FLOATS[kind] for kind in dtypes))
     file.notes.append(f"weights of {', '.join(sorted(dtypes))} all become {str(widest).removeprefix('torch.')}")
     return widest
 
 
 def to_state_dict(state: dict[str, torch.Tensor], mappings: list[KeyMapping]) -> Iterator[tuple[str, torch.Tensor]]:
-    """Our tensors under their names, one after the other.
+    """Yield our tensors, converted, under their names.
 
     Raises:
-        HFViTError: a tensor of ours has no place in the format.
+        HFViTError: the format does not have one of our tensors.
     """
     _check_mappings(mappings, state)
     for mapping in mappings:
@@ -212,7 +212,7 @@ def to_state_dict(state: dict[str, torch.Tensor], mappings: list[KeyMapping]) ->
 
 
 def is_finite(tensor: torch.Tensor) -> bool:
-    """Whether no value is NaN or infinite; a finite sum says so without a mask of the tensor's size."""
+    """Whether no value is NaN or infinite; a finite sum shows it without a mask of the tensor's size."""
     if not tensor.is_floating_point():
         return True
     return bool(torch.isfinite(tensor.sum())) or bool(torch.isfinite(tensor).all())

@@ -1,4 +1,4 @@
-"""A model becomes a checkpoint of another format: weights exact, what it cannot hold refused by name.
+"""Save a model as a checkpoint of another format: weights are exact, unsupported features are refused by name.
 
 Tests: tests/hf_vit/checkpoints/test_checkpoints.py.
 """
@@ -35,26 +35,24 @@ def save_checkpoint(
     format: str,
     processor: ImageProcessing | Mapping[str, Any] | None = None,
 ) -> Path:
-    """Write a model as a checkpoint of another format; reading it back gives bit-equal weights.
+    """Write a model as a checkpoint of another format; reading it gives bit-equal weights.
 
-    It is written under a temporary name and renamed: after an error nothing is there, or what was there before. A
-    folder is replaced as a whole.
+    Written atomically: after an error `path` is unchanged. A folder is replaced as a whole.
 
     Args:
-        format: `"google-npz"`: one `.npz` as vision_transformer publishes (numbered as before Linen).
-            `"big-vision-npz"`: one `.npz` as big_vision writes; the class token's position is added to the token.
-            `"timm"`: a `.safetensors` file, or where `path` has no such suffix a folder that
-            `timm.create_model("local-dir:...")` opens.
-            `"transformers"`: a folder that `ViTForImageClassification.from_pretrained` opens.
-        processor: how images are prepared, for the formats that hold it: an `ImageProcessing`, or settings of a
-            `ViTImageProcessor`; Google's where left out.
+        format: `"google-npz"`: an `.npz` like those of vision_transformer (numbered as before Linen).
+            `"big-vision-npz"`: an `.npz` like those of big_vision; the class token's position is added to the token.
+            `"timm"`: a `.safetensors` file, or without that suffix a folder for `timm.create_model("local-dir:...")`.
+            `"transformers"`: a folder for `ViTForImageClassification.from_pretrained`.
+        processor: the image processing, for formats that store it: an `ImageProcessing`, or settings of a
+            `ViTImageProcessor`; default: Google's.
 
     Returns:
         the path written.
 
     Raises:
-        HFViTError: unknown format, something in the model that the format cannot express (it is named), a full disk,
-            or a path that is no place for a file or folder.
+        HFViTError: unknown format, a feature of the model that the format cannot express (it is named), a full disk,
+            or a path that cannot be written.
     """
     writers = dict(zip(FORMATS, (_save_google, _save_big_vision, _save_timm, _save_transformers)))
     if format not in writers:
@@ -78,14 +76,14 @@ def save_checkpoint(
 
 def _refuse(config: HFViTConfig, format: str, cannot: Iterable[tuple[str, Callable[[HFViTConfig], bool]]]) -> None:
     features = [feature for feature, present in cannot if present(config)]
-    if format != "timm":  # which has most of the families; its own list says what it has not
+    if format != "timm":  # timm has most of the families; its list names the exceptions
         features += [f"{name}={value!r}" for name, value in config.family_fields.items()]
     if features:
         raise HFViTError(f"the {format} format cannot express {'; '.join(features)}: choose another format")
 
 
 def _warn_of_numerics(config: HFViTConfig, reader: str, numerics: dict[str, Any]) -> None:
-    """Weights are exact, but code that reads the file computes with its own constants."""
+    """Warn of constants, such as epsilons, that the reader's code fixes to other values."""
     different = [f"{name}={value!r} instead of {getattr(config, name)!r}" for name, value in numerics.items()]
     different = [line for line, name in zip(different, numerics) if getattr(config, name) != numerics[name]]
     if different:
@@ -93,7 +91,7 @@ def _warn_of_numerics(config: HFViTConfig, reader: str, numerics: dict[str, Any]
 
 
 def _in_target_unit(config: HFViTConfig, state: State) -> tuple[HFViTConfig, State]:
-    """The same network whose head itself answers in the unit of a regression's targets, as no other format scales."""
+    """Fold the mean and std of a regression's targets into the head: other formats do not scale outputs."""
     if config.target_mean is None or config.target_std is None:
         return config, state
     weight, bias = state["classifier.weight"], state["classifier.bias"]
@@ -107,7 +105,7 @@ def _in_target_unit(config: HFViTConfig, state: State) -> tuple[HFViTConfig, Sta
 
 
 def _with_class_row(config: HFViTConfig, state: State) -> tuple[HFViTConfig, State]:
-    """The same network with a row for the class token: zeros where it had none."""
+    """The same network with a row for the class token in the position table: zeros if it had none."""
     if not config.use_class_token or config.class_token_has_position or not config.has_position_table:
         return config, state
     name = "vit.embeddings.position_embeddings"
@@ -116,7 +114,7 @@ def _with_class_row(config: HFViTConfig, state: State) -> tuple[HFViTConfig, Sta
 
 
 def _without_class_row(config: HFViTConfig, state: State) -> tuple[HFViTConfig, State]:
-    """The same network with the class token's row added to the token, as big_vision reads older files."""
+    """The same network with the class token's row added to the token, as big_vision does for older files."""
     if not config.has_class_position or not config.has_position_table:
         return config, state
     table, token = "vit.embeddings.position_embeddings", "vit.embeddings.cls_token"
@@ -160,11 +158,11 @@ def _save_timm(config: HFViTConfig, state: State, path: Path, processing: ImageP
         warnings.warn("timm has no entry point for this ResNet: create_model will not open the folder", stacklevel=3)
     with replaced_folder(path) as temporary:
         save_file(tensors, temporary / "model.safetensors", metadata=header)
-        described = timm_folder.folder_config(config, processing)
-        (temporary / "config.json").write_text(json.dumps(described, indent=2) + "\n")
+        config_json = timm_folder.folder_config(config, processing)
+        (temporary / "config.json").write_text(json.dumps(config_json, indent=2) + "\n")
 
 
-# Families of transformers: what each cannot express, and how it is written; the first that can is taken.
+# Families of transformers: (unsupported features of a configuration, writer); the first that supports all is used.
 FAMILIES = {
     "ViT": (transformers.cannot, transformers.write),
     "DINOv2": (dinov2.cannot, dinov2.write),
@@ -175,7 +173,7 @@ FAMILIES = {
     "AIMv2": (aimv2.cannot, aimv2.write),
     "TIPSv2": (tipsv2.cannot, tipsv2.write),
 }
-# Which of them a source belongs to, where several can express it.
+# The family of a source's model type, preferred if several can express the network.
 FAMILY_OF_SOURCE = {
     **dict.fromkeys(("tipsv2", "tipsv2_vision_model"), "TIPSv2"),
     **dict.fromkeys(("siglip", "siglip_vision_model", "siglip2", "siglip2_vision_model"), "SigLIP"),
@@ -190,11 +188,11 @@ def _save_transformers(config: HFViTConfig, state: State, path: Path, processing
     family = next((name for name in families if not reasons[name]), None)
     if family is None:
         nearest = _nearest(config) or min(families, key=lambda name: len(reasons[name]))
-        described = [
+        missing = [
             f"{name} does not have {'; '.join(dict.fromkeys(reasons[name]))}" for name in {nearest: 0, "ViT": 0}
         ]
         raise HFViTError(
-            f"the transformers format cannot express this network ({', and '.join(described)}): choose another format"
+            f"the transformers format cannot express this network ({', and '.join(missing)}): choose another format"
         )
     dtype = next(iter(state.values())).dtype
     folder = FAMILIES[family][1](config, dtype)
@@ -207,19 +205,19 @@ def _save_transformers(config: HFViTConfig, state: State, path: Path, processing
 
 
 def _nearest(config: HFViTConfig) -> str | None:
-    """The family whose mark a configuration bears, for the error."""
-    marks = {
+    """The family with the same characteristic feature as a configuration, for the error."""
+    features = {
         "DINOv3": config.rope == "dinov3",
         "BEiT": config.relative_position_bias is not None,
         "AIMv2": config.norm_type == "rms",
         "CLIP": config.pre_layernorm,
         "DINOv2": config.layer_scale_init is not None and bool(config.use_class_token),
     }
-    return next((name for name, bears in marks.items() if bears), None)
+    return next((name for name, present in features.items() if present), None)
 
 
 def save_processor(folder: Path, settings: dict[str, Any]) -> None:
-    """Write preprocessor_config.json of a ViTImageProcessor with these settings."""
+    """Write the preprocessor_config.json of a ViTImageProcessor with these settings."""
     ViTImageProcessorPil(**settings).save_pretrained(folder)
 
 
@@ -234,7 +232,7 @@ def _contiguous(tensors: Iterator[tuple[str, torch.Tensor]]) -> State:
 
 
 def _write_npz(path: Path, tensors: Iterator[tuple[str, torch.Tensor]]) -> None:
-    """An uncompressed npz of float32 arrays, written one array after the other."""
+    """Write an uncompressed npz of float32 arrays, one at a time; `numpy.savez` needs all in memory."""
     with (
         atomic_path(path) as temporary,
         zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED, allowZip64=True) as archive,
@@ -247,6 +245,7 @@ def _write_npz(path: Path, tensors: Iterator[tuple[str, torch.Tensor]]) -> None:
 
 # -- folders that may be replaced -------------------------------------------------------------------------------------
 
+# Suffixes of the files in a model's folder; a folder with any other file is not replaced.
 MODEL_FILES = (
     *(
         ".json",
@@ -269,10 +268,10 @@ MODEL_FILES = (
 
 @contextmanager
 def replaced_folder(path: Path) -> Iterator[Path]:
-    """A temporary folder that takes the place of `path`, with all that is in it, when the block ends without an error.
+    """A temporary folder that replaces `path` as a whole when the block ends without an error.
 
     Raises:
-        HFViTError: what is there is no model's folder (a file in it that no model has is named), so it stays.
+        HFViTError: `path` holds a file that is not part of a model (it is named), or the working directory.
     """
     if path.is_dir():
         if path.resolve() in (Path.cwd(), *Path.cwd().parents):

@@ -1,4 +1,4 @@
-"""What a format found out about a file, the interface of a format, and what files often leave open: grid and heads.
+"""The interface of a format, its result for a file, and inference of facts that files lack: grid and heads.
 
 Tests: tests/hf_vit/checkpoints/test_checkpoints.py.
 """
@@ -17,34 +17,32 @@ from .mapping import KeyMapping
 from .tensor_file import TensorFile
 
 
-# Heads of the published widths, for files that do not store them (pytorch: q, k, v are plain matrices).
+# Heads of the published widths, for files that do not store them: in PyTorch q, k, v are plain matrices.
 HEADS = {row[1]: row[4] for row in PRESETS.values()} | {1152: 16, 1408: 16, 1664: 16, 1792: 16}
 # Widths that are published with several numbers of heads: SigLIP 2 giant has 16, DINOv2 giant 24.
 SEVERAL_HEADS = {1536: "16 or 24"}
 
-
-# MAE is fine-tuned on the mean over patches, with the last norm after it.
+# MAE is fine-tuned with mean pooling, and the last norm after it.
 MAE_HEAD = {"pooling": "gap", "final_norm": "pooled"}
 
 
 class UnusableHeadError(HFViTError):
-    """A checkpoint whose head is not one linear layer, where no new one was requested."""
+    """The head of a checkpoint is not one linear layer, and no new one was requested."""
 
 
 @dataclass
 class CheckpointSpec:
-    """How a file is to be read.
+    """How to read a file.
 
     Attributes:
-        format: one line, what was recognized.
-        fields: the fields of `HFViTConfig` and `num_labels` that the file determines or implies.
-        key_mappings: the tensors, their name and ours, for a configuration.
-        not_specified: those of `fields` that are a convention and not written in the file: a caller may contradict
-            them.
+        format: name of the format and variant, one line.
+        fields: of `HFViTConfig`, and `num_labels`, as far as the file determines or implies them.
+        key_mappings: from their tensors to ours, for a configuration.
+        not_specified: names of `fields` that are a convention, not stored in the file: a caller may contradict them.
         unused: names in the file that are deliberately not used.
-        assumptions: what the file does not say and the outputs depend on; whoever loads it is warned.
-        notes: what else is good to know. image_processing: where no file next to the weights states it.
-        new_head: fields that a new classifier changes: what the family's authors let it read.
+        assumptions: about facts that the file does not store and the outputs depend on; the user is warned.
+        notes: other remarks for the user. image_processing: default if no file next to the weights describes it.
+        new_head: fields to change for a new classifier: the input that the family's authors give it.
     """
 
     format: str
@@ -59,38 +57,38 @@ class CheckpointSpec:
 
 
 class CheckpointFormat(Protocol):
-    """What a module of `formats/` offers; the first whose `matches` says yes reads the file.
+    """The interface of the modules in `formats/`; the first whose `matches` is true reads the file.
 
-    `MODEL_TYPES` are those of transformers' config.json that it reads; they go before the names of tensors.
+    `MODEL_TYPES` of transformers' config.json take precedence over the names of tensors.
     """
 
     MODEL_TYPES: tuple[str, ...]
 
     def matches(self, file: TensorFile) -> bool:
-        """Whether the names are those of this format; a look at names only, the file may still be refused."""
+        """Whether the names of tensors are those of this format; `read` may still refuse the file."""
         ...
 
     def read(self, file: TensorFile, requested: dict[str, Any], sidecars: dict[str, dict]) -> CheckpointSpec:
         """Infer the architecture.
 
         Args:
-            file: names and shapes. requested: what the caller said about the model, as fields of `HFViTConfig`.
-            sidecars: the JSON files next to the weights, by name.
+            file: names and shapes. requested: fields of `HFViTConfig` from the caller.
+            sidecars: contents of the JSON files next to the weights, by name.
 
         Raises:
-            HFViTError: what the file has and `HFViTConfig` has not (named), or a question that the caller must answer.
+            HFViTError: a feature that `HFViTConfig` does not have (named), or a fact that the caller must supply.
         """
         ...
 
 
 def label_names(config: HFViTConfig) -> list[str]:
-    """The class names in order, as many as the classifier has outputs."""
+    """The class names in order, one for each output of the classifier."""
     names: dict[Any, str] = dict(config.id2label or {})
     return [names[number] for number in range(len(names))]
 
 
 def heads_for_width(path: Path, width: int, requested: dict[str, Any]) -> tuple[int, list[str]]:
-    """The number of attention heads for a token width, where the file does not tell, and the assumption in words.
+    """The number of attention heads for a token width, for a file that does not store it, and the assumption as text.
 
     Raises:
         HFViTError: the width is published with several numbers of heads, or is no multiple of 64, and
@@ -118,10 +116,10 @@ def linear_head(
 ) -> tuple[int, set[str]]:
     """(number of labels, names that are not used) of a classifier `name.weight`, `name.bias`.
 
-    Another head, such as one put together by hand, is left out where the caller asks for a new one.
+    Any other head is skipped if the caller requests a new one.
 
     Args:
-        pattern: names that belong to a head; those below `name` by default.
+        pattern: of the names of a head; by default those below `name`.
 
     Raises:
         UnusableHeadError: the head is not one linear layer, and no `num_labels` was requested.
@@ -143,13 +141,13 @@ def linear_head(
 def image_size_of_table(
     path: Path, rows: int, fields: dict[str, Any], requested: dict[str, Any]
 ) -> int | tuple[int, int]:
-    """The image size whose grid has as many cells as a position table has rows (class row not counted).
+    """The image size of a position table with that many rows (without class rows).
 
-    A square number of rows is a square grid, as in every published file; `checkpoint_image_size` says otherwise. For
-    any other number `image_size` is the size that the file was made for.
+    For a square number of rows it is square, as in every published file, unless `checkpoint_image_size` is given. For
+    any other number `image_size` is taken as the size of the file.
 
     Raises:
-        HFViTError: the grid cannot be told, or what was requested does not have that many cells.
+        HFViTError: the grid is ambiguous, or the requested size has another number of cells.
     """
     config = HFViTConfig(**{k: v for k, v in fields.items() if k != "num_labels"}, image_size=2**14)
 
@@ -184,7 +182,7 @@ def image_size_of_table(
 
 
 def grid_of_table(rows: int, fields: dict[str, Any], size: Any) -> bool:
-    """Whether an image of that size has as many cells as the table has rows."""
+    """Whether the grid of that image size has as many cells as the table has rows."""
     config = HFViTConfig(**{k: v for k, v in fields.items() if k != "num_labels"}, image_size=2**14)
     return math.prod(config.grid_for(size)) == rows
 
@@ -207,6 +205,6 @@ def patch_size(height: int, width: int) -> int | tuple[int, int]:
 
 
 def _divisors(n: int) -> Iterable[int]:
-    """Divisors, those nearest to the square root first, at most six."""
+    """At most six divisors, those nearest to the square root first."""
     divisors = {d for low in range(1, math.isqrt(n) + 1) if n % low == 0 for d in (low, n // low)}
     return sorted(divisors, key=lambda d: abs(math.log(d * d / n)))[:6]

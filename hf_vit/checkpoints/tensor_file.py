@@ -1,8 +1,8 @@
-"""Tensor files opened safely and read one tensor at a time: npz, safetensors, PyTorch's zip and pickle.
+"""Open tensor files safely and read one tensor at a time: npz, safetensors, PyTorch's zip and pickle.
 
-Nothing here executes what a file contains: npz members are read without pickle, `.pth` and `.bin` only through
-`torch.load(weights_only=True)`. Every damaged or foreign file is one `HFViTError` that names it. Not `numpy.load` for
-npz: it tells the shape of a tensor only by reading all of it.
+No code in a file is executed: npz members are read without pickle, `.pth` and `.bin` only by
+`torch.load(weights_only=True)`. A damaged or foreign file is one `HFViTError` that names it. Not `numpy.load` for npz:
+it must read a whole tensor to know its shape.
 
 Tests: tests/hf_vit/checkpoints/test_checkpoints.py.
 """
@@ -35,7 +35,7 @@ WEIGHT_FILES = (
     "open_clip_pytorch_model.bin",
 )
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pth", ".pt", ".ckpt", ".tar", ".npz")
-# Under these a training script may have put a state dict; averages and teachers first, as timm and DINO load them.
+# Keys of a state dict in files of training scripts; averages and teachers first, as timm and DINO load them.
 STATE_DICT_KEYS = (
     *("state_dict_ema", "model_ema", "ema_state_dict", "teacher", "target_encoder"),
     *("model", "state_dict", "model_state_dict", "module", "student", "encoder", "network", "net", "weights"),
@@ -44,7 +44,7 @@ AVERAGES = STATE_DICT_KEYS[:5]
 FLOATS = {str(kind)[6:]: kind for kind in (torch.float32, torch.bfloat16, torch.float16, torch.float64)}
 SAFETENSORS_FLOATS = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16, "F64": torch.float64}
 
-# What training scripts store next to weights and what runs no code: timm's Namespace, paths, NumPy's numbers.
+# Objects that training scripts store next to weights, which run no code: timm's Namespace, paths, NumPy's numbers.
 _NUMPY: Any = getattr(np, "_core", None) or np.core
 SAFE_OBJECTS: list[Any] = [
     *(argparse.Namespace, np.dtype, np.ndarray),
@@ -59,12 +59,12 @@ SAFE_OBJECTS: list[Any] = [
 
 
 class TensorFile:
-    """Names, shapes and dtypes of a checkpoint, known at once; the values are read when asked for.
+    """Names, shapes and dtypes of a checkpoint; values are read by `read`.
 
     Attributes:
-        path: where it lies. kind: `"npz"`, `"safetensors"` or `"torch"`.
+        path: of the file. kind: `"npz"`, `"safetensors"` or `"torch"`.
         shapes: name -> shape. dtypes: name -> dtype as text, such as `"float32"`.
-        metadata: the strings of a safetensors header. assumptions, notes: what was chosen on the way.
+        metadata: of a safetensors header. assumptions, notes: made while opening it.
     """
 
     def __init__(
@@ -92,10 +92,10 @@ class TensorFile:
         return iter(self.shapes)
 
     def read(self, name: str) -> torch.Tensor:
-        """The tensor of that name, of a floating dtype; arrays of an npz come as float32.
+        """The tensor of that name, in a floating dtype; arrays of an npz are converted to float32.
 
         Raises:
-            HFViTError: damaged, or numbers that are no weights (integers, booleans, complex, 8-bit floats).
+            HFViTError: damaged, or an unsupported dtype (integers, booleans, complex, 8-bit floats).
         """
         if self.dtypes[name] not in FLOATS:
             raise HFViTError(
@@ -112,7 +112,7 @@ class TensorFile:
             ) from error
 
     def renamed(self, names: dict[str, str]) -> "TensorFile":
-        """The same file seen under other names: `names` has for each new one its present name."""
+        """A view of the file with other names: `names` maps new names to present ones."""
         view = TensorFile(
             self.path,
             self.kind,
@@ -126,11 +126,11 @@ class TensorFile:
 
 
 def open_tensors(path: Path, state_dict_key: str | None = None) -> TensorFile:
-    """Open one checkpoint file by what it contains, whatever its suffix.
+    """Open a checkpoint file by its content, whatever its suffix.
 
     Args:
-        state_dict_key: the entry of a `.pth` file that holds the weights; dots descend. Without it the usual names
-            are tried, averages first.
+        state_dict_key: the entry of a `.pth` file with the weights; dots separate nested keys. By default the usual
+            keys are tried, averages first.
 
     Raises:
         HFViTError: no such file, truncated, corrupt, pickled objects, or not a checkpoint.
@@ -156,7 +156,7 @@ def open_tensors(path: Path, state_dict_key: str | None = None) -> TensorFile:
         raise
     except OSError as error:
         raise HFViTError(f"{path}: cannot be read ({error.strerror or error})") from error
-    except Exception as error:  # a damaged zip directory asks for versions and methods that zipfile does not have
+    except Exception as error:  # zipfile raises many kinds for a damaged directory
         raise HFViTError(f"{path}: truncated or corrupt, it is not a complete zip archive ({error})") from error
     if path.suffix in WEIGHT_SUFFIXES:
         what = "empty" if not head else "truncated, corrupt or not what its suffix says"
@@ -191,7 +191,7 @@ def _open_npz(path: Path) -> TensorFile:
                 size = archive.getinfo(member).file_size - stream.tell()
         except zipfile.BadZipFile:
             raise
-        except Exception as error:  # a header is Python source: tokenizer, parser and zip all have their own errors
+        except Exception as error:  # a header is Python source: errors of the tokenizer, the parser and zip
             raise HFViTError(f"{path}: '{member}' is truncated or corrupt ({_first_line(error)})") from error
         if dtype.hasobject:
             raise HFViTError(
@@ -200,7 +200,7 @@ def _open_npz(path: Path) -> TensorFile:
             )
         if any(side < 0 for side in shape) or math.prod(shape) * dtype.itemsize != size:
             raise HFViTError(f"{path}: '{name}' is truncated or corrupt: its header and its {size} bytes disagree")
-        # V2 is bfloat16, a type numpy does not know; everything is read as float32
+        # V2 is bfloat16, which numpy does not have; all floats are read as float32
         is_float = (dtype.kind == "f" and dtype.itemsize in (2, 4, 8)) or dtype == np.dtype("V2")
         shapes[name], dtypes[name] = shape, "float32" if is_float else str(dtype)
     return TensorFile(path, "npz", shapes, dtypes, lambda name: _read_npy(archive, name))
@@ -216,7 +216,7 @@ def _npy_header(stream) -> tuple[tuple[int, ...], np.dtype]:
 def _read_npy(archive: zipfile.ZipFile, name: str) -> torch.Tensor:
     with archive.open(name + ".npy") as stream:
         array = np.lib.format.read_array(stream, allow_pickle=False)
-        stream.read(1)  # reaching the end is what checks the CRC
+        stream.read(1)  # zipfile checks the CRC at the end of the member
     if array.dtype == np.dtype("V2"):
         return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16).float()
     return torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32))
@@ -249,7 +249,7 @@ def _open_torch(path: Path, state_dict_key: str | None) -> TensorFile:
                     "save torch.jit.load(path).state_dict() and give that file"
                 )
     try:
-        # opened here: by a path torch.load goes by the suffix, and takes x.safetensors for that format
+        # an open file, since for a path torch.load goes by the suffix, such as .safetensors
         with warnings.catch_warnings(), torch.serialization.safe_globals(SAFE_OBJECTS), path.open("rb") as stream:
             warnings.simplefilter("ignore")
             content = torch.load(stream, map_location="cpu", weights_only=True)
@@ -258,7 +258,7 @@ def _open_torch(path: Path, state_dict_key: str | None) -> TensorFile:
             f"{path}: holds Python objects besides tensors, or is corrupt; such files are never unpickled because "
             "they can run code. Save its state_dict alone, best as safetensors"
         ) from error
-    except Exception as error:  # a pickle's opcodes fail in as many ways as Python code can
+    except Exception as error:  # damaged pickles raise any kind
         raise HFViTError(f"{path}: truncated or corrupt PyTorch file ({_first_line(error)})") from error
     _warn_of_checksums(path)
     state, assumptions = _state_dict(path, content, state_dict_key)
@@ -277,8 +277,8 @@ def _open_torch(path: Path, state_dict_key: str | None) -> TensorFile:
 
 
 def _warn_of_checksums(path: Path) -> None:
-    """torch.load does not compare the checksums of its zip archive; a damaged number would go unnoticed."""
-    if not zipfile.is_zipfile(path):  # a pickle, as torch before 1.6 wrote, has none
+    """Warn of wrong checksums in the zip archive, which torch.load does not compare: values may be damaged."""
+    if not zipfile.is_zipfile(path):  # pickles of torch before 1.6 have none
         return
     with zipfile.ZipFile(path) as archive:
         damaged = archive.testzip()
@@ -291,14 +291,14 @@ def _warn_of_checksums(path: Path) -> None:
 
 
 def _state_dict(path: Path, content: Any, state_dict_key: str | None) -> tuple[dict, list[str]]:
-    """The dictionary of tensors in what was unpickled, and in words which one was chosen."""
+    """The state dict in unpickled content, and as text which one was chosen."""
     if state_dict_key is not None:
         for part in state_dict_key.split("."):
             content = content.get(part) if isinstance(content, dict) else None
         if not _has_tensors(content):
             raise HFViTError(f"{path}: '{state_dict_key}' holds no state dict")
         return content, []
-    for _ in range(4):  # such as {"model": {"state_dict": {...}}}
+    for _ in range(4):  # levels, such as {"model": {"state_dict": {...}}}
         if _has_tensors(content):
             return content, []
         if not isinstance(content, dict):
@@ -307,12 +307,12 @@ def _state_dict(path: Path, content: Any, state_dict_key: str | None) -> tuple[d
         filled = [key for key in candidates if _has_tensors(content[key])] or candidates
         if not filled:
             break
-        chosen, others = filled[0], filled[1:]
+        key, others = filled[0], filled[1:]
         if others:
-            what = "the averaged weights" if chosen in AVERAGES else "the weights"
-            text = f"{what} '{chosen}', next to {', '.join(repr(key) for key in others)} (state_dict_key=)"
-            return _state_dict(path, content[chosen], None)[0], [text]
-        content = content[chosen]
+            kind = "the averaged weights" if key in AVERAGES else "the weights"
+            text = f"{kind} '{key}', next to {', '.join(repr(other) for other in others)} (state_dict_key=)"
+            return _state_dict(path, content[key], None)[0], [text]
+        content = content[key]
     raise HFViTError(
         f"{path}: holds no state dict (names with tensors); known keys of one: {', '.join(STATE_DICT_KEYS)}"
     )
@@ -325,7 +325,7 @@ def _has_tensors(content: Any) -> bool:
 
 
 def _not_plain(tensor: torch.Tensor, path: Path) -> str | None:
-    """What kind of tensor without values of its own this is; None for a plain one."""
+    """The kind of a tensor that is not dense with its own values; None for a plain tensor."""
     if tensor.is_meta:
         return "without values (on the meta device)"
     if tensor.is_quantized:
@@ -367,10 +367,11 @@ def find_weights(folder: Path) -> Path:
         if (folder / name).is_file():
             return folder / name
     if (folder / "adapter_config.json").is_file():
-        stated = read_settings(folder / "adapter_config.json")
-        base = stated.get("base_model_name_or_path") or "its base model"
+        adapter = read_settings(folder / "adapter_config.json")
+        kind = adapter.get("peft_type", "of unknown type")
+        base = adapter.get("base_model_name_or_path") or "its base model"
         raise HFViTError(
-            f"{folder}: a PEFT adapter ({stated.get('peft_type', 'of unknown type')}) without the model: load {base}, "
+            f"{folder}: a PEFT adapter ({kind}) without the model: load {base}, "
             "put the adapter on it with peft.PeftModel.from_pretrained, and save what merge_and_unload() gives"
         )
     try:

@@ -1,6 +1,6 @@
-"""What trainings put around the names of a ViT: prefixes of torch.compile, DDP, Lightning and DINO, and counters.
+"""Remove what training adds to the names of a ViT: prefixes of torch.compile, DDP, Lightning and DINO, and counters.
 
-`unwrap` takes them off, so that the formats see the names as their library writes them.
+After `unwrap` the formats see the names of their library.
 """
 
 import re
@@ -8,13 +8,13 @@ import re
 from .tensor_file import TensorFile
 
 
-# Parts of a prefix that say where a module was kept, nothing about the network.
+# Parts of a prefix: attributes under which a training script stores the network.
 WRAPPERS = (
     *("module", "_orig_mod", "_fsdp_wrapped_module", "_forward_module", "_checkpoint_wrapped_module"),
     *("model", "backbone", "encoder", "network", "net", "student", "teacher", "target_encoder", "ema", "ema_model"),
     *("base_model", "feature_extractor", "trunk", "classifier_model", "averaged_model", "timm_model", "0"),
 )
-# The tensor that every ViT of a library has exactly once; what stands before it is the prefix.
+# The tensor that every ViT of a library has exactly once; its name begins with the prefix.
 ANCHORS = (
     "patch_embed.proj.weight",  # timm, DINO, MAE, DINOv2, DINOv3
     "patch_embed.backbone.stem.conv.weight",
@@ -29,17 +29,17 @@ COUNTERS = r"(.*\.)?(global_step|step|epoch|n_averaged|num_updates|num_batches_t
 
 
 def unwrap(file: TensorFile) -> TensorFile:
-    """The file under the names of its library; what was taken off or lies outside is noted.
+    """A view of the file with the names of its library; removed prefixes and unused tensors are noted.
 
-    Names inside the network that a wrapper was put into (`blocks.0._orig_mod.attn...`) lose it too. Tensors outside
-    the prefix (another network, a projection head) are not used, but for a linear head `head.weight`, `head.bias`.
+    Wrappers inside the network (`blocks.0._orig_mod.attn...`) are removed too. Tensors outside the prefix (another
+    network, a projection head) are not used, except a linear head `head.weight`, `head.bias`.
     """
     clean = {
         re.sub(r"(^|(?<=\.))(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.", "", n): n for n in file
     }
     if any(re.search(r"\bblocks\.\d+\.\d+\.norm1\.", name) for name in clean):  # DINOv2 trains blocks in chunks
         clean = {re.sub(r"\bblocks\.\d+\.(\d+)\.", r"blocks.\1.", name): old for name, old in clean.items()}
-    if len(clean) < len(file.shapes):  # two tensors under one name: leave them to the error about names
+    if len(clean) < len(file.shapes):  # two tensors would have one name: the format reports unknown names
         return file
     counters = {name for name in clean if re.match(COUNTERS, name) and not file.shapes[clean[name]]}
     names = {name: old for name, old in clean.items() if name not in counters}
@@ -61,19 +61,18 @@ def unwrap(file: TensorFile) -> TensorFile:
 
 
 def _prefix(names: dict[str, str]) -> str:
-    """The wrappers before the anchor, with their dot; nothing where there is no anchor or more than one place."""
+    """The wrappers before the anchor, with their dot; empty if there is no anchor or more than one prefix."""
     prefixes = {}
     for anchor in ANCHORS:
         for name in names:
             if name == anchor or name.endswith("." + anchor):
-                before = name.removesuffix(anchor)
-                parts = before.split(".")[:-1]
+                parts = name.removesuffix(anchor).split(".")[:-1]
                 count = 0
                 while count < len(parts) and (
                     parts[count] in WRAPPERS or parts[count : count + 2] == ["visual", "trunk"]
                 ):
                     count += 1  # visual.trunk: timm's model inside one of open_clip
                 prefixes[".".join(parts[:count]) + "." if count else ""] = name
-    if len(prefixes) != 1:  # student and teacher, say: the formats' error lists the names
+    if len(prefixes) != 1:  # such as student and teacher
         return next((prefix for prefix in prefixes if prefix.startswith("teacher")), "")
     return next(iter(prefixes))

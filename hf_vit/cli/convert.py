@@ -1,6 +1,6 @@
-"""`hf-vit convert SRC DST`: any format in, a folder for `from_pretrained` or another format out, and an account.
+"""`hf-vit convert SRC DST`: convert any format to a folder for `from_pretrained` or to another format.
 
-Called by `hf_vit/cli/main.py`, which adds `--json` and turns errors into one line and exit status 2.
+Prints what was recognized, assumed and changed. Called by `hf_vit/cli/main.py`, which adds `--json` and prints errors.
 """
 
 import argparse
@@ -86,8 +86,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Convert, print the account, return 0. Raises HFViTError; nothing is at DST then that was not there before."""
-    requested = _asked(arguments)
+    """Convert and print a summary. Raises HFViTError; DST is then unchanged."""
+    requested = _requested_fields(arguments)
     destination = arguments.destination
     _check_destination(destination, arguments.format, arguments.overwrite)
     with warnings.catch_warnings(record=True) as caught:
@@ -100,8 +100,11 @@ def run(arguments: argparse.Namespace) -> int:
             _save_folder(loaded, destination, processing)
         else:
             save_checkpoint(loaded.model, destination, arguments.format, processing)
-    told = [w for w in caught if issubclass(w.category, UserWarning) and not issubclass(w.category, AssumptionWarning)]
-    account = _account(arguments, loaded, processing, [str(warning.message) for warning in told])
+    # assumptions have rows of their own
+    shown = [
+        w for w in caught if issubclass(w.category, UserWarning) and not issubclass(w.category, AssumptionWarning)
+    ]
+    account = _account(arguments, loaded, processing, [str(warning.message) for warning in shown])
     if arguments.json:
         print(json.dumps(account, indent=2))
     else:
@@ -109,7 +112,8 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _asked(arguments: argparse.Namespace) -> dict[str, Any]:
+def _requested_fields(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The options as keyword arguments of `read_checkpoint`."""
     requested: dict[str, Any] = {}
     for name in ("image_size", "checkpoint_image_size"):
         if (size := image_size(arguments, name)) is not None:
@@ -153,7 +157,7 @@ def _label_names(path: Path) -> dict[int, str]:
 
 
 def _check_destination(destination: Path, format: str | None, overwrite: bool) -> None:
-    """Say before any work what would stand in the way."""
+    """Raise HFViTError, before any work, if DST cannot be written."""
     is_file = format in ("google-npz", "big-vision-npz") or (format == "timm" and destination.suffix == ".safetensors")
     if destination.exists() and destination.is_dir() == is_file:
         raise HFViTError(
@@ -170,7 +174,7 @@ def _check_destination(destination: Path, format: str | None, overwrite: bool) -
 
 
 def _processing(arguments: argparse.Namespace, loaded: Loaded) -> ImageProcessing:
-    """How the source's images are prepared, with the statistics that were given in its place."""
+    """The source's image processing, with the mean and std of the options."""
     statistics = {
         name: tuple(values) for name in ("image_mean", "image_std") if (values := getattr(arguments, name)) is not None
     }
@@ -181,8 +185,7 @@ def _processing(arguments: argparse.Namespace, loaded: Loaded) -> ImageProcessin
             raise HFViTError(f"{option} takes one number, or one for each of {channels} channels; got {len(values)}")
     if not statistics:
         return loaded.image_processing
-    stated = loaded.processor
-    mean, std = (statistics.get(name) or tuple(stated[name]) for name in ("image_mean", "image_std"))
+    mean, std = (statistics.get(name) or tuple(loaded.processor[name]) for name in ("image_mean", "image_std"))
     return replace(loaded.image_processing, image_mean=mean, image_std=std)
 
 
@@ -195,7 +198,7 @@ def _save_folder(loaded: Loaded, destination: Path, processing: ImageProcessing)
 
 
 def _card(loaded: Loaded) -> str:
-    """A card that says where the weights come from, and passes their license on."""
+    """A model card with the source of the weights and their license."""
     metadata = {"library_name": "transformers", "tags": ["hf_vit"]} | loaded.license.metadata()  # type: ignore[union-attr]
     return (
         f"---\n{yaml.safe_dump(metadata, sort_keys=False)}---\n\n"
@@ -207,6 +210,7 @@ def _card(loaded: Loaded) -> str:
 def _account(
     arguments: argparse.Namespace, loaded: Loaded, processing: ImageProcessing, warned: list[str]
 ) -> dict[str, Any]:
+    """The summary of a conversion: the keys are those of `--json`."""
     config, destination = loaded.model.config, arguments.destination
     hybrid = ("resnet_width_factor", "group_norm_eps", "weight_standardization")
     shown = [name for name in ARCHITECTURE if config.resnet_depths is not None or name not in hybrid]
@@ -229,6 +233,7 @@ def _account(
 
 
 def _lost(format: str | None, loaded: Loaded) -> list[str]:
+    """What the target format cannot store and the outputs do not depend on."""
     names = label_names(loaded.model.config)
     if format in ("google-npz", "big-vision-npz") and names != [f"LABEL_{i}" for i in range(len(names))]:
         return ["label names dropped: npz files hold none"]

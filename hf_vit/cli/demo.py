@@ -1,7 +1,6 @@
-"""`hf-vit demo MODEL`: a page in the browser that classifies an image and shows where the model looks.
+"""`hf-vit demo MODEL`: a page in the browser that classifies an image and shows the model's attention.
 
-Needs `pip install "hf-vit[demo]"`. What people drop on the page is kept in a temporary folder while it is served, and
-removed with it.
+Needs `pip install "hf-vit[demo]"`. Uploaded images are in a temporary folder, which is removed at the end.
 
 Tests: tests/hf_vit/hub/test_space_app.py.
 """
@@ -60,7 +59,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print(json.dumps({"models": [classifier.name for classifier in classifiers]}), flush=True)
     with tempfile.TemporaryDirectory(prefix="hf-vit-demo-") as uploads:
-        os.environ["GRADIO_TEMP_DIR"] = uploads  # gradio reads it at each upload, and removes nothing by itself
+        os.environ["GRADIO_TEMP_DIR"] = uploads  # gradio reads it at each upload, and does not remove files itself
         return show(arguments, classifiers)
 
 

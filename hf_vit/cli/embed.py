@@ -51,7 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Compute, write, and list what could not be read; 1 if there was such an image."""
+    """Compute and write features, and list unreadable images; returns 1 if there are any."""
     if Path(arguments.out).suffix not in SUFFIXES:
         raise HFViTError(f"--out {arguments.out}: write to a file that ends in {' or '.join(SUFFIXES)}")
     paths = find_images(arguments.images, True, arguments.image_column, arguments.image_root)
@@ -72,7 +72,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def fingerprint(model: Any, processor: Any) -> str:
-    """Changes with what features depend on: weights and the image processor's settings; not with where they lie."""
+    """A hash of all that features depend on: weights and the image processor's settings, not their location."""
     digest = hashlib.sha256(json.dumps(processor.to_dict(), sort_keys=True, default=str).encode())
     encoder = model.encoder if isinstance(model.config, HFViTConfig) else model
     for name, tensor in sorted(encoder.state_dict().items()):
@@ -84,7 +84,7 @@ def fingerprint(model: Any, processor: Any) -> str:
 def embed(
     model: Any, processor: Any, paths: Sequence[Any], kind: str, batch_size: int
 ) -> tuple[list[str], np.ndarray, list[dict[str, str]]]:
-    """Names of the images that could be read, their features float32 (N, D), and the others with the reason."""
+    """Names of the readable images, their features float32 (N, D), and the unreadable ones with the reason."""
     ours = isinstance(model.config, HFViTConfig)
     if not ours and kind != "pooled":
         raise HFViTError(f"{type(model).__name__} has no {kind} features of hf_vit's ViTs: take --features pooled")
@@ -105,7 +105,7 @@ def embed(
 
 
 def features_of(encoder: PreTrainedModel, pixels: torch.Tensor, kind: str) -> torch.Tensor:
-    """`(B, C, H, W)` -> `(B, D)`."""
+    """Features of one of `FEATURES`, `(B, C, H, W)` -> `(B, D)`; of other classifiers the input of the last layer."""
     if not isinstance(encoder.config, HFViTConfig):
         return classifier_features(encoder, pixels)
     outputs = encoder(pixels)
@@ -113,12 +113,11 @@ def features_of(encoder: PreTrainedModel, pixels: torch.Tensor, kind: str) -> to
         return outputs.pooler_output
     if kind == "class":
         return outputs.last_hidden_state[:, 0]
-    prefix: Any = getattr(encoder.config, "num_prefix_tokens", 0)
-    return outputs.last_hidden_state[:, prefix:].mean(dim=1)
+    return outputs.last_hidden_state[:, encoder.config.num_prefix_tokens :].mean(dim=1)
 
 
 def write_features(path: Path, names: list[str], features: np.ndarray, about: dict[str, str]) -> None:
-    """`image` and `features` (one list a row), with the model and the kind of features in the file's metadata."""
+    """Write columns `image` and `features` (a vector per row); model and kind of features go into the metadata."""
     if path.suffix == ".npz":
         with atomic_path(path) as temporary:
             np.savez(temporary, image=np.array(names), features=features, about=np.array(json.dumps(about)))
@@ -135,10 +134,10 @@ def write_features(path: Path, names: list[str], features: np.ndarray, about: di
 
 
 def read_features(path: Path) -> tuple[list[str], np.ndarray, dict[str, str]]:
-    """What `write_features` wrote.
+    """Read a file of `write_features`: names, features (N, D) and metadata.
 
     Raises:
-        HFViTError: no such file, or one without features.
+        HFViTError: no such file, or not one of `write_features`.
     """
     if not path.is_file():
         raise HFViTError(f"no file {path}: make it with hf-vit embed IMAGES --model MODEL --out {path}")

@@ -65,14 +65,14 @@ def config_of(model: str) -> HFViTConfig:
 
 
 def describe_network(config: HFViTConfig) -> dict[str, Any]:
-    """Parts of the network in the order in which an image passes them.
+    """The parts of the network in forward order, with output, parameters and multiply-adds.
 
-    Multiply-adds are counted by running the network without data (PyTorch's FlopCounterMode on the meta device):
-    matrix products and convolutions of one image, not norms and activations.
+    Multiply-adds are counted by PyTorch's FlopCounterMode on the meta device: matmuls and convolutions for one image,
+    without norms and activations.
     """
     with torch.device("meta"):
         model = HFViTForImageClassification._from_config(config, attn_implementation="eager").eval()
-        model.requires_grad_(False)  # the counter follows gradients, and fails at the probe of attention pooling
+        model.requires_grad_(False)  # with gradients, the counter fails at the probe of attention pooling
         with FlopCounterMode(display=False) as counter, torch.no_grad():
             model(torch.zeros(1, config.num_channels, *config.image_size_hw))
     flops = {name: sum(kinds.values()) for name, kinds in counter.get_flop_counts().items()}

@@ -1,6 +1,6 @@
-"""What people give to the commands: images, models, devices, numbers. Found, checked, read; and printed as tables.
+"""Arguments that several commands share: images, models, devices, numbers; and tables on stdout.
 
-Bad input is an `HFViTError` or, for an option's text, an error of argparse; an image that cannot be read is listed.
+Bad input is an `HFViTError` or, for the text of an option, an error of argparse; unreadable images are listed.
 """
 
 import argparse
@@ -29,19 +29,19 @@ from ..transformers_classifiers import load_other_classifier, num_channels, othe
 
 Where = TypeVar("Where", bound=Path | str)
 
-NAME = "image"  # what the decoder calls it; lists give its path beside the reason
+NAME = "image"  # of an image in the decoder's errors; lists of unreadable images have a column for the path
 READERS, READ_AHEAD = 4, 32  # threads; images in memory beyond those in use
-OPTIMIZE_FROM = 128  # images: choosing the fastest kernels takes the time of a batch, and gains a tenth
+MIN_OPTIMIZED_IMAGES = 128  # for fewer, choosing the fastest kernels takes longer than the tenth that it gains
 
 
 def load_model(model: str, **changes: Any) -> Loaded:
-    """A model of any format; what there is to know about it goes to stderr."""
+    """Load a model of any format; its notes and assumptions go to stderr."""
     with warnings_as_notes():
         return read_checkpoint(model, **changes)
 
 
 def load_classifier(model: str, **changes: Any) -> Loaded:
-    """As `load`; raises HFViTError if the model has no classes."""
+    """As `load_model`; raises HFViTError if the model has no classifier."""
     loaded = load_model(model, **changes)
     if not loaded.model.config.num_labels:
         raise HFViTError(f"{model} has no classifier: fine-tune it on images with labels first")
@@ -55,7 +55,7 @@ def open_model(model: str, arguments: argparse.Namespace, images: int, classes: 
         arguments: with `device` and `image_size`. classes: whether the model must have a classifier.
 
     Raises:
-        HFViTError: no such model, or none with classes.
+        HFViTError: no such model, or one without a classifier.
     """
     device, size = pick_device(arguments.device), image_size(arguments)
     loaded: Any
@@ -68,7 +68,7 @@ def open_model(model: str, arguments: argparse.Namespace, images: int, classes: 
     check_channels(num_channels(loaded.model.config))
     processor = ViTImageProcessorPil(**loaded.processor)
     network = loaded.model.to(device)
-    if images >= OPTIMIZE_FROM and hasattr(network, "optimize_for_inference"):
+    if images >= MIN_OPTIMIZED_IMAGES and hasattr(network, "optimize_for_inference"):
         return network.optimize_for_inference(), processor
     return network.eval(), processor
 
@@ -76,18 +76,18 @@ def open_model(model: str, arguments: argparse.Namespace, images: int, classes: 
 def find_images(
     patterns: Sequence[str], addresses: bool = False, image_column: str | None = None, image_root: str | None = None
 ) -> list[Any]:
-    """The files that names, folders, glob patterns and tables mean, in order, each once.
+    """The images of files, folders, glob patterns and tables, in order, without repetitions.
 
-    A file that is named is taken whatever it is, but for tables (.csv, .tsv, .jsonl, .parquet): these list images. In
-    folders, images are found as training finds them (hf_vit/image_files.py), and what is left out is said on stderr.
+    Tables (.csv, .tsv, .jsonl, .parquet) list images; any other file is taken as an image. Folders are searched as in
+    training (hf_vit/image_files.py), and skipped files are reported on stderr.
 
     Args:
-        addresses: also `https://...`, given back as the text they are.
-        image_column: of tables; by default found by its name. image_root: what paths in tables count from; by default
-            the table.
+        addresses: whether URLs are accepted; they are returned as text.
+        image_column: of tables; by default found by its name. image_root: folder of relative paths in tables; by
+            default the table's.
 
     Raises:
-        HFViTError: a name that is nothing, a folder or pattern without an image.
+        HFViTError: nothing of that name, or a folder or pattern without an image.
     """
     images: dict[Path | str, None] = {}
     tables = 0
@@ -123,7 +123,7 @@ def find_images(
 
 
 def images_of_table(path: Path, addresses: bool, column: str | None, root: str | None) -> list[Any]:
-    """What a table lists: paths, and addresses as the text they are.
+    """The images of a table: paths, and URLs as text.
 
     Raises:
         HFViTError: no such column, cells without a path.
@@ -144,7 +144,7 @@ def images_of_table(path: Path, addresses: bool, column: str | None, root: str |
 
 
 def add_table_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of commands that take tables of images."""
+    """Add the options for tables of images."""
     parser.add_argument("--image-column", metavar="NAME", help="column of a table with paths or addresses of images")
     parser.add_argument("--image-root", metavar="FOLDER", help="what paths in a table count from (default: the table)")
 
@@ -156,27 +156,27 @@ def read_images(
     then: Callable[[Image.Image], Any] = lambda image: image,
     in_memory: int = READ_AHEAD,
 ) -> Iterator[tuple[Where, Any]]:
-    """Each image decoded by `open_image`, in order; those that cannot be read go into `unreadable`.
+    """Yield each image decoded by `open_image`, in order; unreadable ones are appended to `unreadable`.
 
-    Threads read ahead, so that the next images are ready when a model is done with these.
+    Threads read ahead, so that the next images are ready when the model needs them.
 
     Args:
         num_channels: 3 for RGB, 1 for gray.
-        then: what the threads do with each image; its result is yielded in the image's place.
-        in_memory: images that are ready or being read beyond those in use.
+        then: applied to each image in the threads; its result is yielded instead of the image.
+        in_memory: images that are ready or being read, beyond those in use.
     """
 
     def read(path: Path | str) -> Any:
         result = read_image(path, num_channels)
         return result if isinstance(result, str) else then(result)
 
-    rest = iter(paths)
+    remaining = iter(paths)
     with ThreadPoolExecutor(READERS) as pool:
-        ahead = deque((path, pool.submit(read, path)) for path in islice(rest, in_memory))
-        while ahead:
-            path, reading = ahead.popleft()
-            ahead.extend((after, pool.submit(read, after)) for after in islice(rest, 1))
-            result = reading.result()
+        pending = deque((path, pool.submit(read, path)) for path in islice(remaining, in_memory))
+        while pending:
+            path, future = pending.popleft()
+            pending.extend((following, pool.submit(read, following)) for following in islice(remaining, 1))
+            result = future.result()
             if isinstance(result, str):
                 unreadable.append({"image": printable(path), "reason": result})
             else:
@@ -184,7 +184,7 @@ def read_images(
 
 
 def read_image(path: Path | str, num_channels: int) -> Image.Image | str:
-    """An image from a file or an address; or the reason why there is none."""
+    """An image from a file or a URL, or as text the reason why it cannot be read."""
     try:
         source = download(path) if isinstance(path, str) else path
         return open_image(source, num_channels=num_channels, name=NAME)
@@ -195,15 +195,15 @@ def read_image(path: Path | str, num_channels: int) -> Image.Image | str:
 
 
 def pick_device(name: str | None) -> torch.device:
-    """The device asked for, or the best there is."""
+    """The requested device, or by default an accelerator if there is one."""
     if name is None:
-        # `current_accelerator` alone names the one that torch was built for, also on a machine without it
+        # `current_accelerator` names the one that torch was built for, even on a machine without it
         best = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
         return best or torch.device("cpu")
     try:
         device = torch.device(name)
         torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:  # of an unknown name; of a torch built without that device
+    except (RuntimeError, AssertionError) as error:  # unknown name; torch built without that device
         raise HFViTError(f"no device '{name}' here ({str(error).splitlines()[0]}): leave --device out") from error
     return device
 
@@ -237,19 +237,22 @@ def fraction(text: str) -> float:
 
 
 def on_one_line(text: str) -> str:
-    """Text without what moves the cursor or breaks the line, which names of files may hold."""
+    """Text with control characters and line breaks escaped, which names of files may contain."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def print_table(table: Sequence[Sequence[str]]) -> None:
-    """Columns padded to their longest entry; numbers to the right. Line breaks and the like are shown as escapes."""
+    """Print columns padded to their longest entry, numbers to the right."""
     table = [[on_one_line(cell) for cell in row] for row in table]
     columns = max(map(len, table), default=0)
-    widths = [max(len(row[at]) for row in table if at < len(row)) for at in range(columns)]
-    right = [all(row[at].replace(",", "").isdecimal() for row in table[1:] if at < len(row)) for at in range(columns)]
+    widths = [max(len(row[column]) for row in table if column < len(row)) for column in range(columns)]
+    are_numbers = [
+        len(table) > 1 and all(row[column].replace(",", "").isdecimal() for row in table[1:] if column < len(row))
+        for column in range(columns)
+    ]
     for row in table:
         cells = [
-            cell.rjust(width) if flush and len(table) > 1 else cell.ljust(width)
-            for cell, width, flush in zip(row, widths, right)
+            cell.rjust(width) if is_number else cell.ljust(width)
+            for cell, width, is_number in zip(row, widths, are_numbers)
         ]
         print("  ".join(cells).rstrip())

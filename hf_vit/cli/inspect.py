@@ -1,13 +1,13 @@
-"""`hf-vit inspect MODEL [IMAGE...] --out DIR`: computes, draws, and puts everything on one page.
+"""`hf-vit inspect MODEL [IMAGE...] --out DIR`: explanations and figures of a model and its images, on one page.
 
-Called by `hf_vit/cli/main.py`, which adds `--json` and turns errors into one line and exit status 2. DIR then holds
+Called by `hf_vit/cli/main.py`, which adds `--json` and prints errors. DIR then contains
 
-    report.html           one page with every image inside it: to look at, to send
-    numbers.json          what was measured
-    model-1/              figures of the model: filters.png, positions.png, distance.png, and for each image a folder
+    report.html           one page with all images embedded
+    numbers.json          all measurements
+    model-1/              figures of the model: filters.png, positions.png, distance.png, and a folder for each image
         001-NAME/         overlays of the original's size (attention.png, rollout.png, ...; below PAGE_WIDTH pixels
-                          enlarged by a whole number), heads.png, norms.png, colors.png, curves.png
-    model-2/              the same of the model to compare with
+                          enlarged by a whole factor), heads.png, norms.png, colors.png, curves.png
+    model-2/              the same for the model of --compare
 """
 
 import argparse
@@ -51,10 +51,10 @@ EXAMPLES = """\
   hf-vit inspect ViT-B_16.npz cat.jpg --out seen --image-size 384 512 --layers 0 5 -1
   hf-vit inspect out images/ --out seen --compare other/model --class cat --steps 0"""
 REPORT = "report.html"
-PROGRAM = "hf-vit inspect"  # as the page names it
+PROGRAM = "hf-vit inspect"  # in the page's metadata: only its own report is overwritten
 TEMPLATE = Path(__file__).with_name("inspection_report.html")
-PAGE_WIDTH = 360  # pixels of an image on the page; the files beside it have the original's
-CLASS_FREE = ("attention", "rollout")
+PAGE_WIDTH = 360  # pixels of an image on the page; the files have the original's
+CLASS_FREE = ("attention", "rollout")  # methods that do not depend on the class
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -90,7 +90,7 @@ def whole(text: str) -> int:
 
 @dataclass
 class Subject:
-    """A model under inspection, its processor, and what was found out about it."""
+    """A model under inspection, its processor, and the results for it."""
 
     title: str
     model: Any
@@ -106,7 +106,7 @@ class Subject:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Inspect, write the page, print where it is; 0, or 1 where some images could not be read."""
+    """Inspect, write the page and print its path; returns 1 if some images could not be read."""
     try:
         from ..interpretability import plots as figures
     except ImportError as error:
@@ -144,8 +144,8 @@ def run(arguments: argparse.Namespace) -> int:
     for index, subject in enumerate(subjects):
         _color_features(subject, [image["models"][index] for image in shown], figures)
         _describe(subject, figures)
-    together = _together(subjects, shown, arguments.out, figures)
-    _write_report(arguments.out, subjects, shown, unreadable, together)
+    comparison = _comparison_figures(subjects, shown, arguments.out, figures)
+    _write_report(arguments.out, subjects, shown, unreadable, comparison)
     report = arguments.out / REPORT
     result = {"report": str(report), "numbers": str(arguments.out / "numbers.json"), "unreadable": unreadable}
     print(json.dumps(result, indent=2) if arguments.json else report)
@@ -233,17 +233,17 @@ def _draw_tokens(
 ) -> None:
     model, layers = subject.model, subject.layers
     maps = class_attention(model, pixels, layers, arguments.heads)
-    asking = "of the class token" if model.config.use_class_token else "of the patches, their mean"
-    asking = "of the first patch" if model.config.pooling == "first" else asking
+    query = "of the class token" if model.config.use_class_token else "of the patches, their mean"
+    query = "of the first patch" if model.config.pooling == "first" else query
     heads = {layer: maps[layer][0].cpu().numpy() for layer in layers}
     shape = row["view"].window[2] / row["view"].window[3]  # of what the model sees, before it was squashed
-    figure = figures.draw_attention_heads(heads, f"attention {asking}", head_numbers(model, arguments.heads), shape)
+    figure = figures.draw_attention_heads(heads, f"attention {query}", head_numbers(model, arguments.heads), shape)
     norms = {layer: values[0].cpu().numpy() for layer, values in token_norms(model, pixels, layers).items()}
     lengths = figures.draw_norms(norms, "length of the patch tokens", shape)
     for file, drawn in (("heads", figure), ("norms", lengths)):
         figures.save(drawn, folder / f"{file}.png")
     # On the page each map is an image with a caption: they flow to the width of the screen
-    row["asking"] = asking
+    row["asking"] = query
     row["heads"] = [
         (layer, [_tile(figures.colored(heat, figures.HEAT, shape), f"head {number}")
                  for number, heat in zip(head_numbers(model, arguments.heads), maps)])
@@ -251,8 +251,8 @@ def _draw_tokens(
     ]  # fmt: skip
     row["norms"] = []
     for layer, values in norms.items():
-        said = f"{values.min():.3g} to {values.max():.3g}", f"largest / median {values.max() / np.median(values):.1f}"
-        row["norms"].append(_tile(figures.colored(values, figures.NORMS, shape), f"block {layer}", *said))
+        lines = f"{values.min():.3g} to {values.max():.3g}", f"largest / median {values.max() / np.median(values):.1f}"
+        row["norms"].append(_tile(figures.colored(values, figures.NORMS, shape), f"block {layer}", *lines))
 
 
 def _draw_curves(
@@ -327,8 +327,8 @@ def _describe(subject: Subject, figures: Any) -> None:
     }
 
 
-def _together(subjects: list[Subject], shown: list[dict], out: Path, figures: Any) -> list[Markup]:
-    """Figures that show two models in one frame."""
+def _comparison_figures(subjects: list[Subject], shown: list[dict], out: Path, figures: Any) -> list[Markup]:
+    """Figures with both models in one plot."""
     if len(subjects) < 2 or not shown:
         return []
     tables = {f"{number}: {subject.title}": torch.stack(subject.distances).mean(dim=0).numpy()
@@ -356,7 +356,7 @@ def _mean_areas(shown: list[dict], index: int) -> Iterator[tuple[str, dict[str, 
 
 
 def _write_report(
-    out: Path, subjects: list[Subject], shown: list[dict], unreadable: list[dict], together: list[Markup]
+    out: Path, subjects: list[Subject], shown: list[dict], unreadable: list[dict], comparison: list[Markup]
 ) -> None:
     for index, subject in enumerate(subjects):
         subject.numbers["mean_areas"] = dict(_mean_areas(shown, index))
@@ -375,4 +375,4 @@ def _write_report(
         "unreadable": unreadable,
     }
     atomic_write(out / "numbers.json", json.dumps(numbers, indent=2) + "\n")
-    write_page(out / REPORT, TEMPLATE, subjects=subjects, shown=shown, unreadable=unreadable, together=together)
+    write_page(out / REPORT, TEMPLATE, subjects=subjects, shown=shown, unreadable=unreadable, together=comparison)

@@ -1,6 +1,6 @@
 """The command line: hf-vit convert | info | predict | embed | search | inspect | export | demo | card | push.
 
-A command is one module: its EXAMPLES, `add_arguments(parser)` and `run(arguments)`, which returns the exit status.
+Each command is a module with EXAMPLES, `add_arguments(parser)` and `run(arguments)`, which returns the exit status.
 Results go to stdout (a table, or JSON with `--json`), everything else to stderr. Bad input is one line there,
 `error: ...`, and exit status 2.
 
@@ -19,7 +19,7 @@ from .. import __version__
 from ..errors import Parser, report_error
 
 
-COMMANDS = {  # the module of each, and what it does
+COMMANDS = {  # name: (module, help)
     "convert": (
         "cli.convert",
         "turn a checkpoint of Google, timm, torchvision or transformers into another format",
@@ -56,7 +56,7 @@ Training and scoring: python -m training.finetune --help, python -m training.sco
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; `argv` is what follows `hf-vit`. Returns the exit status."""
+    """Run one command; `argv`: the arguments after `hf-vit`. Returns the exit status."""
     try:
         arguments = build_parser().parse_args(argv)
         transformers.logging.set_verbosity_error()
@@ -78,7 +78,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 class Command(Parser):
-    """A sub-command. Its module is imported when it is the one given: not for `hf-vit --help`."""
+    """A sub-command. Its module is imported only when it is run or asked for help: `hf-vit --help` stays fast."""
 
     def __init__(self, module: str, **options: Any) -> None:
         super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, **options)
@@ -93,7 +93,7 @@ class Command(Parser):
         self.check_options(args or ())
         parsed, unknown = super().parse_known_args(args, namespace)
         if unknown:
-            self.refuse_unknown(unknown)  # this command's options, not those of hf-vit itself
+            self.refuse_unknown(unknown)  # here, where the nearest of this command's options is known
         return parsed, unknown
 
 

@@ -1,10 +1,10 @@
 """`hf-vit predict IMAGES --model MODEL`: labels and scores of images, on the screen, as JSON or as a file.
 
-A model of several labels (`config.problem_type`) gives those whose score reaches their threshold; one of numbers gives
-these, in the unit that it was trained on.
+A multi-label model (`config.problem_type`) gives the labels whose score reaches their threshold; a regression gives
+numbers, in the unit of its training targets.
 
-Threads read, scale and normalize the next images while the model computes on these. Rows are printed and written as
-they come: a million images take no more memory than a thousand, and a killed run goes on with `--resume`.
+Threads read, resize and normalize the next images while the model computes. Rows are printed and written immediately:
+a million images take no more memory than a thousand, and `--resume` continues a killed run.
 
 Tests: tests/hf_vit/cli/test_cli.py.
 """
@@ -42,9 +42,9 @@ EXAMPLES = """\
   hf-vit predict images/ --model path/to/model --out scores.csv --resume
   hf-vit predict table.csv --image-column file --model path/to/model --out scores.csv
   hf-vit predict images/ --model path/to/model --copy-to sorted --min-score 0.8"""
-SHOWN = 5  # labels of an image, of those that exclude each other
-BELOW = "_below_min_score"  # folder of --copy-to
-NO_LABEL = "_no_label"  # the same of a model of several labels
+DEFAULT_TOP_K = 5  # labels of an image, of a model with one label an image
+BELOW = "_below_min_score"  # folder of --copy-to for images without a label above --min-score
+NO_LABEL = "_no_label"  # the same for a multi-label model
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -81,7 +81,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Classify, print, and list what could not be read; 1 if there was such an image."""
+    """Classify, print or write, and list unreadable images; returns 1 if there are any."""
     if arguments.resume and arguments.out is None:
         raise HFViTError("--resume goes on with the file of --out: give it")
     if arguments.out is not None and arguments.json:
@@ -104,7 +104,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def refuse_label_options(arguments: argparse.Namespace, config: PreTrainedConfig) -> None:
-    """Raise HFViTError for options of labels and scores, where the model's outputs are numbers."""
+    """Raise HFViTError for options of labels and scores if the model is a regression."""
     for name in ("top_k", "min_score", "copy_to"):
         if problem_type_of(config) == REGRESSION and getattr(arguments, name) is not None:
             option = f"--{name.replace('_', '-')}"
@@ -112,27 +112,27 @@ def refuse_label_options(arguments: argparse.Namespace, config: PreTrainedConfig
 
 
 class Results:
-    """What `classify` yields batch by batch, and the images that could not be read."""
+    """The batches of `classify`, and the images that could not be read."""
 
     def __init__(self, batches: Iterator[list[tuple[Any, list[dict[str, Any]], list[float]]]]):
         self.batches = batches
         self.unreadable: list[dict[str, str]] = []
-        self.skip: set[str] = set()  # images that an earlier run has
+        self.skip: set[str] = set()  # images of an earlier run
 
 
 def classify(model: PreTrainedModel, processor: Any, paths: Sequence[Any], arguments: argparse.Namespace) -> Results:
-    """For each batch the rows (path, labels with their scores, best first, and all scores).
+    """Classify images in batches of rows (path, labels with their scores, best first, and all scores).
 
-    The labels are the best `--top-k`; of several labels those that reach their threshold; of numbers all of them.
+    The labels are the best `--top-k`; of a multi-label model those that reach their threshold; of a regression all.
     """
     names: dict[Any, str] = model.config.id2label or {}
-    problem, least = problem_type_of(model.config), torch.zeros(len(names))
+    problem, thresholds = problem_type_of(model.config), torch.zeros(len(names))
     if problem == MULTI_LABEL:
-        least = torch.tensor(thresholds_of(model.config))
+        thresholds = torch.tensor(thresholds_of(model.config))
     if arguments.min_score is not None:
-        least = torch.full_like(least, arguments.min_score)
-    most = len(names) if problem != SINGLE_LABEL else SHOWN
-    most = min(arguments.top_k or most, len(names))
+        thresholds = torch.full_like(thresholds, arguments.min_score)
+    top_k = len(names) if problem != SINGLE_LABEL else DEFAULT_TOP_K
+    top_k = min(arguments.top_k or top_k, len(names))
     device = next(model.parameters()).device
 
     def compute() -> Iterator[list[tuple[Any, list[dict[str, Any]], list[float]]]]:
@@ -143,17 +143,17 @@ def classify(model: PreTrainedModel, processor: Any, paths: Sequence[Any], argum
         ):
             with torch.inference_mode():
                 scores = probabilities(model, model(pixels.to(device, model.dtype)).logits.float())
-            order = scores.argsort(dim=-1, descending=True, stable=True)[:, :most].tolist()
+            order = scores.argsort(dim=-1, descending=True, stable=True)[:, :top_k].tolist()
             if problem == REGRESSION:
                 order = [list(names)] * len(batch)
             rows = []
             for path, row, numbers in zip(batch, scores.tolist(), order):
                 labels = [{"label": names[number], "score": row[number]} for number in numbers]
                 if problem != REGRESSION:
-                    labels = [hit for hit, number in zip(labels, numbers) if hit["score"] >= float(least[number])]
+                    labels = [hit for hit, number in zip(labels, numbers) if hit["score"] >= float(thresholds[number])]
                 if arguments.copy_to is not None:
-                    there = labels if problem == MULTI_LABEL else labels[:1]
-                    for label in [hit["label"] for hit in there] or [NO_LABEL if problem == MULTI_LABEL else BELOW]:
+                    copied = labels if problem == MULTI_LABEL else labels[:1]
+                    for label in [hit["label"] for hit in copied] or [NO_LABEL if problem == MULTI_LABEL else BELOW]:
                         copy_image(path, Path(arguments.copy_to), label)
                 rows.append((path, labels, row))
             yield rows
@@ -168,12 +168,12 @@ def classify(model: PreTrainedModel, processor: Any, paths: Sequence[Any], argum
 def write_scores(
     arguments: argparse.Namespace, model: PreTrainedModel, paths: Sequence[Any], results: Results
 ) -> list[dict[str, str]]:
-    """All scores into the file of `--out`, as they come; with `--top-k`, the best labels and theirs.
+    """Write all scores, or with `--top-k` the best labels and their scores, to the file of `--out`, batch by batch.
 
-    Of several labels `--top-k` limits those that are named, and the file has all scores.
+    For a multi-label model the file has all scores, and `--top-k` limits the column of labels.
     """
     names: dict[Any, str] = model.config.id2label or {}
-    problem, said = problem_type_of(model.config), 0
+    problem, reported = problem_type_of(model.config), 0
     classes = [names[number] for number in range(len(names))]
     ranks = None if arguments.top_k is None or problem != SINGLE_LABEL else min(arguments.top_k, len(classes))
     with ScoresFile(arguments.out, classes, arguments.resume, problem != REGRESSION, ranks) as file:
@@ -184,24 +184,24 @@ def write_scores(
                  scores if ranks is None else [cell for hit in hits[1:] for cell in hit.values()])
                 for path, hits, scores in rows
             )  # fmt: skip
-            errors = [(row["image"], row["reason"]) for row in results.unreadable[said:]]
-            said += len(errors)
+            errors = [(row["image"], row["reason"]) for row in results.unreadable[reported:]]
+            reported += len(errors)
             file.add(table, errors)
-        file.add((), [(row["image"], row["reason"]) for row in results.unreadable[said:]])
+        file.add((), [(row["image"], row["reason"]) for row in results.unreadable[reported:]])
     earlier = f", {len(file.done):,} of them by an earlier run" if file.done else ""
-    what = "numbers" if problem == REGRESSION else "scores"
-    print(f"{arguments.out}: {what} of {counted(len(paths) - len(results.unreadable), 'image')}{earlier}")
+    outputs = "numbers" if problem == REGRESSION else "scores"
+    print(f"{arguments.out}: {outputs} of {counted(len(paths) - len(results.unreadable), 'image')}{earlier}")
     return results.unreadable
 
 
 def labels_in_a_cell(hits: list[dict[str, Any]], problem: str) -> str:
-    """The best label, or all of several; "" for none."""
+    """The best label, or for a multi-label model all of them; "" for none."""
     names = [hit["label"] for hit in hits]
     return LABEL_JOINER.join(names) if problem == MULTI_LABEL else names[0] if names else ""
 
 
 def print_json(arguments: argparse.Namespace, results: Results, problem: str) -> list[dict[str, str]]:
-    """One JSON object, written row by row."""
+    """Print one JSON object, row by row."""
     print(f'{{\n  "model": {json.dumps(arguments.model, ensure_ascii=False)},\n  "predictions": [', end="")
     first = True
     for rows in results.batches:
@@ -217,21 +217,21 @@ def print_json(arguments: argparse.Namespace, results: Results, problem: str) ->
 
 
 def print_lines(model: PreTrainedModel, paths: Sequence[Any], results: Results) -> list[dict[str, str]]:
-    """A line for each image, in columns whose width is known before."""
+    """Print a line for each image, in columns of a width that all rows fit."""
     width = max(len(printable(path)) for path in paths)
     labels = max((len(name) for name in (model.config.id2label or {}).values()), default=0) + len(" 100.0%")
     problem = problem_type_of(model.config)
-    nothing = "(no label)" if problem == MULTI_LABEL else "(below --min-score)"
+    no_label = "(no label)" if problem == MULTI_LABEL else "(below --min-score)"
     score = "{:.6g}" if problem == REGRESSION else "{:.1%}"
     for rows in results.batches:
         for path, hits, _ in rows:
-            cells = [f"{hit['label']} {score.format(hit['score'])}".ljust(labels) for hit in hits] or [nothing]
+            cells = [f"{hit['label']} {score.format(hit['score'])}".ljust(labels) for hit in hits] or [no_label]
             print("  ".join([printable(path).ljust(width), *cells]).rstrip())
     return results.unreadable
 
 
 def copy_image(path: Any, folder: Path, label: str) -> None:
-    """Copy a file into `folder/label/`, under another name where another file has its name there."""
+    """Copy a file into `folder/label/`, under another name if a different file has that name."""
     if is_address(path):
         raise HFViTError(f"--copy-to copies files, '{path}' is an address: download it first")
     source = Path(path)
@@ -246,7 +246,7 @@ def copy_image(path: Any, folder: Path, label: str) -> None:
 
 
 def folder_name(label: str) -> str:
-    """A label as the name of one folder: no separators, no way out of the folder."""
+    """A label as the name of a folder: without separators, and not `.` or `..`."""
     name = re.sub(r'[/\\:*?"<>|\x00-\x1f]', "_", label).strip()
     return name if name.strip(".") else f"_{name}"
 
@@ -258,9 +258,9 @@ def counted(number: int, noun: str) -> str:
 def prepared_batches(
     paths: Sequence[Any], processor: Any, channels: int, size: int, unreadable: list[dict[str, str]]
 ) -> Iterator[tuple[list[Any], torch.Tensor]]:
-    """Paths and normalized images `(B, C, H, W)`, in order; while one batch is in use, the next two are prepared.
+    """Yield paths and normalized images `(B, C, H, W)`, in order; two batches are prepared ahead.
 
-    A batch ends early where the next image has another size, which a processor that does not resize may give.
+    A batch ends early if the next image has another size, from a processor that does not resize.
     """
 
     def pixels(image: Image.Image) -> torch.Tensor:

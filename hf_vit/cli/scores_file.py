@@ -1,7 +1,7 @@
-"""Scores of many images as a file that grows while they are computed: CSV, JSON lines or parquet.
+"""Write scores of many images to a file while they are computed: CSV, JSON lines or parquet.
 
-Rows go to `NAME.partial`, and the file takes its name once it is complete, so that a name means a whole file. A run
-that was killed goes on from the rows of `NAME.partial` (CSV and JSON lines; parquet is readable only once closed).
+Rows are appended to `NAME.partial`, which is renamed once it is complete. A killed run continues after the rows of
+`NAME.partial` (CSV and JSON lines; parquet is readable only after it is closed). Not pandas: it writes a whole table.
 
 Tests: tests/hf_vit/cli/test_cli.py.
 """
@@ -23,22 +23,21 @@ from ..errors import HFViTError
 
 SUFFIXES = (".csv", ".jsonl", ".parquet")
 NEEDS_PYARROW = "parquet files need pyarrow: pip install pyarrow, or write .csv or .jsonl"
-PARQUET_ROWS = 4096  # of a row group
+PARQUET_ROWS = 4096  # in a row group
 
 
 class ScoresFile:
-    """Rows {"image", "label", "score", "error", class: score, ...} in the order in which they are added.
+    """A file of rows {"image", "label", "score", "error", class: score, ...}, in the order in which they are added.
 
     Args:
         path: `.csv`, `.jsonl` or `.parquet`.
-        class_names: columns of the scores of each class; `score: ` stands before a name that another column has.
-        labels: False for numbers, which have no "label" and no "score".
-        ranks: of the best labels that are written in place of the scores of all, as "label_2", "score_2" and so on;
-            None writes all.
-        resume: keep what an earlier run of the same command wrote, and name these images in `done`.
+        class_names: a column of scores for each; the name of another column is prefixed by `score: `.
+        labels: False for a regression, which has no "label" and no "score".
+        ranks: number of best labels to write, as "label_2", "score_2" and so on, instead of all scores; None: all.
+        resume: keep the rows of an earlier run of the same command; their images are in `done`.
 
     Raises:
-        HFViTError: another suffix, a file that is there already, an earlier run with other columns.
+        HFViTError: another suffix, an existing file, or an earlier run with other columns.
     """
 
     def __init__(
@@ -121,38 +120,38 @@ class ScoresFile:
                 os.replace(self.partial, self.path)
 
     def _keep_whole_rows(self) -> set[str]:
-        """The images of an earlier run, whose rows stay.
+        """Keep the rows of an earlier run, and return their images.
 
-        Rows of images that could not be read go, and are tried again; so does a last row that was cut off.
+        Rows of unreadable images, and a last row that was cut off, are removed: these images are tried again.
         """
         if not self.partial.exists():
             if not self.path.exists():
                 return set()
-            os.replace(self.path, self.partial)  # more images for a file that was complete
+            os.replace(self.path, self.partial)  # add images to a complete file
         done: set[str] = set()
         with (
             atomic_path(self.partial) as temporary,
             open(self.partial, encoding="utf-8", newline="") as old,
-            open(temporary, "w", encoding="utf-8", newline="") as whole,
+            open(temporary, "w", encoding="utf-8", newline="") as new,
         ):
             for row in self._rows_of(old):
                 if row["error"]:
                     continue
                 if not done and self.kind == ".csv":
-                    csv.writer(whole).writerow(self.columns)
+                    csv.writer(new).writerow(self.columns)
                 done.add(row["image"])
-                self._write_text(whole, [row])
+                self._write_text(new, [row])
         return done
 
     def _rows_of(self, file: TextIO) -> Iterator[dict[str, Any]]:
-        """The whole rows of an earlier run, one after another."""
+        """Yield the complete rows of an earlier run."""
         if self.kind == ".csv":
             reader = csv.DictReader(file)
             self._check_columns(reader.fieldnames or self.columns)
             rows = (row for row in reader if None not in row.values() and None not in row)
             if ends_with_a_line_break(self.partial):
                 yield from rows
-            else:  # the last number of the last row may be a half, such as 0.1 of 0.123
+            else:  # the last number of the last row may be cut off, such as 0.1 of 0.123
                 yield from (row for row, _ in pairwise(rows))
             return
         for line in file:
@@ -190,14 +189,14 @@ class ScoresFile:
         rows = [row for row, _ in self._waiting]
         missing = np.array([scores is None for _, scores in self._waiting], dtype=bool)
         arrays = [
-            pa.array([row[name] for row in rows], schema.field(place).type) for place, name in enumerate(self.leading)
+            pa.array([row[name] for row in rows], schema.field(index).type) for index, name in enumerate(self.leading)
         ]
         if self.ranked:
             cells = [[None] * len(self.scores) if row is None else row for _, row in self._waiting]
-            for place, name in enumerate(self.scores):
-                arrays.append(pa.array([row[place] for row in cells], schema.field(name).type))
+            for index, name in enumerate(self.scores):
+                arrays.append(pa.array([row[index] for row in cells], schema.field(name).type))
         else:
-            scores = np.zeros((len(self.scores), len(rows)), dtype=np.float32)  # lists take ten times as much
+            scores = np.zeros((len(self.scores), len(rows)), dtype=np.float32)  # lists take ten times the memory
             for number, (_, row_scores) in enumerate(self._waiting):
                 if row_scores is not None:
                     scores[:, number] = row_scores
@@ -215,7 +214,7 @@ def ends_with_a_line_break(path: Path) -> bool:
 
 
 def check_suffix(path: Path) -> str:
-    """`.csv`, `.jsonl` or `.parquet`, and for the last that pyarrow is there."""
+    """The suffix of an output file; HFViTError if it is not supported, or pyarrow is missing for `.parquet`."""
     if path.suffix not in SUFFIXES:
         raise HFViTError(f"{path}: write to a file that ends in {', '.join(SUFFIXES)}")
     if path.suffix == ".parquet":

@@ -1,6 +1,6 @@
-"""`hf-vit search QUERY --model M --in FILE`: the images whose features are nearest to those of a query image.
+"""`hf-vit search QUERY --model M --in FILE`: the images whose features are most similar to those of a query image.
 
-Not FAISS: an index pays off over many queries, and a call has one, so every image is compared.
+Not FAISS: building an index pays off only for many queries, and a call has one.
 
 Tests: tests/hf_vit/cli/test_cli.py.
 """
@@ -25,7 +25,7 @@ from .inputs import find_images, open_model, positive, print_table
 EXAMPLES = """\
   hf-vit embed images/ --model owner/name --out features.parquet
   hf-vit search cat.jpg --model owner/name --in features.parquet --top-k 12 --sheet sheet.png"""
-CELL, CAPTION, COLUMNS = 160, 18, 6  # pixels of an image on the contact sheet and of the line below it; images a row
+CELL, CAPTION, COLUMNS = 160, 18, 6  # contact sheet: pixels of an image, of its caption; images per row
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -40,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Compare, print, and draw what was found."""
+    """Print the most similar images, and draw a contact sheet."""
     if arguments.sheet is not None and Path(arguments.sheet).suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
         raise HFViTError(f"--sheet {arguments.sheet}: write to a .png, .jpg or .webp file")
     names, features, about = read_features(Path(arguments.features_file))
@@ -57,7 +57,7 @@ def run(arguments: argparse.Namespace) -> int:
             f"{arguments.features_file} holds {features.shape[1]} numbers an image, computed with {about['model']}; "
             f"{arguments.model} gives {query_features.shape[1]}: search with the model that the features are of"
         )
-    # A file of an earlier version knows the model's name alone
+    # files of earlier versions have only the model's name
     same = weights == about["weights"] if "weights" in about else str(arguments.model) == about["model"]
     if not same:
         print(
@@ -77,14 +77,14 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def nearest(query: np.ndarray, features: np.ndarray, count: int) -> tuple[list[int], np.ndarray]:
-    """Rows of `features` (N, D) by falling cosine similarity to `query` (D,), and the similarity of all (N,)."""
+    """Rows of `features` (N, D) by decreasing cosine similarity to `query` (D,), and all similarities (N,)."""
     norms = np.linalg.norm(features, axis=1) * np.linalg.norm(query)
     similarity = features @ query / np.maximum(norms, np.finfo(np.float32).tiny)
     return np.argsort(-similarity, kind="stable")[:count].tolist(), similarity
 
 
 def draw_sheet(path: Path, query: Path | str, matches: list[dict]) -> None:
-    """The query, then what was found with its similarity, six images a row."""
+    """Draw the query and the matches with their similarity, six images a row."""
     cells = [(str(query), "query"), *((row["image"], f"{row['similarity']:.3f}") for row in matches)]
     rows = -(-len(cells) // COLUMNS)
     sheet = Image.new("RGB", (min(len(cells), COLUMNS) * CELL, rows * (CELL + CAPTION)), "white")
@@ -93,7 +93,9 @@ def draw_sheet(path: Path, query: Path | str, matches: list[dict]) -> None:
         left, top = number % COLUMNS * CELL, number // COLUMNS * (CELL + CAPTION)
         try:
             image = open_image(download(name) if is_address(name) else name)
-            image = ImageOps.contain(image, (CELL - 4, CELL - 4))  # a small one is enlarged, unlike by thumbnail()
+            image = ImageOps.contain(
+                image, (CELL - 4, CELL - 4)
+            )  # not thumbnail(), which does not enlarge small images
             sheet.paste(image, (left + (CELL - image.width) // 2, top + (CELL - image.height) // 2))
         except (UnreadableImage, OSError):  # moved or removed since its features were computed
             draw.text((left + 4, top + CELL // 2), "not found any more", fill="gray")

@@ -167,7 +167,7 @@ def test_everything_sees_the_same_pixels(images, tmp_path, kind, monkeypatch, ca
         return loaded
 
     monkeypatch.setattr(inputs, "load_classifier", load)
-    monkeypatch.setattr(inputs, "OPTIMIZE_FROM", 10**6)
+    monkeypatch.setattr(inputs, "MIN_OPTIMIZED_IMAGES", 10**6)
     assert main(["predict", *map(str, files), "--model", str(folder), "--json"]) == 0
     assert len(json.loads(capsys.readouterr().out)["predictions"]) == len(files)
     compare("predict", received)

@@ -19,14 +19,15 @@ from ..tensor_file import TensorFile
 from .encoder import FLAT_TABLE, EncoderNames, model_mappings
 from .transformers_folder import (
     TransformersFolder,
-    beyond,
     check_depth,
     class_names,
     common_fields,
     config_json,
     not_specified,
     prefix_before,
+    required_config,
     stated_sizes,
+    unsupported_features,
     unused_names,
     with_defaults,
 )
@@ -61,14 +62,12 @@ def matches(file: TensorFile) -> bool:
 
 
 def read(file: TensorFile, requested: dict[str, Any], sidecars: dict[str, dict]) -> CheckpointSpec:
-    """Take the architecture from config.json, its `vision_config` where there are two towers.
+    """Take the architecture from config.json, its `vision_config` if there are two towers.
 
     Raises:
-        HFViTError: no config.json, one that is not the file's, or biases that `HFViTConfig` cannot say.
+        HFViTError: no config.json, one of another file, or biases that `HFViTConfig` does not have.
     """
-    stored = sidecars.get("config.json")
-    if stored is None or stored.get("model_type") not in MODEL_TYPES:
-        raise HFViTError(f"{file.path}: AIMv2 without its config.json; give the folder that holds both")
+    stored = required_config(file, sidecars, MODEL_TYPES, "AIMv2")
     model_type = stored["model_type"]
     vision = stored.get("vision_config") or {} if model_type == "aimv2" else stored
     theirs: Any = with_defaults(file, vision, "aimv2_vision_model")
@@ -115,8 +114,8 @@ def read(file: TensorFile, requested: dict[str, Any], sidecars: dict[str, dict])
 
 
 def cannot(config: HFViTConfig) -> list[str]:
-    """What the family cannot express."""
-    wrong = {
+    """Features of a configuration that the family does not support."""
+    conditions = {
         "LayerNorm": config.norm_type != "rms",
         "patches without a norm": not config.patch_norm,
         "an MLP without a gate": config.mlp_type != "swiglu",
@@ -130,14 +129,14 @@ def cannot(config: HFViTConfig) -> list[str]:
         "positions of that kind": config.position_embedding_type not in ("learned", "sincos_aim"),
         "LayerScale": config.layer_scale_init is not None,
     }
-    expressed = {"norm_type", "patch_norm", "mlp_type", "dense_bias", "map_query_proj", "map_mlp"} | {
+    supported = {"norm_type", "patch_norm", "mlp_type", "dense_bias", "map_query_proj", "map_mlp"} | {
         "position_embedding_type"
     }
-    return [what for what, is_so in wrong.items() if is_so] + beyond(config, expressed)
+    return unsupported_features(config, conditions, supported)
 
 
 def write(config: HFViTConfig, dtype: torch.dtype) -> TransformersFolder:
-    """A folder that transformers' own class loads."""
+    """The content of a folder for transformers' own class."""
     entries = stated_sizes(config) | {
         "patch_size": config.patch_size_hw[0],
         "intermediate_size": config.intermediate_size,
@@ -149,5 +148,5 @@ def write(config: HFViTConfig, dtype: torch.dtype) -> TransformersFolder:
         "use_head": config.pooling == "map",
         "is_native": config.position_embedding_type == "sincos_aim",
     }
-    described = config_json("aimv2_vision_model", "Aimv2VisionModel", config, dtype, **entries)
-    return TransformersFolder(described, model_mappings(config, NAMES, "", MAP_HEAD))
+    config_dict = config_json("aimv2_vision_model", "Aimv2VisionModel", config, dtype, **entries)
+    return TransformersFolder(config_dict, model_mappings(config, NAMES, "", MAP_HEAD))

@@ -18,14 +18,15 @@ from ..tensor_file import TensorFile
 from .encoder import EncoderNames, model_mappings
 from .transformers_folder import (
     TransformersFolder,
-    beyond,
     check_depth,
     class_names,
     common_fields,
     config_json,
     not_specified,
     prefix_before,
+    required_config,
     stated_sizes,
+    unsupported_features,
     unused_names,
     with_defaults,
 )
@@ -80,11 +81,9 @@ def read(file: TensorFile, requested: dict[str, Any], sidecars: dict[str, dict])
     """Take the architecture from config.json; which norm there is, from the file.
 
     Raises:
-        HFViTError: no config.json, one that is not the file's, or a native grid that is not square.
+        HFViTError: no config.json, one of another file, or a native grid that is not square.
     """
-    stored = sidecars.get("config.json")
-    if stored is None or stored.get("model_type") not in MODEL_TYPES:
-        raise HFViTError(f"{file.path}: BEiT of transformers without its config.json; give the folder that holds both")
+    stored = required_config(file, sidecars, MODEL_TYPES, "BEiT of transformers")
     model_type = stored["model_type"]
     theirs: Any = with_defaults(file, stored, model_type)
     prefix = prefix_before(file, PATCH)
@@ -145,9 +144,9 @@ def _is_bare_data2vec(config: HFViTConfig) -> bool:
 
 
 def cannot(config: HFViTConfig) -> list[str]:
-    """What these families cannot express."""
+    """Features of a configuration that these families do not support."""
     mean = config.pooling == "gap"
-    wrong = {
+    conditions = {
         "a bias of the key": config.key_bias,
         "no class token": not config.use_class_token,
         "a class token with a position of its own": config.has_class_position != config.has_position_table,
@@ -160,12 +159,12 @@ def cannot(config: HFViTConfig) -> list[str]:
         f"pooling={config.pooling!r}": config.pooling not in ("gap", "token"),
         "register tokens": config.num_register_tokens > 0,
     }
-    expressed = {"key_bias", "final_norm", "relative_position_bias"}
-    return [what for what, is_so in wrong.items() if is_so] + beyond(config, expressed)
+    supported = {"key_bias", "final_norm", "relative_position_bias"}
+    return unsupported_features(config, conditions, supported)
 
 
 def write(config: HFViTConfig, dtype: torch.dtype) -> TransformersFolder:
-    """A folder that transformers' own class loads."""
+    """The content of a folder for transformers' own class."""
     kind = "data2vec-vision" if getattr(config, "source_model_type", "") == "data2vec-vision" else "beit"
     stem, prefix = ("Beit", "beit.") if kind == "beit" else ("Data2VecVision", "data2vec_vision.")
     entries = stated_sizes(config) | {
@@ -183,5 +182,5 @@ def write(config: HFViTConfig, dtype: torch.dtype) -> TransformersFolder:
         "use_mask_token": False,
     }
     architecture = f"{stem}ForImageClassification" if config.num_labels else f"{stem}Model"
-    described = config_json(kind, architecture, config, dtype, **entries)
-    return TransformersFolder(described, model_mappings(config, BEFORE_V5, prefix if config.num_labels else ""))
+    config_dict = config_json(kind, architecture, config, dtype, **entries)
+    return TransformersFolder(config_dict, model_mappings(config, BEFORE_V5, prefix if config.num_labels else ""))

@@ -29,14 +29,15 @@ from .encoder import (
 )
 from .transformers_folder import (
     TransformersFolder,
-    beyond,
     check_depth,
     class_names,
     common_fields,
     config_json,
     not_specified,
     prefix_before,
+    required_config,
     stated_sizes,
+    unsupported_features,
     unused_names,
     with_defaults,
 )
@@ -93,17 +94,12 @@ def matches(file: TensorFile) -> bool:
 
 
 def read(file: TensorFile, requested: dict[str, Any], sidecars: dict[str, dict]) -> CheckpointSpec:
-    """Take the architecture from config.json, its `vision_config` where there are two towers.
+    """Take the architecture from config.json, its `vision_config` if there are two towers.
 
     Raises:
-        HFViTError: no config.json, or one that is not the file's.
+        HFViTError: no config.json, or one of another file.
     """
-    stored = sidecars.get("config.json")
-    if stored is None or stored.get("model_type") not in MODEL_TYPES:
-        raise HFViTError(
-            f"{file.path}: a vision tower of CLIP or SigLIP without its config.json, which says heads, activation and "
-            "epsilon; give the folder that holds both"
-        )
+    stored = required_config(file, sidecars, MODEL_TYPES, "a vision tower of CLIP or SigLIP")
     model_type = stored["model_type"]
     tower = TOWERS.get(model_type, model_type)
     vision = stored.get("vision_config") or {} if model_type in TOWERS else stored
@@ -163,39 +159,38 @@ def _clip_processing(is_clip: bool, image_size: Any) -> ImageProcessing:
 
 
 def cannot_clip(config: HFViTConfig) -> list[str]:
-    """What CLIP cannot express."""
-    wrong = {
+    """Features of a configuration that CLIP does not support."""
+    conditions = {
         "no LayerNorm before the blocks": not config.pre_layernorm,
         "a bias of the patch projection": config.patch_bias,
         "a last norm of all tokens": config.final_norm != "pooled",
         f"pooling={config.pooling!r}": config.pooling != "token",
         "a classifier of the pooled vector": bool(config.num_labels) and config.head_input != "mean_unnormalised",
     }
-    expressed = {"pre_layernorm", "patch_bias", "final_norm", "head_input"}
-    return [what for what, is_so in wrong.items() if is_so] + _cannot(config) + beyond(config, expressed)
+    supported = {"pre_layernorm", "patch_bias", "final_norm", "head_input"}
+    return unsupported_features(config, conditions | _common_conditions(config), supported)
 
 
 def cannot_siglip(config: HFViTConfig) -> list[str]:
-    """What SigLIP cannot express."""
-    wrong = {
+    """Features of a configuration that SigLIP does not support."""
+    conditions = {
         "a class token": bool(config.use_class_token),
         f"pooling={config.pooling!r}": config.pooling not in ("map", "gap"),
         "a last norm that is not of all tokens": config.final_norm != "tokens",
         "a classifier of the pooled vector": bool(config.num_labels) and config.head_input != "mean",
         "images that are not square": config.grid_size[0] != config.grid_size[1],
     }
-    return [what for what, is_so in wrong.items() if is_so] + _cannot(config) + beyond(config, {"head_input"})
+    return unsupported_features(config, conditions | _common_conditions(config), {"head_input"})
 
 
-def _cannot(config: HFViTConfig) -> list[str]:
-    wrong = {
+def _common_conditions(config: HFViTConfig) -> dict[str, bool]:
+    return {
         "positions other than a learned table": config.position_embedding_type != "learned",
         "LayerScale": config.layer_scale_init is not None,
         "register tokens": config.num_register_tokens > 0,
         "patches that are not square": config.patch_size_hw[0] != config.patch_size_hw[1],
         "query, key and value without bias": not config.qkv_bias,
     }
-    return [what for what, is_so in wrong.items() if is_so]
 
 
 def write_clip(config: HFViTConfig, dtype: torch.dtype) -> TransformersFolder:
@@ -204,10 +199,10 @@ def write_clip(config: HFViTConfig, dtype: torch.dtype) -> TransformersFolder:
     stem = "MetaClip2" if kind == "metaclip_2" else "CLIP"
     vision = _vision_entries(config)
     if config.num_labels:
-        described = config_json(kind, f"{stem}ForImageClassification", config, dtype, vision_config=vision)
-        return TransformersFolder(described, model_mappings(config, names(), "vision_model.", MAP_HEAD))
-    described = config_json(f"{kind}_vision_model", f"{stem}VisionModel", config, dtype, **vision)
-    return TransformersFolder(described, model_mappings(config, names(), "", MAP_HEAD))
+        config_dict = config_json(kind, f"{stem}ForImageClassification", config, dtype, vision_config=vision)
+        return TransformersFolder(config_dict, model_mappings(config, names(), "vision_model.", MAP_HEAD))
+    config_dict = config_json(f"{kind}_vision_model", f"{stem}VisionModel", config, dtype, **vision)
+    return TransformersFolder(config_dict, model_mappings(config, names(), "", MAP_HEAD))
 
 
 def write_siglip(config: HFViTConfig, dtype: torch.dtype) -> TransformersFolder:
@@ -220,10 +215,10 @@ def write_siglip(config: HFViTConfig, dtype: torch.dtype) -> TransformersFolder:
         del vision["image_size"]
     tensor_names = names(config.patch_size_hw[0] if flat else None, config.num_channels)
     if config.num_labels:
-        described = config_json(kind, f"{stem}ForImageClassification", config, dtype, vision_config=vision)
-        return TransformersFolder(described, model_mappings(config, tensor_names, "vision_model.", MAP_HEAD))
-    described = config_json(f"{kind}_vision_model", f"{stem}VisionModel", config, dtype, **vision)
-    return TransformersFolder(described, model_mappings(config, tensor_names, "", MAP_HEAD))
+        config_dict = config_json(kind, f"{stem}ForImageClassification", config, dtype, vision_config=vision)
+        return TransformersFolder(config_dict, model_mappings(config, tensor_names, "vision_model.", MAP_HEAD))
+    config_dict = config_json(f"{kind}_vision_model", f"{stem}VisionModel", config, dtype, **vision)
+    return TransformersFolder(config_dict, model_mappings(config, tensor_names, "", MAP_HEAD))
 
 
 def _vision_entries(config: HFViTConfig) -> dict[str, Any]:

@@ -144,5 +144,5 @@ def _rope(file: TensorFile, width: int) -> dict[str, Any]:
 
 
 def key_mappings(config: HFViTConfig, names: EncoderNames) -> list[KeyMapping]:
-    """Every tensor of the encoder, their name and ours."""
+    """Mappings of all tensors of the encoder."""
     return encoder_mappings(config, names)

@@ -20,7 +20,6 @@ from . import transformers
 from .encoder import EncoderNames, model_mappings
 from .transformers_folder import (
     TransformersFolder,
-    beyond,
     check_depth,
     class_names,
     common_fields,
@@ -28,6 +27,7 @@ from .transformers_folder import (
     not_specified,
     prefix_before,
     stated_sizes,
+    unsupported_features,
     unused_names,
     with_defaults,
 )
@@ -78,7 +78,7 @@ def read(file: TensorFile, requested: dict[str, Any], sidecars: dict[str, dict])
     """Take the architecture from config.json and the width of the MLP from the file.
 
     Raises:
-        HFViTError: no config.json, one that is not the file's, or a classifier over several layers.
+        HFViTError: no config.json, one of another file, or a classifier over several layers.
     """
     stored = sidecars.get("config.json")
     if stored is None:
@@ -144,9 +144,9 @@ def model_type_for(config: HFViTConfig) -> str:
 
 
 def cannot(config: HFViTConfig) -> list[str]:
-    """What these families cannot express."""
+    """Features of a configuration that these families do not support."""
     kind = model_type_for(config)
-    wrong = {
+    conditions = {
         "no class token": not config.use_class_token or not config.has_class_position,
         "positions other than a learned table": config.position_embedding_type != "learned",
         f"pooling={config.pooling!r}": config.pooling not in ("token", "prefix_mean"),
@@ -157,10 +157,10 @@ def cannot(config: HFViTConfig) -> list[str]:
         "several class tokens": config.num_class_tokens > 1 and kind != "pixio",
         "SwiGLU": config.mlp_type == "swiglu" and kind == "pixio",
     }
-    return [what for what, is_so in wrong.items() if is_so] + beyond(config, EXPRESSED)
+    return unsupported_features(config, conditions, SUPPORTED_FIELDS)
 
 
-EXPRESSED = {"mlp_type", "head_input", "num_class_tokens", "pooling"}
+SUPPORTED_FIELDS = {"mlp_type", "head_input", "num_class_tokens", "pooling"}
 
 
 def _width_fits(config: HFViTConfig) -> bool:
@@ -180,7 +180,7 @@ def _ratio(config: HFViTConfig) -> float | int:
 
 
 def write(config: HFViTConfig, dtype: torch.dtype) -> TransformersFolder:
-    """A folder that transformers' own class loads."""
+    """The content of a folder for transformers' own class."""
     kind = model_type_for(config)
     stem = {"dinov2": "Dinov2", "dinov2_with_registers": "Dinov2WithRegisters", "pixio": "Pixio"}[kind]
     entries: dict[str, Any] = stated_sizes(config) | {
@@ -208,5 +208,5 @@ def write(config: HFViTConfig, dtype: torch.dtype) -> TransformersFolder:
         zeros = {f"{prefix}embeddings.mask_token": (1, config.hidden_size)}
         if not config.num_register_tokens:
             zeros[f"{prefix}embeddings.register_tokens"] = (1, 0, config.hidden_size)
-    described = config_json(kind, architecture, config, dtype, **entries)
-    return TransformersFolder(described, model_mappings(config, layout_names(kind, old=True), prefix), zeros)
+    config_dict = config_json(kind, architecture, config, dtype, **entries)
+    return TransformersFolder(config_dict, model_mappings(config, layout_names(kind, old=True), prefix), zeros)

@@ -19,14 +19,15 @@ from ..tensor_file import TensorFile
 from .encoder import EncoderNames, encoder_mappings, linear_classifier
 from .transformers_folder import (
     TransformersFolder,
-    beyond,
     check_depth,
     class_names,
     common_fields,
     config_json,
     not_specified,
     prefix_before,
+    required_config,
     stated_sizes,
+    unsupported_features,
     unused_names,
     with_defaults,
 )
@@ -61,13 +62,9 @@ def read(file: TensorFile, requested: dict[str, Any], sidecars: dict[str, dict])
     """Take the architecture from config.json.
 
     Raises:
-        HFViTError: no config.json, one that is not the file's, or biases that `HFViTConfig` cannot say.
+        HFViTError: no config.json, one of another file, or biases that `HFViTConfig` does not have.
     """
-    stored = sidecars.get("config.json")
-    if stored is None or stored.get("model_type") not in MODEL_TYPES:
-        raise HFViTError(
-            f"{file.path}: DINOv3 of transformers without its config.json; give the folder that holds both"
-        )
+    stored = required_config(file, sidecars, MODEL_TYPES, "DINOv3 of transformers")
     theirs: Any = with_defaults(file, stored, "dinov3_vit")
     prefix = prefix_before(file, PATCH)
     names = SINCE_V5 if f"{prefix}model.layer.0.norm1.weight" in file else NAMES
@@ -116,8 +113,8 @@ def read(file: TensorFile, requested: dict[str, Any], sidecars: dict[str, dict])
 
 
 def cannot(config: HFViTConfig) -> list[str]:
-    """What the family cannot express."""
-    wrong = {
+    """Features of a configuration that the family does not support."""
+    conditions = {
         "positions other than DINOv3's rotary ones": config.rope != "dinov3"
         or config.position_embedding_type != "none",
         "the rounded periods of DINOv3's own checkpoints (rope_bfloat16_periods=False)": config.rope_bfloat16_periods,
@@ -126,13 +123,13 @@ def cannot(config: HFViTConfig) -> list[str]:
         f"pooling={config.pooling!r}": config.pooling != "token",
         "blocks without LayerScale": config.layer_scale_init is None,
     }
-    expressed = {"mlp_type", "key_bias", "dense_bias", "head_input"}
-    expressed |= {name for name in config.family_fields if name.startswith("rope")}
-    return [what for what, is_so in wrong.items() if is_so] + beyond(config, expressed)
+    supported = {"mlp_type", "key_bias", "dense_bias", "head_input"}
+    supported |= {name for name in config.family_fields if name.startswith("rope")}
+    return unsupported_features(config, conditions, supported)
 
 
 def write(config: HFViTConfig, dtype: torch.dtype) -> TransformersFolder:
-    """A folder that transformers' own class loads."""
+    """The content of a folder for transformers' own class."""
     gated = config.mlp_type == "swiglu"
     entries = stated_sizes(config) | {
         "intermediate_size": config.intermediate_size,
@@ -153,8 +150,8 @@ def write(config: HFViTConfig, dtype: torch.dtype) -> TransformersFolder:
         "attention_dropout": config.attention_probs_dropout_prob,
         "drop_path_rate": config.drop_path_rate,
     }
-    described = config_json("dinov3_vit", "DINOv3ViTModel", config, dtype, **entries)
+    config_dict = config_json("dinov3_vit", "DINOv3ViTModel", config, dtype, **entries)
     zeros: dict[str, tuple[int, ...]] = {"embeddings.mask_token": (1, 1, config.hidden_size)}
     if not config.num_register_tokens:
         zeros["embeddings.register_tokens"] = (1, 0, config.hidden_size)
-    return TransformersFolder(described, encoder_mappings(config, NAMES), zeros)
+    return TransformersFolder(config_dict, encoder_mappings(config, NAMES), zeros)

@@ -1,6 +1,6 @@
-"""The key mappings of an encoder, from the names that a library gives to its parts.
+"""Key mappings of an encoder, from a library's names of its parts.
 
-Our parts follow from the configuration alone, so a format says only what each of them is called and how it is packed.
+Our tensors follow from the configuration, so a format only defines their names and packing in the library.
 
 Tests: tests/hf_vit/checkpoints/test_families.py.
 """
@@ -19,17 +19,17 @@ OURS = "vit."
 
 @dataclass(frozen=True)
 class EncoderNames:
-    """What a library calls the parts of an encoder; names of modules where not said to be of a tensor.
+    """A library's names of the parts of an encoder: modules, unless documented as tensors.
 
     Attributes:
         patch: the projection; `patch_transform` of its weight.
-        cls_token, positions, registers: tensors, with `cls_transform`, `positions_transform`; None where the format
-            maps them itself.
-        patch_norm, pre_layernorm, final_norm: norms of the patches, before the blocks, after them; `pooled_norm` where
-            it has another name under `final_norm="pooled"`, with a leading slash where it stands outside the prefix.
-        layer: what stands before the names inside block `{n}`; the following ones are inside it.
+        cls_token, positions, registers: tensors, with `cls_transform`, `positions_transform`; None: the format maps
+            them itself.
+        patch_norm, pre_layernorm, final_norm: norms of the patches, before the blocks, after them; `pooled_norm` is
+            the name of the last under `final_norm="pooled"`, if it differs; a leading slash: outside the prefix.
+        layer: prefix of the names inside block `{n}`; the following names are inside it.
         query, key, value: separate projections; or `qkv_weight` and `qkv_bias`, tensors that hold all three, the
-            latter perhaps as `query_bias` and `value_bias`, tensors without the key's.
+            latter possibly as `query_bias` and `value_bias`, tensors without the key's.
         output: projection of attention. query_norm, key_norm, attention_norm: norms of attention.
         fc1, fc2: the MLP; gated: `gate`, `up`, `down`, or `gate_up` with both, the gate first. mlp_norm: inside it.
         layer_scale: two tensors. relative_bias: the block's table, a tensor; `shared_relative_bias` outside blocks.
@@ -75,10 +75,10 @@ class EncoderNames:
 def encoder_mappings(
     config: HFViTConfig, names: EncoderNames, prefix: str = "", layer_prefix: str | None = None
 ) -> list[KeyMapping]:
-    """All tensors of the encoder but those of its heads; `prefix` stands before every name of theirs.
+    """Mappings of all tensors of the encoder without its heads; `prefix` is that of their names.
 
     Args:
-        layer_prefix: before the names of blocks, where it is another.
+        layer_prefix: of the names of blocks, if it differs.
     """
     mappings = _embedding_mappings(config, names, prefix)
     for n in range(config.num_hidden_layers):
@@ -93,7 +93,7 @@ def encoder_mappings(
 
 
 def norm(config: HFViTConfig, theirs: str, ours: str) -> list[KeyMapping]:
-    """A norm's tensors: RMSNorm has no bias."""
+    """Mappings of a norm's tensors: RMSNorm has no bias."""
     return weight_and_bias(theirs, ours, bias=config.norm_type == "layer")
 
 
@@ -148,7 +148,7 @@ def _layer_mappings(config: HFViTConfig, names: EncoderNames, theirs: str, ours:
 
 
 def attention_mappings(config: HFViTConfig, names: EncoderNames, theirs: str, ours: str) -> list[KeyMapping]:
-    """Query, key and value: separate, or in one tensor."""
+    """Mappings of query, key and value: separate, or in one tensor."""
     if names.qkv_weight is None:
         return [
             *weight_and_bias(theirs + names.query, ours + "q_proj", config.qkv_bias),
@@ -178,7 +178,7 @@ def _without_key(fused: torch.Tensor):
     return [query, value]
 
 
-# A fused bias whose middle, the key's, is masked to zero (DINOv3's own checkpoints).
+# A fused bias of which the key's third is masked to zero (DINOv3's own checkpoints).
 WITHOUT_KEY = Transform(_without_key, lambda query, value: [torch.cat([query, torch.zeros_like(query), value])])
 
 
@@ -188,15 +188,14 @@ FLAT_TABLE = Transform(lambda t: [t[None]], lambda t: [t[0]])
 
 
 def linear_classifier(config: HFViTConfig, theirs: str = "classifier") -> list[KeyMapping]:
-    """The classifier, where there is one."""
+    """Mappings of a linear classifier, if there is one."""
     return weight_and_bias(theirs, "classifier") if config.num_labels else []
 
 
 def model_mappings(
     config: HFViTConfig, names: EncoderNames, prefix: str = "", map_head: dict[str, str] | None = None
 ) -> list[KeyMapping]:
-    """All tensors of a model: those of the encoder, of its attention pooling by the names of `map_head`, and a linear
-    classifier where there is one."""
+    """Mappings of a model: encoder, attention pooling with the names of `map_head`, and a linear classifier."""
     mappings = encoder_mappings(config, names, prefix)
     if config.pooling == "map" and map_head is not None:
         mappings += map_head_mappings(config, map_head, prefix)
@@ -204,10 +203,10 @@ def model_mappings(
 
 
 def map_head_mappings(config: HFViTConfig, names: dict[str, str], prefix: str) -> list[KeyMapping]:
-    """Attention pooling in the layout of torch's MultiheadAttention (SigLIP), or with separate k and v (AIMv2).
+    """Mappings of attention pooling: as torch's MultiheadAttention (SigLIP), or with separate k and v (AIMv2).
 
     Args:
-        names: of probe, k, v (or in_proj), o, and where the head has them, norm, fc1, fc2.
+        names: of probe, k, v (or in_proj), o, and if the head has them norm, fc1, fc2.
     """
     ours = OURS + "map_head."
     mappings = [rename(prefix + names["probe"], ours + "probe")]
@@ -226,11 +225,11 @@ def map_head_mappings(config: HFViTConfig, names: dict[str, str], prefix: str) -
     return mappings
 
 
-def same_names(config: HFViTConfig, prefix: str, besides: list[KeyMapping]) -> list[KeyMapping]:
-    """Our tensors that no mapping of `besides` has, under our own names with another prefix."""
+def same_names(config: HFViTConfig, prefix: str, mappings: list[KeyMapping]) -> list[KeyMapping]:
+    """Mappings of our tensors that `mappings` lacks, to our own names with another prefix."""
     with torch.device("meta"):
         names = HFViTForImageClassification(config).state_dict()
-    mapped = {name for mapping in besides for name in mapping.ours}
+    mapped = {name for mapping in mappings for name in mapping.ours}
     return [
         rename(prefix + name.removeprefix(OURS) if name.startswith(OURS) else name, name)
         for name in names

@@ -105,7 +105,7 @@ def flax_transforms(heads: int) -> dict[str, Transform]:
 
 
 def key_mappings(config: HFViTConfig, layout: GoogleLayout) -> list[KeyMapping]:
-    """Every tensor of the model, their name and ours."""
+    """Mappings of all tensors of the model."""
     shapes = flax_transforms(config.num_attention_heads)
     mappings = _embedding_rules(config, layout)
     block = [row for row in BLOCK if config.qkv_bias or not re.search(r"(query|key|value)/bias", row[0])]

@@ -102,8 +102,8 @@ def read(file: TensorFile, requested: dict[str, Any], sidecars: dict[str, dict])
     }
     rows = shapes["visual.positional_embedding"][0] - 1
     fields["image_size"] = image_size_of_table(file.path, rows, fields, requested)
-    left = sorted(name for name in file if not name.startswith(PREFIX))
-    unused = {*left, *(name for name in file if name == "visual.proj")}
+    text_tower = sorted(name for name in file if not name.startswith(PREFIX))
+    unused = {*text_tower, *(name for name in file if name == "visual.proj")}
     notes = [f"the vision tower is read; not used: {'visual.proj, ' * ('visual.proj' in file)}the text tower"]
     return CheckpointSpec(
         format="open_clip, its vision tower",
@@ -120,5 +120,5 @@ def read(file: TensorFile, requested: dict[str, Any], sidecars: dict[str, dict])
 
 
 def key_mappings(config: HFViTConfig) -> list[KeyMapping]:
-    """Every tensor of the model, their name and ours."""
+    """Mappings of all tensors of the model."""
     return encoder_mappings(config, NAMES, PREFIX)

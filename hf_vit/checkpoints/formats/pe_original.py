@@ -105,7 +105,7 @@ def read(file: TensorFile, requested: dict[str, Any], sidecars: dict[str, dict])
     fields["image_size"] = image_size_of_table(file.path, shapes[table][0] - has_class, fields, requested)
     text = sorted(name for name in file if prefix and not name.startswith(prefix))
     projection = [f"{prefix}proj"] if f"{prefix}proj" in file else []
-    left = [*projection, *(["the text tower"] if text else [])]
+    unused = [*projection, *(["the text tower"] if text else [])]
     return CheckpointSpec(
         format="Perception Encoder's own checkpoint",
         fields=fields,
@@ -113,7 +113,7 @@ def read(file: TensorFile, requested: dict[str, Any], sidecars: dict[str, dict])
         not_specified=not_specified(fields) | {"num_attention_heads"},
         unused={*projection, *text},
         assumptions=assumptions,
-        notes=[f"the vision tower is read; not used: {', '.join(left)}"] if left else [],
+        notes=[f"the vision tower is read; not used: {', '.join(unused)}"] if unused else [],
         image_processing=ImageProcessing((224, 224), None, "bilinear", 1 / 255, HALF, HALF).at_size(
             fields["image_size"]
         ),
@@ -121,6 +121,6 @@ def read(file: TensorFile, requested: dict[str, Any], sidecars: dict[str, dict])
 
 
 def key_mappings(config: HFViTConfig, prefix: str) -> list[KeyMapping]:
-    """Every tensor of the model, their name and ours."""
+    """Mappings of all tensors of the model."""
     mappings = encoder_mappings(config, NAMES, prefix)
     return mappings + (map_head_mappings(config, POOL, prefix) if config.pooling == "map" else [])

@@ -1,7 +1,8 @@
-"""timm's ViTs, in and out: `vit_*`, `deit*`, hybrids, `eva*`, `beit*`, PE, DINOv3, AIMv2; a state dict or a folder.
+"""timm's ViTs, both ways: `vit_*`, `deit*`, hybrids, `eva*`, `beit*`, PE, DINOv3, AIMv2; a state dict or a folder.
 
 A folder's config.json names the architecture. timm's code ties facts to that name which no tensor shows: epsilon,
-activation, heads, rotary positions (`implied_by_name`). A lone file is asked for those that decide the outputs.
+activation, heads, rotary positions (`implied_by_name`). For a file without a folder, the caller must supply those that
+cannot be assumed.
 
 Source: pytorch-image-models 1.0.31, `timm/models/vision_transformer.py`, `eva.py`, `beit.py`, `deit.py`,
 `vision_transformer_hybrid.py`. Numerics are timm's: erf GELU, LayerNorm 1e-6, GroupNorm 1e-5, weight standardization
@@ -49,9 +50,9 @@ HYBRID_NUMERICS = {
 UNUSED = (
     r"mask_token$|decoder_|(head|dino_head|ibot_head)\.(mlp\.|last_layer|prototypes)|local_cls_norm\.|.*rel.*_index$"
 )
-CONFIG_KEY = "hf_vit_config"  # in the header of files that we write: what timm's names do not tell
+CONFIG_KEY = "hf_vit_config"  # in the header of files that we write: the configuration, which timm's names lack
 
-# What architectures of timm fix and their tensors do not show, by the beginning of the name.
+# Architectures of timm with facts that their tensors do not show, by the beginning of the name.
 NO_CLASS_POSITION = ("deit3_", "flexivit_", "vit_small_patch16_rope_ape", "vit_base_patch16_rope_ape")
 TANH_GELU = (
     "vit_base_patch32_siglip",
@@ -60,7 +61,7 @@ TANH_GELU = (
     "vit_large_patch16_siglip_gap_512",
     "vit_so400m_patch16_siglip",
 )
-# Heads where timm's entry point has others than its width suggests.
+# Heads of timm's entry points that are not those of the width.
 HEADS = (
     (r"vit_base_patch16_gap_224", 16),
     (r"vit_giant_patch14_(reg\d_)?(dinov2|tipsv2)|vit_giant_patch16_lingbot", 24),
@@ -87,7 +88,7 @@ POST_NORM = r"eva02_enormous_|vit_\w+_rpn_"
 # Entry points that this file reads; the rest of timm has other networks.
 PLAIN = r"(?!vit_\w+_mci_)(vit|deit3?|eva|eva02|beit|beitv2|beit3|flexivit|aimv2)_|test_vit"
 NOT_PLAIN = rf"{POST_NORM}|{RADIO}|vit_s?relpos_|vit_\w+_rope_mixed|vit_\w+_(parallel|dpar)"
-# A name that only another architecture has, and what it is.
+# (names of tensors that only other architectures have, the feature).
 UNSUPPORTED = (
     (r"patch_embed\.backbone\.(conv1\.0|layer1|body)\.", "a ResNet-D stem"),
     (r"patch_embed\.backbone\.stem\.\d+\.", "a convolutional stem other than the ResNet"),
@@ -104,7 +105,7 @@ MAP_HEAD = (("q", "attention.q_proj"), ("proj", "attention.o_proj"), ("mlp.fc1",
 
 @dataclass(frozen=True)
 class Style:
-    """How a class of timm names and packs its tensors.
+    """Names and packing of tensors in a class of timm.
 
     Attributes:
         gamma: `gamma_1` (Eva, Beit) or `ls1.gamma` (VisionTransformer). fused: one `qkv` or three projections.
@@ -121,15 +122,15 @@ class Style:
 
 def timm_names(config: HFViTConfig, style: Style) -> EncoderNames:
     """Names of a class of timm."""
-    apart = style.registers_in_table
+    registers_apart = style.registers_in_table  # mapped together with the position table
     return EncoderNames(
         layer="blocks.{n}.",
         norm1="norm1",
         norm2="norm2",
         patch="patch_embed.proj",
         cls_token=None if style.distilled else "cls_token",
-        positions=None if apart else "pos_embed",
-        registers=None if apart else "reg_token",
+        positions=None if registers_apart else "pos_embed",
+        registers=None if registers_apart else "reg_token",
         patch_norm="patch_embed.norm",
         pre_layernorm="norm_pre",
         final_norm="norm",
@@ -157,7 +158,7 @@ def timm_names(config: HFViTConfig, style: Style) -> EncoderNames:
 
 
 def folded_registers(class_rows: int, registers: int) -> Transform:
-    """timm gives registers rows in the position table; a constant sum of two constants, ours is one register."""
+    """Add the rows of registers in timm's position table to the registers: both are constants of the network."""
 
     def to_ours(table: torch.Tensor, tokens: torch.Tensor):
         register_rows = table[:, class_rows : class_rows + registers]
@@ -170,7 +171,7 @@ def folded_registers(class_rows: int, registers: int) -> Transform:
 
 
 def key_mappings(config: HFViTConfig, style: Style) -> list[KeyMapping]:
-    """Every tensor of the model, their name and ours."""
+    """Mappings of all tensors of the model."""
     mappings = encoder_mappings(config, timm_names(config, style))
     ours = "vit.embeddings."
     if style.distilled:
@@ -221,7 +222,7 @@ def _hybrid_mappings(config: HFViTConfig) -> list[KeyMapping]:
 
 
 def entry_point_of(stored: Mapping[str, Any]) -> str | None:
-    """timm's entry point that a config.json names, timm's own or that of transformers' wrapper."""
+    """timm's entry point in a config.json, timm's own or that of transformers' wrapper."""
     ours = stored.get("model_type") == "timm_wrapper" or ("model_type" not in stored and "pretrained_cfg" in stored)
     name = stored.get("architecture")
     return name if ours and isinstance(name, str) else None
@@ -299,14 +300,14 @@ def read(file: TensorFile, requested: dict[str, Any], sidecars: dict[str, dict])
 
 
 def _new_head(name: str, unused: set[str]) -> dict[str, Any]:
-    """What the family's authors let a new classifier read."""
+    """Fields for a new classifier, as the family's authors fine-tune it."""
     if any(key.startswith("decoder_") for key in unused):
         return MAE_HEAD
     return {"head_input": "token_and_mean"} if re.search(r"dinov[23]", name) else {}
 
 
 def _described(sidecars: dict[str, dict]) -> dict[str, Any]:
-    """timm's config.json, or what open_clip's says of a tower that timm made."""
+    """timm's config.json, or the same from open_clip's for a tower of timm."""
     hub = sidecars.get("config.json") or {}
     vision = ((sidecars.get("open_clip_config.json") or {}).get("model_cfg") or {}).get("vision_cfg") or {}
     if "architecture" not in hub and vision.get("timm_model_name"):
@@ -321,13 +322,13 @@ def _head(file: TensorFile, style: Style, requested: dict[str, Any]) -> tuple[in
 
 
 def _image_processing(unused: set[str], fields: dict[str, Any]) -> ImageProcessing:
-    """What a file without a description is evaluated with."""
+    """The image processing of a file without a config.json."""
     if any(key.startswith("decoder_") for key in unused):  # MAE
         return IMAGENET_CROP.at_size(fields["image_size"])
-    described: dict[str, Any] = {"mean": [0.5] * 3, "std": [0.5] * 3, "crop_pct": 0.9}
+    pretrained_cfg: dict[str, Any] = {"mean": [0.5] * 3, "std": [0.5] * 3, "crop_pct": 0.9}
     if fields["pre_layernorm"]:
-        described = {"mean": CLIP_MEAN, "std": CLIP_STD, "crop_pct": 1.0}
-    return ImageProcessing.from_timm(described).at_size(fields["image_size"])
+        pretrained_cfg = {"mean": CLIP_MEAN, "std": CLIP_STD, "crop_pct": 1.0}
+    return ImageProcessing.from_timm(pretrained_cfg).at_size(fields["image_size"])
 
 
 def _read_own(file: TensorFile) -> CheckpointSpec:
@@ -351,7 +352,7 @@ def _read_own(file: TensorFile) -> CheckpointSpec:
 def _timm_architecture(
     file: TensorFile, requested: dict[str, Any], name: str, hub: dict[str, Any]
 ) -> tuple[dict[str, Any], Style, list[str]]:
-    """The fields but those of positions, the class's style, and what was assumed."""
+    """The fields without those of positions, the class's style, and the assumptions."""
     shapes, args = file.shapes, hub.get("model_args") or {}
     first = "blocks.0."
     for needed in (f"{first}attn.proj.weight", f"{first}norm1.weight", f"{first}mlp.fc2.weight"):
@@ -359,8 +360,8 @@ def _timm_architecture(
             raise HFViTError(f"{file.path}: has no '{needed}': not a plain pre-norm vision transformer of timm")
     width, channels, patch_h, patch_w = shapes["patch_embed.proj.weight"]
     hidden = shapes[f"{first}mlp.fc2.weight"][1]
-    apart = f"{first}mlp.fc1_g.weight" in file
-    packed = not apart and shapes[f"{first}mlp.fc1.weight"][0] == 2 * hidden
+    separate_gate = f"{first}mlp.fc1_g.weight" in file
+    packed = not separate_gate and shapes[f"{first}mlp.fc1.weight"][0] == 2 * hidden
     has_class = "cls_token" in file
     style = Style(
         gamma=f"{first}gamma_1" in file,
@@ -382,7 +383,7 @@ def _timm_architecture(
         "hidden_size": width,
         "num_hidden_layers": count_layers(file, r"blocks\.(\d+)\."),
         "intermediate_size": hidden,
-        "mlp_type": "swiglu" if apart or packed else "mlp",
+        "mlp_type": "swiglu" if separate_gate or packed else "mlp",
         "mlp_norm": f"{first}mlp.norm.weight" in file,
         "attention_norm": f"{first}attn.norm.weight" in file,
         "norm_type": "rms" if rms else "layer",
@@ -422,23 +423,25 @@ def _heads(
     file: TensorFile, requested: dict[str, Any], name: str, args: dict[str, Any], width: int
 ) -> tuple[int, list[str]]:
     known = next((heads for pattern, heads in HEADS if re.match(pattern, name)), None)
-    stated: int | None = args.get("num_heads") or (known if "num_attention_heads" not in requested else None)
-    if stated:
-        return stated, []
+    configured: int | None = args.get("num_heads") or (known if "num_attention_heads" not in requested else None)
+    if configured:
+        return configured, []
     heads, assumptions = heads_for_width(file.path, width, requested)
     return heads, [] if name else assumptions  # timm's names go with the published widths
 
 
 def _pooling(file: TensorFile, fields: dict[str, Any], name: str, hub: dict[str, Any]) -> dict[str, Any]:
-    """What the head reads: where nothing says it, the mean if a norm follows the pooling, else the class token."""
+    """Pooling; if config.json does not give it, the mean if a norm follows the pooling, else the class token."""
     if "attn_pool.latent" in file:
         is_pe = bool(re.match(PE, name)) or fields["pre_layernorm"]
         prefix = fields["use_class_token"] or fields["num_register_tokens"]
         if prefix and not is_pe and not _pools_prefix(name, hub):
             return {"pooling": "map", "map_over_prefix": False}
         return {"pooling": "map", "map_over_prefix": True} | ({"map_num_heads": 8} if is_pe else {})
-    stated = (hub.get("model_args") or {}).get("global_pool") or hub.get("global_pool")
-    mean = stated == "avg" or (stated is None and (fields["final_norm"] == "pooled" or bool(re.match(MEAN, name))))
+    global_pool = (hub.get("model_args") or {}).get("global_pool") or hub.get("global_pool")
+    mean = global_pool == "avg" or (
+        global_pool is None and (fields["final_norm"] == "pooled" or bool(re.match(MEAN, name)))
+    )
     return {"pooling": "gap" if mean or not fields["use_class_token"] else "token"}
 
 
@@ -452,7 +455,7 @@ def implied_by_name(
     """Activation, epsilon and rotary positions, which timm's code ties to the architecture's name; and assumptions.
 
     Raises:
-        HFViTError: an activation without counterpart, or a lone file that may have rotary positions.
+        HFViTError: an unsupported activation, or a file without config.json that may have rotary positions.
     """
     if not name:
         return _implied_alone(file, fields, requested)
@@ -468,7 +471,7 @@ def implied_by_name(
     if re.match(EPS_1E5, name) or fields["norm_type"] == "rms":
         implied["layer_norm_eps"] = 1e-5
 
-    def reference(default: Any) -> Any:  # None, where stated: timm counts cells on
+    def reference(default: Any) -> Any:  # an explicit None: the grid of each image
         return args.get("ref_feat_shape", default) or "image"
 
     if re.match(DINOV3, name):
@@ -530,8 +533,8 @@ def _size_without_table(
 ) -> dict[str, Any]:
     """Image size of a model whose positions are rotary, relative or none."""
     args = hub.get("model_args") or {}
-    told = args.get("img_size") or ((hub.get("pretrained_cfg") or {}).get("input_size") or [])[1:]
-    size: Any = requested.get("checkpoint_image_size") or told or requested.get("image_size") or 224
+    configured = args.get("img_size") or ((hub.get("pretrained_cfg") or {}).get("input_size") or [])[1:]
+    size: Any = requested.get("checkpoint_image_size") or configured or requested.get("image_size") or 224
     size = tuple(size) if isinstance(size, list) else size
     tables = [shape for key, shape in file.shapes.items() if key.endswith("relative_position_bias_table")]
     patch = fields["patch_size"]
@@ -569,11 +572,10 @@ def _stem_fields(file: TensorFile) -> dict[str, Any]:
 
 
 def _position_table(file: TensorFile, fields: dict, requested: dict, name: str, hub: dict) -> tuple[Any, int, bool]:
-    """(image size, class rows, whether registers have rows too): the tensors tell none of it.
+    """(image size, class rows, whether registers have rows too), which the tensors do not show.
 
-    timm's default gives every prefix token a row; models with registers, and some without, give them none. A
-    config.json decides; without one the default is taken, unless `checkpoint_image_size` agrees only with the
-    other reading.
+    By timm's default every prefix token has a row; in models with registers, and some without, none has. A config.json
+    decides; without one the default is assumed, unless `checkpoint_image_size` agrees only with the alternative.
     """
     rows, args = file.shapes["pos_embed"][1], hub.get("model_args") or {}
     class_token = fields["num_class_tokens"] if fields["use_class_token"] else 0
@@ -584,28 +586,28 @@ def _position_table(file: TensorFile, fields: dict, requested: dict, name: str, 
     choices = [registers > 0, registers == 0] if without_rows is None else [bool(without_rows)]
     cells = {choice: rows - (0 if choice else class_token + registers) for choice in choices}
 
-    def found(size: Any, choice: bool) -> tuple[Any, int, bool]:
+    def result(size: Any, choice: bool) -> tuple[Any, int, bool]:
         return size, class_token * (not choice), registers > 0 and not choice
 
-    told: list[Any] = [args.get("img_size"), ((hub.get("pretrained_cfg") or {}).get("input_size") or [])[1:]]
-    for size in [requested.get("checkpoint_image_size"), *told]:
+    configured: list[Any] = [args.get("img_size"), ((hub.get("pretrained_cfg") or {}).get("input_size") or [])[1:]]
+    for size in [requested.get("checkpoint_image_size"), *configured]:
         for choice in choices if size else []:
             if grid_of_table(cells[choice], fields, size):
-                return found(tuple(size) if isinstance(size, list) else size, choice)
+                return result(tuple(size) if isinstance(size, list) else size, choice)
     try:
-        return found(image_size_of_table(file.path, cells[choices[0]], fields, requested), choices[0])
+        return result(image_size_of_table(file.path, cells[choices[0]], fields, requested), choices[0])
     except HFViTError as error:
-        taken = rows - cells[choices[0]]
+        prefix_rows = rows - cells[choices[0]]
         raise HFViTError(
-            f"{error}. {taken} of its {rows} rows were taken for class and register tokens; if that is wrong, say "
-            f"class_token_has_position={choices[0]}"
+            f"{error}. {prefix_rows} of its {rows} rows were taken for class and register tokens; if that is wrong, "
+            f"say class_token_has_position={choices[0]}"
         ) from error
 
 
 def _processing_of_0_1(settings: dict[str, Any], image_size: Any) -> ImageProcessing:
-    """Of the header that version 0.1.0 wrote: settings of a ViTImageProcessor without size, and crop_pct."""
-    stated = {key: value for key, value in settings.items() if key != "crop_pct"}
-    processing = ImageProcessing.from_transformers(stated).at_size(image_size)
+    """From a header of version 0.1.0: settings of a ViTImageProcessor without size, and crop_pct."""
+    without_crop = {key: value for key, value in settings.items() if key != "crop_pct"}
+    processing = ImageProcessing.from_transformers(without_crop).at_size(image_size)
     if (crop_pct := settings.get("crop_pct")) and processing.output_size is not None:
         height, width = processing.output_size
         if height == width:

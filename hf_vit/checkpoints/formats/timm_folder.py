@@ -1,4 +1,4 @@
-"""How a network is written for timm: which of its entry points builds it, with which arguments, under which names.
+"""Write a network for timm: the entry point that builds it, its arguments, and the names of tensors.
 
 timm's code ties epsilon, activation and positions to the entry point, so one is chosen that has them; sizes are
 arguments. Source: pytorch-image-models 1.0.31.
@@ -73,7 +73,7 @@ CANNOT: tuple[tuple[str, Callable[[HFViTConfig], bool]], ...] = (
 
 
 def timm_numerics(config: HFViTConfig) -> dict[str, Any]:
-    """What timm's entry point computes, field by field, and no argument of it changes."""
+    """Fields whose values timm's entry point fixes, without an argument to change them."""
     numerics = {key: value for key, value in NUMERICS.items() if key != "position_interpolation"}
     if config.pre_layernorm or config.rope == "dinov3" or config.norm_type == "rms":
         numerics["layer_norm_eps"] = 1e-5
@@ -86,8 +86,8 @@ def timm_numerics(config: HFViTConfig) -> dict[str, Any]:
 
 def header(config: HFViTConfig, fields: dict[str, Any], processing: ImageProcessing) -> dict[str, str]:
     """Header of a safetensors file in timm's names, from which `timm.read` restores the configuration."""
-    described = processing.to_timm(config.num_channels, config.image_size_hw)
-    stored = {"fields": fields, "style": vars(style_of(config)), "pretrained_cfg": described}
+    pretrained_cfg = processing.to_timm(config.num_channels, config.image_size_hw)
+    stored = {"fields": fields, "style": vars(style_of(config)), "pretrained_cfg": pretrained_cfg}
     return {"format": "pt", CONFIG_KEY: json.dumps(stored)}
 
 

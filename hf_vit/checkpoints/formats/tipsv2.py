@@ -21,14 +21,15 @@ from . import dinov2
 from .encoder import EncoderNames, model_mappings
 from .transformers_folder import (
     TransformersFolder,
-    beyond,
     check_depth,
     class_names,
     common_fields,
     config_json,
     not_specified,
     prefix_before,
+    required_config,
     stated_sizes,
+    unsupported_features,
     unused_names,
     with_defaults,
 )
@@ -61,14 +62,12 @@ def matches(file: TensorFile) -> bool:
 
 
 def read(file: TensorFile, requested: dict[str, Any], sidecars: dict[str, dict]) -> CheckpointSpec:
-    """Take the architecture from config.json, its `vision_config` where there are two towers.
+    """Take the architecture from config.json, its `vision_config` if there are two towers.
 
     Raises:
-        HFViTError: no config.json, or one that is not the file's.
+        HFViTError: no config.json, or one of another file.
     """
-    stored = sidecars.get("config.json")
-    if stored is None or stored.get("model_type") not in MODEL_TYPES:
-        raise HFViTError(f"{file.path}: TIPSv2 without its config.json; give the folder that holds both")
+    stored = required_config(file, sidecars, MODEL_TYPES, "TIPSv2")
     model_type = stored["model_type"]
     vision = stored.get("vision_config") or {} if model_type == "tipsv2" else stored
     theirs: Any = with_defaults(file, vision, "tipsv2_vision_model")
@@ -111,8 +110,8 @@ def read(file: TensorFile, requested: dict[str, Any], sidecars: dict[str, dict])
 
 
 def cannot(config: HFViTConfig) -> list[str]:
-    """What the family cannot express."""
-    wrong = {
+    """Features of a configuration that the family does not support."""
+    conditions = {
         "no class token": not config.use_class_token or not config.has_class_position,
         "positions other than a learned table": config.position_embedding_type != "learned",
         "a refit of positions other than bilinear": config.position_interpolation != "bilinear_antialias",
@@ -120,11 +119,11 @@ def cannot(config: HFViTConfig) -> list[str]:
         "a classifier (transformers has no such class)": bool(config.num_labels),
         "blocks without LayerScale": config.layer_scale_init is None,
     }
-    return [what for what, is_so in wrong.items() if is_so] + beyond(config, {"mlp_type"})
+    return unsupported_features(config, conditions, {"mlp_type"})
 
 
 def write(config: HFViTConfig, dtype: torch.dtype) -> TransformersFolder:
-    """A folder that transformers' own class loads."""
+    """The content of a folder for transformers' own class."""
     gated = config.mlp_type == "swiglu"
     entries = stated_sizes(config) | {
         "mlp_ratio": config.intermediate_size / config.hidden_size * (1.5 if gated else 1),
@@ -138,8 +137,8 @@ def write(config: HFViTConfig, dtype: torch.dtype) -> TransformersFolder:
         "attention_probs_dropout_prob": config.attention_probs_dropout_prob,
         "drop_path_rate": config.drop_path_rate,
     }
-    described = config_json("tipsv2_vision_model", "Tipsv2VisionModel", config, dtype, **entries)
+    config_dict = config_json("tipsv2_vision_model", "Tipsv2VisionModel", config, dtype, **entries)
     zeros: dict[str, tuple[int, ...]] = {"mask_token": (1, config.hidden_size)}
     if not config.num_register_tokens:
         zeros["register_tokens"] = (1, 0, config.hidden_size)
-    return TransformersFolder(described, model_mappings(config, NAMES), zeros)
+    return TransformersFolder(config_dict, model_mappings(config, NAMES), zeros)

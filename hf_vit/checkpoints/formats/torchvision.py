@@ -34,7 +34,7 @@ MLP = {
 
 
 def key_mappings(config: HFViTConfig, mlp: str) -> list[KeyMapping]:
-    """Every tensor of the model, their name and ours."""
+    """Mappings of all tensors of the model."""
     mappings = [
         rename("class_token", "vit.embeddings.cls_token"),
         rename("encoder.pos_embedding", "vit.embeddings.position_embeddings"),

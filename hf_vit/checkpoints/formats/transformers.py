@@ -142,7 +142,7 @@ class TransformersLayout:
 
 
 def key_mappings(config: HFViTConfig, layout: TransformersLayout) -> list[KeyMapping]:
-    """Every tensor of the model, their name and ours."""
+    """Mappings of all tensors of the model."""
     names = BEFORE_V5 if layout.old else SINCE_V5
     mappings = []
     theirs, ours = f"{layout.prefix}embeddings.", "vit.embeddings."
@@ -234,9 +234,9 @@ def read(file: TensorFile, requested: dict[str, Any], sidecars: dict[str, dict])
             fields["representation_size"] = file.shapes[f"{prefix}pooler.dense.weight"][0]
         if layout.two_heads:
             fields |= {"head_input": "two_tokens", "num_class_tokens": 2}
-    described = f"transformers {FAMILIES[family]}, keys {'before' if old else 'since'} transformers v5"
+    format = f"transformers {FAMILIES[family]}, keys {'before' if old else 'since'} transformers v5"
     return CheckpointSpec(
-        format=described if family != "hf_vit" else "hf_vit",
+        format=format if family != "hf_vit" else "hf_vit",
         fields=fields,
         key_mappings=lambda config: key_mappings(config, layout),
         not_specified=not_specified(fields) | {"problem_type"},
@@ -269,16 +269,16 @@ def _fields(file: TensorFile, stored: dict[str, Any]) -> dict[str, Any]:
         if padding != ("same", True):
             raise HFViTError(f"{file.path}: a BiT backbone without SAME padding has no counterpart in hf_vit")
     of_the_head = ("num_labels", "id2label", "label2id", *HEAD_FIELDS)  # the classifier tells how many there are
-    described = {key: value for key, value in stored.items() if key not in of_the_head}
+    config_dict = {key: value for key, value in stored.items() if key not in of_the_head}
     if family in ("vit_mae", "vit_msn", "ijepa"):
         theirs: Any = with_defaults(file, stored, family)
         patch = next(size for name, size in file.shapes.items() if name.endswith(PATCH))
         fields = common_fields(file, theirs, patch)
-        described = {name: value for name, value in fields.items() if value is not None} | {"model_type": "hf_vit"}
+        config_dict = {name: value for name, value in fields.items() if value is not None} | {"model_type": "hf_vit"}
         if family == "ijepa":
-            described |= {"pooling": "gap", "use_class_token": False}
+            config_dict |= {"pooling": "gap", "use_class_token": False}
     try:
-        config = HFViTConfig.from_dict(described)
+        config = HFViTConfig.from_dict(config_dict)
     except Exception as error:  # the strict dataclass raises its own error, and what validators run into
         raise HFViTError(f"{file.path}: config.json: {' '.join(str(error).split())}") from error
     for name in ("layer_norm_eps", "group_norm_eps", "weight_standardization_eps"):
@@ -351,14 +351,14 @@ def model_type_for(config: HFViTConfig) -> str:
 
 
 def cannot(config: HFViTConfig) -> list[str]:
-    """What these families cannot express."""
+    """Features of a configuration that these families do not support."""
     kind = model_type_for(config)
     pooling = "gap" if kind == "ijepa" else "token"
     other = dict(config.family_fields)
     two = kind == "deit" and config.num_class_tokens == 2
     if two:
         other = {name: value for name, value in other.items() if name not in ("head_input", "num_class_tokens")}
-    wrong = {
+    conditions = {
         "a ResNet stem (hybrid)": config.resnet_depths is not None,
         f'pooling other than "{pooling}"': config.pooling != pooling,
         "a representation layer under a classifier": (
@@ -372,7 +372,7 @@ def cannot(config: HFViTConfig) -> list[str]:
         "QK-norm": config.qk_norm,
         ", ".join(f"{name}={value!r}" for name, value in other.items()): bool(other),
     }
-    return [what for what, is_so in wrong.items() if is_so]
+    return [feature for feature, present in conditions.items() if present]
 
 
 def write(config: HFViTConfig, dtype: torch.dtype) -> TransformersFolder:

@@ -1,6 +1,6 @@
-"""What folders of transformers' families have in common: config.json with defaults, prefix, sizes, class names.
+"""Shared by the formats of transformers' families: config.json with defaults, prefix, sizes, class names.
 
-A family's own file says what its parts are called and what its configuration means.
+A family's own module has the names of its tensors and the meaning of its configuration.
 
 Tests: tests/hf_vit/checkpoints/test_families.py.
 """
@@ -20,7 +20,7 @@ from ..spec import count_layers, label_names, patch_size
 from ..tensor_file import TensorFile
 
 
-# Fields that decide which tensors there are: names and shapes say them, a caller cannot contradict them.
+# Fields that follow from names and shapes of tensors: a caller cannot contradict them.
 SHAPING = {
     *("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "mlp_type", "mlp_norm"),
     *("qkv_bias", "key_bias", "dense_bias", "attention_norm", "norm_type", "qk_norm", "layer_scale_init"),
@@ -33,11 +33,11 @@ SHAPING = {
 
 @dataclass
 class TransformersFolder:
-    """What is to be written for a family's own class.
+    """The content of a folder for a family's own class.
 
     Attributes:
-        config: of config.json. key_mappings: our tensors under its names. zeros: tensors that the class has and that
-            our network has not, by name and shape: mask tokens of pre-training.
+        config: of config.json. key_mappings: from its tensors to ours. zeros: names and shapes of tensors that our
+            network does not have: mask tokens of pre-training.
     """
 
     config: dict[str, Any]
@@ -45,10 +45,20 @@ class TransformersFolder:
     zeros: dict[str, tuple[int, ...]] = field(default_factory=dict)
 
 
-def with_defaults(file: TensorFile, stored: dict[str, Any], model_type: str) -> PreTrainedConfig:
-    """A config.json of that model type with what it leaves out, as transformers fills it in.
+def required_config(
+    file: TensorFile, sidecars: dict[str, dict], model_types: tuple[str, ...], family: str
+) -> dict[str, Any]:
+    """The config.json next to a file; HFViTError if there is none, or it is of another model type."""
+    stored = sidecars.get("config.json")
+    if stored is None or stored.get("model_type") not in model_types:
+        raise HFViTError(f"{file.path}: {family} without its config.json; give the folder that holds both")
+    return stored
 
-    Labels are left out: a damaged number of them would take all memory.
+
+def with_defaults(file: TensorFile, stored: dict[str, Any], model_type: str) -> PreTrainedConfig:
+    """A config.json with transformers' defaults for that model type.
+
+    Without labels: a damaged number of them would take all memory.
 
     Raises:
         HFViTError: this transformers has no such type, or a value is of the wrong type.
@@ -57,9 +67,8 @@ def with_defaults(file: TensorFile, stored: dict[str, Any], model_type: str) -> 
         raise HFViTError(f"{file.path}: model_type '{model_type}' needs a newer transformers")
     settings = {key: value for key, value in stored.items() if key not in ("num_labels", "id2label", "label2id")}
     depth = settings.get("num_hidden_layers", 0)
-    if isinstance(depth, (int, float)) and not 0 <= depth <= len(
-        file.shapes
-    ):  # some classes list a name for each layer
+    # before the class is made: some list a name for each layer
+    if isinstance(depth, (int, float)) and not 0 <= depth <= len(file.shapes):
         raise HFViTError(f"{file.path}: config.json says num_hidden_layers {depth!r:.50}, more than the file holds")
     try:
         types = {name: type(value) for name, value in vars(CONFIG_MAPPING[model_type]()).items()}
@@ -70,14 +79,14 @@ def with_defaults(file: TensorFile, stored: dict[str, Any], model_type: str) -> 
 
 
 def _as_typed(value: Any, kind: type | None) -> Any:
-    """A number as its class declares it: 1 for 1.0, and 4.0 for 4, which transformers before v5 took."""
+    """A number in the type of its field: 1 for 1.0 and 4.0 for 4, which transformers before v5 accepted."""
     if kind is float and type(value) is int:
         return float(value)
     return int(value) if kind is int and isinstance(value, float) and value.is_integer() else value
 
 
 def prefix_before(file: TensorFile, anchor: str) -> str:
-    """What stands before the name of a tensor that every file of a family has once.
+    """The prefix of names, from the name of a tensor that every file of a family has once.
 
     Raises:
         HFViTError: no such tensor, or several.
@@ -89,13 +98,13 @@ def prefix_before(file: TensorFile, anchor: str) -> str:
 
 
 def common_fields(file: TensorFile, theirs: Any, size: tuple[int, ...]) -> dict[str, Any]:
-    """Sizes and rates that every family's configuration names alike.
+    """Sizes and rates that have the same names in every family's configuration.
 
     Args:
-        theirs: its configuration. size: shape of the patch projection's weight, which has to agree.
+        theirs: its configuration. size: shape of the patch projection's weight.
 
     Raises:
-        HFViTError: the configuration is not that of the file.
+        HFViTError: the configuration does not match the file.
     """
     channels = theirs.num_channels
     if len(size) == 5:
@@ -132,7 +141,7 @@ def common_fields(file: TensorFile, theirs: Any, size: tuple[int, ...]) -> dict[
 
 
 def check_depth(file: TensorFile, pattern: str, depth: int) -> None:
-    """Refuse a configuration of another depth before anything of that size is built."""
+    """Raise HFViTError for a configuration of another depth than the file, before a network is built."""
     layers = count_layers(file, pattern)
     if layers != depth:
         raise HFViTError(f"{file.path}: config.json says num_hidden_layers {depth!r:.50}, the file holds {layers}")
@@ -167,13 +176,13 @@ def _is_number(key: Any) -> bool:
 
 
 def not_specified(fields: dict[str, Any]) -> set[str]:
-    """Those of the fields that a caller may contradict."""
+    """The fields that a caller may contradict."""
     fixed = SHAPING | ({"pooling"} if fields.get("pooling") == "map" else set())
     return set(fields) - fixed - {"num_labels", "id2label", "label2id"}
 
 
 def unused_names(file: TensorFile, pattern: str) -> tuple[set[str], list[str]]:
-    """Names that are deliberately not used, and a note of them by their first part."""
+    """Names that are deliberately not used, and a note that lists them, grouped by their first part."""
     names = {name for name in file if re.match(pattern, name)}
     groups: dict[str, int] = {}
     for name in sorted(names):
@@ -185,7 +194,7 @@ def unused_names(file: TensorFile, pattern: str) -> tuple[set[str], list[str]]:
 
 
 def stated_sizes(config: HFViTConfig) -> dict[str, Any]:
-    """Entries of config.json that every family names alike."""
+    """Entries of config.json with the same names in every family."""
     return {
         "image_size": config.image_size if isinstance(config.image_size, int) else list(config.image_size),
         "patch_size": config.patch_size if isinstance(config.patch_size, int) else list(config.patch_size),
@@ -196,21 +205,27 @@ def stated_sizes(config: HFViTConfig) -> dict[str, Any]:
     }
 
 
-def beyond(config: HFViTConfig, expressed: set[str]) -> list[str]:
-    """Features of a configuration that a family does not have: those of other families, but for `expressed`."""
-    features = [f"{name}={value!r}" for name, value in config.family_fields.items() if name not in expressed]
-    wrong = {
+def unsupported_features(config: HFViTConfig, conditions: dict[str, bool], supported_fields: set[str]) -> list[str]:
+    """Features of a configuration that a family does not have.
+
+    Args:
+        conditions: descriptions of features, and whether the configuration has them.
+        supported_fields: of `config.family_fields`.
+    """
+    features = [feature for feature, present in conditions.items() if present]
+    features += [f"{name}={value!r}" for name, value in config.family_fields.items() if name not in supported_fields]
+    common = {
         "a ResNet stem (hybrid)": config.resnet_depths is not None,
         "a representation layer": config.representation_size is not None,
         "QK-norm": config.qk_norm,
     }
-    return features + [what for what, is_so in wrong.items() if is_so]
+    return features + [feature for feature, present in common.items() if present]
 
 
 def config_json(
     model_type: str, architecture: str, config: HFViTConfig, dtype: torch.dtype, **entries: Any
 ) -> dict[str, Any]:
-    """A family's config.json: its defaults, sizes, these entries, and the class names."""
+    """A family's config.json: its defaults, these entries, and the class names."""
     theirs = CONFIG_MAPPING[model_type](**entries)
     names = label_names(config)
     theirs.id2label = dict(enumerate(names))
