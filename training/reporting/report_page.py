@@ -99,14 +99,8 @@ def write_report_page(folder: Path, report: ReportInput, log: Callable[[str], No
     """
     rows = [[checked(title, build, report, log) for title, build in row.items()] for row in parts_of(report, folder)]
     path = folder / REPORT_FILE
-    write_page(
-        path,
-        TEMPLATE,
-        title=report.title,
-        overview=report.overview,
-        scores=formatted_scores(report.scores),
-        rows=rows,
-    )
+    head, scores = score_table(report.scores)
+    write_page(path, TEMPLATE, title=report.title, overview=report.overview, score_head=head, scores=scores, rows=rows)
     return path
 
 
@@ -145,15 +139,18 @@ def checked(
         return Section(title, [f"This part could not be made: {error_in_one_line(error)}"])
 
 
-def formatted_scores(scores: Sequence[dict[str, Any]]) -> list[list[str]]:
-    """Metric, value, interval and images, as words."""
+def score_table(scores: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
+    """Head and rows of metric, value, interval where any score has one, and images, as words."""
     rows = []
     for row in scores:
         name = row["metric"]
         low, high = row.get("interval") or (None, None)
         interval = "" if low is None else f"{format_number(name, low)} to {format_number(name, high)}"
         rows.append([name.replace("_", " "), format_number(name, row["value"]), interval, f"{row['n']:,}"])
-    return rows
+    head = ["score", "value", "95 % interval", "images"]
+    if not any(row[2] for row in rows):
+        return [*head[:2], head[3]], [[*row[:2], row[3]] for row in rows]
+    return head, rows
 
 
 # -- images ---------------------------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from torch.distributed.tensor import DTensor
 
 from hf_vit.errors import error_in_one_line
 from hf_vit.hub.model_card import REPORT, REPORT_FILE, write_card
+from hf_vit.image_io import printable
 from hf_vit.interpretability.attention import uncompiled
 
 from ..data.dataset import ImageDataset, concatenate
@@ -176,7 +177,7 @@ def attention_sheets(
         if sheets and time.monotonic() - began > seconds:
             break
         columns, guesses, _ = attention_columns([index], network, dataset, normalize, processor)
-        title = dataset.image_name(index)
+        title = printable(Path(dataset.image_name(index)).name)
         if dataset.labels.ndim == 1:
             label, guess = (dataset.label_names[number] for number in (dataset.labels[index], *guesses))
             title = label if label == guess else f"{label}, taken for {guess}"

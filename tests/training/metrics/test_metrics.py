@@ -394,3 +394,9 @@ def test_a_rare_class_leaves_the_mean_over_classes_uncertain():
     (low, _), _ = bootstrap_intervals(*count_pairs(references, references))
     assert low == pytest.approx(wilson_interval(15, 15)[0])  # 2**2 / (1 / 96 + 1 / 4) = 15.4
     assert wilson_interval(100, 100)[0] > 0.96 > 0.8 > low
+
+
+def test_a_model_that_knows_one_class_has_an_interval():
+    references = np.arange(240) % 12
+    (low, high), _ = bootstrap_intervals(*count_pairs(np.zeros_like(references), references))
+    assert (low, high) == pytest.approx(wilson_interval(20, 240)) and low < 1 / 12 < high

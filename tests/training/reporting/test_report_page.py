@@ -169,3 +169,12 @@ def test_images_beside_each_other_have_frames_of_one_size():
         and sheet.getpixel((94, 30))[2] > 200
         and sheet.getpixel((2, 30)) == (128,) * 3
     )
+
+
+def test_a_column_of_intervals_is_there_where_a_score_has_one():
+    accuracy = {"metric": "accuracy", "value": 0.5, "n": 1200, "interval": [0.4, 0.6]}
+    loss = {"metric": "loss", "value": 1.25, "n": 1200}
+    head, rows = report_page.score_table([loss, accuracy])
+    assert head == ["score", "value", "95 % interval", "images"]
+    assert rows == [["loss", "1.25", "", "1,200"], ["accuracy", "50.00%", "40.00% to 60.00%", "1,200"]]
+    assert report_page.score_table([loss]) == (["score", "value", "images"], [["loss", "1.25", "1,200"]])

@@ -8,6 +8,7 @@ import re
 import shutil
 
 import pytest
+from PIL import Image
 
 from hf_vit import HFViTForImageClassification
 from hf_vit.cli.main import main as hf_vit
@@ -110,3 +111,17 @@ def test_a_run_resumed_at_its_end_has_its_page(run, tmp_path):
     after = (folder / "report.html").read_text(encoding="utf-8")
     matrix = re.compile(r'class="matrix">(.*?)</table>', re.DOTALL)
     assert matrix.search(after).group(1) == matrix.search(before).group(1)
+
+
+def test_an_image_without_a_class_is_named_without_its_folder(tmp_path):
+    paths = [tmp_path / f"{number}.png" for number in range(8)]
+    for number, path in enumerate(paths):
+        Image.new("L", (8, 8), 20 * number).save(path)
+    data = [(str(path), number / 3) for number, path in enumerate(paths)]
+    finetune(
+        output_dir=str(tmp_path / "out"),
+        **RUN | {"dataset": data, "per_device_train_batch_size": 4, "dev_fraction": 0.5},
+    )
+    text = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    looked_at = text[text.index("<h2>What the model looks at") : text.index("<h2>Near-duplicates")]
+    assert "<img" in looked_at and ".png" in looked_at and str(tmp_path) not in text

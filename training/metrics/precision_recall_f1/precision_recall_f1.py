@@ -48,9 +48,9 @@ def bootstrap_intervals(references: np.ndarray, predictions: np.ndarray, counts:
     """95 % intervals ((low, high) of balanced accuracy, (low, high) of macro F1) by the percentile bootstrap.
 
     Where fewer than FEW answers are wrong, or right, resamples hardly differ: of right answers alone all of them score
-    100 %, which is no interval. It is then made as wide as Wilson's for an accuracy, at the number of images that
-    would leave the mean over the classes as uncertain if all classes had as many (as Korn and Graubard 1998, Survey
-    Methodology 24(2), have it for strata).
+    100 %, which is no interval; nor has balanced accuracy one where a single class is predicted. It is then made as
+    wide as Wilson's for an accuracy, at the number of images that would leave the mean over the classes as uncertain
+    if all classes had as many (as Korn and Graubard 1998, Survey Methodology 24(2), have it for strata).
 
     Args:
         references, predictions, counts: distinct pairs (U,), as `count_pairs` returns them.
@@ -77,10 +77,10 @@ def bootstrap_intervals(references: np.ndarray, predictions: np.ndarray, counts:
     low, high = np.percentile(np.concatenate(samples, axis=1), [2.5, 97.5], axis=1)  # (2,) each
     support, predicted = by_class(counts[None], 0)[0], by_class(counts[None], 1)[0]
     hits = by_class((counts * (sides[0] == sides[1]))[None], 0)[0]
-    if min(hits.sum(), total - hits.sum()) < FEW:
+    if min(hits.sum(), total - hits.sum()) < FEW or (high == low).any():
         there = support > 0
         values = (hits[there] / support[there]).mean(), float(macro_f1(hits, predicted, support))
-        images = max(1, int(there.sum() ** 2 / (1 / support[there]).sum()))
+        images = round(there.sum() ** 2 / (1 / support[there]).sum())
         wilson = [binomtest(round(value * images), images).proportion_ci(method="wilson") for value in values]
         low = np.minimum(low, [interval.low for interval in wilson])
         high = np.maximum(high, [interval.high for interval in wilson])
