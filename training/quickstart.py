@@ -3,11 +3,11 @@
     make quickstart
     python -m training.quickstart --output_dir quickstart --seeds 0 1 2
 
-A small ViT learns generated letters, then scikit-learn's handwritten digits; next to it the same fine-tuning from
-scratch, with all labels and with ten per class. Every stage is a documented command, `python -m
-training.pretrain|finetune --config ...`: its `main` is called with the words that are printed, one stage after another
-in this process, so that the imports are paid once. No training code lives here. The finished folder is then loaded by
-a process that cannot import hf_vit, and has to repeat the trainer's predictions.
+A small ViT is pre-trained on generated letters and fine-tuned on scikit-learn's handwritten digits, with all labels
+and with ten per class; for comparison, the same is trained from scratch. Every stage is a documented command, `python
+-m training.pretrain|finetune --config ...`: its `main` is called with the arguments that are printed, in this
+process, so that modules are imported once. There is no training code here. At the end, a process that cannot import
+hf_vit loads the result and must reproduce the trainer's predictions.
 """
 
 import argparse
@@ -40,11 +40,11 @@ from .engine.checkpoints.checkpoint_io import write_json
 from .engine.checkpoints.save_outputs import PREDICTIONS_NAME
 
 
-REPORT_NAME = "report.json"  # also the mark of a folder that an earlier quickstart wrote, and may be written over
+REPORT_NAME = "report.json"  # also marks a folder that an earlier quickstart wrote, which may be overwritten
 PRETRAIN, FINETUNE = "quickstart_pretrain", "quickstart"
-FEW, FEW_STEPS, FEW_RATE = 10, 100, 1e-3  # labels per class of the second comparison, its steps, their learning rate
-TOLERANCE = 1e-4  # of logits: two processes sum in another order
-COMMANDS = {"pretrain": pretrain.main, "finetune": finetune.main}
+FEW, FEW_STEPS, FEW_RATE = 10, 100, 1e-3  # of the second comparison: labels per class, steps, learning rate
+LOGIT_TOLERANCE = 1e-4  # two processes may sum in different order
+STAGE_COMMANDS = {"pretrain": pretrain.main, "finetune": finetune.main}
 
 # Runs with `python -I` in an empty folder: neither the clone nor an installed hf_vit can be imported.
 EXTERNAL = """
@@ -104,15 +104,20 @@ def main(argv: list[str] | None = None) -> int:
     except (HFViTError, OSError) as error:
         return report_error(error)
     except KeyboardInterrupt:
-        print("\nstopped; the next run begins anew", file=sys.stderr)
+        print("\nstopped; the next run starts from the beginning", file=sys.stderr)
         return 130
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = Parser(prog="python -m training.quickstart", description="The main job in one command.")
+    parser = Parser(
+        prog="python -m training.quickstart",
+        description="The main job in one command: pre-train, fine-tune at a higher resolution, check, report.",
+    )
     parser.add_argument("--output_dir", default="quickstart", help="folder of the results (default: quickstart)")
-    parser.add_argument("--seed", type=int, default=0, help="of every stage (default: 0)")
-    parser.add_argument("--seeds", type=int, nargs="+", help="repeat the fine-tunings with each; the first is kept")
+    parser.add_argument("--seed", type=int, default=0, help="seed of every stage (default: 0)")
+    parser.add_argument(
+        "--seeds", type=int, nargs="+", help="repeat the fine-tuning with each seed; the model of the first is kept"
+    )
     parser.add_argument("--push_to_hub", metavar="NAME", help="upload the result to this Hub repository")
     return parser
 
@@ -130,7 +135,7 @@ def run(root: Path, seeds: Sequence[int], push_to: str | None = None, extra: Seq
     began = time.time()
     clear(root)
     stages = list(commands(root, seeds, extra))
-    # One core is left to the worker that draws or decodes the images.
+    # one core is left for the worker that draws or decodes images
     with thread_count(max(1, usable_cores() - 1)) as threads:
         for number, (title, name, words) in enumerate(stages, start=1):
             line = f"python -m {__package__ or 'training'}.{name} {' '.join(words)}"
@@ -147,7 +152,7 @@ def run(root: Path, seeds: Sequence[int], push_to: str | None = None, extra: Seq
 
 
 def clear(root: Path) -> None:
-    """Make `root` empty; what an earlier quickstart left goes, anything else is refused."""
+    """Empty `root` if an earlier quickstart wrote it; any other content is an error."""
     if root.is_dir() and any(root.iterdir()):
         if not (root / REPORT_NAME).is_file():
             raise HFViTError(f"{root} is not empty and no quickstart wrote it: give another --output_dir")
@@ -161,7 +166,7 @@ def clear(root: Path) -> None:
 
 
 def commands(root: Path, seeds: Sequence[int], extra: Sequence[str]) -> Iterator[tuple[str, str, list[str]]]:
-    """(title, command, its arguments) of every stage, in order, with the options that matter written out."""
+    """(title, command, arguments) of every stage, in order; the options that matter are written out."""
     pretrained = root / "pretrained"
     options = ["--config", PRETRAIN, "--seed", str(seeds[0]), "--output_dir", str(pretrained)]
     yield "pre-training on generated letters", "pretrain", [*options, *extra]
@@ -192,7 +197,7 @@ def recipe(name: str) -> dict[str, Any]:
 
 @contextmanager
 def thread_count(threads: int) -> Iterator[int]:
-    """Within it PyTorch uses so many threads, as a process started with OMP_NUM_THREADS does."""
+    """Within it, PyTorch uses this number of threads, as in a process started with OMP_NUM_THREADS."""
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
@@ -208,9 +213,9 @@ def run_stage(title: str, name: str, words: list[str]) -> None:
         HFViTError: it failed. KeyboardInterrupt: a signal ended it.
     """
     try:
-        facts = COMMANDS[name](words)
+        facts = STAGE_COMMANDS[name](words)
     except SystemExit as end:  # the command has printed its error
-        raise HFViTError(f"{title} ended with status {end.code}; its own message stands above") from None
+        raise HFViTError(f"{title} ended with status {end.code}; its message is above") from None
     if not facts:  # a first Ctrl-C lets the command finish its step and return normally
         raise KeyboardInterrupt
 
@@ -250,7 +255,7 @@ def compare_predictions(logits: np.ndarray, trainers: np.ndarray) -> dict[str, A
         raise HFViTError(f"the folder gives logits {logits.shape}, the trainer wrote {trainers.shape}")
     equal = int((logits.argmax(-1) == trainers.argmax(-1)).sum())
     difference = float(np.abs(logits - trainers).max())
-    agrees = equal == len(logits) and difference <= TOLERANCE
+    agrees = equal == len(logits) and difference <= LOGIT_TOLERANCE
     return {"n": len(logits), "equal": equal, "largest_difference": difference, "agrees": agrees}
 
 
@@ -258,7 +263,7 @@ def compare_predictions(logits: np.ndarray, trainers: np.ndarray) -> dict[str, A
 
 
 def gather(root: Path, seeds: Sequence[int]) -> dict[str, Any]:
-    """What the stages measured, from the facts that they wrote."""
+    """The measurements of the stages, from their facts."""
     pretraining = load_facts(root / "pretrained")
     stages = [{"stage": "pre-training", "seed": seeds[0], **measured(pretraining)}]
     for seed in seeds:

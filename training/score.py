@@ -1,14 +1,14 @@
-"""Give any image classifier its numbers, exactly, on any number of processes.
+"""Score any image classifier on a data set or a suite, with the same results on any number of processes.
 
     python -m training.score --model PATH_OR_HUB_ID --dataset PATH_OR_HUB_ID --output_dir scores
     python -m training.score --model PATH_OR_HUB_ID --dataset imagenet/val --real_labels real.json
     python -m training.score --model PATH_OR_HUB_ID --dataset images --few_shot 1 5 10 25 --knn 20
     python -m training.score --model PATH_OR_HUB_ID --suite paper --output_dir suite
 
-The model is one of ours, in any format, or any AutoModelForImageClassification (ViT, BiT, EfficientNet, ...). On the
-screen: a table; in --output_dir: facts.json, per_class.csv, confusion_matrix.png, model_index.yaml for a card's front
-matter, and .eval_results/ for a repository whose data set is on the Hub. If --output_dir is the folder of the model
-itself, its own facts.json and card gain the scores. `--help` lists every option.
+The model is a plain ViT in any format that hf_vit loads, or any AutoModelForImageClassification (BiT, ...). The
+scores are printed; --output_dir receives facts.json, per_class.csv, confusion_matrix.png, model_index.yaml for the
+metadata of a card, and .eval_results/ for data sets on the Hub. If --output_dir is the model's own folder, its
+facts.json and card gain the scores.
 """
 
 import argparse
@@ -40,7 +40,7 @@ SWITCH: dict[str, Any] = {
 
 
 class CurrentName(argparse.Action):
-    """Stores a choice; says the new name where an option was given by its old one."""
+    """Store a choice; an old name of the option prints the new one."""
 
     def __call__(self, parser, namespace, values, option_string=None) -> None:
         old = (option_string or "").removeprefix("--")
@@ -53,6 +53,7 @@ def build_parser() -> argparse.ArgumentParser:
     """Every option of the command."""
     parser = Parser(
         prog="python -m training.score",
+        usage="%(prog)s --model MODEL (--dataset DATASET | --suite SUITE) [--OPTION VALUE ...]",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
@@ -69,20 +70,22 @@ def build_parser() -> argparse.ArgumentParser:
     data.add_argument(
         "--split", "--eval_split", help="default: the first of validation, val, dev, test that the data has"
     )
-    data.add_argument("--train_split", default="train", help="what the probes learn from (train)")
+    data.add_argument("--train_split", default="train", help="split that the probes are fitted on (train)")
     data.add_argument("--dataset_config_name", help="configuration of a Hub dataset")
-    data.add_argument("--image_column", help="column with the images; default: found")
+    data.add_argument("--image_column", help="column with the images; default: recognized")
     data.add_argument(
-        "--label_column", nargs="+", help="column with the labels; default: found; several: one a label, or a number"
+        "--label_column",
+        nargs="+",
+        help="column with the labels; default: recognized; several: one per label, or numbers",
     )
-    data.add_argument("--label_separator", help="what separates the labels of a cell of text, such as '|'")
-    data.add_argument("--split_column", help="column that says which split a row belongs to; default: found")
-    data.add_argument("--image_root", help="folder that image paths in a table count from; default: the table's")
+    data.add_argument("--label_separator", help="separator of several labels in a text cell, such as '|'")
+    data.add_argument("--split_column", help="column with the split of each row; default: recognized")
+    data.add_argument("--image_root", help="folder that paths in a table are relative to; default: the table's")
     data.add_argument("--cache_dir", help="where tables and features are kept; default: datasets' cache")
     for name in ("on_decode_error", *(old for old, new in RENAMED.items() if new == "on_decode_error")):
         data.add_argument(
             f"--{name}", dest="on_decode_error", default="stop", choices=("stop", "skip"), action=CurrentName,
-            help="images that cannot be read: end with an error, or score without them (stop)"
+            help="images that cannot be read: stop with an error, or leave them out (stop)"
             if name == "on_decode_error" else argparse.SUPPRESS,
         )  # fmt: skip
     labels = parser.add_argument_group("classes")
@@ -90,56 +93,52 @@ def build_parser() -> argparse.ArgumentParser:
         "--label_map", help="JSON or YAML file of data class: model class; number: class i is output i"
     )
     labels.add_argument(
-        "--label_subset", help="outputs that compete: data (the data's classes), imagenet_a, imagenet_r, or a file"
+        "--label_subset", help="outputs to choose from: data (the data's classes), imagenet_a, imagenet_r, or a file"
     )
     labels.add_argument("--real_labels", help="ImageNet-ReaL: real.json, or the folder that holds it")
-    view = parser.add_argument_group(
-        "how images are resized and cropped; default: as the model's image processor does"
-    )
+    view = parser.add_argument_group("resizing and cropping; default: as the model's image processor does")
     view.add_argument("--image_size", type=int, nargs="+", metavar="PX", help="one number, or height and width")
     view.add_argument("--crop_pct", type=float, help="resize the short side to size / crop_pct, crop the center")
     view.add_argument("--squash", help="resize to height x width, as the ViT paper evaluates", **SWITCH)
     view.add_argument("--resample", choices=tuple(RESAMPLING), help="filter of the resize")
-    view.add_argument("--tta", default="none", choices=tuple(TTA), help="average over mirrored images, crops (none)")
-    probes = parser.add_argument_group("probes on frozen features, in place of the head")
+    view.add_argument("--tta", default="none", choices=tuple(TTA), help="average over mirrored images or crops (none)")
+    probes = parser.add_argument_group("probes on frozen features, instead of the head")
     probes.add_argument("--few_shot", type=int, nargs="+", metavar="SHOTS", help="images per class, such as 1 5 10 25")
-    probes.add_argument("--knn", type=int, metavar="K", help="nearest neighbors, all of --train_split")
-    probes.add_argument("--l2", type=float, default=L2, help="of the few-shot ridge regression (1024)")
+    probes.add_argument("--knn", type=int, metavar="K", help="nearest neighbors, among all of --train_split")
+    probes.add_argument("--l2", type=float, default=L2, help="penalty of the few-shot ridge regression (1024)")
     machine = parser.add_argument_group("machine")
     machine.add_argument("--per_device_eval_batch_size", type=int, default=32, help="images in a batch (32)")
-    machine.add_argument(
-        "--dataloader_num_workers", type=int, default=0, help="processes that decode, per process (0)"
-    )
+    machine.add_argument("--dataloader_num_workers", type=int, default=0, help="decoding processes, per process (0)")
     machine.add_argument("--bf16", help="mixed precision", **SWITCH)
-    machine.add_argument("--use_cpu", help="leave a GPU alone", **SWITCH)
+    machine.add_argument("--use_cpu", help="run on the CPU even if there is a GPU", **SWITCH)
     machine.add_argument("--no_speed", help="do not measure throughput, latency and memory", **SWITCH)
     suite = parser.add_argument_group("suites")
     suite.add_argument(
-        "--data", nargs="+", default=[], metavar="TASK=PATH", help="local copies of a suite's data sets"
+        "--data", nargs="+", default=[], metavar="TASK=PATH", help="paths of local copies of a suite's data sets"
     )
     suite.add_argument(
         "--transfer", default="probe", choices=("probe", "finetune"), help="ridge probe on all labels, or the paper's "
         "fine-tuning with its grid of learning rates (probe)"
     )  # fmt: skip
     suite.add_argument(
-        "--finetune_set", nargs="+", default=[], metavar="NAME=VALUE", help="arguments of training.finetune to change"
+        "--finetune_set", nargs="+", default=[], metavar="NAME=VALUE", help="options of training.finetune to change"
     )
     return parser
 
 
 def parse_score(argv: list[str] | None = None) -> argparse.Namespace:
-    """The options, checked as far as that goes without opening anything.
+    """Parse the options and check what can be checked before anything is opened.
 
     Raises:
         HFViTError: an unknown option, or options that contradict each other.
     """
     args = build_parser().parse_args(argv)
     if (args.dataset is None) == (args.suite is None):
-        raise HFViTError("what to score on? Give --dataset (a folder, a Hub id, digits) or --suite NAME")
+        raise HFViTError("no data to score on: give --dataset (a folder, a Hub id, digits) or --suite NAME")
     if args.suite is not None and args.output_dir is None:
-        raise HFViTError("a suite needs --output_dir FOLDER: it resumes from what it finds there")
+        raise HFViTError("a suite needs --output_dir FOLDER: it resumes from the results in it")
     if args.report and args.output_dir is None:
-        raise HFViTError("--report writes a page: give the folder for it with --output_dir")
+        raise HFViTError("--report writes a page: give its folder with --output_dir")
     refuse_unused(args)
     if args.per_device_eval_batch_size < 1:
         raise HFViTError(f"--per_device_eval_batch_size must be 1 or more, got {args.per_device_eval_batch_size}")

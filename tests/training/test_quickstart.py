@@ -106,7 +106,7 @@ def test_a_failed_stage_ends_the_run(tmp_path, capsys):
 
 
 def test_a_signal_in_a_stage_ends_the_run(tmp_path, monkeypatch, capsys):
-    monkeypatch.setitem(quickstart.COMMANDS, "pretrain", lambda words: {})  # what a command returns after Ctrl-C
+    monkeypatch.setitem(quickstart.STAGE_COMMANDS, "pretrain", lambda words: {})  # what a command returns after Ctrl-C
     assert quickstart.main(["--output_dir", str(tmp_path / "quickstart")]) == 130
     assert "stopped" in capsys.readouterr().err
 

@@ -1,7 +1,7 @@
-"""Metrics as modules of `evaluate`: `evaluate.load("training/metrics/real_accuracy")` works offline, from a clone.
+"""Metrics for the library `evaluate`: `evaluate.load("training/metrics/real_accuracy")` works offline, from a clone.
 
-One folder, one metric, one file that needs nothing of this package, so that publish.py can put each on the Hub as a
-Space. `predictions` are class numbers, or scores where so documented (`topk_accuracy`, `calibration`, `multilabel`).
-Every module returns its value under its own name, or several under theirs, and the number of images as `n`.
-metric_state.py is the running state of an evaluation, built on the same functions.
+Each metric is a folder with one file that imports nothing from this package, so that publish.py can upload it as a
+Space. `predictions` are class numbers, or scores for `topk_accuracy`, `calibration` and `multilabel`. A metric has
+its value under its own name, or several under theirs, and the image count as `n`. metric_state.py counts during
+an evaluation, with the same functions.
 """

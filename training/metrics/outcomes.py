@@ -1,7 +1,7 @@
-"""What each image of an evaluation came to: its label, its most probable classes, its loss; for the report of a run.
+"""The result of an evaluation for each image: label, most probable classes, loss; for the report of a run.
 
-Collected batch by batch beside `MetricState`. Of one class an image the KEPT most probable classes are kept, so that
-memory is images times KEPT, however many classes there are; of several labels, or numbers, all outputs.
+Collected batch by batch next to `MetricState`. With one class per image, the TOP_CLASSES most probable ones are kept,
+so that memory does not grow with the number of classes; with several labels or numbers, all outputs.
 """
 
 from dataclasses import dataclass
@@ -16,17 +16,17 @@ from hf_vit.atomic_file import atomic_path
 from hf_vit.problem_type import SINGLE_LABEL
 
 
-KEPT = 16
+TOP_CLASSES = 16  # kept for each image
 OUTCOMES_NAME = "outcomes.npz"  # in the folder of a run; never uploaded
 
 
 @dataclass(frozen=True)
 class Outcomes:
-    """One entry for each image that could be read, in the order of the data.
+    """One entry per readable image, in the order of the data.
 
     Attributes:
-        problem_type: transformers' word for what labels are.
-        index: int64 (N,), the image's place in the data set. losses: float32 (N,), without label smoothing.
+        problem_type: transformers' name for the kind of labels.
+        index: int64 (N,), of the image in the data set. losses: float32 (N,), without label smoothing.
         labels: int64 (N,); of several labels, or numbers, float32 (N, K).
         classes, probabilities: int32 and float32 (N, k), the most probable first. own: float32 (N,), the label's
             probability. outputs: float32 (N, K), the logits of several labels, or numbers in their unit. Each is None
@@ -61,7 +61,7 @@ class Outcomes:
 
 
 def joined_outcomes(parts: list[Outcomes], sizes: list[int]) -> Outcomes:
-    """Those of several data sets, as if these were one after another; `sizes` are their numbers of images."""
+    """The outcomes of several data sets, concatenated; `sizes` are their numbers of images."""
     starts = np.cumsum([0, *sizes[:-1]])
     arrays = {
         name: np.concatenate([getattr(part, name) for part in parts])
@@ -73,7 +73,7 @@ def joined_outcomes(parts: list[Outcomes], sizes: list[int]) -> Outcomes:
 
 
 class OutcomeState:
-    """Collects outcomes while images stream by; one a process."""
+    """Collects outcomes batch by batch; one per process."""
 
     def __init__(self, problem_type: str):
         self.problem_type = problem_type
@@ -86,14 +86,14 @@ class OutcomeState:
         """Add a batch.
 
         Args:
-            logits: (B, K). labels: int64 (B,), or (B, K) of several labels or numbers. index: (B,) places in the data.
-            losses: (B,); None where labels are classes: the cross-entropy.
+            logits: (B, K). labels: int64 (B,), or (B, K) of several labels or numbers. index: (B,), in the data.
+            losses: (B,); None for classes: the cross-entropy.
         """
         logits = logits.float()
         if self.problem_type == SINGLE_LABEL:
             log_probabilities = logits.log_softmax(-1)
             own = log_probabilities.gather(1, labels[:, None])[:, 0]
-            top = log_probabilities.topk(min(KEPT, logits.shape[1]))
+            top = log_probabilities.topk(min(TOP_CLASSES, logits.shape[1]))
             losses = -own if losses is None else losses
             parts = (top.indices.int(), top.values.exp().nan_to_num(0.0), own.exp().nan_to_num(0.0))
         else:
@@ -102,11 +102,11 @@ class OutcomeState:
         self.kept.append((index.to(logits.device), losses.float(), labels, *parts))
 
     def gather(self, accelerator: Accelerator) -> Outcomes | None:
-        """The outcomes of all processes in the order of the data, on each; None without images. All call it."""
+        """The outcomes of all processes in the order of the data; None without images. All processes call it."""
         arrays = [torch.cat(part).cpu().numpy() for part in zip(*self.kept)]
         if accelerator.num_processes > 1:
-            found = [part for part in gather_object([arrays]) if part]
-            arrays = [np.concatenate(part) for part in zip(*found)]
+            gathered = [part for part in gather_object([arrays]) if part]
+            arrays = [np.concatenate(part) for part in zip(*gathered)]
         if not arrays:
             return None
         order = np.argsort(arrays[0], kind="stable")

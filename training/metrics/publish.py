@@ -1,4 +1,4 @@
-"""Put a metric on the Hub as a Space, from where `evaluate.load("owner/real_accuracy")` takes it.
+"""Upload a metric to the Hub as a Space, for `evaluate.load("owner/real_accuracy")`.
 
 python -m training.metrics.publish real_accuracy owner
 """
@@ -16,14 +16,14 @@ from hf_vit.hub.upload import one_line_errors
 
 
 HERE = Path(__file__).parent
-NAMES = sorted(path.parent.name for path in HERE.glob("*/*.py") if path.stem == path.parent.name)
+METRIC_NAMES = sorted(path.parent.name for path in HERE.glob("*/*.py") if path.stem == path.parent.name)
 APP = """import evaluate
 from evaluate.utils import launch_gradio_widget
 
 
 launch_gradio_widget(evaluate.load("{name}.py"))
 """
-REQUIREMENTS = "evaluate>=0.4.6\nnumpy\nscikit-learn\n"  # scipy comes with it
+SPACE_REQUIREMENTS = "evaluate>=0.4.6\nnumpy\nscikit-learn\n"  # scipy comes with it
 
 
 def space_files(name: str) -> dict[str, str]:
@@ -32,8 +32,8 @@ def space_files(name: str) -> dict[str, str]:
     Raises:
         HFViTError: no metric of that name.
     """
-    if name not in NAMES:
-        raise HFViTError(f"no metric '{name}'; there are {', '.join(NAMES)}")
+    if name not in METRIC_NAMES:
+        raise HFViTError(f"no metric '{name}'; there are {', '.join(METRIC_NAMES)}")
     code = (HERE / name / f"{name}.py").read_text(encoding="utf-8")
     about = ast.get_docstring(ast.parse(code)) or name
     metadata = {
@@ -46,11 +46,16 @@ def space_files(name: str) -> dict[str, str]:
     }
     use = f'import evaluate\nmetric = evaluate.load("OWNER/{name}")\nhelp(metric)'
     card = f"---\n{yaml.safe_dump(metadata, sort_keys=False)}---\n\n# {name}\n\n{about}\n\n```python\n{use}\n```\n"
-    return {f"{name}.py": code, "README.md": card, "app.py": APP.format(name=name), "requirements.txt": REQUIREMENTS}
+    return {
+        f"{name}.py": code,
+        "README.md": card,
+        "app.py": APP.format(name=name),
+        "requirements.txt": SPACE_REQUIREMENTS,
+    }
 
 
-def publish(name: str, owner: str, private: bool = False) -> str:
-    """Upload a metric to the Space `owner/name`, made where it does not exist; its address.
+def publish(name: str, owner: str, private: bool) -> str:
+    """Upload a metric to the Space `owner/name`, which is created if needed; returns its address.
 
     Raises:
         HFViTError: no such metric, no token, no permission, no network.
@@ -70,9 +75,9 @@ def publish(name: str, owner: str, private: bool = False) -> str:
 def main(argv: list[str] | None = None) -> str:
     """Publish and print the address; bad input is one line on stderr and exit status 2."""
     parser = Parser(prog="python -m training.metrics.publish", description=__doc__)
-    parser.add_argument("name", help=", ".join(NAMES))
+    parser.add_argument("name", help=", ".join(METRIC_NAMES))
     parser.add_argument("owner", help="user or organization on the Hub")
-    parser.add_argument("--private", action="store_true", help="for yourself")
+    parser.add_argument("--private", action="store_true", help="visible only to you")
     try:
         args = parser.parse_args(argv)
         address = publish(args.name, args.owner, args.private)

@@ -1,6 +1,6 @@
-"""Scores of outputs that are not classes: several labels of an image, or numbers. For the Trainer and training.score.
+"""Scores for several labels per image, or numbers. For the Trainer and training.score.
 
-The metric functions are imported where they are called: `evaluate`, which their files need, takes seconds to import.
+The metric functions are imported where they are called, because `evaluate` takes seconds to import.
 
 Tests: tests/training/metrics/test_target_scores.py.
 """
@@ -24,10 +24,10 @@ def target_scores(
     """Every score of logits (n, K) and labels (n, K): 0 or 1 of several labels, or numbers in the logits' unit.
 
     Args:
-        names: of the outputs. thresholds: (K,) of a multi-label model's scores, for F1 at these beside that at 0.5.
+        names: of the outputs. thresholds: (K,) of a multi-label model; F1 is then given at these and at 0.5.
 
     Raises:
-        HFViTError: outputs that are not finite; labels of which no image has any.
+        HFViTError: outputs are not finite; no image has any label.
     """
     finite = np.isfinite(logits).all(axis=1)
     if not finite.all():
@@ -38,7 +38,7 @@ def target_scores(
 
 
 def sigmoid(logits: np.ndarray) -> np.ndarray:
-    """Float64 scores; of logits below 0 by the other form, whose exponent does not overflow."""
+    """Float64 scores; for logits below 0 in the form whose exponent does not overflow."""
     exponents = np.exp(-np.abs(logits.astype(np.float64)))
     return np.where(logits >= 0, 1.0, exponents) / (1.0 + exponents)
 
@@ -46,7 +46,7 @@ def sigmoid(logits: np.ndarray) -> np.ndarray:
 def multilabel_scores(
     scores: np.ndarray, labels: np.ndarray, thresholds: Sequence[float] | None = None
 ) -> dict[str, float]:
-    """mAP, macro and micro F1 at 0.5, and at the thresholds where there are some."""
+    """mAP, macro and micro F1 at 0.5, and at the thresholds if given."""
     from .multilabel.multilabel import mean_average_precision, multilabel_f1
 
     try:
@@ -56,15 +56,15 @@ def multilabel_scores(
     result |= dict(zip(("macro_f1", "micro_f1"), multilabel_f1(scores, labels)))
     if thresholds is not None:
         shifted = scores - np.asarray(thresholds)
-        at = multilabel_f1(shifted, labels, threshold=0.0)
-        result |= dict(zip(("macro_f1_at_thresholds", "micro_f1_at_thresholds"), at))
+        f1 = multilabel_f1(shifted, labels, threshold=0.0)
+        result |= dict(zip(("macro_f1_at_thresholds", "micro_f1_at_thresholds"), f1))
     return result
 
 
 def regression_scores(values: np.ndarray, labels: np.ndarray, names: Sequence[str]) -> dict[str, float]:
-    """MAE, RMSE and R2: of one number, or their means over several with those of each, as `mae_NAME`.
+    """MAE, RMSE and R2; for several numbers their means, and those of each as `mae_NAME`.
 
-    R2 is left out where all labels are equal: it is not defined.
+    R2 is left out if all labels are equal, where it is not defined.
     """
     from .regression.regression import regression
 

@@ -15,7 +15,7 @@ import numpy as np
 from hf_vit.problem_type import SINGLE_LABEL
 
 from ..data.dataset import ImageDataset
-from ..metrics.outcomes import KEPT, Outcomes
+from ..metrics.outcomes import TOP_CLASSES, Outcomes
 from .facts import is_hf_vit
 from .run_page import MAX_ATTENTION_SECONDS, REPORT_EXAMPLES, attention_sheets
 
@@ -91,7 +91,7 @@ def invented_outcomes(images: ImageDataset | None, problem_type: str, num_labels
     if problem_type != SINGLE_LABEL:
         return Outcomes(problem_type, index, losses, labels, outputs=outputs)
     probabilities = np.exp(outputs) / np.exp(outputs).sum(1, keepdims=True)
-    classes = np.argsort(-outputs, axis=1)[:, :KEPT]
+    classes = np.argsort(-outputs, axis=1)[:, :TOP_CLASSES]
     own = probabilities[index, labels]
     return Outcomes(
         problem_type, index, losses, labels, classes, np.take_along_axis(probabilities, classes, axis=1), own

@@ -25,7 +25,7 @@ from hf_vit.problem_type import MULTI_LABEL, REGRESSION, SINGLE_LABEL, THRESHOLD
 
 from ..data.dataset import ImageDataset
 from ..data.deduplication import Duplicate
-from ..metrics.outcomes import KEPT, Outcomes
+from ..metrics.outcomes import TOP_CLASSES, Outcomes
 from ..metrics.target_scores import sigmoid
 from .mislabelled import find_label_issues, find_wrong_marks
 from .progress import format_number
@@ -345,9 +345,9 @@ def likely_mislabelled_section(report: ReportInput, folder: Path) -> Section:
     if (
         len(outcomes.labels)
         and outcomes.problem_type == SINGLE_LABEL
-        and outcomes.classes.shape[1] == KEPT < len(names)
+        and outcomes.classes.shape[1] == TOP_CLASSES < len(names)
     ):
-        section.text.append(f"The {KEPT} most probable classes of each image are looked at.")
+        section.text.append(f"The {TOP_CLASSES} most probable classes of each image are looked at.")
     return section
 
 

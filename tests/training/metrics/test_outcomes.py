@@ -9,7 +9,7 @@ import torch
 from accelerate import Accelerator
 
 from hf_vit.problem_type import MULTI_LABEL, SINGLE_LABEL
-from training.metrics.outcomes import KEPT, Outcomes, OutcomeState, joined_outcomes
+from training.metrics.outcomes import TOP_CLASSES, Outcomes, OutcomeState, joined_outcomes
 
 
 def collected(logits, labels, index, problem_type=SINGLE_LABEL, losses=None, batch=3):
@@ -42,7 +42,7 @@ def test_memory_does_not_grow_with_the_classes():
     sizes = [
         sum(part.nbytes for part in vars(found).values() if isinstance(part, np.ndarray)) for found in (few, many)
     ]
-    assert sizes[0] == sizes[1] and many.classes.shape == (6, KEPT)
+    assert sizes[0] == sizes[1] and many.classes.shape == (6, TOP_CLASSES)
 
 
 def test_outputs_that_are_not_finite_are_counted_as_nothing():

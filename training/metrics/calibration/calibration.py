@@ -1,9 +1,9 @@
 """Whether a classifier's confidence is its accuracy: ECE, NLL and Brier score, before and after one temperature.
 
 ECE: Guo et al. 2017 (arXiv:1706.04599), bins of equal width (lower, upper] on the largest probability. After: the
-temperature is the one with the least NLL. Each half of the images is scored with the temperature that fits the other
-half, so that the gain is not one of fitting what is measured; halves, because ten parts cost five times as much. Where
-nearly all or no images are right, no temperature can be told from few of the others: it stays 1. Not torchmetrics'
+temperature is the one with the least NLL. Each half of the images is scored with the temperature fitted on the other
+half, so that it is not fitted on the images that it is measured on; halves, because ten parts cost five times as much.
+If nearly all or nearly no images are right, the others are too few to fit a temperature: it stays 1. Not torchmetrics'
 `CalibrationError`: it fits no temperature.
 
 Tests: tests/training/metrics/test_metrics.py.
@@ -20,8 +20,8 @@ CITATION = "Guo, Pleiss, Sun, Weinberger: On calibration of modern neural networ
 INPUTS = "predictions: logits, or log-probabilities (N, K). references: class numbers (N,). bins: 15 unless given."
 METHOD = "one temperature with the least NLL, fitted on the other half of the images; 1 below ten right or wrong ones"
 BOUNDS = (0.05, 20.0)  # of the temperature
-MIN_EACH = 10  # right, and wrong, images below which the temperature stays 1
-BLOCK = 2**16  # logits at a time: they stay in the processor's cache
+MIN_EACH = 10  # right and wrong images; with fewer of either the temperature stays 1
+LOGITS_PER_BLOCK = 2**16  # so that they stay in the processor's cache
 
 
 def expected_calibration_error(confidence: np.ndarray, right: np.ndarray, bins: int = 15) -> float:
@@ -36,10 +36,10 @@ def ece_of_bins(confidence: np.ndarray, hits: np.ndarray, count: int) -> float:
 
 
 def blocks(logits: np.ndarray, references: np.ndarray, chosen: np.ndarray):
-    """The chosen rows, some at a time: logits less their largest (b, K), those of the references (b,), where (b,)."""
-    step = max(1, BLOCK // logits.shape[1])
-    for first in range(0, len(chosen), step):
-        where = chosen[first : first + step]
+    """The chosen rows in blocks: logits less their largest (b, K), those of the references (b,), row numbers (b,)."""
+    step = max(1, LOGITS_PER_BLOCK // logits.shape[1])
+    for start in range(0, len(chosen), step):
+        where = chosen[start : start + step]
         rows = logits[where]  # a copy, of this block alone
         rows -= rows.max(axis=1, keepdims=True)
         yield rows, rows[np.arange(len(rows)), references[where]], where
@@ -56,9 +56,9 @@ def mean_nll(logits: np.ndarray, references: np.ndarray, temperature: float, cho
 
 
 def fit_temperature(logits: np.ndarray, references: np.ndarray, chosen: np.ndarray | None = None) -> float:
-    """The temperature within BOUNDS with the least NLL of the chosen rows, of all where None.
+    """The temperature within BOUNDS with the least NLL on the chosen rows (None: all).
 
-    It is 1 where too few images are right, or wrong, to tell.
+    It is 1 if too few images are right, or wrong.
     """
     chosen = np.arange(len(references)) if chosen is None else chosen
     right = sum(
@@ -76,9 +76,9 @@ def fit_temperature(logits: np.ndarray, references: np.ndarray, chosen: np.ndarr
 
 
 def temperatures(logits: np.ndarray, references: np.ndarray) -> tuple[np.ndarray, float]:
-    """For each image the temperature that fits the half it is not in (N,), and the one that fits all."""
+    """For each image the temperature fitted on the half that it is not in (N,), and the one fitted on all."""
     each = np.ones(len(references))
-    order = np.argsort(logits.argmax(1) == references, kind="stable")  # both halves have as many mistakes
+    order = np.argsort(logits.argmax(1) == references, kind="stable")  # both halves get the same number of mistakes
     halves = np.sort(order[::2]), np.sort(order[1::2])
     for half, other in (halves, halves[::-1]):
         each[half] = fit_temperature(logits, references, other)
@@ -94,11 +94,11 @@ def scores(logits: np.ndarray, references: np.ndarray, temperature: np.ndarray, 
         answers = answers / temperature[where]
         rows /= temperature[where, None].astype(rows.dtype)
         np.exp(rows, out=rows)
-        whole = rows.sum(1).astype(np.float64)
-        confidence[where] = 1 / whole
-        nll += float((np.log(whole) - answers).sum())
-        squares = np.einsum("nk,nk->n", rows, rows) / whole**2
-        brier += float((squares - 2 * np.exp(answers) / whole + 1).sum())
+        total = rows.sum(1).astype(np.float64)
+        confidence[where] = 1 / total
+        nll += float((np.log(total) - answers).sum())
+        squares = np.einsum("nk,nk->n", rows, rows) / total**2
+        brier += float((squares - 2 * np.exp(answers) / total + 1).sum())
     return {"ece": expected_calibration_error(confidence, right, bins), "nll": nll / count, "brier": brier / count}
 
 

@@ -1,4 +1,4 @@
-"""Balanced accuracy: mean of the classes' accuracies, what Pets, Flowers-102 and Caltech-101 are reported in.
+"""Balanced accuracy: the mean of the classes' accuracies, as reported for Pets, Flowers-102 and Caltech-101.
 
 Tests: tests/training/metrics/test_metrics.py.
 """

@@ -1,7 +1,7 @@
 """Precision, recall and F1 of each class, and macro F1 with its 95 % interval from the bootstrap.
 
 As scikit-learn's `precision_recall_fscore_support(zero_division=0)` and `f1_score(average="macro")`. Not scikit-learn
-itself: its functions need every prediction in one place and take seconds for 21,841 classes, these take counts, which
+itself: its functions need all predictions in one place and take seconds for 21,841 classes; these take the counts that
 a running evaluation has.
 
 Tests: tests/training/metrics/test_metrics.py.
@@ -16,7 +16,7 @@ from scipy.stats import binomtest
 DESCRIPTION = "Precision, recall and F1 of each class; macro F1 over the classes that occur, with a 95 % interval."
 CITATION = "Efron, Tibshirani: An introduction to the bootstrap. doi:10.1201/9780429246593"
 INPUTS = "predictions: class numbers (N,). references: class numbers (N,). num_classes: K; the largest number + 1."
-RESAMPLES, BLOCK = 1000, 100  # of the bootstrap; resamples held at once
+RESAMPLES, RESAMPLES_AT_ONCE = 1000, 100  # of the bootstrap
 FEW = 5  # wrong answers, or right ones, below which resampling shows too little of what is possible
 
 
@@ -60,7 +60,7 @@ def bootstrap_intervals(references: np.ndarray, predictions: np.ndarray, counts:
     sides = index.reshape(2, -1)  # of each pair the class that is right, the class that is predicted
 
     def by_class(drawn: np.ndarray, side: int) -> np.ndarray:
-        """Images (BLOCK, classes) of drawn pairs (BLOCK, U)."""
+        """Images (RESAMPLES_AT_ONCE, classes) of drawn pairs (RESAMPLES_AT_ONCE, U)."""
         order = np.argsort(sides[side], kind="stable")
         there, first = np.unique(sides[side][order], return_index=True)
         summed = np.zeros((len(drawn), len(classes)))
@@ -68,8 +68,8 @@ def bootstrap_intervals(references: np.ndarray, predictions: np.ndarray, counts:
         return summed
 
     rng, total, samples = np.random.default_rng(seed), int(counts.sum()), []
-    for _ in range(0, RESAMPLES, BLOCK):
-        drawn = rng.multinomial(total, counts / total, size=BLOCK)  # (BLOCK, U)
+    for _ in range(0, RESAMPLES, RESAMPLES_AT_ONCE):
+        drawn = rng.multinomial(total, counts / total, size=RESAMPLES_AT_ONCE)  # (RESAMPLES_AT_ONCE, U)
         support, predicted = by_class(drawn, 0), by_class(drawn, 1)
         hits = by_class(drawn * (sides[0] == sides[1]), 0)
         recall = (hits / np.maximum(support, 1)).sum(-1) / (support > 0).sum(-1)
