@@ -429,7 +429,7 @@ def bad(tmp_path, models):
         ({"model": "{bad}/headless", "dataset": "digits"}, "has no head to score"),
         ({"model": "{bad}/nothing", "dataset": "digits"}, "cannot load --model"),
         ({"dataset": "owner/images"}, "owner/images"),
-        ({}, "Give --dataset"),
+        ({}, "give --dataset"),
         ({"dataset": "digits", "crop_pct": 2}, "crop_pct must lie in"),
         ({"dataset": "digits", "knn": 5000}, "choose 1 to 1437"),
         ({"dataset": "digits", "few_shot": 900}, "the scarcest class has"),

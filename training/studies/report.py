@@ -112,7 +112,7 @@ def spread_of_seeds(values: list[float]) -> str:
     return f"{100 * statistics.fmean(values):.2f} ± {100 * statistics.stdev(values):.2f} %"
 
 
-def score_table(study: Study, scores: Scores) -> list[str]:
+def study_table(study: Study, scores: Scores) -> list[str]:
     """One line per series and x, with every seed."""
     lines = []
     for panel in scores.panels():
@@ -153,7 +153,7 @@ def report(study: Study, results: dict[str, Any]) -> str:
     machine = results["environment"]
     threads = f", {machine['threads']} thread{'s' * (machine['threads'] > 1)}" if "threads" in machine else ""
     lines += [
-        *score_table(study, scores_of(results)),
+        *study_table(study, scores_of(results)),
         "",
         "exaFLOPs are of training on images, with that of the models started from.",
         "",
