@@ -53,7 +53,6 @@ from ..reporting import attention_examples, facts, progress
 from ..reporting.flops import measured_peak
 from .accelerator import create_accelerator, memory_advice
 from .checkpoints import checkpoint_io, save_outputs
-from .checkpoints.full_tensors import model_weights
 from .checkpoints.output_folder import checkpoint_to_resume, locked
 from .checkpoints.resume import resume_run
 from .checkpoints.resume_check import RunIdentity
@@ -590,12 +589,8 @@ class Trainer:
     def save_model(self, output_dir: str | Path | None = None) -> None:
         """Write weights (their average, if one is kept), config, code and processor; each file appears whole."""
         folder = self.output_dir if output_dir is None else Path(output_dir)
-        main = self.accelerator.is_main_process
         with self.averaged():
-            weights = model_weights(self.model, keep=main)  # by all ranks, since sharded weights have to be gathered
-            with all_ranks():
-                if main:
-                    save_outputs.place_model(folder, self.model, weights, self.image_processor)
+            save_outputs.save_model(folder, self.model, self.image_processor)
 
     def create_model_card(self, **entries) -> dict[str, Any]:
         """Write facts.json, the training curve and the card rendered from them; returns the facts.
@@ -611,22 +606,11 @@ class Trainer:
             # The run was resumed at its end: checkpoints hold the evaluation's scores, but not its counts.
             evaluated = self.evaluator.run(self.eval_dataset, keep_outcomes=self.reports)
             self._counts, self.outcomes = evaluated.counts, evaluated.outcomes
-        measured = facts.run_facts(self._record(len(unreadable))) | entries
-        with all_ranks():
-            if self.accelerator.is_main_process:
-                with self.averaged(), full_disk_is_an_error(self.output_dir):
-                    save_outputs.write_facts_and_card(
-                        self.output_dir, measured, self.model, self.state.log_history, self._add_examples, unreadable
-                    )
-                    if self._counts is not None and self.args.loss != MASKED_PATCHES:
-                        save_outputs.write_classes(self.output_dir, self._counts, self.model.config.id2label)
-        return measured
-
-    def _add_examples(self, measured: dict[str, Any]) -> None:
-        attention_examples.add(
-            measured, self.output_dir, self.args.card_examples, self.model, self.eval_dataset, self.normalize,
-            self.image_processor,
-        )  # fmt: skip
+        with self.averaged():
+            return save_outputs.write_facts_and_card(
+                self.output_dir, self._record(len(unreadable)), entries, self._counts, unreadable, self.normalize,
+                self.image_processor,
+            )  # fmt: skip
 
     def _record(self, unreadable: int) -> facts.RunRecord:
         return facts.RunRecord(

@@ -1,24 +1,28 @@
 """The outputs of a run: a model folder that anybody can load, facts, figures and the card.
 
-For the Trainer; only the main process calls these. Every file appears whole.
+For the Trainer. Every file appears whole.
 
 Tests: tests/training/engine/test_trainer.py.
 """
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from transformers import PreTrainedModel
 
-from hf_vit.atomic_file import atomic_folder, atomic_write
+from hf_vit.atomic_file import atomic_folder, atomic_write, full_disk_is_an_error
 from hf_vit.hub.model_card import write_card
 
+from ...data.normalize import Normalize
 from ...metrics.metric_state import Metrics
-from ...reporting.facts import is_hf_vit, write_facts
+from ...reporting import attention_examples
+from ...reporting.facts import MASKED_PATCHES, RunRecord, is_hf_vit, run_facts, write_facts
 from ...reporting.per_class import PER_CLASS_NAME, write_per_class
+from ..distributed import all_ranks
 from .checkpoint_io import advice, move_checkpoint
+from .full_tensors import model_weights
 
 
 FINISHED_NAME = ".finished"  # folder in which a model is written before its files are moved into place
@@ -52,37 +56,52 @@ def place_model(folder: Path, model: PreTrainedModel, weights: dict[str, torch.T
     move_checkpoint(folder / FINISHED_NAME, folder)
 
 
+def save_model(folder: Path, model: PreTrainedModel, image_processor) -> None:
+    """Write the model into the folder of a run; every process has to call it, since sharded weights are gathered."""
+    main = PartialState().is_main_process
+    weights = model_weights(model, keep=main)
+    with all_ranks():
+        if main:
+            place_model(folder, model, weights, image_processor)
+
+
 def write_facts_and_card(
     folder: Path,
-    facts: dict[str, Any],
-    model: PreTrainedModel,
-    history: list[dict[str, Any]],
-    add_examples: Callable[[dict[str, Any]], None],
+    run: RunRecord,
+    entries: dict[str, Any],
+    counts: Metrics | None,
     unreadable: list[str],
-) -> None:
-    """Write facts.json, the figures, and the card rendered from them.
+    normalize: Normalize,
+    image_processor,
+) -> dict[str, Any]:
+    """Write facts.json, the figures, the card rendered from them, and per_class.csv; returns the facts.
+
+    Every process has to call it; the main one writes.
 
     Args:
-        facts: figures are added to it. model: holds the weights that were evaluated. history: lines of the log.
-        add_examples: draws the requested attention maps, and names them in the facts.
-        unreadable: names of skipped images.
+        run: its model holds the weights that were evaluated. entries: top-level facts to add or replace.
+        counts: of the last evaluation, by class. unreadable: names of skipped images.
+        normalize, image_processor: for the images of attention maps, if they are requested.
     """
     from ...reporting import run_figures  # not above: it imports matplotlib
 
-    folder.mkdir(parents=True, exist_ok=True)
-    if run_figures.draw_curve(history, folder / run_figures.CURVE_NAME):
-        facts["figures"] = [run_figures.CURVE_NAME]
-    positions = folder / run_figures.POSITIONS_NAME
-    if is_hf_vit(model) and run_figures.draw_positions(model, positions):
-        facts.setdefault("figures", []).append(positions.name)
-    add_examples(facts)
-    write_facts(folder, facts)
-    write_card(folder)
-    if unreadable:
-        atomic_write(folder / UNREADABLE_NAME, "\n".join(unreadable) + "\n")
-
-
-def write_classes(folder: Path, counts: Metrics, names: dict[int, str]) -> None:
-    """Write per_class.csv, if each image has one class."""
-    if counts.references is not None:
-        write_per_class(folder / PER_CLASS_NAME, counts, [names[number] for number in range(counts.num_classes)])
+    facts = run_facts(run) | entries
+    with all_ranks(), full_disk_is_an_error(folder):
+        if PartialState().is_main_process:
+            folder.mkdir(parents=True, exist_ok=True)
+            if run_figures.draw_curve(run.trainer_state.log_history, folder / run_figures.CURVE_NAME):
+                facts["figures"] = [run_figures.CURVE_NAME]
+            positions = folder / run_figures.POSITIONS_NAME
+            if is_hf_vit(run.model) and run_figures.draw_positions(run.model, positions):
+                facts.setdefault("figures", []).append(positions.name)
+            attention_examples.add(
+                facts, folder, run.args.card_examples, run.model, run.eval_dataset, normalize, image_processor
+            )
+            write_facts(folder, facts)
+            write_card(folder)
+            if unreadable:
+                atomic_write(folder / UNREADABLE_NAME, "\n".join(unreadable) + "\n")
+            if counts is not None and counts.references is not None and run.args.loss != MASKED_PATCHES:
+                names = [run.model.config.id2label[number] for number in range(counts.num_classes)]
+                write_per_class(folder / PER_CLASS_NAME, counts, names)
+    return facts
