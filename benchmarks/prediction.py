@@ -19,7 +19,7 @@ from transformers import ViTImageProcessor
 from benchmarks.cpu_inference import CPU
 from benchmarks.measure import Point, filled
 from hf_vit import HFViTConfig, HFViTForImageClassification
-from hf_vit.cli.inputs import OPTIMIZE_FROM
+from hf_vit.cli.inputs import MIN_OPTIMIZED_IMAGES
 from hf_vit.cli.main import main
 from hf_vit.cli.predict import prepared_batches
 
@@ -44,7 +44,7 @@ def point(preset: str, folder: Path, count: int) -> Point:
     model.save_pretrained(home)
     processor = ViTImageProcessor(image_mean=[0.5] * 3, image_std=[0.5] * 3)
     processor.save_pretrained(home)
-    assert count >= OPTIMIZE_FROM, "the command would take the model as loaded"
+    assert count >= MIN_OPTIMIZED_IMAGES, "the command would take the model as loaded"
     model.optimize_for_inference()
     paths, pixels = sorted(images.iterdir()), torch.randn(BATCH, 3, 224, 224)
     words = ["predict", str(images), "--model", str(home), "--batch-size", str(BATCH), "--json"]

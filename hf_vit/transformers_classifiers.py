@@ -23,7 +23,7 @@ from transformers import AutoModelForImageClassification, PreTrainedConfig, PreT
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES
 from transformers.utils import cached_file, is_timm_available, logging
 
-from .checkpoints.formats.timm import entry_point_of, is_plain
+from .checkpoints.formats.timm_architectures import entry_point_of, is_plain
 from .checkpoints.license import License, read_license
 from .checkpoints.load import FORMATS_READ
 from .errors import HFViTError

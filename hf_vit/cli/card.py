@@ -17,8 +17,8 @@ EXAMPLES = """\
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of the command, all but `--json`."""
-    parser.add_argument("folder", help="what training wrote")
-    parser.add_argument("--repo-id", metavar="OWNER/NAME", help="repository that the card's code block loads")
+    parser.add_argument("folder", help="output folder of training")
+    parser.add_argument("--repo-id", metavar="OWNER/NAME", help="repository in the card's code example")
 
 
 def run(arguments: argparse.Namespace) -> int:

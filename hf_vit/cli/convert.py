@@ -56,13 +56,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         nargs="+",
         metavar=("H", "W"),
-        help="refit the position table to this image size, pixels",
+        help="resize the position table to this image size, pixels",
     )
     parser.add_argument(
-        "--checkpoint-image-size", type=int, nargs="+", metavar=("H", "W"), help="image size that SRC was made for"
+        "--checkpoint-image-size", type=int, nargs="+", metavar=("H", "W"), help="image size of SRC's position table"
     )
     parser.add_argument(
-        "--num-labels", type=int, metavar="N", help="put a new, zero head of N classes in the head's place"
+        "--num-labels", type=int, metavar="N", help="replace the head by a zero-initialized one of N classes"
     )
     parser.add_argument("--labels", type=Path, metavar="FILE", help="class names, one per line, or id2label as JSON")
     parser.add_argument(
@@ -70,19 +70,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="KEY=VALUE",
-        help="a field of HFViTConfig; may be given many times",
+        help="a field of HFViTConfig; may be repeated",
     )
     parser.add_argument(
-        "--image-mean", type=float, nargs="+", metavar="X", help="mean of each channel, in place of SRC's (0 to 1)"
+        "--image-mean", type=float, nargs="+", metavar="X", help="mean of each channel (0 to 1; default: SRC's)"
     )
     parser.add_argument(
-        "--image-std", type=float, nargs="+", metavar="X", help="standard deviation of each channel, likewise"
+        "--image-std", type=float, nargs="+", metavar="X", help="standard deviation of each channel (default: SRC's)"
     )
     parser.add_argument(
         "--state-dict-key", metavar="KEY", help="entry of a .pth file that holds the weights, such as state_dict_ema"
     )
     parser.add_argument("--revision", help="branch, tag or commit of a Hub id")
-    parser.add_argument("--overwrite", action="store_true", help="replace what lies at DST")
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing DST")
 
 
 def run(arguments: argparse.Namespace) -> int:

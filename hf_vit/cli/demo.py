@@ -29,12 +29,12 @@ NEEDS_GRADIO = 'the page needs gradio: pip install "hf-vit[demo]"'
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of the command, all but `--json`."""
     parser.add_argument("model", help="folder, Hub id or checkpoint file")
-    parser.add_argument("--compare", metavar="MODEL", help="another one beside it")
-    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine alone)")
+    parser.add_argument("--compare", metavar="MODEL", help="a second model, shown next to the first")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: only this machine)")
     parser.add_argument(
         "--port", type=port, metavar="N", help="port to listen on (default: the first free one from 7860)"
     )
-    parser.add_argument("--device", help="cpu, cuda, cuda:1, mps (default: a GPU where there is one)")
+    parser.add_argument("--device", help="cpu, cuda, cuda:1, mps (default: a GPU if there is one)")
 
 
 def port(text: str) -> int:

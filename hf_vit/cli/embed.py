@@ -47,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument("--batch-size", type=positive, default=16, metavar="N", help="images at a time (default 16)")
     parser.add_argument("--image-size", type=int, nargs="+", metavar="PX", help="one number, or height and width")
-    parser.add_argument("--device", help="cpu, cuda, cuda:1, mps (default: a GPU where there is one)")
+    parser.add_argument("--device", help="cpu, cuda, cuda:1, mps (default: a GPU if there is one)")
 
 
 def run(arguments: argparse.Namespace) -> int:

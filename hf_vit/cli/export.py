@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dynamic-size",
         action="store_true",
-        help="accept images of any size (hybrids: any multiple of a patch), not only any number",
+        help="accept any image size (hybrids: any multiple of a patch), not only any batch size",
     )
     parser.add_argument(
         "--int8",

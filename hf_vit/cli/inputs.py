@@ -146,7 +146,9 @@ def images_of_table(path: Path, addresses: bool, column: str | None, root: str |
 def add_table_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options for tables of images."""
     parser.add_argument("--image-column", metavar="NAME", help="column of a table with paths or addresses of images")
-    parser.add_argument("--image-root", metavar="FOLDER", help="what paths in a table count from (default: the table)")
+    parser.add_argument(
+        "--image-root", metavar="FOLDER", help="folder of relative paths in a table (default: the table's)"
+    )
 
 
 def read_images(

@@ -62,7 +62,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", help="folder, Hub id or checkpoint file")
     parser.add_argument("images", nargs="*", metavar="IMAGE", help="files, folders (searched through), glob patterns")
     parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder for the page and its figures")
-    parser.add_argument("--compare", metavar="MODEL", help="a second model, shown beside the first")
+    parser.add_argument("--compare", metavar="MODEL", help="a second model, shown next to the first")
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS), help="explanations (all)")
     parser.add_argument("--class", dest="target", metavar="NAME", help="class to explain, name or number (predicted)")
     parser.add_argument(
@@ -74,12 +74,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--heads", type=int, nargs="+", metavar="N", help="heads to show, counted from 0 (all)")
     parser.add_argument("--image-size", type=int, nargs="+", metavar="PX", help="one number, or height and width")
-    parser.add_argument("--limit", type=positive, default=24, metavar="N", help="at most so many images (24)")
+    parser.add_argument("--limit", type=positive, default=24, metavar="N", help="largest number of images (24)")
     parser.add_argument(
         "--steps", type=whole, default=10, metavar="N", help="steps of the deletion and insertion curves (10; 0: none)"
     )
-    parser.add_argument("--baseline", choices=BASELINES, default="blur", help="what an absent patch shows (blur)")
-    parser.add_argument("--device", help="cpu, cuda, cuda:1, mps (default: a GPU where there is one)")
+    parser.add_argument("--baseline", choices=BASELINES, default="blur", help="content of removed patches (blur)")
+    parser.add_argument("--device", help="cpu, cuda, cuda:1, mps (default: a GPU if there is one)")
 
 
 def whole(text: str) -> int:

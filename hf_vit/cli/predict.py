@@ -64,20 +64,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--out", metavar="FILE", help="write all scores (with --top-k, the best): .csv, .jsonl or .parquet"
     )
-    parser.add_argument("--resume", action="store_true", help="go on with --out where an earlier run stopped")
+    parser.add_argument("--resume", action="store_true", help="continue --out after an interrupted run")
     parser.add_argument(
-        "--copy-to", metavar="FOLDER", help="copy each image into FOLDER/LABEL/, of each of its labels"
+        "--copy-to", metavar="FOLDER", help="copy each image into FOLDER/LABEL/, for each of its labels"
     )
     parser.add_argument(
         "--min-score",
         type=fraction,
         metavar="S",
-        help="labels below S are left out, whatever a model's own thresholds; copies without a label go to "
+        help="leave out labels below S, instead of by the model's thresholds; copies without a label go to "
         f"{BELOW}/ (of a model of several labels: {NO_LABEL}/)",
     )
     parser.add_argument("--batch-size", type=positive, default=16, metavar="N", help="images at a time (default 16)")
     parser.add_argument("--image-size", type=int, nargs="+", metavar="PX", help="one number, or height and width")
-    parser.add_argument("--device", help="cpu, cuda, cuda:1, mps (default: a GPU where there is one)")
+    parser.add_argument("--device", help="cpu, cuda, cuda:1, mps (default: a GPU if there is one)")
 
 
 def run(arguments: argparse.Namespace) -> int:

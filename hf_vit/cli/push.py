@@ -25,8 +25,8 @@ The access token is the one of `hf auth login`, or HF_TOKEN."""
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of the command, all but `--json`."""
-    parser.add_argument("folder", help="what training or save_pretrained wrote")
-    parser.add_argument("repo", help="owner/name, or name for one of your own; made where it does not exist")
+    parser.add_argument("folder", help="output folder of training or save_pretrained")
+    parser.add_argument("repo", help="owner/name, or name for one of your own; created if it does not exist")
     parser.add_argument("--private", action="store_true", help="make a new repository private")
     parser.add_argument("--revision", metavar="BRANCH", help="branch to upload to")
     parser.add_argument("--create-pr", action="store_true", help="open a pull request instead")

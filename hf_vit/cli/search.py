@@ -32,11 +32,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of the command, all but `--json`."""
     parser.add_argument("query", help="an image file, or its address")
     parser.add_argument("--model", required=True, help="the model that the features were computed with")
-    parser.add_argument("--in", required=True, dest="features_file", metavar="FILE", help="what hf-vit embed wrote")
+    parser.add_argument("--in", required=True, dest="features_file", metavar="FILE", help="output of hf-vit embed")
     parser.add_argument("--top-k", type=positive, default=10, metavar="K", help="images to find (default 10)")
-    parser.add_argument("--sheet", metavar="PNG", help="draw the query and what was found on one image")
+    parser.add_argument("--sheet", metavar="PNG", help="write a contact sheet of the query and the matches")
     parser.add_argument("--image-size", type=int, nargs="+", metavar="PX", help="one number, or height and width")
-    parser.add_argument("--device", help="cpu, cuda, cuda:1, mps (default: a GPU where there is one)")
+    parser.add_argument("--device", help="cpu, cuda, cuda:1, mps (default: a GPU if there is one)")
 
 
 def run(arguments: argparse.Namespace) -> int:

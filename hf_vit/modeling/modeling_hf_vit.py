@@ -263,7 +263,7 @@ class HFViTAttention(nn.Module):
         return None
 
     def weights(self, hidden_states: torch.Tensor, **positions) -> torch.Tensor:
-        """A of Eq. 6, whatever the backend; `(B, N, D)` -> `(B, k, N, N)`."""
+        """A of Eq. 6, with any attention backend; `(B, N, D)` -> `(B, k, N, N)`."""
         query, key = self.queries_and_keys(hidden_states, **positions)
         return attention_weights(query, key, self.scaling, self.score_bias(**positions))
 
@@ -276,7 +276,7 @@ class HFViTAttention(nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """`(B, N, D)` -> `(B, N, D)` and, with `output_attentions`, the weights `(B, k, N, N)`; else None.
 
-        `queries_from`: tokens that ask, `(B, M, D)`, where they are not all of `hidden_states`; the result is theirs.
+        `queries_from` `(B, M, D)`: tokens to compute queries and results for; default: all of `hidden_states`.
         """
         positions = {name: kwargs.pop(name) for name in ("rotary", "grid", "shared_bias") if name in kwargs}
         output_attentions = kwargs.pop("output_attentions", None) or self.config.output_attentions
@@ -284,7 +284,7 @@ class HFViTAttention(nn.Module):
         value = self._heads(self.v_proj(hidden_states))  # Eq. 5: (B, k, N, d)
         bias = self.score_bias(**positions)
         if bias is not None:
-            bias = bias[:, :, : query.shape[2]]  # (1, k, M, N): the first tokens are the ones that ask
+            bias = bias[:, :, : query.shape[2]]  # (1, k, M, N): queries are the first M tokens
         attention: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation, eager_attention_forward
         )
@@ -508,7 +508,7 @@ class HFViTPooler(nn.Module):
 
 
 class HFViTModel(HFViTPreTrainedModel):
-    """The encoder: Eqs. 1-4 and, where the config has it, the representation layer. No classifier."""
+    """The encoder: Eqs. 1-4 and, if the config has one, the representation layer. No classifier."""
 
     optimized = False  # set by `optimize_for_inference`
     _reads_upstream_pooler = True
@@ -803,7 +803,7 @@ class HFViTForMaskedPatchPrediction(HFViTPreTrainedModel):
     def draw_corruption(self, batch: int, patches: int, device: torch.device) -> torch.Tensor:
         """`(B, N)` of 0 (not predicted), 1 (masked), 2 (swapped), 3 (unchanged, but predicted); torch's generator."""
         count = round(patches * self.corrupted)
-        # ranks below `count`: exactly half of each image, where a threshold on the numbers would vary
+        # ranks below `count`: exactly half of each image; with a threshold on the numbers it would vary
         is_corrupted = torch.rand(batch, patches, device=device).argsort(dim=1).argsort(dim=1) < count
         draw = torch.rand(batch, patches, device=device)
         kind = 1 + (draw >= self.masked).long() + (draw >= self.masked + self.swapped).long()

@@ -181,7 +181,7 @@ def read(file: TensorFile, requested: dict[str, Any], sidecars: dict[str, dict])
     """Infer architecture and layout from names and shapes.
 
     Args:
-        requested: what the caller said; `image_size` and `checkpoint_image_size` help where the grid is not square.
+        requested: fields from the caller; `image_size` or `checkpoint_image_size` is needed if the grid is not square.
 
     Raises:
         HFViTError: an unknown prefix, an incomplete file, or a grid that the file cannot tell.

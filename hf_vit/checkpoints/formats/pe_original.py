@@ -1,7 +1,8 @@
 """The `.pt` files of Perception Encoder (PE core, lang and spatial), as its own repository publishes them.
 
-The vision tower, below `visual.` where the text tower lies beside it. At other sizes its code counts cells on (timm's
-port scales them to the native grid) and refits its table bilinearly without antialiasing: both are kept here.
+The vision tower; its names begin with `visual.` if the file also has the text tower. At other sizes its code uses the
+cells of the new grid (timm's port scales them to the native grid) and resizes its table bilinearly without
+antialiasing; so does the loaded model.
 
 Source: perception_models 60f507b `core/vision_encoder/pe.py`, `config.py`.
 """
@@ -33,7 +34,7 @@ POOL = {
 
 
 def _prefix(file: TensorFile) -> str | None:
-    """What stands before the names of the vision tower; None where it is none of PE's.
+    """The prefix of the vision tower's names; None if it is not one of PE.
 
     CLIP has the same names with a last LayerNorm and no probe; CoCa's pooling has a `query`.
     """

@@ -189,7 +189,7 @@ def matches(file: TensorFile) -> bool:
 
 
 def read(file: TensorFile, requested: dict[str, Any], sidecars: dict[str, dict]) -> CheckpointSpec:
-    """Take the architecture from config.json, or from names and shapes where it is missing.
+    """Take the architecture from config.json, or from names and shapes if there is none.
 
     Raises:
         HFViTError: another architecture, or a config.json that is not the file's.

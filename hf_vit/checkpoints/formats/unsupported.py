@@ -9,7 +9,7 @@ import re
 
 from ...errors import HFViTError
 from ..tensor_file import TensorFile
-from . import timm
+from .timm_architectures import PLAIN, entry_point_of
 
 
 # model_type: (its name, what it is)
@@ -115,8 +115,8 @@ def refuse(file: TensorFile, sidecars: dict[str, dict]) -> None:
     if isinstance(model_type, str) and model_type in MODEL_TYPES:
         name, kind = MODEL_TYPES[model_type]
         raise HFViTError(f"{file.path}: this is {name} ({kind}), not a plain ViT")
-    architecture = timm.entry_point_of(stored)
-    if architecture is not None and not re.match(timm.PLAIN, architecture):
+    architecture = entry_point_of(stored)
+    if architecture is not None and not re.match(PLAIN, architecture):
         kind = next((f" ({kind})" for pattern, kind in TIMM if re.match(pattern, architecture)), "")
         raise HFViTError(f"{file.path}: this is timm's {architecture}{kind}, not a plain ViT")
     for name, size in file.shapes.items():
