@@ -1,4 +1,4 @@
-"""Other people's ViTs and hybrids, built as their own libraries build them; one that is not here says why."""
+"""ViTs and hybrids of other libraries, built as these build them; with the reason if one is missing."""
 
 import importlib
 import io

@@ -1,12 +1,11 @@
-"""No slowdown creeps in: counts of work, without a clock, against the recorded ones and against transformers' ViT.
+"""Detect slowdowns without a clock: counts of work, compared with recorded ones and with transformers' ViT.
 
     make bench-check
-    python -m benchmarks.check --update        # after a change that is meant to be
+    python -m benchmarks.check --update        # after an intended change
 
-Counted for each case: operations that reach the kernels, GFLOP of their products, megabytes that they write, and
-calls of Python functions; for loading, random initializations. The same everywhere for one version of torch and
-transformers. More than recorded by one percent is a failure (exit status 1); fewer asks for
-`--update`.
+Each case counts operations, GFLOP of the matmuls, megabytes written, and calls of Python functions; for loading,
+random initializations. The counts depend only on the versions of torch and transformers. One percent more than
+recorded is a failure (exit status 1).
 """
 
 import json
@@ -30,14 +29,14 @@ from hf_vit.errors import HFViTError, Parser, report_error
 
 
 RECORDED = Path(__file__).parent / "results" / "counts.json"
-TOLERANCE = 1.01
-BESIDE_OTHERS = 1.1  # class token and patches get their positions apart: one small operation more, and its gradient
+MAX_OVER_RECORDED = 1.01
+MAX_OVER_TRANSFORMERS = 1.1  # positions are added to class token and patches apart: one small operation more
 VERSIONS = {"torch": torch.__version__.split("+")[0], "transformers": transformers.__version__}
 TRANSFORMERS = " (transformers)"
 
 
 class Operations(TorchDispatchMode):
-    """Counts operations and the bytes of their new results; views, no-ops and tensors without data cost nothing."""
+    """Counts operations and the bytes of their new results; views, no-ops and meta tensors do not count."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -46,8 +45,8 @@ class Operations(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         inputs = [x for x in tree_leaves((args, kwargs)) if torch.is_tensor(x)]
-        given = {x.data_ptr() for x in inputs}
-        made = [x for x in tree_leaves(result) if torch.is_tensor(x) and not x.is_meta and x.data_ptr() not in given]
+        known = {x.data_ptr() for x in inputs}
+        made = [x for x in tree_leaves(result) if torch.is_tensor(x) and not x.is_meta and x.data_ptr() not in known]
         if not func.is_view and (made or (func._schema.is_mutable and not inputs[0].is_meta)):
             self.count += 1
             self.names[func.overloadpacket.__name__] += 1
@@ -56,7 +55,7 @@ class Operations(TorchDispatchMode):
 
 
 def counted(work: Callable[[], Any]) -> dict[str, float]:
-    """Operations, GFLOP, megabytes and Python calls of a second run of some work."""
+    """Operations, GFLOP, megabytes and Python calls of `work`, in its second run."""
     work()
     calls = 0
 
@@ -82,7 +81,7 @@ def counted(work: Callable[[], Any]) -> dict[str, float]:
 
 
 def config(**changes: Any) -> HFViTConfig:
-    """Four blocks of a ViT-Ti at 224 px: enough to show every kind of operation."""
+    """Four blocks of a ViT-Ti at 224 px, which have every kind of operation."""
     sizes = {"hidden_size": 192, "num_hidden_layers": 4, "num_attention_heads": 3, "intermediate_size": 768}
     return HFViTConfig(**{"image_size": 224, "patch_size": 16, "num_labels": 10, **sizes, **changes})
 
@@ -98,13 +97,13 @@ def cases() -> dict[str, dict[str, float]]:
     def forward(model: torch.nn.Module) -> Callable[[], Any]:
         return torch.inference_mode()(lambda: model(pixels))
 
-    def update(model: torch.nn.Module, low: bool) -> Callable[[], None]:
-        # without CPU kernels, which are those that one machine measured to be the fastest
-        taken = step(model, pixels, labels, low, fused(model))
+    def training_step(model: torch.nn.Module, low: bool) -> Callable[[], None]:
+        # without the CPU kernels, which differ between machines
+        one_step = step(model, pixels, labels, low, fused(model))
 
         def run() -> None:
             torch.manual_seed(1)  # the same samples drop the same paths
-            taken()
+            one_step()
 
         return run
 
@@ -114,11 +113,11 @@ def cases() -> dict[str, dict[str, float]]:
         "forward": counted(forward(ours())),
         f"forward{TRANSFORMERS}": counted(forward(theirs)),
         "forward of a hybrid": counted(forward(hybrid)),
-        "training step, float32": counted(update(ours(), False)),
-        f"training step, float32{TRANSFORMERS}": counted(update(theirs, False)),
-        "training step, bfloat16": counted(update(ours(), True)),
-        "training step, drop path 0.4": counted(update(ours(drop_path_rate=0.4), False)),
-        "training step, patch dropout 0.5": counted(update(ours(patch_dropout_rate=0.5), False)),
+        "training step, float32": counted(training_step(ours(), False)),
+        f"training step, float32{TRANSFORMERS}": counted(training_step(theirs, False)),
+        "training step, bfloat16": counted(training_step(ours(), True)),
+        "training step, drop path 0.4": counted(training_step(ours(drop_path_rate=0.4), False)),
+        "training step, patch dropout 0.5": counted(training_step(ours(patch_dropout_rate=0.5), False)),
         "loading": loading(),
     }
 
@@ -133,44 +132,44 @@ def loading() -> dict[str, float]:
     return {"random_operations": draws, "operations": operations.count}
 
 
-def compare(found: dict[str, dict[str, float]], recorded: dict[str, dict[str, float]]) -> list[str]:
-    """What is worse than recorded, or than transformers in the same run, in one line each."""
+def compare(counted_now: dict[str, dict[str, float]], recorded: dict[str, dict[str, float]]) -> list[str]:
+    """One line for each count that is worse than recorded, or than transformers' in the same run."""
     worse = []
-    for case, counts in found.items():
+    for case, counts in counted_now.items():
         for name, value in counts.items():
             before = recorded.get(case, {}).get(name)
             if before is None:
                 worse.append(f"{case}: {name} is not recorded: run with --update")
-            elif value > before * TOLERANCE:
+            elif value > before * MAX_OVER_RECORDED:
                 worse.append(f"{case}: {name} {value:,} against {before:,} recorded")
-        theirs = found.get(case + TRANSFORMERS)
+        theirs = counted_now.get(case + TRANSFORMERS)
         if theirs:
             worse += [
                 f"{case}: {name} {counts[name]:,} against {theirs[name]:,} of transformers"
                 for name in ("operations", "gflop")
-                if counts[name] > theirs[name] * BESIDE_OTHERS
+                if counts[name] > theirs[name] * MAX_OVER_TRANSFORMERS
             ]
     return worse
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = Parser(prog="python -m benchmarks.check", description="Counts of work, without a clock.")
-    parser.add_argument("--update", action="store_true", help="record what is found")
+    parser.add_argument("--update", action="store_true", help="record the counts")
     try:
         arguments = parser.parse_args(argv)
     except HFViTError as error:
         return report_error(error)
-    found = cases()
-    for case, counts in found.items():
+    counts_of = cases()
+    for case, counts in counts_of.items():
         print(f"{case:<42}" + "  ".join(f"{name} {value:,}" for name, value in counts.items()))
     if arguments.update:
-        RECORDED.write_text(json.dumps({"versions": VERSIONS, "counts": found}, indent=1) + "\n", encoding="utf-8")
+        RECORDED.write_text(json.dumps({"versions": VERSIONS, "counts": counts_of}, indent=1) + "\n", encoding="utf-8")
         return 0
-    kept = json.loads(RECORDED.read_text(encoding="utf-8"))
-    if kept["versions"] != VERSIONS:
-        wrong = f"recorded with {kept['versions']}, this is {VERSIONS}: install constraints.txt, or --update"
-        return report_error(HFViTError(wrong))
-    worse = compare(found, kept["counts"])
+    recorded = json.loads(RECORDED.read_text(encoding="utf-8"))
+    if recorded["versions"] != VERSIONS:
+        differs = f"recorded with {recorded['versions']}, this is {VERSIONS}: install constraints.txt, or --update"
+        return report_error(HFViTError(differs))
+    worse = compare(counts_of, recorded["counts"])
     print("\n".join(worse) or "\nno more work than recorded", file=sys.stderr if worse else sys.stdout)
     return 1 if worse else 0
 

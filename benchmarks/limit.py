@@ -1,4 +1,4 @@
-"""The most that this machine can do: a model's matmuls by the fastest library for each, and the processor's peak.
+"""The limit of this machine: a model's matmuls by the fastest library for each, and the processor's peak.
 
 Candidates are PyTorch (MKL or OpenBLAS), oneDNN and MKL with packed weights, and ONNX Runtime and OpenVINO where they
 are installed. The peak is measured by a loop of multiply-adds that reads no memory (`peak.cpp`).
@@ -32,7 +32,7 @@ Candidates = dict[str, Callable[[], Callable[[], Any]]]  # library -> what prepa
 class Choices:
     """The fastest library for each shape, measured once over all layers of that shape, as a model calls them.
 
-    Calls are done library by library: the threads of two libraries would otherwise wait for one another's.
+    Calls are grouped by library, because the threads of two libraries would wait for each other.
     """
 
     def __init__(self) -> None:

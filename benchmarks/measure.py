@@ -1,7 +1,7 @@
-"""How every speed claim is measured: candidates in turns in one process, medians and quartiles, the machine's limit.
+"""Measure candidates in turns in one process: medians, quartiles, and the limit of the machine.
 
-A point is one row of work (a model, a precision, a batch) and its candidates: ours, each baseline's, and the machine's
-limit as one more candidate, timed in the same rounds. For the suites of this folder.
+For the suites in this folder. A point is one piece of work (a model, a precision, a batch) and its candidates: ours,
+each baseline's, and the machine's limit, timed in the same rounds.
 """
 
 import contextlib
@@ -25,18 +25,18 @@ from hf_vit.capabilities import processor_name, widest_instructions
 from training.reporting.facts import commit
 
 
-MAX_LOSS = 1.03  # a fast path may take so many times as long as the plain one: the noise of medians
+MAX_SLOWDOWN = 1.03  # of a fast path against the plain code: the noise of medians
 LIMIT = "limit: its matmuls, best library"
 PACKAGES = (
     "torch", "transformers", "timm", "torchvision", "vit-pytorch", "onnxruntime", "openvino", "jax", "flax", "hf-vit",
 )  # fmt: skip
-ROUNDS = range(4, 41)  # counted; as many as the time of a point allows
-SLOW, SELDOM = 4, 3  # what takes four times as long as most is timed in every third round
+ROUNDS = range(4, 41)  # as many as the time of a point allows, after one for warm-up
+SLOW, SELDOM = 4, 3  # a candidate that takes SLOW times the median is timed in every SELDOM-th round
 
 
 @contextlib.contextmanager
 def training_clock(now: Callable[[], float]) -> Iterator[dict[str, float]]:
-    """Times by `now` of the `first` forward pass within and of the `last` optimizer step, whichever library trains."""
+    """Times by `now` of the `first` forward pass and the `last` optimizer step within, of any library."""
     moments: dict[str, float] = {}
 
     def begin(*_: Any) -> None:
@@ -58,12 +58,12 @@ class Point:
     """One row of work.
 
     Attributes:
-        title: what is done, in one line; it names the result. images: of one call.
+        title: the work in one line; identifies the result. images: of one call.
         ours, baselines: candidates by name; a call does the work once.
-        limit: the work's matmuls and convolutions alone, each by the library that is the fastest at it (`limit.py`).
+        limit: the matmuls and convolutions alone, each by the library that is fastest at it (`limit.py`).
         absent: baselines that do not run here, with the reason. quoted: published figures, with their source.
-        unit: of one image, or "s" for calls that are not about images.
-        never_slower: fast candidates, and the plain one of ours that each must not lose to.
+        unit: per image, or "s" for calls without images.
+        never_slower: fast candidates, each with the plain one that it must not be slower than.
     """
 
     title: str
@@ -79,7 +79,7 @@ class Point:
 
 
 def measure(point: Point, seconds: float, device: torch.device, without: Sequence[str] = ()) -> dict[str, Any]:
-    """Time all candidates of a point in turns for about so many seconds; what goes into the results file."""
+    """Time all candidates of a point in turns for about `seconds`; returns the entry of the results file."""
     for name in [name for name in point.baselines if name in without]:
         del point.baselines[name]
         point.absent[name] = "--without"
@@ -102,7 +102,7 @@ def measure(point: Point, seconds: float, device: torch.device, without: Sequenc
 def interleaved(
     candidates: dict[str, Callable[[], Any]], seconds: float, device: torch.device
 ) -> dict[str, list[float]]:
-    """Seconds of each call of each candidate, one call each a round, in rotating order; the first is warm-up."""
+    """Seconds of each call of each candidate: one call per round, in rotating order; the first round is warm-up."""
     names, times = list(candidates), {name: [] for name in candidates}
     warm_up: dict[str, float] = {}
     number, began = 0, time.perf_counter()
@@ -135,7 +135,7 @@ def synchronize(device: torch.device) -> None:
 
 
 def filled(build: Callable[[], nn.Module], device: torch.device) -> nn.Module:
-    """A model with small random weights, without its own initialization, which takes longer than the measurement."""
+    """A model with small random weights: its own initialization would take longer than the measurement."""
     with torch.device("meta"):
         model = build()
     model.to_empty(device=device)
@@ -175,15 +175,15 @@ def environment(device: torch.device) -> dict[str, Any]:
 
 
 def ratio(result: dict[str, Any], slower: str, faster: str) -> float:
-    """How many times faster: the median over rounds of the ratio within a round; of medians where one had fewer."""
-    one, other = result["seconds"][slower], result["seconds"][faster]
-    if len(one) != len(other):
-        return statistics.median(one) / statistics.median(other)
-    return statistics.median(a / b for a, b in zip(one, other))
+    """How many times faster: the median over rounds of the ratio; of medians if the numbers of rounds differ."""
+    slow_times, fast_times = result["seconds"][slower], result["seconds"][faster]
+    if len(slow_times) != len(fast_times):
+        return statistics.median(slow_times) / statistics.median(fast_times)
+    return statistics.median(slow / fast for slow, fast in zip(slow_times, fast_times))
 
 
 def lines(result: dict[str, Any]) -> Iterator[str]:
-    """The table of one point: each candidate's median, quartiles, and how many times faster ours are than it."""
+    """The table of one point: median and quartiles of each candidate, and how many times faster ours are."""
     ours = result["ours"]
     scale = 1e3 / result["images"] if result["unit"] == "ms/image" else 1.0
     heads = "".join(f"{short(name):>16}" for name in ours)
@@ -203,21 +203,21 @@ def lines(result: dict[str, Any]) -> Iterator[str]:
 
 
 def losses(result: dict[str, Any]) -> list[str]:
-    """One sentence for each fast path of ours that lost to the plain one in this measurement."""
+    """One sentence per fast path of ours that was slower than the plain code."""
     lost = []
     for fast, plain in result["never_slower"].items():
-        if (times := ratio(result, fast, plain)) > MAX_LOSS:
+        if (times := ratio(result, fast, plain)) > MAX_SLOWDOWN:
             lost.append(f"{result['title']}: {fast!r} takes {times:.2f} times as long as {plain!r}, which it replaces")
     return lost
 
 
 def short(name: str) -> str:
-    """Head of a column: how many times faster this one of ours is than the row."""
+    """The heading of one of our columns."""
     return name.removeprefix("hf_vit, ").removeprefix("hf_vit ")[:14]
 
 
 def free() -> None:
-    """Give a finished point's models back before the next is built."""
+    """Free the models of a finished point before the next is built."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

@@ -1,4 +1,4 @@
-"""How many of deliberately wrong labels the report's list finds, beside cleanlab on the same probabilities.
+"""How many deliberately wrong labels the report's list finds, compared with cleanlab on the same probabilities.
 
     python -m benchmarks.mislabelled --data uoft-cs/cifar10
     python -m benchmarks.mislabelled --data digits --images 1000 --patches 100

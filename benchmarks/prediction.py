@@ -1,7 +1,7 @@
 """`hf-vit predict` on a folder: against reading the same images alone, and computing alone on images in memory.
 
-A suite of `benchmarks.run`. The images are JPEG files of 500 x 375 pixels, written for the occasion. What happens
-once, however long the folder, is a row of its own: loading the model, and choosing kernels in the first batch.
+A suite of `benchmarks.run`. The images are JPEG files of 500 x 375 pixels, written for this measurement. What
+happens once has its own row: loading the model, and choosing kernels in the first batch.
 """
 
 import argparse

@@ -1,16 +1,14 @@
-"""Every speed claim of this repository against its baselines: one table, all candidates in turns in one process.
+"""Measure the speed of hf_vit against its baselines: one table, all candidates in turns in one process.
 
     make bench                                                       # every CPU suite, in the baselines' environment
     make bench ARGS="--suite cpu-inference --precision float32 --batch_size 8"
     python -m benchmarks.run --suite gpu
     python -m benchmarks.run --list
 
-Ends with exit status 1 and a sentence for each fast path of ours that is slower than the plain one that it replaces.
-
-Medians and quartiles over rounds; a column for each of ours says how many times faster it is than the row. The row
-"limit" is the work's matmuls alone, each by the library that is the fastest at it here. Numbers of every round,
-versions, threads and commit go to benchmarks/results/SUITE-DEVICE.json; a point that is measured again on the
-same hardware replaces its entry there.
+The table has medians and quartiles over rounds. Each of our columns says how many times faster it is than the row.
+The row "limit" is the matmuls alone, each by the library that is fastest at it here. All rounds, versions, threads
+and the commit are written to benchmarks/results/SUITE-DEVICE.json; a new measurement on the same hardware replaces
+the old one. The exit status is 1 if a fast path of ours is slower than the plain code that it replaces.
 """
 
 import argparse
@@ -53,7 +51,7 @@ INFERENCE, TRAINING = (
         "cpu-patch-dropout",
     ),
 )
-HEEDED = {  # by which suites an option is; given to another, it is an error
+SUITES_WITH = {  # option: suites that it has an effect on; for others it is an error
     "precision": (*INFERENCE, "cpu-training", "cpu-training-small"),
     "batch_size": INFERENCE + TRAINING,
     "compiled": INFERENCE,
@@ -83,7 +81,7 @@ def main(argv: list[str] | None = None) -> int:
         seen, lost = seen | rows, lost + losses_of_suite
     if unknown := sorted(set(arguments.without) - seen):
         return report_error(
-            HFViTError(f"--without {' '.join(unknown)}: left out nothing; the rows are {', '.join(sorted(seen))}")
+            HFViTError(f"--without {' '.join(unknown)}: matches no row; the rows are {', '.join(sorted(seen))}")
         )
     for line in lost:
         print(f"slower than the plain one: {line}", file=sys.stderr)
@@ -91,14 +89,14 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
-    """The command line, every suite for CPUs where none is named; an option that one does not heed is an error."""
+    """Parse the command line; without --suite every CPU suite. An option without effect on a suite is an error."""
     arguments = build_parser().parse_args(argv)
     arguments.suite = arguments.suite or [name for name in SUITES if name != "gpu"]
-    for option, suites in HEEDED.items():
-        deaf = [name for name in arguments.suite if name not in suites]
-        if getattr(arguments, option) and deaf:
+    for option, suites in SUITES_WITH.items():
+        others = [name for name in arguments.suite if name not in suites]
+        if getattr(arguments, option) and others:
             raise HFViTError(
-                f"--{option} means nothing to {', '.join(deaf)}: name with --suite some of {', '.join(suites)}"
+                f"--{option} has no effect on {', '.join(others)}: give --suite with some of {', '.join(suites)}"
             )
     arguments.precision = arguments.precision or list(cpu_inference.DTYPES)
     return arguments
@@ -106,21 +104,21 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 def build_parser() -> argparse.ArgumentParser:
     parser = Parser(prog="python -m benchmarks.run", description="Speed against baselines.")
-    parser.add_argument("--suite", nargs="+", choices=SUITES, help="which (default: every one for CPUs)")
-    parser.add_argument("--list", action="store_true", help="name the suites and stop")
+    parser.add_argument("--suite", nargs="+", choices=SUITES, help="suites to run (default: all for CPUs)")
+    parser.add_argument("--list", action="store_true", help="list the suites and stop")
     parser.add_argument("--precision", nargs="+", choices=cpu_inference.DTYPES, help="on CPUs (default: all)")
     parser.add_argument("--batch_size", type=int, nargs="+", help="images of a call (default: the suite's)")
     parser.add_argument("--preset", nargs="+", choices=gpu.SIZES, help="of the suite gpu (default: all)")
     parser.add_argument("--without", nargs="+", default=[], metavar="BASELINE", help="leave out rows by name")
-    parser.add_argument("--seconds", type=float, default=30, help="measuring time of a point, about (default: 30)")
-    parser.add_argument("--threads", type=int, help="of torch (default: its own choice)")
+    parser.add_argument("--seconds", type=float, default=30, help="approximate time per row of work (default: 30)")
+    parser.add_argument("--threads", type=int, help="threads of torch (default: its own choice)")
     parser.add_argument("--compiled", action="store_true", help="CPU inference: also torch.compile of the baselines")
     parser.add_argument("--tiny", action="store_true", help="suite gpu: one block, two images, any device")
     return parser
 
 
 def run(suite: str, arguments: argparse.Namespace) -> tuple[set[str], list[str]]:
-    """Measure, print and keep one suite; returns its baselines' names, and which fast paths lost to plain ones."""
+    """Measure, print and save one suite; returns the names of its baselines, and the fast paths that are slower."""
     seen: set[str] = set()
     lost: list[str] = []
     accelerator = torch.accelerator.current_accelerator() if suite == "gpu" else None
@@ -143,18 +141,18 @@ def run(suite: str, arguments: argparse.Namespace) -> tuple[set[str], list[str]]
 
 
 def keep(result: dict, path: Path) -> None:
-    """Add a point to the results file, in the place of an earlier measurement of the same on the same hardware."""
-    kept = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
+    """Add a point to the results file; it replaces an earlier one of the same work on the same hardware."""
+    points = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
     result["seconds"] = {
         name: [float(f"{value:.5g}") for value in values] for name, values in result["seconds"].items()
     }
-    kept = [old for old in kept if point_of(old) != point_of(result)] + [result]
+    points = [old for old in points if point_of(old) != point_of(result)] + [result]
     path.parent.mkdir(exist_ok=True)
-    path.write_text(json.dumps(sorted(kept, key=point_of), indent=1) + "\n", encoding="utf-8")
+    path.write_text(json.dumps(sorted(points, key=point_of), indent=1) + "\n", encoding="utf-8")
 
 
 def point_of(result: dict) -> tuple[str, str, str]:
-    """What was measured, and on what."""
+    """The work and the hardware of a measurement."""
     return (result["title"], *hardware(result))
 
 

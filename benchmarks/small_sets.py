@@ -1,4 +1,4 @@
-"""Small sets of labelled images: our recipes beside transformers' example and timm's train.py at equal processor time.
+"""Small sets of labelled images: our recipes against transformers' example and timm's train.py, at equal time.
 
     python -m benchmarks.small_sets prepare --folder sets --cifar10 uoft-cs/cifar10 --flowers PATH
     python -m training.pretrain --config cifar10_cpu --dataset sets/base-images --no_flip --crop squash \

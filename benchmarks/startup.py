@@ -1,7 +1,7 @@
-"""Start-up: importing, and loading a ViT-L, in time and in memory, beside transformers.
+"""Start-up: importing, and loading a ViT-L, in time and memory, compared with transformers.
 
-A suite of `benchmarks.run`. Files are in the page cache; a call that is a Python of its own keeps bytecode, as
-installed packages do.
+A suite of `benchmarks.run`. Files are in the page cache, and Python processes keep their bytecode, as installed
+packages do.
 """
 
 import argparse
