@@ -16,7 +16,7 @@ from hf_vit.hub.upload import one_line_errors
 
 
 HERE = Path(__file__).parent
-METRIC_NAMES = sorted(path.parent.name for path in HERE.glob("*/*.py") if path.stem == path.parent.name)
+METRIC_FOLDERS = sorted(path.parent.name for path in HERE.glob("*/*.py") if path.stem == path.parent.name)
 APP = """import evaluate
 from evaluate.utils import launch_gradio_widget
 
@@ -32,8 +32,8 @@ def space_files(name: str) -> dict[str, str]:
     Raises:
         HFViTError: no metric of that name.
     """
-    if name not in METRIC_NAMES:
-        raise HFViTError(f"no metric '{name}'; there are {', '.join(METRIC_NAMES)}")
+    if name not in METRIC_FOLDERS:
+        raise HFViTError(f"no metric '{name}'; there are {', '.join(METRIC_FOLDERS)}")
     code = (HERE / name / f"{name}.py").read_text(encoding="utf-8")
     about = ast.get_docstring(ast.parse(code)) or name
     metadata = {
@@ -75,7 +75,7 @@ def publish(name: str, owner: str, private: bool) -> str:
 def main(argv: list[str] | None = None) -> str:
     """Publish and print the address; bad input is one line on stderr and exit status 2."""
     parser = Parser(prog="python -m training.metrics.publish", description=__doc__)
-    parser.add_argument("name", help=", ".join(METRIC_NAMES))
+    parser.add_argument("name", help=", ".join(METRIC_FOLDERS))
     parser.add_argument("owner", help="user or organization on the Hub")
     parser.add_argument("--private", action="store_true", help="visible only to you")
     try:

@@ -335,7 +335,7 @@ def test_a_metric_goes_to_the_hub_and_comes_back(tmp_path):
 
 
 def test_only_metrics_are_published():
-    assert publish.METRIC_NAMES == NAMES
+    assert publish.METRIC_FOLDERS == NAMES
     with pytest.raises(HFViTError, match="no metric 'f1'; there are accuracy, "):
         publish.space_files("f1")
 
