@@ -193,6 +193,7 @@ class Display:
         self.enabled = enabled
         self.use_bar = enabled and bar and sys.stderr.isatty()
         self.step = self.max_steps = 0
+        self.begun = False
         self.sign = SignOfLife(enabled and not self.use_bar)
         self.sign.activity = self._activity
         self._evaluated: tuple[int, int] | None = None  # batches done, of how many
@@ -200,7 +201,7 @@ class Display:
         self._hinted = False
 
     def begin(self, step: int, max_steps: int) -> None:
-        self.step, self.max_steps = step, max_steps
+        self.step, self.max_steps, self.begun = step, max_steps, True
         if self.use_bar:
             self._bar = tqdm(total=max_steps, initial=step, dynamic_ncols=True, unit="step")
 
@@ -223,6 +224,8 @@ class Display:
     def _activity(self) -> str:
         if self._evaluated is not None:
             return f"evaluating, batch {self._evaluated[0]} of {self._evaluated[1]}"
+        if not self.begun:
+            return "getting ready: timing a few passes"
         return f"training, step {self.step} of {self.max_steps}" if self.step < self.max_steps else "finishing"
 
     def log(self, text: str) -> None:

@@ -117,3 +117,16 @@ def test_a_silent_run_gives_signs_of_life(capsys, monkeypatch):
     with progress.SignOfLife(False):
         time.sleep(0.2)
     assert capsys.readouterr().err == ""
+
+
+def test_what_a_run_is_doing_is_said_from_before_the_first_step_to_the_end():
+    display = progress.Display(True, bar=False)
+    assert display.sign.activity() == "getting ready: timing a few passes"
+    display.begin(0, 2)
+    assert display.sign.activity() == "training, step 0 of 2"
+    display.evaluating(1, 3)
+    assert display.sign.activity() == "evaluating, batch 1 of 3"
+    display.evaluating(None)
+    display.advance()
+    display.advance()
+    assert display.sign.activity() == "finishing"
