@@ -4,8 +4,24 @@ Runs from a clone as `python -m training.finetune` and installed as `python -m h
 """
 
 import importlib
+import os
+import sys
+import threading
 
-import hf_vit  # noqa: F401  # before any other import: it reports a torchvision that would break them
+
+LOADING_SIGN = 8.0  # seconds, after which a command says that it loads: a log file should not stay empty
+
+_loading = threading.Timer(
+    LOADING_SIGN, print, ["loading torch and transformers"], {"file": sys.stderr, "flush": True}
+)
+if sys.argv[:1] == ["-m"] and os.environ.get("RANK", "0") == "0":  # so it is while `python -m` imports this package
+    _loading.daemon = True
+    _loading.start()
+
+import hf_vit  # noqa: E402, F401  # before any other import: it reports a torchvision that would break them
+
+
+_loading.cancel()
 
 
 # The public names; everything else may move. Each is imported when it is first used.

@@ -4,12 +4,15 @@ pytest tests/training/reporting/test_progress.py
 """
 
 import json
+import os
+import subprocess
 import sys
 import time
 
 import pytest
 import torch
 
+from tests.conftest import ROOT
 from training.config.recipes import recipe_path
 from training.reporting import progress
 
@@ -130,3 +133,15 @@ def test_what_a_run_is_doing_is_said_from_before_the_first_step_to_the_end():
     display.advance()
     display.advance()
     assert display.sign.activity() == "finishing"
+
+
+@pytest.mark.parametrize(
+    ("words", "said"), [(["-m", "training.finetune", "--help"], 1), (["-c", "import training"], 0)]
+)
+def test_a_command_says_that_it_loads_where_that_takes_long(words, said, tmp_path):
+    slow = "import threading; init = threading.Timer.__init__\n"
+    slow += "threading.Timer.__init__ = lambda timer, seconds, *rest: init(timer, 0.0, *rest)\n"
+    (tmp_path / "sitecustomize.py").write_text(slow)  # no waiting
+    environment = os.environ | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
+    done = subprocess.run([sys.executable, *words], capture_output=True, text=True, cwd=ROOT, env=environment)
+    assert done.returncode == 0 and done.stderr.count("loading torch and transformers") == said, done.stderr
