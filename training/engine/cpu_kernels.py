@@ -66,7 +66,7 @@ class CPUKernels(TorchFunctionMode):
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        if func is torch.Tensor.backward and not any(kwargs.values()):
+        if func is torch.Tensor.backward and not any(kwargs.values()):  # with retain_graph and so on it is PyTorch's
             return self._backward(*args)
         replacement = REPLACEMENTS.get(func)
         if replacement is not None and torch.is_grad_enabled() and _on_cpu(args):
@@ -92,7 +92,7 @@ def kernels_for(device: torch.device, requested: bool, compiled: bool) -> Abstra
 
 def _on_cpu(args: tuple) -> bool:
     """Whether the tensors among the positional arguments are ordinary CPU tensors, no DTensors or other subclasses."""
-    tensors = [x for x in args[:3] if torch.is_tensor(x)]
+    tensors = [x for x in args[:3] if torch.is_tensor(x)]  # input, weight and bias, or query, key and value
     return bool(tensors) and all(type(x) in PLAIN_TYPES and x.device.type == "cpu" for x in tensors)
 
 
@@ -118,7 +118,7 @@ def forget_measurements() -> None:
 
 def linear(x, weight, bias=None) -> torch.Tensor | None:
     """`F.linear`; None if PyTorch's own is to be used."""
-    out, width = weight.shape if weight.ndim == 2 else (0, 0)
+    out, width = weight.shape if weight.ndim == 2 else (0, 0)  # F.linear also takes a vector
     if x.numel() * out < MIN_OPERATIONS or not (x.requires_grad or weight.requires_grad):
         return None
     dtype = _compute_dtype(x)
@@ -133,7 +133,7 @@ def linear(x, weight, bias=None) -> torch.Tensor | None:
 def _linear_for(dtype: torch.dtype, rows: int, width: int, out: int, threads: int) -> Callable | None:
     """The replacement of `F.linear` for about this number of rows, or None."""
     # `threads` is only a key of the cache: another number of threads may make another kernel the fastest.
-    if dtype == torch.bfloat16 and not native_bfloat16():
+    if dtype == torch.bfloat16 and not native_bfloat16():  # at full size the emulation takes too long to measure
         rows = min(rows, _round_down(MAX_EMULATED_OPERATIONS // (width * out), MAX_ROWS))
     functions: Implementations = {"torch": _autocast(F.linear, dtype)}
     if packs_linear(dtype):
@@ -185,6 +185,7 @@ class Linear(torch.autograd.Function):
         rows, weight = ctx.saved_tensors
         needs_input, needs_weight, needs_bias, _ = ctx.needs_input_grad
         weight_dtype, bias_dtype = ctx.dtypes
+        # An expanded gradient, such as that of a mean, has strides of 0.
         gradient = gradient.reshape(-1, gradient.shape[-1]).contiguous()
         of_input = ctx.matmuls.input_gradient(gradient, weight).view(ctx.shape) if needs_input else None
         of_weight = ctx.matmuls.weight_gradient(gradient, rows).to(weight_dtype) if needs_weight else None
@@ -292,6 +293,7 @@ def attention(
     if dtype not in (torch.float32, torch.bfloat16) or key.numel() < MIN_KEYS or not query.requires_grad:
         return None
     (batch, heads, queries, depth), keys = query.shape, key.shape[2]
+    # Each head is a problem of its own: the fastest kernel for some of them is taken for all.
     heads = _round_down(batch * heads, MAX_ELEMENTS // (max(queries, keys) * depth))
     function = _attention_for(dtype, heads, queries, keys, depth, torch.get_num_threads())
     if function is None:
@@ -345,6 +347,7 @@ def convolution(x, weight, bias=None, stride=1, padding=0, dilation=1, groups=1)
     patches = padding == (0, 0) and dilation == (1, 1) and groups == 1 and stride == kernel != (1, 1)
     if not (patches or emulated) or dtype not in (torch.float32, torch.bfloat16):
         return None
+    # One image in emulated bfloat16, in which a measurement of more would take too long.
     images = 1 if emulated else _round_down(len(x), max(1, MAX_ELEMENTS // x[0].numel()))
     shapes = (images, *x.shape[1:]), tuple(weight.shape)
     gradient = x.requires_grad

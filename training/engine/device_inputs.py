@@ -59,6 +59,7 @@ class DeviceInputs:
             pixel_values = pixel_values.new_zeros((1, *self.image_shape))
             labels = self._blank_label()
         pixel_values = self.normalize(pixel_values)
+        # Mixed after normalizing, in floats; in bytes each mix would be rounded.
         if step is not None and self.mixup is not None and self.schedule.scheduled(step) < self.mixup_ends:
             pixel_values, labels = self.mixup(pixel_values, labels, step)
         return pixel_values, labels

@@ -41,6 +41,7 @@ class WeightAverage:
     @contextmanager
     def applied(self) -> Iterator[None]:
         """Let the model hold the average; the weights are restored at exit."""
+        # Copied, not swapped: the optimizer and Accelerate hold on to these very tensors.
         weights = [p.detach().clone() for p in self.weights]
         self._write(self.average)
         try:

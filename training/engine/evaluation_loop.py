@@ -164,6 +164,7 @@ def evaluate(
         losses, logits, labels = loss_module(pixel_values, labels)
         indices = own_indices(batch["index"], order.filler)
         shape = tuple(logits.shape[1:])
+        # Neither the sampler's filler nor the blank image of an empty batch counts.
         losses, logits, labels = losses[: len(indices)], logits[: len(indices)], labels[: len(indices)]
         state.update(logits, labels, losses)
         if outcome_state is not None:
@@ -174,6 +175,7 @@ def evaluate(
         if on_batch is not None:
             on_batch()
     reshard(loss_module)  # no backward pass has done it
+    # Only now: up to here every rank has taken part in every pass.
     raise_on_all_ranks(failures[0] if failures else None)
     counted = state.reduce(accelerator)
     if not counted.images:

@@ -124,7 +124,7 @@ class TargetLoss(LossModule):
             HFViTError: labels of another shape.
         """
         logits = self.model(pixel_values).logits.float()
-        if labels.ndim == 1 and logits.shape[1] == 1:
+        if labels.ndim == 1 and logits.shape[1] == 1:  # a single number per image, without a dimension of its own
             labels = labels[:, None]
         if labels.shape != logits.shape:
             raise HFViTError(

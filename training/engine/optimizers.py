@@ -51,7 +51,7 @@ def layer_of_parameters(names: Iterable[str]) -> dict[str, int]:
     blocks = [int(hit[1]) for name in names if (hit := BLOCK.search(name))]
     hybrid = any(".backbone." in name for name in names)
     embeddings = 1 + max(stages, default=-1) + 1 if hybrid else 0
-    top = embeddings + max(blocks, default=-1) + 2
+    top = embeddings + max(blocks, default=-1) + 2  # the layer above the last block
 
     def number(name: str) -> int:
         if match := BLOCK.search(name):
@@ -74,6 +74,7 @@ def check_layers_known(model: nn.Module, option: str) -> None:
     classifier = next((part for part in model.modules() if hasattr(part, "base_model_prefix")), None)
     if classifier is None or isinstance(classifier.config, HFViTConfig):
         return
+    # `layers.N.blocks.M` (Swin) numbers stages, whose blocks would all get one rate.
     expected = re.compile(rf"(?:^|\.){classifier.base_model_prefix}\.layers\.\d+\.(?!blocks\.)")
     if not any(expected.search(name) for name, _ in model.named_parameters()):
         raise HFViTError(
@@ -143,7 +144,7 @@ def _hidden_matrices(model: nn.Module, groups: list[dict]) -> tuple[list[dict], 
     """Split each group into its two-dimensional kernels between first and last layer, and the rest."""
     names = {parameter: name for name, parameter in model.named_parameters()}
 
-    def hidden(parameter: torch.Tensor) -> bool:
+    def hidden(parameter: torch.Tensor) -> bool:  # the patch embedding, a first layer, has four dimensions
         name = names[parameter]
         return parameter.ndim == 2 and decays(name, parameter) and not set(HEADS) & set(name.split("."))
 

@@ -20,7 +20,7 @@ def check_trackers(names: list[str]) -> list[str]:
     known = {str(name) for name in LOGGER_TYPE_TO_CLASS}
     available = {str(name) for name in get_available_trackers()}
     for name in requested:
-        if name == "csv":
+        if name == "csv":  # a tracker of version 0.1.0
             raise HFViTError("--report_to csv: history.jsonl in the output folder has these numbers; leave it out")
         if name not in known:
             raise HFViTError(f"--report_to {name}: choose from none, {', '.join(sorted(known))}")

@@ -476,6 +476,7 @@ class Trainer:
             self._event("on_save")
 
     def _log_training(self) -> None:
+        # Each rank has summed up its own images since the last line.
         loss, hits, count = self.accelerator.reduce(self.training_state.meter.sums, "sum").tolist()
         self.training_state.meter.reset()
         logs = {"loss": loss / max(count, 1)}
@@ -494,12 +495,13 @@ class Trainer:
             logs: reproducible numbers, functions of arguments and data alone. speed: times and rates.
         """
         self.run_log.add(self.state, logs, speed or {})
-        self._event("on_log", logs=dict(logs))
+        self._event("on_log", logs=dict(logs))  # a copy, since callbacks may add to it
 
     def _end(self) -> TrainOutput:
         self.checkpoints.finish()
         best = self.state.best_model_checkpoint
         if self.args.load_best_model_at_end and best is not None and not self.interrupted:
+            # The weights alone: optimizer and counters stay those of the last step.
             self.training_state.load_weights(checkpoint_io.read_training_checkpoint(Path(best)))
             self._best_is_loaded, self.training_state.last_evaluation = True, None
             self.display.log(f"best evaluated weights: those of step {self.state.best_global_step}")

@@ -54,6 +54,7 @@ def checkpoint_to_resume(folder: Path, resume: str | bool | None) -> Path | None
                 "go on from its newest checkpoint"
             )
     raise_if_checkpoints_differ(checkpoint, process.num_processes)
+    # Not before: up to here the folder might have been another run's.
     with all_ranks(), full_disk_is_an_error(folder, checkpoint_io.advice(folder)):
         if process.is_main_process:
             checkpoint_io.remove_leftovers(folder)

@@ -38,6 +38,7 @@ def resume_run(
     """
     changes = identity.check(saved["counters"], folder)
     step = saved["trainer_state"]["global_step"]
+    # First, because a time limit changes the number of steps that the next check compares with.
     resume_time_plan(saved["counters"].get("time_plan"), step, schedule, time_plan)
     if step > schedule.max_steps:
         raise HFViTError(

@@ -117,7 +117,7 @@ class TrainingState:
         last = counters["last_evaluation"]
         self.last_evaluation = None if last is None else tuple(last)
         self.timer.load_state_dict(counters["clock"])
-        self.began = time.time() - counters["wall_seconds"]
+        self.began = time.time() - counters["wall_seconds"]  # the time between two processes does not count
         self.unreadable = dict.fromkeys(counters["unreadable"]) if process.is_main_process else {}
         self.argument_changes = list(counters.get("argument_changes", []))
         self._load_callbacks(self.trainer_state.stateful_callbacks)

@@ -110,6 +110,7 @@ class TrainingSchedule:
         """The step of the schedule, 0 to `length`, at `step` of the run; the same step unless `fit` was called."""
         if not self.fitted or step < self.fitted[0][0]:
             return step
+        # From the last call of `fit` before this step, linearly to the end of the schedule.
         begin, before, stop = next(part for part in reversed(self.fitted) if part[0] <= step)
         return min(self.length, before + (self.length - before) * (step - begin) / max(1, stop - begin))
 
@@ -143,6 +144,7 @@ class TrainingSchedule:
             )
         if self.length == 0:  # --max_steps 0 only fits the head, which needs no batch
             return
+        # A batch may straddle two epochs, but must not hold an image twice.
         largest, size = max(self.asked, key=lambda stage: stage.images), len(dataset)
         if largest.images > size:
             raise HFViTError(
