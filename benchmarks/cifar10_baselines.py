@@ -168,13 +168,13 @@ def export(dataset: ImageDataset, folder: Path, limit: int | None) -> int:
     """Write images as CLASS/NUMBER.png, without loss: what all three read; how many. `limit`: an even choice."""
     for label in dataset.label_names:
         (folder / label).mkdir(parents=True)
-    chosen = np.argsort(dataset.labels, kind="stable")
+    rows = np.argsort(dataset.labels, kind="stable")
     if limit:
-        chosen = chosen[np.linspace(0, len(chosen) - 1, limit).astype(int)]
-    for index in chosen:
+        rows = rows[np.linspace(0, len(rows) - 1, limit).astype(int)]
+    for index in rows:
         image, label, _ = dataset.read(int(index))
         image.save(folder / dataset.label_names[label] / f"{index}.png")
-    return len(chosen)
+    return len(rows)
 
 
 def measured(name: str, settings: dict[str, Any], threads: int) -> dict[str, float]:
@@ -238,11 +238,11 @@ def table(rows: list[dict[str, Any]]) -> list[str]:
     """A line for each candidate: accuracies of all seeds, medians of the times."""
     lines = [f"{'':<14}{'training s':>11}{'in all s':>10}{'mean':>9}   accuracy of each seed"]
     for name in dict.fromkeys(row["candidate"] for row in rows):
-        own = [row for row in rows if row["candidate"] == name]
+        runs = [row for row in rows if row["candidate"] == name]
         training, whole = (
-            statistics.median(row[key] for row in own) for key in ("training_seconds", "process_seconds")
+            statistics.median(row[key] for row in runs) for key in ("training_seconds", "process_seconds")
         )
-        scores = [row["accuracy"] for row in own]
+        scores = [row["accuracy"] for row in runs]
         each = "  ".join(f"{value:.2%}" for value in scores)
         lines.append(f"{name:<14}{training:>11.0f}{whole:>10.0f}{statistics.mean(scores):>9.2%}   {each}")
     return lines
@@ -304,8 +304,8 @@ def example(settings: dict[str, Any]) -> float:
         report_to="none", disable_tqdm=True, use_cpu=is_cpu(settings), dataloader_num_workers=scale.workers,
     )  # fmt: skip
 
-    def score(found: Any) -> dict[str, float]:
-        return {"accuracy": float((found.predictions.argmax(1) == found.label_ids).mean())}
+    def score(outputs: Any) -> dict[str, float]:
+        return {"accuracy": float((outputs.predictions.argmax(1) == outputs.label_ids).mean())}
 
     model = stock_network(scale, num_labels=len(data["train"].features["label"].names))
     trainer = Trainer(model, args, train_dataset=data["train"], eval_dataset=data["validation"], compute_metrics=score)

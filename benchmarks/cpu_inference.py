@@ -45,7 +45,7 @@ def hybrids(options: argparse.Namespace) -> Iterator[Point]:
 def point(preset: str, dtype: torch.dtype, batch: int, compiled: bool) -> Point:
     config = HFViTConfig.from_preset(preset, num_labels=1000)
     pixels = torch.randn(batch, 3, *config.image_size_hw)
-    plain, prepared, rounded = (filled(lambda: HFViTForImageClassification(config), CPU).eval() for _ in range(3))
+    plain, optimized, rounded = (filled(lambda: HFViTForImageClassification(config), CPU).eval() for _ in range(3))
     theirs = HFViTConfig.from_preset(preset, num_labels=1000, hidden_act="gelu")
     erf = filled(lambda: HFViTForImageClassification(theirs), CPU).eval().to(dtype)
     others, absent = baselines.networks(preset)
@@ -55,17 +55,17 @@ def point(preset: str, dtype: torch.dtype, batch: int, compiled: bool) -> Point:
         calls |= {
             f"{name}, compiled": forward(torch.compile(model), pixels.to(dtype)) for name, model in models.items()
         }
-    found, missing = baselines.runtimes(plain, pixels, dtype)
+    runtimes, missing = baselines.runtimes(plain, pixels, dtype)
     plain.to(dtype)
-    prepared.optimize_for_inference(dtype)
-    networks = {"hf_vit": plain, "hf_vit, erf": erf, "hf_vit, optimized": prepared}
+    optimized.optimize_for_inference(dtype)
+    networks = {"hf_vit": plain, "hf_vit, erf": erf, "hf_vit, optimized": optimized}
     try:
         rounded.to(dtype).optimize_for_inference(int8_calibration=pixels[:8].to(dtype))
         networks["hf_vit, int8"] = rounded
     except HFViTError as error:  # refused where it would not be faster
         absent["hf_vit, int8"] = str(error)
     if config.resnet_depths is None:
-        networks[f"hf_vit, r={MERGED}"] = merge_tokens(copy.deepcopy(prepared), MERGED)
+        networks[f"hf_vit, r={MERGED}"] = merge_tokens(copy.deepcopy(optimized), MERGED)
     ours = {name: forward(model, pixels.to(dtype)) for name, model in networks.items()}
     for call in ours.values():
         call()  # chooses and packs here, as runtimes compile before they are timed
@@ -73,7 +73,7 @@ def point(preset: str, dtype: torch.dtype, batch: int, compiled: bool) -> Point:
     limit = products(plain, pixels.to(dtype), dtype)
     never_slower = {name: "hf_vit" for name in ("hf_vit, optimized", "hf_vit, int8") if name in ours}
     title = f"inference {precision}, {preset}, batch {batch}"
-    return Point(title, batch, ours, calls | found, limit, absent | missing, never_slower=never_slower)
+    return Point(title, batch, ours, calls | runtimes, limit, absent | missing, never_slower=never_slower)
 
 
 def forward(model: nn.Module, pixels: torch.Tensor) -> Callable[[], Any]:

@@ -40,16 +40,16 @@ def points(options: argparse.Namespace) -> Iterator[Point]:
         for name, build in others.items():
             theirs = filled(build, CPU)
             calls[name] = step(theirs, pixels, labels, autocast, optimizer_of(name, theirs))
-        found, missing = {}, {"JAX, Flax": "--without"}
+        flax, missing = {}, {"JAX, Flax": "--without"}
         if "JAX, Flax" not in options.without:
-            found, missing = flax_step(config, pixels, labels, autocast)
+            flax, missing = flax_step(config, pixels, labels, autocast)
         ours = {"hf_vit": step(model, pixels, labels, autocast, fused(model), CPUKernels())}
         plain = filled(lambda config=config: HFViTForImageClassification(config), CPU)
         calls["hf_vit without its CPU kernels"] = step(plain, pixels, labels, autocast, fused(plain))
         low = torch.bfloat16 if autocast else torch.float32
         title = f"training step {'bfloat16 autocast' if autocast else 'float32'}, {preset}, batch {batch}"
         limit = products(model, pixels, low, training=True)
-        yield Point(title, batch, ours, calls | found, limit, absent | missing, never_slower=NEVER_SLOWER)
+        yield Point(title, batch, ours, calls | flax, limit, absent | missing, never_slower=NEVER_SLOWER)
         free()
 
 

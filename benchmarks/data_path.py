@@ -102,7 +102,7 @@ def layer(rng: np.random.Generator, width: int, height: int) -> np.ndarray:
 
 def fitted_sets(folder: Path) -> dict[str, list[bytes]]:
     """JPEGs of every kind, by its name, from the images of a folder that are large enough for each."""
-    found: dict[str, list[bytes]] = {f"photographs, {w}x{h}, quality {q}": [] for w, h, q in KINDS}
+    files_of: dict[str, list[bytes]] = {f"photographs, {w}x{h}, quality {q}": [] for w, h, q in KINDS}
     width, height = max(w for w, _, _ in KINDS), max(h for _, h, _ in KINDS)
     for path in sorted(folder.rglob("*")):
         if path.suffix.lower() not in SUFFIXES or path.is_symlink():
@@ -111,11 +111,11 @@ def fitted_sets(folder: Path) -> dict[str, list[bytes]]:
         if opened.width < width or opened.height < height:
             continue
         image = decode(opened, path.name)
-        for files, (w, h, quality) in zip(found.values(), KINDS):
+        for files, (w, h, quality) in zip(files_of.values(), KINDS):
             files.append(encoded(ImageOps.fit(image, (w, h), Image.Resampling.LANCZOS), quality))
-    if not all(found.values()):
+    if not all(files_of.values()):
         raise HFViTError(f"{folder} holds no images of at least {width}x{height} px: give a folder of photographs")
-    return found
+    return files_of
 
 
 def encoded(image: Image.Image, quality: int) -> bytes:
@@ -156,9 +156,10 @@ WAYS: dict[str, Callable] = {"ours": ours, "plain PIL": plain, "bits": bits}
 def at_once(sets: dict[str, list[bytes]], rounds: int, workers: int) -> dict[str, dict[str, list[float]]]:
     """`compare` of every set in as many processes, their rounds one after another."""
     with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
-        found = {name: [pool.submit(compare, files, rounds) for _ in range(workers)] for name, files in sets.items()}
+        running = {name: [pool.submit(compare, files, rounds) for _ in range(workers)] for name, files in sets.items()}
         return {
-            name: {way: [s for run in runs for s in run.result()[way]] for way in WAYS} for name, runs in found.items()
+            name: {way: [s for run in runs for s in run.result()[way]] for way in WAYS}
+            for name, runs in running.items()
         }
 
 

@@ -59,15 +59,15 @@ def point(preset: str, batch: int, training: bool, device: torch.device, tiny: b
     others = {"hf_vit": lambda: HFViTForImageClassification(config)} | others
     for name, build in others.items():
         model = filled(build, device)
-        kept = ours if name == "hf_vit" else theirs
-        kept[name] = call(model, pixels, labels, training)
+        calls = ours if name == "hf_vit" else theirs
+        calls[name] = call(model, pixels, labels, training)
         compiled = torch.compile(
             filled(build, device), fullgraph=name == "hf_vit", backend="eager" if tiny else "inductor"
         )
-        kept[f"{name}, compiled"] = call(compiled, pixels, labels, training)
+        calls[f"{name}, compiled"] = call(compiled, pixels, labels, training)
     if not training:
-        prepared = filled(others["hf_vit"], device).optimize_for_inference(torch.bfloat16)
-        ours["hf_vit, optimized"] = forward(prepared, pixels.bfloat16())
+        optimized = filled(others["hf_vit"], device).optimize_for_inference(torch.bfloat16)
+        ours["hf_vit, optimized"] = forward(optimized, pixels.bfloat16())
     model = filled(others["hf_vit"], device).bfloat16().eval()
     limit = products(model, pixels.bfloat16(), torch.bfloat16, training)
     work = "training step bfloat16 autocast" if training else "inference bfloat16"

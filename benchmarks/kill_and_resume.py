@@ -192,9 +192,9 @@ def kill_once(kind: Kind, folder: Path, parquet: Path, after: float) -> dict:
     """Kill a run after so many seconds, resume it, and say what the kill left."""
     train(kind, folder, parquet, kind.workers[0], kill_after=after)
     names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
-    kept = [int(name.split("-")[1]) for name in names if name.startswith("checkpoint-")]
+    steps = [int(name.split("-")[1]) for name in names if name.startswith("checkpoint-")]
     writing = any(name.startswith(".") for name in names)
-    found = "the start" if not kept else f"checkpoint-{max(kept)}" + (", while writing" if writing else "")
+    found = "the start" if not steps else f"checkpoint-{max(steps)}" + (", while writing" if writing else "")
     train(kind, folder, parquet, kind.workers[1])
     return {"after_seconds": round(after, 3), "found": found}
 

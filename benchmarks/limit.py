@@ -44,8 +44,8 @@ class Choices:
 
     def calls(self) -> list[Callable[[], Any]]:
         """A call for each layer."""
-        chosen = [self.fastest(key, layers) for key, layers in self.layers.items()]
-        return [call for _, calls in sorted(chosen, key=lambda choice: choice[0]) for call in calls]
+        fastest = [self.fastest(key, layers) for key, layers in self.layers.items()]
+        return [call for _, calls in sorted(fastest, key=lambda choice: choice[0]) for call in calls]
 
     def fastest(self, key: tuple, layers: list[Candidates]) -> tuple[str, list[Callable[[], Any]]]:
         """Name and calls of the library that is the fastest for these layers; one that fails here does not count."""
@@ -136,14 +136,14 @@ def products(model: nn.Module, pixels: torch.Tensor, dtype: torch.dtype, trainin
 
 def linear_candidates(x: torch.Tensor, weight: torch.Tensor) -> Candidates:
     """x W^T, `(rows, in)` and `(out, in)`; the weight may be packed before, as in inference."""
-    found = matmul_candidates(x, weight.t())
+    candidates = matmul_candidates(x, weight.t())
     if x.device.type == "cpu" and capabilities.packs_linear(x.dtype):
 
         def by_onednn() -> Callable[[], Any]:
             packed = kernels.pack_linear(weight)
             return lambda: kernels.packed_linear(x, packed, None)
 
-        found["oneDNN"] = by_onednn
+        candidates["oneDNN"] = by_onednn
     if x.device.type == "cpu" and x.dtype == torch.float32:
         if capabilities.packs_linear_by_mkl():
 
@@ -151,12 +151,12 @@ def linear_candidates(x: torch.Tensor, weight: torch.Tensor) -> Candidates:
                 packed = kernels.pack_linear_by_mkl(weight, len(x))
                 return lambda: kernels.packed_linear_by_mkl(x, packed, weight, None)
 
-            found["MKL"] = by_mkl
+            candidates["MKL"] = by_mkl
         if not baselines.missing("onnxruntime") and not baselines.missing("onnx"):
-            found["ONNX Runtime"] = lambda: _by_onnxruntime(x, weight)
+            candidates["ONNX Runtime"] = lambda: _by_onnxruntime(x, weight)
     if x.device.type == "cpu" and not baselines.missing("openvino") and not baselines.missing("onnx"):
-        found["OpenVINO"] = lambda: _by_openvino(x, weight)
-    return found
+        candidates["OpenVINO"] = lambda: _by_openvino(x, weight)
+    return candidates
 
 
 def matmul_candidates(a: torch.Tensor, b: torch.Tensor) -> Candidates:
@@ -166,10 +166,12 @@ def matmul_candidates(a: torch.Tensor, b: torch.Tensor) -> Candidates:
         result = a @ b
         return lambda: torch.mm(a, b, out=result)
 
-    found: Candidates = {"PyTorch": by_torch}
+    candidates: Candidates = {"PyTorch": by_torch}
     if a.device.type == "cpu" and capabilities.packs_linear(a.dtype):
-        found["oneDNN, packing included"] = lambda: lambda: kernels.packed_linear(a, kernels.pack_linear(b.t()), None)
-    return found
+        candidates["oneDNN, packing included"] = lambda: (
+            lambda: kernels.packed_linear(a, kernels.pack_linear(b.t()), None)
+        )
+    return candidates
 
 
 def attention_candidates(heads: torch.Tensor, fused: bool) -> Candidates:
@@ -185,10 +187,10 @@ def attention_candidates(heads: torch.Tensor, fused: bool) -> Candidates:
 
         return call
 
-    found: Candidates = {"PyTorch": by_torch}
+    candidates: Candidates = {"PyTorch": by_torch}
     if fused:
-        found["PyTorch, fused"] = lambda: lambda: F.scaled_dot_product_attention(heads, heads, heads)
-    return found
+        candidates["PyTorch, fused"] = lambda: lambda: F.scaled_dot_product_attention(heads, heads, heads)
+    return candidates
 
 
 def convolution_candidates(x: torch.Tensor, weight: torch.Tensor, stride: tuple[int, int]) -> Candidates:
@@ -204,17 +206,17 @@ def convolution_candidates(x: torch.Tensor, weight: torch.Tensor, stride: tuple[
         packed = kernels.pack_convolution(weight, (0, 0), stride, y.shape)
         return lambda: kernels.packed_convolution(y, packed, (0, 0), stride)
 
-    found: Candidates = {
+    candidates: Candidates = {
         "PyTorch": lambda: lambda: F.conv2d(x, weight, stride=stride),
         "PyTorch, channels last": channels_last,
     }
     if x.device.type == "cpu" and capabilities.packs_convolution(x.dtype):
-        found["oneDNN"] = lambda: by_onednn(torch.contiguous_format)
-        found["oneDNN, channels last"] = lambda: by_onednn(last)
+        candidates["oneDNN"] = lambda: by_onednn(torch.contiguous_format)
+        candidates["oneDNN, channels last"] = lambda: by_onednn(last)
     if tuple(weight.shape[2:]) == tuple(stride) and stride != (1, 1):  # patches side by side are a matmul
         rows = x.new_ones(x.shape[0] * (x.shape[2] // stride[0]) * (x.shape[3] // stride[1]), weight[0].numel())
-        found |= {f"{name}, matmul": make for name, make in linear_candidates(rows, weight.flatten(1)).items()}
-    return found
+        candidates |= {f"{name}, matmul": make for name, make in linear_candidates(rows, weight.flatten(1)).items()}
+    return candidates
 
 
 def _matmul_onnx(x: torch.Tensor, weight: torch.Tensor) -> bytes:
@@ -248,17 +250,17 @@ def machine(device: torch.device) -> dict[str, float]:
     """Rates of this machine now: a ViT-B's widest layer by the best library and the processor's peak, FLOP/s; copying
     memory, bytes/s.
     """
-    found = {}
+    rates = {}
     for dtype in (torch.float32, torch.bfloat16):
         x, weight = (torch.randn(*shape, device=device).to(dtype) for shape in ((1576, 768), (3072, 768)))
         (call,) = Choices().fastest(("widest",), [linear_candidates(x, weight)])[1]
-        found[f"{dtype}".removeprefix("torch.") + "_flops_per_second"] = 2 * 1576 * 768 * 3072 / _best(call, device)
+        rates[f"{dtype}".removeprefix("torch.") + "_flops_per_second"] = 2 * 1576 * 768 * 3072 / _best(call, device)
     if device.type == "cpu" and (peak := peak_flops()) is not None:
-        found["float32_peak_flops_per_second"] = peak
+        rates["float32_peak_flops_per_second"] = peak
     big = torch.ones(1 << 26, device=device)
     target = torch.empty_like(big)
-    found["memory_bytes_per_second"] = 2 * 4 * big.numel() / _best(lambda: target.copy_(big), device)
-    return found
+    rates["memory_bytes_per_second"] = 2 * 4 * big.numel() / _best(lambda: target.copy_(big), device)
+    return rates
 
 
 def peak_flops() -> float | None:

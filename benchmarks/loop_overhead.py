@@ -60,9 +60,9 @@ def main(argv: list[str] | None = None) -> int:
     for number in range(arguments.rounds + 1):
         runs = {"bare loop": bare, "Trainer": ours}
         for name in list(runs)[:: 1 if number % 2 else -1]:
-            found = statistics.median(runs[name](config, data, arguments.batch_size, arguments.steps, device))
+            step_seconds = statistics.median(runs[name](config, data, arguments.batch_size, arguments.steps, device))
             if number:
-                seconds[name].append(found)
+                seconds[name].append(step_seconds)
         print(f"\rround {number} of {arguments.rounds}", end="", file=sys.stderr, flush=True)
     report(arguments, config, device, seconds)
     return 0

@@ -86,10 +86,10 @@ def measure(arguments: Namespace) -> list[dict]:
 def flip(labels: np.ndarray, fraction: float, classes: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Labels of which a fraction is another class, and which these are (N,)."""
     rng = np.random.default_rng(seed)
-    chosen = np.zeros(len(labels), dtype=bool)
-    chosen[rng.choice(len(labels), round(fraction * len(labels)), replace=False)] = True
+    flipped = np.zeros(len(labels), dtype=bool)
+    flipped[rng.choice(len(labels), round(fraction * len(labels)), replace=False)] = True
     other = (labels + rng.integers(1, classes, size=len(labels))) % classes
-    return np.where(chosen, other, labels), chosen
+    return np.where(flipped, other, labels), flipped
 
 
 def pixels_of(data: ImageDataset) -> torch.Tensor:
@@ -116,26 +116,26 @@ def patch_features(pixels: torch.Tensor, count: int, seed: int = 0) -> np.ndarra
     filters = patches(count) @ whiten
     filters = (filters / filters.norm(dim=1, keepdim=True).clamp(min=1e-6)) @ whiten  # of the whitened image
     filters = (filters - filters.mean(1, keepdim=True)).unflatten(1, (3, PATCH, PATCH))
-    found = []
+    features = []
     for batch in pixels.split(250):
         seen = torch.nn.functional.conv2d(batch, filters)
         level = seen.std(dim=(1, 2, 3), keepdim=True).clamp(min=1e-6)
         parts = [(sign * seen / level - 0.25).relu() for sign in (1, -1)]
-        found.append(
+        features.append(
             torch.cat([torch.nn.functional.adaptive_avg_pool2d(part, POOLED) for part in parts], 1).flatten(1)
         )
-    return torch.cat(found).numpy()
+    return torch.cat(features).numpy()
 
 
 def out_of_fold(features: np.ndarray, labels: np.ndarray, folds: np.ndarray) -> np.ndarray:
     """Probabilities (N, K) of every image by the probe that was fitted without its fold."""
-    found = np.zeros((len(labels), labels.max() + 1))
+    probabilities = np.zeros((len(labels), labels.max() + 1))
     for fold in np.unique(folds):
         seen = folds != fold
         scale = StandardScaler().fit(features[seen])
         probe = LogisticRegression(C=0.001, max_iter=200).fit(scale.transform(features[seen]), labels[seen])
-        found[~seen] = probe.predict_proba(scale.transform(features[~seen]))
-    return found
+        probabilities[~seen] = probe.predict_proba(scale.transform(features[~seen]))
+    return probabilities
 
 
 def ours(labels: np.ndarray, probabilities: np.ndarray, count: int) -> dict[str, np.ndarray]:
@@ -156,14 +156,14 @@ def cleanlabs(labels: np.ndarray, probabilities: np.ndarray, count: int) -> dict
     from cleanlab.filter import find_label_issues as theirs
     from cleanlab.rank import get_label_quality_scores as quality
 
-    found: dict[str, np.ndarray] = {
+    lists: dict[str, np.ndarray] = {
         f"cleanlab: list, {name}": theirs(labels, probabilities, filter_by=name, return_indices_ranked_by=order)
         for name, order in (("prune_by_noise_rate", "self_confidence"), ("confident_learning", "normalized_margin"))
     }
     for method in ("self_confidence", "normalized_margin"):
         scores = quality(labels, probabilities, method=method)
-        found[f"cleanlab: first by {method}"] = np.argsort(scores, kind="stable")[:count]
-    return found
+        lists[f"cleanlab: first by {method}"] = np.argsort(scores, kind="stable")[:count]
+    return lists
 
 
 def scored(places: np.ndarray, flipped: np.ndarray) -> dict[str, float]:

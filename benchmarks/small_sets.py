@@ -194,15 +194,15 @@ def lay_out(pools: Path, name: str, seed: int, on: str, folder: Path) -> dict[st
 
     On "dev" the scored images are drawn from those of the training split that are left.
     """
-    chosen = SETS[name]
-    pool = open_dataset(str(pools / chosen.source / "train"), split="train")
-    rows, per_class = np.arange(len(pool)), chosen.per_class
+    definition = SETS[name]
+    pool = open_dataset(str(pools / definition.source / "train"), split="train")
+    rows, per_class = np.arange(len(pool)), definition.per_class
     if per_class is None and on == "dev":
         per_class = round(0.8 * len(pool) / len(pool.label_names))
     train = rows if per_class is None else evenly(pool.labels, rows, per_class, seed)
     scored_pool = pool
     if on == "test":
-        scored_pool = open_dataset(str(pools / chosen.source / "test"), split="train")
+        scored_pool = open_dataset(str(pools / definition.source / "test"), split="train")
         scored = np.arange(len(scored_pool))
     else:
         scored = evenly(pool.labels, np.setdiff1d(rows, train), SCORED // len(pool.label_names), seed)
@@ -226,7 +226,7 @@ def run(arguments: Namespace) -> None:
     for seed in arguments.seeds:
         for name in arguments.sets:
             for method in arguments.methods:
-                words, rows = arguments.words if method in RECIPES else "", kept()
+                words, rows = arguments.words if method in RECIPES else "", saved_rows()
                 key = {"set": name, "method": method, "seed": seed, "on": arguments.on, "words": words}
                 if any(all(row[field] == key[field] for field in key) for row in rows):
                     continue
@@ -239,9 +239,9 @@ def run(arguments: Namespace) -> None:
                         seconds = time_of_ours(rows, name, arguments.on)
                         an_epoch = epoch_costs[method] * images_an_epoch(method, counts["train"])
                         key["epochs"] = max(1, round(seconds / an_epoch))
-                    found = train_and_score(arguments, key, folder)
-                keep({**key, "images": counts["train"], "scored_images": counts["scored"], **found})
-                told = f"{found['accuracy']:.2%}, {found['training_seconds']:.1f} s"
+                    scores = train_and_score(arguments, key, folder)
+                keep({**key, "images": counts["train"], "scored_images": counts["scored"], **scores})
+                told = f"{scores['accuracy']:.2%}, {scores['training_seconds']:.1f} s"
                 print(f"{name}, {method} {words}, seed {seed}, {arguments.on}: {told}", file=sys.stderr, flush=True)
 
 
@@ -264,10 +264,10 @@ def check(arguments: Namespace) -> None:
 def time_of_ours(rows: list[dict[str, Any]], name: str, on: str) -> float:
     """Median training seconds of finetune_small on this set, without tried words."""
     key = (name, on, "", "finetune_small")
-    own = [row["training_seconds"] for row in rows if (row["set"], row["on"], row["words"], row["method"]) == key]
-    if not own:
+    times = [row["training_seconds"] for row in rows if (row["set"], row["on"], row["words"], row["method"]) == key]
+    if not times:
         raise HFViTError(f"baselines have the time of finetune_small on {name}: run that first")
-    return statistics.median(own)
+    return statistics.median(times)
 
 
 def seconds_an_image(arguments: Namespace, method: str) -> float:
@@ -295,9 +295,9 @@ def train_and_score(arguments: Namespace, key: dict[str, Any], folder: Path) -> 
     method = {"transformers": example, "timm": train_script}.get(key["method"], recipe)
     whole = time.process_time()
     with clock() as moments, (folder / "log").open("w") as log, contextlib.redirect_stdout(log):
-        found = method(settings)
+        result = method(settings)
     return {
-        **found,
+        **result,
         "training_seconds": round(moments["last"] - moments["first"], 2),
         "whole_seconds": round(time.process_time() - whole, 2),
     }
@@ -380,8 +380,8 @@ def example(settings: dict[str, Any]) -> dict[str, float]:
         report_to="none", disable_tqdm=True, use_cpu=True,
     )  # fmt: skip
 
-    def score(found: Any) -> dict[str, float]:
-        return {"accuracy": float((found.predictions.argmax(1) == found.label_ids).mean())}
+    def score(outputs: Any) -> dict[str, float]:
+        return {"accuracy": float((outputs.predictions.argmax(1) == outputs.label_ids).mean())}
 
     model = ViTForImageClassification.from_pretrained(
         base, num_labels=len(data["train"].features["label"].names), ignore_mismatched_sizes=True
@@ -434,7 +434,7 @@ def script_words(settings: dict[str, Any]) -> list[str]:
 # -- results ---------------------------------------------------------------------------------------------------------
 
 
-def kept() -> list[dict[str, Any]]:
+def saved_rows() -> list[dict[str, Any]]:
     return json.loads(RESULTS.read_text(encoding="utf-8"))["rows"] if RESULTS.is_file() else []
 
 
@@ -442,7 +442,7 @@ def keep(row: dict[str, Any]) -> None:
     """Add a run to the results, to which other processes may add theirs."""
     RESULTS.parent.mkdir(exist_ok=True)
     with FileLock(Path(tempfile.gettempdir()) / f"{RESULTS.name}.lock"):
-        atomic_write(RESULTS, json.dumps(about([*kept(), row]), indent=1) + "\n")
+        atomic_write(RESULTS, json.dumps(about([*saved_rows(), row]), indent=1) + "\n")
 
 
 def about(rows: list[dict[str, Any]]) -> dict[str, Any]:
@@ -466,7 +466,7 @@ def about(rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def show(_: Namespace) -> None:
-    print("\n".join(table(kept())))
+    print("\n".join(table(saved_rows())))
 
 
 def table(rows: list[dict[str, Any]]) -> list[str]:
@@ -475,13 +475,13 @@ def table(rows: list[dict[str, Any]]) -> list[str]:
     for row in rows:
         groups.setdefault((row["on"], row["set"], row["method"], row["words"]), []).append(row)
     lines = [f"{'scored on':<10}{'set':<13}{'seeds':>5}{'mean':>9}{'std':>7}{'seconds':>9}   method"]
-    for (on, name, method, words), own in sorted(groups.items()):
-        scores = [100 * row["accuracy"] for row in own]
+    for (on, name, method, words), runs in sorted(groups.items()):
+        scores = [100 * row["accuracy"] for row in runs]
         spread = f"{statistics.stdev(scores):.2f}" if len(scores) > 1 else ""
-        times = [row["training_seconds"] for row in own if row["training_seconds"] is not None]
+        times = [row["training_seconds"] for row in runs if row["training_seconds"] is not None]
         seconds = f"{statistics.median(times):.1f}" if times else ""  # none: the features came from the cache
         lines.append(
-            f"{on:<10}{name:<13}{len(own):>5}{statistics.mean(scores):>9.2f}{spread:>7}{seconds:>9}"
+            f"{on:<10}{name:<13}{len(runs):>5}{statistics.mean(scores):>9.2f}{spread:>7}{seconds:>9}"
             f"   {method} {words}".rstrip()
         )
     return lines

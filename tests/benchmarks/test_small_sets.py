@@ -118,7 +118,7 @@ def test_a_run_is_scored_kept_and_not_repeated(folder, results, monkeypatch):
     assert 0 < row["training_seconds"] < row["whole_seconds"]
     monkeypatch.setattr(small_sets, "train_and_score", None)
     assert small_sets.main(words) == 0 and len(json.loads(results.read_text())["rows"]) == 1
-    assert "100.00" in small_sets.table(small_sets.kept())[1]
+    assert "100.00" in small_sets.table(small_sets.saved_rows())[1]
 
 
 def test_the_clock_ends_with_the_last_update_and_leaves_no_hook(monkeypatch):
