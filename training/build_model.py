@@ -27,13 +27,13 @@ from hf_vit.transformers_classifiers import (
     other_classifier_class,
 )
 
-from .config.arguments import Arguments, DataArguments
+from .config.arguments import MASKED_PATCHES, Arguments, DataArguments
 from .config.vit_only import check_vit_only
 from .data.dataset import ImageDataset
 from .data.shards.streaming import ImageStream
 from .data.splits import ModelInput, image_processing_for
 from .data.tables.targets import target_scale
-from .engine.masked_patch_prediction import MASKED_PATCHES, masked_model
+from .engine.masked_patch_prediction import masked_model
 from .reporting.facts import public_name
 
 

@@ -29,7 +29,7 @@ from hf_vit.image_processing import ImageProcessing
 from hf_vit.problem_type import MULTI_LABEL, SINGLE_LABEL
 
 from .build_model import build_model, set_problem
-from .config.arguments import RESOLVED_NAME, Arguments
+from .config.arguments import MASKED_PATCHES, RESOLVED_NAME, Arguments
 from .config.parser import parse
 from .data.dataset import ImageDataset
 from .data.deduplication import Duplicate
@@ -43,7 +43,6 @@ from .engine.checkpoints.run_lock import LOCK_NAME
 from .engine.checkpoints.save_outputs import PREDICTIONS_NAME
 from .engine.distributed import all_ranks, handle_peer_exit
 from .engine.head_probe import init_head
-from .engine.masked_patch_prediction import MASKED_PATCHES
 from .engine.planning.schedule import with_batch_of
 from .engine.trainer import Trainer
 from .folds import cross_validate, data_arguments

@@ -21,6 +21,7 @@ from .recipes import ORIGIN
 
 
 RESOLVED_NAME = "config_resolved.yaml"
+MASKED_PATCHES = "masked_patches"  # the `loss` that reads no labels
 SMALLER_IS_BETTER = ("loss", "mae", "rmse")
 # Options of version 0.1.0 under another name; the old spelling is understood for one release.
 RENAMED = {"mixing_off": "mixup_off_steps", "on_unreadable": "on_decode_error"}
@@ -327,7 +328,7 @@ class TrainArguments:
         "standard deviation count linearly; without labels the colors of masked patches (pre-training)",
         "",
         "Table 3 pre-trains with sigmoid (vision_transformer issue 34); B.1.2: masked_patches",
-        ("softmax", "sigmoid", "mse", "huber", "masked_patches"),
+        ("softmax", "sigmoid", "mse", "huber", MASKED_PATCHES),
     )
     class_weights: str = option(
         "none",
@@ -462,7 +463,7 @@ class TrainArguments:
             self.eval_strategy = "steps" if self.eval_steps else "no"
         if self.eval_steps is None:
             self.eval_steps = self.logging_steps
-        if self.metric_for_best_model is None and self.loss == "masked_patches":
+        if self.metric_for_best_model is None and self.loss == MASKED_PATCHES:
             self.metric_for_best_model = "loss"
         if self.greater_is_better is None and self.metric_for_best_model is not None:
             metric = self.metric_for_best_model.removeprefix("eval_")
@@ -477,7 +478,7 @@ class TrainArguments:
         Raises:
             HFViTError: options that have no meaning for such labels.
         """
-        if self.loss == "masked_patches":
+        if self.loss == MASKED_PATCHES:
             return self
         losses, metrics = LOSSES[problem_type], METRICS[problem_type]
         loss, metric = self.loss or losses[0], self.metric_for_best_model or metrics[0]

@@ -14,10 +14,10 @@ from hf_vit import HFViTForMaskedPatchPrediction
 from hf_vit.errors import HFViTError
 from hf_vit.problem_type import SINGLE_LABEL, problem_type_of
 
-from ..config.arguments import TrainArguments
+from ..config.arguments import MASKED_PATCHES, TrainArguments
 from ..data.normalize import Normalize
 from ..data.samplers import known_labels
-from .masked_patch_prediction import MASKED_PATCHES, MaskedPatchLoss, check_normalization
+from .masked_patch_prediction import MaskedPatchLoss, check_normalization
 
 
 def cross_entropy(

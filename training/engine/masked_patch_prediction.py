@@ -14,7 +14,6 @@ from hf_vit import HFViTConfig, HFViTForImageClassification, HFViTForMaskedPatch
 from hf_vit.errors import HFViTError
 
 
-MASKED_PATCHES = "masked_patches"
 MASKED = 1  # value in `corruption` of a patch that is replaced by the mask embedding
 
 

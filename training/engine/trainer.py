@@ -42,7 +42,7 @@ from hf_vit.image_processing import ImageProcessing, input_size
 from hf_vit.problem_type import SINGLE_LABEL, problem_type_of
 from hf_vit.transformers_classifiers import num_channels
 
-from ..config.arguments import TrainArguments
+from ..config.arguments import MASKED_PATCHES, TrainArguments
 from ..data.dataset import check_problem_type
 from ..data.mixup import MixupCutmix
 from ..data.normalize import Normalize
@@ -66,7 +66,6 @@ from .distributed import all_ranks, raise_on_all_ranks
 from .ema import WeightAverage
 from .evaluation_loop import Evaluator
 from .losses import create_loss_module
-from .masked_patch_prediction import MASKED_PATCHES
 from .nan_check import FiniteCheck
 from .optimizers import averaged_by, create_optimizer
 from .planning.auto_batch_size import fit_batch_size

@@ -22,7 +22,7 @@ from hf_vit.atomic_file import atomic_write
 from hf_vit.capabilities import processor_name
 from hf_vit.modeling.configuration_hf_vit import HEAD_FIELDS
 
-from ..config.arguments import TrainArguments
+from ..config.arguments import MASKED_PATCHES, TrainArguments
 from ..data.dataset import ImageDataset
 from ..data.shards.streaming import ImageStream
 from . import progress
@@ -30,7 +30,6 @@ from .flops import color_flops, counted_forward_flops, forward_flops, train_flop
 
 
 FACTS_NAME = "facts.json"
-MASKED_PATCHES = "masked_patches"  # the `loss` that has no labels
 BASE_FIELDS = set(transformers.PreTrainedConfig().to_dict()) | {"auto_map"}
 
 

@@ -15,10 +15,11 @@ from transformers import PreTrainedModel
 from hf_vit.atomic_file import atomic_folder, atomic_write, full_disk_is_an_error
 from hf_vit.hub.model_card import write_card
 
+from ...config.arguments import MASKED_PATCHES
 from ...data.normalize import Normalize
 from ...metrics.metric_state import Metrics
 from ...reporting import attention_examples
-from ...reporting.facts import MASKED_PATCHES, RunRecord, is_hf_vit, run_facts, write_facts
+from ...reporting.facts import RunRecord, is_hf_vit, run_facts, write_facts
 from ...reporting.per_class import PER_CLASS_NAME, write_per_class
 from ..distributed import all_ranks
 from .checkpoint_io import advice, move_checkpoint

@@ -8,9 +8,9 @@ from collections.abc import Callable
 import torch
 from transformers import PreTrainedModel
 
-from ...config.arguments import TrainArguments
+from ...config.arguments import MASKED_PATCHES, TrainArguments
 from ...reporting import progress
-from ...reporting.facts import MASKED_PATCHES, is_hf_vit
+from ...reporting.facts import is_hf_vit
 from ..distributed import agreed
 from .schedule import TrainingSchedule
 from .trial import Trial
