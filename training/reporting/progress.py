@@ -186,15 +186,26 @@ class SignOfLife:
                 self._spoken, pause = time.monotonic(), NEXT_SIGN
 
 
+def in_notebook() -> bool:
+    """Whether this is the kernel of a notebook, which shows a progress bar though it is no terminal."""
+    ipython = sys.modules.get("IPython")
+    shell = ipython.get_ipython() if ipython is not None else None
+    return shell is not None and "IPKernelApp" in shell.config
+
+
 class Display:
-    """A progress bar on a terminal; elsewhere one line per log, and signs of life. Silent unless enabled."""
+    """A progress bar on a terminal and in a notebook, one line per log elsewhere. Silent unless enabled.
+
+    Where there is no terminal, signs of life come between: the bar of a notebook stands still during a long step.
+    """
 
     def __init__(self, enabled: bool, bar: bool):
         self.enabled = enabled
-        self.use_bar = enabled and bar and sys.stderr.isatty()
+        terminal = sys.stderr.isatty()
+        self.use_bar = enabled and bar and (terminal or in_notebook())
         self.step = self.max_steps = 0
         self.begun = False
-        self.sign = SignOfLife(enabled and not self.use_bar)
+        self.sign = SignOfLife(enabled and not (self.use_bar and terminal))
         self.sign.activity = self._activity
         self._evaluated: tuple[int, int] | None = None  # batches done, of how many
         self._bar: tqdm | None = None
@@ -216,6 +227,7 @@ class Display:
         self.step += 1
         if self._bar is not None:
             self._bar.update(1)
+            self.sign.spoken()
 
     def evaluating(self, batches: int | None, total: int = 0) -> None:
         """Note the finished batches of an evaluation; None: it has ended."""

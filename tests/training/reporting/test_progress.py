@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -81,6 +82,23 @@ def test_the_bar_too_is_followed_by_one_hint_where_images_come_too_slowly(capsys
     display.end()
     shown = capsys.readouterr().err
     assert shown.count("hint:") == hints and "10 images/s" in shown
+
+
+def test_a_notebook_has_a_bar_and_signs_of_life(capsys, monkeypatch):
+    assert not progress.in_notebook()
+    shell = SimpleNamespace(config={"IPKernelApp": {}})
+    monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace(get_ipython=lambda: shell))
+    assert progress.in_notebook()
+    display = progress.Display(enabled=True, bar=True)
+    assert display.sign.enabled  # a long step leaves the bar as it is
+    display.begin(0, 100)
+    display.advance()
+    display.log("a line")
+    display.end()
+    shown = capsys.readouterr().err
+    assert "1/100" in shown and "a line" in shown
+    shell.config.clear()  # a terminal's IPython
+    assert not progress.in_notebook() and not progress.Display(enabled=True, bar=True).use_bar
 
 
 def test_a_silent_display_says_nothing(capsys):
