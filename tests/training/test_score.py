@@ -274,7 +274,7 @@ def test_a_switch_takes_a_value_as_in_training():
 
 def test_a_page_needs_a_folder_and_a_head(models, capsys):
     for words, message in (
-        (["--dataset", "digits"], "--report writes a page: give the folder for it with --output_dir"),
+        (["--dataset", "digits"], "--report writes a page: give its folder with --output_dir"),
         (["--dataset", "digits", "--output_dir", "x", "--knn", "3"], "--report has no effect here"),
     ):
         with pytest.raises(SystemExit) as error:

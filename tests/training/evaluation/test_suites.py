@@ -218,7 +218,7 @@ def test_the_probe_is_the_ridge_of_the_features(suite, tmp_path):
         (["--suite", "vtab", "--transfer", "finetune", "--l2", "1"], "--l2 has no effect here"),
         (["--suite", "vtab", "--finetune_set", "seed=1"], "--finetune_set has no effect here"),
         (["--dataset", "digits", "--knn", "5", "--tta", "flip"], "--tta has no effect here"),
-        (["--suite", "vtab", "--dataset", "digits"], "Give --dataset"),
+        (["--suite", "vtab", "--dataset", "digits"], "give --dataset"),
     ],
 )
 def test_bad_input_is_one_line(words, message, tmp_path, capsys):
