@@ -64,9 +64,10 @@ def small(options: argparse.Namespace) -> Iterator[Point]:
         pixels, labels = torch.randn(batch, 3, 16, 16), torch.randint(52, (batch,))
         model, plain = (filled(lambda: HFViTForImageClassification(config), CPU) for _ in range(2))
         theirs = filled(lambda: baselines.transformers_vit(config, "sdpa"), CPU)
+        kernels = kernels_of(model, pixels, labels, autocast)
         yield Point(
             f"training step {'bfloat16 autocast' if autocast else 'float32'}, 4 blocks of width 96, batch {batch}",
-            batch, {"hf_vit": step(model, pixels, labels, autocast, fused(model), CPUKernels())},
+            batch, {"hf_vit": step(model, pixels, labels, autocast, fused(model), kernels)},
             {
                 "hf_vit without its CPU kernels": step(plain, pixels, labels, autocast, fused(plain)),
                 "transformers ViT": step(theirs, pixels, labels, autocast, fused(theirs)),
@@ -151,6 +152,14 @@ def step(
         model.zero_grad()
 
     return run
+
+
+def kernels_of(model: nn.Module, pixels: torch.Tensor, labels: torch.Tensor, autocast: bool) -> CPUKernels:
+    """The Trainer's kernels for a small model, which does without them where its whole pass is slower."""
+    kernels = CPUKernels()
+    plain, fast = (step(model, pixels, labels, autocast, None, each) for each in (None, kernels))
+    kernels.disable_if_slower((type(model).__name__, tuple(pixels.shape), autocast), plain, fast)
+    return kernels
 
 
 def fused(model: nn.Module) -> torch.optim.Optimizer:

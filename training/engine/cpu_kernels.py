@@ -33,7 +33,15 @@ from transformers.utils import logging
 from hf_vit import kernel_table
 from hf_vit.capabilities import native_bfloat16, packs_linear
 
-from .kernel_choice import Implementations, fastest, fastest_of, in_own_thread, no_autocast, random_tensor
+from .kernel_choice import (
+    Implementations,
+    fastest,
+    fastest_here,
+    fastest_of,
+    in_own_thread,
+    no_autocast,
+    random_tensor,
+)
 
 
 logger = logging.get_logger(__name__)
@@ -50,6 +58,11 @@ MAX_ELEMENTS = 1 << 22  # of the input of other functions
 MAX_EMULATED_OPERATIONS = 1 << 28  # multiply-adds in emulated bfloat16, which may take 50 times as long
 
 MIN_LINEAR_SPEEDUP = 1.05  # of a whole linear layer, of which single matmuls were faster by the table's MIN_SPEEDUP
+MIN_SHORT_SPEEDUP = 1.5  # of short matmuls: at 1.2 to 1.4, steps of 4 blocks of width 96 took 1.07 times as long
+
+# FLOPs of a forward and backward pass up to which the pass as a whole is measured too: every function call of a model
+# passes through the mode, about 1 ms in a pass of 4 blocks. In larger ones that does not show.
+MAX_SMALL_PASS = 2e10
 
 PLAIN_TYPES = (torch.Tensor, torch.nn.Parameter)
 
@@ -62,7 +75,30 @@ class CPUKernels(TorchFunctionMode):
 
     A function mode rather than replaced modules, because attention, GELU and many linear layers are function calls
     inside other libraries' modules.
+
+    Attributes:
+        enabled: False: the context does nothing.
     """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.enabled = True
+
+    def __enter__(self) -> "CPUKernels":
+        return super().__enter__() if self.enabled else self
+
+    def __exit__(self, *error) -> None:
+        if self.enabled:
+            super().__exit__(*error)
+
+    def disable_if_slower(self, key: tuple, plain: Callable[[], object], fast: Callable[[], object]) -> None:
+        """Do nothing from now on if a small pass takes longer with the kernels on this machine.
+
+        Args:
+            key: of the pass in the table of times. plain, fast: run it without and with this context.
+        """
+        fast()  # chooses the kernels
+        self.enabled = fastest_here(("training, pass", *key), {"plain": plain, "kernels": fast}) == "kernels"
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
@@ -144,7 +180,7 @@ def _linear_for(dtype: torch.dtype, rows: int, width: int, out: int, threads: in
         functions["float32"] = _linear_in_float32
     inputs = random_tensor(rows, width, dtype=dtype), random_tensor(out, width), random_tensor(out)
     key = ("training, linear", dtype, rows, width, out)
-    name = fastest(key, functions, *inputs, min_speedup=MIN_LINEAR_SPEEDUP)
+    name = fastest(key, functions, *inputs, min_speedup=MIN_LINEAR_SPEEDUP, min_short_speedup=MIN_SHORT_SPEEDUP)
     return None if name == "torch" else functions[name]
 
 
@@ -390,7 +426,8 @@ def _convolution_for(
         name: _autocast(function, dtype) if gradient else first_layer(function) for name, function in functions.items()
     }
     key = ("training, conv2d", dtype, shape, kernel, stride, padding, dilation, groups, gradient)
-    name = fastest(key, measured, *((x, *tensors) if gradient else tensors))
+    inputs = (x, *tensors) if gradient else tensors
+    name = fastest(key, measured, *inputs, min_short_speedup=MIN_SHORT_SPEEDUP)
     return None if name == "torch" else functions[name]
 
 

@@ -12,6 +12,7 @@ therefore stores two numbers, and a resumed run equals the uninterrupted one, bi
 
 import dataclasses
 import functools
+import hashlib
 import math
 import time
 from collections.abc import Callable
@@ -59,7 +60,7 @@ from .checkpoints.resume_check import RunIdentity
 from .checkpoints.run_checkpoints import RunCheckpoints
 from .checkpoints.run_lock import RunLock
 from .checkpoints.trainer_state import TrainingState
-from .cpu_kernels import bfloat16_note, kernels_for
+from .cpu_kernels import MAX_SMALL_PASS, CPUKernels, bfloat16_note, kernels_for
 from .dataloaders import Batches
 from .device_inputs import DeviceInputs
 from .distributed import all_ranks, raise_on_all_ranks
@@ -354,6 +355,7 @@ class Trainer:
                 progress.write_history(self.output_dir, self.state.log_history)
         if self.args.auto_batch_size and not resumed and self.max_steps:
             self._find_batch_size()
+        self._check_kernels()
         # What transformers' callbacks read: intervals below 1 become fractions of the run in compute_steps.
         self.state.max_steps = self.max_steps
         self.state.num_train_epochs = math.ceil(self.schedule.images_after(0) / len(self.train_dataset))
@@ -407,6 +409,21 @@ class Trainer:
         passes = Passes(network, self.accelerator, self.kernels, *self.inputs.blank(max(sizes, key=math.prod)))
         log = self.display.log
         self.args = self.evaluator.args = fit_batch_size(self.args, self.schedule, self.model, passes, log, saved)
+
+    def _check_kernels(self) -> None:
+        """Leave out the CPU kernels if small passes take longer with them, by a measurement of this machine."""
+        stage = self.schedule.stage_of(0)  # also of a resumed run, which has to compute the same
+        flops = stage.batch_size * (self.timing.flops_of[stage.image_size] or math.inf)
+        if not isinstance(self.kernels, CPUKernels) or self.world_size > 1 or flops > MAX_SMALL_PASS:
+            return
+        network, size = self.accelerator.unwrap_model(self.loss_module), stage.image_size or self.image_size
+        passes = Passes(network, self.accelerator, self.kernels, *self.inputs.blank(size))
+        shapes = repr([(name, tuple(p.shape)) for name, p in network.named_parameters()])
+        self.kernels.disable_if_slower(
+            (hashlib.sha256(shapes.encode()).hexdigest()[:16], stage.batch_size, tuple(size), self.precision),
+            lambda: passes.train(stage.batch_size, measured_kernels=False),
+            lambda: passes.train(stage.batch_size),
+        )
 
     def _loop(self) -> None:
         """Step after step, until the end of the run, a callback or a signal."""

@@ -357,7 +357,35 @@ def train(folder, **changes):
         output_dir=str(folder), max_steps=1, per_device_train_batch_size=4, bf16=True, use_cpu=True,
         save_strategy="no", **changes,
     )  # fmt: skip
-    Trainer(tiny_model(), arguments, data).train()
+    trainer = Trainer(tiny_model(), arguments, data)
+    trainer.train()
+    return trainer
+
+
+@pytest.mark.parametrize("faster", ["plain", "kernels"])
+def test_a_small_pass_does_without_kernels_that_make_it_slower(faster, favor):
+    favor("matmuls", "onednn", faster)
+    x, weight = torch.randn(64, 256, requires_grad=True), torch.randn(256, 256, requires_grad=True)
+    kernels, plain, passes = CPUKernels(), F.linear(x, weight), []
+    kernels.disable_if_slower(("test",), lambda: passes.append("plain"), lambda: passes.append("kernels"))
+    assert passes[0] == "kernels"  # chooses the kernels of its parts first, which is not timed
+    for _ in range(2):
+        with kernels:
+            result = F.linear(x, weight)
+        replaced = type(result.grad_fn) is not type(plain.grad_fn)
+        assert replaced == (faster == "kernels" and packs_linear(x.dtype))
+
+
+@pytest.mark.parametrize("faster", ["plain", "kernels"])
+def test_a_run_of_small_passes_measures_them_as_a_whole(faster, tmp_path, favor):
+    """Without kernels that make the pass slower, a run computes what it computes without the option, bit for bit."""
+    logs = {}
+    for requested in (True, False):
+        table = favor("matmuls", faster)
+        torch.manual_seed(0)
+        logs[requested] = train(tmp_path / str(requested), cpu_kernels=requested).state.log_history[0]
+        assert any(key[0] == "training, pass" for key in table.measured) == requested
+    assert (logs[True]["grad_norm"] == logs[False]["grad_norm"]) == (faster == "plain")
 
 
 @pytest.mark.parametrize("requested", [True, False])

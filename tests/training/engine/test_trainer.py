@@ -425,7 +425,8 @@ def test_mixing_has_one_weight_for_all_passes_of_an_update(tmp_path):
     forward = trainer.loss_module.forward
 
     def noting(pixel_values, labels):
-        shares.append(round(float(labels[labels > 0.5].min()), 6))
+        if (labels > 0.5).any():  # blank images, by which kernels are measured, have no label
+            shares.append(round(float(labels[labels > 0.5].min()), 6))
         return forward(pixel_values, labels)
 
     trainer.loss_module.forward = noting
