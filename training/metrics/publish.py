@@ -54,7 +54,7 @@ def space_files(name: str) -> dict[str, str]:
     }
 
 
-def publish(name: str, owner: str, private: bool) -> str:
+def publish(name: str, owner: str, private: bool = False) -> str:
     """Upload a metric to the Space `owner/name`, which is created if needed; returns its address.
 
     Raises:
