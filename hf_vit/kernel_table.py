@@ -36,7 +36,7 @@ MAX_MEASURE_SECONDS = 2.0  # no further round after this time, from the second o
 COLD_BYTES = 1 << 25  # written before each run, so that weights come from memory as they do within a model
 LOCK_SECONDS = 120.0  # timeout of waiting for another process that measures on this machine
 MAX_SLOWDOWN, MAX_SLOW_SECONDS = 20, 5.0  # run only once: slower than the plain one by this, and at least this long
-FORMAT = 2  # increase it when entries change their meaning
+FORMAT = 3  # increase it when entries change their meaning
 
 timer: Callable[[], float] = time.perf_counter  # tests replace it
 

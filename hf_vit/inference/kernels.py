@@ -16,6 +16,7 @@ from . import build
 
 
 POINTER, COUNT, NUMBER, FLAG = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float, ctypes.c_int  # of C++ signatures
+ATTEND_ARGUMENTS = [POINTER] * 6 + [COUNT] * 5 + [NUMBER, FLAG]
 
 
 # -- linear layers and convolutions with weights in the library's own layout -----------------------------------------
@@ -152,6 +153,48 @@ def int8_linear_fbgemm(rows: torch.Tensor, step: float, zero: int, packed) -> to
     return torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32(rows, step, zero, packed)
 
 
+# -- attention and GELU in float32 -----------------------------------------------------------------------------------
+
+
+@functools.cache
+def float32_library() -> ctypes.CDLL | None:
+    """`cpp/float32.cpp`, for any processor with a compiler."""
+    functions: build.Functions = {
+        "attend": ATTEND_ARGUMENTS,
+        "gelu_tanh": [POINTER] * 3 + [COUNT, FLAG],
+    }
+    return build.library(build.SOURCES / "float32.cpp", functions)
+
+
+def vectors_take(*heads: torch.Tensor) -> bool:
+    """Whether `attend_by_vectors` supports this query, key and value."""
+    supported = all(x.dtype == torch.float32 and x.device.type == "cpu" and x.stride(3) == 1 for x in heads)
+    return supported and float32_library() is not None
+
+
+def attend_by_vectors(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float, bias: torch.Tensor | None = None
+) -> torch.Tensor:
+    """`attend_by_tiles` in float32."""
+    return _attend(float32_library(), query, key, value, scale, bias)
+
+
+def gelu_tanh(x: torch.Tensor, out: torch.Tensor | None = None, gradient: torch.Tensor | None = None) -> torch.Tensor:
+    """The tanh form of GELU of float32, or given the `gradient` of the result that of x.
+
+    Args:
+        out: contiguous; may be x itself. Else a new tensor.
+    """
+    library = float32_library()
+    assert library is not None
+    x = x.contiguous()
+    gradient = None if gradient is None else gradient.contiguous()
+    out = torch.empty_like(x) if out is None else out
+    pointers = (None if tensor is None else tensor.data_ptr() for tensor in (x, gradient, out))
+    library.gelu_tanh(*pointers, x.numel(), torch.get_num_threads())
+    return out
+
+
 # -- attention in AMX tiles ------------------------------------------------------------------------------------------
 
 
@@ -160,7 +203,7 @@ def attention_library() -> ctypes.CDLL | None:
     """`cpp/attention.cpp`, if the processor multiplies bfloat16 in tiles (AMX) and the Linux kernel permits it."""
     if "amx_bf16" not in features():
         return None
-    functions: build.Functions = {"attend": [POINTER] * 6 + [COUNT] * 5 + [NUMBER, FLAG], "ready": []}
+    functions: build.Functions = {"attend": ATTEND_ARGUMENTS, "ready": []}
     compiled = build.library(build.SOURCES / "attention.cpp", functions)
     return compiled if compiled is not None and compiled.ready() else None
 
@@ -178,8 +221,18 @@ def attend_by_tiles(
 
     `bias`, `(B, 1, 1, N)`, is added to the scores of each key.
     """
-    kernel = attention_library()
-    assert kernel is not None
+    return _attend(attention_library(), query, key, value, scale, bias)
+
+
+def _attend(
+    library: ctypes.CDLL | None,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    scale: float,
+    bias: torch.Tensor | None,
+) -> torch.Tensor:
+    assert library is not None
     images, heads, queries, depth = query.shape
     out = query.new_empty(images, queries, heads, depth)  # heads side by side: the output projection reads rows of D
     bias = None if bias is None else bias.float().contiguous()
@@ -187,7 +240,7 @@ def attend_by_tiles(
     tensors = (query, key, value, bias, out)
     pointers = [None if tensor is None else tensor.data_ptr() for tensor in tensors]
     sizes = (images, heads, queries, key.shape[2], depth)
-    kernel.attend(*pointers, strides, *sizes, scale, torch.get_num_threads())
+    library.attend(*pointers, strides, *sizes, scale, torch.get_num_threads())
     return out.transpose(1, 2)
 
 

@@ -62,12 +62,13 @@ class FusedLinear:
         self.implementations: dict[str, Linear] = {"eager": self.eager}
         if weight.device.type == "cpu" and capabilities.packs_linear(weight.dtype):
             self.implementations["packed"] = self.packed
+            if self.gelu is not None:
+                self.implementations["packed, GELU apart"] = self.packed_then_gelu
             if weight.dtype == torch.float32 and activation is None and capabilities.packs_linear_by_mkl():
                 self.implementations["packed by MKL"] = self.packed_by_mkl
         elif len(parts) > 1:  # packing joins q, k and v already
             self.implementations["joined"] = self.joined
         # packed at the first call of an implementation that needs it: memory only for the one that is chosen
-        self._packed: torch.Tensor | None = None
         self._mkl_packed: torch.Tensor | None = None
         self._mkl_rows = self._last_rows = 0
 
@@ -91,15 +92,20 @@ class FusedLinear:
 
     def packed(self, rows: torch.Tensor, *residual: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """By oneDNN, which applies the GELU and adds the residual while the result is in the cache."""
-        if self._packed is None:
-            weight, self._bias = self.join()
-            self._packed = kernels.pack_linear(weight)
         if residual:
-            return (kernels.packed_linear_add(rows, residual[0], self._packed, self._bias),)
-        result = kernels.packed_linear(rows, self._packed, self._bias, self.gelu)
+            return (kernels.packed_linear_add(rows, residual[0], *self.packed_weights),)
+        result = kernels.packed_linear(rows, *self.packed_weights, self.gelu)
         if self.gelu is None and self.activation is not None:
             result = self.activation(result)
         return result.split(self.widths, dim=1)
+
+    def packed_then_gelu(self, rows: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """By oneDNN, whose own GELU is slow on processors without AVX-512."""
+        x = kernels.packed_linear(rows, *self.packed_weights)
+        if self.gelu == "tanh" and x.dtype == torch.float32 and kernels.float32_library() is not None:
+            return (kernels.gelu_tanh(x, out=x),)
+        assert self.gelu is not None
+        return (kernels.gelu_(x, self.gelu),)
 
     def packed_by_mkl(self, rows: torch.Tensor, *residual: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """By MKL, which packs for one number of rows: the first, or another that comes twice in succession."""
@@ -120,6 +126,11 @@ class FusedLinear:
         weights = torch.cat([weight for weight, _ in self.parts])
         biases = [bias for _, bias in self.parts if bias is not None]
         return weights, torch.cat(biases) if biases else None
+
+    @functools.cached_property
+    def packed_weights(self) -> tuple[torch.Tensor, torch.Tensor | None]:
+        weight, bias = self.join()
+        return kernels.pack_linear(weight), bias
 
     @functools.cached_property
     def joined_weights(self) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -205,6 +216,8 @@ def attend(
     implementations: dict[str, Callable] = {"sdpa": attend_by_sdpa, "matmul": attend_by_matmul}
     if kernels.tiles_take(query, key, value):
         implementations["tiles"] = kernels.attend_by_tiles
+    if kernels.vectors_take(query, key, value):
+        implementations["vectors"] = kernels.attend_by_vectors
     images = max(1, min(len(query), MAX_MEASURED_TOKENS // query.shape[2]))
     table_key = ("attention", *query.shape[1:], key.shape[2], bias is not None, query.dtype, images)
     inputs = query[:images], key[:images], value[:images], scale, None if bias is None else bias[:images]

@@ -10,7 +10,7 @@ For the Trainer, with any model; the model's code stays as it is. Each function 
                                    oneDNN, which uses AVX-512 on processors where MKL does not
     scaled_dot_product_attention   matmuls and a softmax: PyTorch's is slower in bfloat16, and with few tokens
     conv2d of patches              a matmul: the gradient of the convolution's weight takes longer
-    gelu (tanh)                    in bfloat16 the erf form, at most 4.8e-4 apart
+    gelu (tanh)                    our own; in bfloat16 the erf form, at most 4.8e-4 apart
     layer_norm                     under autocast rounded once, where each layer that reads it would round it again
     linear, attention, conv2d      computed in float32 if the processor emulates bfloat16
 
@@ -32,6 +32,7 @@ from transformers.utils import logging
 
 from hf_vit import kernel_table
 from hf_vit.capabilities import native_bfloat16, packs_linear
+from hf_vit.inference import kernels
 
 from .kernel_choice import (
     Implementations,
@@ -57,7 +58,7 @@ MAX_ROWS = 1 << 12  # of the input of a linear layer
 MAX_ELEMENTS = 1 << 22  # of the input of other functions
 MAX_EMULATED_OPERATIONS = 1 << 28  # multiply-adds in emulated bfloat16, which may take 50 times as long
 
-MIN_LINEAR_SPEEDUP = 1.05  # of a whole linear layer, of which single matmuls were faster by the table's MIN_SPEEDUP
+MIN_LINEAR_SPEEDUP = 1.03  # of a linear layer and of each of its matmuls
 MIN_SHORT_SPEEDUP = 1.5  # of short matmuls: at 1.2 to 1.4, steps of 4 blocks of width 96 took 1.07 times as long
 
 # FLOPs of a forward and backward pass up to which the pass as a whole is measured too: every function call of a model
@@ -256,7 +257,7 @@ def _fastest_matmuls(dtype: torch.dtype, rows: int, width: int, out: int) -> Mat
             with torch.no_grad(), no_autocast():
                 return kernel_table.seconds(key, functions, *tensors, cold=False)
 
-        chosen[matmul] = fastest_of(in_own_thread(measure), kernel_table.MIN_SPEEDUP)
+        chosen[matmul] = fastest_of(in_own_thread(measure), MIN_LINEAR_SPEEDUP)
         logger.info(f"{key}: {chosen[matmul]}")
     if set(chosen.values()) == {"torch"}:
         return None
@@ -445,17 +446,41 @@ def _convolution_by_matmul(x, weight, bias) -> torch.Tensor:
 # -- GELU and norms ---------------------------------------------------------------------------------------------------
 
 
+class TanhGELU(torch.autograd.Function):
+    """`F.gelu(x, approximate="tanh")` in float32 by our own kernel."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return kernels.gelu_tanh(x)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, gradient):
+        return kernels.gelu_tanh(*ctx.saved_tensors, gradient=gradient)
+
+
 def gelu(x, approximate="none") -> torch.Tensor | None:
-    """`F.gelu`: in bfloat16 the erf form for the tanh form, if that is faster."""
-    if approximate != "tanh" or x.dtype != torch.bfloat16 or x.numel() < MIN_ELEMENTS or not x.requires_grad:
+    """`F.gelu` in its tanh form: by our own kernel in float32, the erf form in bfloat16, if that is faster."""
+    if approximate != "tanh" or x.numel() < MIN_ELEMENTS or not x.requires_grad:
         return None
-    return F.gelu(x) if _gelu_for(_round_down(x.numel(), MAX_ELEMENTS), torch.get_num_threads()) else None
+    if x.dtype not in (torch.float32, torch.bfloat16):
+        return None
+    function = _gelu_for(x.dtype, _round_down(x.numel(), MAX_ELEMENTS), torch.get_num_threads())
+    return None if function is None else function(x)
 
 
 @functools.cache
-def _gelu_for(elements: int, threads: int) -> bool:
-    functions: Implementations = {"torch": lambda x: F.gelu(x, approximate="tanh"), "erf": F.gelu}
-    return fastest(("training, gelu", elements), functions, random_tensor(elements, dtype=torch.bfloat16)) == "erf"
+def _gelu_for(dtype: torch.dtype, elements: int, threads: int) -> Callable | None:
+    """The replacement of `F.gelu` in its tanh form, or None."""
+    functions: Implementations = {"torch": lambda x: F.gelu(x, approximate="tanh")}
+    if dtype == torch.bfloat16:
+        functions["erf"] = F.gelu
+    elif kernels.float32_library() is not None:
+        functions["C++"] = TanhGELU.apply
+    key = ("training, gelu", dtype, elements)
+    name = fastest(key, functions, random_tensor(elements, dtype=dtype), min_short_speedup=MIN_SHORT_SPEEDUP)
+    return None if name == "torch" else functions[name]
 
 
 def layer_norm(x, normalized_shape, weight=None, bias=None, eps=1e-5) -> torch.Tensor | None:

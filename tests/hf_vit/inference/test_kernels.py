@@ -26,25 +26,33 @@ wide = pytest.mark.skipif(
 )
 
 
-def heads(images, count, tokens, depth, joined=False):
-    """`(B, k, N, d)` in bfloat16, as a view of `(B, N, 3 k d)` or of memory of its own."""
-    rows = torch.randn(images, tokens, (3 if joined else 1) * count * depth).bfloat16()
+compiled = pytest.mark.skipif(kernels.float32_library() is None, reason="needs x86-64, Linux and a C++ compiler")
+
+
+def heads(images, count, tokens, depth, joined=False, dtype=torch.bfloat16):
+    """`(B, k, N, d)`, as a view of `(B, N, 3 k d)` or of memory of its own."""
+    rows = torch.randn(images, tokens, (3 if joined else 1) * count * depth).to(dtype)
     return rows[..., : count * depth].unflatten(2, (count, depth)).transpose(1, 2)
 
 
+def attention_cases(test):
+    """Run a test with drawn shapes, layouts, scales, biases and numbers of threads."""
+    drawn = given(
+        images=st.integers(1, 3),
+        count=st.integers(1, 5),
+        queries=st.integers(1, 80),
+        keys=st.integers(1, 230),
+        depth=st.integers(1, 130),
+        joined=st.booleans(),
+        scale=st.sampled_from([0.01, 0.125, 1.0]),
+        biased=st.booleans(),
+        threads=st.integers(1, 3),
+    )
+    return settings(deadline=None)(drawn(test))
+
+
 @tiles
-@settings(deadline=None)
-@given(
-    images=st.integers(1, 3),
-    count=st.integers(1, 5),
-    queries=st.integers(1, 80),
-    keys=st.integers(1, 230),
-    depth=st.integers(1, 130),
-    joined=st.booleans(),
-    scale=st.sampled_from([0.01, 0.125, 1.0]),
-    biased=st.booleans(),
-    threads=st.integers(1, 3),
-)
+@attention_cases
 def test_tiles_attend_to_the_rounding_of_weights_and_results(
     images, count, queries, keys, depth, joined, scale, biased, threads
 ):
@@ -85,6 +93,71 @@ def test_onednn_and_the_kernel_take_turns_at_the_tiles():
     for _ in range(3):
         kernels.attend_by_tiles(q, k, v, 0.1)
         assert torch.equal(F.linear(x, weight), expected)
+
+
+@compiled
+@attention_cases
+def test_attention_in_float32_is_as_exact_as_pytorchs(
+    images, count, queries, keys, depth, joined, scale, biased, threads
+):
+    torch.manual_seed(queries * keys + depth)
+    q, k, v = (heads(images, count, n, depth, joined, torch.float32) for n in (queries, keys, keys))
+    bias = torch.randint(1, 9, (images, 1, 1, keys)).log() if biased else None
+    wide = None if bias is None else bias.double()
+    exact = F.scaled_dot_product_attention(q.double(), k.double(), v.double(), attn_mask=wide, scale=scale)
+    theirs = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=scale)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        assert kernels.vectors_take(q, k, v)
+        ours = kernels.attend_by_vectors(q, k, v, scale, bias)
+    finally:
+        torch.set_num_threads(before)
+    assert ours.shape == exact.shape and ours.dtype == torch.float32
+    # sums of as many terms, in another order, and an exponential of 1.2e-7: a few times PyTorch's own error
+    assert (ours - exact).abs().max() <= 6 * (theirs - exact).abs().max() + 2e-6
+
+
+@compiled
+def test_large_scores_and_broken_images_of_float32_stay_what_they_are():
+    q, k, v = (heads(3, 2, 40, 64, dtype=torch.float32) for _ in range(3))
+    q = 300 * q  # one weight is 1, the others vanish
+    k[1, 0, 5, 7] = float("nan")
+    bias = torch.zeros(3, 1, 1, 40)
+    bias[2, ..., 20:] = -torch.inf  # these keys are hidden
+    ours = kernels.attend_by_vectors(q, k, v, 1.0, bias)
+    theirs = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=1.0)
+    assert torch.equal(ours.isnan(), theirs.isnan()) and ours[1, 0].isnan().all() and ours.isnan().sum() == 40 * 64
+    torch.testing.assert_close(ours, theirs, atol=2e-3, rtol=0, equal_nan=True)  # scores of 10,000 are rounded to 1e-3
+    again = kernels.attend_by_vectors(q[2:], k[2:], v[2:], 1.0, bias[2:])
+    assert torch.equal(again[0], ours[2])
+
+
+@compiled
+@settings(deadline=None)
+@given(count=st.integers(1, 70), times=st.sampled_from([1, 1000]), spread=st.sampled_from([0.1, 3.0, 30.0]))
+def test_gelu_and_its_gradient_are_as_exact_as_pytorchs(count, times, spread):
+    torch.manual_seed(count)
+    x, gradient = spread * torch.randn(2, count, times)[..., : times - times // 3], torch.randn(2, count, times)
+    gradient = gradient[..., : x.shape[-1]]  # not contiguous
+    wide = x.double().requires_grad_()
+    exact = F.gelu(wide, approximate="tanh")
+    (exact_gradient,) = torch.autograd.grad(exact, wide, gradient.double())
+    ours = kernels.gelu_tanh(x)
+    assert ((ours - exact).abs() <= 2**-21 * x.abs().clamp(min=1e-3)).all()
+    of_x = kernels.gelu_tanh(x, gradient=gradient)
+    assert ((of_x - exact_gradient).abs() <= 2**-20 * gradient.abs()).all()
+    copy = x.clone(memory_format=torch.contiguous_format)
+    assert kernels.gelu_tanh(copy, out=copy) is copy and torch.equal(copy, ours)
+
+
+@compiled
+def test_gelu_far_from_zero():
+    x = torch.tensor([torch.inf, 3e38, 20.0, 0.0, -0.0, -20.0, -1e20, -3e38, torch.nan])
+    expected = torch.tensor([torch.inf, 3e38, 20.0, 0.0, 0.0, 0.0, 0.0, 0.0, torch.nan])
+    torch.testing.assert_close(kernels.gelu_tanh(x), expected, equal_nan=True)
+    slopes = torch.tensor([1.0, 1.0, 1.0, 0.5, 0.5, 0.0, 0.0, 0.0, torch.nan])
+    torch.testing.assert_close(kernels.gelu_tanh(x, gradient=torch.ones(9)), slopes, equal_nan=True)
 
 
 @pytest.mark.parametrize("built", [False, pytest.param(True, marks=wide)])
@@ -206,6 +279,8 @@ def test_other_tensors_are_not_taken():
     assert not kernels.tiles_take(q.float(), q, q)
     assert not kernels.tiles_take(q, q.transpose(2, 3).contiguous().transpose(2, 3), q)
     assert not kernels.tiles_take(q, q, q.to("meta"))
+    assert not kernels.vectors_take(q, q, q)
+    assert not kernels.vectors_take(q.float(), q.float(), q.float().to("meta"))
     x = channels_last(2, 3, 4, 5)
     assert kernels.takes_map(x) == (kernels.maps_library() is not None)
     for other in (x.contiguous(), x.double(), x.half(), x.to("meta")):

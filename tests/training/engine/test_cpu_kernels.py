@@ -9,6 +9,7 @@ import torch.nn.functional as F
 
 from hf_vit import HFViTConfig, HFViTForImageClassification, kernel_table
 from hf_vit.capabilities import packs_linear
+from hf_vit.inference import kernels
 from training.config.arguments import TrainArguments
 from training.engine import cpu_kernels, kernel_choice
 from training.engine.cpu_kernels import CPUKernels, kernels_for
@@ -154,9 +155,19 @@ def test_gelu_of_bfloat16_is_within_its_rounding(favor):
         y = tanh_gelu(x)
     assert y.dtype == torch.bfloat16 and torch.equal(y, F.gelu(x))
     assert ((y - exact).abs() <= 5e-4 + 2**-8 * exact.abs()).all()
-    plain = tanh_gelu(x.float())
+
+
+@pytest.mark.skipif(kernels.float32_library() is None, reason="needs x86-64, Linux and a C++ compiler")
+def test_gelu_of_float32_and_its_gradient(favor):
+    table = favor("C++")
+    x = torch.linspace(-8, 8, 2001)
+    expected = values_and_gradients(tanh_gelu, [x.double()])
     with CPUKernels():
-        assert torch.equal(tanh_gelu(x.float()), plain)
+        results = values_and_gradients(tanh_gelu, [x])
+        torch.testing.assert_close(tanh_gelu(x.double().requires_grad_()), expected[0])  # PyTorch's own
+    assert "C++" in table.used
+    for result, reference in zip(results, expected):
+        assert result.dtype == torch.float32 and (result - reference).abs().max() <= 2e-6 * reference.abs().max()
 
 
 def test_a_norm_is_rounded_once_for_all_who_read_it(favor):
