@@ -22,6 +22,26 @@ constexpr int64_t ROWS = 8, FLOATS = 64;  // pixels at once, pixels that a float
 using Vector = float __attribute__((vector_size(4 * HALF)));
 using Bits = uint32_t __attribute__((vector_size(4 * HALF)));
 
+// A register's part of a vector: GCC compares wider vectors than registers number by number.
+#ifdef __AVX512F__
+constexpr int64_t REGISTER = 16;
+#elif defined(__AVX__)
+constexpr int64_t REGISTER = 8;
+#else
+constexpr int64_t REGISTER = 4;
+#endif
+using Part = float __attribute__((vector_size(4 * REGISTER)));
+
+template <typename Function>
+static inline Vector by_parts(Vector x, Vector y, Function function) {
+  Part xs[HALF / REGISTER], ys[HALF / REGISTER];
+  std::memcpy(xs, &x, sizeof x);
+  std::memcpy(ys, &y, sizeof y);
+  for (int64_t part = 0; part < HALF / REGISTER; ++part) xs[part] = function(xs[part], ys[part]);
+  std::memcpy(&x, xs, sizeof x);
+  return x;
+}
+
 struct Bfloat16 { uint16_t bits; };
 struct Pair { Vector one, two; };
 
@@ -157,14 +177,16 @@ enum class Rest { none, added, normalized };
 template <Rest REST, typename T>
 static void finish(
     T* x, const T* rest, int64_t pixels, int64_t channels, const Affine& own, const Affine& other) {
-  const Vector least{};  // the ReLU's zero; NaN is not less, and stays
+  const auto relu = [](Vector x) {
+    return by_parts(x, Vector{}, [](Part x, Part zero) { return x < zero ? zero : x; });  // NaN is not less, and stays
+  };
   for (int64_t pixel = 0; pixel < pixels; ++pixel, x += channels, rest += channels) {
     const auto some = [&](int64_t c, int64_t wide) {
       Pair sum = normalized(load(x + c, wide), own, c), added{};
       if (REST == Rest::added) added = load(rest + c, wide);
       if (REST == Rest::normalized) added = normalized(load(rest + c, wide), other, c);
       if (REST != Rest::none) sum.one += added.one, sum.two += added.two;
-      store(x + c, {sum.one < least ? least : sum.one, sum.two < least ? least : sum.two}, wide);
+      store(x + c, {relu(sum.one), relu(sum.two)}, wide);
     };
     int64_t c = 0;
     for (; c + WIDE <= channels; c += WIDE) some(c, WIDE);
@@ -227,7 +249,9 @@ extern "C" void group_norm(
   half ? run(static_cast<Bfloat16*>(x)) : run(static_cast<float*>(x));
 }
 
-static inline Vector larger(Vector x, Vector most) { return (x <= most) | (most != most) ? most : x; }  // NaN stays
+static inline Vector larger(Vector x, Vector most) {
+  return by_parts(x, most, [](Part x, Part most) { return (x <= most) | (most != most) ? most : x; });  // NaN stays
+}
 
 template <typename T>
 static void pool(
