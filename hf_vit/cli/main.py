@@ -9,6 +9,7 @@ Tests: tests/hf_vit/cli/test_cli.py.
 
 import argparse
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -18,6 +19,8 @@ import transformers
 from .. import __version__
 from ..errors import Parser, report_error
 
+
+READER_LEFT = 128 + 13  # exit status, as of a program that SIGPIPE ends
 
 COMMANDS = {  # name: (module, help)
     "convert": (
@@ -61,9 +64,23 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments = build_parser().parse_args(argv)
         transformers.logging.set_verbosity_error()
         transformers.logging.disable_progress_bar()
-        return arguments.run(arguments)
+        status = arguments.run(arguments)
+        sys.stdout.flush()  # here, not at the interpreter's end, which would report a closed pipe in two lines
+        return status
     except (ValueError, OSError) as error:
-        return report_error(error)
+        return READER_LEFT if reader_left(error) else report_error(error)
+
+
+def reader_left(error: Exception) -> bool:
+    """Whether stdout is a pipe whose reader has ended, such as `head`; the rest of the output is dropped then."""
+    if not isinstance(error, BrokenPipeError):
+        return False
+    try:
+        sys.stdout.flush()  # fails again; it does not if the broken pipe is another one, such as a connection
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return True
+    return False
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -6,6 +6,7 @@ python -m pytest tests/hf_vit/cli/test_cli.py
 import csv
 import functools
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -245,6 +246,25 @@ def test_unknown_words_are_one_line(capsys):
     assert "invalid choice" in error_of(capsys, "predicts", "x")
     assert "--topk" in error_of(capsys, "predict", "x", "--model", "m", "--topk", 3)
     assert build_parser().prog == "hf-vit"
+
+
+def test_a_reader_of_the_output_that_leaves_is_no_error(model, monkeypatch, capsys):
+    """`hf-vit info MODEL | head -1`"""
+    read, write = os.pipe()
+    os.close(read)
+    with open(write, "w") as pipe:
+        monkeypatch.setattr(sys, "stdout", pipe)
+        assert main(["info", str(model)]) == 141
+    assert not capsys.readouterr().err
+
+
+def test_another_broken_pipe_is_an_error(model, monkeypatch, capsys):
+    def lose_connection(arguments):
+        raise BrokenPipeError(32, "Broken pipe")
+
+    monkeypatch.setattr("hf_vit.cli.info.run", lose_connection)
+    assert main(["info", str(model)]) == 2
+    assert "Broken pipe" in capsys.readouterr().err
 
 
 def test_no_room_is_imported_before_its_command_is_given():
