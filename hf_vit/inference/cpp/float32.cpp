@@ -125,8 +125,9 @@ extern "C" void attend(
 
 // -- GELU ------------------------------------------------------------------------------------------------------------
 
-// x / (1 + exp(-2u)), which is x (1 + tanh(u)) / 2, of u = sqrt(2 / pi) (x + 0.044715 x^3).
 constexpr int64_t ALONE = 1 << 15;  // values that one thread computes before others are awake
+
+// x / (1 + exp(-2u)), which is x (1 + tanh(u)) / 2, of u = sqrt(2 / pi) (x + 0.044715 x^3).
 constexpr float LINEAR = 1.59576912f, CUBIC = 0.0713548163f;  // of 2u
 
 static inline Vector gelu(Vector x) { return x / (1.f + exp(-(LINEAR + CUBIC * x * x) * x)); }
