@@ -9,7 +9,9 @@ Tests: tests/hf_vit/cli/test_cli.py.
 
 import argparse
 import importlib
+import io
 import os
+import select
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -72,15 +74,22 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def reader_left(error: Exception) -> bool:
-    """Whether stdout is a pipe whose reader has ended, such as `head`; the rest of the output is dropped then."""
-    if not isinstance(error, BrokenPipeError):
+    """Whether stdout is a pipe whose reader has ended, such as `head`; the rest of the output is dropped then.
+
+    Asked of the pipe, because the error may be that of another one, such as a connection.
+    """
+    if not isinstance(error, BrokenPipeError) or not hasattr(select, "poll"):
         return False
     try:
-        sys.stdout.flush()  # fails again; it does not if the broken pipe is another one, such as a connection
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return True
-    return False
+        descriptor = sys.stdout.fileno()
+    except io.UnsupportedOperation:  # no file, as in a notebook
+        return False
+    poll = select.poll()
+    poll.register(descriptor, 0)
+    if not any(events & select.POLLERR for _, events in poll.poll(0)):
+        return False
+    os.dup2(os.open(os.devnull, os.O_WRONLY), descriptor)
+    return True
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -5,6 +5,7 @@ python -m pytest tests/hf_vit/cli/test_cli.py
 
 import csv
 import functools
+import io
 import json
 import os
 import re
@@ -248,11 +249,14 @@ def test_unknown_words_are_one_line(capsys):
     assert build_parser().prog == "hf-vit"
 
 
-def test_a_reader_of_the_output_that_leaves_is_no_error(model, monkeypatch, capsys):
+@pytest.mark.parametrize("write_through", [False, True], ids=["buffered", "PYTHONUNBUFFERED"])
+def test_a_reader_of_the_output_that_leaves_is_no_error(model, write_through, monkeypatch, capsys):
     """`hf-vit info MODEL | head -1`"""
     read, write = os.pipe()
     os.close(read)
     with open(write, "w") as pipe:
+        if write_through:
+            pipe = io.TextIOWrapper(io.FileIO(write, "w", closefd=False), write_through=True)
         monkeypatch.setattr(sys, "stdout", pipe)
         assert main(["info", str(model)]) == 141
     assert not capsys.readouterr().err
