@@ -168,8 +168,7 @@ def float32_library() -> ctypes.CDLL | None:
 
 def vectors_take(*heads: torch.Tensor) -> bool:
     """Whether `attend_by_vectors` supports this query, key and value."""
-    supported = all(x.dtype == torch.float32 and x.device.type == "cpu" and x.stride(3) == 1 for x in heads)
-    return supported and float32_library() is not None
+    return _are_heads(torch.float32, heads) and float32_library() is not None
 
 
 def attend_by_vectors(
@@ -210,8 +209,7 @@ def attention_library() -> ctypes.CDLL | None:
 
 def tiles_take(*heads: torch.Tensor) -> bool:
     """Whether `attend_by_tiles` supports this query, key and value."""
-    supported = all(x.dtype == torch.bfloat16 and x.device.type == "cpu" and x.stride(3) == 1 for x in heads)
-    return supported and attention_library() is not None
+    return _are_heads(torch.bfloat16, heads) and attention_library() is not None
 
 
 def attend_by_tiles(
@@ -222,6 +220,10 @@ def attend_by_tiles(
     `bias`, `(B, 1, 1, N)`, is added to the scores of each key.
     """
     return _attend(attention_library(), query, key, value, scale, bias)
+
+
+def _are_heads(dtype: torch.dtype, heads: tuple[torch.Tensor, ...]) -> bool:
+    return all(x.dtype == dtype and x.device.type == "cpu" and x.stride(3) == 1 for x in heads)
 
 
 def _attend(

@@ -3,6 +3,8 @@
 python -m pytest tests/hf_vit/inference/test_kernels.py
 """
 
+import contextlib
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -18,21 +20,33 @@ pytestmark = pytest.mark.numerics
 
 
 tiles = pytest.mark.skipif(
-    kernels.attention_library() is None, reason="needs a processor with AMX, Linux and a C++ compiler"
+    kernels.attention_library() is None, reason="needs a processor with AMX, Linux and a C++ compiler with OpenMP"
 )
 
 wide = pytest.mark.skipif(
-    kernels.int8_library() is None, reason="needs a processor with AVX-512, Linux and a C++ compiler"
+    kernels.int8_library() is None, reason="needs a processor with AVX-512, Linux and a C++ compiler with OpenMP"
 )
 
 
-compiled = pytest.mark.skipif(kernels.float32_library() is None, reason="needs x86-64, Linux and a C++ compiler")
+compiled = pytest.mark.skipif(
+    kernels.float32_library() is None, reason="needs x86-64, Linux and a C++ compiler with OpenMP"
+)
 
 
 def heads(images, count, tokens, depth, joined=False, dtype=torch.bfloat16):
     """`(B, k, N, d)`, as a view of `(B, N, 3 k d)` or of memory of its own."""
     rows = torch.randn(images, tokens, (3 if joined else 1) * count * depth).to(dtype)
     return rows[..., : count * depth].unflatten(2, (count, depth)).transpose(1, 2)
+
+
+@contextlib.contextmanager
+def torch_threads(count):
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def attention_cases(test):
@@ -61,13 +75,9 @@ def test_tiles_attend_to_the_rounding_of_weights_and_results(
     bias = torch.randint(1, 9, (images, 1, 1, keys)).log() if biased else None
     wide = {"attn_mask": None if bias is None else bias.double(), "scale": scale}
     exact = F.scaled_dot_product_attention(q.double(), k.double(), v.double(), **wide)
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        assert kernels.tiles_take(q, k, v)
+    assert kernels.tiles_take(q, k, v)
+    with torch_threads(threads):
         ours = kernels.attend_by_tiles(q, k, v, scale, bias)
-    finally:
-        torch.set_num_threads(before)
     assert ours.shape == exact.shape and ours.dtype == torch.bfloat16
     sizes = F.scaled_dot_product_attention(q.double(), k.double(), v.double().abs(), **wide)
     assert ((ours - exact).abs() <= 1.01 * 2**-7 * sizes).all()  # weights and results are rounded, each by 2^-8
@@ -106,13 +116,9 @@ def test_attention_in_float32_is_as_exact_as_pytorchs(
     wide = None if bias is None else bias.double()
     exact = F.scaled_dot_product_attention(q.double(), k.double(), v.double(), attn_mask=wide, scale=scale)
     theirs = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=scale)
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        assert kernels.vectors_take(q, k, v)
+    assert kernels.vectors_take(q, k, v)
+    with torch_threads(threads):
         ours = kernels.attend_by_vectors(q, k, v, scale, bias)
-    finally:
-        torch.set_num_threads(before)
     assert ours.shape == exact.shape and ours.dtype == torch.float32
     # sums of as many terms, in another order, and an exponential of 1.2e-7: a few times PyTorch's own error
     assert (ours - exact).abs().max() <= 6 * (theirs - exact).abs().max() + 2e-6
@@ -188,7 +194,9 @@ def test_int8_steps_are_those_of_pytorch(built, rows, width, dtype, step, stride
     assert (normed.int() - zero - exact.clamp(-127, 127)).abs().max() <= 0.5 + 1e-3
 
 
-maps = pytest.mark.skipif(kernels.maps_library() is None, reason="needs Linux on x86-64 and a C++ compiler")
+maps = pytest.mark.skipif(
+    kernels.maps_library() is None, reason="needs Linux on x86-64 and a C++ compiler with OpenMP"
+)
 
 
 def channels_last(*size, dtype=torch.float32):

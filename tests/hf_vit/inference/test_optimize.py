@@ -375,7 +375,7 @@ def test_changed_weights_are_seen():
     same()
 
 
-@pytest.mark.skipif(kernels.maps_library() is None, reason="needs Linux on x86-64 and a C++ compiler")
+@pytest.mark.skipif(kernels.maps_library() is None, reason="needs Linux on x86-64 and a C++ compiler with OpenMP")
 def test_the_resnets_kernels_go_to_the_plain_stem_come_back_and_see_changes(force, monkeypatch):
     force("channels last")
     plain = tiny(**KINDS["hybrid"])

@@ -157,7 +157,7 @@ def test_gelu_of_bfloat16_is_within_its_rounding(favor):
     assert ((y - exact).abs() <= 5e-4 + 2**-8 * exact.abs()).all()
 
 
-@pytest.mark.skipif(kernels.float32_library() is None, reason="needs x86-64, Linux and a C++ compiler")
+@pytest.mark.skipif(kernels.float32_library() is None, reason="needs x86-64, Linux and a C++ compiler with OpenMP")
 def test_gelu_of_float32_and_its_gradient(favor):
     table = favor("C++")
     x = torch.linspace(-8, 8, 2001)
