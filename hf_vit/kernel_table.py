@@ -186,7 +186,7 @@ def _read_or_measure(key: str, implementations: Mapping[str, Callable], inputs: 
                 table[key] = times
                 _write(path, table)
             return table[key]
-    except (OSError, NotImplementedError, Timeout) as error:  # filelock: a file system without locks
+    except (OSError, NotImplementedError, Timeout) as error:  # older filelock: no locks on this file system
         _warn_once(f"{path} cannot be used ({error}): the plain implementations serve")
         return {next(iter(implementations)): 0.0}
 
