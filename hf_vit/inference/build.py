@@ -60,12 +60,7 @@ def library(source: Path, functions: Functions) -> ctypes.CDLL | None:
         with FileLock(folder / f"{name}.lock", timeout=LOCK_SECONDS, mode=0o600):
             compiled = _load_cached(folder / f"{name}.so", functions)
             return compiled or _compile_and_rename(command, source, folder, name, functions)
-    except (
-        OSError,
-        ValueError,
-        NotImplementedError,
-        Timeout,
-    ) as error:  # older filelock: no locks on this file system
+    except (OSError, ValueError, NotImplementedError, Timeout) as error:  # older filelock: no locks here
         reason = str(error).strip().splitlines() or [type(error).__name__]
         logger.warning(f"{source.name} was not compiled, PyTorch's own operations serve instead: {reason[0]}")
         return None
