@@ -143,9 +143,8 @@ def run(suite: str, arguments: argparse.Namespace) -> tuple[set[str], list[str]]
 def keep(result: dict, path: Path) -> None:
     """Add a point to the results file; it replaces an earlier one of the same work on the same hardware."""
     points = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
-    result["seconds"] = {
-        name: [float(f"{value:.5g}") for value in values] for name, values in result["seconds"].items()
-    }
+    for times in (result["seconds"], *result["alone"].values()):
+        times.update({name: [float(f"{value:.5g}") for value in values] for name, values in times.items()})
     points = [old for old in points if point_of(old) != point_of(result)] + [result]
     path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps(sorted(points, key=point_of), indent=1) + "\n", encoding="utf-8")

@@ -42,22 +42,33 @@ ATEN_LIMITS: dict[str, tuple[str, ...]] = {"default": (), "avx2": (*_AVX2, "avx_
 
 @functools.cache
 def processor_name() -> str:
-    """The CPU's model name, or its architecture if the system does not give one."""
-    if CPUINFO.is_file():
-        for line in CPUINFO.read_text(encoding="utf-8", errors="replace").splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
+    """The CPU's model name, or its architecture if the system does not give one.
+
+    A virtual machine may call processors of several generations by one name: a name without a number gets family and
+    model, as in "AMD EPYC (family 25, model 17)".
+    """
+    facts = _cpuinfo()
+    name = facts.get("model name", "")
+    if name and "cpu family" in facts and not any(map(str.isdigit, name)):
+        return f"{name} (family {facts['cpu family']}, model {facts.get('model')})"
+    return name or platform.processor() or platform.machine()
+
+
+def _cpuinfo() -> dict[str, str]:
+    """What Linux says of the first processor."""
+    if not CPUINFO.is_file():
+        return {}
+    first = CPUINFO.read_text(encoding="utf-8", errors="replace").split("\n\n")[0]
+    lines = (line.partition(":") for line in first.splitlines())
+    return {name.strip(): value.strip() for name, _, value in lines}
 
 
 @functools.cache
 def hardware_features() -> frozenset[str]:
     """Every instruction set feature of the processor, regardless of limits in the environment."""
-    if CPUINFO.is_file():
-        for line in CPUINFO.read_text(encoding="utf-8", errors="replace").splitlines():
-            name, _, values = line.partition(":")
-            if name.strip() in ("flags", "Features"):  # x86, Arm
-                return frozenset(values.split())
+    facts = _cpuinfo()
+    if (flags := facts.get("flags", facts.get("Features"))) is not None:  # x86, Arm
+        return frozenset(flags.split())
     ask = getattr(torch.cpu, "get_capabilities", None)  # macOS and Windows, from PyTorch 2.10
     spelling = {"fma3": "fma", "avx512_f": "avx512f", "avx512_bw": "avx512bw", "avx512_vl": "avx512vl"}
     return frozenset(spelling.get(name, name) for name, value in (ask() if ask else {}).items() if value is True)

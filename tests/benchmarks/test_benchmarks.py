@@ -24,7 +24,7 @@ CPU = torch.device("cpu")
 
 def result(**seconds):
     return {
-        "never_slower": {},
+        "never_slower": {}, "alone": {},
         "title": "work", "images": 2, "unit": "ms/image", "ours": ["hf_vit"], "baselines": [*seconds][1:],
         "seconds": seconds, "absent": {"timm": "timm does not import"}, "quoted": ["published: 7"], "note": "",
         "environment": {"hardware": "Xeon", "instructions": "AMX"},
@@ -145,15 +145,32 @@ def test_the_peak_is_measured_in_registers_or_left_out():
 def test_a_fast_path_that_loses_to_the_plain_one_is_said_in_words_and_fails(monkeypatch, capsys, tmp_path):
     times = {"plain": [0.2] * 3, "fast": [0.3] * 3, "int8": [0.1] * 3}
     measured = result(**times) | {"ours": list(times), "never_slower": {"fast": "plain", "int8": "plain"}}
+    measured["alone"] = {"fast": {name: times[name] for name in ("fast", "plain")}}
     (line,) = measure.losses(measured)
     assert line == "work: 'fast' takes 1.50 times as long as 'plain', which it replaces"
-    assert not measure.losses(measured | {"seconds": times | {"fast": [0.202] * 3}})  # noise
     monkeypatch.setattr(run, "SUITES", {"startup": lambda options: iter([Point("work", 1, {}, {})])})
     monkeypatch.setattr(run, "measure", lambda *arguments: dict(measured))
     monkeypatch.setattr(run, "machine", lambda device: {})
     monkeypatch.setattr(run, "RESULTS", tmp_path)
     assert run.main(["--suite", "startup"]) == 1
     assert "slower than the plain one: work: 'fast' takes 1.50 times" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("seconds_alone", "lost"), [(1.02, 0), (1.1, 1)])
+def test_a_fast_path_that_was_slower_among_others_is_timed_again_with_the_plain_one(monkeypatch, seconds_alone, lost):
+    rounds = []
+
+    def interleaved(candidates, seconds, device):
+        rounds.append([*candidates])
+        return {name: [1.0 if name == "plain" else 1.1 if len(rounds) == 1 else seconds_alone] for name in candidates}
+
+    monkeypatch.setattr(measure, "interleaved", interleaved)
+    calls = dict.fromkeys(("fast", "plain", "timm"), lambda: None)
+    point = Point("work", 1, {"fast": calls.pop("fast")}, calls, never_slower={"fast": "plain"})
+    measured = measure.measure(point, 1.0, CPU)
+    assert rounds == [["fast", "plain", "timm"], ["fast", "plain"]]
+    assert len(measure.losses(measured)) == lost
+    assert not measure.losses(measure.measure(point, 1.0, CPU, without=["plain"]))
 
 
 def test_a_filled_model_has_weights_without_initialization():

@@ -51,6 +51,22 @@ def test_features_within_the_limits_of_the_environment(processor):
     assert processor(ZEN5, ONEDNN_MAX_CPU_ISA="no such limit") == frozenset(ZEN5.split())
 
 
+@pytest.mark.parametrize(
+    ("lines", "name"),
+    [
+        ("model name\t: AMD EPYC\ncpu family\t: 25\nmodel\t\t: 17\n", "AMD EPYC (family 25, model 17)"),
+        ("model name\t: AMD EPYC 9654\ncpu family\t: 25\nmodel\t\t: 17\n", "AMD EPYC 9654"),
+        ("model name\t: Some CPU\n", "Some CPU"),
+        ("Features\t: asimd\n", platform.processor() or platform.machine()),
+    ],
+)
+def test_a_name_that_several_processors_share_gets_their_model(processor, tmp_path, lines, name):
+    processor("")
+    (tmp_path / "cpuinfo").write_text(f"processor\t: 0\n{lines}\nprocessor\t: 1\nmodel name\t: another\n")
+    capabilities.processor_name.cache_clear()
+    assert capabilities.processor_name() == name
+
+
 def test_the_widest_instructions_in_one_word(processor):
     for flags, limits, word in [
         (ZEN5 + " amx_tile", {}, "AMX"),
