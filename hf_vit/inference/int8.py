@@ -70,7 +70,10 @@ class Int8Layer(OptimizedLayer):
         if linears is not self.__dict__.get("linears"):  # the block's own modules, under hooks or LoRA
             return super().block(x, tokens, linears)
         # a copy, also of float32: int8_linear_add_ writes into the residual
-        return super().block(x.to(torch.float32, copy=True), tokens, linears).to(x.dtype)
+        result = super().block(x.to(torch.float32, copy=True), tokens, linears).to(x.dtype)
+        # int8 has no NaN: an image with one gets them back, in all tokens, which attend to each other
+        finite = x.sum(dim=(1, 2)).isfinite()
+        return result if finite.all() else result.masked_fill(~finite[:, None, None], float("nan"))
 
     def normalize(self, norm: nn.Module, heads: torch.Tensor) -> torch.Tensor:
         if isinstance(norm, nn.Identity):

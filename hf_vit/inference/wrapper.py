@@ -18,6 +18,8 @@ from transformers.utils import logging
 
 logger = logging.get_logger(__name__)
 
+SAMPLES = 64  # numbers of each weight that are compared in every call
+
 # A warning: copies of weights that FSDP gathers for each call would go stale without a trace.
 SHARDED = "sharded weights (FSDP) are not optimized for inference: the plain layers serve"
 BOOKKEEPING = ("torch.distributed.fsdp", "transformers.utils.output_capturing")  # modules whose hooks do not count
@@ -115,7 +117,9 @@ class OptimizedModule(nn.Module):
 
     def is_current(self) -> bool:
         """Whether layers and weights are still those that were prepared, with the same values."""
-        return self.fingerprint is not None and self.fingerprint == self._fingerprint()
+        if self.fingerprint is None or self.fingerprint != self._fingerprint():
+            return False
+        return not self._samples or torch.equal(torch.cat(self._samples), self._values)
 
     def _fingerprint(self) -> list:
         """A value that changes when a layer or a weight is replaced, added or written to."""
@@ -140,6 +144,10 @@ class OptimizedModule(nn.Module):
         self.__dict__["_members"] = [member for members in member_dicts for member in members.values()]
         with torch.no_grad():
             self.build()
+        # Writing through `weight.data`, as PEFT does when it merges LoRA, leaves no trace but the numbers. On GPUs
+        # they are not compared: every call would wait for the device.
+        samples = [sample_of(weight) for weight in self._weights if weight.device.type == "cpu"]
+        self.__dict__.update(_samples=samples, _values=torch.cat(samples) if samples else None)
         self.fingerprint = self._fingerprint()
         return True
 
@@ -169,6 +177,12 @@ def plain_module(module: nn.Module) -> nn.Module:
 @functools.cache
 def _class_of(kind: Any, plain: Any) -> Any:
     return type(kind.__name__, (kind, plain), {"__module__": kind.__module__, "kind": kind})
+
+
+def sample_of(weight: torch.Tensor) -> torch.Tensor:
+    """A view of SAMPLES numbers spread over the memory of a dense weight; of all if it has fewer."""
+    step = max(1, weight.numel() // SAMPLES)
+    return weight.detach().as_strided((min(weight.numel(), SAMPLES),), (step,))
 
 
 def is_sharded(module: nn.Module) -> bool:

@@ -397,8 +397,8 @@ class HFViTPreTrainedModel(PreTrainedModel):
 
         Raises:
             ImportError: the package is not installed; the files that travel to the Hub are the plain model.
-            ValueError: a dtype that is not floating; int8 for layers, devices or processors that do not support it,
-                or that it does not make faster.
+            ValueError: a dtype that cannot be computed in; int8 for layers, devices or processors that do not support
+                it, or that it does not make faster.
         """
         try:
             from hf_vit.inference.optimize import optimize_encoder
@@ -406,12 +406,21 @@ class HFViTPreTrainedModel(PreTrainedModel):
             raise ImportError(
                 f"optimize_for_inference is in the package, not in the model's own files: pip install hf-vit ({error})"
             ) from error
-        if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
-            raise ValueError(f"dtype={dtype} is not a floating dtype: use torch.float32 or torch.bfloat16")
+        if isinstance(dtype, torch.dtype) and dtype in (torch.int8, torch.uint8):
+            raise ValueError(f"dtype={dtype}: int8 needs images to measure its steps on, int8_calibration=images")
+        computes = isinstance(dtype, torch.dtype) and dtype.is_floating_point and dtype.itemsize > 1  # not float8
+        if dtype is not None and not computes:
+            raise ValueError(f"dtype={dtype} is not a dtype to compute in: use torch.float32 or torch.bfloat16")
+        before = [] if int8_calibration is None else [(x, x.data) for x in (*self.parameters(), *self.buffers())]
         self.eval()
         if dtype is not None:
             self.to(dtype)  # type: ignore[arg-type]
-        optimize_encoder(self.encoder, int8_calibration)
+        try:
+            optimize_encoder(self.encoder, int8_calibration)
+        except ValueError:  # int8 is refused: the weights keep their precision
+            for tensor, values in before:
+                tensor.data = values
+            raise
         return self
 
     # -- looking inside

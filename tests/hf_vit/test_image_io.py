@@ -319,7 +319,8 @@ def test_sides_of_a_tiff_are_exchanged_once(orientation):
 
 
 def test_first_bytes_tell_what_an_image_is():
-    for format in ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "JPEG2000", "PPM", "QOI"):
+    writes_qoi = ["QOI"] if "QOI" in Image.SAVE else []  # from Pillow 11.3
+    for format in ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "JPEG2000", "PPM", *writes_qoi):
         buffer = io.BytesIO()
         Image.fromarray(scene()).save(buffer, format)
         assert format_of(buffer.getvalue()[:64]) == format

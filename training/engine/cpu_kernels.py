@@ -11,7 +11,6 @@ For the Trainer, with any model; the model's code stays as it is. Each function 
     scaled_dot_product_attention   matmuls and a softmax: PyTorch's is slower in bfloat16, and with few tokens
     conv2d of patches              a matmul: the gradient of the convolution's weight takes longer
     gelu (tanh)                    our own; in bfloat16 the erf form, at most 4.8e-4 apart
-    layer_norm                     under autocast rounded once, where each layer that reads it would round it again
     linear, attention, conv2d      computed in float32 if the processor emulates bfloat16
 
 A candidate is used only if it was measured faster than PyTorch's own function on this machine, for this dtype and
@@ -65,6 +64,7 @@ MIN_SHORT_SPEEDUP = 1.5  # of short matmuls: at 1.2 to 1.4, steps of 4 blocks of
 # passes through the mode, about 1 ms in a pass of 4 blocks. In larger ones that does not show.
 MAX_SMALL_PASS = 2e10
 
+AUTOCAST_DTYPES = (torch.float32, torch.bfloat16, torch.float16)  # that autocast casts: float64 stays
 PLAIN_TYPES = (torch.Tensor, torch.nn.Parameter)
 
 
@@ -103,10 +103,12 @@ class CPUKernels(TorchFunctionMode):
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        if func is torch.Tensor.backward and not any(kwargs.values()):  # with retain_graph and so on it is PyTorch's
-            return self._backward(*args)
+        if func is torch.Tensor.backward and len(args) == 1 and args[0].numel() == 1:
+            options = [value for value in kwargs.values() if value is not None and value is not False]
+            if not options:  # with a gradient, retain_graph and so on it is PyTorch's
+                return self._backward(*args)
         replacement = REPLACEMENTS.get(func)
-        if replacement is not None and torch.is_grad_enabled() and _on_cpu(args):
+        if replacement is not None and torch.is_grad_enabled() and _on_cpu(args) and not _transformed():
             result = replacement(*args, **kwargs)
             if result is not None:
                 return result
@@ -133,8 +135,16 @@ def _on_cpu(args: tuple) -> bool:
     return bool(tensors) and all(type(x) in PLAIN_TYPES and x.device.type == "cpu" for x in tensors)
 
 
-def _compute_dtype(tensor: torch.Tensor) -> torch.dtype:
-    return torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else tensor.dtype
+def _transformed() -> bool:
+    """Whether torch.func or forward-mode differentiation is at work, which the functions below do not know."""
+    return torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0
+
+
+def _compute_dtype(*tensors: torch.Tensor) -> torch.dtype | None:
+    """The dtype that PyTorch would compute in; None if the tensors differ in it."""
+    autocast = torch.is_autocast_enabled("cpu")
+    dtypes = {torch.get_autocast_dtype("cpu") if autocast and x.dtype in AUTOCAST_DTYPES else x.dtype for x in tensors}
+    return dtypes.pop() if len(dtypes) == 1 else None
 
 
 def _round_down(size: int, most: int) -> int:
@@ -145,7 +155,7 @@ def _round_down(size: int, most: int) -> int:
 
 def forget_measurements() -> None:
     """Clear the choices that this process has cached; the table on disk stays."""
-    for function in (_linear_for, _attention_for, _convolution_for, _gelu_for, _layer_norm_for, bfloat16_slowdown):
+    for function in (_linear_for, _attention_for, _convolution_for, _gelu_for, bfloat16_slowdown):
         function.cache_clear()
     kernel_table.forget_table()
 
@@ -158,8 +168,10 @@ def linear(x, weight, bias=None) -> torch.Tensor | None:
     out, width = weight.shape if weight.ndim == 2 else (0, 0)  # F.linear also takes a vector
     if x.numel() * out < MIN_OPERATIONS or not (x.requires_grad or weight.requires_grad):
         return None
-    dtype = _compute_dtype(x)
-    if not (dtype == x.dtype == weight.dtype == torch.float32 or dtype == torch.bfloat16):
+    if x.shape[-1] != width or (bias is not None and bias.shape != (out,)):  # PyTorch's to add, or to refuse
+        return None
+    dtype = _compute_dtype(x, weight) if bias is None else _compute_dtype(x, weight, bias)
+    if dtype not in (torch.float32, torch.bfloat16):
         return None
     rows = _round_down(x.numel() // width, MAX_ROWS)
     function = _linear_for(dtype, rows, width, out, torch.get_num_threads())
@@ -326,7 +338,7 @@ def attention(
     unmasked = attn_mask is None and not dropout_p and not is_causal and not enable_gqa
     if not unmasked or query.ndim != 4 or query.shape[:2] != key.shape[:2] or key.shape != value.shape:
         return None
-    dtype = _compute_dtype(query)
+    dtype = _compute_dtype(query, key, value)
     if dtype not in (torch.float32, torch.bfloat16) or key.numel() < MIN_KEYS or not query.requires_grad:
         return None
     (batch, heads, queries, depth), keys = query.shape, key.shape[2]
@@ -378,7 +390,7 @@ def convolution(x, weight, bias=None, stride=1, padding=0, dilation=1, groups=1)
     """`F.conv2d` of windows side by side, as in a patch embedding, or in emulated bfloat16; None: PyTorch's own."""
     if x.ndim != 4 or isinstance(padding, str) or x.numel() < MIN_ELEMENTS or not weight.requires_grad:
         return None
-    dtype, kernel = _compute_dtype(x), tuple(weight.shape[2:])
+    dtype, kernel = _compute_dtype(x, weight), tuple(weight.shape[2:])
     emulated = dtype == torch.bfloat16 and not native_bfloat16()
     stride, padding, dilation = _pair(stride), _pair(padding), _pair(dilation)
     patches = padding == (0, 0) and dilation == (1, 1) and groups == 1 and stride == kernel != (1, 1)
@@ -443,7 +455,7 @@ def _convolution_by_matmul(x, weight, bias) -> torch.Tensor:
     return (F.linear(x, weight, bias) if result is None else result).permute(0, 3, 1, 2)
 
 
-# -- GELU and norms ---------------------------------------------------------------------------------------------------
+# -- GELU -------------------------------------------------------------------------------------------------------------
 
 
 class TanhGELU(torch.autograd.Function):
@@ -483,39 +495,11 @@ def _gelu_for(dtype: torch.dtype, elements: int, threads: int) -> Callable | Non
     return None if name == "torch" else functions[name]
 
 
-def layer_norm(x, normalized_shape, weight=None, bias=None, eps=1e-5) -> torch.Tensor | None:
-    """`F.layer_norm`, rounded to autocast's precision if that is faster; None without autocast."""
-    if x.dtype != torch.float32 or _compute_dtype(x) != torch.bfloat16 or weight is None or bias is None:
-        return None
-    if x.numel() < MIN_ELEMENTS or not x.requires_grad or weight.ndim != 1:
-        return None
-    rows = _round_down(x.numel() // len(weight), max(1, MAX_ELEMENTS // len(weight)))
-    if not _layer_norm_for(rows, len(weight), torch.get_num_threads()):
-        return None
-    return F.layer_norm(x, normalized_shape, weight, bias, eps).bfloat16()
-
-
-@functools.cache
-def _layer_norm_for(rows: int, width: int, threads: int) -> bool:
-    def rounded_by_each(x, weight, bias) -> list[torch.Tensor]:
-        y = F.layer_norm(x, (width,), weight, bias)
-        return [y.bfloat16() for _ in range(3)]  # q, k and v read it
-
-    def rounded_once(x, weight, bias) -> list[torch.Tensor]:
-        y = F.layer_norm(x, (width,), weight, bias).bfloat16()
-        return [y.view_as(y) for _ in range(3)]
-
-    functions: Implementations = {"torch": rounded_by_each, "rounded once": rounded_once}
-    tensors = (random_tensor(rows, width), random_tensor(width), random_tensor(width))
-    return fastest(("training, layer_norm", rows, width), functions, *tensors) == "rounded once"
-
-
 REPLACEMENTS: dict[Callable, Callable[..., torch.Tensor | None]] = {
     F.linear: linear,
     F.scaled_dot_product_attention: attention,
     F.conv2d: convolution,
     F.gelu: gelu,
-    F.layer_norm: layer_norm,
 }
 
 

@@ -13,8 +13,10 @@ constexpr int64_t LANES = 16;
 static __mmask16 first(int64_t count) { return count >= LANES ? 0xffff : (1u << count) - 1; }
 
 static void store(int8_t* to, __mmask16 mask, __m512 value, __m512 per_step, __m128i flip) {
-  const __m512i steps = _mm512_cvtps_epi32(_mm512_mul_ps(value, per_step));
-  const __m128i bytes = _mm512_cvtsepi32_epi8(_mm512_max_epi32(steps, _mm512_set1_epi32(-127)));
+  const __m512 most = _mm512_set1_ps(127.f), least = _mm512_set1_ps(-127.f);
+  // cut before the conversion, which turns what int32 cannot hold into its smallest number
+  const __m512 steps = _mm512_min_ps(_mm512_max_ps(_mm512_mul_ps(value, per_step), least), most);
+  const __m128i bytes = _mm512_cvtsepi32_epi8(_mm512_cvtps_epi32(steps));
   _mm_mask_storeu_epi8(to, mask, _mm_xor_si128(bytes, flip));
 }
 

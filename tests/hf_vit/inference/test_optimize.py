@@ -339,6 +339,31 @@ def test_a_forward_of_somebody_else_gets_all_tokens():
         torch.testing.assert_close(plain.optimize_for_inference()(pixels), expected, atol=2e-5, rtol=2e-5)
 
 
+@pytest.mark.parametrize("name", implementations(torch.float32))
+def test_weights_written_without_a_trace_are_seen(force, name):
+    peft = pytest.importorskip("peft")
+    force(name)
+    plain, pixels = tiny(), torch.randn(2, 3, 32, 32)
+    fast = copy.deepcopy(plain).optimize_for_inference()
+    adapter = peft.LoraConfig(target_modules=["q_proj", "v_proj", "fc1"], r=2, init_lora_weights=False)
+
+    def answers():
+        with torch.no_grad():
+            return [model(pixels).logits for model in (plain, fast)]
+
+    before = answers()[0]
+    for model in (plain, fast):
+        torch.manual_seed(0)
+        peft.get_peft_model(model, adapter).eval().merge_and_unload()  # adds to weight.data
+    expected, answer = answers()
+    assert (expected - before).abs().max() > 1e-2
+    torch.testing.assert_close(answer, expected, atol=2e-5, rtol=2e-5)
+    for model in (plain, fast):
+        model.vit.layers[1].mlp.fc2.weight.data.mul_(0.5)
+    expected, answer = answers()
+    torch.testing.assert_close(answer, expected, atol=2e-5, rtol=2e-5)
+
+
 def test_changed_weights_are_seen():
     model = tiny()
     pixels = torch.randn(2, 3, 32, 32)
@@ -534,8 +559,8 @@ def test_compiles_whole():
 def test_the_encoder_alone_and_what_cannot_be():
     model = HFViTModel(tiny().config).eval()
     assert model.train().optimize_for_inference() is model and not model.training
-    for wrong in (torch.int8, "bfloat16"):
-        with pytest.raises(ValueError, match="floating dtype"):
+    for wrong in (torch.int32, "bfloat16"):
+        with pytest.raises(ValueError, match="not a dtype to compute in"):
             model.optimize_for_inference(wrong)
 
 
@@ -689,8 +714,24 @@ def test_int8_blocks_leave_their_input_alone(merged, backend):
     assert torch.equal(x, given) and not torch.equal(changed[:, 0], x[:, 0])
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_int8_keeps_what_is_not_finite(value, backend):
+    pixels = torch.randn(3, 3, 32, 32)
+    model = tiny().optimize_for_inference(int8_calibration=pixels)
+    with torch.no_grad():
+        expected = model(pixels).logits
+        pixels[1, 0, 0, 0] = value
+        answer = model(pixels).logits
+    assert answer[1].isnan().all()
+    torch.testing.assert_close(answer[[0, 2]], expected[[0, 2]])
+
+
 def test_int8_says_what_it_cannot(monkeypatch):
     pixels = torch.randn(2, 3, 32, 32)
+    with pytest.raises(ValueError, match="int8_calibration=images"):
+        tiny().optimize_for_inference(torch.int8)
+    with pytest.raises(ValueError, match=r"use torch\.float32 or torch\.bfloat16"):
+        tiny().optimize_for_inference(torch.float8_e4m3fn)
     with pytest.raises(HFViTError, match="GELU"):
         tiny(hidden_act="relu").optimize_for_inference(int8_calibration=pixels)
     with pytest.raises(HFViTError, match="CPU"):
@@ -711,13 +752,17 @@ def test_int8_that_does_not_pay_is_refused_with_the_factor_and_leaves_the_model_
     monkeypatch.setattr(capabilities, "int8_backend", lambda: name)
     monkeypatch.setattr(int8, "speedup", lambda *args: factor)
     model, pixels = tiny(), torch.randn(2, 3, 32, 32)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
     if not refused:
         model.optimize_for_inference(int8_calibration=pixels)
         assert isinstance(model.vit.layers[0], int8.Int8Layer)
         return
     with pytest.raises(HFViTError, match=r"1\.30 times as fast in int8 as in float32, and 1\.4 times"):
         model.optimize_for_inference(int8_calibration=pixels)
+    with pytest.raises(HFViTError, match="times is the least"):
+        model.optimize_for_inference(torch.bfloat16, int8_calibration=pixels)
     assert not any(isinstance(module, OptimizedModule) for module in model.modules())
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
 def test_int8_is_measured_against_the_float_block():

@@ -170,14 +170,66 @@ def test_gelu_of_float32_and_its_gradient(favor):
         assert result.dtype == torch.float32 and (result - reference).abs().max() <= 2e-6 * reference.abs().max()
 
 
-def test_a_norm_is_rounded_once_for_all_who_read_it(favor):
-    favor("rounded once")
-    x, weight, bias = torch.randn(3, 8, requires_grad=True), torch.rand(8), torch.randn(8)
-    exact = F.layer_norm(x, (8,), weight, bias, 1e-6)
+@pytest.mark.parametrize(
+    ("shape", "options"),
+    [
+        ((3,), {}),
+        ((1,), {"gradient": torch.zeros(1)}),
+        ((3,), {"gradient": torch.ones(3)}),
+        ((1,), {"inputs": []}),
+        ((1,), {"gradient": None, "retain_graph": False}),
+    ],
+)
+def test_a_backward_pass_is_pytorchs(shape, options):
+    def outcome():
+        x = torch.ones(shape, requires_grad=True)
+        try:
+            (3 * x).backward(**options)
+        except RuntimeError as error:
+            return str(error)
+        return x.grad.tolist()
+
+    expected = outcome()
     with CPUKernels():
-        assert torch.equal(F.layer_norm(x, (8,), weight, bias, 1e-6), exact)
-        with torch.autocast("cpu", torch.bfloat16):
-            assert torch.equal(F.layer_norm(x, (8,), weight, bias, 1e-6), exact.bfloat16())
+        assert outcome() == expected
+
+
+@pytest.mark.parametrize("name", ["linear to more", "attention", "patches"])
+def test_autocast_leaves_float64_as_it_is(name, favor):
+    favored, function, shapes = FUNCTIONS[name]
+    table = favor(favored)
+    tensors = [torch.randn(shape, dtype=torch.float64) for shape in shapes]
+    with torch.autocast("cpu", torch.bfloat16):
+        expected = values_and_gradients(function, tensors)
+        with CPUKernels():
+            results = values_and_gradients(function, tensors)
+    assert all(map(torch.equal, results, expected)) and not table.measured
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda x, w: F.linear(x.bfloat16(), w),
+        lambda x, w: F.linear(x[:, :-1], w),
+        lambda x, w: F.linear(x, w, torch.zeros(1, len(w))),
+        lambda x, w: torch.func.vmap(lambda row: F.linear(row, w))(x),
+        lambda x, w: torch.func.grad(lambda x: F.linear(x, w).square().sum())(x),
+        lambda x, w: torch.func.jvp(lambda x: F.linear(x, w), (x,), (x,))[1],
+    ],
+)
+def test_what_the_kernels_do_not_know_is_pytorchs_to_compute_or_to_refuse(call, favor):
+    favor("matmuls")
+    x, weight = torch.randn(6, 8), torch.randn(11, 8, requires_grad=True)
+
+    def outcome():
+        try:
+            return call(x, weight).tolist()
+        except RuntimeError as error:
+            return str(error)
+
+    expected = outcome()
+    with CPUKernels():
+        assert outcome() == expected
 
 
 @pytest.mark.parametrize(
@@ -291,7 +343,7 @@ def tiny_model(**changes) -> HFViTForImageClassification:
 def test_a_model_trains_alike(precision, checkpointing, favor, request):
     if precision == "emulated":
         request.getfixturevalue("emulated")
-    table = favor("matmuls", "matmul", "onednn", "float32", "erf", "rounded once")
+    table = favor("matmuls", "matmul", "onednn", "float32", "erf")
     model = tiny_model(drop_path_rate=0.2)
     if checkpointing:
         getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()
@@ -322,7 +374,7 @@ def test_measuring_leaves_no_trace_in_a_step(precision, request):
     if precision == "emulated":
         request.getfixturevalue("emulated")
     model = tiny_model(hidden_dropout_prob=0.1)
-    model.activation_checkpointing_enable()
+    getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()
     pixels, labels = torch.randn(4, 3, 32, 32), torch.arange(4)
     parameters = list(model.parameters())
 

