@@ -384,7 +384,8 @@ class HFViTPreTrainedModel(PreTrainedModel):
         a table on disk: the first pass takes longer, and every process computes the same bits. If there is a compiler,
         C++ kernels are compiled, which takes some seconds. Training, `output_attentions`, hooks, `torch.compile` and
         LoRA use the plain layers; saving writes their weights. Packed copies of weights need about as much memory
-        again (in bfloat16 up to 1.7 times as much) and are made again when weights change.
+        again (in bfloat16 up to 1.7 times as much) and are made again when weights change; on a GPU, after writing
+        through `weight.data`, call this again.
 
         Args:
             dtype: a floating dtype to convert weights to, such as `torch.bfloat16`. Float32 logits stay within 2e-5
