@@ -8,13 +8,15 @@ first implementation is the plain one; another replaces it only if it is clearly
 machine is skipped. Delete the folder to measure again.
 """
 
+import contextlib
 import functools
 import hashlib
 import json
 import os
+import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +47,7 @@ Times = dict[str, float | None]  # seconds of each implementation; None for one 
 _measured: dict[tuple, Times] = {}
 _chosen: dict[tuple, str] = {}
 _thread_lock = threading.RLock()
+_waited_in_vain = False  # for the table's lock, in this process
 _spent = 0.0  # seconds of measuring in this process: an implementation may itself choose, and so measure, inside
 
 
@@ -164,7 +167,7 @@ def measure_times(implementations: Mapping[str, Callable], *inputs: Any, cold: b
                 start = timer()
                 implementations[name](*inputs)
                 _wait_for_device(inputs)
-                times[name] = min(best, timer() - start)
+                times[name] = min(best, max(timer() - start, 0.0))  # a clock that jumps back: no negative time
     return times
 
 
@@ -175,31 +178,80 @@ def _read_or_measure(key: str, implementations: Mapping[str, Callable], inputs: 
     if " at 0x" in key:
         raise TypeError(f"the key {key} has an object whose name differs from process to process")  # a mistake of ours
     path = table_file()
+    plain: Times = {next(iter(implementations)): 0.0}
     if path is None:
-        return {next(iter(implementations)): 0.0}
+        return plain
     try:
-        with _file_lock(path.with_suffix(".lock")):  # one process measures, others wait and read
-            table = _read(path)
-            if key not in table:
-                times = measure_times(implementations, *inputs, cold=cold)
-                table = _read(path)  # again: implementations may have measured their own parts
-                table[key] = times
-                _write(path, table)
-            return table[key]
-    except (OSError, NotImplementedError, Timeout) as error:  # older filelock: no locks on this file system
+        times = _stored(path, key, implementations)  # without the lock: whoever holds it may be stopped
+        return times or _measure_and_store(path, key, implementations, inputs, cold)
+    except _UnusableTable as error:
         _warn_once(f"{path} cannot be used ({error}): the plain implementations serve")
-        return {next(iter(implementations)): 0.0}
+        return plain
+
+
+def _stored(path: Path, key: str, implementations: Mapping[str, Callable]) -> Times | None:
+    """The times in the table, or None if they are not of exactly these implementations with the plain one first."""
+    times = _read(path).get(key)
+    if times is None or list(times) != list(implementations) or times[next(iter(implementations))] is None:
+        return None
+    return times
+
+
+def _measure_and_store(
+    path: Path, key: str, implementations: Mapping[str, Callable], inputs: tuple, cold: bool
+) -> Times:
+    with _locked(path):
+        if times := _stored(path, key, implementations):  # another process measured while this one waited
+            return times
+        times = measure_times(implementations, *inputs, cold=cold)
+        table = _read(path)  # again: implementations may have measured their own parts
+        table[key] = times
+        _write(path, table)
+        return times
+
+
+class _UnusableTable(Exception):
+    """The table cannot be read, locked or written: apart from errors of implementations, which may be OSErrors too."""
+
+
+@contextlib.contextmanager
+def _access() -> Iterator[None]:
+    """Around operations on files alone, never around a measurement."""
+    try:
+        yield
+    except (OSError, NotImplementedError, Timeout) as error:  # older filelock: no locks on this file system
+        raise _UnusableTable(error) from error
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """One process measures, others wait. One that waited in vain only tries from then on, and does not wait again."""
+    global _waited_in_vain
+    lock = _file_lock(path.with_suffix(".lock"))
+    with _access():
+        try:
+            lock.acquire(timeout=0 if _waited_in_vain else LOCK_SECONDS)
+        except Timeout:
+            _waited_in_vain = True
+            raise
+    try:
+        yield
+    finally:
+        with _access():
+            lock.release()
 
 
 def _read(path: Path) -> dict[str, Times]:
-    """The table, empty if there is none or it cannot be trusted. Raises OSError if it cannot be read."""
-    if not path.exists():
-        return {}
-    if reason := distrust(path):
-        _warn_once(f"{reason}: times are measured anew")
-        return {}
+    """The table, empty if there is none or it cannot be trusted."""
+    with _access():
+        if not path.exists():
+            return {}
+        if reason := distrust(path):
+            _warn_once(f"{reason}: times are measured anew")
+            return {}
+        content = path.read_bytes()
     try:
-        stored = json.loads(path.read_text(encoding="utf-8"))
+        stored = json.loads(content)
         if stored["machine"] != list(machine_key()) or not all(map(_are_times, stored["seconds"].values())):
             raise ValueError("not times of this machine")
         return stored["seconds"]
@@ -209,23 +261,31 @@ def _read(path: Path) -> dict[str, Times]:
 
 
 def _are_times(entry: Any) -> bool:
-    return isinstance(entry, dict) and all(value is None or isinstance(value, int | float) for value in entry.values())
+    return isinstance(entry, dict) and all(value is None or _is_time(value) for value in entry.values())
+
+
+def _is_time(value: Any) -> bool:
+    # by type: True and False are int too; compared with the largest float: a longer int cannot be converted, and
+    # neither NaN nor infinity passes
+    return type(value) in (int, float) and 0 <= value <= sys.float_info.max
 
 
 def _write(path: Path, table: dict[str, Times]) -> None:
     """Replace the file atomically, under the lock: a reader sees the old one or the new one."""
     temporary = path.with_suffix(".tmp")  # one name, so that a killed process leaves at most one file
-    temporary.unlink(missing_ok=True)
-    handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(handle, "w", encoding="utf-8") as file:
-        file.write(json.dumps({"machine": machine_key(), "seconds": table}, indent=1))
-    os.replace(temporary, path)
+    content = json.dumps({"machine": machine_key(), "seconds": table}, indent=1)
+    with _access():
+        temporary.unlink(missing_ok=True)
+        handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(content)
+        os.replace(temporary, path)
 
 
 @functools.cache
 def _file_lock(path: Path) -> FileLock:
     """One lock object per process, which it can take again: implementations may measure their own parts."""
-    return FileLock(path, timeout=LOCK_SECONDS, mode=0o600)
+    return FileLock(path, mode=0o600)
 
 
 @functools.cache

@@ -2,8 +2,9 @@
 
 If there is no compiler, or it fails, hangs or builds nothing, `library` returns None and PyTorch's operations serve;
 one line says why. A cached library is loaded only if no other user can have written it and its digest is the one
-recorded when it was built: a truncated file would kill the process, not raise. Not `torch.utils.cpp_extension.load`:
-it needs ninja and Python's headers, and waits for a compiler that hangs.
+recorded when it was built; a new one only if it is whole: a truncated file would kill the process, not raise. Limits
+in the environment (`capabilities.features`) hold for the compiled code too. Not `torch.utils.cpp_extension.load`: it
+needs ninja and Python's headers, and waits for a compiler that hangs.
 """
 
 import contextlib
@@ -14,6 +15,7 @@ import platform
 import shlex
 import shutil
 import signal
+import struct
 import subprocess
 import sys
 import tempfile
@@ -23,18 +25,20 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 from transformers.utils import logging
 
-from ..capabilities import hardware_features
+from ..capabilities import features, hardware_features
 from ..private_cache import cache_folder, distrust
 
 
 logger = logging.get_logger(__name__)
 
 SOURCES = Path(__file__).parent / "cpp"
-FLAGS = ("-O3", "-std=c++17", "-march=native", "-fopenmp", "-shared", "-fPIC")
+FLAGS = ("-O3", "-std=c++17", "-fopenmp", "-shared", "-fPIC")
 COMPILE_SECONDS = 120.0  # a source takes one or two; more is a compiler that hangs
 LOCK_SECONDS = COMPILE_SECONDS + 30  # timeout of waiting for another process that compiles
 
 Functions = Mapping[str, Sequence]  # name -> types of its arguments
+
+_hanging: set[str] = set()  # compilers that took too long: one process waits for them once, not once per library
 
 
 def library(source: Path, functions: Functions) -> ctypes.CDLL | None:
@@ -51,7 +55,7 @@ def library(source: Path, functions: Functions) -> ctypes.CDLL | None:
         if command is None:
             return None
         # features too: -march=native code of a newer processor would crash on an older one that shares the home
-        key = repr((command, FLAGS, sorted(hardware_features()))).encode()
+        key = repr((command, flags(), sorted(hardware_features()))).encode()
         name = f"{source.stem}-{hashlib.sha256(source.read_bytes() + key).hexdigest()[:16]}"
         folder = cache_folder()
         if folder is None:  # built for this process alone
@@ -72,6 +76,15 @@ def compiler() -> list[str] | None:
         return words
     path = shutil.which("g++") or shutil.which("clang++")
     return [path] if path else None
+
+
+def flags() -> tuple[str, ...]:
+    """The compiler's flags, within the limits that the environment sets to the processor's features."""
+    if features() == hardware_features() or "avx512f" in features():
+        architecture = "native"
+    else:
+        architecture = "x86-64-v3" if "avx2" in features() else "x86-64-v2"
+    return *FLAGS, f"-march={architecture}"
 
 
 # -- cached libraries
@@ -95,6 +108,8 @@ def _load_cached(path: Path, functions: Functions) -> ctypes.CDLL | None:
 
 
 def _load(path: Path, functions: Functions) -> ctypes.CDLL:
+    if not _is_whole(path):
+        raise ValueError(f"{path.name} is no whole library")
     loaded = ctypes.CDLL(str(path))
     for name, arguments in functions.items():
         function = getattr(loaded, name, None)
@@ -102,6 +117,25 @@ def _load(path: Path, functions: Functions) -> ctypes.CDLL:
             raise ValueError(f"{path.name} has no function {name!r}")
         function.argtypes = list(arguments)
     return loaded
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether a file is ELF (64 bits, little endian) and its headers name no byte beyond its end.
+
+    A compiler that exits with 0 may have left half a library, as on a full disk; to load it would kill the process.
+    """
+    content = path.read_bytes()
+    if len(content) < 64 or content[:6] != b"\x7fELF\x02\x01":
+        return False
+    programs, sections = struct.unpack_from("<QQ", content, 32)  # offsets of the tables of headers
+    program_size, program_count, section_size, section_count = struct.unpack_from("<4H", content, 54)
+    ends = [programs + program_size * program_count, sections + section_size * section_count]
+    if program_size < 56 or max(ends) > len(content):
+        return False
+    for at in range(programs, ends[0], program_size):
+        offset, _, _, size = struct.unpack_from("<4Q", content, at + 8)
+        ends.append(offset + size)
+    return max(ends) <= len(content)
 
 
 def _digest(path: Path) -> str:
@@ -119,7 +153,7 @@ def _compile_and_rename(
         shutil.rmtree(stale, ignore_errors=True)
     with tempfile.TemporaryDirectory(dir=folder, prefix=f"{name}.build-") as temporary:
         built, digest = Path(temporary, f"{name}.so"), Path(temporary, f"{name}.sha256")
-        _compile([*command, *FLAGS, str(source), "-o", str(built)], Path(temporary, "errors"))
+        _compile([*command, *flags(), str(source), "-o", str(built)], Path(temporary, "errors"))
         if not built.is_file():
             raise ValueError(f"{shlex.join(command)} built nothing")
         built.chmod(0o700)
@@ -132,12 +166,15 @@ def _compile_and_rename(
 
 
 def _compile(command: list[str], errors: Path) -> None:
-    """Run a compiler, and kill it with all its children when it takes too long."""
+    """Run a compiler, and kill it with all its children when it takes too long: it is not run again."""
+    if command[0] in _hanging:
+        raise ValueError(f"{command[0]} took too long before")
     with errors.open("wb") as file:  # not a pipe: a child that outlives the compiler would keep it open
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=file, stderr=file, start_new_session=True)
         try:
             status = process.wait(COMPILE_SECONDS)
         except subprocess.TimeoutExpired:
+            _hanging.add(command[0])
             raise ValueError(f"{command[0]} took more than {COMPILE_SECONDS:g} s") from None
         finally:
             with contextlib.suppress(ProcessLookupError):

@@ -3,12 +3,15 @@
 pytest tests/hf_vit/test_kernel_table.py
 """
 
+import contextlib
 import json
 import os
 import tempfile
+import time
 
 import pytest
 import torch
+from filelock import FileLock
 
 from hf_vit import kernel_table, private_cache
 
@@ -56,6 +59,7 @@ def start_anew() -> None:
     """As in a new process."""
     kernel_table.forget_table()
     kernel_table._warn_once.cache_clear()
+    kernel_table._waited_in_vain = False
     private_cache._first_private_folder.cache_clear()
 
 
@@ -141,6 +145,118 @@ def test_a_damaged_table_is_made_anew(clock, content, caplog):
     assert served(clock, plain=0.1, packed=0.5) == "plain"
     start_anew()
     assert served(clock, plain=1.0, packed=0.5) == "plain"
+
+
+def store(entry: str) -> None:
+    """Put JSON in the place of the only entry of the table; start anew."""
+    file = kernel_table.table_file()
+    stored = json.loads(file.read_text())
+    (key,) = stored["seconds"]
+    file.write_text(json.dumps({**stored, "seconds": {key: "the entry"}}).replace('"the entry"', entry))
+    start_anew()
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        "null",
+        "[]",
+        '{"plain": NaN, "packed": 1}',
+        '{"plain": 1, "packed": Infinity}',
+        '{"plain": -1, "packed": -2}',
+        '{"plain": true, "packed": false}',
+        '{"plain": "1", "packed": 0.1}',
+        f'{{"plain": 1{"0" * 400}, "packed": 1}}',
+    ],
+)
+def test_a_table_with_what_is_no_time_is_damaged(clock, entry, caplog, monkeypatch):
+    monkeypatch.setattr(kernel_table.logger, "propagate", True)
+    served(clock, plain=1.0, packed=0.5)
+    store(entry)
+    assert served(clock, plain=1.0, packed=0.5) == "packed" and "is damaged" in caplog.text
+    start_anew()
+    assert served(clock, plain=0.1, packed=0.5) == "packed"  # the file is whole again
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        "{}",
+        '{"plain": 1}',
+        '{"packed": 1}',
+        '{"packed": 1, "plain": 9}',
+        '{"plain": 1, "packed": 2, "third": 0.1}',
+        '{"plain": null, "packed": 1}',
+        '{"plain": null, "packed": null}',
+    ],
+)
+def test_an_entry_of_other_implementations_or_without_a_plain_time_is_measured_anew(clock, entry):
+    served(clock, plain=1.0, packed=2.0)
+    store(entry)
+    assert served(clock, plain=1.0, packed=0.5) == "packed"
+    start_anew()
+    assert kernel_table.speedup(("case",), *[clock.implementation(name, 1.0) for name in ("plain", "other")], X) == 1
+    assert served(clock, plain=0.1, packed=0.5) == "packed"
+
+
+def test_no_time_is_negative_where_the_clock_jumps_back(clock, monkeypatch):
+    ticks = iter(range(10**9, 0, -1))
+    monkeypatch.setattr(kernel_table, "timer", lambda: float(next(ticks)))
+    assert served(clock, plain=1.0, packed=0.5) == "plain"
+    start_anew()
+    clock.runs.clear()
+    assert served(clock, plain=1.0, packed=0.5) == "plain" and clock.runs == ["plain"]
+
+
+def test_a_process_that_stopped_while_it_measured_is_waited_for_once(clock, monkeypatch, caplog):
+    monkeypatch.setattr(kernel_table.logger, "propagate", True)
+    monkeypatch.setattr(kernel_table, "LOCK_SECONDS", 0.5)
+    assert served(clock, plain=1.0, packed=0.5) == "packed"
+    start_anew()
+    with FileLock(kernel_table.table_file().with_suffix(".lock")):
+        began = time.monotonic()
+        assert served(clock, plain=1.0, packed=0.5) == "packed" and not caplog.records  # read without the lock
+        assert {served(clock, ("other", index), plain=1.0, packed=0.5) for index in range(10)} == {"plain"}
+        assert 0.4 < time.monotonic() - began < 3
+        assert len(caplog.records) == 1 and "the plain implementations serve" in caplog.text
+    assert served(clock, ("later",), plain=1.0, packed=0.5) == "packed"  # it tries, and only does not wait
+
+
+def test_what_another_process_measured_meanwhile_is_read_under_the_lock(clock, monkeypatch):
+    served(clock, plain=1.0, packed=0.5)
+    content, locked = kernel_table.table_file().read_text(), kernel_table._locked
+    kernel_table.table_file().unlink()
+    start_anew()
+
+    @contextlib.contextmanager
+    def waiting(path):
+        with locked(path):
+            path.write_text(content)
+            path.chmod(0o600)
+            yield
+
+    monkeypatch.setattr(kernel_table, "_locked", waiting)
+    clock.runs.clear()
+    assert served(clock, plain=0.1, packed=0.5) == "packed" and clock.runs == ["packed"]
+
+
+@pytest.mark.parametrize("error", [NotImplementedError("no such operator"), OSError("no such device")])
+def test_an_error_of_the_plain_implementation_is_not_one_of_the_table(clock, error):
+    implementations = {"plain": clock.implementation("plain", 1.0, error), "packed": clock.implementation("packed", 1)}
+    with pytest.raises(type(error), match="no such"):
+        kernel_table.choose(("case",), implementations, X)
+    assert served(clock, ("other case",), plain=1.0, packed=0.5) == "packed"  # the lock is free
+
+
+def test_a_file_system_without_locks_has_no_table(clock, monkeypatch, caplog):
+    class NoLock:
+        def acquire(self, timeout):
+            raise NotImplementedError("FileSystem does not appear to support flock")
+
+    monkeypatch.setattr(kernel_table.logger, "propagate", True)
+    monkeypatch.setattr(kernel_table, "_file_lock", lambda path: NoLock())
+    assert served(clock, plain=1.0, packed=0.5) == "plain" and clock.runs == ["plain"]
+    assert "cannot be used (FileSystem does not appear to support flock)" in caplog.text
 
 
 @needs_owners

@@ -168,6 +168,54 @@ def test_a_compiler_that_hangs_is_ended_with_its_children(source, tmp_path, monk
     pytest.fail("the compiler's child still runs")
 
 
+def test_a_compiler_that_hangs_is_waited_for_once(source, tmp_path, monkeypatch, caplog):
+    note = tmp_path / "runs"
+    monkeypatch.setenv("CXX", compiler_script(tmp_path, f"echo run >> {note}; sleep 600"))
+    monkeypatch.setattr(build, "COMPILE_SECONDS", 1.0)
+    other = source.with_name("other.cpp")
+    other.write_text(source.read_text())
+    assert build.library(source, FUNCTIONS) is None and build.library(other, FUNCTIONS) is None
+    assert note.read_text() == "run\n"
+    assert "other.cpp was not compiled" in caplog.text and "took too long before" in caplog.text
+
+
+def test_a_library_that_is_cut_short_is_not_loaded(source, tmp_path, monkeypatch, caplog):
+    """Loading one would end the process with SIGBUS, so first what must notice it."""
+    assert works(build.library(source, FUNCTIONS))
+    (library,) = files(tmp_path, ".so")
+    whole, cut = library.read_bytes(), tmp_path / "cut.so"
+    assert build._is_whole(library)
+    for length in [*range(0, len(whole), 97), len(whole) - 1]:
+        cut.write_bytes(whole[:length])
+        assert not build._is_whole(cut)
+    compiler = shutil.which("g++") or shutil.which("clang++")
+    cutting = f'for last; do :; done; {compiler} "$@" && head -c 1000 "$last" > "$last.x" && mv "$last.x" "$last"'
+    monkeypatch.setenv("CXX", compiler_script(tmp_path, cutting))
+    assert build.library(source, FUNCTIONS) is None
+    assert "is no whole library" in caplog.text and files(tmp_path, ".so") == [library]
+
+
+@pytest.mark.parametrize(
+    ("hidden", "architecture"),
+    [
+        (set(), "native"),
+        ({"avx512_bf16"}, "native"),
+        ({"avx512_bf16", "avx512f"}, "x86-64-v3"),
+        ({"avx512_bf16", "avx512f", "avx2"}, "x86-64-v2"),
+    ],
+)
+def test_kernels_obey_the_limits_of_the_environment(source, tmp_path, monkeypatch, compilations, hidden, architecture):
+    hardware = frozenset({"sse4_2", "avx2", "avx512f", "avx512_bf16"})
+    monkeypatch.setattr(build, "hardware_features", lambda: hardware)
+    monkeypatch.setattr(build, "features", lambda: hardware)
+    build.library(source, FUNCTIONS)
+    monkeypatch.setattr(build, "features", lambda: hardware - hidden)
+    build.library(source, FUNCTIONS)
+    assert f"-march={architecture}" in compilations[-1]
+    # kept apart: one for each set of flags
+    assert len(files(tmp_path, ".so")) == len(compilations) == (1 if architecture == "native" else 2)
+
+
 def test_what_a_killed_compilation_left_is_removed(source, tmp_path):
     assert works(build.library(source, FUNCTIONS))
     (library,) = files(tmp_path, ".so")
