@@ -209,7 +209,9 @@ def test_figures_have_a_background_of_their_own():
     [
         ("Intel Xeon with AMX", "Intel(R) Xeon(R) Processor", "AMX"),
         ("AMD EPYC, Zen 5 (AVX-512)", "AMD EPYC (family 26, model 2)", "AVX-512"),
-        ("the same, limited to AVX2", "AMD EPYC (family 26, model 2)", "AVX2"),
+        ("Zen 5, limited to AVX2", "AMD EPYC (family 26, model 2)", "AVX2"),
+        ("AMD EPYC, Zen 4 (AVX-512)", "AMD EPYC (family 25, model 17)", "AVX-512"),
+        ("Zen 4, limited to AVX2", "AMD EPYC (family 25, model 17)", "AVX2"),
     ],
 )
 def test_the_tables_of_inference_are_what_was_measured(title, processor, instructions):
