@@ -180,9 +180,10 @@ def _class_of(kind: Any, plain: Any) -> Any:
 
 
 def sample_of(weight: torch.Tensor) -> torch.Tensor:
-    """A view of SAMPLES numbers spread over the memory of a dense weight; of all if it has fewer."""
-    step = max(1, weight.numel() // SAMPLES)
-    return weight.detach().as_strided((min(weight.numel(), SAMPLES),), (step,))
+    """A view of SAMPLES numbers spread over the memory of a weight; of all if it has fewer."""
+    room = weight.untyped_storage().nbytes() // weight.itemsize - weight.storage_offset()
+    numbers = min(weight.numel(), room)  # in memory, where an expanded weight has fewer
+    return weight.detach().as_strided((min(numbers, SAMPLES),), (max(1, numbers // SAMPLES),))
 
 
 def is_sharded(module: nn.Module) -> bool:

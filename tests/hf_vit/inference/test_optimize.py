@@ -20,7 +20,7 @@ from hf_vit import HFViTConfig, HFViTForImageClassification, HFViTModel, capabil
 from hf_vit.errors import HFViTError
 from hf_vit.inference import int8, kernels, layers, optimize, resnet
 from hf_vit.inference.token_merging import merge_tokens
-from hf_vit.inference.wrapper import OptimizedModule, plain_module, wrap
+from hf_vit.inference.wrapper import SAMPLES, OptimizedModule, plain_module, sample_of, wrap
 from tests.conftest import ROOT
 from tests.hf_vit.modeling.test_goldens import CASES, HYBRID, PLAIN, _load
 
@@ -362,6 +362,27 @@ def test_weights_written_without_a_trace_are_seen(force, name):
         model.vit.layers[1].mlp.fc2.weight.data.mul_(0.5)
     expected, answer = answers()
     torch.testing.assert_close(answer, expected, atol=2e-5, rtol=2e-5)
+
+
+@pytest.mark.parametrize(
+    "weight",
+    [
+        torch.rand(3),
+        torch.rand(0),
+        torch.rand(70, 50).t(),
+        torch.rand(1).expand(500),
+        torch.rand(900)[100:],
+        torch.rand(8, 4, 3, 3).contiguous(memory_format=torch.channels_last),
+    ],
+    ids=["few", "none", "transposed", "expanded", "a part", "channels last"],
+)
+def test_samples_of_a_weight_change_with_it(weight):
+    samples = sample_of(weight)
+    assert len(samples) == min(weight.untyped_storage().nbytes() // 4 - weight.storage_offset(), SAMPLES)
+    assert samples.numel() == 0 or samples.data_ptr() == weight.data_ptr()
+    before = samples.clone()
+    weight.data.add_(1) if weight.numel() != 500 else weight[:1].add_(1)  # PyTorch refuses to add to an expanded one
+    assert torch.equal(samples, before + 1)
 
 
 def test_changed_weights_are_seen():
