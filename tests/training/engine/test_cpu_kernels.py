@@ -363,7 +363,8 @@ def test_a_model_trains_alike(precision, checkpointing, favor, request):
     assert {"matmuls", "matmul"} & set(table.used)
     assert precision != "emulated" or "float32" in table.used
     scale = max(x.abs().max() for x in expected)
-    tolerance = 1e-5 if precision == "float32" else 0.04  # two digits; torch 2.9 differs by 0.028 from the emulation
+    emulated_by_old = precision == "emulated" and torch.__version__.startswith("2.9.")  # 0.028 apart
+    tolerance = 1e-5 if precision == "float32" else 0.04 if emulated_by_old else 0.02
     for result, reference in zip(results, expected):
         assert (result - reference).abs().max() <= tolerance * scale
 
