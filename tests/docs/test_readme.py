@@ -212,6 +212,7 @@ def test_figures_have_a_background_of_their_own():
         ("Zen 5, limited to AVX2", "AMD EPYC (family 26, model 2)", "AVX2"),
         ("AMD EPYC, Zen 4 (AVX-512)", "AMD EPYC (family 25, model 17)", "AVX-512"),
         ("Zen 4, limited to AVX2", "AMD EPYC (family 25, model 17)", "AVX2"),
+        ("AMD EPYC, Zen 3 (AVX2)", "AMD EPYC (family 25, model 1)", "AVX2"),
     ],
 )
 def test_the_tables_of_inference_are_what_was_measured(title, processor, instructions):
